@@ -1,0 +1,44 @@
+"""What every protocol looks like to the interpreter, and how protocols are found by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, ClassVar, Protocol
+
+from .errors import BlindformerError
+from .rounds import Step
+
+
+class Engine(Protocol):
+    """Runs the instructions of one program at one party, in one phase.
+
+    `execute` is a generator (rounds.py): it yields swaps where it needs the other party and returns the result.
+    """
+
+    def execute(self, key: str, op: str, shape: tuple[int, ...], args: list[Any], attributes: dict[str, Any]) -> Step:
+        """One instruction. `key` is its name within the program, the same at every party."""
+        ...
+
+
+class Offer(Protocol):
+    """A protocol module's `PROTOCOL`: its name, what it can compute, and in one line who learns what."""
+
+    name: ClassVar[str]
+    offers: ClassVar[frozenset[str]]
+    parties: ClassVar[str]
+    security: ClassVar[str]
+
+
+def available() -> list[str]:
+    """Names of the protocols in this folder (a module or package that defines `PROTOCOL`)."""
+    skip = {"base", "channel", "errors", "local", "operations", "ring", "rounds", "streams"}
+    package = importlib.import_module(__package__ or "")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in skip)
+
+
+def find(name: str) -> Offer:
+    """The protocol called `name`; imported only now, so that one protocol's libraries never burden another."""
+    if name not in available():
+        raise BlindformerError(f"protocol {name}: not known; choose one of {', '.join(available())}")
+    return importlib.import_module(f".{name}", __package__).PROTOCOL

@@ -1,0 +1,264 @@
+"""Exact comparison x < t with a public threshold t, on an opening that x may already have.
+
+x = c - rho modulo 2^k with c public and rho the mask's low k bits, |x - t| < 2^(k-1). The answer is the sign, bit k-1 of
+(c - t) - rho: the exclusive or of the two top bits and of the borrow below them. The borrow, [rho' > d'] on k-1 bits, is found on
+bit planes shared by exclusive or (bitslice.py):
+
+  blocks   4 bits each. The dealer shares the products of every subset of a block's bits of rho, so that "greater" and "equal"
+           of a block against the public d are linear: no messages. All thresholds of one x share these.
+  tree     groups of blocks join by G = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, P = p3 p2 p1 p0: one round per level, as each
+           input is opened under a random bit whose subset products the dealer shares (one round for up to 5 blocks, k = 21).
+  result   the sign bit is opened under a random bit beta that is also shared additively: sign = e + (1 - 2 e) beta.
+
+Legend: n elements, W words per plane, b = (k - 1) / 4 blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..rounds import Swap
+from .bitslice import from_plane, to_planes, words
+from .context import Offline, Online
+from .primitive import Cost, Primitive, Steps, opening_cost, size
+from .values import Mask, MaskTerm, Opened, Shape, Share, Trace
+
+BLOCK = 4
+INNER, LAST = 4, 5  # fan-in of the tree's levels, and of its root
+SUBSETS = [s for r in range(1, BLOCK + 1) for s in combinations(range(BLOCK), r)]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the tree. Inputs are wires ("g", i) and ("p", i), i counting blocks from the low end.
+
+    `opened`: wires that travel under a mask. `monomials`: products needed, of two wires or more.
+    `outputs`: per output, its monomials (a single wire is a monomial of one).
+    """
+
+    opened: tuple[tuple[str, int], ...]
+    monomials: tuple[tuple[tuple[str, int], ...], ...]
+    outputs: tuple[tuple[tuple[tuple[str, int], ...], ...], ...]
+
+    @property
+    def subsets(self) -> list[tuple[tuple[str, int], ...]]:
+        """Products of masks the dealer shares: every subset (two or more) of every monomial's wires."""
+        found: dict[tuple[tuple[str, int], ...], None] = {}
+        for monomial in self.monomials:
+            for r in range(2, len(monomial) + 1):
+                found.update(dict.fromkeys(combinations(monomial, r)))
+        return list(found)
+
+
+@lru_cache
+def tree(blocks: int) -> tuple[Level, ...]:
+    """The levels that join `blocks` blocks into one borrow. Outputs alternate g, p from the low end; the root is g alone."""
+    levels = []
+    while blocks > 1:
+        root = blocks <= LAST
+        groups = [range(i, min(i + INNER, blocks)) for i in range(0, blocks, INNER)] if not root else [range(blocks)]
+        outputs = []
+        for number, group in enumerate(groups):
+            high = list(reversed(group))
+            outputs.append(
+                tuple(tuple(("p", j) for j in high[: high.index(i)]) + (("g", i),) for i in high)  # g
+            )
+            # Nothing lies below the lowest group, so its "equal" is never asked for.
+            outputs.append((tuple(("p", j) for j in high),) if number and not root else ())
+        monomials = tuple(dict.fromkeys(m for out in outputs for m in out if len(m) > 1))
+        opened = tuple(dict.fromkeys(wire for m in monomials for wire in m))
+        levels.append(Level(opened, monomials, tuple(outputs[:1] if root else outputs)))
+        blocks = len(groups)
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class BitCorrelation:
+    """Bits of rho: shares of its blocks' subset products [b, 15, W] and of its top bit [W]."""
+
+    blocks: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True)
+class SignCorrelation:
+    """For one threshold: masks of each level's wires and their subset products, and the bit beta in both sharings."""
+
+    masks: list[Tensor]
+    products: list[Tensor]
+    beta_bits: Tensor
+    beta: Tensor
+
+
+class Less(Primitive):
+    """x < threshold, elementwise, as a shared 0/1 (scale 0). `bits`: k, with k - 1 a multiple of 4."""
+
+    op = "less"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        x: Trace = args[0]
+        bits, source = attributes["bits"], offline.source
+        _bits_of_mask(offline, x, bits)
+        wide = words(size(shape))
+        masks, products = [], []
+        for number, level in enumerate(tree((bits - 1) // BLOCK)):
+            mask = source.uniform_bits(f"{key}/{number}/masks", (len(level.opened), wide))
+            index = {wire: i for i, wire in enumerate(level.opened)}
+            masks.append(mask)
+            products.append(
+                source.derived_bits(
+                    f"{key}/{number}/products",
+                    (len(level.subsets), wide),
+                    lambda mask=mask, level=level, index=index: torch.stack(
+                        [_and([mask[index[wire]] for wire in subset]) for subset in level.subsets]
+                    ),
+                )
+            )
+        beta_bits = source.uniform_bits(f"{key}/beta/bits", (wide,))
+        beta = source.derived(f"{key}/beta", shape, lambda: from_plane(beta_bits, size(shape)).view(shape))
+        offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
+        return Trace(key, shape, mask=Mask((MaskTerm(beta),), "bit"))
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        x: Share = args[0]
+        bits, threshold = attributes["bits"], attributes["threshold"]
+        opened = yield from online.opened(x)
+        store = _taken_bits(online, x, bits)
+        correlation = online.tape.take(key)
+        assert isinstance(correlation, SignCorrelation)
+        planes = to_planes(opened.public - threshold, bits)
+        greater, equal = _compare_blocks(planes[:-1], store.blocks, online.leader)
+        wires: dict[tuple[str, int], Tensor] = {}
+        for i in range(greater.shape[0]):
+            wires["g", i], wires["p", i] = greater[i], equal[i]
+        levels = tree((bits - 1) // BLOCK)
+        for level, masks, products in zip(levels, correlation.masks, correlation.products, strict=True):
+            wires = yield from _join(online, level, wires, masks, products)
+        sign = wires["g", 0] ^ store.top
+        if online.leader:
+            sign = sign ^ planes[-1]
+        mine = sign ^ correlation.beta_bits
+        (theirs,) = yield [Swap(mine, tuple(mine.shape))]
+        public = from_plane(mine ^ theirs, x.tensor.numel()).view(x.shape)
+        flip = 1 - 2 * public
+        share = flip * correlation.beta
+        if online.leader:
+            share += public
+        return Share(key, share, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        x, bits = args[0], attributes["bits"]
+        blocks, word_bytes = (bits - 1) // BLOCK, 8 * words(size(shape))
+        levels = tree(blocks)
+        steps = [(word_bytes * len(level.opened),) * 2 for level in levels] + [(word_bytes, word_bytes)]
+        offline = word_bytes * sum(len(level.subsets) for level in levels) + 8 * size(shape)
+        if f"bits{bits}" not in x.bits:
+            offline += word_bytes * (blocks * len(SUBSETS) + 1)
+        return Cost(opening_cost(x) + tuple(steps), offline)
+
+
+def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
+    """The bit correlation of x's opening, made by the first comparison that reads x."""
+    mask = offline.mask(x)
+    if mask.kind == "bit" or any(term.zeros < bits for term in mask.terms[1:]):
+        raise CorrelationError(f"comparison of {x.key}: its opening does not cover {bits} bits; this is a bug")
+    name = f"bits{bits}"
+    if name in x.bits:
+        return
+    blocks, wide = (bits - 1) // BLOCK, words(size(x.shape))
+    rho = to_planes(-mask.terms[0].value, bits) if offline.role == "dealer" else torch.empty(0)
+    label = f"{x.key}/{name}"
+    products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
+    top = offline.source.derived_bits(f"{label}/top", (wide,), lambda: rho[-1])
+    offline.keep(label, BitCorrelation(products, top))
+    x.bits.add(name)
+
+
+def _taken_bits(online: Online, x: Share, bits: int) -> BitCorrelation:
+    name = f"bits{bits}"
+    if name not in x.bits:
+        x.bits[name] = online.tape.take(f"{x.key}/{name}")
+    found = x.bits[name]
+    assert isinstance(found, BitCorrelation)
+    return found
+
+
+def _subset_products(rho: Tensor) -> Tensor:
+    """Planes [4 b, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
+    grouped = rho.view(-1, BLOCK, rho.shape[-1])
+    return torch.stack([_and([grouped[:, i] for i in subset]) for subset in SUBSETS], dim=1)
+
+
+def _and(planes: list[Tensor]) -> Tensor:
+    out = planes[0]
+    for plane in planes[1:]:
+        out = out & plane
+    return out
+
+
+def _compare_blocks(public: Tensor, products: Tensor, leader: bool) -> tuple[Tensor, Tensor]:
+    """Shares of [rho > d] and [rho = d] per block. public [4 b, W], products [b, 15, W] -> two of [b, W].
+
+    Both are polynomials in rho's bits with public coefficients: built from the low bit up, as subset -> coefficient.
+    """
+    d = ~public.view(-1, BLOCK, public.shape[-1])  # complemented: rho_i > d_i is rho_i & ~d_i
+    greater: dict[tuple[int, ...], Tensor] = {}
+    equal: dict[tuple[int, ...], Tensor] = {(): torch.full_like(d[:, 0], -1)}
+    for i in range(BLOCK):
+        not_d = d[:, i]
+        # greater' = rho_i ~d_i ^ (rho_i ^ ~d_i) greater ; equal' = (rho_i ^ ~d_i) equal
+        grown = _times_equal(greater, i, not_d)
+        grown[(i,)] = grown[(i,)] ^ not_d if (i,) in grown else not_d
+        greater, equal = grown, _times_equal(equal, i, not_d)
+    return _evaluate(greater, products, leader), _evaluate(equal, products, leader)
+
+
+def _times_equal(polynomial: dict[tuple[int, ...], Tensor], i: int, not_d: Tensor) -> dict[tuple[int, ...], Tensor]:
+    out = {(*subset, i): coefficient for subset, coefficient in polynomial.items()}
+    out.update({subset: coefficient & not_d for subset, coefficient in polynomial.items()})
+    return out
+
+
+def _evaluate(polynomial: dict[tuple[int, ...], Tensor], products: Tensor, leader: bool) -> Tensor:
+    total = torch.zeros_like(products[:, 0])
+    for subset, coefficient in polynomial.items():
+        if subset:
+            total ^= coefficient & products[:, SUBSETS.index(subset)]
+        elif leader:
+            total ^= coefficient
+    return total
+
+
+def _join(
+    online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor
+) -> Steps:
+    """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
+    mine = torch.stack([wires[wire] for wire in level.opened]) ^ masks
+    (theirs,) = yield [Swap(mine, tuple(mine.shape))]
+    public = {wire: mine[i] ^ theirs[i] for i, wire in enumerate(level.opened)}
+    index = {wire: i for i, wire in enumerate(level.opened)}
+    shares: dict[tuple[tuple[str, int], ...], Tensor] = {(wire,): masks[i] for wire, i in index.items()}
+    shares.update({subset: products[i] for i, subset in enumerate(level.subsets)})
+    out: dict[tuple[str, int], Tensor] = {}
+    for number, monomials in enumerate(level.outputs):
+        total = torch.zeros_like(masks[0])
+        for monomial in monomials:
+            if len(monomial) == 1:
+                total ^= wires[monomial[0]]
+                continue
+            for r in range(len(monomial) + 1):
+                for subset in combinations(monomial, r):
+                    rest = [public[wire] for wire in monomial if wire not in subset]
+                    if subset:
+                        total ^= _and([shares[subset], *rest])
+                    elif online.leader:
+                        total ^= _and(rest)
+        out["gp"[number % 2], number // 2] = total
+    return out

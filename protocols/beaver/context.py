@@ -1,0 +1,121 @@
+"""The two phases of a query as one party sees them: what a primitive may ask of its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..ring import Ring
+from ..rounds import Swap
+from .source import Source
+from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
+
+
+@dataclass(eq=False)
+class Private:
+    """A value that one party knows in the clear.
+
+    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the server's
+    weights at the client: once per model). `mask`: B, at the dealer.
+    """
+
+    key: str
+    owner: str
+    shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    masked: Tensor | None = None
+    mask: Tensor | None = None
+    opened: bool = False  # a client's value: its masked form has gone to the server
+    pending: bool = False
+    shared: Any = None  # the trace or share that stands for it where it is used as a shared value
+
+
+@dataclass(frozen=True)
+class Public:
+    """A value all parties know."""
+
+    tensor: Tensor
+
+
+class Offline:
+    """The offline phase of one role: walks the program and fills the tape with correlations."""
+
+    def __init__(self, source: Source, tape: Tape, ring: Ring) -> None:
+        self.source, self.tape, self.ring = source, tape, ring
+        self.role = source.role
+
+    def keep(self, key: str, entry: object) -> None:
+        """Store a correlation. The dealer (and the price) keeps none: its masks live in the traces."""
+        if self.role in ("server", "client"):
+            self.tape.put(key, entry)
+
+    def mask(self, x: Trace) -> Mask:
+        """The masks of x's elementwise opening; made now if x has none yet."""
+        if x.mask is None:
+            x.mask = Mask((MaskTerm(self.plain(x)),), "plain")
+        return x.mask
+
+    def plain(self, x: Trace) -> Tensor:
+        if x.plain is None:
+            x.plain = self.source.uniform(f"{x.key}/open", x.shape)
+            self.keep(f"{x.key}/open", x.plain)
+        return x.plain
+
+    def half(self, x: Trace | Private, owner: str) -> Tensor:
+        """The mask, known to `owner`, under which the owner's share of x (or x itself) goes to the other party."""
+        store = x.half if isinstance(x, Trace) else {}
+        if owner not in store:
+            label = f"{x.key}/half/{owner}"
+            store[owner] = self.source.private(label, x.shape, owner)
+            self.keep(label, store[owner])
+        return store[owner]
+
+
+class Online:
+    """The online phase of one party. `leader` (the server) adds public numbers to its share."""
+
+    def __init__(self, role: str, tape: Tape, ring: Ring) -> None:
+        self.role, self.tape, self.ring = role, tape, ring
+        self.leader = role == "server"
+
+    def opened(self, x: Share) -> Generator[list[Swap], list[Any], Opened]:
+        """x's elementwise opening, opening it (one round) if nobody has."""
+        if x.opened is None:
+            public, mask = yield from self.plain(x)
+            x.opened = x.opened or Opened(public, (None,), (MaskTerm(mask),), "plain")
+        return x.opened
+
+    def plain(self, x: Share) -> Generator[list[Swap], list[Any], tuple[Tensor, Tensor]]:
+        """x - a opened, and this party's share of a."""
+        while x.plain is None and "plain" in x.pending:
+            yield []
+        if x.plain is None:
+            x.pending.add("plain")
+            mask = self.tape.take(f"{x.key}/open")
+            assert isinstance(mask, Tensor)
+            mine = x.tensor - mask
+            (theirs,) = yield [Swap(mine, x.shape)]
+            x.plain = (mine + theirs, mask)
+        return x.plain
+
+    def half(self, x: Share, owner: str) -> Generator[list[Swap], list[Any], Tensor]:
+        """The owner's share of x goes to the other party under the owner's mask.
+
+        Returns the mask at the owner, and x minus the mask at the other party.
+        """
+        while owner not in x.half and owner in x.pending:
+            yield []
+        if owner not in x.half:
+            x.pending.add(owner)
+            mask = self.tape.take(f"{x.key}/half/{owner}")
+            assert isinstance(mask, Tensor)
+            if self.role == owner:
+                yield [Swap(x.tensor - mask, None)]
+                x.half[owner] = mask
+            else:
+                (theirs,) = yield [Swap(None, x.shape)]
+                x.half[owner] = x.tensor + theirs
+        return x.half[owner]

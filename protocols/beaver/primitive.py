@@ -1,0 +1,88 @@
+"""A primitive: its correlation, its online steps and its price, side by side.
+
+To add one, add a file with a subclass of `Primitive`; the registry finds it by scanning this folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..rounds import Swap
+from .context import Offline, Online
+from .values import Shape, Trace
+
+Steps = Generator[list[Swap], list[Any], Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Declared price of one instruction.
+
+    `steps`: per round, bytes from the server to the client and back. `offline`: bytes of corrections, dealer to server.
+    """
+
+    steps: tuple[tuple[int, int], ...] = ()
+    offline: int = 0
+
+    @property
+    def rounds(self) -> int:
+        return len(self.steps)
+
+    @property
+    def down(self) -> int:
+        """Bytes from the server to the client."""
+        return sum(step[0] for step in self.steps)
+
+    @property
+    def up(self) -> int:
+        """Bytes from the client to the server."""
+        return sum(step[1] for step in self.steps)
+
+
+class Primitive:
+    """One interactive operation. `key` names the instruction; all correlations are filed under it."""
+
+    op: ClassVar[str]
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        """Make the correlation; return the result's trace. Runs at the dealer, the server, the client."""
+        raise NotImplementedError
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        """The online steps of one party; returns its share of the result."""
+        raise NotImplementedError
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        """The price, as a formula of the shapes and of what is open already. Called before `correlate`."""
+        raise NotImplementedError
+
+
+def size(shape: Shape) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def opening_cost(*values: Trace, plain: bool = False) -> tuple[tuple[int, int], ...]:
+    """Bytes of opening those of `values` that are not open yet, both ways at once."""
+    closed = {id(v): v for v in values if (v.plain is None if plain else v.mask is None and v.plain is None)}
+    bytes_ = 8 * sum(size(v.shape) for v in closed.values())
+    return ((bytes_, bytes_),) if bytes_ else ()
+
+
+def primitives() -> dict[str, Primitive]:
+    """All primitives of this folder by operation."""
+    package = __name__.rsplit(".", 1)[0]
+    found: dict[str, Primitive] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        for item in vars(importlib.import_module(f"{package}.{module.name}")).values():
+            if isinstance(item, type) and issubclass(item, Primitive) and item is not Primitive:
+                if item.op in found and type(found[item.op]) is not item:
+                    raise RuntimeError(f"operation {item.op} has two primitives")
+                found[item.op] = item()
+    return found

@@ -1,0 +1,123 @@
+"""Products of a shared value with one that a party knows in the clear: one message, one plain product.
+
+Weight-stationary (server-private W). Once per model the client gets D = W - B, uniform because B is. Per query:
+    A is the client's mask of X; the dealer shares A B = C0 + C1.
+    The client sends E = X1 - A. Server: Z0 = (X0 + E) W + C0. Client, ahead of time: Z1 = A D + C1.
+    Z0 + Z1 = (X - A) W + A (W - B) + A B = X W.
+The server sees X - A, uniform because A is. W never travels again. One A serves every product that reads the same X.
+
+The mirror image (client-private m, such as the padding mask): the server's share goes to the client under the server's mask A,
+the client sends m - B once per query, and the dealer shares A B.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..rounds import Swap, together
+from .context import Offline, Online, Private
+from .primitive import Cost, Primitive, Steps, size
+from .values import Shape, Share, Trace
+
+
+class Linear(Primitive):
+    """x @ W, x shared [..., K], W server-private [K, N]."""
+
+    op = "linear"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        x, weight = args
+        matmul = offline.ring.matmul
+        return _stationary(offline, key, shape, x, weight, matmul)
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        return (yield from _run_stationary(online, key, *args, online.ring.matmul))
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        return _half_cost(shape, args[0], "client")
+
+
+class MultiplyPrivate(Primitive):
+    """Elementwise x * v with broadcasting, x shared, v known to one party."""
+
+    op = "mul_private"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        x, v = args
+        if v.owner == "server":
+            return _stationary(offline, key, shape, x, v, lambda a, b: a * b)
+        a, b = offline.half(x, "server"), _client_mask(offline, v)
+        product = offline.source.derived(key, shape, lambda: a * b)
+        offline.keep(key, product)
+        return Trace(key, shape)
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        x, v = args
+        if v.owner == "server":
+            return (yield from _run_stationary(online, key, x, v, lambda a, b: a * b))
+        left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
+        product = online.tape.take(key)
+        assert isinstance(product, Tensor)
+        return Share(key, left * right + product)
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        x, v = args
+        if v.owner == "server":
+            return _half_cost(shape, x, "client")
+        down = 0 if "server" in x.half else 8 * size(x.shape)
+        up = 0 if v.opened else 8 * size(v.shape)
+        return Cost(((down, up),) if down or up else (), 8 * size(shape))
+
+
+def _half_cost(shape: Shape, x: Trace, owner: str) -> Cost:
+    steps = () if owner in x.half else ((0, 8 * size(x.shape)),)
+    return Cost(steps, 8 * size(shape))
+
+
+def _stationary(offline: Offline, key: str, shape: Shape, x: Trace, weight: Private, product: Any) -> Trace:
+    a = offline.half(x, "client")
+    if offline.role == "dealer" and weight.mask is None or offline.role == "client" and weight.masked is None:
+        raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
+    share = offline.source.derived(key, shape, lambda: product(a, weight.mask))
+    if offline.role == "client":
+        share = product(a, weight.masked) + share  # the client's whole result, before its query exists
+    offline.keep(key, share)
+    return Trace(key, shape)
+
+
+def _run_stationary(online: Online, key: str, x: Share, weight: Private, product: Any) -> Steps:
+    masked = yield from online.half(x, "client")
+    share = online.tape.take(key)
+    assert isinstance(share, Tensor)
+    if online.role == "server":
+        share = product(masked, weight.tensor).add_(share)
+    return Share(key, share)
+
+
+def _client_mask(offline: Offline, v: Private) -> Tensor:
+    if v.mask is None:
+        label = f"{v.key}/private"
+        v.mask = offline.source.private(label, v.shape, "client")
+        offline.keep(label, v.mask)
+    v.opened = True
+    return v.mask
+
+
+def _open_client_value(online: Online, v: Private) -> Steps:
+    """The client's value under its own mask, to the server. Returns v at the client, v - B at the server."""
+    while v.pending and not v.opened:
+        yield []
+    if not v.opened:
+        v.pending = True
+        mask = online.tape.take(f"{v.key}/private")
+        assert isinstance(mask, Tensor)
+        if online.role == "client":
+            assert v.tensor is not None
+            yield [Swap(v.tensor - mask, None)]
+        else:
+            (v.masked,) = yield [Swap(None, v.shape)]
+        v.opened = True
+    return v.tensor if online.role == "client" else v.masked

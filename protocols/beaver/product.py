@@ -1,0 +1,181 @@
+"""Products of shared values (Beaver 1991) on openings that other instructions may already have paid for.
+
+With x = X + sum_t g_t M_t and y = Y + sum_u h_u N_u (values.py):
+    x y = X Y + X n + Y m + sum_{t,u} g_t h_u [M_t N_u],   m, n the whole masks.
+The dealer shares the products M_t N_u. Where their low zero bits reach 64 together they vanish in the ring and are not made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rounds import together
+from .context import Offline, Online
+from .primitive import Cost, Primitive, Steps, opening_cost, size
+from .values import Mask, MaskTerm, Shape, Share, Trace, mask_bytes
+
+
+def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...]) -> list[tuple[int, int]]:
+    """The pairs of mask terms whose product is not zero modulo 2^64."""
+    return [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < 64]
+
+
+def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
+    """The terms x has, or will have once opened plainly (for prices)."""
+    return x.mask.terms if x.mask else (MaskTerm(torch.empty(0)),)
+
+
+class Multiply(Primitive):
+    """Elementwise product with broadcasting, shared by shared."""
+
+    op = "mul"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        x, y = args
+        a, b = offline.mask(x), offline.mask(y)
+        entries = []
+        for t, u in term_pairs(a.terms, b.terms):
+            left, right = a.terms[t], b.terms[u]
+            entries.append(_product(offline, f"{key}/{t}.{u}", shape, left, right))
+        offline.keep(key, entries)
+        return Trace(key, shape)
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        x, y = args
+        if x is y:
+            a = b = yield from online.opened(x)
+        else:
+            a, b = yield from together(online.opened(x), online.opened(y))
+        products = online.tape.take(key)
+        assert isinstance(products, list)
+        left = b.mask()
+        if online.leader:
+            left = left + b.public
+        # Accumulate in place into the first full-size product: this is the hot loop of elementwise work.
+        result = torch.addcmul(a.mask() * b.public, a.public, left)
+        for (t, u), product in zip(term_pairs(a.terms, b.terms), products, strict=True):
+            g, h = a.coefficients[t], b.coefficients[u]
+            for coefficient in (g, h):
+                if coefficient is not None:
+                    product = product * coefficient
+            result = result.add_(product)
+        return Share(key, result)
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        x, y = args
+        pairs = term_pairs(mask_terms(x), mask_terms(y))
+        zeros = [mask_terms(x)[t].zeros + mask_terms(y)[u].zeros for t, u in pairs]
+        return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(z) for z in zeros))
+
+
+def _product(offline: Offline, label: str, shape: Shape, a: MaskTerm, b: MaskTerm) -> Tensor:
+    zeros = a.zeros + b.zeros
+    value = offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, mask_bytes(zeros))
+    return value << zeros if zeros else value
+
+
+class MatrixProduct(Primitive):
+    """Batched x @ y, shared by shared, on plain openings: z = X (Y + b) + a Y + [a b] at the leader."""
+
+    op = "matmul"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        x, y = args
+        a, b = offline.plain(x), offline.plain(y)
+        offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b)))
+        return Trace(key, shape)
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        x, y = args
+        (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
+        product = online.tape.take(key)
+        assert isinstance(product, Tensor)
+        matmul = online.ring.matmul
+        result = matmul(left, b + right if online.leader else b).add_(product)
+        return Share(key, result.add_(matmul(a, right)))
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        return Cost(opening_cost(*args, plain=True), 8 * size(shape))
+
+
+class Polynomial(Primitive):
+    """sum_k c_k x^k with public integers c_k, on one opening whatever the degree.
+
+    x^k = sum_j binomial(k, j) X^(k-j) m^j, so the dealer shares the powers m^j of the mask. Under a scaled opening m is low, or
+    low + wrap: both powers are shared, the second as a difference of which only few bits matter.
+    """
+
+    op = "polynomial"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+        mask = offline.mask(args[0])
+        offline.keep(key, _powers(offline, key, shape, mask, len(attributes["coefficients"]) - 1))
+        return Trace(key, shape)
+
+    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+        opened = yield from online.opened(args[0])
+        powers = online.tape.take(key)
+        assert isinstance(powers, list)
+        coefficients: list[int] = attributes["coefficients"]
+        chosen = [opened.mask()]
+        for power, difference in powers:
+            chosen.append(power if difference is None else power + opened.coefficients[1] * difference)
+        result = _horner(opened.public, coefficients) if online.leader else torch.zeros_like(opened.public)
+        for j, power in enumerate(chosen, start=1):
+            taylor = [_wrap(c * _binomial(k, j)) for k, c in enumerate(coefficients) if k >= j]
+            if len(taylor) == 1:
+                result = result.add_(power, alpha=taylor[0]) if taylor[0] else result
+            else:
+                result = result.addcmul_(_horner(opened.public, taylor), power)
+        return Share(key, result)
+
+    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+        terms = mask_terms(args[0])
+        each = 8 + (mask_bytes(terms[1].zeros) if len(terms) > 1 else 0)
+        degree = len(attributes["coefficients"]) - 1
+        return Cost(opening_cost(args[0]), size(shape) * each * max(0, degree - 1))
+
+
+def _powers(offline: Offline, key: str, shape: Shape, mask: Mask, degree: int) -> list[tuple[Tensor, Tensor | None]]:
+    low = mask.terms[0].value
+    high = low + mask.terms[1].value if len(mask.terms) > 1 else None
+    zeros = mask.terms[1].zeros if high is not None else 0
+    dealer = offline.role == "dealer"
+    entries: list[tuple[Tensor, Tensor | None]] = []
+    a, b = low, high
+    for power in range(2, degree + 1):
+        if dealer:
+            a = a * low
+            b = b * high if b is not None and high is not None else None
+        first = offline.source.derived(f"{key}/{power}", shape, lambda a=a: a)
+        second = None
+        if high is not None:
+            label = f"{key}/{power}/wrap"
+            second = offline.source.derived(label, shape, lambda a=a, b=b: (b - a) >> zeros, mask_bytes(zeros)) << zeros
+        entries.append((first, second))
+    return entries
+
+
+def _horner(x: Tensor, coefficients: list[int]) -> Tensor:
+    result = torch.full_like(x, _wrap(coefficients[-1]))
+    for position, c in enumerate(reversed(coefficients[:-1])):
+        result = x * _wrap(coefficients[-1]) if position == 0 else result.mul_(x)
+        if c:
+            result += _wrap(c)
+    return result
+
+
+def _wrap(value: int) -> int:
+    """A Python integer as a signed 64-bit one."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _binomial(n: int, k: int) -> int:
+    out = 1
+    for i in range(k):
+        out = out * (n - i) // (i + 1)
+    return out
+

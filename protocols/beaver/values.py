@@ -1,0 +1,120 @@
+"""Values of the protocol: shares, and what has been opened of them.
+
+Opening x under a mask makes it `x = public + sum_t coefficient_t * mask_t` with public numbers `public`,
+`coefficient_t` and masks that only the dealer knows. Products of opened values then cost nothing online: they expand into
+public numbers times shares of masks, and shares of products of masks that the dealer prepared. So a value is
+opened once, whatever number of products, powers and comparisons read it.
+
+Three kinds of opening:
+    plain   one mask, uniform over the ring
+    scaled  after an exact rescale: the low part, plus a wrap bit times 2^(w-s) that counts where c has no top bit
+    bit     a shared bit, masked by a random bit: x = e + (1 - 2 e) * beta
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MaskTerm:
+    """A mask (the dealer's value, a party's share); its low `zeros` bits are known to be zero."""
+
+    value: Tensor
+    zeros: int = 0
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The masks of an opened value, as the offline phase knows them."""
+
+    terms: tuple[MaskTerm, ...]
+    kind: str  # plain | scaled | bit
+
+
+@dataclass
+class Trace:
+    """A shared value in the offline phase: no data, only its name, shape and masks."""
+
+    key: str
+    shape: Shape
+    mask: Mask | None = None  # of the elementwise opening
+    plain: Tensor | None = None  # mask of the plain opening that matrix products use
+    half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
+    bits: set[str] = field(default_factory=set)  # widths at which the mask's bits are shared
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The elementwise opening of a value, as a party knows it online."""
+
+    public: Tensor
+    coefficients: tuple[Tensor | None, ...]  # None is 1
+    terms: tuple[MaskTerm, ...]
+    kind: str
+
+    def mask(self) -> Tensor:
+        """This party's share of the whole mask."""
+        total: Tensor | None = None
+        for coefficient, term in zip(self.coefficients, self.terms, strict=True):
+            part = term.value if coefficient is None else coefficient * term.value
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+
+@dataclass(eq=False)
+class Share:
+    """A party's share of a value, and what has been opened of it."""
+
+    key: str
+    tensor: Tensor
+    opened: Opened | None = None
+    plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
+    half: dict[str, Tensor] = field(default_factory=dict)
+    bits: dict[str, object] = field(default_factory=dict)  # bit correlations of the opening, by width
+    pending: set[str] = field(default_factory=set)
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.tensor.shape)
+
+
+class Tape:
+    """Correlations of one query by name. Each is taken once and forgotten: a second use is impossible."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, object] = {}
+        self._used: set[str] = set()
+
+    def put(self, key: str, entry: object) -> None:
+        if key in self._entries or key in self._used:
+            raise CorrelationError(f"correlation {key} is made twice; this is a bug")
+        self._entries[key] = entry
+
+    def take(self, key: str) -> object:
+        if key in self._used:
+            raise CorrelationError(f"correlation {key} was already used; masks are used once: make new correlations")
+        if key not in self._entries:
+            raise CorrelationError(f"correlation {key} was not prepared; both parties must run the same program")
+        self._used.add(key)
+        return self._entries.pop(key)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def mask_bytes(zeros: int) -> int:
+    """Bytes per element that matter of a mask (or product of masks) whose low `zeros` bits are zero."""
+    return max(0, (64 - zeros + 7) // 8)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    return tuple(torch.broadcast_shapes(*shapes))

@@ -1,0 +1,45 @@
+"""What can go wrong, and who can do something about it.
+
+Every error a user may meet is one line: what happened, where, and the remedy. Messages never carry
+values, shares or keys.
+"""
+
+from __future__ import annotations
+
+
+class BlindformerError(Exception):
+    """Base of every error that is not a bug."""
+
+
+class PeerError(BlindformerError):
+    """Another party is gone, slow, foreign or lying. `party` names it."""
+
+    def __init__(self, party: str, what: str, remedy: str) -> None:
+        self.party = party
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{party}: {what}; {remedy}")
+
+
+class PeerGone(PeerError):
+    """The connection ended before the session did."""
+
+
+class PeerTimeout(PeerError):
+    """The peer sent nothing (or took nothing) for longer than the timeout."""
+
+
+class PeerProtocolError(PeerError):
+    """The peer sent something this point of the protocol does not allow."""
+
+
+class PeerRefused(PeerError):
+    """The peer (or its certificate) is not who it must be, or it refused us."""
+
+
+class PeerDisagrees(PeerError):
+    """The peer runs another version, program, ring or plan."""
+
+
+class CorrelationError(BlindformerError):
+    """Correlated randomness is missing, of the wrong shape, or already used. Never recovered from."""

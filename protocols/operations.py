@@ -1,0 +1,31 @@
+"""The operations of a Program: what a protocol may be asked to compute on secrets.
+
+A protocol states which of these it `offers`; compilation checks that against what a program needs.
+
+sources    client(name)                  a tensor of the data owner          weight(name)  of the model owner
+           constant(name)                public
+local      add, sub                      shared, private or public arguments, equal scales, broadcasting
+           neg; shift(bits)              times 2^bits
+           mul_public                    times a public integer tensor (second argument)
+           sum(dims, keepdim), reshape(shape), permute(dims), expand(shape), slice(dim, start, stop, step),
+           index(dim, indices), concat(dim), unfold(kernel, stride, padding)
+private    linear                        [..., K] times the server's [K, N]
+           mul_private                   elementwise, by a private value of either party
+shared     mul, matmul                   shared by shared
+           polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
+           rescale(bits, width)          divide by 2^bits; |x| < 2^(width-2)
+           less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1), bits - 1 a multiple of 4
+result     reveal(to)                    to one party alone
+"""
+
+from __future__ import annotations
+
+SOURCES = frozenset({"client", "weight", "constant"})
+LINEAR = frozenset(
+    {"add", "sub", "neg", "shift", "mul_public", "sum", "reshape", "permute", "expand", "slice", "index", "concat"}
+    | {"unfold"}
+)
+PRIVATE = frozenset({"linear", "mul_private"})
+SHARED = frozenset({"mul", "matmul", "polynomial", "rescale", "less"})
+RESULT = frozenset({"reveal"})
+OPERATIONS = SOURCES | LINEAR | PRIVATE | SHARED | RESULT

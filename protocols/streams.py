@@ -1,0 +1,57 @@
+"""Pseudo-random streams for masks: AES-128 in counter mode, keyed per purpose.
+
+A seed is 16 bytes of `secrets`. Every array of masks has a key of its own, derived from the seed by HKDF-SHA256 with a
+label (session, query, instruction, name of the array), so no two arrays share key stream and none depends on
+the order in which others are drawn. Torch's generators are never used for masks.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from torch import Tensor
+
+SEED_BYTES = 16
+
+
+def new_seed() -> bytes:
+    """A fresh seed from the operating system's CSPRNG."""
+    return secrets.token_bytes(SEED_BYTES)
+
+
+def derive(seed: bytes, label: str) -> bytes:
+    """A seed bound to `label`. Whoever knows it learns nothing of `seed` or of other labels."""
+    return HKDF(algorithm=hashes.SHA256(), length=SEED_BYTES, salt=b"blindformer", info=label.encode()).derive(seed)
+
+
+class Stream:
+    """All masks of one party for one purpose (a query, the weights): arrays by label, each drawn once."""
+
+    def __init__(self, seed: bytes, purpose: str) -> None:
+        # HKDF needs a 32-byte pseudo-random key for expansion alone: extract once, expand per array.
+        self._key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
+
+    def integers(self, label: str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform int64 tensor (all 64 bits)."""
+        count = 1
+        for n in shape:
+            count *= n
+        out = torch.empty(count, dtype=torch.int64)
+        if count:
+            key = HKDFExpand(algorithm=hashes.SHA256(), length=16, info=label.encode()).derive(self._key)
+            cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+            # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
+            target = memoryview(out.numpy()).cast("B")
+            cipher.update_into(_zeros(count * 8), target)
+        return out.reshape(shape)
+
+
+_ZEROS = bytes(1 << 24)
+
+
+def _zeros(size: int) -> memoryview | bytes:
+    return memoryview(_ZEROS)[:size] if size <= len(_ZEROS) else bytes(size)
