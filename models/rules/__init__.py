@@ -1,0 +1,61 @@
+"""One rule per ATen operation: how it looks on secrets. Found by scanning this folder.
+
+To add one, decorate a function `(lowering, *args, **kwargs) -> Node` with `@rule("name")`; arguments come as the operation's own, tensors
+as lowered values (`lowering.as_node` turns any into a node). Rules see only calls with a secret argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+Rule = Callable[..., Any]
+_RULE = "_blindformer_rule"
+
+_ADVICE = {
+    "softmax": "approximate the model first (blindformer.approximate with a plan)",
+    "_softmax": "approximate the model first (blindformer.approximate with a plan)",
+    "scaled_dot_product_attention": "approximate the model first (blindformer.approximate with a plan)",
+    "gelu": "approximate the model first, or choose a gelu in the plan",
+    "silu": "approximate the model first, or choose a silu in the plan",
+    "tanh": "approximate the model first, or choose a tanh in the plan",
+    "layer_norm": "approximate the model first, or choose a layer_norm in the plan",
+    "rsqrt": "approximate the model first, or choose a rsqrt in the plan",
+    "batch_norm": "fold it into the preceding linear layer before compiling",
+    "sort": "sorting secrets is not offered; use amax or a comparison with a constant",
+    "topk": "sorting secrets is not offered; take the largest logits at the client",
+}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of these ATen operations (names without `aten.` and overload)."""
+
+    def mark(function: Rule) -> Rule:
+        setattr(function, _RULE, names)
+        return function
+
+    return mark
+
+
+class Rules:
+    """All rules of this folder."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, Rule] = {}
+        for module in pkgutil.iter_modules(importlib.import_module(__name__).__path__):
+            for item in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+                for name in getattr(item, _RULE, ()):
+                    if name in self.table:
+                        raise RuntimeError(f"operation {name} has two rules")
+                    self.table[name] = item
+
+    def find(self, name: str) -> Rule | None:
+        return self.table.get(name) or self.table.get(name.rstrip("_"))
+
+    def advice(self, name: str) -> str:
+        """What to do about an operation without a rule."""
+        if name in _ADVICE:
+            return _ADVICE[name]
+        return f"rewrite the module with one of: {', '.join(sorted(self.table))}"

@@ -1,0 +1,164 @@
+"""Ranges of what approximations are fitted to, as seen on real inputs, and the fits made for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .apply import approximate, overrides_of, restore
+from .errors import CalibrationError
+from .overrides import ALL_KINDS, DENOMINATOR, Overrides
+from .plan import Plan, Range
+from .registry import Constants, find
+
+Batch = Mapping[str, Any]
+Progress = Callable[[int, int], None]
+
+_DIVISIONS = frozenset(("layer_norm", "reciprocal", "rsqrt"))
+
+
+class _Ranges:
+    """An observer that keeps the least and the largest value by site; NaN is refused, or counts as infinite."""
+
+    def __init__(self, refuse_nan: bool = True) -> None:
+        self.seen: dict[str, Range] = {}
+        self.refuse_nan = refuse_nan
+
+    def __call__(self, site: str, kind: str, value: Tensor) -> None:
+        low, high = (float(v) for v in value.detach().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            if self.refuse_nan:
+                raise CalibrationError(
+                    f"{site} meets NaN or infinity: check the model and the calibration inputs there"
+                )
+            low, high = -math.inf, math.inf
+        known = self.seen.get(site, (low, high))
+        self.seen[site] = (min(low, known[0]), max(high, known[1]))
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Batch], plan: Plan | str | None = None, progress: Progress | None = None
+) -> Plan:
+    """The plan (default: ``faithful``) with ranges and fits for this model, from batches of its forward's arguments.
+
+    Two passes. The first runs the exact functions. The second runs the plan's approximations, fitted so far, with
+    exact divisions: variances and denominators depend on what was approximated before them, and are fitted to what
+    this pass sees; everything else to the union of both. All positions count, padding too: its rows run through the
+    same functions.
+    The model is left as it was. ``progress(done, total)`` is called after each batch of each pass.
+
+    Raises CalibrationError if there are no batches, or at the first site that meets NaN or infinity.
+    """
+    batches = list(batches)
+    if not batches:
+        raise CalibrationError("there are no batches to calibrate on: give at least one")
+    plan = Plan.preset(plan or "faithful") if plan is None or isinstance(plan, str) else plan
+    plan = plan.replace(ranges={}, fits={})
+    total = 2 * len(batches)
+    first, second = _Ranges(), _Ranges()
+    with _in_force(model, plan) as overrides:
+        overrides.exact = ALL_KINDS
+        _run(model, overrides, batches, first, _counted(progress, 0, total))
+        fitted = _fitted(plan, first.seen)
+        overrides.use(fitted)
+        overrides.exact = _DIVISIONS
+        _run(model, overrides, batches, second, _counted(progress, len(batches), total))
+    ranges = dict(second.seen)
+    for site, (low, high) in first.seen.items():
+        if kind_of(site) not in _DIVISIONS:
+            known = ranges.get(site, (low, high))
+            ranges[site] = (min(low, known[0]), max(high, known[1]))
+    return _fitted(plan, ranges)
+
+
+def check(model: nn.Module, batches: Iterable[Batch], plan: Plan, progress: Progress | None = None) -> None:
+    """Raise CalibrationError, naming sites, if on these batches the plan's fitted ranges are left."""
+    left = out_of_range(model, batches, plan, progress)
+    if left:
+        site, (low, high) = next(iter(left.items()))
+        fitted = plan.widened(site)
+        expected = "was not calibrated" if fitted is None else f"is fitted to [{fitted[0]:.4g}, {fitted[1]:.4g}]"
+        raise CalibrationError(
+            f"activations outside the calibrated range at {len(left)} sites, first {site}: "
+            f"saw [{low:.4g}, {high:.4g}], {expected}; calibrate on inputs like these or raise the margin"
+        )
+
+
+def out_of_range(
+    model: nn.Module, batches: Iterable[Batch], plan: Plan, progress: Progress | None = None
+) -> dict[str, Range]:
+    """The sites, with the ranges seen, that left their fitted (widened) range or have none, with the plan in force."""
+    batches = list(batches)
+    ranges = _Ranges(refuse_nan=False)  # a division that left its range may well diverge, and is to be named
+    with _in_force(model, plan) as overrides:
+        _run(model, overrides, batches, ranges, _counted(progress, 0, len(batches)))
+    left = {}
+    for site, (low, high) in ranges.seen.items():
+        fitted = plan.widened(site)
+        if fitted is None or low < fitted[0] or high > fitted[1]:
+            left[site] = (low, high)
+    return left
+
+
+def kind_of(site: str) -> str:
+    """The kind of function a call site name stands for."""
+    return "reciprocal" if site.endswith(DENOMINATOR) else site.split("/")[1]
+
+
+def _fitted(plan: Plan, ranges: Mapping[str, Range]) -> Plan:
+    ranged = plan.replace(ranges={site: ranges[site] for site in sorted(ranges)})
+    fits: dict[str, Constants] = {}
+    for site in ranged.ranges:
+        path, kind = site.split("/")[0], kind_of(site)
+        choice = plan.choice(kind, path)
+        found = find(kind, choice.name)
+        if found.fit is None:
+            continue
+        low, high = ranged.widened(site) or found.default_range
+        if site.endswith(DENOMINATOR):
+            low = max(low, find("softmax", plan.choice("softmax", path).name).least)
+            high = max(low, high)
+        try:
+            fits[site] = found.constants((low, high), choice.options)
+        except CalibrationError as error:
+            raise CalibrationError(f"{site}: {error}") from None
+    return ranged.replace(fits=fits)
+
+
+def _run(
+    model: nn.Module, overrides: Overrides, batches: list[Batch], observer: _Ranges, after_batch: Callable[[int], None]
+) -> None:
+    overrides.observer = observer
+    with torch.no_grad():
+        for done, batch in enumerate(batches, start=1):
+            model(**batch)
+            after_batch(done)
+
+
+def _counted(progress: Progress | None, before: int, total: int) -> Callable[[int], None]:
+    """Progress of one pass of several."""
+    return lambda done: None if progress is None else progress(before + done, total)
+
+
+@contextmanager
+def _in_force(model: nn.Module, plan: Plan) -> Iterator[Overrides]:
+    """The model in evaluation mode with the plan in force; afterwards as it was."""
+    before, training = overrides_of(model), [m for m in model.modules() if m.training]
+    previous = None if before is None else before.plan
+    overrides = overrides_of(approximate(model.eval(), plan))
+    assert overrides is not None
+    try:
+        yield overrides
+    finally:
+        overrides.observer, overrides.exact = None, frozenset()
+        if previous is None:
+            restore(model)
+        else:
+            overrides.use(previous)
+        for module in training:
+            module.training = True

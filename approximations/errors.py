@@ -1,0 +1,11 @@
+"""What can go wrong when a model is approximated. Every message is one line: what, where, what to do."""
+
+from __future__ import annotations
+
+
+class PlanError(ValueError):
+    """A plan asks for something that does not exist or does not fit the model."""
+
+
+class CalibrationError(ValueError):
+    """Activations cannot be calibrated, or have left the range a plan was calibrated for."""

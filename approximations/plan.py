@@ -1,0 +1,226 @@
+"""A plan: which approximation each function of a model gets, and the constants that calibration has fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import PlanError
+from .registry import EXACT, KINDS, Approximation, Constants, find
+
+FILE_NAME = "plan.json"
+
+
+class Choice(BaseModel):
+    """The name of an approximation, and options for its fit (or for the function, if it has no fit)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, float] = Field(default_factory=dict)
+
+
+def _as_choice(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Choice, BeforeValidator(_as_choice)]
+Range = tuple[float, float]
+
+
+class Plan(BaseModel):
+    """One approximation per kind, exceptions by module path, ranges and fits by call site.
+
+    A choice may be given as a bare name. ``overrides`` maps a glob on module paths (``"encoder.layer.0.*"``) to choices
+    by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3`` ... for
+    later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
+    ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor).
+
+    Raises PlanError, in one line, for anything that does not exist.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    gelu: Named = Choice(name="piecewise")
+    silu: Named = Choice(name="piecewise")
+    tanh: Named = Choice(name="piecewise")
+    sigmoid: Named = Choice(name="piecewise")
+    softmax: Named = Choice(name="exp")
+    reciprocal: Named = Choice(name="goldschmidt")
+    rsqrt: Named = Choice(name="goldschmidt")
+    layer_norm: Named = Choice(name="goldschmidt")
+    linear_bits: int = Field(default=16, ge=8, le=16)
+    margin: float = Field(default=2.0, ge=1.0)
+    overrides: dict[str, dict[str, Named]] = Field(default_factory=dict)
+    ranges: dict[str, Range] = Field(default_factory=dict)
+    fits: dict[str, Constants] = Field(default_factory=dict)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise PlanError(_one_line(error)) from None
+
+    @field_validator(*KINDS, mode="after")
+    @classmethod
+    def _choice_exists(cls, choice: Choice, info: Any) -> Choice:
+        _check(info.field_name, choice)
+        return choice
+
+    @field_validator("overrides", mode="after")
+    @classmethod
+    def _overrides_exist(cls, overrides: dict[str, dict[str, Choice]]) -> dict[str, dict[str, Choice]]:
+        for by_kind in overrides.values():
+            for kind, choice in by_kind.items():
+                _check(kind, choice)
+        return overrides
+
+    @classmethod
+    def preset(cls, name: str) -> Plan:
+        """``faithful``: close to the model as it is. ``fast``: for a distilled student. ``exact``: torch's own."""
+        presets: dict[str, dict[str, Any]] = {
+            "faithful": {},
+            "fast": {"gelu": "quad", "silu": "quad", "softmax": "2quad", "linear_bits": 8},
+            "exact": dict.fromkeys(KINDS, EXACT),
+        }
+        if name not in presets:
+            raise PlanError(f"unknown preset {name!r}: use one of {', '.join(presets)}")
+        return cls(name=name, **presets[name])
+
+    def choice(self, kind: str, path: str) -> Choice:
+        """The choice for a kind of function called in the module at ``path``."""
+        chosen: Choice = getattr(self, kind)
+        for pattern, by_kind in self.overrides.items():
+            if kind in by_kind and fnmatchcase(path, pattern):
+                chosen = by_kind[kind]
+        return chosen
+
+    def constants(self, kind: str, site: str, path: str) -> tuple[Approximation, Constants]:
+        """The approximation for a call site and its constants: fitted if calibrated, else for the default range."""
+        choice = self.choice(kind, path)
+        found = find(kind, choice.name)
+        fitted = self.fits.get(site)
+        if fitted is None or found.function is None:
+            return found, found.constants(None, choice.options)
+        if not found.accepts(fitted):
+            raise PlanError(f"the fit stored for {site} is not one of {choice.name!r}: calibrate the plan again")
+        return found, fitted
+
+    def widened(self, site: str) -> Range | None:
+        """The calibrated range of a site, each end moved outwards by the margin; None if it was not calibrated."""
+        if site not in self.ranges:
+            return None
+        low, high = self.ranges[site]
+        return (
+            low * self.margin if low < 0 else low / self.margin,
+            high * self.margin if high > 0 else high / self.margin,
+        )
+
+    def replace(self, **changes: Any) -> Plan:
+        """A copy with some fields changed, checked like a new plan."""
+        return Plan(**{**dict(self), **changes})
+
+    def needs_distillation(self) -> bool:
+        """Whether any choice only works after a student was trained with it."""
+        chosen = [(kind, getattr(self, kind)) for kind in KINDS]
+        chosen += [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
+        return any(find(kind, choice.name).needs_distillation for kind, choice in chosen)
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Rows (what, choice, remark) for a table."""
+        rows = [(kind, _label(getattr(self, kind)), _remark(kind, getattr(self, kind))) for kind in KINDS]
+        rows += [
+            (f"{kind} in {pattern}", _label(choice), _remark(kind, choice))
+            for pattern, by_kind in self.overrides.items()
+            for kind, choice in by_kind.items()
+        ]
+        rows.append(("linear weights", f"{self.linear_bits} bits", "power-of-two scale per output channel"))
+        calibrated = f"{len(self.ranges)} sites" if self.ranges else "no"
+        rows.append(
+            ("calibrated", calibrated, f"ranges widened by {self.margin:g}" if self.ranges else "default ranges")
+        )
+        return rows
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same plan gives the same text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = FILE_NAME) -> Plan:
+        """The plan written by `to_json`; ``where`` names the source in errors."""
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{where} is not JSON ({error}): save the plan again") from None
+        if not isinstance(fields, dict):
+            raise PlanError(f"{where} does not hold a plan: a JSON object is expected")
+        try:
+            return cls(**fields)
+        except PlanError as error:
+            raise PlanError(f"{where}: {error}") from None
+
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a file, or to ``plan.json`` in an existing directory. Returns the file."""
+        file = _file(path)
+        file.write_text(self.to_json(), encoding="utf-8")
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote."""
+        file = _file(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise PlanError(f"cannot read {file} ({error.strerror}): give a plan file or its directory") from None
+        return cls.from_json(text, str(file))
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _check(kind: str, choice: Choice) -> None:
+    known = find(kind, choice.name).options()
+    for option in choice.options:
+        if option not in known:
+            raise PlanError(
+                f"approximation {choice.name!r} of {kind} has no option {option!r}: use {', '.join(known) or 'none'}"
+            )
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known: Mapping[str, Any] = Plan.model_fields if len(first["loc"]) == 1 else Choice.model_fields
+        return f"unknown key {where!r} in the plan: use one of {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _label(choice: Choice) -> str:
+    options = ", ".join(f"{key}={value:g}" for key, value in choice.options.items())
+    return f"{choice.name} ({options})" if options else choice.name
+
+
+def _remark(kind: str, choice: Choice) -> str:
+    found = find(kind, choice.name)
+    if found.function is None:
+        return "torch's own, not on secrets"
+    parts = [f"error {found.error:g}"] if found.error is not None and not choice.options else []
+    parts += [f"{found.comparisons} comparisons"] if found.comparisons else []
+    parts += ["needs distillation"] if found.needs_distillation else []
+    return ", ".join(parts)

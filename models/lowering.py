@@ -1,0 +1,289 @@
+"""From an exported ATen graph to a secret graph, whatever the architecture.
+
+Every value belongs to someone. What depends on public things alone is computed now; what depends on parameters alone is folded and stays
+the server's; what depends on the client's inputs alone is left to the client, in the clear, as the program's
+prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/rules/).
+
+The embedding block: an embedding table read by the client's tokens, and what follows elementwise up to the first matrix product, runs
+at the client, so these parameters are released to it. With `embedding="private"` the table stays with the server
+and the lookup is a product with a secret one-hot matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from ..protocols.errors import BlindformerError
+from .graph import Builder, Node
+from .program import Step
+from .rules import Rules
+
+MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "baddbmm"}
+IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
+
+
+class LoweringError(BlindformerError):
+    """The model contains something that has no rule, or cannot be made private as asked."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A lowered value. `value`: concrete, on the example, unless shared. `node`: its node once it has one."""
+
+    owner: str  # public | server | client | shared
+    value: Any = None
+    node: Node | None = None
+    ref: str = ""  # its name in the prelude (client) or among the parameters (server, if it is one as such)
+    embedded: bool = False  # comes from an embedding block
+    parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
+    factors: tuple[Value, ...] = ()  # a client mask that is the conjunction of these
+
+
+@dataclass
+class Lowered:
+    outputs: list[Node]
+    output_names: list[str]
+    prelude: list[Step]
+    released: dict[str, Tensor]
+    inputs: list[str]
+
+
+@dataclass
+class Lowering:
+    """Walks the exported graph once. Rules see it as their context."""
+
+    builder: Builder = field(default_factory=Builder)
+    embedding: str = "client"
+    values: dict[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    released: dict[str, Tensor] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    path: str = ""
+
+    def run(self, exported: ExportedProgram, outputs: list[str] | None, names: list[str]) -> Lowered:
+        """`names`: names of the model's outputs in order; `outputs`: those wanted (default: all)."""
+        sources = _sources(exported)
+        inputs: list[str] = []
+        found: list[Any] = []
+        for item in exported.graph.nodes:
+            if item.op == "placeholder":
+                self.values[item.name] = self._source(item, sources, exported, inputs)
+            elif item.op == "call_function":
+                stack = item.meta.get("nn_module_stack") or {}
+                self.path = next(reversed(stack.values()))[0] if stack else ""
+                self.builder.path = self.path
+                self.values[item.name] = self._call(item)
+            elif item.op == "output":
+                found = [self.values[arg.name] for arg in item.args[0] if isinstance(arg, fx.Node)]
+        if len(found) != len(names):
+            names = [f"output_{i}" for i in range(len(found))]
+        missing = set(outputs or []) - set(names)
+        if missing:
+            raise LoweringError(f"output {sorted(missing)[0]}: the model returns {', '.join(names)}; name one of these")
+        kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
+        nodes = [self.as_node(v) for _, v in kept]
+        return Lowered(nodes, [n for n, _ in kept], self.steps, self.released, inputs)
+
+    # --- for rules ---------------------------------------------------------------------------------------------------
+    def as_node(self, value: Any) -> Node:
+        """The graph's node for any lowered value, tensor or number."""
+        if not isinstance(value, Value):
+            return self.builder.constant(value)
+        if value.node is None:
+            tensor = value.value if isinstance(value.value, Tensor) else torch.tensor(value.value)
+            op = {"public": "constant", "server": "weight", "client": "client"}[value.owner]
+            name = value.ref or f"{op}_{len(self.values)}_{self.path}"
+            value.node = Node(op, [], {}, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
+        return value.node
+
+    def looks_like_mask(self, value: Value) -> bool:
+        """Whether a float tensor of the client is made with a type's minimum: an additive mask that happens to hide nothing."""
+        return value.value.dim() >= 2 and _has_minimum(self.steps, value.ref)
+
+    def fail(self, what: str) -> LoweringError:
+        return LoweringError(f"{self.path or 'model'}: {what}")
+
+    # --- sources -----------------------------------------------------------------------------------------------------
+    def _source(self, item: fx.Node, sources: dict[str, Any], exported: ExportedProgram, inputs: list[str]) -> Value:
+        kind, target, value = sources[item.name]
+        if kind == "parameter":
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise LoweringError(f"{target}: holds NaN or infinite weights; repair or retrain the model")
+            return Value("server", value, ref=target, parameters=frozenset({target}))
+        if kind == "public":
+            return Value("public", value)
+        inputs.append(item.name)
+        return Value("client", item.meta["example"] if "example" in item.meta else value, ref=item.name)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+    def _call(self, item: fx.Node) -> Any:
+        target = str(item.target)
+        short = target.removeprefix("aten.").removeprefix("blindformer.").split(".")[0]
+        if short in IGNORED:
+            return None
+        args = fx.map_arg(item.args, lambda n: self.values[n.name])
+        kwargs = fx.map_arg(item.kwargs, lambda n: self.values[n.name])
+        if "getitem" in target and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
+        found = list(_values(args)) + list(_values(kwargs))
+        owner = self._owner(short, found)
+        if owner == "shared":
+            return self._shared(short, target, args, kwargs)
+        value = _concrete(item.target, args, kwargs)
+        parameters = frozenset().union(*(v.parameters for v in found))
+        if owner in ("public", "server"):
+            return self._results(value, owner, parameters)
+        return self._client(item, short, args, kwargs, found, value)
+
+    def _owner(self, short: str, found: list[Value]) -> str:
+        owners = {v.owner for v in found}
+        if "shared" in owners:
+            return "shared"
+        if owners >= {"client", "server"}:
+            if short == "embedding":
+                return "shared" if self.embedding == "private" else "client"
+            released = all(v.embedded for v in found if v.owner == "client")
+            return "client" if released and short not in MATRIX_PRODUCTS else "shared"
+        if "client" in owners:
+            return "client"
+        return "server" if "server" in owners else "public"
+
+    def _shared(self, short: str, target: str, args: Any, kwargs: Any) -> Any:
+        rule = self.rules.find(short)
+        if rule is None:
+            raise self.fail(
+                f"operation {short} ({target}) has no private form; {self.rules.advice(short)}"
+            )
+        result = rule(self, *args, **kwargs)
+        if isinstance(result, list | tuple):
+            return [Value("shared", node=n) for n in result]
+        return result if isinstance(result, Value) else Value("shared", node=result)
+
+    def _results(self, value: Any, owner: str, parameters: frozenset[str]) -> Any:
+        if isinstance(value, list | tuple):
+            return [Value(owner, v, parameters=parameters) for v in value]
+        return Value(owner, value, parameters=parameters)
+
+    def _client(self, item: fx.Node, short: str, args: Any, kwargs: Any, found: list[Value], value: Any) -> Any:
+        for v in found:
+            if v.owner == "server":
+                self._release(v)
+        embedded = short == "embedding" or any(v.embedded for v in found)
+        self.steps.append(Step(name=item.name, target=str(item.target), args=_encode(args, self), kwargs=_encode(kwargs, self)))
+        if isinstance(value, list | tuple):
+            results = []
+            for number, part in enumerate(value):
+                name = f"{item.name}.{number}"
+                self.steps.append(Step(name=name, target="getitem", args=[{"ref": item.name}, number]))
+                results.append(Value("client", part, ref=name, embedded=embedded))
+            return results
+        return Value("client", value, ref=item.name, embedded=embedded, factors=_factors(short, args))
+
+    def _release(self, v: Value) -> None:
+        if not v.ref:
+            v.ref = f"released.{len(self.released)}"
+        self.released[v.ref] = v.value.detach()
+
+
+def _sources(exported: ExportedProgram) -> dict[str, tuple[str, str, Any]]:
+    """Placeholder name -> (parameter | public | input, name in the model, value)."""
+    signature = exported.graph_signature
+    found: dict[str, tuple[str, str, Any]] = {}
+    for spec in signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        kind = spec.kind.name
+        if kind == "PARAMETER":
+            found[name] = ("parameter", spec.target or name, exported.state_dict[spec.target].detach())
+        elif kind == "BUFFER":
+            table = exported.state_dict if spec.persistent else exported.constants
+            value = table[spec.target].detach()
+            # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
+            secret = bool(spec.persistent) and value.is_floating_point()
+            found[name] = ("parameter" if secret else "public", spec.target or name, value)
+        elif kind == "CONSTANT_TENSOR":
+            found[name] = ("public", name, exported.constants[spec.target])
+        elif kind == "USER_INPUT":
+            arg = spec.arg
+            found[name] = ("public", name, arg.value) if hasattr(arg, "value") else ("input", name, None)
+    return found
+
+
+def _values(tree: Any) -> Any:
+    if isinstance(tree, Value):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _values(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _values(item)
+
+
+def _has_minimum(steps: list[Step], ref: str) -> bool:
+    """Whether any step that leads to `ref` mentions a number such as a floating-point type's minimum."""
+    table = {step.name: step for step in steps}
+    todo, seen = [ref], set()
+    while todo:
+        step = table.get(todo.pop())
+        if step is None or step.name in seen:
+            continue
+        seen.add(step.name)
+        for arg in [*step.args, *step.kwargs.values()]:
+            if isinstance(arg, float | int) and not isinstance(arg, bool) and arg < -1e9:
+                return True
+            if isinstance(arg, dict) and "ref" in arg:
+                todo.append(arg["ref"])
+    return False
+
+
+def _map(tree: Any, function: Any) -> Any:
+    if isinstance(tree, Value):
+        return function(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map(item, function) for item in tree) if not isinstance(tree, torch.Size) else tree
+    if isinstance(tree, dict):
+        return {k: _map(item, function) for k, item in tree.items()}
+    return tree
+
+
+def _concrete(target: Any, args: Any, kwargs: Any) -> Any:
+    with torch.no_grad():
+        return target(*_map(list(args), lambda v: v.value), **_map(dict(kwargs), lambda v: v.value))
+
+
+def _factors(short: str, args: Any) -> tuple[Value, ...]:
+    """A mask that is a conjunction keeps its factors: a public one is free, one without a query axis is cheap."""
+    values = [a for a in args if isinstance(a, Value)]
+    if short in ("__and__", "bitwise_and", "logical_and") and len(values) == 2:
+        return tuple(f for v in values for f in (v.factors or (v,)))
+    if short in ("expand", "to", "_to_copy", "clone", "alias", "contiguous") and values:
+        return values[0].factors or (values[0],)
+    return ()
+
+
+def _encode(tree: Any, lowering: Lowering) -> Any:
+    """Arguments of a prelude step as JSON."""
+    if isinstance(tree, Value):
+        if tree.owner == "public" and not isinstance(tree.value, Tensor):
+            return tree.value
+        if tree.owner == "public":
+            lowering._release(tree)  # a public tensor travels with the client's part, too
+        return {"ref": tree.ref}
+    if isinstance(tree, list | tuple):
+        return [_encode(item, lowering) for item in tree]
+    if isinstance(tree, dict):
+        return {k: _encode(item, lowering) for k, item in tree.items()}
+    if isinstance(tree, torch.dtype):
+        return {"dtype": str(tree).removeprefix("torch.")}
+    if isinstance(tree, torch.layout | torch.memory_format):
+        return None
+    if isinstance(tree, torch.device):
+        return {"device": "cpu"}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise lowering.fail(f"a prelude step takes a {type(tree).__name__}, which has no JSON form")

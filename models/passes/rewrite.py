@@ -1,0 +1,39 @@
+"""The walk that all passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..graph import Node, order
+
+
+def rewrite(outputs: list[Node], change: Callable[[Node], Node | None]) -> list[Node]:
+    """Rebuild the graph bottom-up; `change` sees each node with its new arguments and may return another in its place."""
+    new: dict[int, Node] = {}
+    for node in order(outputs):
+        args = [new[id(arg)] for arg in node.args]
+        copy = node
+        if any(a is not b for a, b in zip(args, node.args, strict=True)):
+            copy = Node(node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value)
+        new[id(node)] = change(copy) or copy
+    return [new[id(out)] for out in outputs]
+
+
+def copy(outputs: list[Node]) -> list[Node]:
+    """The same graph in new nodes, for a pass that edits in place."""
+    new: dict[int, Node] = {}
+    for node in order(outputs):
+        args = [new[id(arg)] for arg in node.args]
+        new[id(node)] = Node(
+            node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value
+        )
+    return [new[id(out)] for out in outputs]
+
+
+def users(outputs: list[Node]) -> dict[int, list[Node]]:
+    """Readers of every node."""
+    found: dict[int, list[Node]] = {}
+    for node in order(outputs):
+        for arg in node.args:
+            found.setdefault(id(arg), []).append(node)
+    return found

@@ -1,0 +1,62 @@
+"""Runs a graph in float64: the reference for passes, and how calibration sees every intermediate value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..protocols.local import LOCAL
+from .graph import Node
+
+
+def _polynomial(x: Tensor, coefficients: list[float], domain: float = 0.0) -> Tensor:
+    result = torch.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = result * x + c
+    return result
+
+
+_COMPUTE: dict[str, Callable[..., Tensor]] = {
+    **LOCAL,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "mul_public": torch.mul,
+    "mul_private": torch.mul,
+    "matmul": torch.matmul,
+    "linear": torch.matmul,
+    "ldexp": lambda x, exponent: x * 2.0**exponent,
+    "polynomial": _polynomial,
+    "less": lambda x, threshold: (x < threshold).to(x.dtype),
+}
+
+
+def attributes_of(node: Node) -> dict:
+    """The attributes as the tables of operations take them (`shape_` in the graph, where `shape` is the result's)."""
+    return {("shape" if k == "shape_" else k): v for k, v in node.attributes.items()}
+
+
+def run(
+    nodes: list[Node],
+    clients: Mapping[str, Tensor] | None = None,
+    observe: Callable[[Node, Tensor, list[Tensor]], None] | None = None,
+) -> dict[int, Tensor]:
+    """Values of all nodes, float64. `clients`: the client's tensors by name (default: the example's).
+
+    `observe` sees each node with its value and its arguments' values.
+    """
+    values: dict[int, Tensor] = {}
+    for node in nodes:
+        args = [values[id(arg)] for arg in node.args]
+        if node.op in ("client", "weight", "constant"):
+            source = clients[node.name] if clients is not None and node.op == "client" else node.value
+            assert source is not None
+            value = source.to(torch.float64)
+        else:
+            value = _COMPUTE[node.op](*args, **attributes_of(node))
+        values[id(node)] = value
+        if observe:
+            observe(node, value, args)
+    return values

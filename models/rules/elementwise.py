@@ -1,0 +1,183 @@
+"""Sums, products, powers, comparisons and choices, element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph import Node
+from ..program import Step
+from . import rule
+
+MASKED = -1e3
+"""A comparison with less than this asks whether an additive mask hides an element."""
+
+
+def _is(value: Any, owner: str) -> bool:
+    return getattr(value, "owner", "public") == owner
+
+
+@rule("add")
+def add(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
+    b = lowering.builder
+    left, right = lowering.as_node(_bounded(lowering, x)), lowering.as_node(_bounded(lowering, y))
+    if alpha != 1:
+        right = b.scale(right, float(alpha))
+    return b.add(left, right)
+
+
+@rule("sub")
+def sub(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
+    right = lowering.as_node(y)
+    b = lowering.builder
+    return b.sub(lowering.as_node(x), right if alpha == 1 else b.scale(right, float(alpha)))
+
+
+@rule("rsub")
+def rsub(lowering: Any, x: Any, y: Any, alpha: float = 1) -> Node:
+    return sub(lowering, y, x, alpha=alpha)
+
+
+@rule("neg")
+def neg(lowering: Any, x: Any) -> Node:
+    return lowering.builder.neg(lowering.as_node(x))
+
+
+@rule("mul", "__and__", "bitwise_and", "logical_and")
+def mul(lowering: Any, x: Any, y: Any) -> Node:
+    """A client's mask is applied by its factors: the public ones cost nothing."""
+    if _is(x, "client"):
+        x, y = y, x
+    node = lowering.as_node(x)
+    factors = (y.factors or (y,)) if _is(y, "client") else (y,)
+    for factor in sorted(factors, key=lambda f: getattr(f, "owner", "public") != "client"):
+        node = lowering.builder.mul(node, lowering.as_node(factor))
+    return node
+
+
+@rule("div")
+def div(lowering: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> Node:
+    if rounding_mode is not None:
+        raise lowering.fail("an integer division of a secret has no rule; divide by a power of two")
+    if _is(y, "shared"):
+        raise lowering.fail("division by a secret; use torch.reciprocal, which the plan's reciprocal answers")
+    if _is(y, "public"):
+        number = y.value if hasattr(y, "value") else y
+        inverse = 1.0 / torch.as_tensor(number, dtype=torch.float64)
+        return lowering.builder.mul(lowering.as_node(x), lowering.builder.constant(inverse))
+    raise lowering.fail(f"division of a secret by a value of the {y.owner}; multiply by its inverse instead")
+
+
+@rule("pow", "square")
+def power(lowering: Any, x: Any, exponent: Any = 2) -> Node:
+    b, node = lowering.builder, lowering.as_node(x)
+    if exponent == 2:
+        return b.mul(node, node)
+    if isinstance(exponent, int | float) and exponent == int(exponent) and 0 < exponent <= 4:
+        return b.polynomial(node, [0.0] * int(exponent) + [1.0])
+    raise lowering.fail(f"a secret to the power {exponent}; the rule knows 1 to 4")
+
+
+@rule("polynomial")
+def polynomial(lowering: Any, x: Any, coefficients: list[float], domain: float = 0.0) -> Node:
+    b, node = lowering.builder, lowering.as_node(x)
+    if node.op == "ldexp":  # c_k (x 2^e)^k: the power of two goes into the coefficients, the opening stays x's own
+        e = node.attributes["exponent"]
+        return b.polynomial(node.args[0], [c * 2.0 ** (e * k) for k, c in enumerate(coefficients)], domain * 2.0**-e)
+    return b.polynomial(node, list(coefficients), domain)
+
+
+@rule("relu")
+def relu(lowering: Any, x: Any) -> Node:
+    return lowering.builder.relu(lowering.as_node(x))
+
+
+@rule("abs")
+def absolute(lowering: Any, x: Any) -> Node:
+    b, node = lowering.builder, lowering.as_node(x)
+    return b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1))
+
+
+# --- comparisons ---------------------------------------------------------------------------------------------------------
+@rule("lt", "le")
+def less(lowering: Any, x: Any, y: Any) -> Any:
+    return _compare(lowering, x, y, flip=False)
+
+
+@rule("gt", "ge")
+def greater(lowering: Any, x: Any, y: Any) -> Any:
+    return _compare(lowering, x, y, flip=True)
+
+
+def _compare(lowering: Any, x: Any, y: Any, flip: bool) -> Any:
+    number = getattr(y, "value", y)
+    if not _is(y, "public") or (isinstance(number, Tensor) and number.numel() != 1):
+        raise lowering.fail("comparison of two tensors; compare their difference with a number")
+    threshold, b = float(number), lowering.builder
+    node = lowering.as_node(x)
+    hidden = _additive_mask(node) if flip and threshold <= MASKED else None
+    if hidden is not None:
+        return _kept(lowering, hidden, threshold)
+    bit = b.less(node, threshold)
+    return b.complement(bit) if flip else bit
+
+
+def _additive_mask(node: Node) -> Node | None:
+    """The client's mask in `scores + mask`, if that is what the node is."""
+    if node.op == "add":
+        for arg in node.args:
+            if arg.op == "client":
+                return arg
+    return None
+
+
+def _kept(lowering: Any, mask: Node, threshold: float) -> Any:
+    """`scores + mask > threshold`, decided by the mask alone at the client (scores are far from the threshold)."""
+    from ..lowering import Value
+
+    name = f"{mask.name}.kept"
+    if not any(step.name == name for step in lowering.steps):
+        lowering.steps.append(Step(name=name, target="aten.gt.Scalar", args=[{"ref": mask.name}, threshold / 2]))
+    assert mask.value is not None
+    return Value("client", mask.value > threshold / 2, ref=name)
+
+
+def _bounded(lowering: Any, value: Any) -> Any:
+    """An additive mask of minus infinity (or the type's minimum) enters fixed point as a large finite number."""
+    from ..lowering import Value
+
+    limit = 4 * MASKED
+    if not _is(value, "client") or not isinstance(value.value, Tensor) or not value.value.is_floating_point():
+        return value
+    if not bool((value.value < limit).any()) and not lowering.looks_like_mask(value):
+        return value
+    name = f"{value.ref}.bounded"
+    if not any(step.name == name for step in lowering.steps):
+        lowering.steps.append(Step(name=name, target="aten.clamp.default", args=[{"ref": value.ref}, limit]))
+    return Value("client", value.value.clamp(min=limit), ref=name)
+
+
+@rule("where")
+def where(lowering: Any, condition: Any, x: Any, y: Any) -> Node:
+    b = lowering.builder
+    bit, left, right = lowering.as_node(condition), lowering.as_node(x), lowering.as_node(y)
+    if _is(condition, "client") and left.op == "add" and any(a.op == "client" for a in left.args):
+        # where(scores + mask is kept, scores + mask, 0): the mask adds nothing where it keeps
+        left = next(a for a in left.args if a.op != "client")
+    return b.where(bit, left, right)
+
+
+@rule("masked_fill")
+def masked_fill(lowering: Any, x: Any, mask: Any, value: Any) -> Node:
+    node = lowering.as_node(value)
+    if float(node.value.reshape(-1)[0]) < 4 * MASKED:  # type: ignore[union-attr]
+        node = lowering.builder.constant(4 * MASKED)
+    b = lowering.builder
+    return b.where(lowering.as_node(mask), node, lowering.as_node(x))
+
+
+@rule("bitwise_not", "logical_not")
+def complement(lowering: Any, x: Any) -> Node:
+    return lowering.builder.complement(lowering.as_node(x))

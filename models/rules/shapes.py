@@ -1,0 +1,181 @@
+"""Rearrangements and reductions: local on shares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..graph import Node
+from . import rule
+
+
+@rule(
+    "contiguous", "clone", "alias", "detach", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy", "lift_fresh",
+    "feature_dropout", "native_dropout",
+)  # fmt: skip
+def same(lowering: Any, x: Any, *options: Any, **named: Any) -> Node:
+    """Copies, and conversions between real types (a comparison's result is 0 or 1 already)."""
+    return lowering.as_node(x)
+
+
+@rule("view", "reshape", "_unsafe_view")
+def view(lowering: Any, x: Any, shape: Any) -> Node:
+    return lowering.builder.reshape(lowering.as_node(x), tuple(shape))
+
+
+@rule("flatten")
+def flatten(lowering: Any, x: Any, start: int = 0, end: int = -1) -> Node:
+    node = lowering.as_node(x)
+    shape = torch.empty(node.shape, device="meta").flatten(start, end).shape
+    return lowering.builder.reshape(node, tuple(shape))
+
+
+@rule("unflatten")
+def unflatten(lowering: Any, x: Any, dim: int, sizes: Any) -> Node:
+    node = lowering.as_node(x)
+    shape = torch.empty(node.shape, device="meta").unflatten(dim, tuple(sizes)).shape
+    return lowering.builder.reshape(node, tuple(shape))
+
+
+@rule("permute")
+def permute(lowering: Any, x: Any, dims: Any) -> Node:
+    return lowering.builder.permute(lowering.as_node(x), list(dims))
+
+
+@rule("transpose")
+def transpose(lowering: Any, x: Any, a: int, b: int) -> Node:
+    return lowering.builder.transpose(lowering.as_node(x), a, b)
+
+
+@rule("t", "numpy_T", "mT")
+def t(lowering: Any, x: Any) -> Node:
+    return lowering.builder.transpose(lowering.as_node(x), -1, -2)
+
+
+@rule("unsqueeze")
+def unsqueeze(lowering: Any, x: Any, dim: int) -> Node:
+    node = lowering.as_node(x)
+    dim %= len(node.shape) + 1
+    return lowering.builder.reshape(node, (*node.shape[:dim], 1, *node.shape[dim:]))
+
+
+@rule("squeeze")
+def squeeze(lowering: Any, x: Any, dim: Any = None) -> Node:
+    node = lowering.as_node(x)
+    empty = torch.empty(node.shape, device="meta")
+    return lowering.builder.reshape(node, tuple((empty.squeeze() if dim is None else empty.squeeze(dim)).shape))
+
+
+@rule("expand", "expand_as")
+def expand(lowering: Any, x: Any, shape: Any, **named: Any) -> Node:
+    return lowering.builder.expand(lowering.as_node(x), tuple(getattr(shape, "shape", shape)))
+
+
+@rule("repeat_interleave")
+def repeat_interleave(lowering: Any, x: Any, repeats: int, dim: int = 0, **named: Any) -> Node:
+    node = lowering.as_node(x)
+    indices = [i for i in range(node.shape[dim]) for _ in range(repeats)]
+    return lowering.builder.index(node, dim, indices)
+
+
+@rule("slice")
+def slice_(lowering: Any, x: Any, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Node:
+    node = lowering.as_node(x)
+    return lowering.builder.slice(node, dim, start or 0, node.shape[dim] if stop is None else stop, step)
+
+
+@rule("select")
+def select(lowering: Any, x: Any, dim: int, index: Any) -> Node:
+    return lowering.builder.select(lowering.as_node(x), dim, int(getattr(index, "value", index)))
+
+
+@rule("index_select")
+def index_select(lowering: Any, x: Any, dim: int, indices: Any) -> Node:
+    return lowering.builder.index(lowering.as_node(x), dim, _public_indices(lowering, indices))
+
+
+@rule("index")
+def index(lowering: Any, x: Any, indices: Any) -> Node:
+    """x[:, i] and the like: one public index vector; or one row per batch element, as in x[arange, lengths]."""
+    used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
+    if len(used) == 1:
+        dim, wanted = used[0]
+        return lowering.builder.index(lowering.as_node(x), dim, _public_indices(lowering, wanted))
+    return _rows(lowering, lowering.as_node(x), used)
+
+
+def _rows(lowering: Any, node: Node, used: list[tuple[int, Any]]) -> Node:
+    """x[i, j] with public i, j over the first two dimensions."""
+    if [dim for dim, _ in used] != [0, 1]:
+        raise lowering.fail("indexing by several vectors has a rule for the first two dimensions only")
+    rows, columns = (torch.as_tensor(_public_indices(lowering, i)) for _, i in used)
+    rows, columns = torch.broadcast_tensors(rows, columns)
+    flat = (rows % node.shape[0]) * node.shape[1] + columns % node.shape[1]
+    b = lowering.builder
+    return b.index(b.reshape(node, (node.shape[0] * node.shape[1], *node.shape[2:])), 0, flat.tolist())
+
+
+def _public_indices(lowering: Any, indices: Any) -> list[int]:
+    if indices.owner != "public":
+        raise lowering.fail(
+            f"indexing a secret by a value of the {indices.owner}; multiply by a one-hot mask and sum instead"
+        )
+    value = indices.value
+    if value.dim() != 1:
+        raise lowering.fail(f"indexing by a tensor of {value.dim()} dimensions; use a vector")
+    return value.nonzero().flatten().tolist() if value.dtype == torch.bool else value.tolist()
+
+
+@rule("cat", "concat")
+def concat(lowering: Any, xs: Any, dim: int = 0) -> Node:
+    return lowering.builder.concat([lowering.as_node(x) for x in xs], dim)
+
+
+@rule("stack")
+def stack(lowering: Any, xs: Any, dim: int = 0) -> Node:
+    return lowering.builder.concat([unsqueeze(lowering, x, dim) for x in xs], dim)
+
+
+@rule("split", "split_with_sizes", "chunk")
+def split(lowering: Any, x: Any, sizes: Any, dim: int = 0) -> list[Node]:
+    node = lowering.as_node(x)
+    total = node.shape[dim]
+    parts = list(sizes) if isinstance(sizes, list | tuple) else [min(sizes, total - i) for i in range(0, total, sizes)]
+    ends = [sum(parts[: i + 1]) for i in range(len(parts))]
+    return [lowering.builder.slice(node, dim, e - n, e) for e, n in zip(ends, parts, strict=True)]
+
+
+@rule("unbind")
+def unbind(lowering: Any, x: Any, dim: int = 0) -> list[Node]:
+    node = lowering.as_node(x)
+    return [lowering.builder.select(node, dim, i) for i in range(node.shape[dim])]
+
+
+@rule("sum")
+def total(lowering: Any, x: Any, dims: Any = None, keepdim: bool = False, **named: Any) -> Node:
+    node = lowering.as_node(x)
+    return lowering.builder.sum(node, _dims(node, dims), keepdim)
+
+
+@rule("mean")
+def mean(lowering: Any, x: Any, dims: Any = None, keepdim: bool = False, **named: Any) -> Node:
+    node = lowering.as_node(x)
+    found = _dims(node, dims)
+    count = math.prod(node.shape[d] for d in found)
+    return lowering.builder.scale(lowering.builder.sum(node, found, keepdim), 1.0 / count)
+
+
+@rule("amax")
+def amax(lowering: Any, x: Any, dims: Any = (), keepdim: bool = False) -> Node:
+    node = lowering.as_node(x)
+    for dim in sorted(_dims(node, dims), reverse=True):
+        node = lowering.builder.maximum(node, dim, keepdim)
+    return node
+
+
+def _dims(node: Node, dims: Any) -> list[int]:
+    if dims is None or (isinstance(dims, list | tuple) and not dims):
+        return list(range(len(node.shape)))
+    return [dims] if isinstance(dims, int) else list(dims)

@@ -1,0 +1,317 @@
+"""Development certificates: one CA, one certificate for each role, and TLS contexts made from them.
+
+Good enough for real use between parties that trust whoever ran this; a company with its own CA only has to put the
+URI `blindformer:role:<role>` in the subject alternative names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ..protocols.errors import BlindformerError
+from .tls import ROLE_URI
+
+ROLES = ("server", "client", "dealer")
+HOSTS = ("localhost", "127.0.0.1", "::1")
+CLOCK_SKEW = datetime.timedelta(hours=1)  # certificates are good from an hour ago, for machines whose clocks differ
+
+# A client only dials and a dealer only listens. OpenSSL holds a certificate to this before we look at its role.
+_USAGES = {"client": [ExtendedKeyUsageOID.CLIENT_AUTH], "dealer": [ExtendedKeyUsageOID.SERVER_AUTH]}
+_BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+class CertificateError(BlindformerError):
+    """A certificate or key of this side is missing, expired, of another role, or not from this CA."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """One row of `describe`."""
+
+    role: str
+    file: Path
+    hosts: tuple[str, ...]
+    expires: datetime.datetime
+
+    @property
+    def expired(self) -> bool:
+        return self.expires <= _now()
+
+
+@dataclass(frozen=True)
+class _Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def make_certificates(
+    folder: str | Path,
+    roles: Sequence[str] = ROLES,
+    days: float = 30,
+    hosts: Sequence[str] = HOSTS,
+    *,
+    keep_ca_key: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Write `ca.pem`, and `<role>.pem` with `<role>.key` for each role; return the files written.
+
+    The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
+
+    Errors: `CertificateError` if a file is already there and `force` is not set, or a role is no plain word.
+    """
+    folder = Path(folder)
+    names = ["ca.pem", *(["ca.key"] if keep_ca_key else [])]
+    for role in roles:
+        _check_word(role)
+        names += [f"{role}.pem", f"{role}.key"]
+    if not force:
+        _refuse_overwriting(folder, names)
+    authority = _make_authority(max(days, 1))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(folder / "ca.pem", _pem(authority.certificate))
+    if keep_ca_key:
+        _write(folder / "ca.key", _key_pem(authority.key), mode=0o600)
+    else:
+        (folder / "ca.key").unlink(missing_ok=True)  # with force: the key of the CA that is no more
+    for role in roles:
+        _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
+    return [folder / name for name in names]
+
+
+def add_certificate(
+    folder: str | Path,
+    role: str,
+    days: float = 30,
+    hosts: Sequence[str] = HOSTS,
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Add a certificate of the CA in `folder`, as `<name>.pem` and `<name>.key` (`name` is the role if not given).
+
+    Errors: `CertificateError` if the CA's key was not kept, or a file is there and `force` is not set.
+    """
+    folder = Path(folder)
+    name = name or role
+    _check_word(role)
+    _check_word(name)
+    if not force:
+        _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
+    if not (folder / "ca.key").is_file():
+        raise CertificateError(f"{folder / 'ca.key'} is missing; make the certificates again with keep_ca_key")
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    authority = _Authority(_load(folder / "ca.pem"), key)
+    _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
+    return [folder / f"{name}.pem", folder / f"{name}.key"]
+
+
+def describe(folder: str | Path) -> list[Described]:
+    """What lies in `folder`, one row for each certificate, the CA first.
+
+    Errors: `CertificateError` if there is no CA.
+    """
+    folder = Path(folder)
+    rows = [Described("ca", folder / "ca.pem", (), _load(folder / "ca.pem").not_valid_after_utc)]
+    for file in sorted(folder.glob("*.pem")):
+        if file.name != "ca.pem":
+            certificate = _load(file)
+            role = _role_in(certificate) or "none"
+            rows.append(Described(role, file, _hosts_in(certificate), certificate.not_valid_after_utc))
+    return rows
+
+
+def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
+    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA.
+
+    Errors: `CertificateError`, as for `client_context`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # a session resumed is a certificate not checked
+    return _fill_context(context, Path(folder), role, name or role)
+
+
+def client_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
+    """The context of a side that dials: TLS 1.3, the peer's certificate must be of this CA and name the host dialled.
+
+    Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, or its key is open
+    to other users of this machine.
+    """
+    return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), Path(folder), role, name or role)
+
+
+def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
+    _check_word(name)
+    authority, file, key = folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key"
+    certificate = _load(file)
+    found = _role_in(certificate)
+    if found != role:
+        raise CertificateError(f"{file} is the certificate of {found or 'no role'}, not of {role}; name the right file")
+    if certificate.not_valid_after_utc <= _now():
+        raise CertificateError(f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make new certificates")
+    try:
+        certificate.verify_directly_issued_by(_load(authority))
+    except (InvalidSignature, ValueError, TypeError):
+        raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder") from None
+    if not key.is_file():
+        raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
+    if os.name == "posix" and key.stat().st_mode & 0o077:
+        raise CertificateError(f"{key} can be read by other users; run: chmod 600 {key}")
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority)
+    try:
+        context.load_cert_chain(file, key)
+    except ssl.SSLError:
+        raise CertificateError(f"{key} does not belong to {file}; copy both from one folder") from None
+    return context
+
+
+def _make_authority(days: float) -> _Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    # Two CAs must never share a name, or a peer of another CA is told "bad signature" instead of "another CA".
+    name = f"Blindformer development CA {x509.random_serial_number():x}"[:64]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = _key_usage(signs_certificates=True)
+    builder = (
+        _builder(subject, subject, key, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    return _Authority(builder.sign(key, hashes.SHA256()), key)
+
+
+def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: _Authority) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blindformer {name}"[:64])])
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(ROLE_URI + role)]
+    names += [_general_name(host) for host in hosts]
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    builder = (
+        _builder(subject, authority.certificate.subject, key, days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(_USAGES.get(role, _BOTH)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(identifier, critical=False)
+    )
+    _write(folder / f"{name}.pem", _pem(builder.sign(authority.key, hashes.SHA256())))
+    _write(folder / f"{name}.key", _key_pem(key), mode=0o600)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+) -> x509.CertificateBuilder:
+    until = _now() + datetime.timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(_now(), until) - CLOCK_SKEW)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _names_in(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _role_in(certificate: x509.Certificate) -> str | None:
+    names = _names_in(certificate)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
+    roles = [uri.removeprefix(ROLE_URI) for uri in uris if uri.startswith(ROLE_URI)]
+    return roles[0] if len(roles) == 1 else None
+
+
+def _hosts_in(certificate: x509.Certificate) -> tuple[str, ...]:
+    names = _names_in(certificate)
+    if names is None:
+        return ()
+    addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
+    return (*names.get_values_for_type(x509.DNSName), *addresses)
+
+
+def _load(file: Path) -> x509.Certificate:
+    if not file.is_file():
+        raise CertificateError(f"{file} is missing; make certificates with `blindformer certs`, or name their folder")
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except ValueError:
+        raise CertificateError(f"{file} is not a certificate in PEM form; make certificates again") from None
+
+
+def _check_word(word: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", word) or word == "ca":
+        raise CertificateError(f"{word!r} cannot name a party; use a short lower-case word such as server")
+
+
+def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (folder / name).exists():
+            raise CertificateError(f"{folder / name} is already there; choose another folder, or force it")
+
+
+def _write(file: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file that is never, not even for a moment, more open or less complete than it should be."""
+    part = file.with_name(file.name + ".part")
+    with contextlib.suppress(FileNotFoundError):
+        part.unlink()
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    part.replace(file)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,369 @@
+"""Approximated models: close to the originals, exportable, trainable, and restored to the last bit."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blindformer.approximations import (
+    CalibrationError,
+    Plan,
+    PlanError,
+    approximate,
+    calibrate,
+    check,
+    out_of_range,
+    plan_of,
+    quantise,
+    restore,
+)
+from torch import nn
+
+NAMES = ["bert", "roberta", "distilbert", "electra", "gpt2", "llama", "vit"]
+FORBIDDEN = ("softmax", "gelu", "silu", "norm.", "exp.", "tanh", "sigmoid", "rsqrt", "sqrt", "reciprocal", "scaled_dot")
+
+
+def run(model, inputs):
+    with torch.no_grad():
+        return model(**inputs)[0]
+
+
+def kept(output, inputs):
+    """The rows of tokens that are no padding."""
+    return output if "attention_mask" not in inputs else output[inputs["attention_mask"].bool()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_faithful_is_close_and_restore_is_exact(build, name, attention):
+    model, inputs = build(name, attention)
+    keys = list(model.state_dict())
+    before = run(model, inputs)
+    plan = calibrate(model, [inputs], "faithful")
+    assert torch.equal(run(model, inputs), before)  # calibration leaves no trace
+    approximate(model, plan)
+    after = run(model, inputs)
+    difference = kept(after - before, inputs).abs().max() / kept(before, inputs).abs().max()
+    assert 0 < difference < 0.01
+    assert list(model.state_dict()) == keys
+    check(model, [inputs], plan)
+    restore(model)
+    assert torch.equal(run(model, inputs), before)
+    assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("attention", "preset"), [("sdpa", "faithful"), ("eager", "faithful"), ("sdpa", "fast")])
+def test_exported_graph_holds_only_primitives(build, name, attention, preset):
+    model, inputs = build(name, attention)
+    approximate(model, calibrate(model, [inputs], preset))
+    exported = torch.export.export(model, (), inputs, strict=False)
+    targets = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
+    assert "blindformer.polynomial.default" in targets
+    assert not [t for t in targets if any(word in t for word in FORBIDDEN)]
+    for node in exported.graph.nodes:
+        if "aten.div" in str(node.target):
+            assert not isinstance(node.args[1], torch.fx.Node)
+    assert torch.allclose(exported.module()(**inputs)[0], run(model, inputs), atol=1e-5)
+    stacks = [list(n.meta["nn_module_stack"].values()) for n in exported.graph.nodes if "nn_module_stack" in n.meta]
+    assert any("layer" in s[-1][0] or s[-1][0].startswith(("h.", "transformer.h.")) for s in stacks)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_both_attention_paths_agree(build, attention):
+    model, inputs = build("bert", "sdpa")
+    other, _ = build("bert", attention)
+    plan = calibrate(model, [inputs], "fast")
+    first, second = run(approximate(model, plan), inputs), run(approximate(other, plan), inputs)
+    assert torch.allclose(kept(first, inputs), kept(second, inputs), atol=2e-4)
+
+
+def test_training_step_reaches_every_parameter(build):
+    model, inputs = build("bert")
+    model.set_attn_implementation("sdpa")
+    approximate(model, calibrate(model, [inputs], "fast")).train()
+    output = model(**inputs)
+    (output[0].square().mean() + output[1].square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        if "position_embeddings" not in name and "key.bias" not in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_save_and_copy(build, tmp_path):
+    model, inputs = build("bert")
+    plain = tmp_path / "plain"
+    model.save_pretrained(plain)
+    plan = calibrate(model, [inputs], "faithful")
+    approximate(model, plan)
+    model.save_pretrained(tmp_path / "approximated")
+    assert (tmp_path / "approximated/model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    assert (tmp_path / "approximated/config.json").read_text() == (plain / "config.json").read_text()
+    twin = copy.deepcopy(model)
+    expected = run(model, inputs)
+    assert torch.equal(run(twin, inputs), expected)
+    with torch.no_grad():
+        twin.embeddings.word_embeddings.weight.mul_(2)
+    restore(twin)
+    assert torch.equal(run(model, inputs), expected)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(run(loaded, inputs), expected)
+    assert plan_of(model) is plan
+    assert plan_of(twin) is None
+
+
+def test_hidden_states_for_distillation(build):
+    model, inputs = build("bert")
+    approximate(model, calibrate(model, [inputs], "faithful"))
+    expected = run(model, inputs)
+    output = model(**inputs, output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    assert torch.equal(output.hidden_states[-1], expected)
+    assert output.hidden_states[1].grad_fn is not None
+
+
+def test_gradient_checkpointing_recomputes_with_the_plan(build):
+    model, inputs = build("bert")
+    approximate(model, calibrate(model, [inputs], "fast")).train()
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    weight = model.encoder.layer[0].intermediate.dense.weight
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        weight.grad = None
+        model(**inputs)[0].square().mean().backward()
+        gradients.append(weight.grad.clone())
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_signature_is_the_class_s_own(build):
+    model, _ = build("bert")
+    before = inspect.signature(model.forward)
+    assert inspect.signature(approximate(model, "faithful").forward) == before
+
+
+def test_approximating_again_replaces_the_plan(build):
+    model, inputs = build("bert")
+    exact = run(model, inputs)
+    assert approximate(model, "fast") is model
+    fast = run(model, inputs)
+    approximate(model, "exact")
+    assert torch.equal(run(model, inputs), exact)
+    assert not torch.equal(fast, exact)
+
+
+def test_parts_of_approximated_models_are_refused(build):
+    model, _ = build("bert")
+    approximate(model.encoder, "faithful")
+    with pytest.raises(PlanError, match=r"restore\(part\)"):
+        approximate(model, "faithful")
+    restore(model.encoder)
+    approximate(model, "faithful")
+    with pytest.raises(PlanError, match="'encoder'"):
+        restore(model.encoder)
+
+
+class Failing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.error: BaseException | None = None
+
+    def forward(self, x):
+        x = F.gelu(self.inner(x))
+        if self.error is not None:
+            raise self.error
+        return F.gelu(x)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_nothing_leaks_after_an_exception(error):
+    model, x = Failing(), torch.randn(2, 4)
+    approximate(model, "fast")
+    model.error = error
+    with pytest.raises(type(error)):
+        model(x)
+    assert torch.equal(F.gelu(x), torch.ops.aten.gelu(x))
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError):
+            torch.export.export(model, (), {"x": x}, strict=False)
+        assert torch.equal(F.gelu(x), torch.ops.aten.gelu(x))
+    model.error = None
+    assert not torch.equal(model(x), restore(model)(x))
+
+
+def test_overrides_by_module_path(build):
+    model, inputs = build("bert")
+    plan = Plan(gelu="quad", overrides={"encoder.layer.1.*": {"gelu": "exact"}}, softmax="exact", layer_norm="exact")
+    seen = calibrate(model, [inputs], plan)
+    assert "encoder.layer.0.intermediate.intermediate_act_fn/gelu" in seen.ranges
+    mixed = run(
+        approximate(model, plan.replace(overrides={"encoder.layer.*": {"gelu": "exact"}}, tanh="exact")), inputs
+    )
+    assert torch.equal(mixed, run(restore(model), inputs))
+
+
+def test_sites_count_calls_in_one_module():
+    model = Failing()
+    plan = calibrate(model, [{"x": torch.randn(8, 4)}], Plan(gelu="piecewise"))
+    assert set(plan.ranges) == {"/gelu", "/gelu/2"}
+
+
+def test_calibrated_plan_survives_json_and_gives_the_same_numbers(build, tmp_path):
+    model, inputs = build("bert")
+    plan = calibrate(model, [inputs], "faithful")
+    plan.save(tmp_path)
+    expected = run(approximate(model, plan), inputs)
+    assert torch.equal(run(approximate(model, Plan.load(tmp_path)), inputs), expected)
+
+
+def test_a_fit_of_another_approximation_is_refused(build):
+    model, inputs = build("bert")
+    plan = calibrate(model, [inputs], "faithful")
+    approximate(model, plan.replace(softmax="2quad"))
+    with pytest.raises(PlanError, match="calibrate the plan again"):
+        run(model, inputs)
+
+
+def test_check_names_the_sites_that_left_their_range(build):
+    model, inputs = build("bert")
+    plan = calibrate(model, [inputs], "faithful")
+    with torch.no_grad():
+        model.encoder.layer[0].intermediate.dense.weight.mul_(20)
+    site = "encoder.layer.0.intermediate.intermediate_act_fn/gelu"
+    assert site in out_of_range(model, [inputs], plan)
+    with pytest.raises(CalibrationError, match="outside the calibrated range"):
+        check(model, [inputs], plan)
+    assert plan_of(model) is None
+
+
+def test_nan_is_named_and_leaves_the_model_alone(build):
+    model, inputs = build("bert")
+    with torch.no_grad():
+        model.encoder.layer[1].intermediate.dense.bias[3] = float("nan")
+    model.train()
+    with pytest.raises(CalibrationError, match=r"encoder\.layer\.1\.intermediate.*NaN"):
+        calibrate(model, [inputs])
+    assert plan_of(model) is None
+    assert model.training
+    with pytest.raises(CalibrationError, match="no batches"):
+        calibrate(model, [])
+
+
+def test_progress(build):
+    model, inputs = build("bert")
+    seen = []
+    calibrate(model, [inputs, inputs], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_eight_bit_linears_compute_with_quantised_weights():
+    model, x = nn.Linear(6, 5), torch.randn(3, 6)
+    integers, exponents = quantise(model.weight, 8)
+    weight = integers * torch.exp2(exponents.float())
+    expected = F.linear(x, weight, model.bias)
+    assert torch.equal(approximate(model, Plan(linear_bits=8))(x), expected)
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "bias", "causal"])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_attention_against_torch(mask, heads):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 6, 8, generator=generator)
+    key, value = (torch.randn(2, heads, 6, 8, generator=generator) for _ in range(2))
+    hidden = torch.tensor([True] * 4 + [False] * 2).view(1, 1, 1, 6)
+    masks = {
+        "bool": hidden,
+        "float": torch.where(hidden, 0.0, torch.finfo(torch.float32).min),
+        "bias": torch.where(hidden, torch.randn(1, 4, 6, 6, generator=generator), -float("inf")),
+    }
+
+    class Attention(nn.Module):
+        def forward(self, query, key, value, attn_mask):
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, is_causal=mask == "causal", enable_gqa=heads == 2
+            )
+
+    model = Attention()
+    batch = {"query": query, "key": key, "value": value, "attn_mask": masks.get(mask)}
+    exact = model(**batch)
+    plan = calibrate(model, [batch])
+    assert (approximate(model, plan)(**batch) - exact).abs().max() < 1e-3
+
+
+class Functions(nn.Module):
+    def forward(self, x):
+        return (
+            torch.softmax(x, 1),
+            x.softmax(-1, dtype=torch.float64),
+            F.softmax(x, dim=0),
+            F.silu(x),
+            x.tanh() + torch.tanh(x),
+            torch.sigmoid(x) + x.sigmoid(),
+            torch.rsqrt(x.square() + 1),
+            (x.square() + 1).reciprocal(),
+            F.rms_norm(x, (5,)),
+            F.layer_norm(x, (4, 5)),
+        )
+
+
+def test_every_function_is_answered():
+    model, x = Functions(), torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2
+    exact = model(x)
+    plan = calibrate(model, [{"x": x}])
+    results = approximate(model, plan)(x)
+    for result, wanted in zip(results, exact, strict=True):
+        assert result.dtype == wanted.dtype
+        difference = (result - wanted).abs().max()
+        assert 0 < difference < 5e-3
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "quick_gelu", "silu"])
+def test_composite_activations(name):
+    from transformers.activations import ACT2FN
+
+    model, x = nn.Sequential(ACT2FN[name]), torch.linspace(-12, 12, 999)
+    exact = model(x)
+    plan = calibrate(model, [{"input": x}])
+    assert set(plan.ranges) == {"0/silu" if name in ("quick_gelu", "silu") else "0/gelu"}
+    assert 0 < (approximate(model, plan)(x) - exact).abs().max() < 4e-3
+    assert torch.equal(approximate(model, "exact")(x), exact)
+
+
+SENTENCES = [
+    "I forgot my login", "How do I reset my password?", "The weather is lovely today.", "It is raining cats and dogs",
+    "He plays the violin in an orchestra.", "A man is eating food.", "Stocks fell sharply.", "The cat sat on the mat.",
+    "The bank raised its interest rates again, surprising most analysts.", "Quantum computers use qubits.",
+    "My order has not arrived yet, where is it?", "Paris is the capital of France.", "I love it",
+    "Please cancel my subscription immediately!", "What time does the museum open on Sundays?",
+    "The patient was given antibiotics after surgery.",
+]  # fmt: skip
+
+
+def embed(model, inputs):
+    hidden, keep = run(model, inputs), inputs["attention_mask"].unsqueeze(-1)
+    return F.normalize((hidden * keep).sum(1) / keep.sum(1), dim=-1)
+
+
+@pytest.mark.parametrize(("pieces", "cosine", "largest"), [(1, 0.9999, 0.003), (2, 0.999999, 0.0003)])
+def test_sentence_embeddings_of_a_real_model(minilm, record_property, pieces, cosine, largest):
+    model, encode = minilm
+    inputs = encode(SENTENCES)
+    exact = embed(model, inputs)
+    plan = calibrate(model, [inputs], Plan(gelu={"name": "piecewise", "options": {"pieces": pieces}}))
+    private = embed(approximate(model, plan), inputs)
+    restore(model)
+    error = (private - exact).abs().max().item()
+    record_property("largest element error", error)
+    assert F.cosine_similarity(private, exact).min() > cosine
+    assert error < largest

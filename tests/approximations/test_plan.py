@@ -1,0 +1,112 @@
+"""Plans: choices by glob, JSON, and one clear line for everything that does not exist."""
+
+import json
+
+import pytest
+from blindformer import approximations
+from blindformer.approximations import Choice, Plan, PlanError, approximation, choices, find
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_names_are_sorted_and_exist():
+    assert approximations.__all__ == sorted(approximations.__all__)
+    assert all(hasattr(approximations, name) for name in approximations.__all__)
+
+
+def test_round_trip(tmp_path):
+    plan = Plan(
+        name="mine",
+        gelu=Choice(name="piecewise", options={"pieces": 2}),
+        softmax="2quad",
+        linear_bits=8,
+        overrides={"encoder.layer.0.*": {"gelu": "exact"}},
+        ranges={"a/gelu": (-1.0, 2.0)},
+        fits={"a/gelu": {"cuts": [3.0], "inner": [1.0, 2.0]}, "a/softmax/denominator": {"exponent": 3.0}},
+    )
+    file = plan.save(tmp_path)
+    assert file.name == "plan.json"
+    again = Plan.load(tmp_path)
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+    assert again.content_hash() == plan.content_hash() == Plan.load(file).content_hash()
+    assert plan.replace(linear_bits=9).content_hash() != plan.content_hash()
+
+
+@given(st.dictionaries(st.text(max_size=8), st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), max_size=4))
+def test_ranges_survive_json(ranges):
+    plan = Plan(ranges=ranges)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_last_matching_glob_wins():
+    plan = Plan(
+        gelu="quad",
+        overrides={
+            "encoder.*": {"gelu": "bolt", "softmax": "2relu"},
+            "encoder.layer.1.*": {"gelu": "exact"},
+        },
+    )
+    assert plan.choice("gelu", "decoder.act").name == "quad"
+    assert plan.choice("gelu", "encoder.layer.0.act").name == "bolt"
+    assert plan.choice("gelu", "encoder.layer.1.act").name == "exact"
+    assert plan.choice("softmax", "encoder.layer.1.attention").name == "2relu"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Plan(gellu="quad"), ["unknown key 'gellu'", "gelu"]),
+        (lambda: Plan(gelu={"name": "quad", "optoins": {}}), ["gelu.optoins", "options"]),
+        (lambda: Plan(gelu="nope"), ["'nope'", "piecewise", "quad"]),
+        (lambda: Plan(gelu=Choice(name="piecewise", options={"degre": 3})), ["'degre'", "degree, pieces"]),
+        (lambda: Plan(overrides={"*": {"gelu": "nope"}}), ["'nope'", "piecewise"]),
+        (lambda: Plan(overrides={"*": {"nope": "quad"}}), ["unknown kind 'nope'", "softmax"]),
+        (lambda: Plan(linear_bits=4), ["linear_bits", "8"]),
+        (lambda: Plan(margin=0.5), ["margin"]),
+        (lambda: Plan.preset("quick"), ["'quick'", "faithful", "fast"]),
+        (lambda: find("gelu", "nope"), ["'nope'", "nexus"]),
+        (lambda: find("nope", "quad"), ["'nope'", "softmax"]),
+        (lambda: Plan.from_json("{"), ["plan.json", "JSON"]),
+        (lambda: Plan.from_json("[]"), ["plan.json", "object"]),
+        (lambda: Plan.from_json('{"gelu": "nope"}', "here.json"), ["here.json", "'nope'"]),
+        (lambda: Plan.load("/nowhere/plan.json"), ["/nowhere/plan.json"]),
+        (lambda: approximation("gelu", "quad")(print), ["twice"]),
+        (lambda: approximation("nope", "quad")(print), ["unknown kind"]),
+    ],
+)
+def test_errors_are_one_line_and_name_what_exists(make, words):
+    with pytest.raises(PlanError) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_every_kind_has_exact_and_metadata_is_complete():
+    kinds = {a.kind for a in choices()}
+    for kind in kinds:
+        assert find(kind, "exact").function is None
+    for a in choices():
+        assert a.name == "exact" or a.source
+    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit"}
+
+
+def test_presets():
+    assert not Plan.preset("faithful").needs_distillation()
+    assert Plan.preset("fast").needs_distillation()
+    assert Plan.preset("fast").linear_bits == 8
+    assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
+
+
+def test_describe_has_a_row_for_everything():
+    plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="piecewise", options={"pieces": 2})}})
+    rows = {what: (choice, remark) for what, choice, remark in plan.describe()}
+    assert rows["gelu"] == ("piecewise", "error 0.003, 2 comparisons")
+    assert rows["gelu in encoder.*"][0] == "piecewise (pieces=2)"
+    assert rows["linear weights"][0] == "16 bits"
+
+
+def test_a_plan_is_json_a_person_can_write():
+    assert Plan.from_json(json.dumps({"gelu": "bolt", "margin": 3})).margin == 3.0

@@ -1,0 +1,82 @@
+"""Pairs of connected channels, one fixture for every transport."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from blindformer.parties.certificates import client_context, make_certificates, server_context
+from blindformer.parties.memory import memory_pair
+from blindformer.parties.tls import dial, listen
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder, keep_ca_key=True)
+    return folder
+
+
+@pytest.fixture
+def aside():
+    """Run a function in another thread: `aside(f, *args)` gives its Future."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool.submit
+
+
+def connect(kind: str, folder: Path, timeout: float):
+    """(server's channel, client's channel)."""
+    if kind == "memory":
+        return memory_pair("server", "client", timeout)
+    plain = kind == "plain"
+    with listen(
+        "127.0.0.1", 0, None if plain else server_context(folder, "server"), insecure=plain, timeout=timeout
+    ) as listener:
+        accepted: Future = Future()
+
+        def accept() -> None:
+            try:
+                accepted.set_result(listener.accept(10, {"client"}))
+            except BaseException as error:
+                accepted.set_exception(error)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        context = None if plain else client_context(folder, "client")
+        client = dial(*listener.address, context, "server", insecure=plain, timeout=timeout)
+        thread.join()
+        return accepted.result(), client
+
+
+@pytest.fixture(params=["memory", "plain", "tls"])
+def make_pair(request, certificates):
+    """`make_pair(timeout=...)` gives (server's channel, client's channel) over each transport."""
+    opened = []
+
+    def make(timeout: float = 20):
+        pair = connect(request.param, certificates, timeout)
+        opened.extend(pair)
+        return pair
+
+    make.kind = request.param
+    yield make
+    for channel in opened:
+        channel.close()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def make_stream_pair(request, certificates):
+    """As `make_pair`, without the memory channel."""
+    opened = []
+
+    def make(timeout: float = 20):
+        pair = connect(request.param, certificates, timeout)
+        opened.extend(pair)
+        return pair
+
+    make.kind = request.param
+    yield make
+    for channel in opened:
+        channel.close()
