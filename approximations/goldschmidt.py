@@ -57,34 +57,29 @@ def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE) -> Constant
 
 @approximation("reciprocal", "goldschmidt", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
 def reciprocal(x: Tensor, *, exponent: float, start: list[float], offsets: list[float], slopes: list[float]) -> Tensor:
-    """1/x for x in the fitted range; p and q start as polynomials of one opening."""
+    """1/x for x in the fitted range."""
     y = x * 2.0**-exponent
-    return _iterate(y, start, [0.0, *start], offsets, slopes, next_q=lambda a, b: [0.0, a, b]) * 2.0**-exponent
+    first = polynomial(y, start)
+    return _iterate(first, y * first, offsets, slopes, lambda a, b: [0.0, a, b]) * 2.0**-exponent
 
 
 @approximation("rsqrt", "goldschmidt", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
 def rsqrt(x: Tensor, *, exponent: float, start: list[float], offsets: list[float], slopes: list[float]) -> Tensor:
     """1/sqrt(x) for x in the fitted range."""
     y = x * 2.0**-exponent
-    return _iterate(y, start, _cubic(*start), offsets, slopes, next_q=_cubic) * 2.0 ** (-exponent / 2)
+    first = polynomial(y, start)
+    return _iterate(first, (y * first) * first, offsets, slopes, _cubic) * 2.0 ** (-exponent / 2)
 
 
 def _iterate(
-    y: Tensor,
-    start_p: list[float],
-    start_q: list[float],
-    offsets: list[float],
-    slopes: list[float],
-    *,
-    next_q: Callable[[float, float], list[float]],
+    p: Tensor, q: Tensor, offsets: list[float], slopes: list[float], next_q: Callable[[float, float], list[float]]
 ) -> Tensor:
     """The steps p <- p (a + b q), written p <- c p - p q with c = -a/b.
 
-    The factors -b that this leaves out are all put into the start of p, where they cost nothing.
+    The factors -b that this leaves out are put into p once. q starts as a product with the rounded p, and not as a
+    polynomial of its own: an error of p corrects itself only as long as q shows it.
     """
-    gain = math.prod(-b for b in slopes)
-    p = polynomial(y, [gain * c for c in start_p])
-    q = polynomial(y, start_q) if slopes else p
+    p = math.prod(-b for b in slopes) * p
     for i, (a, b) in enumerate(zip(offsets, slopes, strict=True)):
         p = (-a / b) * p - p * q
         if i + 1 < len(slopes):

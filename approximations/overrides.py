@@ -239,7 +239,7 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
     return overrides.softmax(input if dtype is None else input.to(dtype), dim, exact)
 
 
-def _attention(  # noqa: PLR0917
+def _attention(
     overrides: Overrides,
     func: Any,
     query: Tensor,
@@ -258,7 +258,7 @@ def _attention(  # noqa: PLR0917
     )
 
 
-def _layer_norm(  # noqa: PLR0917
+def _layer_norm(
     overrides: Overrides,
     func: Any,
     input: Tensor,
@@ -272,7 +272,7 @@ def _layer_norm(  # noqa: PLR0917
     return overrides.layer_norm(input, tuple(normalized_shape), weight, bias, eps=eps, exactly=exact)
 
 
-def _rms_norm(  # noqa: PLR0917
+def _rms_norm(
     overrides: Overrides,
     func: Any,
     input: Tensor,

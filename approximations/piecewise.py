@@ -51,7 +51,7 @@ def gated(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float]]) -
     u = normalised_square(x, cuts[-1])
     result = x * (1.0 - 0.5 * (upper + lower))
     for bit, piece in zip(bits, pieces, strict=True):
-        result = result + bit * polynomial(u, piece)
+        result = result + bit * polynomial(u, piece, domain=1.0)
     return result
 
 
@@ -61,7 +61,7 @@ def saturating(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float
     u = normalised_square(x, cuts[-1])
     result = 1.0 - upper - lower
     for bit, piece in zip(bits, pieces, strict=True):
-        result = result + (bit * x) * polynomial(u, piece)
+        result = result + (bit * x) * polynomial(u, piece, domain=1.0)
     return result
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @torch.library.custom_op("blindformer::polynomial", mutates_args=())
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+def _polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
     # Half precision cannot hold the powers of an activation, so Horner's rule runs in float32 at least.
     work = x if x.dtype == torch.float64 else x.float()
     result = torch.full_like(work, coefficients[-1])
@@ -26,26 +26,29 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 @_polynomial.register_fake
-def _(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+def _(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
     return torch.empty_like(x)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, ctx.coefficients = inputs
+    x, ctx.coefficients, _ = inputs
     ctx.save_for_backward(x)
 
 
 def _backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
     derivative = [k * c for k, c in enumerate(ctx.coefficients)][1:]
-    return gradient * _polynomial(x, derivative or [0.0]), None
+    return gradient * _polynomial(x, derivative or [0.0]), None, None
 
 
 _polynomial.register_autograd(_backward, setup_context=_setup_context)
 
 
-def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
     """sum_k coefficients[k] x^k, elementwise, by Horner's rule.
+
+    domain: the largest |x| whose result is used (0: every result is). Beyond it the result must meet an exact 0, and
+    fixed point may let it wrap, which leaves more bits for the results that count.
 
     On secrets this is one opening of x whatever the degree; several polynomials of the same x share it. A polynomial
     of degree 1 is written as a product with a constant and a sum, which need no opening at all.
@@ -54,7 +57,7 @@ def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
         raise ValueError("a polynomial needs at least one coefficient")
     if len(coefficients) == 2:
         return x * coefficients[1] + coefficients[0]
-    return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients])
+    return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients], float(domain))
 
 
 def below(x: Tensor, threshold: float) -> Tensor:

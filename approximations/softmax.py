@@ -119,7 +119,8 @@ def exp(
     The bit multiplies before the squarings: garbage from below the cut must not meet a product that is rescaled.
     """
     x = _below_maximum(scores, keep, gap)
-    base = polynomial(x * 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings)), coefficients) * above(x, -cut)
+    shift = 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings))
+    base = polynomial(x * shift, coefficients, domain=cut * shift) * above(x, -cut)
     return _parts(_squared(base, squarings))
 
 

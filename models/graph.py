@@ -27,6 +27,7 @@ class Node:
     path: str = ""
     name: str = ""
     value: Tensor | None = None
+    coarse: bool = False  # only used to find a maximum: few fractional bits do
 
     def key(self) -> tuple[Any, ...]:
         """Equal keys compute equal values."""
@@ -147,6 +148,7 @@ class Builder:
             half = x.shape[dim] // 2
             a, b = self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half)
             difference = self.sub(a, b)
+            difference.coarse = True
             best = self.sub(a, self.mul(self.less(difference, 0.0), difference))
             rest = self.slice(x, dim, 2 * half, x.shape[dim])
             x = self.concat([best, rest], dim) if rest.shape[dim] else best
@@ -159,7 +161,7 @@ class Builder:
             return x
         if x.op == "reshape":
             return self.reshape(x.args[0], shape)
-        return self.node("reshape", x, shape=shape, shape_=list(shape))
+        return self.node("reshape", x, shape=shape, sizes=list(shape))
 
     def permute(self, x: Node, dims: list[int]) -> Node:
         dims = [d % len(x.shape) for d in dims]
@@ -174,7 +176,7 @@ class Builder:
 
     def expand(self, x: Node, shape: tuple[int, ...]) -> Node:
         shape = tuple(torch.empty(x.shape, device="meta").expand(shape).shape)
-        return x if shape == x.shape else self.node("expand", x, shape=shape, shape_=list(shape))
+        return x if shape == x.shape else self.node("expand", x, shape=shape, sizes=list(shape))
 
     def slice(self, x: Node, dim: int, start: int, stop: int, step: int = 1) -> Node:
         dim %= len(x.shape)
@@ -235,6 +237,10 @@ def _broadcast(x: Node, y: Node) -> tuple[int, ...]:
 
 def _covers(x: Node, y: Node) -> bool:
     return _broadcast(x, y) == x.shape
+
+
+def _both_weights(x: Node, y: Node) -> bool:
+    return x.op == y.op == "weight" and x.shape == y.shape
 
 
 def _is_constant(x: Node, number: float) -> bool:

@@ -33,9 +33,12 @@ _COMPUTE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attributes_of(node: Node) -> dict:
-    """The attributes as the tables of operations take them (`shape_` in the graph, where `shape` is the result's)."""
-    return {("shape" if k == "shape_" else k): v for k, v in node.attributes.items()}
+def compute(node: Node, args: list[Tensor]) -> Tensor:
+    """One node's value from its arguments'; a source's own."""
+    if node.op in ("client", "weight", "constant"):
+        assert node.value is not None
+        return node.value.to(torch.float64)
+    return _COMPUTE[node.op](*args, **node.attributes)
 
 
 def run(
@@ -50,12 +53,10 @@ def run(
     values: dict[int, Tensor] = {}
     for node in nodes:
         args = [values[id(arg)] for arg in node.args]
-        if node.op in ("client", "weight", "constant"):
-            source = clients[node.name] if clients is not None and node.op == "client" else node.value
-            assert source is not None
-            value = source.to(torch.float64)
+        if node.op == "client" and clients is not None:
+            value = clients[node.name].to(torch.float64)
         else:
-            value = _COMPUTE[node.op](*args, **attributes_of(node))
+            value = compute(node, args)
         values[id(node)] = value
         if observe:
             observe(node, value, args)

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .graph import Node, order
+from .graph import Builder, Node, order
 from .program import Instruction, ProgramError
 from .ranges import Range
-from .reference import attributes_of
+from .reference import compute
 
+GUARD = 10  # bits of a polynomial's leading coefficient
+COARSE_BITS = 21  # a comparison this wide needs one round less
 SHAPES = {"reshape", "permute", "expand", "slice", "index", "concat", "unfold", "neg"}
 
 
@@ -49,6 +51,7 @@ class Scaled:
     constants: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     clients: dict[str, tuple[Node, int]] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
+    placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
 
 
 class Scaler:
@@ -59,13 +62,15 @@ class Scaler:
         self.result = Scaled()
         self.number: dict[int, int] = {}
         self.scale: dict[int, int] = {}
-        self.at: dict[tuple[int, int], int] = {}  # (instruction, scale) -> the same value at that scale
+        self.at: dict[tuple[int, int], int] = {}  # (instruction, bits up) -> its integers shifted (or rescaled) so
         self.sources: dict[tuple[str, int], int] = {}
+        self.kept: list[Node] = []
+        self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
         nodes = order(outputs)
-        self._find_matrix_operands(nodes)
+        self._find_readers(nodes)
         for node in nodes:
             if node.op not in ("client", "weight", "constant"):
                 handler: Callable[[Node], None] = getattr(self, f"_{node.op}", self._local)
@@ -73,6 +78,7 @@ class Scaler:
         for name, node in zip(names, outputs, strict=True):
             source, scale = self._value(node)
             self.result.outputs[name] = self._emit("reveal", node, [source], scale, to="client")
+        self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
@@ -93,7 +99,6 @@ class Scaler:
 
     def _set(self, node: Node, number: int, scale: int) -> None:
         self.number[id(node)], self.scale[id(node)] = number, scale
-        self.at[number, scale] = number
 
     def _bits(self, node: Node) -> int:
         """Bits before the binary point that the value's magnitude needs."""
@@ -103,12 +108,17 @@ class Scaler:
     def _target(self, node: Node) -> int:
         """Fractional bits a rescaled value keeps."""
         found = self.ranges.get(id(node))
-        fraction = self.precision.fraction
+        fraction, bits = self.precision.fraction, self._bits(node)
         if found is None or found.high == 0:
             return fraction
-        reference = found.low if found.low > found.high * 2.0**-12 else found.high
-        extra = max(0, math.floor(-math.log2(reference)))
-        return fraction + min(extra, 12 if self._bits(node) <= 0 else max(0, 12 - self._bits(node)))
+        if node.coarse:
+            return max(4, min(fraction, COARSE_BITS - bits - self.precision.headroom - 2))
+        if node.shape[-1:] == (1,) and found.low > found.high * 2.0**-12:
+            # A variance or a denominator: what counts is its relative error, at its small end.
+            wanted = fraction - math.floor(math.log2(found.low))
+        else:
+            wanted = fraction - min(0, bits) - max(0, bits - 6)
+        return max(4, min(wanted, fraction + 12, self.precision.room - bits))
 
     def _source(self, node: Node, scale: int) -> int:
         """A source, encoded at the scale that its reader asks for."""
@@ -121,9 +131,7 @@ class Scaler:
                 name += "'"
             assert node.value is not None
             table[name] = (node, scale) if kind == "client" else (node.value, scale)  # type: ignore[assignment]
-            number = self._emit(kind, node, [], scale, name=name)
-            self.at[number, scale] = number
-            self.sources[key] = number
+            self.sources[key] = self._emit(kind, node, [], scale, name=name)
         return self.sources[key]
 
     def _value(self, node: Node) -> tuple[int, int]:
@@ -138,14 +146,15 @@ class Scaler:
         if node.op in ("weight", "constant", "client"):
             return self._source(node, scale)
         number, have = self._value(node)
-        if (number, scale) in self.at:
-            return self.at[number, scale]
-        if have < scale:
-            made = self._emit("shift", node, [number], scale, bits=scale - have)
-        else:
-            made = self._emit("rescale", node, [number], scale, bits=have - scale, width=64)
-        self.at[number, scale] = made
-        return made
+        if have == scale:
+            return number
+        key = (number, scale - have)
+        if key not in self.at:
+            if have < scale:
+                self.at[key] = self._emit("shift", node, [number], scale, bits=scale - have)
+            else:
+                self.at[key] = self._emit("rescale", node, [number], scale, bits=have - scale, width=64)
+        return self.at[key]
 
     def _lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:
         """The value at no more than its target scale: for readers that open it elementwise anyway."""
@@ -160,7 +169,10 @@ class Scaler:
     def _fits(self, node: Node, scale: int) -> bool:
         return scale + self._bits(node) <= self.precision.room
 
-    def _find_matrix_operands(self, nodes: list[Node]) -> None:
+    def _find_readers(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            if node.op in ("mul", "polynomial", "less"):
+                self.opened.update(id(arg) for arg in node.args)
         for node in reversed(nodes):
             if node.op == "matmul":
                 self.matrix.update(id(arg) for arg in node.args)
@@ -171,13 +183,12 @@ class Scaler:
     def _local(self, node: Node) -> None:
         scale = max((self.scale[id(a)] for a in node.args if id(a) in self.scale), default=self.precision.fraction + 2)
         args = [self._exactly(arg, scale) for arg in node.args]
-        self._set(node, self._emit(node.op, node, args, scale, **attributes_of(node)), scale)
+        self._set(node, self._emit(node.op, node, args, scale, **node.attributes), scale)
 
     def _ldexp(self, node: Node) -> None:
         number, scale = self._value(node.args[0])
         self.number[id(node)], self.scale[id(node)] = number, scale - node.attributes["exponent"]
         # The instruction is the same; only what its integers mean has changed.
-        self.at[number, self.scale[id(node)]] = number
 
     def _add(self, node: Node) -> None:
         scales = [self.scale[id(a)] for a in node.args if id(a) in self.scale]
@@ -197,7 +208,6 @@ class Scaler:
 
     def _product(self, node: Node, op: str, elementwise: bool) -> None:
         """Rescale operands until the product fits: all that are opened elementwise anyway, else the smallest first."""
-        scales = [None, None]
         values = [self._value(a) if a.op not in ("weight", "constant", "client") else self._lowered(a) for a in node.args]
         if elementwise:
             values = [self._lowered(a) for a in node.args]
@@ -206,7 +216,6 @@ class Scaler:
             for i in by_size:
                 if not self._fits(node, values[0][1] + values[1][1]):
                     values[i] = self._lowered(node.args[i])
-        del scales
         if not self._fits(node, values[0][1] + values[1][1]):
             values = self._squeezed(node, values)
         scale = values[0][1] + values[1][1]
@@ -231,10 +240,9 @@ class Scaler:
         value = constant.value
         assert value is not None
         bits = _constant_scale(value, self.precision.constants)
-        scale = self._value(x)[1]
+        scale = self._lowered(x)[1] if id(x) in self.opened else self._value(x)[1]
         if not self._fits(node, scale + bits):
-            scale = min(scale, max(self._target(x), self.precision.room - bits - self._bits(node)))
-            scale = min(scale, self.precision.room - bits - self._bits(node))
+            scale = self.precision.room - bits - self._bits(node)
         args = [self._exactly(x, scale), self._source(constant, bits)]
         self._set(node, self._emit("mul_public", node, args, scale + bits), scale + bits)
 
@@ -265,51 +273,69 @@ class Scaler:
         self._set(node, self._emit(op, node, [number, self._source(private, bits)], scale + bits), scale + bits)
 
     def _polynomial(self, node: Node) -> None:
+        """Directly on one opening if that is precise enough, else with the square as a second one."""
         x, coefficients = node.args[0], node.attributes["coefficients"]
         degree = len(coefficients) - 1
         found = self.ranges.get(id(x))
-        top = node.attributes.get("domain") or (found.high if found else 1.0)
-        spread = max(0.0, math.log2(top)) * degree if top > 0 else 0.0
-        ceiling = self.precision.room - self._bits(node)
-        wanted = min(self._value(x)[1], self._target(x))
-        guard = self.precision.fraction - 2 + math.ceil(spread)
-        scale = min(wanted, (ceiling - guard) // degree)
-        if scale < min(wanted, self.precision.fraction - 4):
-            self._horner(node)
+        domain = node.attributes["domain"]
+        top = domain or (found.high if found else 1.0)
+        shift = math.ceil(math.log2(top)) if top > 0 else 0  # x 2^-shift is at most 1 where it counts
+        headroom = 0 if domain else self.precision.headroom
+        ceiling = 61 - headroom - max(0, self._bits(node))
+        lowered = min(self._value(x)[1], self._target(x))
+        wanted = min(lowered + shift, max(self.precision.fraction, lowered + shift if self._relative(x) else 0))
+        scale = min(lowered + shift, (ceiling - GUARD) // degree)
+        if scale < wanted - 1 and degree > 2:
+            self._split_polynomial(node)
             return
-        number = self._exactly(x, scale)
-        exact = max(k * scale + _fraction_bits(c) for k, c in enumerate(coefficients))
-        out = min(exact, degree * scale + guard + 2, ceiling)
-        integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(coefficients)]
+        number = self._exactly(x, scale - shift)
+        scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
+        exact = max(k * scale + _fraction_bits(c) for k, c in enumerate(scaled))
+        out = min(exact, degree * scale + GUARD + 2, ceiling)
+        integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
         self._set(node, self._emit("polynomial", node, [number], out, coefficients=integers), out)
 
-    def _horner(self, node: Node) -> None:
-        """One product after the other, with a rescale between: where the whole polynomial would not fit precisely."""
-        x, coefficients = node.args[0], node.attributes["coefficients"]
-        number, scale = self._lowered(x)
-        bits = self._bits(x)
-        out = min(2 * scale, self.precision.room - max(self._bits(node), bits) - 2)
-        total: int | None = None
-        have = 0
-        for position, c in enumerate(reversed(coefficients)):
-            if position == 0:
-                continue
-            if total is None:
-                step = self._constant_like(node, coefficients[-1], scale)
-                total, have = self._emit("mul_public", node, [number, step], 2 * scale), 2 * scale
-            else:
-                lowered = min(scale, out - scale)
-                total = self._emit("rescale", node, [total], lowered, bits=have - lowered, width=64)
-                total, have = self._emit("mul", node, [total, number], lowered + scale), lowered + scale
-            if c:
-                total = self._emit("add", node, [total, self._constant_like(node, c, have)], have)
-        assert total is not None
-        self._set(node, total, have)
+    def _relative(self, node: Node) -> bool:
+        """Whether a value's relative error is what counts."""
+        found = self.ranges.get(id(node))
+        return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-12
 
-    def _constant_like(self, node: Node, number: float, scale: int) -> int:
-        source = Node("constant", owner="public", path=node.path, value=torch.tensor(number, dtype=torch.float64))
-        self.kept = [*getattr(self, "kept", []), source]  # keeps its identity alive
-        return self._source(source, scale)
+    def _split_polynomial(self, node: Node) -> None:
+        """c0 + c1 x + c2 w + x (c3 w) + c4 w w ... with w = x x rescaled: two openings, at full precision."""
+        x, coefficients, domain = node.args[0], node.attributes["coefficients"], node.attributes["domain"]
+        builder = Builder()
+        builder.path = node.path
+        square = builder.mul(x, x)
+        even = builder.polynomial(square, coefficients[0::2], domain**2)
+        product = builder.mul(x, builder.polynomial(square, coefficients[1::2], domain**2))
+        total = builder.add(even, product)
+        self.ranges.update(self._sampled(x, domain, _new_nodes(total, {id(x)})))
+        if id(node) in self.ranges:
+            self.ranges[id(total)] = self.ranges[id(node)]
+        self.kept.append(total)  # ids of nodes are keys: they must not be recycled
+        self.opened.update((id(square), id(product.args[1])))
+        for made in _new_nodes(total, {id(x)}):
+            if made.op not in ("client", "weight", "constant"):
+                getattr(self, f"_{made.op}", self._local)(made)
+        number, scale = self._value(total)
+        self._set(node, number, scale)
+
+    def _sampled(self, x: Node, domain: float, nodes: list[Node]) -> dict[int, Range]:
+        """Ranges of nodes computed from x alone, over x's calibrated range (or domain, if that is smaller)."""
+        found = self.ranges.get(id(x), Range(0.0, 1.0))
+        top = min(found.high, domain) if domain else found.high
+        if self._relative(x):
+            sample = torch.linspace(found.low, top, 257, dtype=torch.float64)
+        else:
+            sample = torch.linspace(-top, top, 257, dtype=torch.float64)
+        ranges: dict[int, Range] = {}
+        values = {id(x): sample}
+        for node in nodes:
+            args = [values[id(arg)] for arg in node.args]
+            values[id(node)] = compute(node, args)
+            magnitude = values[id(node)].abs()
+            ranges[id(node)] = Range(float(magnitude.min()), float(magnitude.max()))
+        return ranges
 
     def _less(self, node: Node) -> None:
         x, threshold = node.args[0], node.attributes["threshold"]
@@ -317,11 +343,26 @@ class Scaler:
         found = self.ranges.get(id(x))
         top = (found.high if found else 1.0) + abs(threshold)
         need = scale + max(0, math.ceil(math.log2(top * 2.0**self.precision.headroom))) + 2
-        bits = 4 * math.ceil((need - 1) / 4) + 1
+        bits = max(need, 5)
         if bits > 49:
             raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
         integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
         self._set(node, self._emit("less", node, [number], 0, threshold=integer, bits=bits), 0)
+
+
+def _new_nodes(output: Node, stop: set[int]) -> list[Node]:
+    """The nodes under `output` down to, and without, those in `stop`."""
+    found: list[Node] = []
+
+    def visit(node: Node) -> None:
+        if id(node) in stop or any(node is f for f in found):
+            return
+        for arg in node.args:
+            visit(arg)
+        found.append(node)
+
+    visit(output)
+    return found
 
 
 def _weight_scale(value: Tensor, bits: int) -> int:

@@ -7,14 +7,14 @@ sources    client(name)                  a tensor of the data owner          wei
 local      add, sub                      shared, private or public arguments, equal scales, broadcasting
            neg; shift(bits)              times 2^bits
            mul_public                    times a public integer tensor (second argument)
-           sum(dims, keepdim), reshape(shape), permute(dims), expand(shape), slice(dim, start, stop, step),
+           sum(dims, keepdim), reshape(sizes), permute(dims), expand(sizes), slice(dim, start, stop, step),
            index(dim, indices), concat(dim), unfold(kernel, stride, padding)
 private    linear                        [..., K] times the server's [K, N]
            mul_private                   elementwise, by a private value of either party
 shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, width)          divide by 2^bits; |x| < 2^(width-2)
-           less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1), bits - 1 a multiple of 4
+           less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
 result     reveal(to)                    to one party alone
 """
 

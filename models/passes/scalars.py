@@ -1,8 +1,15 @@
-"""A public factor on scores (1 / sqrt(d)) moves into the weights of the query, where it costs nothing."""
+"""Public factors move to where they cost nothing: into weights, into polynomials, onto the smaller side of a product.
+
+A factor that is no power of two costs fractional bits wherever it meets a large tensor. It commutes with everything linear, so it floats
+up through products and sums, and sinks into the weights below (1 / sqrt(d) into the query's) or after it.
+
+The mean of LayerNorm is one such factor: x - sum(x) / n = (n x - sum(x)) / n, an exact integer combination; the factor 2^m / n that is
+left goes into the norm's gain and into its variance.
+"""
 
 from __future__ import annotations
 
-import torch
+import math
 
 from ..graph import Builder, Node
 from .rewrite import rewrite
@@ -11,24 +18,91 @@ SHAPES = {"reshape", "permute", "slice", "expand"}
 
 
 def fold_scalars(outputs: list[Node]) -> list[Node]:
+    return _sink(_float(outputs))
+
+
+def _float(outputs: list[Node]) -> list[Node]:
+    builder = Builder()
+
+    def change(node: Node) -> Node | None:
+        builder.path = node.path
+        if node.op == "sub":
+            return _centred(builder, node)
+        factors = [_split(arg) for arg in node.args]
+        if all(k == 1.0 for _, k in factors):
+            return None
+        inner = [x for x, _ in factors]
+        if node.op in ("mul", "matmul"):
+            return builder.scale(getattr(builder, node.op)(*inner), factors[0][1] * factors[1][1])
+        factor = factors[0][1]
+        if node.op in SHAPES or node.op == "sum":
+            moved = Node(node.op, inner[:1], node.attributes, node.shape, node.owner, node.path)
+            return builder.scale(moved, factor)
+        if node.op in ("linear", "mul_private") and node.args[1].owner == "server":
+            weight = _scaled(node.args[1], factor)
+            return builder.matmul(inner[0], weight) if node.op == "linear" else builder.mul(inner[0], weight)
+        if node.op == "polynomial":
+            coefficients = [c * factor**k for k, c in enumerate(node.attributes["coefficients"])]
+            return builder.polynomial(inner[0], coefficients, node.attributes["domain"] / abs(factor))
+        if node.op == "less" and factor > 0:
+            return builder.less(inner[0], node.attributes["threshold"] / factor)
+        if node.op == "ldexp":
+            return builder.scale(builder.ldexp(inner[0], node.attributes["exponent"]), factor)
+        if node.op == "mul_public" and node.args[1].shape == ():
+            return builder.scale(inner[0], factor * float(node.args[1].value))  # type: ignore[arg-type]
+        return None
+
+    return rewrite(outputs, change)
+
+
+def _split(node: Node) -> tuple[Node, float]:
+    """A node as (inner, factor)."""
+    if node.op == "mul_public" and node.args[1].shape == ():
+        return node.args[0], float(node.args[1].value)  # type: ignore[arg-type]
+    return node, 1.0
+
+
+def _centred(builder: Builder, node: Node) -> Node | None:
+    """x - mean(x) as an exact integer combination times 2^m / n."""
+    x, mean = node.args
+    total, factor = _split(mean)
+    if total.op != "sum" or total.args[0] is not x or not total.attributes["keepdim"]:
+        return None
+    count = math.prod(x.shape[d] for d in total.attributes["dims"])
+    if abs(factor * count - 1.0) > 1e-6:
+        return None
+    whole = builder.node("mul_public", x, builder.constant(float(count)), shape=x.shape)
+    shift = int(math.log2(count))
+    return builder.scale(builder.ldexp(builder.sub(whole, total), -shift), 2.0**shift / count)
+
+
+def _sink(outputs: list[Node]) -> list[Node]:
     builder = Builder()
     made: dict[tuple[int, float], Node] = {}
 
     def change(node: Node) -> Node | None:
-        if node.op != "mul_public" or node.args[1].shape != () or node.args[0].op != "matmul":
+        inner, factor = _split(node)
+        if factor == 1.0:
             return None
-        number = node.args[1].value
-        assert number is not None
-        product, factor = node.args[0], float(number)
+        exponent = 0
+        if inner.op == "ldexp":
+            inner, exponent = inner.args[0], inner.attributes["exponent"]
         builder.path = node.path
-        for position in (0, 1):
-            scaled = _into(builder, product.args[position], factor, made)
-            if scaled is not None:
-                args = [scaled if i == position else arg for i, arg in enumerate(product.args)]
-                return builder.matmul(*args)
-        smaller = min((0, 1), key=lambda i: torch.Size(product.args[i].shape).numel())
-        args = [builder.scale(arg, factor) if i == smaller else arg for i, arg in enumerate(product.args)]
-        return builder.matmul(*args)
+        result: Node | None = None
+        if inner.op == "matmul":
+            for position in (0, 1):
+                scaled = _into(builder, inner.args[position], factor, made)
+                if scaled is not None:
+                    args = [scaled if i == position else arg for i, arg in enumerate(inner.args)]
+                    result = builder.matmul(*args)
+                    break
+        if result is None and inner.op in ("mul", "matmul") and inner.args[0] is not inner.args[1]:
+            sizes = [math.prod(arg.shape) for arg in inner.args]
+            if min(sizes) * 8 <= math.prod(inner.shape):
+                small = sizes.index(min(sizes))
+                args = [builder.scale(arg, factor) if i == small else arg for i, arg in enumerate(inner.args)]
+                result = getattr(builder, inner.op)(*args)
+        return None if result is None else builder.ldexp(result, exponent)
 
     return rewrite(outputs, change)
 
@@ -56,5 +130,5 @@ def _into(builder: Builder, node: Node, factor: float, made: dict[tuple[int, flo
 
 def _scaled(weight: Node, factor: float) -> Node:
     assert weight.value is not None
-    value = weight.value.to(torch.float64) * factor
+    value = weight.value.double() * factor
     return Node("weight", [], {}, weight.shape, "server", weight.path, f"{weight.name}*{factor:.6g}", value)

@@ -1,6 +1,6 @@
 """Exact comparison x < t with a public threshold t, on an opening that x may already have.
 
-x = c - rho modulo 2^k with c public and rho the mask's low k bits, |x - t| < 2^(k-1). The answer is the sign, bit k-1 of
+x = c - rho modulo 2^k with c public and rho the mask's low k bits, |x - t| < 2^(k-1), k at most the w - s bits of a rescaled value. The answer is the sign, bit k-1 of
 (c - t) - rho: the exclusive or of the two top bits and of the borrow below them. The borrow, [rho' > d'] on k-1 bits, is found on
 bit planes shared by exclusive or (bitslice.py):
 
@@ -10,7 +10,7 @@ bit planes shared by exclusive or (bitslice.py):
            input is opened under a random bit whose subset products the dealer shares (one round for up to 5 blocks, k = 21).
   result   the sign bit is opened under a random bit beta that is also shared additively: sign = e + (1 - 2 e) beta.
 
-Legend: n elements, W words per plane, b = (k - 1) / 4 blocks.
+Legend: n elements, W words per plane, b = ceil((k - 1) / 4) blocks.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SignCorrelation:
 
 
 class Less(Primitive):
-    """x < threshold, elementwise, as a shared 0/1 (scale 0). `bits`: k, with k - 1 a multiple of 4."""
+    """x < threshold, elementwise, as a shared 0/1 (scale 0). `bits`: k."""
 
     op = "less"
 
@@ -108,7 +108,7 @@ class Less(Primitive):
         _bits_of_mask(offline, x, bits)
         wide = words(size(shape))
         masks, products = [], []
-        for number, level in enumerate(tree((bits - 1) // BLOCK)):
+        for number, level in enumerate(tree(_blocks(bits))):
             mask = source.uniform_bits(f"{key}/{number}/masks", (len(level.opened), wide))
             index = {wire: i for i, wire in enumerate(level.opened)}
             masks.append(mask)
@@ -138,7 +138,7 @@ class Less(Primitive):
         wires: dict[tuple[str, int], Tensor] = {}
         for i in range(greater.shape[0]):
             wires["g", i], wires["p", i] = greater[i], equal[i]
-        levels = tree((bits - 1) // BLOCK)
+        levels = tree(_blocks(bits))
         for level, masks, products in zip(levels, correlation.masks, correlation.products, strict=True):
             wires = yield from _join(online, level, wires, masks, products)
         sign = wires["g", 0] ^ store.top
@@ -155,7 +155,7 @@ class Less(Primitive):
 
     def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
         x, bits = args[0], attributes["bits"]
-        blocks, word_bytes = (bits - 1) // BLOCK, 8 * words(size(shape))
+        blocks, word_bytes = _blocks(bits), 8 * words(size(shape))
         levels = tree(blocks)
         steps = [(word_bytes * len(level.opened),) * 2 for level in levels] + [(word_bytes, word_bytes)]
         offline = word_bytes * sum(len(level.subsets) for level in levels) + 8 * size(shape)
@@ -172,7 +172,7 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     name = f"bits{bits}"
     if name in x.bits:
         return
-    blocks, wide = (bits - 1) // BLOCK, words(size(x.shape))
+    blocks, wide = _blocks(bits), words(size(x.shape))
     rho = to_planes(-mask.terms[0].value, bits) if offline.role == "dealer" else torch.empty(0)
     label = f"{x.key}/{name}"
     products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
@@ -191,9 +191,19 @@ def _taken_bits(online: Online, x: Share, bits: int) -> BitCorrelation:
 
 
 def _subset_products(rho: Tensor) -> Tensor:
-    """Planes [4 b, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
-    grouped = rho.view(-1, BLOCK, rho.shape[-1])
+    """Planes [k - 1, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
+    grouped = _padded(rho).view(-1, BLOCK, rho.shape[-1])
     return torch.stack([_and([grouped[:, i] for i in subset]) for subset in SUBSETS], dim=1)
+
+
+def _blocks(bits: int) -> int:
+    return max(1, (bits - 1 + BLOCK - 1) // BLOCK)
+
+
+def _padded(planes: Tensor) -> Tensor:
+    """Zero planes on top, to whole blocks: equal bits, which change no comparison."""
+    missing = -planes.shape[0] % BLOCK
+    return torch.cat([planes, planes.new_zeros(missing, planes.shape[1])]) if missing else planes
 
 
 def _and(planes: list[Tensor]) -> Tensor:
@@ -204,11 +214,11 @@ def _and(planes: list[Tensor]) -> Tensor:
 
 
 def _compare_blocks(public: Tensor, products: Tensor, leader: bool) -> tuple[Tensor, Tensor]:
-    """Shares of [rho > d] and [rho = d] per block. public [4 b, W], products [b, 15, W] -> two of [b, W].
+    """Shares of [rho > d] and [rho = d] per block. public [k - 1, W], products [b, 15, W] -> two of [b, W].
 
     Both are polynomials in rho's bits with public coefficients: built from the low bit up, as subset -> coefficient.
     """
-    d = ~public.view(-1, BLOCK, public.shape[-1])  # complemented: rho_i > d_i is rho_i & ~d_i
+    d = ~_padded(public).view(-1, BLOCK, public.shape[-1])  # complemented: rho_i > d_i is rho_i & ~d_i
     greater: dict[tuple[int, ...], Tensor] = {}
     equal: dict[tuple[int, ...], Tensor] = {(): torch.full_like(d[:, 0], -1)}
     for i in range(BLOCK):

@@ -1,0 +1,222 @@
+"""From a model and an example to a Program: export, lower, rewrite, calibrate, place scales."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..approximations import Plan, approximate, calibrate, plan_of, restore
+from ..protocols.errors import BlindformerError
+from ..protocols.ring import Ring
+from .graph import Node, order
+from .lowering import Lowering, LoweringError
+from .passes import optimise
+from .prelude import run_prelude
+from .program import Program, ProgramError, Step
+from .ranges import measure
+from .scales import Precision, Scaled, Scaler
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Compiled:
+    """A program and each party's part of it.
+
+    `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the client's prelude
+    reads (the released embedding block and public tables).
+    """
+
+    program: Program
+    weights: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    client_tensors: dict[str, Tensor]
+    client_scales: dict[str, int]
+    plan: Plan
+    nodes: list[Node] = field(default_factory=list, repr=False)
+    placed: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
+
+    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The client's sources for one query: its prelude in the clear, then fixed point."""
+        return encode_client(self.program, self.client_tensors, self.client_scales, inputs)
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Ring results -> float32 tensors by output name."""
+        instructions = self.program.instructions
+        ring = Ring(self.program.ring)
+        return {n: ring.decode(v, instructions[self.program.outputs[n]].scale).float() for n, v in outputs.items()}
+
+
+def encode_client(
+    program: Program, tensors: Mapping[str, Tensor], scales: Mapping[str, int], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    values = run_prelude(program, tensors, inputs)
+    ring = Ring(program.ring)
+    return {name: ring.encode(values[ref], scales[name], ref) for name, ref in program.client.items()}
+
+
+def compile(
+    model: nn.Module,
+    example: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    plan: Plan | str = "faithful",
+    *,
+    outputs: list[str] | None = None,
+    embedding: str = "client",
+    precision: Precision | None = None,
+    progress: Progress | None = None,
+    name: str = "",
+) -> Compiled:
+    """Compile `model` for inputs of the example's shapes.
+
+    example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the first is exported
+    plan        a preset's name (calibrated here) or a calibrated plan
+    outputs     names of the model's outputs to compute and reveal to the client (default: all)
+    embedding   "client": the embedding block is released to the client; "private": its table stays with the server
+
+    Errors: LoweringError (no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one line each.
+    """
+    if embedding not in ("client", "private"):
+        raise ProgramError(f"embedding={embedding!r}: choose client or private")
+    batches = [example] if isinstance(example, Mapping) else list(example)
+    if not batches:
+        raise ProgramError("compile: there is no example; give at least one batch of inputs")
+    say = progress or (lambda stage: None)
+    _check_weights(model)
+    was_training, previous = model.training, plan_of(model)
+    model.eval()
+    try:
+        if isinstance(plan, str) or not plan.ranges:
+            say("calibrate")
+            plan = calibrate(model, batches, plan)
+        say("export")
+        approximate(model, plan)
+        exported, names = _export(model, batches[0])
+        say("lower")
+        lowering = Lowering(embedding=embedding)
+        _give_examples(exported, lowering, batches[0])
+        lowered = lowering.run(exported, outputs, names)
+    finally:
+        model.train(was_training)
+        if previous is None:
+            restore(model)
+        else:
+            approximate(model, previous)
+    say("optimise")
+    nodes = optimise(lowered.outputs)
+    steps, clients = _client_steps(nodes, lowered.prelude)
+    inputs = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
+    draft = Program(inputs=inputs, prelude=tuple(steps))
+    say("measure")
+    ranges = measure(
+        order(nodes), ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches)
+    )
+    precision = precision or Precision()
+    scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
+    return _assemble(scaled, draft, lowered.released, plan, name or type(model).__name__, nodes)
+
+
+def _assemble(
+    scaled: Scaled, draft: Program, released: dict[str, Tensor], plan: Plan, name: str, nodes: list[Node]
+) -> Compiled:
+    ring = Ring()
+    steps = _needed(draft.prelude, {node.name for node, _ in scaled.clients.values()})
+    used = {ref for step in steps for ref in _refs(step)} | {node.name for node, _ in scaled.clients.values()}
+    tensors = {n: t for n, t in released.items() if n in used}
+    program = Program(
+        model=name,
+        plan=plan.content_hash(),
+        inputs={n: s for n, s in draft.inputs.items() if n in used},
+        prelude=tuple(steps),
+        client={n: node.name for n, (node, _) in scaled.clients.items()},
+        instructions=tuple(scaled.instructions),
+        outputs=scaled.outputs,
+        released=tuple(sorted(n for n, t in tensors.items() if not n.startswith("released."))),
+        constants={n: _digest(value, scale) for n, (value, scale) in scaled.constants.items()},
+    )
+    return Compiled(
+        program,
+        {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.weights.items()},
+        {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.constants.items()},
+        tensors,
+        {n: scale for n, (_, scale) in scaled.clients.items()},
+        plan,
+        nodes,
+        scaled.placed,
+    )
+
+
+def _digest(value: Tensor, scale: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(Ring().encode(value, scale).contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise LoweringError(f"{name}: holds NaN or infinite weights; repair or retrain the model")
+
+
+def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
+    kwargs = dict(batch)
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters and getattr(getattr(model, "config", None), "use_cache", False):
+        kwargs.setdefault("use_cache", False)  # a cache is for generating token by token; a query is one pass
+    with torch.no_grad():
+        sample = model(**kwargs)
+        try:
+            exported = torch.export.export(model, (), kwargs, strict=False)
+        except BlindformerError:
+            raise
+        except Exception as error:  # torch.export raises many kinds; all mean the same to a user
+            line = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
+    names = list(sample.keys()) if hasattr(sample, "keys") else []
+    return exported, [n for n in names if isinstance(sample[n], Tensor)]
+
+
+def _give_examples(exported: torch.export.ExportedProgram, lowering: Lowering, batch: Mapping[str, Any]) -> None:
+    for item in exported.graph.nodes:
+        if item.op == "placeholder" and item.name in batch:
+            item.meta["example"] = batch[item.name]
+
+
+def _client_steps(outputs: list[Node], prelude: list[Step]) -> tuple[list[Step], set[str]]:
+    """The prelude with the transposed masks that passes asked for, and the names that the graph reads."""
+    steps, names = list(prelude), set()
+    for node in order(outputs):
+        if node.op == "client":
+            names.add(node.name)
+            source = node.attributes.get("transposed")
+            if source and not any(step.name == node.name for step in steps):
+                steps.append(Step(name=node.name, target="aten.transpose.int", args=[{"ref": source}, -1, -2]))
+    return steps, names
+
+
+def _refs(step: Step) -> set[str]:
+    found: set[str] = set()
+    stack: list[Any] = [step.args, step.kwargs]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            if "ref" in item:
+                found.add(item["ref"])
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+    return found
+
+
+def _needed(steps: Iterable[Step], wanted: set[str]) -> list[Step]:
+    kept: list[Step] = []
+    wanted = set(wanted)
+    for step in reversed(list(steps)):
+        if step.name in wanted:
+            kept.append(step)
+            wanted |= _refs(step)
+    return kept[::-1]

@@ -1,0 +1,72 @@
+"""The client's prelude: what depends on its inputs alone, run in the clear at the client.
+
+Steps name ATen operations. Only operations on the list below are run: a program from a peer cannot name anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .program import Program, ProgramError
+
+ALLOWED = frozenset(
+    "embedding add sub rsub mul div neg pow sqrt rsqrt sum mean amax max min clamp eq ne lt le gt ge where masked_fill"
+    " __and__ __or__ bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not view reshape _unsafe_view flatten"
+    " unflatten permute transpose t unsqueeze squeeze expand expand_as slice select index index_select gather cat stack split"
+    " chunk unbind contiguous clone alias detach to _to_copy dropout type_as ones_like zeros_like full_like new_ones new_zeros"
+    " arange full ones zeros cumsum im2col one_hot constant_pad_nd pad triu tril sin cos repeat roll abs square polynomial"
+    " lift_fresh lift_fresh_copy new_full scalar_tensor argmax layer_norm repeat_interleave polar log2 exp floor".split()
+)
+
+
+def run_prelude(
+    program: Program, tensors: Mapping[str, Tensor], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All values of the prelude by name, for one query's inputs (shapes as compiled)."""
+    values: dict[str, Any] = dict(tensors)
+    for name, shape in program.inputs.items():
+        if name not in inputs:
+            raise ProgramError(f"input {name}: is missing; the program takes {', '.join(program.inputs)}")
+        if tuple(inputs[name].shape) != tuple(shape):
+            raise ProgramError(
+                f"input {name}: has shape {list(inputs[name].shape)}, the program takes {list(shape)}; "
+                "pad to the program's length, or compile for this one"
+            )
+        values[name] = inputs[name]
+    with torch.no_grad():
+        for step in program.prelude:
+            args = [_decode(arg, values) for arg in step.args]
+            if step.target == "getitem":
+                values[step.name] = args[0][args[1]]
+                continue
+            kwargs = {k: _decode(arg, values) for k, arg in step.kwargs.items()}
+            values[step.name] = _find(step.target)(*args, **kwargs)
+    return values
+
+
+def _find(target: str) -> Any:
+    namespace, _, rest = target.partition(".")
+    name, _, overload = rest.partition(".")
+    if namespace not in ("aten", "blindformer") or name not in ALLOWED:
+        raise ProgramError(f"prelude: operation {target} is not allowed at the client; compile the model again")
+    if name == "one_hot":
+        return torch.nn.functional.one_hot
+    packet = getattr(getattr(torch.ops, namespace), name)
+    return getattr(packet, overload or "default")
+
+
+def _decode(arg: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(arg, dict):
+        if "ref" in arg:
+            return values[arg["ref"]]
+        if "dtype" in arg:
+            return getattr(torch, arg["dtype"])
+        if "device" in arg:
+            return torch.device(arg["device"])
+    if isinstance(arg, list):
+        return [_decode(item, values) for item in arg]
+    return arg
