@@ -1,0 +1,127 @@
+"""What a program costs, before running it: bytes, rounds, multiply-accumulates, and seconds on a given network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..protocols.beaver.engine import PricingEngine
+from ..protocols.ring import Ring
+from .interpreter import interpret
+from .program import Program, check_offers
+
+
+@dataclass(frozen=True)
+class Network:
+    """`rtt`: seconds there and back. `bandwidth`: bits a second, each way."""
+
+    name: str
+    rtt: float
+    bandwidth: float
+
+
+NETWORKS = {
+    "loopback": Network("loopback", 0.00006, 8e9),
+    "lan": Network("lan", 0.0005, 1e9),
+    "wan": Network("wan", 0.04, 1e8),
+}
+
+
+@dataclass
+class Row:
+    """One module's share of the price. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
+
+    path: str
+    down: int = 0
+    up: int = 0
+    offline: int = 0
+    rounds: int = 0
+    macs: int = 0
+    operations: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Price:
+    """Totals, equal to what a run meters; `rows` by module. A module's rounds overlap others', so they do not add up."""
+
+    rounds: int
+    down: int
+    up: int
+    offline_bytes: int
+    macs: int
+    setup_bytes: int
+    rows: list[Row]
+
+    @property
+    def online_bytes(self) -> int:
+        return self.down + self.up
+
+    def seconds(self, network: Network, macs_per_second: float = 1e10) -> float:
+        """Online seconds: rounds, wire and integer products, one after the other."""
+        wire = 8 * max(self.down, self.up) / network.bandwidth
+        return self.rounds * network.rtt / 2 + wire + self.macs / macs_per_second
+
+
+def price(program: Program) -> Price:
+    """Price a program on the beaver protocol."""
+    return _price(program.hash(), _Holder(program))
+
+
+class _Holder:
+    """Hides the program from lru_cache's key: the hash stands for it."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Holder)
+
+
+@lru_cache(maxsize=16)
+def _price(_: str, holder: _Holder) -> Price:
+    from ..protocols.base import find
+
+    program = holder.program
+    check_offers(program, find("beaver"))
+    weights = {n: torch.empty(s, dtype=torch.int64, device="meta") for n, s in program.weight_shapes().items()}
+    engine = PricingEngine(Ring(program.ring), weights)
+    execution = interpret(program, engine, lambda swaps: [None] * len(swaps))
+    rows: dict[str, Row] = {}
+    for number, item in enumerate(program.instructions):
+        row = rows.setdefault(item.path, Row(item.path))
+        cost = engine.costs.get(str(number))
+        macs = _macs(program, number)
+        row.macs += macs
+        if cost is None:
+            continue
+        row.down += cost.down
+        row.up += cost.up
+        row.offline += cost.offline
+        row.rounds += cost.rounds
+        row.operations[item.op] = row.operations.get(item.op, 0) + 1
+    listed = [row for row in rows.values() if row.operations]
+    return Price(
+        rounds=execution.rounds,
+        down=sum(r.down for r in listed),
+        up=sum(r.up for r in listed),
+        offline_bytes=sum(r.offline for r in listed),
+        macs=sum(r.macs for r in rows.values()),
+        setup_bytes=sum(8 * math.prod(s) for s in program.weight_shapes().values()),
+        rows=listed,
+    )
+
+
+def _macs(program: Program, number: int) -> int:
+    """Integer multiply-accumulates of the busier party online: the server's one per linear, two per matrix product."""
+    item = program.instructions[number]
+    if item.op not in ("linear", "matmul"):
+        return 0
+    inner = program.instructions[item.args[0]].shape[-1]
+    return math.prod(item.shape) * inner * (1 if item.op == "linear" else 2)
