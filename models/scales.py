@@ -194,7 +194,9 @@ class Scaler:
         scales = [self.scale[id(a)] for a in node.args if id(a) in self.scale]
         scale = max(scales, default=self.precision.fraction + 2)
         if not self._fits(node, scale):
-            scale = self.precision.room - self._bits(node)
+            # Rescaling the smaller argument to the larger one's scale is cheap; both only if that does not fit either.
+            largest = max((a for a in node.args if id(a) in self.scale), key=lambda a: math.prod(a.shape))
+            scale = min(self.scale[id(largest)], self.precision.room - self._bits(node))
         args = [self._exactly(arg, scale) for arg in node.args]
         self._set(node, self._emit(node.op, node, args, scale), scale)
 

@@ -3,7 +3,7 @@
 A factor that is no power of two costs fractional bits wherever it meets a large tensor. It commutes with everything linear, so it floats
 up through products and sums, and sinks into the weights below (1 / sqrt(d) into the query's) or after it.
 
-The mean of LayerNorm is one such factor: x - sum(x) / n = (n x - sum(x)) / n, an exact integer combination; the factor 2^m / n that is
+The mean of LayerNorm holds one such factor: with n = o 2^k, o odd, x - sum(x) / n = (o x - sum(x) / 2^k) / o. The factor 2^m / o that is
 left goes into the norm's gain and into its variance.
 """
 
@@ -71,9 +71,12 @@ def _centred(builder: Builder, node: Node) -> Node | None:
     count = math.prod(x.shape[d] for d in total.attributes["dims"])
     if abs(factor * count - 1.0) > 1e-6:
         return None
-    whole = builder.node("mul_public", x, builder.constant(float(count)), shape=x.shape)
-    shift = int(math.log2(count))
-    return builder.scale(builder.ldexp(builder.sub(whole, total), -shift), 2.0**shift / count)
+    twos = (count & -count).bit_length() - 1
+    odd = count >> twos
+    whole = builder.scale(x, 1.0) if odd == 1 else builder.node("mul_public", x, builder.constant(float(odd)), shape=x.shape)
+    difference = builder.sub(whole, builder.ldexp(total, -twos))
+    shift = odd.bit_length() - 1
+    return builder.scale(builder.ldexp(difference, -shift), 2.0**shift / odd)
 
 
 def _sink(outputs: list[Node]) -> list[Node]:
