@@ -1,0 +1,76 @@
+"""Blindformer: Transformers on data nobody but its owner sees.
+
+    import blindformer as bf
+
+    private = bf.make_private(model, plan="faithful", calibration=batches)
+    outputs = private(**tokenizer("nobody reads this", return_tensors="pt"))
+    print(private.report)
+
+Names are imported when they are first used, so `import blindformer` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .approximations import Plan, approximate, calibrate, restore
+    from .models.compile import Compiled, compile
+    from .models.loading import Loaded, load
+    from .parties.estimate import Estimate, estimate
+    from .parties.launcher import LocalParties, run_local
+    from .parties.private import PrivateModel, make_private
+    from .parties.report import Report
+    from .protocols.errors import BlindformerError
+
+# Where each public name lives.
+_HOMES = {
+    "BlindformerError": ".protocols.errors",
+    "Compiled": ".models.compile",
+    "Estimate": ".parties.estimate",
+    "Loaded": ".models.loading",
+    "LocalParties": ".parties.launcher",
+    "Plan": ".approximations",
+    "PrivateModel": ".parties.private",
+    "Report": ".parties.report",
+    "approximate": ".approximations",
+    "calibrate": ".approximations",
+    "compile": ".models.compile",
+    "estimate": ".parties.estimate",
+    "load": ".models.loading",
+    "make_private": ".parties.private",
+    "restore": ".approximations",
+    "run_local": ".parties.launcher",
+}
+
+__all__ = [
+    "BlindformerError",
+    "Compiled",
+    "Estimate",
+    "Loaded",
+    "LocalParties",
+    "Plan",
+    "PrivateModel",
+    "Report",
+    "approximate",
+    "calibrate",
+    "compile",
+    "estimate",
+    "load",
+    "make_private",
+    "restore",
+    "run_local",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -55,7 +55,7 @@ def interpret(
         def start(number: int = number) -> Any:
             item = instructions[number]
             args = [values[arg] for arg in item.args]
-            return engine.execute(str(number), item.op, item.shape, args, item.attributes)
+            return engine.execute(str(number), item.op, item.shape, item.width, args, item.attributes)
 
         tasks.append(Task(item.args, start, lambda value, number=number: finish(number, value)))
     rounds = run_rounds(tasks, wire, progress)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..protocols.beaver.engine import PricingEngine
+from ..protocols.beaver.engine import OfflineEngine, PricingEngine
+from ..protocols.beaver.source import CountingSource
 from ..protocols.ring import Ring
 from .interpreter import interpret
 from .program import Program, check_offers
@@ -55,6 +56,7 @@ class Price:
     macs: int
     setup_bytes: int
     rows: list[Row]
+    layout: tuple[int, ...] = field(default=(), repr=False)  # bytes of each of the dealer's corrections, in order
 
     @property
     def online_bytes(self) -> int:
@@ -115,7 +117,15 @@ def _price(_: str, holder: _Holder) -> Price:
         macs=sum(r.macs for r in rows.values()),
         setup_bytes=sum(8 * math.prod(s) for s in program.weight_shapes().values()),
         rows=listed,
+        layout=_layout(program, weights),
     )
+
+
+def _layout(program: Program, weights: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    """In the order of the offline phase, which waits for no round (the pricing walk follows the rounds)."""
+    source = CountingSource()
+    interpret(program, OfflineEngine(source, Ring(program.ring), weights))
+    return tuple(source.layout)
 
 
 def _macs(program: Program, number: int) -> int:

@@ -27,7 +27,7 @@ class ProgramError(BlindformerError):
 class Instruction(BaseModel):
     """One instruction; its number in the program is its name.
 
-    `scale`: fractional bits of the result. `bound`: the largest magnitude seen in calibration.
+    `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers. `bound`: the largest magnitude seen in calibration.
     `path`: the module of the model it comes from, for prices and messages.
     """
 
@@ -38,6 +38,7 @@ class Instruction(BaseModel):
     attributes: dict[str, Any] = {}
     shape: tuple[int, ...]
     scale: int = 0
+    width: int = 64
     bound: float = 0.0
     path: str = ""
 

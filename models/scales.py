@@ -22,6 +22,7 @@ from .graph import Builder, Node, order
 from .program import Instruction, ProgramError
 from .ranges import Range
 from .reference import compute
+from .widths import place_widths
 
 GUARD = 10  # bits of a polynomial's leading coefficient
 COARSE_BITS = 21  # a comparison this wide needs one round less
@@ -65,6 +66,7 @@ class Scaler:
         self.at: dict[tuple[int, int], int] = {}  # (instruction, bits up) -> its integers shifted (or rescaled) so
         self.sources: dict[tuple[str, int], int] = {}
         self.kept: list[Node] = []
+        self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
@@ -78,6 +80,7 @@ class Scaler:
         for name, node in zip(names, outputs, strict=True):
             source, scale = self._value(node)
             self.result.outputs[name] = self._emit("reveal", node, [source], scale, to="client")
+        self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
 
@@ -95,7 +98,10 @@ class Scaler:
                 path=node.path,
             )
         )
-        return len(self.result.instructions) - 1
+        number = len(self.result.instructions) - 1
+        if found:
+            self.needed[number] = min(64, scale + self._bits(node) + self.precision.headroom + 2)
+        return number
 
     def _set(self, node: Node, number: int, scale: int) -> None:
         self.number[id(node)], self.scale[id(node)] = number, scale
@@ -153,7 +159,7 @@ class Scaler:
             if have < scale:
                 self.at[key] = self._emit("shift", node, [number], scale, bits=scale - have)
             else:
-                self.at[key] = self._emit("rescale", node, [number], scale, bits=have - scale, width=64)
+                self.at[key] = self._emit("rescale", node, [number], scale, bits=have - scale, ring=64)
         return self.at[key]
 
     def _lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,9 @@ from ..protocols.beaver.values import Tape
 from ..protocols.channel import Channel, Meter
 from ..protocols.errors import PeerError, PeerProtocolError
 from ..protocols.ring import Ring
-from ..protocols.rounds import over_channel, pack, unpack
+from ..protocols.rounds import over_channel
 from ..protocols.streams import Stream, derive, new_seed
+from ..protocols.wire import pack, unpack
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -50,6 +52,12 @@ class Timings:
 
 def peak_rss_mb() -> float:
     """The most memory this process ever held, MB."""
+    try:  # Linux: getrusage would count what the parent process held before exec
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        pass
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -73,30 +81,48 @@ def weight_masks(key: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     return {name: stream.integers(name, shape) for name, shape in sorted(shapes.items())}
 
 
+def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ring results of a query -> float32 tensors by output name."""
+    ring = Ring(program.ring)
+    return {n: ring.decode(v, program.instructions[program.outputs[n]].scale).float() for n, v in outputs.items()}
+
+
+@contextmanager
+def patient(channel: Any, idle: float | None) -> Iterator[None]:
+    """Allow another silence (seconds) than the channel's timeout while waiting for something nobody owes us yet."""
+    timeout = channel.timeout
+    channel.timeout = timeout if idle is None else idle
+    try:
+        yield
+    finally:
+        channel.timeout = timeout
+
+
 class DealerParty:
     """The dealer of one session. Sees no input, no weight, no opened value."""
 
     def __init__(self, program: Program, server: Channel, client: Channel) -> None:
         self.program, self.server, self.client = program, server, client
-        self.total = price(program).offline_bytes
+        self.price = price(program)
         self.ring = Ring(program.ring)
 
-    def serve(self, on_query: Callable[[int], None] | None = None) -> None:
-        """Answer the server's requests until it says goodbye."""
+    def serve(self, on_query: Callable[[int], None] | None = None, idle: float | None = None) -> None:
+        """Answer the server's requests until it says goodbye. `idle`: seconds it may be silent between queries."""
         mine = self.server.recv_message()
         server_seed, key = _hex(self.server, mine, "seed"), _hex(self.server, mine, "weights")
         client_seed = _hex(self.client, self.client.recv_message(), "seed")
         masks = weight_masks(key, self.program.weight_shapes())
         expected = 0
         while True:
-            message = self.server.recv_message()
+            with patient(self.server, idle):
+                message = self.server.recv_message()
             if message.get("bye"):
                 return
             number = _query_number(self.server, message, expected)
             expected = number + 1
             started = time.perf_counter()
             purpose = f"query {number}"
-            corrections = Corrections(self.server, self.total)
+            corrections = Corrections(self.server, self.price.layout)
             source = DealerSource(Stream(server_seed, purpose), Stream(client_seed, purpose), corrections)
             interpret(self.program, OfflineEngine(source, self.ring, masks))
             corrections.finish()
@@ -126,7 +152,7 @@ class ServerParty:
         self.client, self.dealer = client, dealer
         self.secret = secret or secrets.token_bytes(16)
         self.seed = new_seed()
-        self.total = price(program).offline_bytes
+        self.price = price(program)
         self.ring = Ring(program.ring)
         self.timings: list[Timings] = []
 
@@ -139,11 +165,12 @@ class ServerParty:
             masked = self.weights[name] - stream.integers(name, shape)
             self.client.send(pack([(masked, 8)], masked.numel() * 8))
 
-    def serve(self, on_query: Callable[[int, Timings], None] | None = None) -> None:
-        """Answer the client's queries until it says goodbye."""
+    def serve(self, on_query: Callable[[int, Timings], None] | None = None, idle: float | None = None) -> None:
+        """Answer the client's queries until it says goodbye. `idle`: seconds it may be silent between queries."""
         expected = 0
         while True:
-            message = self.client.recv_message()
+            with patient(self.client, idle):
+                message = self.client.recv_message()
             if message.get("bye"):
                 self.dealer.send_message({"bye": True})
                 return
@@ -157,7 +184,7 @@ class ServerParty:
     def answer(self, number: int) -> Timings:
         started = time.perf_counter()
         self.dealer.send_message({"query": number})
-        corrections = Corrections(self.dealer, self.total)
+        corrections = Corrections(self.dealer, self.price.layout)
         engine = OfflineEngine(ServerSource(Stream(self.seed, f"query {number}"), corrections), self.ring, {})
         interpret(self.program, engine)
         dealt = self.dealer.recv_message()
@@ -179,7 +206,7 @@ class ServerParty:
             online_s=time.perf_counter() - started,
             rounds=execution.rounds,
             online=self.client.meter.since(before),
-            offline_bytes=self.total,
+            offline_bytes=self.price.offline_bytes,
             peak_rss_mb=peak_rss_mb(),
         )
         self.client.send_message({"done": number, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})

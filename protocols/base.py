@@ -16,8 +16,13 @@ class Engine(Protocol):
     `execute` is a generator (rounds.py): it yields swaps where it needs the other party and returns the result.
     """
 
-    def execute(self, key: str, op: str, shape: tuple[int, ...], args: list[Any], attributes: dict[str, Any]) -> Step:
-        """One instruction. `key` is its name within the program, the same at every party."""
+    def execute(
+        self, key: str, op: str, shape: tuple[int, ...], width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Step:
+        """One instruction. `key`: its name within the program, the same at every party.
+
+        `width`: the low bits of the result that its readers use; the rest need not be right (nor travel).
+        """
         ...
 
 
@@ -32,7 +37,7 @@ class Offer(Protocol):
 
 def available() -> list[str]:
     """Names of the protocols in this folder (a module or package that defines `PROTOCOL`)."""
-    skip = {"base", "channel", "errors", "local", "operations", "ring", "rounds", "streams"}
+    skip = {"base", "channel", "errors", "local", "operations", "ring", "rounds", "streams", "wire"}
     package = importlib.import_module(__package__ or "")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in skip)
 

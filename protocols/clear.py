@@ -30,7 +30,9 @@ class ClearEngine:
     def __init__(self, values: Mapping[str, Tensor], ring: Ring | None = None) -> None:
         self.values, self.ring = values, ring or Ring()
 
-    def execute(self, key: str, op: str, shape: tuple[int, ...], args: list[Any], attributes: dict[str, Any]) -> Step:
+    def execute(
+        self, key: str, op: str, shape: tuple[int, ...], width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Step:
         return self.compute(op, args, attributes)
         yield []  # a generator without swaps
 
@@ -64,7 +66,7 @@ class ClearEngine:
             result = result * x + _signed(c)
         return result
 
-    def _rescale(self, x: Tensor, bits: int, width: int = 64) -> Tensor:
+    def _rescale(self, x: Tensor, bits: int, ring: int = 64) -> Tensor:
         return (x + (1 << (bits - 1)) >> bits) if bits else x
 
     def _less(self, x: Tensor, threshold: int, bits: int) -> Tensor:

@@ -13,7 +13,7 @@ private    linear                        [..., K] times the server's [K, N]
            mul_private                   elementwise, by a private value of either party
 shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
-           rescale(bits, width)          divide by 2^bits; |x| < 2^(width-2)
+           rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
 result     reveal(to)                    to one party alone
 """

@@ -91,3 +91,8 @@ def logical_shift(x: Tensor, bits: int, width: int = 64) -> Tensor:
 def top_bit(x: Tensor, width: int = 64) -> Tensor:
     """Bit `width - 1` of int64 x, as 0 or 1."""
     return (x >> (width - 1)) & 1
+
+
+def sign_extend(x: Tensor, width: int) -> Tensor:
+    """The low `width` bits of int64 x as a two's complement number."""
+    return x if width == 64 else (x << (64 - width)) >> (64 - width)

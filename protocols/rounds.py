@@ -8,14 +8,14 @@ the same swaps in the same order, and the number of rounds is the depth of the P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .channel import Channel
+from .wire import elements, pack, unpack
 
 
 @dataclass
@@ -35,44 +35,11 @@ class Swap:
 
     @property
     def expect_bytes(self) -> int:
-        count = 1
-        for n in self.expect or ():
-            count *= n
-        return 0 if self.expect is None else count * self.width
+        return 0 if self.expect is None else elements(self.expect) * self.width
 
 
 Step = Generator[list[Swap], list[Any], Any]
 Wire = Callable[[list[Swap]], list[Tensor | None]]
-
-
-def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
-    """Concatenate int64 tensors, each element cut to its low `width` bytes."""
-    out = bytearray(size)
-    view = torch.frombuffer(out, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
-    at = 0
-    for tensor, width in tensors:
-        count = tensor.numel()
-        if not count:
-            continue
-        raw = tensor.contiguous().view(-1).view(torch.uint8).view(count, 8)
-        view[at : at + count * width].view(count, width).copy_(raw[:, :width])
-        at += count * width
-    return out
-
-
-def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor:
-    """The int64 tensor of `shape` whose low `width` bytes start at byte `at` (higher bytes are zero)."""
-    count = 1
-    for n in shape:
-        count *= n
-    if not count:
-        return torch.zeros(shape, dtype=torch.int64)
-    raw = torch.frombuffer(data, dtype=torch.uint8, count=count * width, offset=at)
-    if width == 8:
-        return raw.clone().view(torch.int64).view(shape)  # clone: the buffer may be unaligned and is reused
-    out = torch.zeros(count, 8, dtype=torch.uint8)
-    out[:, :width] = raw.view(count, width)
-    return out.view(torch.int64).view(shape)
 
 
 def over_channel(channel: Channel) -> Wire:

@@ -28,7 +28,7 @@ from ..rounds import Swap
 from .bitslice import from_plane, to_planes, words
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, opening_cost, size
-from .values import Mask, MaskTerm, Opened, Shape, Share, Trace
+from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 BLOCK = 4
 INNER, LAST = 4, 5  # fan-in of the tree's levels, and of its root
@@ -102,7 +102,9 @@ class Less(Primitive):
 
     op = "less"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         x: Trace = args[0]
         bits, source = attributes["bits"], offline.source
         _bits_of_mask(offline, x, bits)
@@ -122,11 +124,13 @@ class Less(Primitive):
                 )
             )
         beta_bits = source.uniform_bits(f"{key}/beta/bits", (wide,))
-        beta = source.derived(f"{key}/beta", shape, lambda: from_plane(beta_bits, size(shape)).view(shape))
+        beta = source.derived(
+            f"{key}/beta", shape, lambda: from_plane(beta_bits, size(shape)).view(shape), mask_bytes(width)
+        )
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
-        return Trace(key, shape, mask=Mask((MaskTerm(beta),), "bit"))
+        return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x: Share = args[0]
         bits, threshold = attributes["bits"], attributes["threshold"]
         opened = yield from online.opened(x)
@@ -151,14 +155,14 @@ class Less(Primitive):
         share = flip * correlation.beta
         if online.leader:
             share += public
-        return Share(key, share, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
+        return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         x, bits = args[0], attributes["bits"]
         blocks, word_bytes = _blocks(bits), 8 * words(size(shape))
         levels = tree(blocks)
         steps = [(word_bytes * len(level.opened),) * 2 for level in levels] + [(word_bytes, word_bytes)]
-        offline = word_bytes * sum(len(level.subsets) for level in levels) + 8 * size(shape)
+        offline = word_bytes * sum(len(level.subsets) for level in levels) + mask_bytes(width) * size(shape)
         if f"bits{bits}" not in x.bits:
             offline += word_bytes * (blocks * len(SUBSETS) + 1)
         return Cost(opening_cost(x) + tuple(steps), offline)
@@ -167,7 +171,7 @@ class Less(Primitive):
 def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     """The bit correlation of x's opening, made by the first comparison that reads x."""
     mask = offline.mask(x)
-    if mask.kind == "bit" or any(term.zeros < bits for term in mask.terms[1:]):
+    if mask.kind == "bit" or bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
         raise CorrelationError(f"comparison of {x.key}: its opening does not cover {bits} bits; this is a bug")
     name = f"bits{bits}"
     if name in x.bits:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ring import Ring
 from ..rounds import Swap
+from ..wire import wire_bytes
 from .source import Source
 from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
 
@@ -25,6 +26,7 @@ class Private:
     key: str
     owner: str
     shape: tuple[int, ...]
+    width: int = 64
     tensor: Tensor | None = None
     masked: Tensor | None = None
     mask: Tensor | None = None
@@ -97,7 +99,7 @@ class Online:
             mask = self.tape.take(f"{x.key}/open")
             assert isinstance(mask, Tensor)
             mine = x.tensor - mask
-            (theirs,) = yield [Swap(mine, x.shape)]
+            (theirs,) = yield [Swap(mine, x.shape, wire_bytes(x.width))]
             x.plain = (mine + theirs, mask)
         return x.plain
 
@@ -113,9 +115,9 @@ class Online:
             mask = self.tape.take(f"{x.key}/half/{owner}")
             assert isinstance(mask, Tensor)
             if self.role == owner:
-                yield [Swap(x.tensor - mask, None)]
+                yield [Swap(x.tensor - mask, None, wire_bytes(x.width))]
                 x.half[owner] = mask
             else:
-                (theirs,) = yield [Swap(None, x.shape)]
+                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width))]
                 x.half[owner] = x.tensor + theirs
         return x.half[owner]

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..local import LOCAL
-from ..ring import Ring
+from ..ring import Ring, sign_extend
 from ..rounds import Step, Swap
+from ..wire import elements as size
+from ..wire import wire_bytes
 from .context import Offline, Online, Private, Public
-from .primitive import Cost, Primitive, primitives, size
+from .primitive import Cost, Primitive, primitives
 from .source import CountingSource, Source
 from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
 
@@ -31,13 +33,17 @@ class OfflineEngine:
         self.weights = weights
         self.primitives = primitives()
 
-    def execute(self, key: str, op: str, shape: Shape, args: list[Any], attributes: dict[str, Any]) -> Step:
-        return self.prepare(key, op, shape, args, attributes)
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Step:
+        return self.prepare(key, op, shape, width, args, attributes)
         yield []
 
-    def prepare(self, key: str, op: str, shape: Shape, args: list[Any], attributes: dict[str, Any]) -> Any:
+    def prepare(
+        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Any:
         if op == "client":
-            return Private(key, "client", shape)
+            return Private(key, "client", shape, width)
         if op == "weight":
             known = self.weights.get(attributes["name"])
             role = self.offline.role
@@ -45,6 +51,7 @@ class OfflineEngine:
                 key,
                 "server",
                 shape,
+                width,
                 masked=known if role == "client" else None,
                 mask=known if role == "dealer" else None,
             )
@@ -52,16 +59,16 @@ class OfflineEngine:
             return Public(torch.empty(shape, device="meta"))
         if op in self.primitives:
             primitive = self.primitives[op]
-            self.price(primitive, key, shape, args, attributes)
+            self.price(primitive, key, shape, width, args, attributes)
             shared = [_trace(x) if i == 0 or op in ("mul", "matmul") else x for i, x in enumerate(args)]
-            return primitive.correlate(self.offline, key, shape, *shared, **attributes)
-        trace = Trace(key, shape)
+            return primitive.correlate(self.offline, key, shape, width, *shared, **attributes)
+        trace = Trace(key, shape, width)
         if op in AFFINE:
             trace.mask = _bit_masks(args, shape)
         return trace
 
     def price(
-        self, primitive: Primitive, key: str, shape: Shape, args: list[Any], attributes: dict[str, Any]
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
     ) -> None:
         """Hook of the pricing engine."""
 
@@ -78,18 +85,20 @@ class PricingEngine(OfflineEngine):
         """Bytes of corrections that the correlations really take (the declared ones must equal it)."""
         source = self.offline.source
         assert isinstance(source, CountingSource)
-        return source.bytes
+        return sum(source.layout)
 
     def price(
-        self, primitive: Primitive, key: str, shape: Shape, args: list[Any], attributes: dict[str, Any]
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
     ) -> None:
         shared = [_trace(x) if i == 0 or primitive.op in ("mul", "matmul") else x for i, x in enumerate(args)]
-        self.costs[key] = primitive.cost(shape, *shared, **attributes)
+        self.costs[key] = primitive.cost(shape, width, *shared, **attributes)
 
-    def execute(self, key: str, op: str, shape: Shape, args: list[Any], attributes: dict[str, Any]) -> Step:
-        result = self.prepare(key, op, shape, args, attributes)
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Step:
+        result = self.prepare(key, op, shape, width, args, attributes)
         if op == "reveal":
-            self.costs[key] = Cost(((8 * size(shape), 0),))
+            self.costs[key] = Cost(((wire_bytes(width) * size(shape), 0),))
         for down, up in self.costs[key].steps if key in self.costs else ():
             yield [Swap(torch.empty(down, device="meta"), (up,), 1)]
         return result
@@ -105,23 +114,25 @@ class OnlineEngine:
         self.values, self.constants = values, constants
         self.primitives = primitives()
 
-    def execute(self, key: str, op: str, shape: Shape, args: list[Any], attributes: dict[str, Any]) -> Step:
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+    ) -> Step:
         role = self.online.role
         if op in ("client", "weight"):
             owner = "client" if op == "client" else "server"
-            return Private(key, owner, shape, tensor=self.values[attributes["name"]] if owner == role else None)
+            return Private(key, owner, shape, width, tensor=self.values[attributes["name"]] if owner == role else None)
         if op == "constant":
             return Public(self.constants[attributes["name"]])
         if op in self.primitives:
             shared = [self.share(x) if i == 0 or op in ("mul", "matmul") else x for i, x in enumerate(args)]
-            return (yield from self.primitives[op].run(self.online, key, *shared, **attributes))
+            return (yield from self.primitives[op].run(self.online, key, width, *shared, **attributes))
         if op == "reveal":
-            return (yield from self._reveal(self.share(args[0]), **attributes))
+            return (yield from self._reveal(self.share(args[0]), width, **attributes))
         if op in ("add", "sub"):
-            return self._combine(key, op, shape, args)
+            return self._combine(key, op, shape, width, args)
         if op == "mul_public":
-            return Share(key, self.share(args[0]).tensor * args[1].tensor)
-        result = Share(key, LOCAL[op](*(self.share(x).tensor for x in args), **attributes))
+            return Share(key, self.share(args[0]).tensor * args[1].tensor, width)
+        result = Share(key, LOCAL[op](*(self.share(x).tensor for x in args), **attributes), width)
         if op == "neg":
             result.opened = _bits_opened(self.online, op, args, shape)
         return result
@@ -135,36 +146,36 @@ class OnlineEngine:
             return Share("public", tensor)
         if value.shared is None:
             tensor = torch.zeros(value.shape, dtype=torch.int64) if value.tensor is None else value.tensor
-            value.shared = Share(value.key, tensor)
+            value.shared = Share(value.key, tensor, value.width)
         return value.shared
 
-    def _combine(self, key: str, op: str, shape: Shape, args: list[Any]) -> Share:
+    def _combine(self, key: str, op: str, shape: Shape, width: int, args: list[Any]) -> Share:
         x, y = args
         if self._absent(y) and isinstance(x, Share) and x.shape == shape:
             tensor = x.tensor  # the other argument is another party's: nothing to add here
         else:
             left, right = self.share(x).tensor, self.share(y).tensor
             tensor = left + right if op == "add" else left - right
-        return Share(key, tensor, opened=_bits_opened(self.online, op, args, shape))
+        return Share(key, tensor, width, opened=_bits_opened(self.online, op, args, shape))
 
     def _absent(self, value: Any) -> bool:
         if isinstance(value, Public):
             return not self.online.leader
         return isinstance(value, Private) and value.tensor is None
 
-    def _reveal(self, x: Share, to: str) -> Step:
+    def _reveal(self, x: Share, width: int, to: str) -> Step:
         if self.online.role != to:
-            yield [Swap(x.tensor, None)]
+            yield [Swap(x.tensor, None, wire_bytes(width))]
             return None
-        (theirs,) = yield [Swap(None, x.shape)]
-        return x.tensor + theirs
+        (theirs,) = yield [Swap(None, x.shape, wire_bytes(width))]
+        return sign_extend(x.tensor + theirs, width)
 
 
 def _trace(value: Any) -> Any:
     """A private value used as a shared one; always the same trace, so that it is opened once."""
     if not isinstance(value, Private):
         return value
-    value.shared = value.shared or Trace(value.key, value.shape)
+    value.shared = value.shared or Trace(value.key, value.shape, value.width)
     return value.shared
 
 

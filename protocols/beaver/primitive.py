@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..rounds import Swap
+from ..wire import elements as size
+from ..wire import wire_bytes
 from .context import Offline, Online
 from .values import Shape, Trace
 
@@ -44,34 +46,32 @@ class Cost:
 
 
 class Primitive:
-    """One interactive operation. `key` names the instruction; all correlations are filed under it."""
+    """One interactive operation. `key` names the instruction; all correlations are filed under it.
+
+    `width`: the low bits of the result that matter. An argument is right to at least as many.
+    """
 
     op: ClassVar[str]
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         """Make the correlation; return the result's trace. Runs at the dealer, the server, the client."""
         raise NotImplementedError
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         """The online steps of one party; returns its share of the result."""
         raise NotImplementedError
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         """The price, as a formula of the shapes and of what is open already. Called before `correlate`."""
         raise NotImplementedError
-
-
-def size(shape: Shape) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def opening_cost(*values: Trace, plain: bool = False) -> tuple[tuple[int, int], ...]:
     """Bytes of opening those of `values` that are not open yet, both ways at once."""
     closed = {id(v): v for v in values if (v.plain is None if plain else v.mask is None and v.plain is None)}
-    bytes_ = 8 * sum(size(v.shape) for v in closed.values())
+    bytes_ = sum(size(v.shape) * wire_bytes(v.width) for v in closed.values())
     return ((bytes_, bytes_),) if bytes_ else ()
 
 

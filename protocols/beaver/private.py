@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..errors import CorrelationError
 from ..rounds import Swap, together
+from ..wire import wire_bytes
 from .context import Offline, Online, Private
 from .primitive import Cost, Primitive, Steps, size
-from .values import Shape, Share, Trace
+from .values import Shape, Share, Trace, mask_bytes
 
 
 class Linear(Primitive):
@@ -28,16 +29,18 @@ class Linear(Primitive):
 
     op = "linear"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         x, weight = args
         matmul = offline.ring.matmul
-        return _stationary(offline, key, shape, x, weight, matmul)
+        return _stationary(offline, key, shape, width, x, weight, matmul)
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
-        return (yield from _run_stationary(online, key, *args, online.ring.matmul))
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
+        return (yield from _run_stationary(online, key, width, *args, online.ring.matmul))
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
-        return _half_cost(shape, args[0], "client")
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
+        return _half_cost(shape, width, args[0], "client")
 
 
 class MultiplyPrivate(Primitive):
@@ -45,56 +48,60 @@ class MultiplyPrivate(Primitive):
 
     op = "mul_private"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         x, v = args
         if v.owner == "server":
-            return _stationary(offline, key, shape, x, v, lambda a, b: a * b)
+            return _stationary(offline, key, shape, width, x, v, lambda a, b: a * b)
         a, b = offline.half(x, "server"), _client_mask(offline, v)
-        product = offline.source.derived(key, shape, lambda: a * b)
+        product = offline.source.derived(key, shape, lambda: a * b, mask_bytes(width))
         offline.keep(key, product)
-        return Trace(key, shape)
+        return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x, v = args
         if v.owner == "server":
-            return (yield from _run_stationary(online, key, x, v, lambda a, b: a * b))
+            return (yield from _run_stationary(online, key, width, x, v, lambda a, b: a * b))
         left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
         product = online.tape.take(key)
         assert isinstance(product, Tensor)
-        return Share(key, left * right + product)
+        return Share(key, left * right + product, width)
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         x, v = args
         if v.owner == "server":
-            return _half_cost(shape, x, "client")
-        down = 0 if "server" in x.half else 8 * size(x.shape)
-        up = 0 if v.opened else 8 * size(v.shape)
-        return Cost(((down, up),) if down or up else (), 8 * size(shape))
+            return _half_cost(shape, width, x, "client")
+        down = 0 if "server" in x.half else wire_bytes(x.width) * size(x.shape)
+        up = 0 if v.opened else wire_bytes(v.width) * size(v.shape)
+        return Cost(((down, up),) if down or up else (), mask_bytes(width) * size(shape))
 
 
-def _half_cost(shape: Shape, x: Trace, owner: str) -> Cost:
-    steps = () if owner in x.half else ((0, 8 * size(x.shape)),)
-    return Cost(steps, 8 * size(shape))
+def _half_cost(shape: Shape, width: int, x: Trace, owner: str) -> Cost:
+    steps = () if owner in x.half else ((0, wire_bytes(x.width) * size(x.shape)),)
+    return Cost(steps, mask_bytes(width) * size(shape))
 
 
-def _stationary(offline: Offline, key: str, shape: Shape, x: Trace, weight: Private, product: Any) -> Trace:
+def _stationary(
+    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: Private, product: Any
+) -> Trace:
     a = offline.half(x, "client")
     if offline.role == "dealer" and weight.mask is None or offline.role == "client" and weight.masked is None:
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
-    share = offline.source.derived(key, shape, lambda: product(a, weight.mask))
+    share = offline.source.derived(key, shape, lambda: product(a, weight.mask), mask_bytes(width))
     if offline.role == "client":
         share = product(a, weight.masked) + share  # the client's whole result, before its query exists
     offline.keep(key, share)
-    return Trace(key, shape)
+    return Trace(key, shape, width)
 
 
-def _run_stationary(online: Online, key: str, x: Share, weight: Private, product: Any) -> Steps:
+def _run_stationary(online: Online, key: str, width: int, x: Share, weight: Private, product: Any) -> Steps:
     masked = yield from online.half(x, "client")
     share = online.tape.take(key)
     assert isinstance(share, Tensor)
     if online.role == "server":
         share = product(masked, weight.tensor).add_(share)
-    return Share(key, share)
+    return Share(key, share, width)
 
 
 def _client_mask(offline: Offline, v: Private) -> Tensor:
@@ -116,8 +123,8 @@ def _open_client_value(online: Online, v: Private) -> Steps:
         assert isinstance(mask, Tensor)
         if online.role == "client":
             assert v.tensor is not None
-            yield [Swap(v.tensor - mask, None)]
+            yield [Swap(v.tensor - mask, None, wire_bytes(v.width))]
         else:
-            (v.masked,) = yield [Swap(None, v.shape)]
+            (v.masked,) = yield [Swap(None, v.shape, wire_bytes(v.width))]
         v.opened = True
     return v.tensor if online.role == "client" else v.masked

@@ -18,9 +18,9 @@ from .primitive import Cost, Primitive, Steps, opening_cost, size
 from .values import Mask, MaskTerm, Shape, Share, Trace, mask_bytes
 
 
-def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...]) -> list[tuple[int, int]]:
-    """The pairs of mask terms whose product is not zero modulo 2^64."""
-    return [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < 64]
+def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> list[tuple[int, int]]:
+    """The pairs of mask terms whose product is not zero in the low `width` bits."""
+    return [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < width]
 
 
 def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
@@ -33,17 +33,19 @@ class Multiply(Primitive):
 
     op = "mul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         x, y = args
         a, b = offline.mask(x), offline.mask(y)
         entries = []
-        for t, u in term_pairs(a.terms, b.terms):
+        for t, u in term_pairs(a.terms, b.terms, width):
             left, right = a.terms[t], b.terms[u]
-            entries.append(_product(offline, f"{key}/{t}.{u}", shape, left, right))
+            entries.append(_product(offline, f"{key}/{t}.{u}", shape, width, left, right))
         offline.keep(key, entries)
-        return Trace(key, shape)
+        return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x, y = args
         if x is y:
             a = b = yield from online.opened(x)
@@ -56,24 +58,25 @@ class Multiply(Primitive):
             left = left + b.public
         # Accumulate in place into the first full-size product: this is the hot loop of elementwise work.
         result = torch.addcmul(a.mask() * b.public, a.public, left)
-        for (t, u), product in zip(term_pairs(a.terms, b.terms), products, strict=True):
+        for (t, u), product in zip(term_pairs(a.terms, b.terms, width), products, strict=True):
             g, h = a.coefficients[t], b.coefficients[u]
             for coefficient in (g, h):
                 if coefficient is not None:
                     product = product * coefficient
             result = result.add_(product)
-        return Share(key, result)
+        return Share(key, result, width)
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         x, y = args
-        pairs = term_pairs(mask_terms(x), mask_terms(y))
+        pairs = term_pairs(mask_terms(x), mask_terms(y), width)
         zeros = [mask_terms(x)[t].zeros + mask_terms(y)[u].zeros for t, u in pairs]
-        return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(z) for z in zeros))
+        return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(width, z) for z in zeros))
 
 
-def _product(offline: Offline, label: str, shape: Shape, a: MaskTerm, b: MaskTerm) -> Tensor:
+def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm, b: MaskTerm) -> Tensor:
     zeros = a.zeros + b.zeros
-    value = offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, mask_bytes(zeros))
+    size = mask_bytes(width, zeros)
+    value = offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, size)
     return value << zeros if zeros else value
 
 
@@ -82,23 +85,25 @@ class MatrixProduct(Primitive):
 
     op = "matmul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         x, y = args
         a, b = offline.plain(x), offline.plain(y)
-        offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b)))
-        return Trace(key, shape)
+        offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
+        return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x, y = args
         (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
         product = online.tape.take(key)
         assert isinstance(product, Tensor)
         matmul = online.ring.matmul
         result = matmul(left, b + right if online.leader else b).add_(product)
-        return Share(key, result.add_(matmul(a, right)))
+        return Share(key, result.add_(matmul(a, right)), width)
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
-        return Cost(opening_cost(*args, plain=True), 8 * size(shape))
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
+        return Cost(opening_cost(*args, plain=True), mask_bytes(width) * size(shape))
 
 
 class Polynomial(Primitive):
@@ -110,19 +115,25 @@ class Polynomial(Primitive):
 
     op = "polynomial"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
         mask = offline.mask(args[0])
-        offline.keep(key, _powers(offline, key, shape, mask, len(attributes["coefficients"]) - 1))
-        return Trace(key, shape)
+        offline.keep(key, _powers(offline, key, shape, width, mask, len(attributes["coefficients"]) - 1))
+        return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         opened = yield from online.opened(args[0])
         powers = online.tape.take(key)
         assert isinstance(powers, list)
         coefficients: list[int] = attributes["coefficients"]
         chosen = [opened.mask()]
         for power, difference in powers:
-            chosen.append(power if difference is None else power + opened.coefficients[1] * difference)
+            if difference is not None:
+                wrapped = opened.coefficients[1]
+                assert wrapped is not None
+                power = torch.addcmul(power, wrapped, difference)
+            chosen.append(power)
         result = _horner(opened.public, coefficients) if online.leader else torch.zeros_like(opened.public)
         for j, power in enumerate(chosen, start=1):
             taylor = [_wrap(c * _binomial(k, j)) for k, c in enumerate(coefficients) if k >= j]
@@ -130,16 +141,18 @@ class Polynomial(Primitive):
                 result = result.add_(power, alpha=taylor[0]) if taylor[0] else result
             else:
                 result = result.addcmul_(_horner(opened.public, taylor), power)
-        return Share(key, result)
+        return Share(key, result, width)
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         terms = mask_terms(args[0])
-        each = 8 + (mask_bytes(terms[1].zeros) if len(terms) > 1 else 0)
+        each = mask_bytes(width) + (mask_bytes(width, terms[1].zeros) if len(terms) > 1 else 0)
         degree = len(attributes["coefficients"]) - 1
         return Cost(opening_cost(args[0]), size(shape) * each * max(0, degree - 1))
 
 
-def _powers(offline: Offline, key: str, shape: Shape, mask: Mask, degree: int) -> list[tuple[Tensor, Tensor | None]]:
+def _powers(
+    offline: Offline, key: str, shape: Shape, width: int, mask: Mask, degree: int
+) -> list[tuple[Tensor, Tensor | None]]:
     low = mask.terms[0].value
     high = low + mask.terms[1].value if len(mask.terms) > 1 else None
     zeros = mask.terms[1].zeros if high is not None else 0
@@ -150,11 +163,11 @@ def _powers(offline: Offline, key: str, shape: Shape, mask: Mask, degree: int) -
         if dealer:
             a = a * low
             b = b * high if b is not None and high is not None else None
-        first = offline.source.derived(f"{key}/{power}", shape, lambda a=a: a)
+        first = offline.source.derived(f"{key}/{power}", shape, lambda a=a: a, mask_bytes(width))
         second = None
-        if high is not None:
-            label = f"{key}/{power}/wrap"
-            second = offline.source.derived(label, shape, lambda a=a, b=b: (b - a) >> zeros, mask_bytes(zeros)) << zeros
+        if high is not None and width > zeros:
+            label, size = f"{key}/{power}/wrap", mask_bytes(width, zeros)
+            second = offline.source.derived(label, shape, lambda a=a, b=b: (b - a) >> zeros, size) << zeros
         entries.append((first, second))
     return entries
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..ring import logical_shift, top_bit
 from ..rounds import Swap
+from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
@@ -25,42 +27,46 @@ from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 @dataclass(frozen=True)
 class RescaleCorrelation:
     r: Tensor
-    low: Tensor
-    wrap: Tensor
+    terms: tuple[MaskTerm, ...]  # low, and wrap where it matters
 
 
 class Rescale(Primitive):
     op = "rescale"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, *args: Any, **attributes: Any) -> Trace:
-        bits, width = attributes["bits"], attributes.get("width", 64)
-        source, zeros = offline.source, width - bits
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> Trace:
+        bits, ring = attributes["bits"], attributes.get("ring", 64)
+        source, zeros = offline.source, ring - bits
         r = source.uniform(f"{key}/r", shape)
-        low = source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, width))
-        wrap = source.derived(f"{key}/wrap", shape, lambda: top_bit(r, width), mask_bytes(zeros)) << zeros
-        offline.keep(key, RescaleCorrelation(r, low, wrap))
-        return Trace(key, shape, mask=Mask((MaskTerm(low), MaskTerm(wrap, zeros)), "scaled"))
+        low = source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
+        terms = [MaskTerm(low)]
+        if width > zeros:  # else the wrap is beyond the bits that matter
+            size = mask_bytes(width, zeros)
+            terms.append(MaskTerm(source.derived(f"{key}/wrap", shape, lambda: top_bit(r, ring), size) << zeros, zeros))
+        offline.keep(key, RescaleCorrelation(r, tuple(terms)))
+        return Trace(key, shape, width, mask=Mask(tuple(terms), "scaled"))
 
-    def run(self, online: Online, key: str, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x: Share = args[0]
-        bits, width = attributes["bits"], attributes.get("width", 64)
+        bits, ring = attributes["bits"], attributes.get("ring", 64)
         correlation = online.tape.take(key)
         assert isinstance(correlation, RescaleCorrelation)
         mine = x.tensor + correlation.r
         if online.leader:
-            mine += 1 << (width - 2)
-        (theirs,) = yield [Swap(mine, x.shape, (width + 7) // 8)]
+            mine += 1 << (ring - 2)
+        (theirs,) = yield [Swap(mine, x.shape, wire_bytes(ring))]
         opened = mine.add_(theirs)
-        wrapped = 1 - top_bit(opened, width)
-        public = logical_shift(opened, bits, width).sub_(1 << (width - 2 - bits))
-        share = correlation.low + wrapped * correlation.wrap
+        public = logical_shift(opened, bits, ring).sub_(1 << (ring - 2 - bits))
+        low, *wrap = correlation.terms
+        wrapped = 1 - top_bit(opened, ring) if wrap else None
+        share = torch.addcmul(low.value, wrapped, wrap[0].value) if wrapped is not None else low.value.clone()
         if online.leader:
             share += public
-        terms = (MaskTerm(correlation.low), MaskTerm(correlation.wrap, width - bits))
-        return Share(key, share, opened=Opened(public, (None, wrapped), terms, "scaled"))
+        coefficients = (None, wrapped) if wrap else (None,)
+        return Share(key, share, width, opened=Opened(public, coefficients, correlation.terms, "scaled"))
 
-    def cost(self, shape: Shape, *args: Any, **attributes: Any) -> Cost:
-        bits, width = attributes["bits"], attributes.get("width", 64)
-        count = size(shape)
-        opening = count * ((width + 7) // 8)
-        return Cost(((opening, opening),), count * (8 + mask_bytes(width - bits)))
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
+        bits, ring = attributes["bits"], attributes.get("ring", 64)
+        opening = size(shape) * wire_bytes(ring)
+        return Cost(((opening, opening),), size(shape) * (mask_bytes(width) + mask_bytes(width, ring - bits)))

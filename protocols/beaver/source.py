@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ..channel import Channel
 from ..errors import CorrelationError
-from ..rounds import pack, unpack
 from ..streams import Stream
+from ..wire import elements, pack_into, unpack
 
 Shape = tuple[int, ...]
-FRAME = 1 << 20  # bytes per frame of corrections
+FRAME = 1 << 18  # bytes up to which small corrections share a frame
 
 
 class Source(Protocol):
@@ -52,47 +52,60 @@ class Source(Protocol):
 
 
 class Corrections:
-    """What the dealer sends P0 for one query: a byte stream of known length, in frames of `FRAME` bytes."""
+    """What the dealer sends P0 for one query.
 
-    def __init__(self, channel: Channel, total: int) -> None:
+    `layout`: the bytes of every correction, in order, known to both from the program. Small corrections share a frame.
+    Anything that differs from the layout fails closed.
+    """
+
+    def __init__(self, channel: Channel, layout: tuple[int, ...]) -> None:
         self.channel = channel
-        self.left = total
-        self._buffer = bytearray()
+        self._layout = iter(layout)
+        self._frames = iter(frames(layout))
+        self._frame = bytearray()
         self._at = 0
 
     def write(self, tensor: Tensor, width: int) -> None:
-        self._buffer += pack([(tensor, width)], tensor.numel() * width)
-        while len(self._buffer) >= FRAME:
-            self._send(FRAME)
+        self._check(tensor.numel() * width)
+        if self._at == len(self._frame):
+            self._frame, self._at = bytearray(next(self._frames)), 0
+        self._at = pack_into(self._frame, self._at, tensor, width)
+        if self._at == len(self._frame):
+            self.channel.send(self._frame)
 
     def read(self, shape: Shape, width: int) -> Tensor:
-        count = width
-        for n in shape:
-            count *= n
-        if count > self.left + len(self._buffer) - self._at:
-            raise CorrelationError("dealer's corrections: more are needed than the program declares; this is a bug")
-        while len(self._buffer) - self._at < count:
-            frame = self.channel.recv(min(FRAME, self.left))
-            self.left -= len(frame)
-            self._buffer = self._buffer[self._at :] + frame
-            self._at = 0
-        out = unpack(self._buffer, self._at, shape, width)
-        self._at += count
+        size = elements(shape) * width
+        self._check(size)
+        if self._at == len(self._frame):
+            self._frame, self._at = self.channel.recv(next(self._frames)), 0
+        out = unpack(self._frame, self._at, shape, width)
+        self._at += size
         return out
 
     def finish(self) -> None:
-        """Dealer: send the rest. Fails closed if what was made is not what the program declares."""
-        while self._buffer:
-            self._send(min(FRAME, len(self._buffer)))
-        if self.left:
-            raise CorrelationError(f"dealer's corrections: {self.left} bytes short of the declared total; this is a bug")
+        """Fails closed if less was made than the program declares."""
+        if next(self._layout, None) is not None:
+            raise CorrelationError("dealer's corrections: fewer than the program declares; this is a bug")
 
-    def _send(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise CorrelationError("dealer's corrections: longer than the program declares; this is a bug")
-        self.channel.send(bytes(self._buffer[:size]))
-        del self._buffer[:size]
+    def _check(self, size: int) -> None:
+        declared = next(self._layout, None)
+        if declared != size:
+            raise CorrelationError(
+                f"dealer's corrections: {size} bytes where the program declares {declared}; this is a bug"
+            )
+
+
+def frames(layout: tuple[int, ...]) -> list[int]:
+    """Sizes of the frames: corrections in order, merged up to `FRAME` bytes, larger ones alone."""
+    sizes: list[int] = []
+    open_ = False
+    for size in layout:
+        if open_ and sizes[-1] + size <= FRAME:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+        open_ = sizes[-1] < FRAME
+    return sizes
 
 
 class DealerSource:
@@ -177,7 +190,7 @@ class CountingSource:
     role = "count"
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.layout: list[int] = []
 
     def uniform(self, label: str, shape: Shape) -> Tensor:
         return torch.empty(shape, dtype=torch.int64, device="meta")
@@ -187,7 +200,7 @@ class CountingSource:
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
         out = self.uniform(label, shape)
-        self.bytes += out.numel() * width
+        self.layout.append(out.numel() * width)
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:

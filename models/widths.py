@@ -1,0 +1,45 @@
+"""How much of the ring each value needs: the low bits that its readers use. The rest neither travels nor is corrected.
+
+A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed modulo 2^w; and
+what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
+    rescale   its own w              less     the comparison's bits
+    shift     minus the shift        reveal   the value's own size, sign included
+Everything else (sums, products, rearrangements) needs its arguments to the width of its result.
+"""
+
+from __future__ import annotations
+
+from .program import Instruction
+
+def _round(bits: int) -> int:
+    """Whole bytes."""
+    return 8 * ((min(max(bits, 1), 64) + 7) // 8)
+
+
+def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
+    """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
+    width = [0] * len(instructions)
+    ring = dict.fromkeys(range(len(instructions)), 64)
+    for number in range(len(instructions) - 1, -1, -1):
+        item = instructions[number]
+        if item.op == "reveal":
+            width[number] = _round(needed.get(number, 64))
+        own = width[number] = max(width[number], 8)
+        demand = own
+        if item.op == "rescale":
+            source = item.args[0]
+            ring[number] = max(_round(needed.get(source, 64) + 1), _round(item.attributes["bits"] + 4))
+            demand = ring[number]
+        elif item.op == "less":
+            demand = _round(item.attributes["bits"])
+        elif item.op == "shift":
+            demand = max(8, own - item.attributes["bits"])
+        for arg in item.args:
+            width[arg] = max(width[arg], _round(demand))
+    placed = []
+    for number, item in enumerate(instructions):
+        attributes = item.attributes
+        if item.op == "rescale":
+            attributes = {**attributes, "ring": ring[number]}
+        placed.append(item.model_copy(update={"width": width[number], "attributes": attributes}))
+    return placed

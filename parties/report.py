@@ -1,0 +1,119 @@
+"""What a private run cost, layer by layer, and who learned what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..models.pricing import Price, price
+from ..models.program import Program
+from .session import Timings
+
+MB = 1e6
+
+
+@dataclass
+class Layer:
+    """One module's share. Bytes: both ways online, and dealer to server offline."""
+
+    path: str
+    rounds: int
+    online_bytes: int
+    offline_bytes: int
+    macs: int
+
+
+@dataclass
+class Report:
+    """One query. Seconds are the client's; bytes are payload, both ways. `str(report)` is a readable text."""
+
+    model: str
+    plan: str
+    protocol: str
+    offline_s: float = 0.0
+    online_s: float = 0.0
+    setup_s: float = 0.0
+    offline_bytes: int = 0
+    online_bytes: int = 0
+    setup_bytes: int = 0
+    rounds: int = 0
+    peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    learned: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}   plan {self.plan}   protocol {self.protocol}",
+            f"offline {self.offline_s:.2f} s, {self.offline_bytes / MB:.1f} MB   "
+            f"online {self.online_s:.2f} s, {self.online_bytes / MB:.1f} MB, {self.rounds} rounds   "
+            f"set-up {self.setup_s:.2f} s, {self.setup_bytes / MB:.1f} MB",
+        ]
+        width = max((len(layer.path) for layer in self.layers), default=0)
+        for layer in self.layers:
+            lines.append(
+                f"  {layer.path:<{width}}  {layer.online_bytes / MB:8.2f} MB online  "
+                f"{layer.offline_bytes / MB:8.2f} MB offline  {layer.rounds:4d} rounds of its own"
+            )
+        lines += [f"{party}: {what}" for party, what in self.learned.items()]
+        return "\n".join(lines)
+
+
+def layers(found: Price) -> list[Layer]:
+    return [
+        Layer(row.path or "(model)", row.rounds, row.down + row.up, row.offline, row.macs)
+        for row in found.rows
+        if row.down + row.up + row.offline
+    ]
+
+
+def beaver_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    protocol: str = "beaver",
+) -> Report:
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol=protocol,
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        setup_s=setup_s,
+        offline_bytes=timings.offline_bytes,
+        online_bytes=timings.online.sent + timings.online.received,
+        setup_bytes=setup_bytes,
+        rounds=timings.rounds,
+        peak_rss_mb={
+            "client": timings.peak_rss_mb,
+            "server": others.get("server_peak_rss_mb", 0.0),
+            "dealer": others.get("dealer_peak_rss_mb", 0.0),
+        },
+        layers=layers(price(program)),
+        learned=who_learned_what(program, timings),
+    )
+
+
+def who_learned_what(program: Program, timings: Timings | None = None) -> dict[str, str]:
+    """In one sentence each: what a party has seen when a query is over, if nobody colludes and all follow the protocol."""
+    received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
+    released = ", ".join(program.released) or "nothing"
+    return {
+        "server": f"received {received}masked values; learns nothing about the text or the answer",
+        "dealer": "was told the program's hash, two seeds, the key of the weight masks and a count of queries",
+        "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
+        "released to the client": released,
+        "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated ranges), "
+        "and the padded length",
+    }
+
+
+def clear_report(program: Program, plan: str, seconds: float) -> Report:
+    """For the reference protocol, which hides nothing."""
+    learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
+    return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)

@@ -1,0 +1,194 @@
+"""One party as a process of its own: `python -m blindformer.parties.worker server|dealer|client CONFIG.json`.
+
+Started by launcher.py, which talks to it in JSON lines: reports come on stdout, the client's queries go to its stdin.
+When stdin closes, whoever started us is gone, and so are we: no orphan is ever left behind.
+
+Each process reads its own part of the compiled folder and nothing else: the weights exist in the server's memory alone,
+the inputs in the client's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..protocols.errors import BlindformerError, PeerError
+from .certificates import client_context, server_context
+from .tls import Listener, listen
+
+IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
+
+
+@dataclass
+class Config:
+    """What the launcher tells a worker. `folder`: the compiled folder, or this party's part of it. Times in seconds.
+
+    `audit`: the server reports, after each query, how often each byte value came in from the client."""
+
+    folder: str
+    certificates: str
+    scratch: str
+    timeout: float = 120.0
+    threads: int = 1
+    core: int | None = None
+    audit: bool = False
+    server: tuple[str, int] | None = None
+    dealer: tuple[str, int] | None = None
+
+    @classmethod
+    def load(cls, path: str) -> Config:
+        fields = json.loads(Path(path).read_text())
+        for name in ("server", "dealer"):
+            fields[name] = tuple(fields[name]) if fields.get(name) else None
+        return cls(**fields)
+
+
+def say(**report: Any) -> None:
+    """One line to the launcher."""
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] not in ("server", "dealer", "client"):
+        sys.stderr.write("usage: python -m blindformer.parties.worker server|dealer|client CONFIG.json\n")
+        return 2
+    role = arguments[0]
+    try:
+        config = Config.load(arguments[1])
+        commands = _watch_stdin(config.scratch)
+        if config.core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {config.core})
+        {"server": _serve, "dealer": _deal, "client": _ask}[role](config, commands)
+    except BlindformerError as error:
+        sys.stderr.write(f"blindformer {role}: {error}\n")
+        return 1
+    return 0
+
+
+def _watch_stdin(scratch: str) -> queue.Queue[dict[str, Any]]:
+    """Commands from the launcher. At the end of stdin the process ends, and the session's private files with it."""
+    commands: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            commands.put(json.loads(line))
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    return commands
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _listen(config: Config, role: str) -> Listener:
+    """Listen and say where, before anything slow is imported or loaded: the others can start meanwhile."""
+    listener = listen("127.0.0.1", 0, server_context(config.certificates, role), timeout=config.timeout)
+    say(port=listener.address[1])
+    return listener
+
+
+def _deal(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
+    with _listen(config, "dealer") as listener:
+        _use_threads(config.threads)
+        from ..models.artifacts import load_program
+        from .meeting import meet_as_dealer, tell
+        from .session import DealerParty
+
+        program = load_program(config.folder)
+        server, client = meet_as_dealer(program, listener, config.timeout)
+    try:
+        DealerParty(program, server, client).serve(idle=IDLE_SECONDS)
+    except PeerError as error:
+        tell([server, client], error)
+        raise
+    server.close()
+    client.close()
+
+
+def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
+    with _listen(config, "server") as listener:
+        _use_threads(config.threads)
+        from ..models.artifacts import load_server
+        from .meeting import meet_as_server, tell
+        from .session import ServerParty
+        from .witness import Witness
+
+        part = load_server(config.folder)
+        assert config.dealer is not None
+        context = client_context(config.certificates, "server")
+        client, dealer = meet_as_server(part.program, listener, context, config.dealer, config.timeout)
+    seen = Witness(client)
+    party = ServerParty(part.program, part.weights, part.constants, seen if config.audit else client, dealer)
+    try:
+        party.set_up()
+        party.serve(on_query=lambda *_: say(counts=seen.counts()) if config.audit else None, idle=IDLE_SECONDS)
+    except PeerError as error:
+        tell([client, dealer], error)
+        raise
+    client.close()
+    dealer.close()
+
+
+def _ask(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
+    """Each command is one query: its inputs' file in, its outputs' file out."""
+    context = client_context(config.certificates, "client")
+    _use_threads(config.threads)
+    from ..models.artifacts import load_client
+    from .meeting import meet_as_client, tell
+    from .session import ClientParty
+
+    assert config.server is not None
+    assert config.dealer is not None
+    part = load_client(config.folder)
+    started = time.perf_counter()
+    server, dealer = meet_as_client(part.program, context, config.server, config.dealer, config.timeout)
+    party = ClientParty(part.program, part.constants, server, dealer)
+    try:
+        party.set_up(_progress)
+        say(ready={"setup_s": time.perf_counter() - started, "setup_bytes": party.setup_bytes})
+        while True:
+            command = commands.get()
+            if "close" in command:
+                break
+            _answer(part, party, command)
+    except PeerError as error:
+        tell([server, dealer], error)
+        raise
+    party.close()
+
+
+def _progress(phase: str, done: int, total: int) -> None:
+    say(progress=[phase, done, total])
+
+
+def _answer(part: Any, party: Any, command: dict[str, Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from .session import decode_outputs
+
+    path = Path(command["inputs"])
+    inputs = load_file(path)
+    path.unlink()  # the plain text leaves the disk as soon as it is read
+    answer = party.query(part.encode_inputs(inputs), _progress)
+    outputs = decode_outputs(part.program, answer.outputs)
+    save_file({name: value.contiguous().clone() for name, value in outputs.items()}, command["outputs"])
+    overhead = party.server.meter.overhead + party.dealer.meter.overhead
+    say(answer={"timings": asdict(answer.timings), "others": answer.others, "wire_overhead_bytes": overhead})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

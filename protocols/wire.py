@@ -1,0 +1,85 @@
+"""How ring tensors look on the wire: only the low bytes of each element that matter.
+
+An element of 1, 2, 4 or 8 bytes is cast; other sizes travel as planes (4 + 2 for 6 bytes), because casting planes is several times
+faster than copying a few bytes of every element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_PLANES: dict[int, tuple[torch.dtype, ...]] = {
+    1: (torch.int8,),
+    2: (torch.int16,),
+    3: (torch.int16, torch.int8),
+    4: (torch.int32,),
+    5: (torch.int32, torch.int8),
+    6: (torch.int32, torch.int16),
+    7: (torch.int32, torch.int16, torch.int8),
+    8: (torch.int64,),
+}
+
+
+def wire_bytes(bits: int) -> int:
+    """Bytes per element that carry `bits` low bits; 0 for none."""
+    if bits <= 0:
+        return 0
+    return (min(bits, 64) + 7) // 8
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
+    """Concatenate int64 tensors, each element cut to its low `width` bytes."""
+    out = bytearray(size)
+    at = 0
+    for tensor, width in tensors:
+        at = pack_into(out, at, tensor, width)
+    return out
+
+
+def pack_into(out: bytearray, at: int, tensor: Tensor, width: int) -> int:
+    """Write one tensor at byte `at`; returns where the next one goes."""
+    flat = tensor.reshape(-1)
+    if not flat.numel():
+        return at
+    view = torch.frombuffer(out, dtype=torch.uint8)
+    dtypes = _PLANES[width]
+    planes: list[Tensor] = []
+    for number, dtype in enumerate(dtypes):
+        planes.append(flat.to(dtype))
+        if number + 1 < len(dtypes):
+            # Planes are signed: the next one makes up for this one's sign, so that joining is one multiply-add.
+            flat = (flat - planes[-1].to(torch.int64)) >> (8 * dtype.itemsize)
+    for plane in planes:
+        raw = plane.contiguous().view(torch.uint8)
+        view[at : at + raw.numel()].copy_(raw)
+        at += raw.numel()
+    return at
+
+
+def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor:
+    """The int64 tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified."""
+    count = elements(shape)
+    if not count:
+        return torch.zeros(shape, dtype=torch.int64)
+    total: Tensor | None = None
+    shift = 0
+    for dtype in _PLANES[width]:
+        length = count * dtype.itemsize
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=length, offset=at)
+        aligned = (raw.data_ptr() % dtype.itemsize) == 0
+        plane = (raw if aligned else raw.clone()).view(dtype).to(torch.int64)
+        total = plane if total is None else total.add_(plane, alpha=1 << shift)
+        at += length
+        shift += 8 * dtype.itemsize
+    assert total is not None
+    return total.view(shape)
