@@ -29,7 +29,7 @@ _FOCUS = 0.75
 """See `fit_pieces`: all-MiniLM-L6-v2's embeddings move a third less than with an even error of the same cut."""
 
 
-def fit_gelu(low: float, high: float, degree: float = 4, pieces: float = 1) -> Constants:
+def fit_gelu(low: float, high: float, degree: float = 3, pieces: float = 2) -> Constants:
     """Cuts and coefficients of least error. The range does not enter: the tails are exact outside the cut."""
     cuts, coefficients, _ = fit_pieces(
         _even_part, _tail, int(degree), int(pieces), odd=False, search=(2.0, 6.0), focus=_FOCUS
@@ -40,14 +40,18 @@ def fit_gelu(low: float, high: float, degree: float = 4, pieces: float = 1) -> C
 @approximation(
     "gelu",
     "piecewise",
-    comparisons=2,
-    source="Blindformer: minimax in x^2 inside a balanced cut",
-    error=0.003,
+    comparisons=4,
+    source="Blindformer: minimax in x^2 inside balanced cuts",
+    error=0.0012,
     domain=(-30.0, 30.0),
     fit=fit_gelu,
 )
 def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """GELU(x) = x/2 + even(x) for |x| < cut, even a polynomial of degree 4 in x^2; 0 below, x above."""
+    """GELU(x) = x/2 + even(x) for |x| < cut, even two cubics in x^2; 0 below, x above.
+
+    An odd degree makes the pieces meet: no jump at a cut, where a unit in the last place decides the side. One piece of degree
+    4 has half the comparisons, an error of 0.0029 and a jump of 0.006.
+    """
     return gated(x, cuts, as_pieces(inner, outer))
 
 

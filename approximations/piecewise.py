@@ -23,12 +23,20 @@ from .registry import Constants
 Real = Callable[[np.ndarray], np.ndarray]
 
 
-def rings(x: Tensor, cuts: Sequence[float]) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Bits of cuts[i-1] <= |x| < cuts[i], one tensor per cut, then the bits x < last cut and x < -last cut."""
+def nested(x: Tensor, cuts: Sequence[float]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Bits of |x| < cut, one tensor per cut, then the bits x < last cut and x < -last cut."""
     upper, lower = [below(x, c) for c in cuts], [below(x, -c) for c in cuts]
-    within = [u - n for u, n in zip(upper, lower, strict=True)]
-    bits = within[:1] + [wide - narrow for narrow, wide in pairwise(within)]
-    return bits, upper[-1], lower[-1]
+    return [u - n for u, n in zip(upper, lower, strict=True)], upper[-1], lower[-1]
+
+
+def by_piece(u: Tensor, within: Sequence[Tensor], pieces: Sequence[Sequence[float]]) -> list[tuple[Tensor, Tensor]]:
+    """(bit, value) pairs whose products add up to piece i in ring i: values are differences of neighbouring pieces.
+
+    The bits of nested intervals have fewer terms than those of rings, and a product costs one correlation per term.
+    """
+    steps = [[a - b for a, b in zip(p, q, strict=True)] for p, q in zip(pieces, pieces[1:], strict=False)]
+    values = [polynomial(u, piece, domain=1.0) for piece in [*steps, pieces[-1]]]
+    return list(zip(within, values, strict=True))
 
 
 def normalised_square(x: Tensor, last_cut: float) -> Tensor:
@@ -47,21 +55,19 @@ def gated(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float]]) -
 
     even(x) = pieces[i](u) in ring i. x times (1 - (bits)/2) does not wait for the polynomials.
     """
-    bits, upper, lower = rings(x, cuts)
-    u = normalised_square(x, cuts[-1])
+    within, upper, lower = nested(x, cuts)
     result = x * (1.0 - 0.5 * (upper + lower))
-    for bit, piece in zip(bits, pieces, strict=True):
-        result = result + bit * polynomial(u, piece, domain=1.0)
+    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces):
+        result = result + bit * value
     return result
 
 
 def saturating(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float]]) -> Tensor:
     """x Q(u) inside the last cut, -1 below it, 1 above it: the shape of tanh."""
-    bits, upper, lower = rings(x, cuts)
-    u = normalised_square(x, cuts[-1])
+    within, upper, lower = nested(x, cuts)
     result = 1.0 - upper - lower
-    for bit, piece in zip(bits, pieces, strict=True):
-        result = result + (bit * x) * polynomial(u, piece, domain=1.0)
+    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces):
+        result = result + (bit * x) * value
     return result
 
 

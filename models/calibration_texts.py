@@ -63,10 +63,10 @@ TEXTS = (
     "Her uncle, who had been a sailor, told the same story every winter.",
     "How do I change the delivery address after I have placed an order?",
     "The bridge, finished in 1932, carries eight lanes of traffic, two railway tracks and a footway.",
-    "As soon as the kettle had boiled, the lights went out in the whole street, and for a while we sat in the dark and "
-    "listened to the rain on the roof.",
-    "In this paper we study how the price of electricity depends on wind, on sunshine and on the hour of the day, and we "
-    "propose a simple model that explains most of what is seen.",
+    "As soon as the kettle had boiled, the lights went out in the whole street, and for a while we sat in the dark "
+    "and listened to the rain on the roof.",
+    "In this paper we study how the price of electricity depends on wind, on sunshine and on the hour of the day, and "
+    "we propose a simple model that explains most of what is seen.",
     "Bring: tent; two sleeping bags; matches; a map (1:25,000); and something to read!",
     "Once the form has been received, checked and signed by both parties, the deposit will be returned within ten days.",
 )

@@ -1,4 +1,4 @@
-"""What is computed from a model's last hidden states inside the private protocol, so that no more than that is revealed."""
+"""What is computed from a model's last hidden states inside the private protocol, so that no more is revealed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NextTokenLogits(ModelOutput):
 
 
 class SentenceEncoder(nn.Module):
-    """An encoder with its pooling. The weights of the mean depend on the client's mask alone: it computes them itself."""
+    """An encoder with its pooling. The weights of the mean depend on the mask alone: the client computes them itself."""
 
     def __init__(self, model: nn.Module, pooling: str = "mean") -> None:
         super().__init__()

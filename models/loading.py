@@ -1,4 +1,4 @@
-"""From a Hugging Face folder or hub id to a model ready to compile, with the tokenizer or image processor that feeds it."""
+"""From a Hugging Face folder or hub id to a model ready to compile, with the tokenizer or processor that feeds it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Loaded:
         )
         if encoded["input_ids"].shape[-1] > length:
             raise LoadError(
-                f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it, or raise --length"
+                f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it, or use a longer one"
             )
         return dict(encoded)
 

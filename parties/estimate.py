@@ -16,7 +16,7 @@ PROTOCOLS = ("beaver",)
 
 @dataclass
 class Estimate:
-    """Bytes are payload. `online_s` is a model: rounds, wire and integer products one after the other, nothing overlapped.
+    """Bytes are payload. `online_s` is a model: rounds, wire and integer products one after the other, no overlap.
 
     `up`, `down`: online bytes from client to server and back. `offline_wire_s`: the dealer's bytes on the wire alone.
     """

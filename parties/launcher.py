@@ -176,8 +176,8 @@ class _Worker:
 class LocalParties:
     """A session of three local processes, open until `close`. Use it as a context manager.
 
-    `processes`: pids by role. `counts`: with `audit`, how often each byte value reached the server from the client, in all
-    queries but what the last may still report (complete after `close`). Errors of all methods: LaunchError.
+    `processes`: pids by role. `counts`: with `audit`, how often each byte value reached the server from the client
+    (complete after `close`). Errors of all methods: LaunchError.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class LocalParties:
                 return report[what]
 
     def _blame(self, first: str) -> LaunchError:
-        """Which party is the cause: the one killed; else the end of the chain "a: b is gone", "b: ..."; else `first`."""
+        """Which party is the cause: one that was killed; else the end of the chain "a: b is gone", "b: ..."."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline and not all(worker.dead() for worker in self._workers.values()):
             time.sleep(0.02)

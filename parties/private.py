@@ -1,4 +1,4 @@
-"""`make_private`: a model that answers without its owner seeing the question, as a callable with the model's own face."""
+"""`make_private`: a model that answers without its owner seeing the question, with the face of the model itself."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_private(
     plan         a preset's name, or a plan (calibrated or not)
     protocol     "beaver": two parties and a dealer; "clear": the reference, which hides nothing
     example      inputs of the shapes to come: compiles now instead of at the first call
-    calibration  batches of inputs with the shapes of the queries; without them the first inputs calibrate, which is thin
+    calibration  batches of inputs with the shapes of the queries; without them the first inputs calibrate: thin
     where        "processes": three processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server

@@ -100,7 +100,7 @@ def beaver_report(
 
 
 def who_learned_what(program: Program, timings: Timings | None = None) -> dict[str, str]:
-    """In one sentence each: what a party has seen when a query is over, if nobody colludes and all follow the protocol."""
+    """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.released) or "nothing"
     return {
@@ -108,8 +108,8 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
         "dealer": "was told the program's hash, two seeds, the key of the weight masks and a count of queries",
         "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
         "released to the client": released,
-        "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated ranges), "
-        "and the padded length",
+        "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
+        "ranges), and the padded length",
     }
 
 

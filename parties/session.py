@@ -6,7 +6,7 @@
               dealer -> server   corrections         meanwhile the client makes its part from its seed
               server <-> client  the rounds of the program; the last message opens the result to the client alone
 
-The dealer learns two seeds, the key of the weight masks, and a count of queries: nothing that depends on text or weights.
+The dealer learns two seeds, the key of the weight masks, and a count of queries: nothing that depends on the text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -293,10 +293,8 @@ class ClientParty:
         return Answer({n: v for n, v in execution.outputs.items() if v is not None}, timings, others)
 
     def close(self) -> None:
-        try:
+        with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
             self.server.send_message({"bye": True})
-        except PeerError:
-            pass  # the peer is gone already; there is nobody to say goodbye to
         self.server.close()
         self.dealer.close()
 

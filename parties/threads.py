@@ -1,6 +1,6 @@
 """The three parties as three threads of this process, over channels in memory: for tests, notebooks and debugging.
 
-The same code runs as in three processes, only the wire differs. All secrets live in one process, so this protects nothing.
+The same code runs as in three processes, only the wire differs. All secrets live in one process: nothing is protected.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A channel that counts the bytes which come in, and whether those counts look uniform (Pearson's chi-square test).
 
-For demonstrations and tests: what a party sees of the other's data should be indistinguishable from noise. A sum of counts
-is kept, never the bytes.
+For demonstrations and tests: what a party sees of the other's data should be indistinguishable from noise. A sum of
+counts is kept, never the bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from ..protocols.channel import Buffer, Channel, Meter
 
 
 class Witness:
-    """Passes everything on to `channel`; counts the values of received bytes. Messages are not counted, they are JSON."""
+    """Passes everything on to `channel`; counts the values of received bytes. Messages, being JSON, do not count."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._waiting: list[bytearray] = []
         self._counts = np.zeros(256, dtype=np.int64)
         self.peer = channel.peer
-
-    @property
-    def meter(self) -> Meter:
-        return self._channel.meter
+        self.meter: Meter = channel.meter
 
     @property
     def timeout(self) -> float:
@@ -66,8 +63,10 @@ class Witness:
 
 
 def uniformity(counts: list[int]) -> dict[str, Any]:
-    """`bytes`, `chi_square` over the 256 byte values, and its `p_value` (Wilson and Hilferty 1931): how often truly uniform
-    bytes would look at least as uneven."""
+    """`bytes`, `chi_square` over the 256 byte values, and its `p_value`: how often uniform bytes look at least as uneven.
+
+    The p-value by the approximation of Wilson and Hilferty (1931).
+    """
     total, cells = sum(counts), len(counts)
     expected = total / cells
     if not expected:

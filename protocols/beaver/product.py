@@ -15,7 +15,7 @@ from torch import Tensor
 from ..rounds import together
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, opening_cost, size
-from .values import Mask, MaskTerm, Shape, Share, Trace, mask_bytes
+from .values import MaskTerm, Shape, Share, Trace, mask_bytes
 
 
 def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> list[tuple[int, int]]:
@@ -118,17 +118,15 @@ class Polynomial(Primitive):
     def correlate(
         self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
     ) -> Trace:
-        mask = offline.mask(args[0])
-        offline.keep(key, _powers(offline, key, shape, width, mask, len(attributes["coefficients"]) - 1))
+        _share_powers(offline, args[0], len(attributes["coefficients"]) - 1)
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        opened = yield from online.opened(args[0])
-        powers = online.tape.take(key)
-        assert isinstance(powers, list)
+        x: Share = args[0]
+        opened = yield from online.opened(x)
         coefficients: list[int] = attributes["coefficients"]
         chosen = [opened.mask()]
-        for power, difference in powers:
+        for power, difference in _taken_powers(online, x, len(coefficients) - 1):
             if difference is not None:
                 wrapped = opened.coefficients[1]
                 assert wrapped is not None
@@ -144,32 +142,49 @@ class Polynomial(Primitive):
         return Share(key, result, width)
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        terms = mask_terms(args[0])
-        each = mask_bytes(width) + (mask_bytes(width, terms[1].zeros) if len(terms) > 1 else 0)
-        degree = len(attributes["coefficients"]) - 1
-        return Cost(opening_cost(args[0]), size(shape) * each * max(0, degree - 1))
+        x: Trace = args[0]
+        terms = mask_terms(x)
+        each = mask_bytes(x.width) + (mask_bytes(x.width, terms[1].zeros) if len(terms) > 1 else 0)
+        missing = len(attributes["coefficients"]) - 2 - len(x.powers)
+        return Cost(opening_cost(x), size(shape) * each * max(0, missing))
 
 
-def _powers(
-    offline: Offline, key: str, shape: Shape, width: int, mask: Mask, degree: int
-) -> list[tuple[Tensor, Tensor | None]]:
+def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
+    """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
+    mask = offline.mask(x)
     low = mask.terms[0].value
     high = low + mask.terms[1].value if len(mask.terms) > 1 else None
     zeros = mask.terms[1].zeros if high is not None else 0
-    dealer = offline.role == "dealer"
-    entries: list[tuple[Tensor, Tensor | None]] = []
-    a, b = low, high
-    for power in range(2, degree + 1):
-        if dealer:
-            a = a * low
-            b = b * high if b is not None and high is not None else None
-        first = offline.source.derived(f"{key}/{power}", shape, lambda a=a: a, mask_bytes(width))
+    for power in range(2 + len(x.powers), degree + 1):
+        label, size = f"{x.key}/power/{power}", mask_bytes(x.width)
+        first = offline.source.derived(label, x.shape, lambda power=power: _power(low, power), size)
         second = None
-        if high is not None and width > zeros:
-            label, size = f"{key}/{power}/wrap", mask_bytes(width, zeros)
-            second = offline.source.derived(label, shape, lambda a=a, b=b: (b - a) >> zeros, size) << zeros
-        entries.append((first, second))
-    return entries
+        if high is not None:
+            size = mask_bytes(x.width, zeros)
+            second = offline.source.derived(
+                f"{label}/wrap",
+                x.shape,
+                lambda power=power: (_power(high, power) - _power(low, power)) >> zeros,
+                size,
+            )
+            second = second << zeros
+        offline.keep(label, (first, second))
+        x.powers.append((first, second))
+
+
+def _taken_powers(online: Online, x: Share, degree: int) -> list[tuple[Tensor, Tensor | None]]:
+    for power in range(2 + len(x.powers), degree + 1):
+        entry = online.tape.take(f"{x.key}/power/{power}")
+        assert isinstance(entry, tuple)
+        x.powers.append(entry)
+    return x.powers[: max(0, degree - 1)]
+
+
+def _power(x: Tensor, exponent: int) -> Tensor:
+    out = x
+    for _ in range(exponent - 1):
+        out = out * x
+    return out
 
 
 def _horner(x: Tensor, coefficients: list[int]) -> Tensor:

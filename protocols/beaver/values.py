@@ -51,6 +51,7 @@ class Trace:
     plain: Tensor | None = None  # mask of the plain opening that matrix products use
     half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
     bits: set[str] = field(default_factory=set)  # widths at which the mask's bits are shared
+    powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # of the mask, from the second
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Share:
     plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
     half: dict[str, Tensor] = field(default_factory=dict)
     bits: dict[str, object] = field(default_factory=dict)  # bit correlations of the opening, by width
+    powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # shares of the mask's powers, from the second
     pending: set[str] = field(default_factory=set)
 
     @property

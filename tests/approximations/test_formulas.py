@@ -39,8 +39,9 @@ def test_quad_gelu_is_off_by_one_and_a_half():
 @pytest.mark.parametrize(
     ("kind", "options", "bound"),
     [
-        ("gelu", {"pieces": 2}, 2.6e-4),
-        ("gelu", {"degree": 3}, 0.008),
+        ("gelu", {"degree": 4, "pieces": 2}, 2.6e-4),
+        ("gelu", {"degree": 4, "pieces": 1}, 0.003),
+        ("gelu", {"pieces": 1}, 0.008),
         ("silu", {"pieces": 1}, 0.015),
         ("tanh", {"pieces": 1}, 0.0055),
     ],

@@ -103,7 +103,7 @@ def test_presets():
 def test_describe_has_a_row_for_everything():
     plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="piecewise", options={"pieces": 2})}})
     rows = {what: (choice, remark) for what, choice, remark in plan.describe()}
-    assert rows["gelu"] == ("piecewise", "error 0.003, 2 comparisons")
+    assert rows["gelu"] == ("piecewise", "error 0.0012, 4 comparisons")
     assert rows["gelu in encoder.*"][0] == "piecewise (pieces=2)"
     assert rows["linear weights"][0] == "16 bits"
 

@@ -1,0 +1,282 @@
+"""Seconds, bytes, rounds and error of one private model: three real processes over TLS on loopback.
+
+    python -m bench.latency --model minilm --length 128 --plan fast --format json
+
+README.md says what each figure means.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from blindformer.approximations import Plan, approximate, out_of_range, restore
+from blindformer.models.artifacts import save
+from blindformer.models.compile import compile
+from blindformer.parties.launcher import run_local
+from blindformer.protocols.errors import BlindformerError
+
+from .provenance import commit, json_line, machine, versions
+from .workloads import WORKLOADS, Batch, Workload, build
+
+OUTPUT = "last_hidden_state"
+PLANS = ("faithful", "fast")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One measurement. Seconds are the client's, medians over the queries after a warm-up; bytes are payload of one
+    query. README.md explains each figure."""
+
+    model: str
+    weights: str
+    length: int
+    batch: int
+    plan: str
+    protocol: str
+    queries: int
+    plaintext_s: float
+    offline_s: float
+    offline_s_min: float
+    offline_s_max: float
+    offline_s_all: list[float]
+    online_s: float
+    online_s_min: float
+    online_s_max: float
+    online_s_all: list[float]
+    offline_bytes: int
+    online_bytes: int
+    up_bytes: int
+    down_bytes: int
+    rounds: int
+    max_abs_error: float
+    max_abs_error_approximated: float
+    cosine_min: float
+    sites_out_of_range: int
+    peak_rss_mb: float
+    setup_s: float
+    setup_bytes: int
+    wire_overhead_bytes: int
+    online_over_plaintext: float
+    offline_over_online: float
+    tls: bool
+    threads: int
+    versions: dict[str, str]
+    commit: str | None
+    machine: dict[str, Any]
+
+
+def measure(work: Workload, plan: str, *, timeout: float = 600, say: Say | None = None) -> Latency:
+    """Compile the workload, run all its queries in one session, and compare with torch.
+
+    timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
+    """
+    say = say or (lambda stage: None)
+    computer = machine()
+    say("plaintext")
+    plaintext = plaintext_seconds(work.model, work.queries[-1])
+    with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
+        compiled = compile(
+            work.model, work.calibration, plan, outputs=[OUTPUT], name=work.name, progress=lambda s: say(f"compile: {s}")
+        )
+        folder, fitted = save(compiled, Path(name)), compiled.plan
+        del compiled  # its weights are in the folder now; the parties need the memory
+        say("private")
+        run = run_local(
+            folder,
+            work.queries,
+            threads=1,
+            timeout=timeout,
+            progress=lambda phase, done, total: say(f"private: {phase} {done}/{total}"),
+            pin=True,
+        )
+    say("compare")
+    errors = [
+        (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
+        for got, query, approximated in zip(
+            run.outputs, work.queries, _approximated(work.model, fitted, work.queries), strict=True
+        )
+    ]
+    counted = run.timings[1:]
+    last = counted[-1]
+    offline, online = [t.offline_s for t in counted], [t.online_s for t in counted]
+    everyone = [t.peak_rss_mb for t in run.timings]
+    everyone += [value for others in run.others for key, value in others.items() if key.endswith("peak_rss_mb")]
+    return Latency(
+        model=work.name,
+        weights=work.weights,
+        length=work.length,
+        batch=work.batch,
+        plan=plan,
+        protocol="beaver",
+        queries=len(counted),
+        plaintext_s=plaintext,
+        offline_s=statistics.median(offline),
+        offline_s_min=min(offline),
+        offline_s_max=max(offline),
+        offline_s_all=offline,
+        online_s=statistics.median(online),
+        online_s_min=min(online),
+        online_s_max=max(online),
+        online_s_all=online,
+        offline_bytes=last.offline_bytes,
+        online_bytes=last.online.sent + last.online.received,
+        up_bytes=last.online.sent,
+        down_bytes=last.online.received,
+        rounds=last.rounds,
+        max_abs_error=max(e[0] for e in errors),
+        max_abs_error_approximated=max(e[2] for e in errors),
+        cosine_min=min(e[1] for e in errors),
+        sites_out_of_range=len(out_of_range(work.model, work.queries, fitted)),
+        peak_rss_mb=max(everyone),
+        setup_s=run.setup_s,
+        setup_bytes=run.setup_bytes,
+        wire_overhead_bytes=run.wire_overhead_bytes,
+        online_over_plaintext=statistics.median(online) / plaintext,
+        offline_over_online=statistics.median(offline) / statistics.median(online),
+        tls=True,
+        threads=1,
+        versions=versions(),
+        commit=commit(),
+        machine=computer,
+    )
+
+
+def plaintext_seconds(model: nn.Module, batch: Batch, runs: int = 9) -> float:
+    """Median seconds of the float32 model in torch, one thread, after two warm-up runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(2 + runs):
+                started = time.perf_counter()
+                model(**batch)
+                seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(seconds[2:])
+
+
+def exact(model: nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(**batch)[OUTPUT]
+
+
+def _approximated(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Tensor]:
+    """The model with the plan's approximations, in torch: what is left to the error is fixed point and protocol."""
+    approximate(model, plan)
+    try:
+        return [exact(model, batch) for batch in batches]
+    finally:
+        restore(model)
+
+
+def deviation(output: Tensor, expected: Tensor, batch: Batch) -> tuple[float, float]:
+    """Largest absolute error of an element, and least cosine of a token, over positions that are not padding.
+
+    output, expected: [B, L, H].
+    """
+    kept = batch["attention_mask"].bool()
+    got, wanted = output[kept].double(), expected[kept].double()
+    return (got - wanted).abs().max().item(), torch.cosine_similarity(got, wanted, dim=-1).min().item()
+
+
+# The command line.
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3f} s"
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:.2f} MB"
+
+
+def table(found: Latency) -> Table:
+    grid = Table(title=f"{found.model}, length {found.length}, batch {found.batch}, plan {found.plan}", show_header=False)
+    rows = {
+        "plaintext, one thread": seconds(found.plaintext_s),
+        "online": f"{seconds(found.online_s)}  ({found.online_s_min:.3f} to {found.online_s_max:.3f}), "
+        f"{found.online_over_plaintext:.1f}x plaintext",
+        "offline": f"{seconds(found.offline_s)}  ({found.offline_s_min:.3f} to {found.offline_s_max:.3f}), "
+        f"{found.offline_over_online:.2f}x online",
+        "online traffic": f"{megabytes(found.online_bytes)}  (up {megabytes(found.up_bytes)}, "
+        f"down {megabytes(found.down_bytes)})",
+        "offline traffic": megabytes(found.offline_bytes),
+        "rounds": str(found.rounds),
+        "largest error, float32": f"{found.max_abs_error:.2e}",
+        "largest error, approximated": f"{found.max_abs_error_approximated:.2e}",
+        "least cosine of a token": f"{found.cosine_min:.6f}",
+        "sites out of range": str(found.sites_out_of_range),
+        "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
+        "set-up, once": f"{seconds(found.setup_s)}, {megabytes(found.setup_bytes)}",
+        "framing and TLS, session": megabytes(found.wire_overhead_bytes),
+    }
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return grid
+
+
+def provenance_line(commit: str | None, versions: dict[str, str], computer: dict[str, Any]) -> str:
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    cpu = f"{computer['cpu']}, {computer['cores']} cores, {computer['memory_gb']} GB, load {computer['load']}"
+    return f"{used}; commit {commit or 'unknown'}; {cpu}"
+
+
+def run_command(name: str, work: Callable[[Say], None]) -> int:
+    """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
+    console = Console(stderr=True)
+    try:
+        with console.status("") as status:
+            work(lambda stage: status.update(stage))
+    except BlindformerError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
+    return 0
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks share."""
+    options = argparse.ArgumentParser(prog=prog, description=description)
+    options.add_argument("--model", choices=list(WORKLOADS), default="minilm")
+    options.add_argument("--length", type=int, default=128, help="tokens, all real (default 128)")
+    options.add_argument("--plan", choices=PLANS, default="faithful")
+    options.add_argument("--timeout", type=float, default=600, help="seconds that a party may be silent (default 600)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser("python -m bench.latency", "Measure private inference of one model.")
+    options.add_argument("--queries", type=int, default=3, help="after one warm-up query (default 3)")
+    options.add_argument("--batch", type=int, default=1)
+    chosen = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        say("load")
+        workload = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
+        found = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
+        if chosen.format == "json":
+            print(json_line(asdict(found)))
+            return
+        console = Console()
+        console.print(table(found))
+        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+
+    return run_command("bench.latency", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,64 @@
+"""What stands beside every number: versions, commit, machine. And JSON that stays on one line."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def versions(*more: str) -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in ("blindformer", "torch", "transformers", *more)}
+    return found | {"python": platform.python_version()}
+
+
+def commit() -> str | None:
+    """The checkout's commit, `+dirty` if tracked files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return None
+    return head + ("+dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """`load`: runnable processes over the last minute, before we start ours: on a quiet machine well under 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpu": _cpu(), "cores": cores, "memory_gb": memory, "load": round(psutil.getloadavg()[0], 2)}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def json_line(value: Any) -> str:
+    """One line; NaN and infinity, which JSON does not know, become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

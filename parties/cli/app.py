@@ -1,0 +1,27 @@
+"""The commands, and nothing that takes long to import: torch and transformers are for the command that needs them."""
+
+from __future__ import annotations
+
+import typer
+
+from . import certs, demo, env, estimate, listing, run
+
+app = typer.Typer(
+    name="blindformer",
+    help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("estimate")(estimate.estimate)
+app.command("list")(listing.list_names)
+app.command("env")(env.env)
+app.add_typer(certs.app, name="certs")
+
+
+@app.callback()
+def _root() -> None:
+    """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""

@@ -1,0 +1,65 @@
+"""`blindformer certs`: make development certificates, and show what a folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import Format, FormatOption, console, emit, table
+
+app = typer.Typer(help="Development certificates for the three parties.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="The folder of the certificates.")]
+
+
+@app.command()
+def make(
+    folder: Folder = Path("certs"),
+    days: Annotated[float, typer.Option("--days", min=0.01, help="How long they are good.")] = 30,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="A name or address the parties are dialled at; may be repeated.")
+    ] = None,
+    keep_ca_key: Annotated[
+        bool, typer.Option("--keep-ca-key", help="Keep the CA's key, to add parties later.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Make a CA and a certificate for server, client and dealer. Keys are readable by you alone."""
+    from ..certificates import HOSTS, ROLES, make_certificates
+
+    hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
+    files = make_certificates(folder, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
+    if form is Format.json:
+        emit({"folder": str(folder), "files": [str(file) for file in files], "hosts": list(hosts)})
+        return
+    console().print(
+        f"{len(files)} files in {folder}: give each of {', '.join(ROLES)} ca.pem, its .pem and its .key only"
+    )
+
+
+@app.command()
+def show(folder: Folder = Path("certs"), form: FormatOption = Format.text) -> None:
+    """Roles, hosts and dates of the certificates in a folder."""
+    from ..certificates import describe
+
+    found = describe(folder)
+    if form is Format.json:
+        rows = [
+            {
+                "role": row.role,
+                "file": str(row.file),
+                "hosts": list(row.hosts),
+                "expires": row.expires.isoformat(),
+                "expired": row.expired,
+            }
+            for row in found
+        ]
+        emit({"folder": str(folder), "certificates": rows})
+        return
+    shown = table("role", "file", "hosts", "good until")
+    for row in found:
+        until = f"{row.expires:%Y-%m-%d %H:%M} UTC" + (" (expired)" if row.expired else "")
+        shown.add_row(row.role, str(row.file), ", ".join(row.hosts), until)
+    console().print(shown)

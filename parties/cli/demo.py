@@ -1,0 +1,134 @@
+"""`blindformer demo`: six sentences through a real model that never sees them, beside the answer in the clear."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Annotated, Any
+
+import typer
+
+from .output import (
+    MB,
+    Format,
+    FormatOption,
+    Phases,
+    PlanOption,
+    ThreadsOption,
+    TimeoutOption,
+    console,
+    emit,
+    prepare,
+    table,
+)
+
+SENTENCES = (
+    "I forgot my login.",
+    "How do I reset my password?",
+    "My parcel has not arrived yet.",
+    "The delivery is five days late.",
+    "Can I pay with a credit card?",
+    "Which payment methods do you accept?",
+)
+PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
+
+
+def demo(
+    length: Annotated[int, typer.Option("--length", min=8, help="Tokens that every sentence is padded to.")] = 32,
+    plan: PlanOption = "faithful",
+    threads: ThreadsOption = 1,
+    timeout: TimeoutOption = 120,
+    form: FormatOption = Format.text,
+) -> None:
+    """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
+    prepare()
+    with Phases() as phases:
+        phases.begin("load")
+        from ...models.loading import load
+        from ..local import compare, compile_text
+        from .output import read_plan
+
+        chosen = read_plan(plan)
+        loaded = load("minilm")
+        loaded.length_for(list(SENTENCES), length)
+        phases.end("load")
+        phases.begin("compile")
+        compiled = compile_text(loaded, length, chosen, stage=lambda stage: phases.note("compile", stage))
+        phases.end("compile")
+        inputs = [loaded.encode(text, length) for text in SENTENCES]
+        found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)
+    pairs = _pairs(found)
+    summary = found.summary("minilm", length, normalised=True)
+    if form is Format.json:
+        summary["pairs"] = [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs]
+        summary["sentences"] = list(SENTENCES)
+        summary["server_received"] = found.seen
+        summary["learned"] = found.reports[-1].learned
+        summary["setup_s"], summary["setup_bytes"] = found.reports[-1].setup_s, found.reports[-1].setup_bytes
+        summary["compile_s"] = phases.seconds["compile"]
+        emit(summary)
+        return
+    _show(loaded, found, phases, pairs, summary)
+
+
+def _pairs(found: Any) -> list[tuple[str, str, float, float]]:
+    """Every pair of sentences with its cosine, private and in the clear, the most alike first."""
+    import torch
+
+    private = torch.stack([o["sentence_embedding"][0] for o in found.private])
+    clear = torch.stack([o["sentence_embedding"][0] for o in found.clear])
+    rows = [
+        (
+            SENTENCES[a],
+            SENTENCES[b],
+            float(torch.cosine_similarity(private[a], private[b], 0)),
+            float(torch.cosine_similarity(clear[a], clear[b], 0)),
+        )
+        for a, b in combinations(range(len(SENTENCES)), 2)
+    ]
+    return sorted(rows, key=lambda row: -row[3])
+
+
+def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[str, Any]) -> None:
+    out, report = console(), found.reports[-1]
+    count = len(found.reports)
+    out.print(
+        f"[bold]Blindformer[/]   two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {report.plan}"
+    )
+    out.print(
+        f"model  {loaded.name}, {loaded.model.config.num_hidden_layers} layers, {loaded.parameters / 1e6:.1f} M parameters"
+        "   known to: server"
+    )
+    out.print(f"text   {count} sentences, padded to {summary['length']} tokens   known to: client")
+    out.print(
+        f"compile {phases.seconds['compile']:.1f} s   set-up {report.setup_s:.1f} s, {report.setup_bytes / MB:.0f} MB, "
+        f"once   then a sentence: offline (dealer) {summary['offline_s']:.2f} s   private inference "
+        f"{summary['online_s']:.2f} s\n"
+    )
+    rows = table("pair", "private", "in the clear", right=(1, 2))
+    for a, b, private, clear in [*pairs[: PAIRS_SHOWN // 2], *pairs[-PAIRS_SHOWN // 2 :]]:
+        rows.add_row(f'"{a}"  ~  "{b}"', f"{private:.3f}", f"{clear:.3f}")
+    out.print(rows)
+    ratio = summary["online_s"] / summary["plaintext_s"]
+    out.print(
+        f"\nlargest error {summary['max_abs_error']:.4f} of a normalised element, cosine at least "
+        f"{summary['cosine_min']:.5f}\n"
+        f"a sentence: offline {summary['offline_s']:.2f} s, {summary['offline_bytes'] / MB:.1f} MB   online "
+        f"{summary['online_s']:.2f} s, {summary['online_bytes'] / MB:.1f} MB, {summary['rounds']} rounds   "
+        f"{ratio:.1f} x the {summary['plaintext_s'] * 1000:.0f} ms in the clear\n"
+    )
+    out.print("[bold]who learned what[/]")
+    seen = found.seen
+    measured = ""
+    if seen:
+        measured = (
+            f"received {seen['bytes'] / MB:.0f} MB from the client in all; chi-square test of these bytes against "
+            f"uniform: p = {seen['p_value']:.2f}"
+        )
+    rows = table("party", "saw", right=())
+    rows.show_header = False
+    rows.add_row("server", measured or report.learned["server"])
+    rows.add_row("dealer", report.learned["dealer"])
+    rows.add_row("client", report.learned["client"])
+    rows.add_row("released", f"to the client: {report.learned['released to the client']}")
+    rows.add_row("public", report.learned["public"])
+    out.print(rows)
