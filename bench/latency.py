@@ -5,6 +5,9 @@
 README.md says what each figure means.
 """
 
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
 import argparse
 import statistics
 import sys
@@ -16,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.parties.launcher import run_local
 from blindformer.protocols.errors import BlindformerError
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
 
 from .provenance import commit, json_line, machine, versions
 from .workloads import WORKLOADS, Batch, Workload, build
@@ -88,7 +90,12 @@ def measure(work: Workload, plan: str, *, timeout: float = 600, say: Say | None 
     plaintext = plaintext_seconds(work.model, work.queries[-1])
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
-            work.model, work.calibration, plan, outputs=[OUTPUT], name=work.name, progress=lambda s: say(f"compile: {s}")
+            work.model,
+            work.calibration,
+            plan,
+            outputs=[OUTPUT],
+            name=work.name,
+            progress=lambda stage: say(f"compile: {stage}"),
         )
         folder, fitted = save(compiled, Path(name)), compiled.plan
         del compiled  # its weights are in the folder now; the parties need the memory
@@ -205,7 +212,8 @@ def megabytes(value: float) -> str:
 
 
 def table(found: Latency) -> Table:
-    grid = Table(title=f"{found.model}, length {found.length}, batch {found.batch}, plan {found.plan}", show_header=False)
+    title = f"{found.model}, length {found.length}, batch {found.batch}, plan {found.plan}"
+    grid = Table(title=title, show_header=False)
     rows = {
         "plaintext, one thread": seconds(found.plaintext_s),
         "online": f"{seconds(found.online_s)}  ({found.online_s_min:.3f} to {found.online_s_max:.3f}), "
@@ -240,7 +248,7 @@ def run_command(name: str, work: Callable[[Say], None]) -> int:
     console = Console(stderr=True)
     try:
         with console.status("") as status:
-            work(lambda stage: status.update(stage))
+            work(status.update)
     except BlindformerError as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1

@@ -1,8 +1,11 @@
 """What the benchmarks run: a model, batches to calibrate it with, and queries that calibration never sees.
 
-Add a workload by adding a line to WORKLOADS. B batch, L tokens; every batch is full (no padding), and its mask is given,
-because a mask is secret and costs the same whatever it says.
+Add a workload by adding a line to WORKLOADS. B batch, L tokens; every batch is full (no padding), and its mask is
+given: a mask is secret and costs the same whatever it says.
 """
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import importlib
 import os
@@ -12,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from blindformer.protocols.errors import BlindformerError
+from torch import Tensor, nn
 
 from .text import CALIBRATION, QUERIES
 
 Batch = dict[str, Tensor]  # input_ids and attention_mask, [B, L]
-CALIBRATION_BATCHES = 6
 _VOCABULARY = 30522
 
 
@@ -60,6 +61,11 @@ def build(name: str, length: int, *, queries: int = 3, batch: int = 1) -> Worklo
     return WORKLOADS[name](name, length, queries + 1, batch)
 
 
+def calibration_batches(length: int, batch: int) -> int:
+    """Six, and more of short ones: with fewer than some 400 tokens, MiniLM's queries leave the calibrated ranges."""
+    return min(24, max(6, 768 // (length * batch)))
+
+
 def _real_minilm(name: str, length: int, queries: int, batch: int) -> Workload:
     """all-MiniLM-L6-v2 as its package ships it, on running text."""
     try:
@@ -74,12 +80,13 @@ def _real_minilm(name: str, length: int, queries: int, batch: int) -> Workload:
         texts = [[_text(sentences, length, i * batch + j) for j in range(batch)] for i in range(count)]
         return [_full(tokenizer, rows, length) for rows in texts]
 
-    return Workload(name, model.eval(), "real", batches(CALIBRATION, CALIBRATION_BATCHES), batches(QUERIES, queries))
+    calibration = batches(CALIBRATION, calibration_batches(length, batch))
+    return Workload(name, model.eval(), "real", calibration, batches(QUERIES, queries))
 
 
-def _text(sentences: tuple[str, ...], length: int, seed: int) -> str:
-    """At least `length` words: all sentences in an order of their own, again and again."""
-    order, words = random.Random(seed), list[str]()
+def _text(sentences: tuple[str, ...], length: int, number: int) -> str:
+    """At least `length` words: the sentence of this number, then all in an order of its own, again and again."""
+    order, words = random.Random(number), sentences[number % len(sentences)].split()
     while len(words) < length:
         words += " ".join(order.sample(sentences, len(sentences))).split()
     return " ".join(words)
@@ -111,7 +118,8 @@ def _seeded_bert(layers: int, hidden: int, heads: int, feed_forward: int) -> Cal
             drawn = [torch.randint(_VOCABULARY, (batch, length), generator=ids) for _ in range(count)]
             return [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in drawn]
 
-        return Workload(name, model.eval(), "seeded", batches(CALIBRATION_BATCHES), batches(queries))
+        calibration = batches(calibration_batches(length, batch))
+        return Workload(name, model.eval(), "seeded", calibration, batches(queries))
 
     return make
 

@@ -65,10 +65,10 @@ TEXTS = (
     "The bridge, finished in 1932, carries eight lanes of traffic, two railway tracks and a footway.",
     "As soon as the kettle had boiled, the lights went out in the whole street, and for a while we sat in the dark "
     "and listened to the rain on the roof.",
-    "In this paper we study how the price of electricity depends on wind, on sunshine and on the hour of the day, and "
+    "In this paper we study how the price of electricity depends on wind, sunshine and the hour of the day, and "
     "we propose a simple model that explains most of what is seen.",
     "Bring: tent; two sleeping bags; matches; a map (1:25,000); and something to read!",
-    "Once the form has been received, checked and signed by both parties, the deposit will be returned within ten days.",
+    "Once the form has been received, checked and signed by both parties, the deposit is returned within ten days.",
 )
 
 

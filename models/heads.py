@@ -25,7 +25,7 @@ class NextTokenLogits(ModelOutput):
 
 
 class SentenceEncoder(nn.Module):
-    """An encoder with its pooling. The weights of the mean depend on the mask alone: the client computes them itself."""
+    """An encoder with its pooling. The weights of the mean depend on the mask alone: the client makes them."""
 
     def __init__(self, model: nn.Module, pooling: str = "mean") -> None:
         super().__init__()

@@ -88,9 +88,7 @@ class Loaded:
             padding_side="right",
         )
         if encoded["input_ids"].shape[-1] > length:
-            raise LoadError(
-                f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it, or use a longer one"
-            )
+            raise LoadError(f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it")
         return dict(encoded)
 
     def _tokenizer(self) -> Any:

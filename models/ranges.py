@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..protocols.errors import BlindformerError
@@ -33,19 +33,20 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
     found: dict[int, Range] = {}
 
     def observe(node: Node, value: Tensor, args: list[Tensor]) -> None:
-        if not bool(torch.isfinite(value).all()):
+        magnitude = value.abs()
+        low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
+        if not math.isfinite(high):  # NaN comes through as the largest
             raise CalibrationFailure(
                 f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
                 "calibrate the plan on more inputs, or choose another approximation for this layer"
             )
-        magnitude = value.abs()
         domain = node.attributes.get("domain", 0.0)
         if node.op == "polynomial" and domain:
             # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
             magnitude = magnitude[args[0].abs() <= domain]
+            low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
         if not magnitude.numel():
             return
-        low, high = float(magnitude.min()), float(magnitude.max())
         if id(node) in found:
             found[id(node)].widen(low, high)
         else:

@@ -280,9 +280,7 @@ class ClientParty:
         online = time.perf_counter() - started
         traffic = self.server.meter.since(before)
         done_message = self.server.recv_message()
-        timings = Timings(
-            offline, online, execution.rounds, traffic, price(self.program).offline_bytes, peak_rss_mb()
-        )
+        timings = Timings(offline, online, execution.rounds, traffic, price(self.program).offline_bytes, peak_rss_mb())
         others = {
             "server_offline_s": float(ready.get("offline_s", 0.0)),
             "dealer_s": float(ready.get("dealer_s", 0.0)),
@@ -318,5 +316,3 @@ def _query_number(channel: Channel, message: dict[str, Any], expected: int) -> i
             channel.peer, "asked for a query out of order", "start a new session; a query number is used once"
         )
     return number
-
-

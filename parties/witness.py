@@ -63,7 +63,7 @@ class Witness:
 
 
 def uniformity(counts: list[int]) -> dict[str, Any]:
-    """`bytes`, `chi_square` over the 256 byte values, and its `p_value`: how often uniform bytes look at least as uneven.
+    """`bytes`, `chi_square` over the byte values, and its `p_value`: how often uniform bytes look at least as uneven.
 
     The p-value by the approximation of Wilson and Hilferty (1931).
     """

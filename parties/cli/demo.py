@@ -18,7 +18,9 @@ from .output import (
     console,
     emit,
     prepare,
+    read_plan,
     table,
+    use_threads,
 )
 
 SENTENCES = (
@@ -43,9 +45,9 @@ def demo(
     prepare()
     with Phases() as phases:
         phases.begin("load")
+        use_threads(threads)
         from ...models.loading import load
         from ..local import compare, compile_text
-        from .output import read_plan
 
         chosen = read_plan(plan)
         loaded = load("minilm")
@@ -92,11 +94,12 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     out, report = console(), found.reports[-1]
     count = len(found.reports)
     out.print(
-        f"[bold]Blindformer[/]   two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {report.plan}"
+        "[bold]Blindformer[/]   two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   "
+        f"plan {report.plan}"
     )
     out.print(
-        f"model  {loaded.name}, {loaded.model.config.num_hidden_layers} layers, {loaded.parameters / 1e6:.1f} M parameters"
-        "   known to: server"
+        f"model  {loaded.name}, {loaded.model.config.num_hidden_layers} layers, {loaded.parameters / 1e6:.1f} M "
+        "parameters   known to: server"
     )
     out.print(f"text   {count} sentences, padded to {summary['length']} tokens   known to: client")
     out.print(

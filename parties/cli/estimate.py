@@ -21,6 +21,7 @@ from .output import (
     read_plan,
     read_texts,
     table,
+    use_threads,
 )
 
 
@@ -39,6 +40,7 @@ def estimate(
     prepare()
     with Phases() as phases:
         phases.begin("load")
+        use_threads(1)
         from ...models.loading import load
         from ...models.pricing import NETWORKS
         from ...protocols.errors import BlindformerError
@@ -87,8 +89,8 @@ def _show(name: str, length: int, plan: str, found: Any) -> None:
     out.print(rows)
     out.print(
         "\n(layers share rounds, so their rounds add up to more than the total)\n"
-        f"online   about {found.online_s:.2f} s on {found.network}: {found.up / MB:.1f} MB up, {found.down / MB:.1f} MB "
-        f"down, {found.rounds} rounds\n"
+        f"online   about {found.online_s:.2f} s on {found.network}: {found.up / MB:.1f} MB up, "
+        f"{found.down / MB:.1f} MB down, {found.rounds} rounds\n"
         f"offline  {found.offline_bytes / MB:.1f} MB from the dealer, {found.offline_wire_s:.2f} s on the wire\n"
         f"set-up   {found.setup_bytes / MB:.1f} MB of masked weights, once"
     )

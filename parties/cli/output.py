@@ -53,6 +53,13 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def use_threads(count: int) -> None:
+    """Threads of this process while it compiles. More than the cores that are free make torch many times slower."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def read_plan(name: str) -> Any:
     """A preset's name as it is, or the plan in a JSON file."""
     from ...approximations import Plan

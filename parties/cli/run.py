@@ -1,4 +1,4 @@
-"""`blindformer run MODEL TEXT...`: texts through a model in a local private session, and the answer in the clear beside it."""
+"""`blindformer run MODEL TEXT...`: texts through a model in a private session on this machine."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .output import (
     read_plan,
     read_texts,
     table,
+    use_threads,
 )
 
 SHOWN = 5  # labels, next tokens
@@ -52,6 +53,7 @@ def run(
     texts = list(text)
     with Phases() as phases:
         phases.begin("load")
+        use_threads(threads)
         from ...models.loading import load
         from ..local import compare, compile_text
 

@@ -44,3 +44,25 @@ def from_plane(plane: Tensor, count: int) -> Tensor:
     """One plane [W] -> int64 [count] of zeros and ones."""
     raw = plane.contiguous().numpy().view(np.uint8)
     return torch.from_numpy(np.unpackbits(raw, bitorder="little", count=count).astype(np.int64))
+
+
+def add_constant(planes: Tensor, number: int) -> Tensor:
+    """Planes [k, W] of x -> planes of (x + number) modulo 2^k: a ripple of carries, two or three gates per plane."""
+    if number == 0:
+        return planes
+    out = torch.empty_like(planes)
+    carry: Tensor | None = None
+    for i, plane in enumerate(planes):
+        if number >> i & 1:
+            if carry is None:
+                torch.bitwise_not(plane, out=out[i])
+                carry = plane
+            else:
+                torch.bitwise_not(plane ^ carry, out=out[i])
+                carry = plane | carry
+        elif carry is None:
+            out[i] = plane
+        else:
+            torch.bitwise_xor(plane, carry, out=out[i])
+            carry = plane & carry
+    return out

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ..errors import CorrelationError
 from ..rounds import Swap
-from .bitslice import from_plane, to_planes, words
+from .bitslice import add_constant, from_plane, to_planes, words
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, opening_cost, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 BLOCK = 4
 INNER, LAST = 4, 5  # fan-in of the tree's levels, and of its root
-SUBSETS = [s for r in range(1, BLOCK + 1) for s in combinations(range(BLOCK), r)]
+SUBSETS = range(1, 1 << BLOCK)  # of a block's bits, as masks
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def tree(blocks: int) -> tuple[Level, ...]:
 
 @dataclass(frozen=True)
 class BitCorrelation:
-    """Bits of rho: shares of its blocks' subset products [b, 15, W] and of its top bit [W]."""
+    """Bits of rho: shares of its blocks' products by subset mask [b, 16, W] (0: the constant one), of its top bit [W]."""
 
     blocks: Tensor
     top: Tensor
@@ -137,8 +137,8 @@ class Less(Primitive):
         store = _taken_bits(online, x, bits)
         correlation = online.tape.take(key)
         assert isinstance(correlation, SignCorrelation)
-        planes = to_planes(opened.public - threshold, bits)
-        greater, equal = _compare_blocks(planes[:-1], store.blocks, online.leader)
+        planes = _public_planes(x, opened.public, bits, threshold)
+        greater, equal = _compare_blocks(planes[:-1], store.blocks)
         wires: dict[tuple[str, int], Tensor] = {}
         for i in range(greater.shape[0]):
             wires["g", i], wires["p", i] = greater[i], equal[i]
@@ -181,7 +181,9 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     label = f"{x.key}/{name}"
     products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
     top = offline.source.derived_bits(f"{label}/top", (wide,), lambda: rho[-1])
-    offline.keep(label, BitCorrelation(products, top))
+    if offline.role in ("server", "client"):
+        one = products.new_full((blocks, 1, wide), -1 if offline.role == "server" else 0)
+        offline.keep(label, BitCorrelation(torch.cat([one, products], dim=1), top))
     x.bits.add(name)
 
 
@@ -197,7 +199,7 @@ def _taken_bits(online: Online, x: Share, bits: int) -> BitCorrelation:
 def _subset_products(rho: Tensor) -> Tensor:
     """Planes [k - 1, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
     grouped = _padded(rho).view(-1, BLOCK, rho.shape[-1])
-    return torch.stack([_and([grouped[:, i] for i in subset]) for subset in SUBSETS], dim=1)
+    return torch.stack([_and([grouped[:, i] for i in range(BLOCK) if mask >> i & 1]) for mask in SUBSETS], dim=1)
 
 
 def _blocks(bits: int) -> int:
@@ -217,37 +219,38 @@ def _and(planes: list[Tensor]) -> Tensor:
     return out
 
 
-def _compare_blocks(public: Tensor, products: Tensor, leader: bool) -> tuple[Tensor, Tensor]:
-    """Shares of [rho > d] and [rho = d] per block. public [k - 1, W], products [b, 15, W] -> two of [b, W].
+def _compare_blocks(public: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of [rho > d] and [rho = d] per block. public [k - 1, W], products [b, 16, W] -> two of [b, W].
 
-    Both are polynomials in rho's bits with public coefficients: built from the low bit up, as subset -> coefficient.
+    Both are linear in the products. Bit by bit from the low end, with n = ~d, and for every subset S of the bits above:
+        equal'[S] = equal[S + i] ^ n_i equal[S]            (rho_i ^ n_i) equal
+        greater'[S] = greater[S + i] ^ n_i (products[S + i] ^ greater[S])     rho_i n_i ^ (rho_i ^ n_i) greater
     """
-    d = ~_padded(public).view(-1, BLOCK, public.shape[-1])  # complemented: rho_i > d_i is rho_i & ~d_i
-    greater: dict[tuple[int, ...], Tensor] = {}
-    equal: dict[tuple[int, ...], Tensor] = {(): torch.full_like(d[:, 0], -1)}
+    n = ~_padded(public).view(-1, BLOCK, public.shape[-1])
+    equal, greater = products, torch.zeros_like(products)
     for i in range(BLOCK):
-        not_d = d[:, i]
-        # greater' = rho_i ~d_i ^ (rho_i ^ ~d_i) greater ; equal' = (rho_i ^ ~d_i) equal
-        grown = _times_equal(greater, i, not_d)
-        grown[(i,)] = grown[(i,)] ^ not_d if (i,) in grown else not_d
-        greater, equal = grown, _times_equal(equal, i, not_d)
-    return _evaluate(greater, products, leader), _evaluate(equal, products, leader)
+        bit = n[:, i : i + 1]
+        without, with_ = _halves(equal)
+        below, above = _halves(greater)
+        alone = _halves(products[:, :: 1 << i])[1]
+        equal = with_ ^ (bit & without)
+        greater = bit & alone if i == 0 else above ^ (bit & (alone ^ below))
+    return greater[:, 0], equal[:, 0]
 
 
-def _times_equal(polynomial: dict[tuple[int, ...], Tensor], i: int, not_d: Tensor) -> dict[tuple[int, ...], Tensor]:
-    out = {(*subset, i): coefficient for subset, coefficient in polynomial.items()}
-    out.update({subset: coefficient & not_d for subset, coefficient in polynomial.items()})
-    return out
+def _halves(table: Tensor) -> tuple[Tensor, Tensor]:
+    """[b, 2 m, W] -> the subsets without and with their lowest bit, [b, m, W] each."""
+    return table[:, 0::2], table[:, 1::2]
 
 
-def _evaluate(polynomial: dict[tuple[int, ...], Tensor], products: Tensor, leader: bool) -> Tensor:
-    total = torch.zeros_like(products[:, 0])
-    for subset, coefficient in polynomial.items():
-        if subset:
-            total ^= coefficient & products[:, SUBSETS.index(subset)]
-        elif leader:
-            total ^= coefficient
-    return total
+def _public_planes(x: Share, public: Tensor, bits: int, threshold: int) -> Tensor:
+    """Planes of (public - threshold) modulo 2^bits: transposed once per value, the constant subtracted on planes."""
+    name = f"planes{bits}"
+    if name not in x.bits:
+        x.bits[name] = to_planes(public, bits)
+    planes = x.bits[name]
+    assert isinstance(planes, Tensor)
+    return add_constant(planes, -threshold)
 
 
 def _join(

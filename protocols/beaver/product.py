@@ -58,12 +58,14 @@ class Multiply(Primitive):
             left = left + b.public
         # Accumulate in place into the first full-size product: this is the hot loop of elementwise work.
         result = torch.addcmul(a.mask() * b.public, a.public, left)
-        for (t, u), product in zip(term_pairs(a.terms, b.terms, width), products, strict=True):
-            g, h = a.coefficients[t], b.coefficients[u]
-            for coefficient in (g, h):
-                if coefficient is not None:
-                    product = product * coefficient
-            result = result.add_(product)
+        rest = dict(zip(term_pairs(a.terms, b.terms, width), products, strict=True))
+        for t in range(len(a.terms)):
+            inner: Tensor | None = None
+            for u in range(len(b.terms)):
+                if (t, u) in rest:
+                    inner = _add_scaled(inner, b.coefficients[u], rest[t, u])
+            if inner is not None:
+                result = _add_scaled(result, a.coefficients[t], inner)
         return Share(key, result, width)
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
@@ -71,6 +73,13 @@ class Multiply(Primitive):
         pairs = term_pairs(mask_terms(x), mask_terms(y), width)
         zeros = [mask_terms(x)[t].zeros + mask_terms(y)[u].zeros for t, u in pairs]
         return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(width, z) for z in zeros))
+
+
+def _add_scaled(total: Tensor | None, coefficient: Tensor | None, value: Tensor) -> Tensor:
+    """total + coefficient * value; None stands for 0 and 1."""
+    if coefficient is None:
+        return value if total is None else total + value
+    return coefficient * value if total is None else torch.addcmul(total, coefficient, value)
 
 
 def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm, b: MaskTerm) -> Tensor:

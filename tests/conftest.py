@@ -1,0 +1,79 @@
+"""For all tests: no network, one thread (the machine may have two cores, and parties are processes of their own)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
+
+
+def save_tokenizer(folder, positions: int = 64) -> None:
+    """A word-piece tokenizer of a few words; the rest of the world is [UNK]."""
+    from transformers import BertTokenizer
+
+    vocabulary = {word: number for number, word in enumerate(WORDS.split())}
+    BertTokenizer(vocab=vocabulary, model_max_length=positions).save_pretrained(folder)
+
+
+def tiny_config(**changes):
+    from transformers import BertConfig
+
+    fields = {
+        "vocab_size": len(WORDS.split()),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        **changes,
+    }
+    return BertConfig(**fields)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory):
+    """The folder of a small BERT classifier with random weights, as save_pretrained writes it."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-classifier")
+    config = tiny_config(num_labels=3, id2label={0: "calm", 1: "glad", 2: "cross"})
+    BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """The folder of a small sentence encoder with mean pooling."""
+    from transformers import BertModel
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    BertModel(tiny_config(), add_pooling_layer=False).save_pretrained(folder)
+    save_tokenizer(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_causal(tmp_path_factory):
+    """The folder of a small GPT-2."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("tiny-causal")
+    words = len(WORDS.split())
+    config = GPT2Config(vocab_size=words, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder

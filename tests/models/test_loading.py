@@ -1,0 +1,123 @@
+"""Loading: the right class and head for each folder, and an error that says what to do for each wrong one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from blindformer.models.calibration_texts import TEXTS, calibration_texts
+from blindformer.models.compile import compile
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import BUCKETS, LoadError, load
+from blindformer.protocols.clear import ClearEngine
+
+
+@pytest.mark.parametrize(
+    ("fixture", "kind", "output"),
+    [
+        ("tiny_classifier", "classifier", "logits"),
+        ("tiny_encoder", "sentence", "sentence_embedding"),
+        ("tiny_causal", "causal", "logits"),
+    ],
+)
+def test_each_kind_loads_and_compiles(fixture, kind, output, request):
+    loaded = load(request.getfixturevalue(fixture))
+    assert loaded.kind == kind
+    batches = [loaded.encode(text, 16, truncate=True) for text in ("how is my password ?", "not good , bad !", *TEXTS[:3])]
+    compiled = compile(loaded.model, batches, "faithful")
+    assert list(compiled.program.outputs) == [output]
+    for batch in batches:
+        values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+        found = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)[output]
+        with torch.no_grad():
+            assert (found - loaded.model(**batch)[output]).abs().max() < 0.02
+
+
+def test_the_pooled_vector_is_the_mean_of_the_real_tokens(tiny_encoder):
+    loaded = load(tiny_encoder)
+    batch = loaded.encode("how is my password ?", 16)
+    with torch.no_grad():
+        hidden = loaded.model.model(**batch).last_hidden_state
+        pooled = loaded.model(**batch).sentence_embedding
+    count = int(batch["attention_mask"].sum())
+    assert count < 16
+    torch.testing.assert_close(pooled, hidden[:, :count].mean(1))
+
+
+def test_next_token_is_that_of_the_last_real_position(tiny_causal):
+    loaded = load(tiny_causal)
+    batch = loaded.encode("how is my password", 16)
+    ids = batch["input_ids"][:, : int(batch["attention_mask"].sum())]
+    kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = loaded.model.model(ids).logits[:, -1]
+        torch.testing.assert_close(loaded.model(**kept).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lengths_are_buckets_unless_asked_otherwise(tiny_encoder):
+    loaded = load(tiny_encoder)
+    assert loaded.positions == 64
+    assert loaded.length_for(["good"]) == BUCKETS[0]
+    assert loaded.length_for(["good " * 30]) == 32
+    assert loaded.length_for(["good", "how is it ?"], "exact") == 6
+    assert loaded.length_for(["good"], "20") == 20
+    for length in ("no", "0", "-3"):
+        with pytest.raises(LoadError, match="give auto, exact, or a number"):
+            loaded.length_for(["good"], length)
+    with pytest.raises(LoadError, match="lower --length"):
+        loaded.length_for(["good"], 65)
+    with pytest.raises(LoadError, match="text has 12 tokens"):
+        loaded.length_for(["good " * 10], 8)
+    with pytest.raises(LoadError, match="text has 102 tokens, the model takes 64: shorten"):
+        loaded.length_for(["good " * 100])
+
+
+def test_wrong_folders_are_explained(tmp_path, tiny_classifier):
+    cases = {}
+    cases["there is no such folder"] = tmp_path / "none"
+    (tmp_path / "file").write_text("")
+    cases["is a file"] = tmp_path / "file"
+    (tmp_path / "empty").mkdir()
+    cases["holds no config.json"] = tmp_path / "empty"
+    (tmp_path / "compiled" / "server").mkdir(parents=True)
+    cases["written by compile"] = tmp_path / "compiled"
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tiny_classifier / "config.json", tmp_path / "bare")
+    cases["holds no weights"] = tmp_path / "bare"
+    shutil.copytree(tiny_classifier, tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text("{")
+    cases["cannot be read"] = tmp_path / "broken"
+    shutil.copytree(tiny_classifier, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    cases["lacks 16 of the model's weights"] = tmp_path / "other"
+    shutil.copytree(tiny_classifier, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    cases["the model cannot be loaded"] = tmp_path / "cut"
+    for words, folder in cases.items():
+        with pytest.raises(LoadError, match=words) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_unknown_hub_ids_are_explained_offline():
+    for name in ("nobody/no-such-model", "no such model"):
+        with pytest.raises(LoadError, match=r"give a model's folder|hub id"):
+            load(name)
+
+
+def test_without_a_tokenizer_tensors_still_work(tmp_path, tiny_classifier):
+    folder = shutil.copytree(tiny_classifier, tmp_path / "bare")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    loaded = load(folder)
+    with pytest.raises(LoadError, match="has no tokenizer"):
+        loaded.encode("good", 16)
+
+
+def test_calibration_texts_are_many_and_different():
+    assert len(TEXTS) == len(set(TEXTS)) >= 55
+    assert all(len(calibration_texts(most)) == most for most in (1, 8, 20, 40, 60))

@@ -1,0 +1,200 @@
+"""The three roles of `beaver` in threads of this process, on memory channels, with everything that crosses them kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from blindformer.models.interpreter import interpret
+from blindformer.models.pricing import price
+from blindformer.parties.memory import memory_pair
+from blindformer.protocols.beaver.context import Offline, Online
+from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
+from blindformer.protocols.beaver.primitive import primitives
+from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
+from blindformer.protocols.beaver.values import Share, Tape, Trace
+from blindformer.protocols.channel import Meter
+from blindformer.protocols.ring import Ring, sign_extend
+from blindformer.protocols.rounds import Swap, Wire, over_channel
+from blindformer.protocols.streams import Stream, new_seed
+from torch import Tensor
+
+from .programs import Case
+
+RING = Ring()
+
+
+@dataclass
+class Seeds:
+    """Fresh by default. `weights` is one model's; the others change with every session."""
+
+    server: bytes = field(default_factory=new_seed)
+    client: bytes = field(default_factory=new_seed)
+    weights: bytes = field(default_factory=new_seed)
+
+
+@dataclass
+class Ran:
+    """What a query gave, and what it cost. `received`: per party, the frames' payloads that reached it online.
+
+    `openings`: per party, each opening that reached it as (integers, bytes per element).
+    """
+
+    outputs: dict[str, Tensor]
+    rounds: int
+    online: Meter  # at the client
+    offline_bytes: int
+    received: dict[str, list[bytes]]
+    openings: dict[str, list[tuple[Tensor, int]]]
+    offline_frames: list[bytes]
+    left: int
+
+
+def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20) -> Ran:
+    seeds = seeds or Seeds()
+    program = case.program
+    stream = Stream(seeds.weights, "weight masks")
+    masks = {name: stream.integers(name, shape) for name, shape in program.weight_shapes().items()}
+    masked = {name: case.weights[name] - mask for name, mask in masks.items()}
+    layout = price(program).layout
+    received: dict[str, list[bytes]] = {"server": [], "client": []}
+    openings: dict[str, list[tuple[Tensor, int]]] = {"server": [], "client": []}
+    offline_frames: list[bytes] = []
+    to_server, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
+    server_end, client_end = memory_pair("server", "client", timeout, received)
+    done: dict[str, object] = {}
+
+    def dealer() -> None:
+        corrections = Corrections(to_server, layout)
+        source = DealerSource(Stream(seeds.server, purpose), Stream(seeds.client, purpose), corrections)
+        interpret(program, OfflineEngine(source, RING, masks))
+        corrections.finish()
+
+    def online(role: str, tape: Tape, wire: Wire) -> None:
+        values = case.weights if role == "server" else case.client
+        engine = OnlineEngine(role, tape, RING, values, case.constants)
+        done[role] = interpret(program, engine, tapped(wire, openings[role]))
+        done[f"{role} left"] = len(tape)
+
+    def server() -> None:
+        corrections = Corrections(from_dealer, layout)
+        engine = OfflineEngine(ServerSource(Stream(seeds.server, purpose), corrections), RING, {})
+        interpret(program, engine)
+        corrections.finish()
+        online("server", engine.tape, over_channel(server_end))
+
+    def client() -> None:
+        engine = OfflineEngine(ClientSource(Stream(seeds.client, purpose)), RING, masked)
+        interpret(program, engine)
+        online("client", engine.tape, over_channel(client_end))
+
+    ends = [to_server, from_dealer, server_end, client_end]
+    in_threads([dealer, server, client], lambda: [end.close() for end in ends])
+    mine, theirs = done["client"], done["server"]
+    assert mine.rounds == theirs.rounds
+    assert all(value is None for value in theirs.outputs.values())
+    return Ran(
+        mine.outputs,
+        mine.rounds,
+        client_end.meter,
+        to_server.meter.sent,
+        received,
+        openings,
+        offline_frames,
+        done["server left"] + done["client left"],
+    )
+
+
+def tapped(wire: Wire, seen: list[tuple[Tensor, int]]) -> Wire:
+    """The wire, with every opening that arrives kept in `seen`."""
+
+    def exchange(swaps: list[Swap]) -> list[Tensor | None]:
+        answers = wire(swaps)
+        for swap, answer in zip(swaps, answers, strict=True):
+            if answer is not None:
+                seen.append((answer.clone(), swap.width))
+        return answers
+
+    return exchange
+
+
+def in_threads(roles: list[Callable[[], None]], abandon: Callable[[], object]) -> None:
+    """Run the roles side by side; the first error of any ends all and is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(role: Callable[[], None]) -> None:
+        try:
+            torch.set_num_threads(1)
+            role()
+        except BaseException as error:
+            errors.append(error)
+            abandon()
+
+    threads = [threading.Thread(target=guarded, args=(role,), daemon=True) for role in roles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads)
+
+
+class Relay:
+    """Corrections without a channel: only their low bytes pass."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Tensor] = []
+
+    def write(self, tensor: Tensor, width: int) -> None:
+        self.waiting.append(sign_extend(tensor.clone(), 8 * width))
+
+    def read(self, shape: tuple[int, ...], width: int) -> Tensor:
+        return self.waiting.pop(0).view(shape)
+
+
+def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """One primitive of one shared argument, in this thread. Returns the result and every pair of messages exchanged."""
+    primitive, shape, relay = primitives()[op], tuple(x.shape), Relay()
+    server, client = Stream(new_seed(), "query 0"), Stream(new_seed(), "query 0")
+    sources = {
+        "dealer": DealerSource(server, client, relay),
+        "client": ClientSource(client),
+        "server": ServerSource(server, relay),
+    }
+    tapes = {}
+    for role, source in sources.items():
+        offline = Offline(source, Tape(), RING)
+        primitive.correlate(offline, "1", shape, width, Trace("0", shape), **attributes)
+        tapes[role] = offline.tape
+    theirs = Stream(new_seed(), "share").integers("x", shape)
+    shares = {"server": x - theirs, "client": theirs}
+    steps = [
+        primitive.run(Online(role, tapes[role], RING), "1", width, Share("0", shares[role]), **attributes)
+        for role in ("server", "client")
+    ]
+    first, second, messages = lockstep(*steps)
+    return sign_extend(first.tensor + second.tensor, width), messages
+
+
+def lockstep(first, second):
+    """Run two parties' steps against each other; returns both results and the messages."""
+    answers: list[list[Tensor | None] | None] = [None, None]
+    results: list = []
+    messages: list[tuple[Tensor, Tensor]] = []
+    while True:
+        wanted = []
+        for step, answer in zip((first, second), answers, strict=True):
+            try:
+                wanted.append(next(step) if answer is None else step.send(answer))
+            except StopIteration as end:
+                results.append(end.value)
+        if results:
+            return *results, messages
+        answers = [
+            [None if s.send is None else sign_extend(s.send.clone(), 8 * s.width) for s in swaps]
+            for swaps in reversed(wanted)
+        ]
+        messages += zip(*answers, strict=True)

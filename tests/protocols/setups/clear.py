@@ -1,0 +1,8 @@
+"""clear: one process."""
+
+from blindformer.models.interpreter import interpret
+from blindformer.protocols.clear import ClearEngine
+
+
+def run(case):
+    return interpret(case.program, ClearEngine(case.sources)).outputs

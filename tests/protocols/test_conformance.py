@@ -1,0 +1,82 @@
+"""One suite of programs, every protocol. A new protocol adds `setups/<name>.py` with `run(case) -> outputs` and passes.
+
+Each value is exact in the ring given its own arguments; a rescale is the floor or the ceiling of the exact quotient.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+from blindformer.models.interpreter import interpret
+from blindformer.protocols.base import available, find
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.protocols.programs import CASES, check
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from blindformer.tests.protocols.random_programs import programs
+
+NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
+INSTALLED = [name for name in available() if name not in NEEDS or find_spec(NEEDS[name])]
+
+
+@pytest.fixture(params=INSTALLED)
+def run(request):
+    """run(case) -> outputs by name, on one protocol; a program that it does not offer is skipped."""
+    setup = import_module(f"blindformer.tests.protocols.setups.{request.param}")
+
+    def checked(case):
+        missing = case.program.needs() - find(request.param).offers
+        if missing:
+            pytest.skip(f"{request.param} does not offer {', '.join(sorted(missing))}")
+        return setup.run(case)
+
+    return checked
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_value_follows_from_its_arguments(run, name):
+    case = CASES[name]()
+    check(case, run(case))
+
+
+@given(programs())
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_program(run, case):
+    check(case, run(case))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "rescale" not in CASES[name]().program.needs()])
+def test_without_roundings_the_result_is_that_of_clear(run, name):
+    case = CASES[name]()
+    expected = interpret(case.program, ClearEngine(case.sources)).outputs
+    for output, value in run(case).items():
+        assert torch.equal(value, expected[output])
+
+
+def test_a_layer_is_off_by_few_units(run):
+    """Roundings add up: 9 rescales in sequence, each by less than one unit and some multiplied by weights below 1."""
+    case = CASES["one_layer"]()
+    last = max(case.program.outputs, key=int)
+    expected = interpret(case.program, ClearEngine(case.sources)).outputs[last]
+    assert (run(case)[last] - expected).abs().max() <= 2**6
+
+
+def test_every_protocol_has_a_set_up():
+    for name in available():
+        assert find_spec(f"blindformer.tests.protocols.setups.{name}"), name
+
+
+def test_protocols_say_what_they_are():
+    for name in INSTALLED:
+        protocol = find(name)
+        assert protocol.name == name
+        assert protocol.offers
+        assert protocol.security
+        assert protocol.parties
+
+
+def test_an_unknown_protocol_is_answered_with_the_known_ones():
+    with pytest.raises(BlindformerError, match=r"protocol enigma: not known; choose one of beaver, clear"):
+        find("enigma")

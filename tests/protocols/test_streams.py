@@ -1,0 +1,146 @@
+"""Masks: reproducible by label, independent across labels, used once. Corrections: as declared, or not at all."""
+
+import numpy as np
+import pytest
+import torch
+from blindformer.parties.memory import memory_pair
+from blindformer.protocols.beaver.source import FRAME, Corrections, frames
+from blindformer.protocols.beaver.values import Tape
+from blindformer.protocols.errors import CorrelationError, PeerProtocolError
+from blindformer.protocols.streams import Stream, derive, new_seed
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+SEED = bytes(range(16))
+
+
+def test_the_same_label_gives_the_same_masks_whatever_was_drawn_before():
+    first, second = Stream(SEED, "query 0"), Stream(SEED, "query 0")
+    first.integers("other", (50,))
+    assert torch.equal(first.integers("3/open", (4, 5)), second.integers("3/open", (4, 5)))
+    assert torch.equal(first.integers("3/open", (20,)), second.integers("3/open", (4, 5)).flatten())
+
+
+def test_different_labels_purposes_and_seeds_are_independent():
+    draws = [
+        stream.integers(label, (1 << 14,))
+        for stream in (Stream(SEED, "query 0"), Stream(SEED, "query 1"), Stream(new_seed(), "query 0"))
+        for label in ("1", "2", "11")
+    ]
+    draws += [Stream(derive(SEED, label), "query 0").integers("1", (1 << 14,)) for label in ("a", "b")]
+    words = torch.stack(draws)
+    assert words.unique().numel() == words.numel()  # 64-bit words: two equal ones would be a repeated stream
+    bits = np.unpackbits(words.numpy().view(np.uint8), axis=1) * 2.0 - 1
+    correlation = bits @ bits.T / bits.shape[1]
+    assert np.abs(correlation - np.eye(len(draws))).max() < 6 / bits.shape[1] ** 0.5
+
+
+def test_masks_are_uniform_over_the_whole_word():
+    words = Stream(new_seed(), "q").integers("x", (1 << 18,))
+    counts = np.bincount(words.numpy().view(np.uint8), minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-7
+    ones = np.unpackbits(words.numpy().view(np.uint8)).reshape(-1, 64).mean(0)
+    assert np.abs(ones - 0.5).max() < 6 * 0.5 / (1 << 9)
+
+
+def test_seeds_are_fresh():
+    assert len({new_seed() for _ in range(100)}) == 100
+    assert len(new_seed()) == 16
+
+
+def test_empty_and_scalar_arrays():
+    stream = Stream(SEED, "q")
+    assert stream.integers("a", (0, 3)).shape == (0, 3)
+    assert stream.integers("a", ()).shape == ()
+
+
+def test_large_arrays_do_not_repeat():
+    words = Stream(SEED, "q").integers("a", ((1 << 21) + 5,))  # beyond the zero page that is encrypted
+    assert words.unique().numel() == words.numel()
+
+
+def test_a_correlation_is_used_once():
+    tape = Tape()
+    tape.put("7/r", 1)
+    assert tape.take("7/r") == 1
+    assert len(tape) == 0
+    with pytest.raises(CorrelationError, match=r"7/r was already used; masks are used once"):
+        tape.take("7/r")
+    with pytest.raises(CorrelationError, match=r"7/r is made twice"):
+        tape.put("7/r", 2)
+
+
+def test_a_correlation_that_was_not_made_is_missing():
+    tape = Tape()
+    with pytest.raises(CorrelationError, match="8/r was not prepared; both parties must run the same program"):
+        tape.take("8/r")
+    tape.put("9", 1)
+    with pytest.raises(CorrelationError, match="made twice"):
+        tape.put("9", 1)
+
+
+LAYOUT = (40, 16)
+
+
+def corrections(layout=LAYOUT):
+    dealer, server = memory_pair("dealer", "server", timeout=1)
+    return Corrections(dealer, LAYOUT), Corrections(server, layout), dealer
+
+
+def words(count: int) -> torch.Tensor:
+    return torch.arange(count) - 3
+
+
+def test_corrections_arrive_as_sent():
+    out, into, _ = corrections()
+    out.write(words(5), 8)
+    out.write(words(4), 4)
+    out.finish()
+    assert torch.equal(into.read((5,), 8), words(5))
+    assert torch.equal(into.read((2, 2), 4), words(4).view(2, 2))
+    into.finish()
+
+
+@pytest.mark.parametrize(("count", "width"), [(6, 8), (4, 8), (5, 7), (0, 8)])
+def test_a_correction_of_another_size_is_not_sent(count, width):
+    out, _, dealer = corrections()
+    with pytest.raises(CorrelationError, match="where the program declares 40"):
+        out.write(words(count), width)
+    assert dealer.meter.sent == 0
+
+
+def test_a_correction_too_many_is_not_sent():
+    out, _, _ = corrections()
+    out.write(words(5), 8)
+    out.write(words(2), 8)
+    with pytest.raises(CorrelationError, match="where the program declares None"):
+        out.write(words(1), 8)
+
+
+def test_a_correction_too_few_fails():
+    out, _, _ = corrections()
+    out.write(words(5), 8)
+    with pytest.raises(CorrelationError, match="fewer than the program declares"):
+        out.finish()
+
+
+def test_the_server_refuses_what_it_does_not_expect():
+    out, into, _ = corrections()
+    out.write(words(5), 8)
+    out.write(words(2), 8)
+    with pytest.raises(CorrelationError, match="48 bytes where the program declares 40"):
+        into.read((6,), 8)
+    out, into, _ = corrections(layout=(40, 24))
+    out.write(words(5), 8)
+    out.write(words(2), 8)
+    with pytest.raises(PeerProtocolError, match=r"dealer: sent a frame of 56 bytes where 64 were expected"):
+        into.read((5,), 8)
+
+
+@given(st.lists(st.integers(0, FRAME // 2) | st.sampled_from([0, 1, FRAME, FRAME + 1]), max_size=30).map(tuple))
+def test_frames_hold_all_corrections_and_only_large_ones_exceed_the_limit(layout):
+    sizes = frames(layout)
+    assert sum(sizes) == sum(layout)
+    assert len(sizes) <= len(layout)
+    assert all(size <= FRAME or size in layout for size in sizes)
