@@ -49,8 +49,8 @@ def fit_gelu(low: float, high: float, degree: float = 3, pieces: float = 2) -> C
 def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
     """GELU(x) = x/2 + even(x) for |x| < cut, even two cubics in x^2; 0 below, x above.
 
-    An odd degree makes the pieces meet: no jump at a cut, where a unit in the last place decides the side. One piece of degree
-    4 has half the comparisons, an error of 0.0029 and a jump of 0.006.
+    An odd degree makes the pieces meet: no jump at a cut, where a unit in the last place decides the side. One piece
+    of degree 4 has half the comparisons, an error of 0.0029 and a jump of 0.006.
     """
     return gated(x, cuts, as_pieces(inner, outer))
 

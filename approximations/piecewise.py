@@ -34,7 +34,7 @@ def by_piece(u: Tensor, within: Sequence[Tensor], pieces: Sequence[Sequence[floa
 
     The bits of nested intervals have fewer terms than those of rings, and a product costs one correlation per term.
     """
-    steps = [[a - b for a, b in zip(p, q, strict=True)] for p, q in zip(pieces, pieces[1:], strict=False)]
+    steps = [[a - b for a, b in zip(p, q, strict=True)] for p, q in pairwise(pieces)]
     values = [polynomial(u, piece, domain=1.0) for piece in [*steps, pieces[-1]]]
     return list(zip(within, values, strict=True))
 

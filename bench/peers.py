@@ -5,6 +5,7 @@
 README.md says what each figure means, and in what the two set-ups differ.
 """
 
+import importlib.util
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def measure_crypten(work: Workload, *, timeout: float = 600) -> Crypten:
                 model.state_dict(), model.config.to_dict(), embedded, query["attention_mask"], timeout=timeout
             )
         except RuntimeError as error:
-            raise WorkloadError(f"{error}; is it installed? pip install -e '.[crypten]'") from None
+            raise WorkloadError(str(error)) from None
         runs.append(run)
         errors.append(deviation(run.output, exact(model, query), query))
     spent = [run.seconds for run in runs]
@@ -147,6 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         say("load")
+        if importlib.util.find_spec("crypten") is None:
+            raise WorkloadError("crypten is not installed; run: pip install -e '.[crypten]'")
         workload = build(chosen.model, chosen.length, queries=chosen.repeat)
         # One after the other, never at once: two parties have two cores.
         ours = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)

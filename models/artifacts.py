@@ -71,7 +71,9 @@ def save(compiled: Compiled, folder: str | Path, model_folder: str | Path | None
             if source and source.exists():
                 shutil.copy(source, root / "client" / name)
     except OSError as error:
-        raise ArtifactError(f"{error.filename or root}: cannot be written ({error.strerror}); free space or choose another folder") from None
+        raise ArtifactError(
+            f"{error.filename or root}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from None
     return root
 
 
@@ -122,5 +124,3 @@ def _load(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}); compile the model again") from None
-
-

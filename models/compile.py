@@ -28,8 +28,8 @@ Progress = Callable[[str], None]
 class Compiled:
     """A program and each party's part of it.
 
-    `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the client's prelude
-    reads (the released embedding block and public tables).
+    `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the
+    client's prelude reads (the released embedding block and public tables).
     """
 
     program: Program
@@ -46,10 +46,31 @@ class Compiled:
         return encode_client(self.program, self.client_tensors, self.client_scales, inputs)
 
     def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ring results -> float32 tensors by output name."""
-        instructions = self.program.instructions
-        ring = Ring(self.program.ring)
-        return {n: ring.decode(v, instructions[self.program.outputs[n]].scale).float() for n, v in outputs.items()}
+        """Ring results -> float32 tensors by output name. Errors: AnswerOutOfRange."""
+        return decode_outputs(self.program, outputs)
+
+
+class AnswerOutOfRange(BlindformerError):
+    """A result so far from what calibration saw that it cannot be trusted."""
+
+
+def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ring results of a query -> float32 tensors by output name.
+
+    Fixed point wraps silently where an activation leaves its headroom, so an output far beyond the calibrated ones is
+    an error and not an answer.
+    """
+    ring, decoded = Ring(program.ring), {}
+    for name, value in outputs.items():
+        item = program.instructions[program.outputs[name]]
+        real = ring.decode(value, item.scale)
+        if item.bound and real.numel() and float(real.abs().max()) > 8 * item.bound:
+            raise AnswerOutOfRange(
+                f"{name}: the answer is far outside the calibrated range, so it may be wrong; this input is unlike the "
+                "calibration inputs: calibrate on inputs like it"
+            )
+        decoded[name] = real.float()
+    return decoded
 
 
 def encode_client(
@@ -73,8 +94,8 @@ def compile(
 ) -> Compiled:
     """Compile `model` for inputs of the example's shapes.
 
-    example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the first is exported
-    plan        a preset's name (calibrated here) or a calibrated plan
+    example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
+    first is exported plan        a preset's name (calibrated here) or a calibrated plan
     outputs     names of the model's outputs to compute and reveal to the client (default: all)
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
 
@@ -113,7 +134,8 @@ def compile(
     draft = Program(inputs=inputs, prelude=tuple(steps))
     say("measure")
     ranges = measure(
-        order(nodes), ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches)
+        order(nodes),
+        ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches),
     )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)

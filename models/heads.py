@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,14 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.model, self.pooling = model, pooling
         self.config = model.config
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> SentenceEmbedding:
-        kwargs: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        kwargs: dict[str, Any] = (
+            {"token_type_ids": token_type_ids} if self._takes_types and token_type_ids is not None else {}
+        )
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         if self.pooling == "cls":
             return SentenceEmbedding(hidden[:, 0])

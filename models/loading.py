@@ -20,6 +20,7 @@ from .heads import NextToken, SentenceEncoder
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
 _WEIGHTS = ("*.safetensors", "*.bin")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
@@ -89,7 +90,8 @@ class Loaded:
         )
         if encoded["input_ids"].shape[-1] > length:
             raise LoadError(f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it")
-        return dict(encoded)
+        taken = inspect.signature(self.model.forward).parameters
+        return {name: value for name, value in encoded.items() if name in taken}
 
     def _tokenizer(self) -> Any:
         if self.processor is None or self.kind == "image":
@@ -242,6 +244,8 @@ def _takes_pooling(config: Any) -> bool:
 def _processor(folder: Path, kind: str) -> Any:
     import transformers
 
+    if kind != "image" and not any(list(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        return None  # transformers would make up an empty one, to which every word is unknown
     factory = transformers.AutoImageProcessor if kind == "image" else transformers.AutoTokenizer
     try:
         processor = factory.from_pretrained(folder, local_files_only=True)

@@ -1,12 +1,12 @@
 """From an exported ATen graph to a secret graph, whatever the architecture.
 
-Every value belongs to someone. What depends on public things alone is computed now; what depends on parameters alone is folded and stays
-the server's; what depends on the client's inputs alone is left to the client, in the clear, as the program's
-prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/rules/).
+Every value belongs to someone. What depends on public things alone is computed now; what depends on parameters alone
+is folded and stays the server's; what depends on the client's inputs alone is left to the client, in the clear, as
+the program's prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/rules/).
 
-The embedding block: an embedding table read by the client's tokens, and what follows elementwise up to the first matrix product, runs
-at the client, so these parameters are released to it. With `embedding="private"` the table stays with the server
-and the lookup is a product with a secret one-hot matrix.
+The embedding block: an embedding table read by the client's tokens, and what follows elementwise up to the first
+matrix product, runs at the client, so these parameters are released to it. With `embedding="private"` the table stays
+with the server and the lookup is a product with a secret one-hot matrix.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from .program import Step
 from .rules import Rules
 
 MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "baddbmm"}
+REARRANGES = {
+    "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "reshape", "unsqueeze", "squeeze",
+    "transpose", "permute", "t", "slice", "select", "index", "flatten", "repeat",
+}  # fmt: skip
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
 
 
@@ -41,6 +45,7 @@ class Value:
     ref: str = ""  # its name in the prelude (client) or among the parameters (server, if it is one as such)
     embedded: bool = False  # comes from an embedding block
     parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
+    binary: bool = False  # zeros and ones whatever the input: a comparison's result, rearranged
     factors: tuple[Value, ...] = ()  # a client mask that is the conjunction of these
 
 
@@ -98,11 +103,12 @@ class Lowering:
             tensor = value.value if isinstance(value.value, Tensor) else torch.tensor(value.value)
             op = {"public": "constant", "server": "weight", "client": "client"}[value.owner]
             name = value.ref or f"{op}_{len(self.values)}_{self.path}"
-            value.node = Node(op, [], {}, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
+            attributes = {"binary": True} if value.binary else {}
+            value.node = Node(op, [], attributes, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
         return value.node
 
     def looks_like_mask(self, value: Value) -> bool:
-        """Whether a float tensor of the client is made with a type's minimum: an additive mask that happens to hide nothing."""
+        """Whether a client's float tensor is made with a type's minimum: a mask that happens to hide nothing."""
         return value.value.dim() >= 2 and _has_minimum(self.steps, value.ref)
 
     def fail(self, what: str) -> LoweringError:
@@ -118,7 +124,7 @@ class Lowering:
         if kind == "public":
             return Value("public", value)
         inputs.append(item.name)
-        return Value("client", item.meta["example"] if "example" in item.meta else value, ref=item.name)
+        return Value("client", item.meta.get("example", value), ref=item.name)
 
     # --- calls -------------------------------------------------------------------------------------------------------
     def _call(self, item: fx.Node) -> Any:
@@ -126,8 +132,8 @@ class Lowering:
         short = target.removeprefix("aten.").removeprefix("blindformer.").split(".")[0]
         if short in IGNORED:
             return None
-        args = fx.map_arg(item.args, lambda n: self.values[n.name])
-        kwargs = fx.map_arg(item.kwargs, lambda n: self.values[n.name])
+        args: Any = fx.map_arg(item.args, lambda n: self.values[n.name])
+        kwargs: Any = fx.map_arg(item.kwargs, lambda n: self.values[n.name])
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         found = list(_values(args)) + list(_values(kwargs))
@@ -156,9 +162,7 @@ class Lowering:
     def _shared(self, short: str, target: str, args: Any, kwargs: Any) -> Any:
         rule = self.rules.find(short)
         if rule is None:
-            raise self.fail(
-                f"operation {short} ({target}) has no private form; {self.rules.advice(short)}"
-            )
+            raise self.fail(f"operation {short} ({target}) has no private form; {self.rules.advice(short)}")
         result = rule(self, *args, **kwargs)
         if isinstance(result, list | tuple):
             return [Value("shared", node=n) for n in result]
@@ -174,7 +178,9 @@ class Lowering:
             if v.owner == "server":
                 self._release(v)
         embedded = short == "embedding" or any(v.embedded for v in found)
-        self.steps.append(Step(name=item.name, target=str(item.target), args=_encode(args, self), kwargs=_encode(kwargs, self)))
+        self.steps.append(
+            Step(name=item.name, target=str(item.target), args=_encode(args, self), kwargs=_encode(kwargs, self))
+        )
         if isinstance(value, list | tuple):
             results = []
             for number, part in enumerate(value):
@@ -182,7 +188,10 @@ class Lowering:
                 self.steps.append(Step(name=name, target="getitem", args=[{"ref": item.name}, number]))
                 results.append(Value("client", part, ref=name, embedded=embedded))
             return results
-        return Value("client", value, ref=item.name, embedded=embedded, factors=_factors(short, args))
+        binary = value.dtype == torch.bool or (short in REARRANGES and all(v.binary for v in found))
+        return Value(
+            "client", value, ref=item.name, embedded=embedded, binary=binary, factors=_factors(short, args)
+        )
 
     def _release(self, v: Value) -> None:
         if not v.ref:
@@ -192,23 +201,23 @@ class Lowering:
 
 def _sources(exported: ExportedProgram) -> dict[str, tuple[str, str, Any]]:
     """Placeholder name -> (parameter | public | input, name in the model, value)."""
-    signature = exported.graph_signature
+    constants: dict[str, Any] = dict(exported.constants)
     found: dict[str, tuple[str, str, Any]] = {}
-    for spec in signature.input_specs:
-        name = getattr(spec.arg, "name", "")
+    for spec in exported.graph_signature.input_specs:
+        arg: Any = spec.arg
+        name, target = getattr(arg, "name", ""), spec.target or ""
         kind = spec.kind.name
         if kind == "PARAMETER":
-            found[name] = ("parameter", spec.target or name, exported.state_dict[spec.target].detach())
+            found[name] = ("parameter", target or name, exported.state_dict[target].detach())
         elif kind == "BUFFER":
-            table = exported.state_dict if spec.persistent else exported.constants
-            value = table[spec.target].detach()
+            table = exported.state_dict if spec.persistent else constants
+            value = table[target].detach()
             # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
             secret = bool(spec.persistent) and value.is_floating_point()
-            found[name] = ("parameter" if secret else "public", spec.target or name, value)
+            found[name] = ("parameter" if secret else "public", target or name, value)
         elif kind == "CONSTANT_TENSOR":
-            found[name] = ("public", name, exported.constants[spec.target])
+            found[name] = ("public", name, constants[target])
         elif kind == "USER_INPUT":
-            arg = spec.arg
             found[name] = ("public", name, arg.value) if hasattr(arg, "value") else ("input", name, None)
     return found
 

@@ -47,7 +47,8 @@ class Row:
 
 @dataclass
 class Price:
-    """Totals, equal to what a run meters; `rows` by module. A module's rounds overlap others', so they do not add up."""
+    """Totals, equal to what a run meters; `rows` by module. A module's rounds overlap others', so they do not add
+    up."""
 
     rounds: int
     down: int

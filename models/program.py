@@ -1,8 +1,8 @@
 """The Program: a model as data. Single-assignment instructions over the operations of protocols/operations.py.
 
-It holds no weights and no code, serialises to JSON, has a content hash that the parties compare before any share is sent, and can be
-priced, printed and executed without the model. What it makes public about a model: its architecture, scales and the constants of its
-approximations (fitted to calibrated ranges).
+It holds no weights and no code, serialises to JSON, has a content hash that the parties compare before any share is
+sent, and can be priced, printed and executed without the model. What it makes public about a model: its architecture,
+scales and the constants of its approximations (fitted to calibrated ranges).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class ProgramError(BlindformerError):
 class Instruction(BaseModel):
     """One instruction; its number in the program is its name.
 
-    `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers. `bound`: the largest magnitude seen in calibration.
+    `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers.
+    `bound`: the largest magnitude seen in calibration.
     `path`: the module of the model it comes from, for prices and messages.
     """
 
@@ -90,7 +91,9 @@ class Program(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             raise ProgramError(f"program: {where}: {first['msg']}; compile the model again") from None
         if program.format != FORMAT:
-            raise ProgramError(f"program: format {program.format}, this version reads {FORMAT}; compile the model again")
+            raise ProgramError(
+                f"program: format {program.format}, this version reads {FORMAT}; compile the model again"
+            )
         program.check()
         return program
 
@@ -108,7 +111,9 @@ class Program(BaseModel):
         """Refuse a program that is not single assignment, or uses operations that do not exist."""
         for number, item in enumerate(self.instructions):
             if item.op not in OPERATIONS:
-                raise ProgramError(f"program: instruction {number}: operation {item.op} is not known; update blindformer")
+                raise ProgramError(
+                    f"program: instruction {number}: operation {item.op} is not known; update blindformer"
+                )
             if any(not 0 <= arg < number for arg in item.args):
                 raise ProgramError(f"program: instruction {number}: reads a value that does not exist yet")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
@@ -133,6 +138,6 @@ def check_offers(program: Program, protocol: Any) -> None:
     for item in program.instructions:
         if item.op not in protocol.offers:
             raise ProgramError(
-                f"{item.path or 'program'}: needs the operation {item.op}, which protocol {protocol.name} does not offer; "
-                "choose another plan or protocol"
+                f"{item.path or 'program'}: needs the operation {item.op}, which protocol {protocol.name} "
+                "does not offer; choose another plan or protocol"
             )

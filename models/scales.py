@@ -1,12 +1,13 @@
 """Places scales: from a graph on real numbers to a Program on fixed point, with as few rescales as the ring allows.
 
-A product adds scales, a power of two moves the scale, a sum aligns scales by a free left shift. The ring holds 62 bits of magnitude;
+A product adds scales, a power of two moves the scale, a sum aligns scales by a free left shift. The ring holds 62
+bits of magnitude;
 `headroom` of them are kept free, since inputs may pass what calibration saw. A rescale is placed where the next
-operation would not fit otherwise; and where a value is opened elementwise anyway, because there it is free: the rescale's opening
-serves the products, powers and comparisons that follow.
+operation would not fit otherwise; and where a value is opened elementwise anyway, because there it is free: the
+rescale's opening serves the products, powers and comparisons that follow.
 
-`fraction`: the fractional bits that a rescaled value keeps. Values that are small, or bounded away from zero because they are about
-to be divided by, keep that many significant bits instead.
+`fraction`: the fractional bits that a rescaled value keeps. Values that are small, or bounded away from zero because
+they are about to be divided by, keep that many significant bits instead.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class Scaler:
         return self.result
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
-    def _emit(self, op: str, node: Node, args: list[int], scale: int, shape: tuple[int, ...] | None = None, **attributes) -> int:
+    def _emit(
+        self, op: str, node: Node, args: list[int], scale: int, shape: tuple[int, ...] | None = None, **attributes
+    ) -> int:
         found = self.ranges.get(id(node))
         self.result.instructions.append(
             Instruction(
@@ -131,7 +134,9 @@ class Scaler:
         key = (f"{id(node)}", scale)
         if key not in self.sources:
             kind = node.op
-            table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[kind]
+            table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[
+                kind
+            ]
             name = f"{node.name or kind}@{scale}"
             while name in table:
                 name += "'"
@@ -216,7 +221,9 @@ class Scaler:
 
     def _product(self, node: Node, op: str, elementwise: bool) -> None:
         """Rescale operands until the product fits: all that are opened elementwise anyway, else the smallest first."""
-        values = [self._value(a) if a.op not in ("weight", "constant", "client") else self._lowered(a) for a in node.args]
+        values = [
+            self._value(a) if a.op not in ("weight", "constant", "client") else self._lowered(a) for a in node.args
+        ]
         if elementwise:
             values = [self._lowered(a) for a in node.args]
         else:
@@ -255,13 +262,9 @@ class Scaler:
         self._set(node, self._emit("mul_public", node, args, scale + bits), scale + bits)
 
     def _mul_private(self, node: Node) -> None:
-        x, private = node.args
-        value = private.value
+        value = node.args[1].value
         assert value is not None
-        binary = private.owner == "client" and bool(((value == 0) | (value == 1)).all()) and value.dtype in (torch.bool, torch.int64)
-        bits = 0 if binary or private.value.dtype == torch.bool else _weight_scale(value, self.precision.fraction + 2)
-        if private.owner == "client" and _is_mask(private):
-            bits = 0
+        bits = 0 if _is_mask(node.args[1]) else _weight_scale(value, self.precision.fraction + 2)
         self._stationary(node, "mul_private", bits)
 
     def _linear(self, node: Node) -> None:
@@ -395,5 +398,5 @@ def _fraction_bits(number: float) -> int:
 
 
 def _is_mask(node: Node) -> bool:
-    value = node.value
-    return value is not None and bool(((value == 0) | (value == 1)).all())
+    """Whether the client's value is zeros and ones whatever its input: exact without fractional bits."""
+    return node.owner == "client" and bool(node.attributes.get("binary"))

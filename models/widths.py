@@ -1,7 +1,7 @@
 """How much of the ring each value needs: the low bits that its readers use. The rest neither travels nor is corrected.
 
-A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed modulo 2^w; and
-what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
+A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed
+modulo 2^w; and what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
     rescale   its own w              less     the comparison's bits
     shift     minus the shift        reveal   the value's own size, sign included
 Everything else (sums, products, rearrangements) needs its arguments to the width of its result.
@@ -10,6 +10,7 @@ Everything else (sums, products, rearrangements) needs its arguments to the widt
 from __future__ import annotations
 
 from .program import Instruction
+
 
 def _round(bits: int) -> int:
     """Whole bytes."""

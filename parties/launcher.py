@@ -310,11 +310,14 @@ class LocalParties:
             return LaunchError(killed[0], words[killed[0]], "run again; if memory is short, use a shorter length")
         role, seen = first, {first}
         while True:
-            named = words[role].partition(":")[0]
-            if named not in self._workers or named in seen:
+            named, _, what = (part.strip() for part in words[role].partition(":"))
+            if named not in self._workers:
                 return LaunchError(role, words[role])
-            if named not in words:  # it still runs, but does nothing
-                return LaunchError(named, words[role].partition(":")[2].strip())
+            # Who still runs, but does nothing; or who was heard of first, where two only repeat each other.
+            if named not in words or (named in seen and "stopped and said" not in what):
+                return LaunchError(named, what)
+            if named in seen and "stopped and said" in words[named]:
+                return LaunchError(role, words[role])
             seen.add(named)
             role = named
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from ..approximations import Plan, calibrate
 from ..models.artifacts import save
 from ..models.calibration_texts import calibration_texts
-from ..models.compile import Compiled, compile
+from ..models.compile import Compiled, compile, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
 from .launcher import LocalAnswer, LocalParties, Progress
 from .report import Report, beaver_report, clear_report
-from .session import decode_outputs, rss_mb
+from .session import rss_mb
 from .witness import uniformity
 
 Stage = Callable[[str], None]

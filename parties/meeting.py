@@ -26,6 +26,7 @@ Address = tuple[str, int]
 Refused = Callable[[PeerError], None]
 SESSION_BYTES = 16
 HELLO_SECONDS = 10.0
+LOAD_SECONDS = 30.0
 SESSIONS_WAITING = 64  # sessions of which the dealer has met one party and not the other
 
 _SAME_SESSION = "the client draws a session's id and the server passes it on: use the same version on both sides"
@@ -111,10 +112,12 @@ def meet_as_dealer(
 
 
 def _dial(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
-    # The peer may still be loading a large model: it listens already, and is given the whole timeout to answer.
-    channel = dial(*address, context, role, timeout=timeout, retry_seconds=min(timeout, 5), handshake_seconds=timeout)
+    # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
+    patience = max(timeout, LOAD_SECONDS)
+    channel = dial(*address, context, role, timeout=patience, retry_seconds=5, handshake_seconds=patience)
     try:
         hello(channel, mine, role)
+        channel.timeout = timeout
     except PeerError:
         channel.close()
         raise

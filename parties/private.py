@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..approximations import Plan
 from ..models.artifacts import save
-from ..models.compile import Compiled, compile
+from ..models.compile import Compiled, compile, decode_outputs
 from ..models.interpreter import interpret
 from ..models.scales import Precision
 from ..protocols.base import find
@@ -23,7 +23,6 @@ from ..protocols.clear import ClearEngine
 from ..protocols.errors import BlindformerError
 from .launcher import LocalParties, Progress
 from .report import Report, beaver_report, clear_report
-from .session import decode_outputs
 from .threads import ThreadParties
 
 Inputs = Mapping[str, Any]

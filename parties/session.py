@@ -81,12 +81,6 @@ def weight_masks(key: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     return {name: stream.integers(name, shape) for name, shape in sorted(shapes.items())}
 
 
-def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ring results of a query -> float32 tensors by output name."""
-    ring = Ring(program.ring)
-    return {n: ring.decode(v, program.instructions[program.outputs[n]].scale).float() for n, v in outputs.items()}
-
-
 @contextmanager
 def patient(channel: Any, idle: float | None) -> Iterator[None]:
     """Allow another silence (seconds) than the channel's timeout while waiting for something nobody owes us yet."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ..models.compile import Compiled
+from ..models.compile import Compiled, decode_outputs
 from ..protocols.errors import BlindformerError, PeerError
 from .launcher import LocalAnswer, Progress
 from .memory import memory_pair
-from .session import ClientParty, DealerParty, ServerParty, decode_outputs
+from .session import ClientParty, DealerParty, ServerParty
 
 IDLE_SECONDS = 86400.0
 

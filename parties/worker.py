@@ -178,7 +178,7 @@ def _progress(phase: str, done: int, total: int) -> None:
 def _answer(part: Any, party: Any, command: dict[str, Any]) -> None:
     from safetensors.torch import load_file, save_file
 
-    from .session import decode_outputs
+    from ..models.compile import decode_outputs
 
     path = Path(command["inputs"])
     inputs = load_file(path)

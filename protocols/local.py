@@ -1,7 +1,7 @@
 """The operations that need no other party: linear in their secret argument, or pure rearrangements.
 
-One table, used by every protocol whose shares are integer tensors and by the float reference. Each entry takes tensors and the
-instruction's attributes (protocols/operations.py lists both).
+One table, used by every protocol whose shares are integer tensors and by the float reference. Each entry takes
+tensors and the instruction's attributes (protocols/operations.py lists both).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Rounds: independent openings travel together.
 
 A primitive is a generator. Where it needs the other party it yields its `Swap`s (what it sends, what it expects) and is
-resumed with what came; an empty list means "next round" (another instruction is opening the value it waits for). The scheduler runs every instruction whose arguments are ready until it waits or ends, packs all
-that wait into one message per direction, and resumes them in order. Both parties run the same Program, so both pack
-the same swaps in the same order, and the number of rounds is the depth of the Program.
+resumed with what came; an empty list means "next round" (another instruction is opening the value it waits for). The
+scheduler runs every instruction whose arguments are ready until it waits or ends, packs all that wait into one
+message per direction, and resumes them in order. Both parties run the same Program, so both pack the same swaps in
+the same order, and the number of rounds is the depth of the Program.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Stream:
             key = HKDFExpand(algorithm=hashes.SHA256(), length=16, info=label.encode()).derive(self._key)
             cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
-            target = memoryview(out.numpy()).cast("B")
+            target = memoryview(out.numpy().view("uint8"))  # type: ignore[arg-type]
             cipher.update_into(_zeros(count * 8), target)
         return out.reshape(shape)
 

@@ -1,7 +1,7 @@
 """How ring tensors look on the wire: only the low bytes of each element that matter.
 
-An element of 1, 2, 4 or 8 bytes is cast; other sizes travel as planes (4 + 2 for 6 bytes), because casting planes is several times
-faster than copying a few bytes of every element.
+An element of 1, 2, 4 or 8 bytes is cast; other sizes travel as planes (4 + 2 for 6 bytes), because casting planes is
+several times faster than copying a few bytes of every element.
 """
 
 from __future__ import annotations

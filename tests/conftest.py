@@ -73,7 +73,9 @@ def tiny_causal(tmp_path_factory):
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("tiny-causal")
     words = len(WORDS.split())
-    config = GPT2Config(vocab_size=words, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
+    config = GPT2Config(
+        vocab_size=words, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -27,7 +27,8 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
             return None
         builder.path = node.path
         inner, gain = x.args
-        assert weight.value is not None and gain.value is not None
+        assert weight.value is not None
+        assert gain.value is not None
         value = weight.value.to(torch.float64)
         row = gain.value.to(torch.float64).reshape(-1, 1)
         folded = Node("weight", [], {}, weight.shape, "server", weight.path, f"{gain.name}@{weight.name}", value * row)
@@ -37,7 +38,9 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
         assert bias.value is not None
         shift = bias.value.to(torch.float64).reshape(1, -1) @ value
         name = f"{bias.name}@{weight.name}"
-        return builder.add(out, Node("weight", [], {}, (weight.shape[1],), "server", node.path, name, shift.reshape(-1)))
+        return builder.add(
+            out, Node("weight", [], {}, (weight.shape[1],), "server", node.path, name, shift.reshape(-1))
+        )
 
     return rewrite(outputs, change)
 

@@ -50,7 +50,7 @@ def _extended(builder: Builder, weights: Node, mask: Node, values: Node) -> Node
     assert mask.value is not None
     shape = (*mask.shape[:-2], mask.shape[-1], 1)
     name, value = f"{mask.name}.column", mask.value.transpose(-1, -2)
-    column = Node("client", [], {"transposed": mask.name}, shape, "client", mask.path, name, value)
+    column = Node("client", [], {**mask.attributes, "transposed": mask.name}, shape, "client", mask.path, name, value)
     wide = builder.expand(column, (*values.shape[:-1], 1))
     return builder.matmul(weights, builder.concat([builder.mul(values, column), wide], -1))
 

@@ -8,13 +8,15 @@ from ..graph import Node, order
 
 
 def rewrite(outputs: list[Node], change: Callable[[Node], Node | None]) -> list[Node]:
-    """Rebuild the graph bottom-up; `change` sees each node with its new arguments and may return another in its place."""
+    """Rebuild the graph bottom-up; `change` sees each node with its new arguments and may return another instead."""
     new: dict[int, Node] = {}
     for node in order(outputs):
         args = [new[id(arg)] for arg in node.args]
         copy = node
         if any(a is not b for a, b in zip(args, node.args, strict=True)):
-            copy = Node(node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value, node.coarse)
+            copy = Node(
+                node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value, node.coarse
+            )
         new[id(node)] = change(copy) or copy
     return [new[id(out)] for out in outputs]
 

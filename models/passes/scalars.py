@@ -1,10 +1,11 @@
 """Public factors move to where they cost nothing: into weights, into polynomials, onto the smaller side of a product.
 
-A factor that is no power of two costs fractional bits wherever it meets a large tensor. It commutes with everything linear, so it floats
-up through products and sums, and sinks into the weights below (1 / sqrt(d) into the query's) or after it.
+A factor that is no power of two costs fractional bits wherever it meets a large tensor. It commutes with everything
+linear, so it floats up through products and sums, and sinks into the weights below (1 / sqrt(d) into the query's) or
+after it.
 
-The mean of LayerNorm holds one such factor: with n = o 2^k, o odd, x - sum(x) / n = (o x - sum(x) / 2^k) / o. The factor 2^m / o that is
-left goes into the norm's gain and into its variance.
+The mean of LayerNorm holds one such factor: with n = o 2^k, o odd, x - sum(x) / n = (o x - sum(x) / 2^k) / o. The
+factor 2^m / o that is left goes into the norm's gain and into its variance.
 """
 
 from __future__ import annotations
@@ -73,7 +74,11 @@ def _centred(builder: Builder, node: Node) -> Node | None:
         return None
     twos = (count & -count).bit_length() - 1
     odd = count >> twos
-    whole = builder.scale(x, 1.0) if odd == 1 else builder.node("mul_public", x, builder.constant(float(odd)), shape=x.shape)
+    whole = (
+        builder.scale(x, 1.0)
+        if odd == 1
+        else builder.node("mul_public", x, builder.constant(float(odd)), shape=x.shape)
+    )
     difference = builder.sub(whole, builder.ldexp(total, -twos))
     shift = odd.bit_length() - 1
     return builder.scale(builder.ldexp(difference, -shift), 2.0**shift / odd)

@@ -1,7 +1,8 @@
 """One rule per ATen operation: how it looks on secrets. Found by scanning this folder.
 
-To add one, decorate a function `(lowering, *args, **kwargs) -> Node` with `@rule("name")`; arguments come as the operation's own, tensors
-as lowered values (`lowering.as_node` turns any into a node). Rules see only calls with a secret argument.
+To add one, decorate a function `(lowering, *args, **kwargs) -> Node` with `@rule("name")`; arguments come as the
+operation's own, tensors as lowered values (`lowering.as_node` turns any into a node). Rules see only calls with a
+secret argument.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def absolute(lowering: Any, x: Any) -> Node:
     return b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1))
 
 
-# --- comparisons ---------------------------------------------------------------------------------------------------------
+# --- comparisons
+# ---------------------------------------------------------------------------------------------------------
 @rule("lt", "le")
 def less(lowering: Any, x: Any, y: Any) -> Any:
     return _compare(lowering, x, y, flip=False)

@@ -75,10 +75,12 @@ def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], paddin
     if x.owner != "client":
         return b.unfold(lowering.as_node(x), kernel, stride, padding)
     node = b.unfold(lowering.as_node(x), kernel, stride, padding)
-    value = torch.nn.functional.unfold(x.value, kernel, padding=padding, stride=stride)  # [B, C kh kw, H' W']
+    value = torch.nn.functional.unfold(x.value, (*kernel,), padding=(*padding,), stride=(*stride,))  # [B, C kh kw, H' W']
     name = f"{x.ref}.patches.{len(lowering.steps)}"
     lowering.steps += [
-        Step(name=f"{name}.columns", target="aten.im2col.default", args=[{"ref": x.ref}, kernel, [1, 1], padding, stride]),
+        Step(
+            name=f"{name}.columns", target="aten.im2col.default", args=[{"ref": x.ref}, kernel, [1, 1], padding, stride]
+        ),
         Step(name=f"{name}.rows", target="aten.transpose.int", args=[{"ref": f"{name}.columns"}, 1, 2]),
         Step(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.rows"}, list(node.shape)]),
     ]

@@ -26,6 +26,8 @@ def list_names(
     if form is Format.json:
         emit({what.value: rows})
         return
+    if what is What.plans:  # few plans with many choices: one column each
+        rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
     shown = table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
         shown.add_row(*(_in_words(value) for value in row.values()))

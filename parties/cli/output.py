@@ -77,6 +77,14 @@ def read_plan(name: str) -> Any:
         raise PlanError(f"{name}: is no plan ({str(error).splitlines()[0]}); write it with Plan.save") from None
 
 
+def warn_undistilled(plan: Any) -> None:
+    """Say, on stderr, when a plan's answers mean nothing for a model that was not trained with it."""
+    if plan.needs_distillation():
+        Console(stderr=True, highlight=False).print(
+            f"note: plan {plan.name} is for models distilled with it; with other weights its answers are far off"
+        )
+
+
 def read_texts(path: Path | None) -> list[str] | None:
     """One text a line; None if there is no file."""
     from ...protocols.errors import BlindformerError

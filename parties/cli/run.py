@@ -26,6 +26,7 @@ from .output import (
     read_texts,
     table,
     use_threads,
+    warn_undistilled,
 )
 
 SHOWN = 5  # labels, next tokens
@@ -72,6 +73,7 @@ def run(
             stage=lambda stage: phases.note("compile", stage),
         )
         phases.end("compile")
+        warn_undistilled(compiled.plan)
         inputs = [loaded.encode(item, size) for item in texts]
         found = compare(
             loaded,

@@ -1,14 +1,17 @@
 """Exact comparison x < t with a public threshold t, on an opening that x may already have.
 
-x = c - rho modulo 2^k with c public and rho the mask's low k bits, |x - t| < 2^(k-1), k at most the w - s bits of a rescaled value. The answer is the sign, bit k-1 of
-(c - t) - rho: the exclusive or of the two top bits and of the borrow below them. The borrow, [rho' > d'] on k-1 bits, is found on
-bit planes shared by exclusive or (bitslice.py):
+x = c - rho modulo 2^k with c public and rho the mask's low k bits, |x - t| < 2^(k-1), k at most the w - s bits of a
+rescaled value. The answer is the sign, bit k-1 of (c - t) - rho: the exclusive or of the two top bits and of the borrow
+below them. The borrow, [rho' > d'] on k-1 bits, is found on bit planes shared by exclusive or (bitslice.py):
 
-  blocks   4 bits each. The dealer shares the products of every subset of a block's bits of rho, so that "greater" and "equal"
-           of a block against the public d are linear: no messages. All thresholds of one x share these.
-  tree     groups of blocks join by G = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, P = p3 p2 p1 p0: one round per level, as each
-           input is opened under a random bit whose subset products the dealer shares (one round for up to 5 blocks, k = 21).
+  blocks   4 bits each. The dealer shares the products of every subset of a block's bits of rho, so that "greater" and
+           "equal" of a block against the public d are linear: no messages. All thresholds of one x share these.
+  tree     groups of blocks join by G = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, P = p3 p2 p1 p0: one round per level, as
+           each input is opened under a random bit whose subset products the dealer shares (one round for up to 5
+           blocks, k = 21).
   result   the sign bit is opened under a random bit beta that is also shared additively: sign = e + (1 - 2 e) beta.
+
+What a party sees: the opened wires and e, each masked by a bit of its own that only the dealer knows.
 
 Legend: n elements, W words per plane, b = ceil((k - 1) / 4) blocks.
 """
@@ -59,7 +62,7 @@ class Level:
 
 @lru_cache
 def tree(blocks: int) -> tuple[Level, ...]:
-    """The levels that join `blocks` blocks into one borrow. Outputs alternate g, p from the low end; the root is g alone."""
+    """The levels that join `blocks` blocks into one borrow. Outputs alternate g, p from the low end; the root is g."""
     levels = []
     while blocks > 1:
         root = blocks <= LAST
@@ -68,7 +71,7 @@ def tree(blocks: int) -> tuple[Level, ...]:
         for number, group in enumerate(groups):
             high = list(reversed(group))
             outputs.append(
-                tuple(tuple(("p", j) for j in high[: high.index(i)]) + (("g", i),) for i in high)  # g
+                tuple((*(("p", j) for j in high[: high.index(i)]), ("g", i)) for i in high)  # g
             )
             # Nothing lies below the lowest group, so its "equal" is never asked for.
             outputs.append((tuple(("p", j) for j in high),) if number and not root else ())
@@ -81,7 +84,7 @@ def tree(blocks: int) -> tuple[Level, ...]:
 
 @dataclass(frozen=True)
 class BitCorrelation:
-    """Bits of rho: shares of its blocks' products by subset mask [b, 16, W] (0: the constant one), of its top bit [W]."""
+    """Bits of rho: shares of its blocks' products by subset [b, 16, W] (0: the constant one), of its top bit [W]."""
 
     blocks: Tensor
     top: Tensor
@@ -102,9 +105,7 @@ class Less(Primitive):
 
     op = "less"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         x: Trace = args[0]
         bits, source = attributes["bits"], offline.source
         _bits_of_mask(offline, x, bits)
@@ -161,11 +162,12 @@ class Less(Primitive):
         x, bits = args[0], attributes["bits"]
         blocks, word_bytes = _blocks(bits), 8 * words(size(shape))
         levels = tree(blocks)
-        steps = [(word_bytes * len(level.opened),) * 2 for level in levels] + [(word_bytes, word_bytes)]
+        sizes = [word_bytes * len(level.opened) for level in levels] + [word_bytes]
+        steps = tuple((bytes_, bytes_) for bytes_ in sizes)
         offline = word_bytes * sum(len(level.subsets) for level in levels) + mask_bytes(width) * size(shape)
         if f"bits{bits}" not in x.bits:
             offline += word_bytes * (blocks * len(SUBSETS) + 1)
-        return Cost(opening_cost(x) + tuple(steps), offline)
+        return Cost(opening_cost(x) + steps, offline)
 
 
 def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
@@ -253,9 +255,7 @@ def _public_planes(x: Share, public: Tensor, bits: int, threshold: int) -> Tenso
     return add_constant(planes, -threshold)
 
 
-def _join(
-    online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor
-) -> Steps:
+def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Steps:
     """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
     mine = torch.stack([wires[wire] for wire in level.opened]) ^ masks
     (theirs,) = yield [Swap(mine, tuple(mine.shape))]

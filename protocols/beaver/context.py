@@ -19,8 +19,8 @@ from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
 class Private:
     """A value that one party knows in the clear.
 
-    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the server's
-    weights at the client: once per model). `mask`: B, at the dealer.
+    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the
+    server's weights at the client: once per model). `mask`: B, at the dealer.
     """
 
     key: str

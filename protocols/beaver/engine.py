@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..local import LOCAL
 from ..ring import Ring, sign_extend
-from ..rounds import Step, Swap
+from ..rounds import Step, Swap, together
 from ..wire import elements as size
 from ..wire import wire_bytes
 from .context import Offline, Online, Private, Public
@@ -33,15 +33,11 @@ class OfflineEngine:
         self.weights = weights
         self.primitives = primitives()
 
-    def execute(
-        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
-    ) -> Step:
+    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
         return self.prepare(key, op, shape, width, args, attributes)
         yield []
 
-    def prepare(
-        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
-    ) -> Any:
+    def prepare(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Any:
         if op == "client":
             return Private(key, "client", shape, width)
         if op == "weight":
@@ -79,6 +75,8 @@ class PricingEngine(OfflineEngine):
     def __init__(self, ring: Ring, weights: Mapping[str, Tensor]) -> None:
         super().__init__(CountingSource(), ring, weights)
         self.costs: dict[str, Cost] = {}
+        self.opened: set[tuple[str, str]] = set()
+        self.under_way: set[tuple[str, str]] = set()
 
     @property
     def counted(self) -> int:
@@ -93,15 +91,50 @@ class PricingEngine(OfflineEngine):
         shared = [_trace(x) if i == 0 or primitive.op in ("mul", "matmul") else x for i, x in enumerate(args)]
         self.costs[key] = primitive.cost(shape, width, *shared, **attributes)
 
-    def execute(
-        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
-    ) -> Step:
+    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
+        openings = _openings(op, args)
         result = self.prepare(key, op, shape, width, args, attributes)
         if op == "reveal":
             self.costs[key] = Cost(((wire_bytes(width) * size(shape), 0),))
-        for down, up in self.costs[key].steps if key in self.costs else ():
-            yield [Swap(torch.empty(down, device="meta"), (up,), 1)]
+        steps = list(self.costs[key].steps) if key in self.costs else []
+        first = {opening: number for number, opening in enumerate(o for o in openings if o not in self.opened)}
+        if openings:
+            opening_step = steps.pop(0) if first and steps else (0, 0)
+            yield from together(*(self._open(o, opening_step if first.get(o) == 0 else (0, 0)) for o in openings))
+        for down, up in steps:
+            yield [_priced(down, up)]
         return result
+
+    def _open(self, opening: tuple[str, str], step: tuple[int, int]) -> Step:
+        """As online: the first reader of a value opens it, a round; one that comes meanwhile waits for that."""
+        if opening not in self.opened:
+            self.opened.add(opening)
+            self.under_way.add(opening)
+            yield [_priced(*step)]
+            self.under_way.discard(opening)
+        while opening in self.under_way:
+            yield []
+
+
+def _priced(down: int, up: int) -> Swap:
+    return Swap(torch.empty(down, device="meta"), (up,), 1)
+
+
+def _openings(op: str, args: list[Any]) -> list[tuple[str, str]]:
+    """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
+    if op in ("mul", "polynomial", "less"):
+        found = [(_trace(x).key, "plain") for x in args if _trace(x).mask is None or _trace(x).mask.kind == "plain"]
+    elif op == "matmul":
+        found = [(_trace(x).key, "plain") for x in args]
+    elif op in ("linear", "mul_private"):
+        x, private = args
+        if private.owner == "server":
+            found = [(x.key, "half of the client")]
+        else:
+            found = [(x.key, "half of the server"), (private.key, "private")]
+    else:
+        found = []
+    return list(dict.fromkeys(found))
 
 
 class OnlineEngine:
@@ -114,9 +147,7 @@ class OnlineEngine:
         self.values, self.constants = values, constants
         self.primitives = primitives()
 
-    def execute(
-        self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
-    ) -> Step:
+    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
         role = self.online.role
         if op in ("client", "weight"):
             owner = "client" if op == "client" else "server"

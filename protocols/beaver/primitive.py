@@ -53,9 +53,7 @@ class Primitive:
 
     op: ClassVar[str]
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         """Make the correlation; return the result's trace. Runs at the dealer, the server, the client."""
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ Weight-stationary (server-private W). Once per model the client gets D = W - B, 
     Z0 + Z1 = (X - A) W + A (W - B) + A B = X W.
 The server sees X - A, uniform because A is. W never travels again. One A serves every product that reads the same X.
 
-The mirror image (client-private m, such as the padding mask): the server's share goes to the client under the server's mask A,
-the client sends m - B once per query, and the dealer shares A B.
+The mirror image (client-private m, such as the padding mask): the server's share goes to the client under the
+server's mask A, the client sends m - B once per query, and the dealer shares A B.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ class Linear(Primitive):
 
     op = "linear"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         x, weight = args
         matmul = offline.ring.matmul
         return _stationary(offline, key, shape, width, x, weight, matmul)
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        return (yield from _run_stationary(online, key, width, *args, online.ring.matmul))
+        x, weight = args
+        return (yield from _run_stationary(online, key, width, x, weight, online.ring.matmul))
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         return _half_cost(shape, width, args[0], "client")
@@ -48,9 +47,7 @@ class MultiplyPrivate(Primitive):
 
     op = "mul_private"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         x, v = args
         if v.owner == "server":
             return _stationary(offline, key, shape, width, x, v, lambda a, b: a * b)
@@ -82,11 +79,9 @@ def _half_cost(shape: Shape, width: int, x: Trace, owner: str) -> Cost:
     return Cost(steps, mask_bytes(width) * size(shape))
 
 
-def _stationary(
-    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: Private, product: Any
-) -> Trace:
+def _stationary(offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: Private, product: Any) -> Trace:
     a = offline.half(x, "client")
-    if offline.role == "dealer" and weight.mask is None or offline.role == "client" and weight.masked is None:
+    if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
     share = offline.source.derived(key, shape, lambda: product(a, weight.mask), mask_bytes(width))
     if offline.role == "client":

@@ -2,7 +2,8 @@
 
 With x = X + sum_t g_t M_t and y = Y + sum_u h_u N_u (values.py):
     x y = X Y + X n + Y m + sum_{t,u} g_t h_u [M_t N_u],   m, n the whole masks.
-The dealer shares the products M_t N_u. Where their low zero bits reach 64 together they vanish in the ring and are not made.
+The dealer shares the products M_t N_u. Where their low zero bits reach 64 together they vanish in the ring and are
+not made.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ class Multiply(Primitive):
 
     op = "mul"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         x, y = args
         a, b = offline.mask(x), offline.mask(y)
         entries = []
@@ -94,9 +93,7 @@ class MatrixProduct(Primitive):
 
     op = "matmul"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         x, y = args
         a, b = offline.plain(x), offline.plain(y)
         offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
@@ -118,15 +115,13 @@ class MatrixProduct(Primitive):
 class Polynomial(Primitive):
     """sum_k c_k x^k with public integers c_k, on one opening whatever the degree.
 
-    x^k = sum_j binomial(k, j) X^(k-j) m^j, so the dealer shares the powers m^j of the mask. Under a scaled opening m is low, or
-    low + wrap: both powers are shared, the second as a difference of which only few bits matter.
+    x^k = sum_j binomial(k, j) X^(k-j) m^j, so the dealer shares the powers m^j of the mask. Under a scaled opening m
+    is low, or low + wrap: both powers are shared, the second as a difference of which only few bits matter.
     """
 
     op = "polynomial"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         _share_powers(offline, args[0], len(attributes["coefficients"]) - 1)
         return Trace(key, shape, width)
 
@@ -137,7 +132,7 @@ class Polynomial(Primitive):
         chosen = [opened.mask()]
         for power, difference in _taken_powers(online, x, len(coefficients) - 1):
             if difference is not None:
-                wrapped = opened.coefficients[1]
+                wrapped = opened.coefficients[-1]
                 assert wrapped is not None
                 power = torch.addcmul(power, wrapped, difference)
             chosen.append(power)
@@ -161,9 +156,10 @@ class Polynomial(Primitive):
 def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
     mask = offline.mask(x)
-    low = mask.terms[0].value
-    high = low + mask.terms[1].value if len(mask.terms) > 1 else None
-    zeros = mask.terms[1].zeros if high is not None else 0
+    first_term, *wrap = mask.terms
+    low = first_term.value
+    high = low + wrap[0].value if wrap else None
+    zeros = wrap[0].zeros if wrap else 0
     for power in range(2 + len(x.powers), degree + 1):
         label, size = f"{x.key}/power/{power}", mask_bytes(x.width)
         first = offline.source.derived(label, x.shape, lambda power=power: _power(low, power), size)
@@ -215,4 +211,3 @@ def _binomial(n: int, k: int) -> int:
     for i in range(k):
         out = out * (n - i) // (i + 1)
     return out
-

@@ -1,9 +1,10 @@
 """Exact rescale: divide by 2^s with one opening, never wrong by more than one unit.
 
 With |z| < 2^(w-2), the dealer shares r (uniform), low = -(r >> s) and wrap = msb(r) * 2^(w-s). The parties open
-c = z + 2^(w-2) + r. Then z >> s = (c >> s) - 2^(w-2-s) + low + [msb(c) = 0] * wrap, plus a carry of 0 or 1: since z + 2^(w-2) is
-below 2^(w-1), the sum passes 2^w exactly when r has its top bit and c has not. The carry is 1 with a probability equal to the fraction
-dropped: rounding is stochastic and unbiased. The result stays open (values.py), so what reads it opens nothing.
+c = z + 2^(w-2) + r. Then z >> s = (c >> s) - 2^(w-2-s) + low + [msb(c) = 0] * wrap, plus a carry of 0 or 1: since z +
+2^(w-2) is below 2^(w-1), the sum passes 2^w exactly when r has its top bit and c has not. The carry is 1 with a
+probability equal to the fraction dropped: rounding is stochastic and unbiased. The result stays open (values.py), so
+what reads it opens nothing.
 
 Each party sees c, uniform because r is; its share of the result is a share of masks.
 """
@@ -33,9 +34,7 @@ class RescaleCorrelation:
 class Rescale(Primitive):
     op = "rescale"
 
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
-    ) -> Trace:
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
         bits, ring = attributes["bits"], attributes.get("ring", 64)
         source, zeros = offline.source, ring - bits
         r = source.uniform(f"{key}/r", shape)

@@ -1,7 +1,7 @@
 """Where correlated randomness comes from: one description, three roles.
 
-A primitive describes its correlation once, as a function of a `Source`: which values are uniform, which follow from them.
-The same description then runs in three places:
+A primitive describes its correlation once, as a function of a `Source`: which values are uniform, which follow from
+them. The same description then runs in three places:
 
     dealer   holds both seeds: every call returns the value itself, and `derived` sends P0 a correction
     client   holds its seed: every call returns its share; `derived` shares are fresh uniform key stream

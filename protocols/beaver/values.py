@@ -1,8 +1,8 @@
 """Values of the protocol: shares, and what has been opened of them.
 
 Opening x under a mask makes it `x = public + sum_t coefficient_t * mask_t` with public numbers `public`,
-`coefficient_t` and masks that only the dealer knows. Products of opened values then cost nothing online: they expand into
-public numbers times shares of masks, and shares of products of masks that the dealer prepared. So a value is
+`coefficient_t` and masks that only the dealer knows. Products of opened values then cost nothing online: they expand
+into public numbers times shares of masks, and shares of products of masks that the dealer prepared. So a value is
 opened once, whatever number of products, powers and comparisons read it.
 
 Three kinds of opening:
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
@@ -84,7 +83,9 @@ class Share:
     plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
     half: dict[str, Tensor] = field(default_factory=dict)
     bits: dict[str, object] = field(default_factory=dict)  # bit correlations of the opening, by width
-    powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # shares of the mask's powers, from the second
+    powers: list[tuple[Tensor, Tensor | None]] = field(
+        default_factory=list
+    )  # shares of the mask's powers, from the second
     pending: set[str] = field(default_factory=set)
 
     @property

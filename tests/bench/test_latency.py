@@ -111,10 +111,8 @@ def test_workloads_are_full_and_differ(name: str) -> None:
     for batch in batches:
         assert batch["input_ids"].shape == (2, 24)
         assert bool((batch["attention_mask"] == 1).all())
-    calibrated, asked = (
-        [tuple(row.tolist()) for batch in some for row in batch["input_ids"]]
-        for some in (work.calibration, work.queries)
-    )
+    asked = [tuple(row.tolist()) for query in work.queries for row in query["input_ids"]]
+    calibrated = [tuple(row.tolist()) for item in work.calibration for row in item["input_ids"]]
     assert len(set(asked)) == len(asked)
     assert not set(asked) & set(calibrated)
 

@@ -25,7 +25,9 @@ from blindformer.protocols.clear import ClearEngine
 def test_each_kind_loads_and_compiles(fixture, kind, output, request):
     loaded = load(request.getfixturevalue(fixture))
     assert loaded.kind == kind
-    batches = [loaded.encode(text, 16, truncate=True) for text in ("how is my password ?", "not good , bad !", *TEXTS[:3])]
+    batches = [
+        loaded.encode(text, 16, truncate=True) for text in ("how is my password ?", "not good , bad !", *TEXTS[:3])
+    ]
     compiled = compile(loaded.model, batches, "faithful")
     assert list(compiled.program.outputs) == [output]
     for batch in batches:

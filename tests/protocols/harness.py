@@ -10,6 +10,7 @@ import torch
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
 from blindformer.parties.memory import memory_pair
+from blindformer.parties.session import Answer, ClientParty, DealerParty, ServerParty
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
 from blindformer.protocols.beaver.primitive import primitives
@@ -19,6 +20,7 @@ from blindformer.protocols.channel import Meter
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire, over_channel
 from blindformer.protocols.streams import Stream, new_seed
+from blindformer.protocols.wire import wire_bytes
 from torch import Tensor
 
 from .programs import Case
@@ -35,11 +37,16 @@ class Seeds:
     weights: bytes = field(default_factory=new_seed)
 
 
+Opening = tuple[Tensor, int]
+VIEWS = ("message", "sum", "xor", "half")
+
+
 @dataclass
 class Ran:
     """What a query gave, and what it cost. `received`: per party, the frames' payloads that reached it online.
 
-    `openings`: per party, each opening that reached it as (integers, bytes per element).
+    `openings`: by party and view, arrays that the party sees, as (integers, bytes per element that count). Views:
+    "message" as it came; "sum" and "xor" of it and the party's own, where both sent; "half": a one-sided opening, whole.
     """
 
     outputs: dict[str, Tensor]
@@ -47,7 +54,7 @@ class Ran:
     online: Meter  # at the client
     offline_bytes: int
     received: dict[str, list[bytes]]
-    openings: dict[str, list[tuple[Tensor, int]]]
+    openings: dict[tuple[str, str], list[Opening]]
     offline_frames: list[bytes]
     left: int
 
@@ -60,7 +67,7 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     masked = {name: case.weights[name] - mask for name, mask in masks.items()}
     layout = price(program).layout
     received: dict[str, list[bytes]] = {"server": [], "client": []}
-    openings: dict[str, list[tuple[Tensor, int]]] = {"server": [], "client": []}
+    openings: dict[tuple[str, str], list[Opening]] = {(role, view): [] for role in received for view in VIEWS}
     offline_frames: list[bytes] = []
     to_server, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
     server_end, client_end = memory_pair("server", "client", timeout, received)
@@ -75,7 +82,16 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     def online(role: str, tape: Tape, wire: Wire) -> None:
         values = case.weights if role == "server" else case.client
         engine = OnlineEngine(role, tape, RING, values, case.constants)
-        done[role] = interpret(program, engine, tapped(wire, openings[role]))
+        shares: list[Share] = []
+        seen = {view: openings[role, view] for view in VIEWS}
+        done[role] = interpret(
+            program,
+            engine,
+            tapped(wire, seen),
+            observe=lambda _, value: shares.append(value) if isinstance(value, Share) else None,
+        )
+        for share in shares:
+            seen["half"] += [(x, wire_bytes(share.width)) for owner, x in share.half.items() if owner != role]
         done[f"{role} left"] = len(tape)
 
     def server() -> None:
@@ -107,14 +123,19 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     )
 
 
-def tapped(wire: Wire, seen: list[tuple[Tensor, int]]) -> Wire:
-    """The wire, with every opening that arrives kept in `seen`."""
+def tapped(wire: Wire, seen: dict[str, list[Opening]]) -> Wire:
+    """The wire, with all that arrives kept in `seen`, by view."""
 
     def exchange(swaps: list[Swap]) -> list[Tensor | None]:
+        sent = [None if swap.send is None else swap.send.clone() for swap in swaps]
         answers = wire(swaps)
-        for swap, answer in zip(swaps, answers, strict=True):
-            if answer is not None:
-                seen.append((answer.clone(), swap.width))
+        for swap, mine, theirs in zip(swaps, sent, answers, strict=True):
+            if theirs is None:
+                continue
+            seen["message"].append((theirs.clone(), swap.width))
+            if mine is not None:
+                seen["sum"].append((mine + theirs, swap.width))
+                seen["xor"].append((mine ^ theirs, swap.width))
         return answers
 
     return exchange
@@ -198,3 +219,40 @@ def lockstep(first, second):
             for swaps in reversed(wanted)
         ]
         messages += zip(*answers, strict=True)
+
+
+@dataclass
+class Session:
+    """A whole session, set-up to goodbye: the client's answers, and per (receiver, sender) all payloads."""
+
+    answers: list[Answer]
+    received: dict[tuple[str, str], list[bytes]]
+
+
+def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Session:
+    received: dict[tuple[str, str], list[bytes]] = {}
+
+    def connect(a: str, b: str):
+        ab, ba = received.setdefault((a, b), []), received.setdefault((b, a), [])
+        return memory_pair(a, b, timeout, {a: ab, b: ba})
+
+    server_client, client_server = connect("server", "client")
+    server_dealer, dealer_server = connect("server", "dealer")
+    client_dealer, dealer_client = connect("client", "dealer")
+    dealer = DealerParty(case.program, dealer_server, dealer_client)
+    server = ServerParty(case.program, case.weights, case.constants, server_client, server_dealer)
+    client = ClientParty(case.program, case.constants, client_server, client_dealer)
+    answers: list[Answer] = []
+
+    def serve() -> None:
+        server.set_up()
+        server.serve()
+
+    def ask() -> None:
+        client.set_up()
+        answers.extend(client.query(case.client) for _ in range(queries))
+        client.close()
+
+    ends = [server_client, client_server, server_dealer, dealer_server, client_dealer, dealer_client]
+    in_threads([dealer.serve, serve, ask], lambda: [end.close() for end in ends])
+    return Session(answers, received)

@@ -42,7 +42,7 @@ def test_every_value_follows_from_its_arguments(run, name):
 
 
 @given(programs())
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_program(run, case):
     check(case, run(case))
 

@@ -1,0 +1,193 @@
+"""The command line: one JSON object on stdout, one line for an error, and the same figures as Python gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from blindformer.parties.cli import main
+
+SHARED = set(
+    [
+        "model",
+        "length",
+        "plan",
+        "protocol",
+        "plaintext_s",
+        "offline_s",
+        "online_s",
+        "offline_bytes",
+        "online_bytes",
+        "rounds",
+        "max_abs_error",
+        "cosine_min",
+        "peak_rss_mb",
+        "versions",
+    ]
+)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(*arguments)` gives (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def own_terminate_handler():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("protocol", ["clear", "beaver"])
+def test_run_a_classifier(call, tiny_classifier, protocol):
+    code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) >= SHARED
+    assert (found["length"], found["protocol"], found["plan"]) == (16, protocol, "faithful")
+    assert found["max_abs_error"] < 0.02
+    labels = found["results"][0]["labels"]
+    assert {row["label"] for row in labels} == {"calm", "glad", "cross"}
+    assert sum(row["probability"] for row in labels) == pytest.approx(1)
+
+
+def test_run_and_estimate_agree(call, tiny_encoder):
+    _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, "--format", "json")
+    run = json.loads(out)
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", "--format", "json")
+    estimate = json.loads(out)
+    for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
+        assert run[name] == estimate[name]
+    assert sum(row["online_bytes"] for row in estimate["layers"]) == estimate["online_bytes"]
+    assert -1 <= run["similarities"][0]["cosine"] <= 1.0001
+    assert len(run["results"][0]["embedding"]) == 32
+
+
+def test_text_forms(call, tiny_encoder, tiny_causal, tiny_classifier):
+    code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear")
+    assert code == 0
+    assert "cosine" in out
+    assert "padded to 16 tokens" in out
+    code, out, _ = call("run", tiny_causal, "how good", "--protocol", "clear", "--length", "exact")
+    assert code == 0
+    assert "%" in out
+    code, out, _ = call("run", tiny_classifier, "how good", "--protocol", "clear")
+    assert "glad" in out
+    code, out, _ = call("estimate", tiny_classifier, "--length", 8, "--plan", "fast")
+    assert code == 0
+    assert "total" in out
+    assert "bert.encoder.layer.0" in out
+
+
+def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text("good\n\nthe red password\n")
+    code, _, _ = call("run", tiny_encoder, "good", "--protocol", "clear", "--calibrate", file)
+    assert code == 0
+    file.write_text("\n")
+    code, _, errors = call("run", tiny_encoder, "good", "--calibrate", file)
+    assert code == 1
+    assert "holds no texts" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "/no/such/folder", "hi"], "there is no such folder"),
+        (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
+        (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
+        (["run", "{classifier}", "good", "--outputs", "nonsense"], "nonsense"),
+        (["run", "{classifier}", "good", "--embedding", "both"], "choose client or private"),
+        (["run", "{classifier}", "good", "--plan", "/no/plan.json"], "give a preset or a plan's JSON file"),
+        (["estimate", "{classifier}", "--network", "moon"], "choose one of loopback, lan, wan"),
+        (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
+        (["certs", "show", "/no/such/folder"], "is missing"),
+    ],
+)
+def test_errors_are_one_line(call, tiny_classifier, arguments, words):
+    filled = [str(tiny_classifier) if argument == "{classifier}" else argument for argument in arguments]
+    code, out, errors = call(*filled)
+    assert code == 1
+    assert out == ""
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("blindformer: ")
+    assert words in lines[0]
+
+
+def test_certificates(call, tmp_path):
+    folder = tmp_path / "certs"
+    code, out, _ = call("certs", "make", folder, "--host", "example.org", "--format", "json")
+    assert code == 0
+    assert len(json.loads(out)["files"]) == 7
+    code, _, errors = call("certs", "make", folder)
+    assert code == 1
+    assert "already there" in errors
+    _, out, _ = call("certs", "show", folder, "--format", "json")
+    rows = json.loads(out)["certificates"]
+    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "server"]
+    assert all("example.org" in row["hosts"] for row in rows[1:])
+    assert "server.key" not in call("certs", "show", folder)[1]
+
+
+@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
+def test_lists(call, what):
+    code, out, _ = call("list", what, "--format", "json")
+    assert code == 0
+    rows = json.loads(out)[what]
+    assert len(rows) >= 2
+    code, out, _ = call("list", what)
+    assert code == 0
+    assert all(row["name"] in out for row in rows)
+
+
+def test_the_listed_plans_are_the_presets():
+    from blindformer.approximations import Plan, PlanError
+    from blindformer.parties.cli.listing import PLANS
+
+    with pytest.raises(PlanError) as caught:
+        Plan.preset("no such plan")
+    assert str(caught.value).endswith(", ".join(PLANS))
+
+
+def test_env(call):
+    code, out, _ = call("env", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["packages"]["torch"]
+    assert "python" in call("env")[1]
+
+
+def test_help_is_quick_and_usage_errors_are_not_bugs():
+    command = [sys.executable, "-m", "blindformer.parties.cli"]
+    found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=20, check=True)
+    assert "estimate" in found.stdout
+    found = subprocess.run([*command, "run"], capture_output=True, text=True, timeout=20, check=False)
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_demo(call):
+    code, out, _ = call("demo", "--length", 16, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) >= SHARED
+    assert found["cosine_min"] > 0.9995
+    assert found["max_abs_error"] < 0.005
+    assert found["server_received"]["p_value"] > 1e-6
+    assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in found["pairs"])

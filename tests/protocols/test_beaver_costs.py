@@ -1,0 +1,145 @@
+"""What the price says is what the channels meter, to the byte; and what the design promises about the price."""
+
+import json
+
+import pytest
+import torch
+from blindformer.models.interpreter import interpret
+from blindformer.models.pricing import price
+from blindformer.models.program import Program
+from blindformer.protocols.beaver.engine import PricingEngine
+from blindformer.protocols.beaver.primitive import primitives
+from blindformer.protocols.operations import PRIVATE, SHARED
+from blindformer.protocols.ring import Ring
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.programs import CASES, Data, Draft, hidden, scaled
+from blindformer.tests.protocols.random_programs import programs
+from hypothesis import given, settings
+
+
+def costs(case):
+    """Declared cost of every instruction, by number."""
+    shapes = case.program.weight_shapes().items()
+    engine = PricingEngine(Ring(), {n: torch.empty(s, dtype=torch.int64, device="meta") for n, s in shapes})
+    interpret(case.program, engine, lambda swaps: [None] * len(swaps))
+    return {int(key): cost for key, cost in engine.costs.items()}
+
+
+def assert_metered(case) -> None:
+    declared, ran = price(case.program), run_beaver(case)
+    assert ran.rounds == declared.rounds
+    assert ran.online.sent == declared.up
+    assert ran.online.received == declared.down
+    assert ran.offline_bytes == declared.offline_bytes == sum(declared.layout)
+    assert max(ran.online.messages_sent, ran.online.messages_received) <= ran.rounds
+    assert ran.left == 0, "every correlation is used"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_declared_is_metered(name):
+    assert_metered(CASES[name]())
+
+
+@given(programs())
+@settings(max_examples=60, deadline=None)
+def test_declared_is_metered_for_any_program(case):
+    assert_metered(case)
+
+
+@pytest.mark.parametrize("name", ["one_layer", "rescale_in_a_smaller_ring-48", "less-33"])
+def test_declared_is_metered_when_only_the_result_is_revealed(name):
+    case = CASES[name]()
+    keep = max(case.program.outputs, key=int)
+    number = case.program.outputs[keep]
+    items = [x for i, x in enumerate(case.program.instructions) if x.op != "reveal" or i == number]
+    program = case.program.model_copy(update={"instructions": tuple(items), "outputs": {keep: len(items) - 1}})
+    assert_metered(type(case)(program, case.client, case.weights, case.constants))
+
+
+def test_every_interactive_operation_has_a_primitive():
+    assert set(primitives()) == PRIVATE | SHARED
+
+
+def test_rows_add_up_to_the_totals():
+    total = price(CASES["one_layer"]().program)
+    assert total.online_bytes == total.up + total.down
+    for name in ("up", "down", "macs"):
+        assert sum(getattr(row, name) for row in total.rows) == getattr(total, name)
+    assert sum(row.offline for row in total.rows) == total.offline_bytes
+
+
+def test_price_belongs_to_the_program_not_to_its_place_in_memory():
+    case = CASES["linear"]()
+    again = Program.from_json(json.dumps(json.loads(case.program.to_json())))
+    assert price(again) == price(case.program)
+    assert price(CASES["square"]().program) != price(case.program)
+
+
+def draft(seed: int = 0) -> tuple[Draft, Data]:
+    return Draft(), Data(seed)
+
+
+def test_a_linear_is_one_message_from_the_client_whatever_its_size():
+    d, data = draft()
+    x = hidden(d, data, 5, 7)
+    wide = d("linear", x, d.weight(data.ints(7, 300)))
+    narrow = d("linear", x, d.weight(data.ints(7, 2)))
+    cost = costs(d.case())
+    # `hidden` itself opened nothing of x, so the first linear sends X1 - A and the second finds it there.
+    assert cost[wide].steps == ((0, 8 * 5 * 7),)
+    assert cost[narrow].steps == ()
+    assert (cost[wide].offline, cost[narrow].offline) == (8 * 5 * 300, 8 * 5 * 2)
+
+
+def test_a_square_opens_once_and_a_product_twice():
+    d, data = draft()
+    x, y, z = (hidden(d, data, 5, 7) for _ in range(3))
+    square, product = d("mul", x, x), d("mul", y, z)
+    cost = costs(d.case())
+    assert cost[square].steps == ((280, 280),)
+    assert cost[product].steps == ((560, 560),)
+    assert cost[square].offline == cost[product].offline == 280
+
+
+def test_what_a_rescale_has_opened_is_free_to_multiply_and_raise():
+    d, data = draft()
+    x, y = scaled(d, data, 5, 7), scaled(d, data, 5, 7)
+    free = [d("mul", x, y), d("mul", x, x), d("polynomial", x, coefficients=[1, 2, 3, 4, 5])]
+    cost = costs(d.case())
+    assert all(cost[number].rounds == 0 for number in free)
+
+
+def test_a_polynomial_is_one_round_whatever_its_degree():
+    for degree in (2, 3, 4):
+        d, data = draft()
+        number = d("polynomial", hidden(d, data, 5), coefficients=[1] * (degree + 1))
+        assert costs(d.case())[number].steps == ((40, 40),)
+
+
+def test_thresholds_of_one_value_share_its_opening():
+    d, data = draft()
+    x = hidden(d, data, 64)
+    first, second = (d("less", x, threshold=t, bits=21) for t in (3, -9))
+    cost = costs(d.case())
+    assert cost[first].rounds == cost[second].rounds + 1
+    assert cost[first].offline > cost[second].offline
+
+
+def test_narrow_comparisons_take_fewer_rounds():
+    rounds = []
+    for bits in (5, 21, 32, 49):
+        d, data = draft()
+        number = d("less", d.client(data.ints(9, bits=4)), threshold=0, bits=bits)
+        rounds.append(costs(d.case())[number].rounds)
+    assert rounds == sorted(rounds)
+    assert rounds[1] <= 3
+    assert rounds[-1] <= 5
+
+
+def test_only_the_bytes_that_matter_travel():
+    d, data = draft()
+    x = d("mul_private", d.client(data.ints(100)), d.weight(torch.ones(1)), width=48)
+    number = d("rescale", x, bits=16, ring=48, width=24)
+    cost = costs(d.case())[number]
+    assert cost.steps == ((600, 600),)
+    assert cost.offline == 100 * 3  # the low part alone: the wrap lies beyond the bits that matter
