@@ -21,6 +21,7 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     width = [0] * len(instructions)
     ring = dict.fromkeys(range(len(instructions)), 64)
+    compared = [0] * len(instructions)  # widest comparison that reads the value: its threshold may be the larger part
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
         if item.op == "reveal":
@@ -29,10 +30,12 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
         demand = own
         if item.op == "rescale":
             source = item.args[0]
-            ring[number] = max(_round(needed.get(source, 64) + 1), _round(item.attributes["bits"] + 4))
+            kept = item.attributes["bits"] + max(4, compared[number])
+            ring[number] = max(_round(needed.get(source, 64) + 1), _round(kept))
             demand = ring[number]
         elif item.op == "less":
             demand = _round(item.attributes["bits"])
+            compared[item.args[0]] = max(compared[item.args[0]], item.attributes["bits"])
         elif item.op == "shift":
             demand = max(8, own - item.attributes["bits"])
         for arg in item.args:

@@ -75,7 +75,8 @@ def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], paddin
     if x.owner != "client":
         return b.unfold(lowering.as_node(x), kernel, stride, padding)
     node = b.unfold(lowering.as_node(x), kernel, stride, padding)
-    value = torch.nn.functional.unfold(x.value, (*kernel,), padding=(*padding,), stride=(*stride,))  # [B, C kh kw, H' W']
+    # [B, C kh kw, H' W']
+    value = torch.nn.functional.unfold(x.value, (*kernel,), padding=(*padding,), stride=(*stride,))
     name = f"{x.ref}.patches.{len(lowering.steps)}"
     lowering.steps += [
         Step(

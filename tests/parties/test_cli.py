@@ -9,24 +9,13 @@ import sys
 import pytest
 from blindformer.parties.cli import main
 
-SHARED = set(
-    [
-        "model",
-        "length",
-        "plan",
-        "protocol",
-        "plaintext_s",
-        "offline_s",
-        "online_s",
-        "offline_bytes",
-        "online_bytes",
-        "rounds",
-        "max_abs_error",
-        "cosine_min",
-        "peak_rss_mb",
-        "versions",
-    ]
-)
+SHARED = {
+    *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
+    *("rounds", "max_abs_error", "cosine_min", "peak_rss_mb", "versions"),
+}
+
+# The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
+KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
 
 
 @pytest.fixture
@@ -43,6 +32,14 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def known(tmp_path):
+    """Options that calibrate on words that the tiny models know."""
+    file = tmp_path / "known"
+    file.write_text("\n".join(KNOWN))
+    return "--calibrate", file
+
+
 @pytest.fixture(autouse=True)
 def own_terminate_handler():
     import signal
@@ -53,8 +50,8 @@ def own_terminate_handler():
 
 
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
-def test_run_a_classifier(call, tiny_classifier, protocol):
-    code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, "--format", "json")
+def test_run_a_classifier(call, known, tiny_classifier, protocol):
+    code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, *known, "--format", "json")
     assert code == 0
     found = json.loads(out)
     assert set(found) >= SHARED
@@ -65,10 +62,10 @@ def test_run_a_classifier(call, tiny_classifier, protocol):
     assert sum(row["probability"] for row in labels) == pytest.approx(1)
 
 
-def test_run_and_estimate_agree(call, tiny_encoder):
-    _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, "--format", "json")
+def test_run_and_estimate_agree(call, known, tiny_encoder):
+    _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, *known, "--format", "json")
     run = json.loads(out)
-    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", "--format", "json")
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known, "--format", "json")
     estimate = json.loads(out)
     for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
         assert run[name] == estimate[name]
@@ -77,15 +74,15 @@ def test_run_and_estimate_agree(call, tiny_encoder):
     assert len(run["results"][0]["embedding"]) == 32
 
 
-def test_text_forms(call, tiny_encoder, tiny_causal, tiny_classifier):
-    code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear")
+def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
+    code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear", *known)
     assert code == 0
     assert "cosine" in out
     assert "padded to 16 tokens" in out
-    code, out, _ = call("run", tiny_causal, "how good", "--protocol", "clear", "--length", "exact")
+    code, out, _ = call("run", tiny_causal, "how good", "--protocol", "clear", "--length", "exact", *known)
     assert code == 0
     assert "%" in out
-    code, out, _ = call("run", tiny_classifier, "how good", "--protocol", "clear")
+    code, out, _ = call("run", tiny_classifier, "how good", "--protocol", "clear", *known)
     assert "glad" in out
     code, out, _ = call("estimate", tiny_classifier, "--length", 8, "--plan", "fast")
     assert code == 0

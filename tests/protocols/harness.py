@@ -1,4 +1,4 @@
-"""The three roles of `beaver` in threads of this process, on memory channels, with everything that crosses them kept."""
+"""The three roles of `beaver` in threads, on memory channels, with everything that crosses them kept."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ VIEWS = ("message", "sum", "xor", "half")
 class Ran:
     """What a query gave, and what it cost. `received`: per party, the frames' payloads that reached it online.
 
-    `openings`: by party and view, arrays that the party sees, as (integers, bytes per element that count). Views:
-    "message" as it came; "sum" and "xor" of it and the party's own, where both sent; "half": a one-sided opening, whole.
+    `openings`: by party and view, arrays that the party sees, as (integers, bytes per element that count). Views: a
+    "message" as it came; its "sum" and "xor" with the party's own, where both sent; "half", a one-sided opening.
     """
 
     outputs: dict[str, Tensor]

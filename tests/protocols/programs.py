@@ -1,7 +1,7 @@
 """Small programs that every protocol must run like `clear`: each operation alone, and the ways operations meet.
 
-A `Draft` writes a program while computing it in the clear, so shapes come by themselves. Every value is revealed: a test
-can then hold each instruction against its own arguments, exactly, wherever roundings have gone before.
+A `Draft` writes a program while computing it in the clear, so shapes come by themselves. Every value is revealed: a
+test can then hold each instruction against its own arguments, exactly, wherever roundings have gone before.
 """
 
 from __future__ import annotations

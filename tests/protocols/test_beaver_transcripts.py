@@ -1,6 +1,6 @@
 """What each party receives: uniform whatever the input, fresh every time, and only what it must receive.
 
-`suspicions` says what looks wrong in a transcript. Each check errs on a good transcript less than once in 10^7 runs, and
+`suspicions` says what looks wrong in a transcript. It errs on a good one less than once in 10^7 runs, and
 the same checks catch every protocol that is broken on purpose below.
 """
 
@@ -29,7 +29,11 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
     y = d("linear", own, d.weight(data.ints(32, 32, bits=9)))
     y = d("rescale", d("mul_private", y, d.weight(data.ints(32, bits=10))), bits=18)
     z = d("mul_private", d("linear", y, d.weight(data.ints(32, 32, bits=9))), m)
-    products = [d("mul", z, z), d("mul", own, d("add", z, own)), d("polynomial", d("sub", z, own), coefficients=[1, 2, 3])]
+    products = [
+        d("mul", z, z),
+        d("mul", own, d("add", z, own)),
+        d("polynomial", d("sub", z, own), coefficients=[1, 2, 3]),
+    ]
     bit = d("less", d("rescale", z, bits=10), threshold=50, bits=33)
     positive = d("mul", bit, d("rescale", z, bits=9))
     mixed = d("matmul", d("permute", positive, dims=[1, 0]), d("add", y, z))

@@ -13,9 +13,8 @@ from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.protocols.programs import CASES, check
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from blindformer.tests.protocols.random_programs import programs
+from hypothesis import HealthCheck, given, settings
 
 NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
 INSTALLED = [name for name in available() if name not in NEEDS or find_spec(NEEDS[name])]

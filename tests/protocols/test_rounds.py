@@ -32,7 +32,7 @@ def opening(number, *, rounds=1):
 def tasks_of(graph, done):
     """graph: per task, (tasks it needs, rounds it takes)."""
     return [
-        Task(tuple(needs), lambda i=i, rounds=rounds: opening(i, rounds=rounds), lambda value: done.append(value))
+        Task(tuple(needs), lambda i=i, rounds=rounds: opening(i, rounds=rounds), done.append)
         for i, (needs, rounds) in enumerate(graph)
     ]
 
@@ -72,11 +72,14 @@ def test_any_graph_takes_as_many_rounds_as_its_longest_path(graph):
 
 @given(graphs())
 def test_two_parties_pack_in_the_same_order(graph):
-    logs = []
-    for _ in range(2):
-        seen = []
-        run_rounds(tasks_of(graph, []), lambda swaps, seen=seen: (seen.append([int(s.send) for s in swaps]), mirror([])(swaps))[1])
-        logs.append(seen)
+    logs: list[list[list[int]]] = [[], []]
+    for seen in logs:
+
+        def wire(swaps, seen=seen):
+            seen.append([int(s.send) for s in swaps])
+            return [s.send for s in swaps]
+
+        run_rounds(tasks_of(graph, []), wire)
     assert logs[0] == logs[1]
     assert all(order == sorted(order) for order in logs[0])
 
@@ -130,7 +133,8 @@ def test_one_frame_per_direction_and_none_where_there_is_nothing_to_send():
     wire, other = over_channel(server), over_channel(client)
     x = torch.tensor([1, -2, 3])
     results = []
-    thread = threading.Thread(target=lambda: results.append(other([Swap(x, None), Swap(x, (2,), 4), Swap(None, (1,), 2)])))
+    theirs = [Swap(x, None), Swap(x, (2,), 4), Swap(None, (1,), 2)]
+    thread = threading.Thread(target=lambda: results.append(other(theirs)))
     thread.start()
     got = wire([Swap(None, (3,)), Swap(torch.tensor([5, 6]), (3,), 4), Swap(torch.tensor([9]), None, 2)])
     thread.join()

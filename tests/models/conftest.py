@@ -1,0 +1,124 @@
+"""Tiny models with seeded random weights, compiled once. One thread: the machine is shared."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+import transformers as tf
+from blindformer.approximations import Plan, calibrate
+from blindformer.models.compile import Compiled, compile
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+tf.logging.set_verbosity_error()
+
+LENGTH = 8
+_SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,  # activations as large as in a trained model
+}
+_DISTILBERT = {
+    "vocab_size": 100,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,
+}
+_GPT2 = {
+    "vocab_size": 100,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 40,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.3,
+}
+_VIT = {k: v for k, v in _SIZES.items() if k not in ("vocab_size", "max_position_embeddings")}
+_LABELS = {"num_labels": 3}
+_CAUSAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+CONFIGURATIONS = {
+    "bert": lambda: (tf.BertModel, tf.BertConfig(**_SIZES), "sdpa"),
+    "bert-eager": lambda: (tf.BertModel, tf.BertConfig(**_SIZES), "eager"),
+    "bert-labels": lambda: (tf.BertForSequenceClassification, tf.BertConfig(**_SIZES, **_LABELS), "sdpa"),
+    "roberta": lambda: (tf.RobertaModel, tf.RobertaConfig(**_SIZES, pad_token_id=1), "sdpa"),
+    "roberta-labels": lambda: (
+        tf.RobertaForSequenceClassification,
+        tf.RobertaConfig(**_SIZES, **_LABELS, pad_token_id=1),
+        "sdpa",
+    ),
+    "distilbert": lambda: (tf.DistilBertModel, tf.DistilBertConfig(**_DISTILBERT), "sdpa"),
+    "distilbert-labels": lambda: (
+        tf.DistilBertForSequenceClassification,
+        tf.DistilBertConfig(**_DISTILBERT, **_LABELS),
+        "sdpa",
+    ),
+    "electra": lambda: (tf.ElectraModel, tf.ElectraConfig(**_SIZES, embedding_size=16), "sdpa"),
+    "gpt2": lambda: (tf.GPT2LMHeadModel, tf.GPT2Config(**_GPT2), "sdpa"),
+    "llama": lambda: (tf.LlamaForCausalLM, tf.LlamaConfig(**_SIZES, **_CAUSAL, num_key_value_heads=2), "sdpa"),
+    "vit": lambda: (tf.ViTModel, tf.ViTConfig(**_VIT, image_size=16, patch_size=4), "sdpa"),
+    "vit-labels": lambda: (
+        tf.ViTForImageClassification,
+        tf.ViTConfig(**_VIT, **_LABELS, image_size=16, patch_size=4),
+        "sdpa",
+    ),
+    "mpnet": lambda: (tf.MPNetModel, tf.MPNetConfig(**_SIZES), "eager"),
+    "albert": lambda: (tf.AlbertModel, tf.AlbertConfig(**_SIZES, embedding_size=16), "sdpa"),
+}
+
+
+def batches(name: str, count: int = 4) -> list[dict[str, Tensor]]:
+    """One text (or image) each, with paddings of different lengths."""
+    generator = torch.Generator().manual_seed(1)
+    if name.startswith("vit"):
+        return [{"pixel_values": torch.randn(1, 3, 16, 16, generator=generator)} for _ in range(count)]
+    found = []
+    for number in range(count):
+        ids = torch.randint(3, 100, (1, LENGTH), generator=generator)
+        mask = torch.ones(1, LENGTH, dtype=torch.int64)
+        if number % 2:
+            mask[:, LENGTH - 1 - number :] = 0
+        found.append({"input_ids": ids, "attention_mask": mask})
+    return found
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    cls, config, attention = CONFIGURATIONS[name]()
+    return cls._from_config(config, attn_implementation=attention).eval()
+
+
+@dataclass
+class Tiny:
+    """A model, its calibrated plan, its compiled form, and the inputs it was calibrated on."""
+
+    model: nn.Module
+    plan: Plan
+    compiled: Compiled
+    batches: list[dict[str, Tensor]]
+
+
+@cache
+def make(name: str, plan: str = "faithful", embedding: str = "client") -> Tiny:
+    model, inputs = build(name), batches(name)
+    calibrated = calibrate(model, inputs, plan)
+    return Tiny(model, calibrated, compile(model, inputs, calibrated, embedding=embedding, name=name), inputs)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny(name, plan, embedding) -> Tiny, compiled once in a session."""
+    return make

