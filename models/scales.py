@@ -352,9 +352,10 @@ class Scaler:
         x, threshold = node.args[0], node.attributes["threshold"]
         number, scale = self._lowered(x)
         found = self.ranges.get(id(x))
-        top = (found.high if found else 1.0) + abs(threshold)
-        need = scale + max(0, math.ceil(math.log2(top * 2.0**self.precision.headroom))) + 2
-        bits = max(need, 5)
+        limit = (found.high if found and found.high else 1.0) * 2.0**self.precision.headroom
+        # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
+        threshold = max(-limit, min(limit, threshold))
+        bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)
         if bits > 49:
             raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
         integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
@@ -378,14 +379,14 @@ def _new_nodes(output: Node, stop: set[int]) -> list[Node]:
 
 def _weight_scale(value: Tensor, bits: int) -> int:
     """The largest scale at which the largest weight still fits `bits` bits with its sign."""
-    top = float(value.abs().max()) if value.numel() else 0.0
+    top = float(value.double().abs().max()) if value.numel() else 0.0  # a mask may be of bools
     return min(bits + 8, bits - 1 - math.ceil(math.log2(top))) if top > 0 else bits - 1
 
 
 def _constant_scale(value: Tensor, bits: int) -> int:
     """Fractional bits of a public constant: exact if it has few, else `bits` significant ones."""
     exact = max((_fraction_bits(float(v)) for v in value.reshape(-1).unique()), default=0)
-    top = float(value.abs().max())
+    top = float(value.double().abs().max())
     significant = bits - math.ceil(math.log2(top)) if top > 0 else 0
     return min(exact, max(0, significant))
 

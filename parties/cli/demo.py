@@ -116,7 +116,7 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     ratio = summary["online_s"] / summary["plaintext_s"]
     out.print(
         f"\nlargest error {summary['max_abs_error']:.4f} of a normalised element, cosine at least "
-        f"{summary['cosine_min']:.5f}\n"
+        f"{summary['cosine_min']:.6f}\n"
         f"a sentence: offline {summary['offline_s']:.2f} s, {summary['offline_bytes'] / MB:.1f} MB   online "
         f"{summary['online_s']:.2f} s, {summary['online_bytes'] / MB:.1f} MB, {summary['rounds']} rounds   "
         f"{ratio:.1f} x the {summary['plaintext_s'] * 1000:.0f} ms in the clear\n"

@@ -148,7 +148,7 @@ def _show(loaded: Any, results: list[dict[str, Any]], summary: dict[str, Any]) -
         f"\na text: offline {summary['offline_s']:.2f} s, {summary['offline_bytes'] / MB:.1f} MB   online "
         f"{summary['online_s']:.2f} s, {summary['online_bytes'] / MB:.1f} MB, {summary['rounds']} rounds   "
         f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
-        f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.5f}"
+        f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
     )
 
 

