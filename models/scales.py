@@ -34,7 +34,7 @@ SHAPES = {"reshape", "permute", "expand", "slice", "index", "concat", "unfold", 
 class Precision:
     """How many bits go where. `weights`: bits of linear weights, sign included."""
 
-    fraction: int = 14
+    fraction: int = 16
     weights: int = 16
     headroom: int = 2
     constants: int = 14
@@ -67,6 +67,7 @@ class Scaler:
         self.at: dict[tuple[int, int], int] = {}  # (instruction, bits up) -> its integers shifted (or rescaled) so
         self.sources: dict[tuple[str, int], int] = {}
         self.kept: list[Node] = []
+        self.extra: dict[int, int] = {}
         self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -126,7 +127,7 @@ class Scaler:
             # A variance or a denominator: what counts is its relative error, at its small end.
             wanted = fraction - math.floor(math.log2(found.low))
         else:
-            wanted = fraction - min(0, bits) - max(0, bits - 6)
+            wanted = fraction - min(0, bits) - max(0, bits - 6) + self.extra.get(id(node), 0)
         return max(4, min(wanted, fraction + 12, self.precision.room - bits))
 
     def _source(self, node: Node, scale: int) -> int:
@@ -184,11 +185,27 @@ class Scaler:
         for node in nodes:
             if node.op in ("mul", "polynomial", "less"):
                 self.opened.update(id(arg) for arg in node.args)
+        readers: dict[int, list[Node]] = {}
+        for node in nodes:
+            for arg in node.args:
+                readers.setdefault(id(arg), []).append(node)
+        for node in nodes:
+            if node.op == "mul":
+                self._find_amplified(node, readers.get(id(node), []))
         for node in reversed(nodes):
             if node.op == "matmul":
                 self.matrix.update(id(arg) for arg in node.args)
             elif id(node) in self.matrix and (node.op in SHAPES or node.op in ("add", "sub", "mul_private")):
                 self.matrix.update(id(arg) for arg in node.args if arg.owner == "shared")
+
+    def _find_amplified(self, node: Node, readers: list[Node]) -> None:
+        """A value times a reciprocal above 1 has its rounding error multiplied: it keeps that many bits more."""
+        moved = [r.attributes["exponent"] for r in readers if r.op == "ldexp"]
+        exponent = max(moved) if len(moved) == len(readers) and moved else 0
+        for x, factor in (node.args, reversed(node.args)):
+            if self._relative(factor) and not self._relative(x):
+                extra = self._bits(factor) + exponent
+                self.extra[id(x)] = max(self.extra.get(id(x), 0), min(extra, 8))
 
     # --- operations --------------------------------------------------------------------------------------------------
     def _local(self, node: Node) -> None:

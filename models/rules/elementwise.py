@@ -13,6 +13,8 @@ from . import rule
 
 MASKED = -1e3
 """A comparison with less than this asks whether an additive mask hides an element."""
+HIDDEN = -4e3
+"""What an additive mask's minus infinity becomes: far below any score, and finite."""
 
 
 def _is(value: Any, owner: str) -> bool:
@@ -140,16 +142,16 @@ def _kept(lowering: Any, mask: Node, threshold: float) -> Any:
 
     name = f"{mask.name}.kept"
     if not any(step.name == name for step in lowering.steps):
-        lowering.steps.append(Step(name=name, target="aten.gt.Scalar", args=[{"ref": mask.name}, threshold / 2]))
+        lowering.steps.append(Step(name=name, target="aten.gt.Scalar", args=[{"ref": mask.name}, HIDDEN / 2]))
     assert mask.value is not None
-    return Value("client", mask.value > threshold / 2, ref=name)
+    return Value("client", mask.value > HIDDEN / 2, ref=name, binary=True)
 
 
 def _bounded(lowering: Any, value: Any) -> Any:
     """An additive mask of minus infinity (or the type's minimum) enters fixed point as a large finite number."""
     from ..lowering import Value
 
-    limit = 4 * MASKED
+    limit = HIDDEN
     if not _is(value, "client") or not isinstance(value.value, Tensor) or not value.value.is_floating_point():
         return value
     if not bool((value.value < limit).any()) and not lowering.looks_like_mask(value):
@@ -173,8 +175,8 @@ def where(lowering: Any, condition: Any, x: Any, y: Any) -> Node:
 @rule("masked_fill")
 def masked_fill(lowering: Any, x: Any, mask: Any, value: Any) -> Node:
     node = lowering.as_node(value)
-    if float(node.value.reshape(-1)[0]) < 4 * MASKED:  # type: ignore[union-attr]
-        node = lowering.builder.constant(4 * MASKED)
+    if float(node.value.reshape(-1)[0]) < HIDDEN:  # type: ignore[union-attr]
+        node = lowering.builder.constant(HIDDEN)
     b = lowering.builder
     return b.where(lowering.as_node(mask), node, lowering.as_node(x))
 
