@@ -123,12 +123,12 @@ class Scaler:
             return fraction
         if node.coarse:
             return max(4, min(fraction, COARSE_BITS - bits - self.precision.headroom - 2))
-        if node.shape[-1:] == (1,) and found.low > found.high * 2.0**-12:
+        if node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20:
             # A variance or a denominator: what counts is its relative error, at its small end.
             wanted = fraction - math.floor(math.log2(found.low))
         else:
             wanted = fraction - min(0, bits) - max(0, bits - 6) + self.extra.get(id(node), 0)
-        return max(4, min(wanted, fraction + 12, self.precision.room - bits))
+        return max(4, min(wanted, fraction + 20, self.precision.room - bits))
 
     def _source(self, node: Node, scale: int) -> int:
         """A source, encoded at the scale that its reader asks for."""
@@ -271,7 +271,8 @@ class Scaler:
         x, constant = node.args
         value = constant.value
         assert value is not None
-        bits = _constant_scale(value, self.precision.constants)
+        # Small tensors have bits to spare, and the steps of a division need them.
+        bits = _constant_scale(value, self.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
         scale = self._lowered(x)[1] if id(x) in self.opened else self._value(x)[1]
         if not self._fits(node, scale + bits):
             scale = self.precision.room - bits - self._bits(node)
@@ -312,21 +313,22 @@ class Scaler:
         ceiling = 61 - headroom - max(0, self._bits(node))
         lowered = min(self._value(x)[1], self._target(x))
         wanted = min(lowered + shift, max(self.precision.fraction, lowered + shift if self._relative(x) else 0))
-        scale = min(lowered + shift, (ceiling - GUARD) // degree)
+        guard = GUARD + 4 if self._relative(x) else GUARD
+        scale = min(lowered + shift, (ceiling - guard) // degree)
         if scale < wanted - 1 and degree > 2:
             self._split_polynomial(node)
             return
         number = self._exactly(x, scale - shift)
         scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
         exact = max(k * scale + _fraction_bits(c) for k, c in enumerate(scaled))
-        out = min(exact, degree * scale + GUARD + 2, ceiling)
+        out = min(exact, degree * scale + guard + 2, ceiling)
         integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
         self._set(node, self._emit("polynomial", node, [number], out, coefficients=integers), out)
 
     def _relative(self, node: Node) -> bool:
         """Whether a value's relative error is what counts."""
         found = self.ranges.get(id(node))
-        return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-12
+        return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20
 
     def _split_polynomial(self, node: Node) -> None:
         """c0 + c1 x + c2 w + x (c3 w) + c4 w w ... with w = x x rescaled: two openings, at full precision."""

@@ -25,7 +25,7 @@ _SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "max_position_embeddings": 40,
-    "initializer_range": 0.3,  # activations as large as in a trained model
+    "initializer_range": 0.2,  # activations about as large as in a trained model
 }
 _DISTILBERT = {
     "vocab_size": 100,
@@ -34,7 +34,7 @@ _DISTILBERT = {
     "n_heads": 4,
     "hidden_dim": 64,
     "max_position_embeddings": 40,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 _GPT2 = {
     "vocab_size": 100,
@@ -44,7 +44,7 @@ _GPT2 = {
     "n_positions": 40,
     "bos_token_id": 0,
     "eos_token_id": 0,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 _VIT = {k: v for k, v in _SIZES.items() if k not in ("vocab_size", "max_position_embeddings")}
 _LABELS = {"num_labels": 3}
