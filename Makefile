@@ -2,6 +2,7 @@
 # make test     style, types, every test
 # make lint     style and types only
 # make bench    the README's figures, one JSON object a line
+# make docs     what commands print, into the pages that show it
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
 #               pyproject.toml changes.
 #
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint bench setup clean help
+.PHONY: demo test lint bench docs setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +63,9 @@ bench: $(READY)
 	@$(BIN)/python -m bench.latency --model bert-base --length 128 --plan fast --format json
 	@$(BIN)/python -m bench.latency --model minilm --length 128 --plan faithful --format json
 	@$(BIN)/python -m bench.peers --model minilm --length 128 --plan faithful --format json
+
+docs: $(READY)
+	$(BIN)/python tests/test_docs.py
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

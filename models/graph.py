@@ -154,6 +154,24 @@ class Builder:
             x = self.concat([best, rest], dim) if rest.shape[dim] else best
         return x if keepdim else self.reshape(x, (*x.shape[:dim], *x.shape[dim + 1 :]))
 
+    def argmax(self, x: Node, dim: int, keepdim: bool) -> Node:
+        """Position of the first largest: a tournament of neighbours, so that of equal ones the earlier wins."""
+        dim %= len(x.shape)
+        n = x.shape[dim]
+        shape = [n if d == dim else 1 for d in range(len(x.shape))]
+        where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape).expand(x.shape).contiguous())
+        while n > 1:
+            pairs = n - n % 2
+            lower = self.less(self.sub(self.slice(x, dim, 0, pairs, 2), self.slice(x, dim, 1, pairs, 2)), 0.0)
+            joined = []
+            for value in (x, where):
+                left, right = self.slice(value, dim, 0, pairs, 2), self.slice(value, dim, 1, pairs, 2)
+                won = self.where(lower, right, left)
+                joined.append(self.concat([won, self.slice(value, dim, pairs, n)], dim) if n > pairs else won)
+            x, where = joined
+            n = x.shape[dim]
+        return where if keepdim else self.reshape(where, (*where.shape[:dim], *where.shape[dim + 1 :]))
+
     # --- shapes ------------------------------------------------------------------------------------------------------
     def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
         shape = tuple(torch.empty(x.shape, device="meta").reshape(shape).shape)
@@ -185,6 +203,8 @@ class Builder:
         if count == x.shape[dim] and step == 1:
             return x
         shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
+        if x.op == "constant" and x.value is not None:
+            return self.constant(LOCAL["slice"](x.value, start=start, stop=stop, step=step, dim=dim).contiguous())
         return self.node("slice", x, shape=shape, dim=dim, start=start, stop=stop, step=step)
 
     def select(self, x: Node, dim: int, index: int) -> Node:

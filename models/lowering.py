@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from ..protocols.errors import BlindformerError
 from .graph import Builder, Node
+from .prelude import ALLOWED
 from .program import Step
 from .rules import Rules
 
@@ -177,6 +178,10 @@ class Lowering:
         for v in found:
             if v.owner == "server":
                 self._release(v)
+        if short not in ALLOWED:
+            raise self.fail(
+                f"operation {short} ({item.target}) of the inputs alone cannot run at the client; apply it before the model"
+            )
         embedded = short == "embedding" or any(v.embedded for v in found)
         self.steps.append(
             Step(name=item.name, target=str(item.target), args=_encode(args, self), kwargs=_encode(kwargs, self))

@@ -184,3 +184,16 @@ def masked_fill(lowering: Any, x: Any, mask: Any, value: Any) -> Node:
 @rule("bitwise_not", "logical_not")
 def complement(lowering: Any, x: Any) -> Node:
     return lowering.builder.complement(lowering.as_node(x))
+
+
+@rule("clamp")
+def clamp(lowering: Any, x: Any, low: float | None = None, high: float | None = None) -> Node:
+    """Both comparisons share one opening of x."""
+    b, node = lowering.builder, lowering.as_node(x)
+    out = node
+    if low is not None:
+        out = b.add(out, b.mul(b.less(node, float(low)), b.sub(b.constant(float(low)), node)))
+    if high is not None:
+        above = b.complement(b.less(node, float(high)))
+        out = b.add(out, b.mul(above, b.sub(b.constant(float(high)), node)))
+    return out

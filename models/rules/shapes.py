@@ -138,13 +138,19 @@ def stack(lowering: Any, xs: Any, dim: int = 0) -> Node:
     return lowering.builder.concat([unsqueeze(lowering, x, dim) for x in xs], dim)
 
 
-@rule("split", "split_with_sizes", "chunk")
+@rule("split", "split_with_sizes")
 def split(lowering: Any, x: Any, sizes: Any, dim: int = 0) -> list[Node]:
     node = lowering.as_node(x)
     total = node.shape[dim]
     parts = list(sizes) if isinstance(sizes, list | tuple) else [min(sizes, total - i) for i in range(0, total, sizes)]
     ends = [sum(parts[: i + 1]) for i in range(len(parts))]
     return [lowering.builder.slice(node, dim, e - n, e) for e, n in zip(ends, parts, strict=True)]
+
+
+@rule("chunk")
+def chunk(lowering: Any, x: Any, chunks: int, dim: int = 0) -> list[Node]:
+    """At most so many parts, all but the last of one size."""
+    return split(lowering, x, -(-lowering.as_node(x).shape[dim] // chunks), dim)
 
 
 @rule("unbind")
@@ -173,6 +179,14 @@ def amax(lowering: Any, x: Any, dims: Any = (), keepdim: bool = False) -> Node:
     for dim in sorted(_dims(node, dims), reverse=True):
         node = lowering.builder.maximum(node, dim, keepdim)
     return node
+
+
+@rule("argmax")
+def argmax(lowering: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> Node:
+    node, b = lowering.as_node(x), lowering.builder
+    if dim is None:
+        return b.argmax(b.reshape(node, (math.prod(node.shape),)), 0, False)
+    return b.argmax(node, dim, keepdim)
 
 
 def _dims(node: Node, dims: Any) -> list[int]:

