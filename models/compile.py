@@ -14,7 +14,7 @@ from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..protocols.errors import BlindformerError
 from ..protocols.ring import Ring
 from .graph import Node, order
-from .lowering import Lowering, LoweringError
+from .lowering import Lowered, Lowering, LoweringError
 from .passes import optimise
 from .prelude import run_prelude
 from .program import Program, ProgramError, Step
@@ -139,16 +139,14 @@ def compile(
     )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
-    return _assemble(scaled, draft, lowered.released, plan, name or type(model).__name__, nodes)
+    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, nodes)
 
 
-def _assemble(
-    scaled: Scaled, draft: Program, released: dict[str, Tensor], plan: Plan, name: str, nodes: list[Node]
-) -> Compiled:
+def _assemble(scaled: Scaled, draft: Program, lowered: Lowered, plan: Plan, name: str, nodes: list[Node]) -> Compiled:
     ring = Ring()
     steps = _needed(draft.prelude, {node.name for node, _ in scaled.clients.values()})
     used = {ref for step in steps for ref in _refs(step)} | {node.name for node, _ in scaled.clients.values()}
-    tensors = {n: t for n, t in released.items() if n in used}
+    tensors = {n: t for n, t in lowered.released.items() if n in used}
     program = Program(
         model=name,
         plan=plan.content_hash(),
@@ -157,7 +155,7 @@ def _assemble(
         client={n: node.name for n, (node, _) in scaled.clients.items()},
         instructions=tuple(scaled.instructions),
         outputs=scaled.outputs,
-        released=tuple(sorted(n for n, t in tensors.items() if not n.startswith("released."))),
+        released=tuple(sorted(frozenset().union(*(lowered.origins[n] for n in tensors)))),
         constants={n: _digest(value, scale) for n, (value, scale) in scaled.constants.items()},
     )
     return Compiled(

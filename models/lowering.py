@@ -55,7 +55,8 @@ class Lowered:
     outputs: list[Node]
     output_names: list[str]
     prelude: list[Step]
-    released: dict[str, Tensor]
+    released: dict[str, Tensor]  # tensors of the prelude, by name
+    origins: dict[str, frozenset[str]]  # the server's parameters that each is computed from; none: it is public
     inputs: list[str]
 
 
@@ -68,6 +69,7 @@ class Lowering:
     values: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     released: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
     path: str = ""
 
@@ -93,7 +95,7 @@ class Lowering:
             raise LoweringError(f"output {sorted(missing)[0]}: the model returns {', '.join(names)}; name one of these")
         kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
         nodes = [self.as_node(v) for _, v in kept]
-        return Lowered(nodes, [n for n, _ in kept], self.steps, self.released, inputs)
+        return Lowered(nodes, [n for n, _ in kept], self.steps, self.released, self.origins, inputs)
 
     # --- for rules ---------------------------------------------------------------------------------------------------
     def as_node(self, value: Any) -> Node:
@@ -180,7 +182,7 @@ class Lowering:
                 self._release(v)
         if short not in ALLOWED:
             raise self.fail(
-                f"operation {short} ({item.target}) of the inputs alone cannot run at the client; apply it before the model"
+                f"operation {short} ({item.target}) of the inputs alone cannot run at the client; do it beforehand"
             )
         embedded = short == "embedding" or any(v.embedded for v in found)
         self.steps.append(
@@ -194,14 +196,13 @@ class Lowering:
                 results.append(Value("client", part, ref=name, embedded=embedded))
             return results
         binary = value.dtype == torch.bool or (short in REARRANGES and all(v.binary for v in found))
-        return Value(
-            "client", value, ref=item.name, embedded=embedded, binary=binary, factors=_factors(short, args)
-        )
+        return Value("client", value, ref=item.name, embedded=embedded, binary=binary, factors=_factors(short, args))
 
     def _release(self, v: Value) -> None:
         if not v.ref:
             v.ref = f"released.{len(self.released)}"
         self.released[v.ref] = v.value.detach()
+        self.origins[v.ref] = v.parameters
 
 
 def _sources(exported: ExportedProgram) -> dict[str, tuple[str, str, Any]]:

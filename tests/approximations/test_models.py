@@ -357,7 +357,11 @@ def embed(model, inputs):
 
 @pytest.mark.parametrize(
     ("options", "cosine", "largest"),
-    [({}, 0.99998, 0.0015), ({"degree": 4, "pieces": 1}, 0.9999, 0.003), ({"degree": 4, "pieces": 2}, 0.999999, 0.0003)],
+    [
+        ({}, 0.99998, 0.0015),
+        ({"degree": 4, "pieces": 1}, 0.9999, 0.003),
+        ({"degree": 4, "pieces": 2}, 0.999999, 0.0003),
+    ],
 )
 def test_sentence_embeddings_of_a_real_model(minilm, record_property, options, cosine, largest):
     model, encode = minilm

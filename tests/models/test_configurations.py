@@ -34,9 +34,7 @@ def approximated(made, batch):
 
 def case_of(made, batch, program=None):
     compiled = made.compiled
-    return Case(
-        program or compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants
-    )
+    return Case(program or compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants)
 
 
 def clear(made, batch):
@@ -137,24 +135,29 @@ def test_the_client_holds_only_what_is_listed_as_released(tiny, name, plan):
     """No other parameter is among its tensors, whole or transposed; nor is any in the program."""
     made = tiny(name, plan)
     program, tensors = made.compiled.program, made.compiled.client_tensors
-    parameters = dict(made.model.named_parameters())
+    parameters = dict(made.model.named_parameters(remove_duplicate=False))
     assert set(program.released) <= set(parameters)
-    secret = {n: p.detach() for n, p in parameters.items() if n not in program.released and p.std() > 0}
+    open_ = [parameters[n] for n in program.released]
+    secret = {n: p.detach() for n, p in parameters.items() if not any(p is q for q in open_) and p.std() > 0}
     assert any("weight" in n for n in secret)
     for parameter in secret.values():
         for tensor in tensors.values():
-            assert not (tensor.shape == parameter.shape and torch.equal(tensor, parameter))
-            assert not (tensor.shape == parameter.mT.shape and torch.equal(tensor, parameter.mT)) or parameter.dim() < 2
+            if tensor.numel() == parameter.numel():
+                assert not torch.equal(tensor.flatten().sort().values, parameter.flatten().sort().values)
     text = program.to_json()
     for parameter in secret.values():
         assert repr(float(parameter.flatten()[0])) not in text
-    assert all(n in tensors for n in program.released)
 
 
 def test_released_is_the_embedding_block(tiny):
-    assert set(tiny("bert").compiled.program.released) == {
-        f"embeddings.{name}.weight" for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
-    } | {"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"} or True
+    tables = {f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")}
+    norm = {"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"}
+    for name in ("bert", "electra", "albert"):
+        assert set(tiny(name).compiled.program.released) == tables | norm
+    assert set(tiny("llama").compiled.program.released) == {
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+    }
     assert tiny("vit").compiled.program.released == ()
 
 

@@ -12,7 +12,8 @@ from blindformer.models.interpreter import interpret
 from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.protocols.programs import CASES, check
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.programs import CASES, Data, Draft, check, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import HealthCheck, given, settings
 
@@ -79,3 +80,17 @@ def test_protocols_say_what_they_are():
 def test_an_unknown_protocol_is_answered_with_the_known_ones():
     with pytest.raises(BlindformerError, match=r"protocol enigma: not known; choose one of beaver, clear"):
         find("enigma")
+
+
+@pytest.mark.xfail(reason="an opening of bits has no powers and no bit correlation yet", strict=True)
+@pytest.mark.parametrize("op", ["polynomial", "less"])
+def test_bits_can_be_raised_to_powers_and_compared(op):
+    d, data = Draft(), Data(3)
+    x = scaled(d, data, 3, 5)
+    bits = d("sub", d("less", x, threshold=0, bits=24), d("less", x, threshold=50000, bits=24))
+    if op == "polynomial":
+        d("polynomial", bits, coefficients=[1, 2, 3, 4])
+    else:
+        d("less", bits, threshold=0, bits=5)
+    case = d.case()
+    check(case, run_beaver(case).outputs)

@@ -1,0 +1,148 @@
+"""What cannot be compiled is refused at compile time, in one line that names the place and the remedy."""
+
+import pytest
+import torch
+from blindformer.models.compile import compile
+from blindformer.models.lowering import LoweringError
+from blindformer.models.program import ProgramError
+from blindformer.models.ranges import CalibrationFailure
+from blindformer.protocols.errors import BlindformerError
+from blindformer.protocols.ring import RangeError
+from blindformer.tests.models.conftest import batches, build
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.dense, self.function = nn.Linear(6, 6), function
+
+    def forward(self, x):
+        return self.function(self.dense(x))
+
+
+class Model(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([Block(torch.relu), Block(function)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return {"y": x}
+
+
+BATCHES = [{"x": torch.randn(4, 6, generator=torch.Generator().manual_seed(i))} for i in range(3)]
+
+UNSUPPORTED = {
+    "sort": (lambda x: torch.sort(x).values, r"operation sort .*sorting secrets is not offered; use amax"),
+    "topk": (lambda x: x.topk(2).values, r"operation topk .*take the largest logits at the client"),
+    "exp": (
+        torch.exp,
+        r"operation exp \(aten\.exp\.default\) has no private form; rewrite .* one of: .*add",
+    ),
+    "log": (lambda x: torch.log(x * x), r"operation log .*has no private form"),
+    "cumsum": (lambda x: x.cumsum(-1), r"operation cumsum .*has no private form"),
+    "division": (lambda x: x / (x * x + 1), r"division by a secret; use torch.reciprocal"),
+    "high power": (lambda x: x**7, r"a secret to the power 7; the rule knows 1 to 4"),
+    "comparison": (lambda x: (x < x[0]).to(x.dtype), "comparison of two tensors"),
+    "integer division": (lambda x: torch.div(x, 3, rounding_mode="floor"), "integer division of a secret"),
+}
+
+
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_an_unsupported_operation_names_module_operation_and_alternative(what):
+    function, message = UNSUPPORTED[what]
+    with pytest.raises(LoweringError, match=rf"^layers\.1: .*?{message}") as caught:
+        compile(Model(function), BATCHES, "faithful")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(bad):
+    model = build("bert")
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[3, 4] = bad
+    with pytest.raises(LoweringError, match=r"^encoder\.layer\.1\.output\.dense\.weight: holds NaN or infinite"):
+        compile(model, batches("bert"), "fast")
+
+
+def test_a_buffer_that_is_no_number_is_named():
+    model = Model(torch.relu)
+    model.layers[1].register_buffer("offset", torch.tensor([float("nan")]))
+    model.layers[1].function = lambda x: x + model.layers[1].offset
+    with pytest.raises(BlindformerError, match=r"layers\.1"):
+        compile(model, BATCHES, "faithful")
+
+
+def test_inputs_that_are_no_numbers_fail_calibration():
+    bad = [{"x": BATCHES[0]["x"].clone().fill_(float("nan"))}, *BATCHES]
+    with pytest.raises(BlindformerError, match="NaN") as caught:
+        compile(Model(lambda x: x * x), bad, "faithful")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_range_that_overflows_at_calibration_names_the_module():
+    model = Model(lambda x: x * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30)
+    with pytest.raises(BlindformerError, match=r"layers\.1: .*(NaN or infinity|too few bits)") as caught:
+        compile(model.double(), [{"x": b["x"].double()} for b in BATCHES], "faithful")
+    assert isinstance(caught.value, CalibrationFailure | ProgramError)
+
+
+def test_inputs_too_large_for_the_ring_are_refused_at_query_time():
+    compiled = compile(Model(torch.relu), BATCHES, "faithful")
+    with pytest.raises(RangeError, match=r"x: holds entries that are too large for the fixed point"):
+        compiled.encode_inputs({"x": torch.full((4, 6), 1e30)})
+    with pytest.raises(RangeError, match=r"x: holds entries that are NaN or infinite"):
+        compiled.encode_inputs({"x": torch.full((4, 6), float("nan"))})
+
+
+def test_an_output_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(LoweringError, match=r"output logits: the model returns last_hidden_state, pooler_output"):
+        compile(build("bert"), batches("bert"), "fast", outputs=["logits"])
+
+
+def test_only_wanted_outputs_are_computed():
+    compiled = compile(build("bert"), batches("bert"), "fast", outputs=["last_hidden_state"])
+    assert list(compiled.program.outputs) == ["last_hidden_state"]
+    assert not any(item.path.startswith("pooler") for item in compiled.program.instructions)
+
+
+def test_no_example_and_no_such_embedding():
+    with pytest.raises(ProgramError, match="there is no example; give at least one batch"):
+        compile(build("bert"), [], "fast")
+    with pytest.raises(ProgramError, match="choose client or private"):
+        compile(build("bert"), batches("bert"), "fast", embedding="public")
+
+
+def test_the_model_is_left_as_it_was():
+    model = build("bert").train()
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    compile(model, batches("bert"), "fast")
+    assert model.training
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    with pytest.raises(BlindformerError):
+        compile(model, batches("bert"), "fast", outputs=["nothing"])
+    assert model.training
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_an_operation_of_the_inputs_alone_that_the_client_may_not_run_is_named():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return {"y": self.dense(torch.sort(x).values)}
+
+    with pytest.raises(LoweringError, match=r"operation sort .* of the inputs alone cannot run at the client"):
+        compile(Sorted(), BATCHES, "faithful")
+
+
+def test_a_model_that_cannot_be_traced_is_one_line():
+    model = Model(lambda x: x * 2 if float(x.sum()) > 0 else x)
+    with pytest.raises(LoweringError, match=r"Model: torch\.export cannot trace it") as caught:
+        compile(model, BATCHES, "faithful")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,65 @@
+"""What the client runs in the clear: listed operations only, on inputs of the compiled shapes."""
+
+import pytest
+import torch
+from blindformer.models.prelude import ALLOWED, run_prelude
+from blindformer.models.program import Program, ProgramError, Step
+
+X = {"x": torch.tensor([[1.0, 2.0]])}
+
+
+def program(*steps: Step) -> Program:
+    return Program(inputs={"x": (1, 2)}, prelude=steps)
+
+
+def test_steps_run_in_order_on_inputs_and_tensors():
+    steps = (
+        Step(name="twice", target="aten.mul.Tensor", args=[{"ref": "x"}, 2.0]),
+        Step(name="sum", target="aten.add.Tensor", args=[{"ref": "twice"}, {"ref": "table"}], kwargs={"alpha": 3}),
+        Step(name="bits", target="aten.to.dtype", args=[{"ref": "sum"}, {"dtype": "bool"}]),
+        Step(name="parts", target="aten.split.Tensor", args=[{"ref": "sum"}, 1, -1]),
+        Step(name="second", target="getitem", args=[{"ref": "parts"}, 1]),
+    )
+    values = run_prelude(program(*steps), {"table": torch.tensor(1.0)}, X)
+    assert values["sum"].tolist() == [[5.0, 7.0]]
+    assert values["bits"].dtype == torch.bool
+    assert values["second"].tolist() == [[7.0]]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["aten.from_file.default", "aten.resize_.default", "os.system.default", "aten.__class__", "prims.add.default",
+     "aten._linalg_det.default", "builtins.eval", "aten.set_.source_Tensor", "load.library", ""],
+)  # fmt: skip
+def test_anything_else_is_refused(target):
+    with pytest.raises(ProgramError, match=r"prelude: operation .* is not allowed at the client"):
+        run_prelude(program(Step(name="y", target=target, args=[{"ref": "x"}])), {}, X)
+
+
+def test_no_allowed_operation_writes_to_its_argument_or_to_the_machine():
+    assert not [name for name in ALLOWED if name.endswith("_") and not name.startswith("__")]
+    assert not ALLOWED & {"from_file", "save", "load", "print", "set_", "resize_", "copy_"}
+
+
+def test_a_missing_input_is_named_with_those_it_takes():
+    with pytest.raises(ProgramError, match=r"^input x: is missing; the program takes x$"):
+        run_prelude(program(), {}, {"y": torch.zeros(1)})
+
+
+def test_an_input_of_another_shape_is_refused_with_the_remedy():
+    with pytest.raises(ProgramError, match=r"input x: has shape \[1, 3\], the program takes \[1, 2\]; pad to the prog"):
+        run_prelude(program(), {}, {"x": torch.zeros(1, 3)})
+
+
+def test_inputs_are_left_as_they_are(tiny):
+    made = tiny("bert", "fast")
+    batch = {name: value.clone() for name, value in made.batches[1].items()}
+    made.compiled.encode_inputs(batch)
+    assert all(torch.equal(batch[name], made.batches[1][name]) for name in batch)
+
+
+def test_a_program_takes_the_inputs_it_was_compiled_with(tiny):
+    made = tiny("bert", "fast")
+    assert set(made.compiled.program.inputs) == {"input_ids", "attention_mask"}
+    with pytest.raises(ProgramError, match="input attention_mask: is missing"):
+        made.compiled.encode_inputs({"input_ids": made.batches[0]["input_ids"]})
