@@ -37,7 +37,7 @@ class Precision:
     fraction: int = 16
     weights: int = 16
     headroom: int = 2
-    constants: int = 14
+    constants: int = 18
 
     @property
     def room(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import CorrelationError
 from ..rounds import together
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, opening_cost, size
@@ -156,6 +157,8 @@ class Polynomial(Primitive):
 def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
     mask = offline.mask(x)
+    if mask.kind == "bit":
+        raise CorrelationError(f"polynomial of {x.key}, a bit: its powers are the bit itself; write it as a product")
     first_term, *wrap = mask.terms
     low = first_term.value
     high = low + wrap[0].value if wrap else None
