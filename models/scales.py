@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .encoding import constant_scale, fraction_bits, is_mask, weight_scale
 from .graph import Builder, Node, order
 from .program import Instruction, ProgramError
 from .ranges import Range
@@ -272,7 +273,7 @@ class Scaler:
         value = constant.value
         assert value is not None
         # Small tensors have bits to spare, and the steps of a division need them.
-        bits = _constant_scale(value, self.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
+        bits = constant_scale(value, self.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
         scale = self._lowered(x)[1] if id(x) in self.opened else self._value(x)[1]
         if not self._fits(node, scale + bits):
             scale = self.precision.room - bits - self._bits(node)
@@ -282,13 +283,13 @@ class Scaler:
     def _mul_private(self, node: Node) -> None:
         value = node.args[1].value
         assert value is not None
-        bits = 0 if _is_mask(node.args[1]) else _weight_scale(value, self.precision.fraction + 2)
+        bits = 0 if is_mask(node.args[1]) else weight_scale(value, self.precision.fraction + 2)
         self._stationary(node, "mul_private", bits)
 
     def _linear(self, node: Node) -> None:
         weight = node.args[1].value
         assert weight is not None
-        self._stationary(node, "linear", _weight_scale(weight, self.precision.weights))
+        self._stationary(node, "linear", weight_scale(weight, self.precision.weights))
 
     def _stationary(self, node: Node, op: str, bits: int) -> None:
         x, private = node.args
@@ -320,7 +321,7 @@ class Scaler:
             return
         number = self._exactly(x, scale - shift)
         scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
-        exact = max(k * scale + _fraction_bits(c) for k, c in enumerate(scaled))
+        exact = max(k * scale + fraction_bits(c) for k, c in enumerate(scaled))
         out = min(exact, degree * scale + guard + 2, ceiling)
         integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
         self._set(node, self._emit("polynomial", node, [number], out, coefficients=integers), out)
@@ -394,29 +395,3 @@ def _new_nodes(output: Node, stop: set[int]) -> list[Node]:
 
     visit(output)
     return found
-
-
-def _weight_scale(value: Tensor, bits: int) -> int:
-    """The largest scale at which the largest weight still fits `bits` bits with its sign."""
-    top = float(value.double().abs().max()) if value.numel() else 0.0  # a mask may be of bools
-    return min(bits + 8, bits - 1 - math.ceil(math.log2(top))) if top > 0 else bits - 1
-
-
-def _constant_scale(value: Tensor, bits: int) -> int:
-    """Fractional bits of a public constant: exact if it has few, else `bits` significant ones."""
-    exact = max((_fraction_bits(float(v)) for v in value.reshape(-1).unique()), default=0)
-    top = float(value.double().abs().max())
-    significant = bits - math.ceil(math.log2(top)) if top > 0 else 0
-    return min(exact, max(0, significant))
-
-
-def _fraction_bits(number: float) -> int:
-    """Bits after the binary point of a float."""
-    if number == 0 or number == int(number):
-        return 0
-    return max(0, math.ceil(math.log2(float(number).as_integer_ratio()[1])))
-
-
-def _is_mask(node: Node) -> bool:
-    """Whether the client's value is zeros and ones whatever its input: exact without fractional bits."""
-    return node.owner == "client" and bool(node.attributes.get("binary"))
