@@ -1,5 +1,6 @@
 # make demo     a real model answers for sentences that its server never sees
 # make test     style, types, every test
+# make fuzz     the property tests again, on new random examples
 # make lint     style and types only
 # make bench    the README's figures, one JSON object a line
 # make docs     what commands print, into the pages that show it
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint bench docs setup clean help
+.PHONY: demo test fuzz lint bench docs setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +57,9 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -r fE --durations 10
+
+fuzz: $(READY)
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
 
 # Tables of the README, in their order. Run it on a quiet machine.
 bench: $(READY)

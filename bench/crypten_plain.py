@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -365,7 +366,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.party is not None:
-        run_party(options.party, options.folder, options.threads)
+        try:
+            run_party(options.party, options.folder, options.threads)
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # an ordinary exit may find gloo's threads still running, which aborts without our message
         return
     weights, config, embedded, mask, exact = _minilm(options.length, options.weights)
     result = run_crypten(weights, config, embedded, mask, threads=options.threads, timeout=options.timeout)

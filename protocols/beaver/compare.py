@@ -30,7 +30,7 @@ from ..errors import CorrelationError
 from ..rounds import Swap
 from .bitslice import add_constant, from_plane, to_planes, words
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, opening_cost, size
+from .primitive import Cost, Primitive, Steps, ring_opening_cost, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 BLOCK = 4
@@ -134,7 +134,7 @@ class Less(Primitive):
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x: Share = args[0]
         bits, threshold = attributes["bits"], attributes["threshold"]
-        opened = yield from online.opened(x)
+        opened = yield from online.ring_opened(x)
         store = _taken_bits(online, x, bits)
         correlation = online.tape.take(key)
         assert isinstance(correlation, SignCorrelation)
@@ -167,13 +167,13 @@ class Less(Primitive):
         offline = word_bytes * sum(len(level.subsets) for level in levels) + mask_bytes(width) * size(shape)
         if f"bits{bits}" not in x.bits:
             offline += word_bytes * (blocks * len(SUBSETS) + 1)
-        return Cost(opening_cost(x) + steps, offline)
+        return Cost(ring_opening_cost(x) + steps, offline)
 
 
 def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     """The bit correlation of x's opening, made by the first comparison that reads x."""
-    mask = offline.mask(x)
-    if mask.kind == "bit" or bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
+    mask = offline.ring_mask(x)
+    if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
         raise CorrelationError(f"comparison of {x.key}: its opening does not cover {bits} bits; this is a bug")
     name = f"bits{bits}"
     if name in x.bits:

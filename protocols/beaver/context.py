@@ -60,6 +60,12 @@ class Offline:
             x.mask = Mask((MaskTerm(self.plain(x)),), "plain")
         return x.mask
 
+    def ring_mask(self, x: Trace) -> Mask:
+        """As `mask`, but never bits: powers and comparisons need a mask of whole ring elements."""
+        if x.mask is not None and x.mask.kind == "bit":
+            return Mask((MaskTerm(self.plain(x)),), "plain")
+        return self.mask(x)
+
     def plain(self, x: Trace) -> Tensor:
         if x.plain is None:
             x.plain = self.source.uniform(f"{x.key}/open", x.shape)
@@ -89,6 +95,13 @@ class Online:
             public, mask = yield from self.plain(x)
             x.opened = x.opened or Opened(public, (None,), (MaskTerm(mask),), "plain")
         return x.opened
+
+    def ring_opened(self, x: Share) -> Generator[list[Swap], list[Any], Opened]:
+        """As `opened`, but never under masks of bits."""
+        if x.opened is not None and x.opened.kind == "bit":
+            public, mask = yield from self.plain(x)
+            return Opened(public, (None,), (MaskTerm(mask),), "plain")
+        return (yield from self.opened(x))
 
     def plain(self, x: Share) -> Generator[list[Swap], list[Any], tuple[Tensor, Tensor]]:
         """x - a opened, and this party's share of a."""

@@ -123,7 +123,8 @@ def _priced(down: int, up: int) -> Swap:
 def _openings(op: str, args: list[Any]) -> list[tuple[str, str]]:
     """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
     if op in ("mul", "polynomial", "less"):
-        found = [(_trace(x).key, "plain") for x in args if _trace(x).mask is None or _trace(x).mask.kind == "plain"]
+        opened = ("scaled", "bit") if op == "mul" else ("scaled",)
+        found = [(_trace(x).key, "plain") for x in args if not (_trace(x).mask and _trace(x).mask.kind in opened)]
     elif op == "matmul":
         found = [(_trace(x).key, "plain") for x in args]
     elif op in ("linear", "mul_private"):

@@ -73,6 +73,11 @@ def opening_cost(*values: Trace, plain: bool = False) -> tuple[tuple[int, int], 
     return ((bytes_, bytes_),) if bytes_ else ()
 
 
+def ring_opening_cost(x: Trace) -> tuple[tuple[int, int], ...]:
+    """Bytes of the opening that powers and comparisons read: bits are opened once more, as ring elements."""
+    return opening_cost(x, plain=x.mask is not None and x.mask.kind == "bit")
+
+
 def primitives() -> dict[str, Primitive]:
     """All primitives of this folder by operation."""
     package = __name__.rsplit(".", 1)[0]

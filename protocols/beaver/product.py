@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CorrelationError
 from ..rounds import together
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, opening_cost, size
+from .primitive import Cost, Primitive, Steps, opening_cost, ring_opening_cost, size
 from .values import MaskTerm, Shape, Share, Trace, mask_bytes
 
 
@@ -128,7 +127,7 @@ class Polynomial(Primitive):
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x: Share = args[0]
-        opened = yield from online.opened(x)
+        opened = yield from online.ring_opened(x)
         coefficients: list[int] = attributes["coefficients"]
         chosen = [opened.mask()]
         for power, difference in _taken_powers(online, x, len(coefficients) - 1):
@@ -148,18 +147,15 @@ class Polynomial(Primitive):
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         x: Trace = args[0]
-        terms = mask_terms(x)
+        terms = mask_terms(x) if x.mask and x.mask.kind == "scaled" else ()
         each = mask_bytes(x.width) + (mask_bytes(x.width, terms[1].zeros) if len(terms) > 1 else 0)
         missing = len(attributes["coefficients"]) - 2 - len(x.powers)
-        return Cost(opening_cost(x), size(shape) * each * max(0, missing))
+        return Cost(ring_opening_cost(x), size(shape) * each * max(0, missing))
 
 
 def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
-    mask = offline.mask(x)
-    if mask.kind == "bit":
-        raise CorrelationError(f"polynomial of {x.key}, a bit: its powers are the bit itself; write it as a product")
-    first_term, *wrap = mask.terms
+    first_term, *wrap = offline.ring_mask(x).terms
     low = first_term.value
     high = low + wrap[0].value if wrap else None
     zeros = wrap[0].zeros if wrap else 0

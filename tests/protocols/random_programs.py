@@ -39,10 +39,9 @@ def programs(draw: st.DrawFn) -> Case:
                                    "rescale", "rescale", "less", "less", "permute", "sum", "concat"]))  # fmt: skip
         if op in ("add", "sub"):
             args = (x, y) if draw(st.booleans()) else (y, x)
-            covers = 0 if covered.get(x) == 0 and covered.get(y, 0) == 0 else 64
-            add(op, *args, top=bound[x] + bound[y], covers=covers)
+            add(op, *args, top=bound[x] + bound[y])
         elif op == "neg":
-            add(op, x, top=bound[x], covers=0 if covered[x] == 0 else 64)
+            add(op, x, top=bound[x])
         elif op == "mul" and y in covered:
             add(op, x, y, top=bound[x] * bound[y])
         elif op == "matmul" and len(shape) == 2 and y in covered and d.values[y].shape == (shape[1], 3):
@@ -65,7 +64,7 @@ def programs(draw: st.DrawFn) -> Case:
             threshold = int(data.ints(1, bits=14)[0])
             bits = max(5, (bound[x] + (1 << 14)).bit_length() + 1)
             if bits <= min(49, covered[x]):
-                add(op, x, top=1, covers=0, threshold=threshold, bits=bits)
+                add(op, x, top=1, threshold=threshold, bits=bits)
         elif op == "permute" and len(shape) == 2:
             add(op, x, top=bound[x], dims=[1, 0])
         elif op == "sum":
