@@ -7,6 +7,7 @@ from .linear import fake_quantise, quantise
 from .plan import Choice, Plan
 from .primitives import polynomial
 from .registry import Approximation, approximation, choices, find
+from .rounding import round_weights
 
 __all__ = [
     "Approximation",
@@ -27,4 +28,5 @@ __all__ = [
     "polynomial",
     "quantise",
     "restore",
+    "round_weights",
 ]

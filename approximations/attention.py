@@ -11,11 +11,14 @@ MASKED = -1e4
 """An additive mask below this hides a key; above it, it is a bias (relative positions, ALiBi)."""
 
 
-def scaled_scores(query: Tensor, key: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
-    """(query key^T) scale + bias, [..., queries, keys]; scale defaults to 1 / sqrt(features)."""
+def scaled_scores(query: Tensor, key: Tensor, scale: float | None, bias: Tensor | None) -> tuple[Tensor, float]:
+    """(scores [..., queries, keys], the factor still to come); their product is (query key^T) scale + bias.
+
+    scale defaults to 1 / sqrt(features). Without a bias it is left to the softmax, where it may cost nothing.
+    """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ key.transpose(-2, -1) * scale
-    return scores if bias is None else scores + bias
+    scores = query @ key.transpose(-2, -1)
+    return (scores, scale) if bias is None else (scores * scale + bias, 1.0)
 
 
 def split_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -61,7 +61,7 @@ def calibrate(
     plan = plan.replace(ranges={}, fits={})
     total = 2 * len(batches)
     first, second = _Ranges(), _Ranges()
-    with _in_force(model, plan) as overrides:
+    with in_force(model, plan) as overrides:
         overrides.exact = ALL_KINDS
         _run(model, overrides, batches, first, _counted(progress, 0, total))
         fitted = _fitted(plan, first.seen)
@@ -95,7 +95,7 @@ def out_of_range(
     """The sites, with the ranges seen, that left their fitted (widened) range or have none, with the plan in force."""
     batches = list(batches)
     ranges = _Ranges(refuse_nan=False)  # a division that left its range may well diverge, and is to be named
-    with _in_force(model, plan) as overrides:
+    with in_force(model, plan) as overrides:
         _run(model, overrides, batches, ranges, _counted(progress, 0, len(batches)))
     left = {}
     for site, (low, high) in ranges.seen.items():
@@ -146,7 +146,7 @@ def _counted(progress: Progress | None, before: int, total: int) -> Callable[[in
 
 
 @contextmanager
-def _in_force(model: nn.Module, plan: Plan) -> Iterator[Overrides]:
+def in_force(model: nn.Module, plan: Plan) -> Iterator[Overrides]:
     """The model in evaluation mode with the plan in force; afterwards as it was."""
     before, training = overrides_of(model), [m for m in model.modules() if m.training]
     previous = None if before is None else before.plan

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention import keep_and_scores, scaled_scores, split_mask
-from .linear import fake_quantise
+from .linear import Affine, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
-from .plan import Plan
+from .plan import FULL_BITS, Plan
 from .registry import EXACT, KINDS, Approximation, Constants
 from .softmax import mix
 
@@ -31,11 +32,27 @@ class Observer(Protocol):
     def __call__(self, site: str, kind: str, value: Tensor) -> None: ...
 
 
+class Reader(Protocol):
+    """Sees a linear layer's input x [..., inputs], its weight, the axis of its outputs, and the norm before it."""
+
+    def __call__(self, path: str, x: Tensor, weight: Tensor, axis: int, norm: Affine | None, bits: int) -> None: ...
+
+
 @dataclass
 class _Frame:
     path: str
     calls: Counter[str] = field(default_factory=Counter)
     paused: bool = False
+
+
+class _Affines(WeakIdKeyDictionary):
+    """A norm's result -> its affine, for a linear layer that reads it. A copy is empty: nothing outlives a run."""
+
+    def __reduce__(self) -> tuple[type[_Affines], tuple[()]]:
+        return _Affines, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Affines:
+        return _Affines()
 
 
 class Overrides(TorchFunctionMode):
@@ -44,6 +61,7 @@ class Overrides(TorchFunctionMode):
     plan      what to answer
     observer  if set, is shown values on the way
     exact     kinds left to torch for now, whatever the plan says (used while calibrating)
+    reader    if set, is shown what each linear layer that is to be quantised reads
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -51,8 +69,10 @@ class Overrides(TorchFunctionMode):
         self.plan = plan
         self.observer: Observer | None = None
         self.exact: frozenset[str] = frozenset()
+        self.reader: Reader | None = None
         self._frames: dict[int, list[_Frame]] = {}  # by thread, as torch's own stack of modes is
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
+        self._affines = _Affines()
 
     def use(self, plan: Plan) -> None:
         """Replace the plan."""
@@ -89,7 +109,7 @@ class Overrides(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = _ANSWERS.get(func)
         if answer is None or self._frame().paused:
-            return func(*args, **(kwargs or {}))
+            return self._without_affine(func, func(*args, **(kwargs or {})))
         return answer(self, func, *args, **(kwargs or {}))
 
     # One method per shape of function. ``exactly`` is what torch would have done.
@@ -140,11 +160,12 @@ class Overrides(TorchFunctionMode):
         if key.shape[-3] != query.shape[-3] and key.dim() > 3:  # grouped queries
             key, value = (_repeat_heads(t, query.shape[-3] // t.shape[-3]) for t in (key, value))
         keep, bias = split_mask(mask, query, key, causal)
-        scores = scaled_scores(query, key, scale, bias)
-        self._show(site, "softmax", scores)
+        scores, scale = scaled_scores(query, key, scale, bias)
+        if self.observer is not None:
+            self._show(site, "softmax", scores * scale)
         if found.function is None:
             return exactly()
-        numerators, denominators = found.function(scores, keep, **constants)
+        numerators, denominators = found.function(scores, keep, scale, **constants)
         if dropout > 0.0:
             numerators = F.dropout(numerators, dropout)
         return mix(numerators, denominators, value, lambda d: self._divide(site, d))
@@ -164,7 +185,11 @@ class Overrides(TorchFunctionMode):
         if self.observer is not None:
             self._show(site, "layer_norm", centred(x, shape, eps)[1])
         found, constants = self._find("layer_norm", site)
-        return exactly() if found.function is None else found.function(x, shape, weight, bias, eps, **constants)
+        result = exactly() if found.function is None else found.function(x, shape, weight, bias, eps, **constants)
+        if len(shape) == 1 and weight is not None:
+            # Lowering leaves the odd part of the mean's 1 / features with the gain (models/passes/scalars.py).
+            self._affines[result] = Affine(weight / _odd_part(shape[0]), bias)
+        return result
 
     def rms_norm(
         self, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float, exactly: Callable[[], Tensor]
@@ -172,14 +197,38 @@ class Overrides(TorchFunctionMode):
         """RMSNorm over the last dimensions ``shape``, by the plan's rsqrt."""
         if self.observer is None and self._chosen("rsqrt") == EXACT:
             return exactly()
-        return rms_norm(x, shape, weight, eps, lambda m: self.elementwise("rsqrt", m, lambda: torch.rsqrt(m)))
+        result = rms_norm(x, shape, weight, eps, lambda m: self.elementwise("rsqrt", m, lambda: torch.rsqrt(m)))
+        if len(shape) == 1 and weight is not None:
+            self._affines[result] = Affine(weight, None)
+        return result
 
-    def weight(self, weight: Tensor, axis: int) -> Tensor:
-        """A linear layer's weight as it will be on secrets; activations in a weight's place are left alone."""
-        bits = self.plan.linear_bits
-        if bits >= 16 or LINEAR in self.exact or not isinstance(weight, nn.Parameter):
-            return weight
-        return fake_quantise(weight, bits, axis=axis)
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, axis: int) -> tuple[Tensor, Tensor | None]:
+        """A linear layer's weight and bias as they will be on secrets; activations in a weight's place stay."""
+        if LINEAR in self.exact or not isinstance(weight, nn.Parameter):
+            return weight, bias
+        bits = self.plan.bits_of(self._frame().path)
+        if bits >= FULL_BITS:  # rounded when it is encoded
+            return weight, bias
+        norm = self._affines.get(x)
+        if self.reader is not None:
+            self.reader(self._frame().path, x, weight, axis, norm, bits)
+            return weight, bias
+        if norm is None:
+            return fake_quantise(weight, bits, axis=axis), bias
+        quantised, shift = quantise_behind(weight, bits, norm, axis)
+        if shift is None or bias is None:
+            return quantised, shift if bias is None else bias
+        return quantised, bias + shift
+
+    def _without_affine(self, func: Any, result: Any) -> Any:
+        """A linear layer reads a norm if nothing stands between. Some functions return what they were given (dropout
+        in evaluation, for one), but not under torch.export: in either case, theirs is no norm's result."""
+        if not isinstance(result, Tensor) or result not in self._affines:
+            return result
+        if getattr(func, "__name__", "").endswith("_"):
+            del self._affines[result]
+            return result
+        return result.view_as(result)
 
     def _divide(self, site: str, denominators: Tensor) -> Tensor:
         site += DENOMINATOR
@@ -209,6 +258,10 @@ class Overrides(TorchFunctionMode):
         if (kind, site) not in self._constants:
             self._constants[kind, site] = self.plan.constants(kind, site, self._frame().path)
         return self._constants[kind, site]
+
+
+def _odd_part(n: int) -> int:
+    return n // (n & -n)
 
 
 def _repeat_heads(x: Tensor, times: int) -> Tensor:
@@ -286,11 +339,14 @@ def _rms_norm(
 
 
 def _linear(overrides: Overrides, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return func(input, overrides.weight(weight, axis=0), bias)
+    weight, bias = overrides.linear(input, weight, bias, axis=0)
+    return func(input, weight, bias)
 
 
 def _addmm(overrides: Overrides, func: Any, input: Tensor, mat1: Tensor, mat2: Tensor, **kwargs: Any) -> Tensor:
-    return func(input, mat1, overrides.weight(mat2, axis=1), **kwargs)
+    # Conv1D of GPT-2: bias, x, weight. With a factor on any of them it is something else.
+    weight, bias = overrides.linear(mat1, mat2, None if kwargs else input, axis=1)
+    return func(input if bias is None else bias, mat1, weight, **kwargs)
 
 
 _ANSWERS: dict[Any, Callable[..., Tensor]] = {

@@ -32,6 +32,10 @@ def _as_choice(value: Any) -> Any:
 
 Named = Annotated[Choice, BeforeValidator(_as_choice)]
 Range = tuple[float, float]
+Bits = Annotated[int, Field(ge=8, le=16)]
+
+FULL_BITS = 16
+"""Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
 
 class Plan(BaseModel):
@@ -40,6 +44,7 @@ class Plan(BaseModel):
     A choice may be given as a bare name. ``overrides`` maps a glob on module paths (``"encoder.layer.0.*"``) to choices
     by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3`` ... for
     later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
+    ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
     ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor).
 
     Raises PlanError, in one line, for anything that does not exist.
@@ -56,7 +61,8 @@ class Plan(BaseModel):
     reciprocal: Named = Choice(name="goldschmidt")
     rsqrt: Named = Choice(name="goldschmidt")
     layer_norm: Named = Choice(name="goldschmidt")
-    linear_bits: int = Field(default=16, ge=8, le=16)
+    linear_bits: Bits = FULL_BITS
+    bits: dict[str, Bits] = Field(default_factory=dict)
     margin: float = Field(default=2.0, ge=1.0)
     overrides: dict[str, dict[str, Named]] = Field(default_factory=dict)
     ranges: dict[str, Range] = Field(default_factory=dict)
@@ -102,6 +108,14 @@ class Plan(BaseModel):
                 chosen = by_kind[kind]
         return chosen
 
+    def bits_of(self, path: str) -> int:
+        """The bits of the weight of the linear layer at ``path``."""
+        chosen = self.linear_bits
+        for pattern, bits in self.bits.items():
+            if fnmatchcase(path, pattern):
+                chosen = bits
+        return chosen
+
     def constants(self, kind: str, site: str, path: str) -> tuple[Approximation, Constants]:
         """The approximation for a call site and its constants: fitted if calibrated, else for the default range."""
         choice = self.choice(kind, path)
@@ -142,6 +156,7 @@ class Plan(BaseModel):
             for kind, choice in by_kind.items()
         ]
         rows.append(("linear weights", f"{self.linear_bits} bits", "power-of-two scale per output channel"))
+        rows += [(f"linear weights in {pattern}", f"{bits} bits", "") for pattern, bits in self.bits.items()]
         calibrated = f"{len(self.ranges)} sites" if self.ranges else "no"
         rows.append(
             ("calibrated", calibrated, f"ranges widened by {self.margin:g}" if self.ranges else "default ranges")

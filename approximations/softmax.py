@@ -1,8 +1,8 @@
 """Softmax as numerators and denominators, so that the division may come after the mixing of values.
 
-Every function takes scores [..., keys] and keep, a mask of 1 and 0 that broadcasts to the scores (or None), and returns
-(numerators [..., keys], denominators [..., 1]), the second the sum of the first. A mask is a factor or a public shift;
-minus infinity never appears.
+Every function takes scores [..., keys], keep, a mask of 1 and 0 that broadcasts to the scores (or None), and scale, a
+factor that the scores still lack, and returns (numerators [..., keys], denominators [..., 1]), the second the sum of
+the first. A mask is a factor or a public shift; minus infinity never appears.
 """
 
 from __future__ import annotations
@@ -26,13 +26,25 @@ def _parts(numerators: Tensor) -> Parts:
     return numerators, numerators.sum(-1, keepdim=True)
 
 
+def _power_of_two(number: float) -> float | None:
+    """The power of two that the number is (but for rounding), if it is one."""
+    nearest = 2.0 ** round(math.log2(number))
+    return nearest if math.isclose(nearest, number, rel_tol=1e-12) else None
+
+
 @approximation(
     "softmax", "2quad", needs_distillation=True, source="MPCFormer, arXiv:2211.01452, section 3.2", least=2.0**-6
 )
-def two_quad(scores: Tensor, keep: Tensor | None, *, shift: float = 5.0) -> Parts:
-    """(x + c)^2 over its sum, c = 5."""
-    shifted = scores + shift
-    squares = shifted * shifted
+def two_quad(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: float = 5.0) -> Parts:
+    """(x + c)^2 over its sum, c = 5.
+
+    With x = a y this is a^2 (y + c / a)^2. As a^2 = 1 / features mostly is a power of two, it then costs nothing.
+    """
+    factor = _power_of_two(scale * scale)
+    if factor is None:
+        scores, scale, factor = scores * scale, 1.0, 1.0
+    shifted = scores + shift / scale
+    squares = shifted * shifted * factor
     return _parts(squares if keep is None else squares * keep)
 
 
@@ -44,9 +56,9 @@ def two_quad(scores: Tensor, keep: Tensor | None, *, shift: float = 5.0) -> Part
     source="MPCFormer, arXiv:2211.01452, section 3.2 (from Mohassel and Zhang, SecureML)",
     least=2.0**-6,
 )
-def two_relu(scores: Tensor, keep: Tensor | None, *, epsilon: float = 2.0**-5) -> Parts:
+def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon: float = 2.0**-5) -> Parts:
     """(relu(x) + epsilon / n) over its sum. Epsilon keeps a row without a positive score from dividing by zero."""
-    numerators = torch.relu(scores) + epsilon / scores.shape[-1]
+    numerators = torch.relu(scores * scale) + epsilon / scores.shape[-1]
     return _parts(numerators if keep is None else numerators * keep)
 
 
@@ -112,13 +124,20 @@ def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squar
     least=0.99,
 )
 def exp(
-    scores: Tensor, keep: Tensor | None, *, gap: float, cut: float, coefficients: list[float], squarings: float
+    scores: Tensor,
+    keep: Tensor | None,
+    scale: float = 1.0,
+    *,
+    gap: float,
+    cut: float,
+    coefficients: list[float],
+    squarings: float,
 ) -> Parts:
     """exp(x - max) = P(x/4)^4 above the cut, 0 below it.
 
     The bit multiplies before the squarings: garbage from below the cut must not meet a product that is rescaled.
     """
-    x = _below_maximum(scores, keep, gap)
+    x = _below_maximum(scores * scale, keep, gap)
     shift = 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings))
     base = polynomial(x * shift, coefficients, domain=cut * shift) * above(x, -cut)
     return _parts(_squared(base, squarings))
@@ -140,9 +159,11 @@ def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float =
     default_range=(-120.0, 120.0),
     least=0.99,
 )
-def exp_limit(scores: Tensor, keep: Tensor | None, *, gap: float, cut: float, squarings: float) -> Parts:
+def exp_limit(
+    scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, gap: float, cut: float, squarings: float
+) -> Parts:
     """(1 + x/2^n)^(2^n) above the cut, 0 below it: n squarings one after the other."""
-    x = _below_maximum(scores, keep, gap)
+    x = _below_maximum(scores * scale, keep, gap)
     return _parts(_squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings))
 
 

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from .graph import Node
 
+_FLOAT32 = 2.0**-20  # relative: what float32 leaves of a quantised weight after a product with a gain and a quotient
+
 
 def weight_scale(value: Tensor, bits: int) -> int:
-    """The largest scale at which the largest weight still fits `bits` bits with its sign."""
+    """Fractional bits of a weight: those it has, if it is quantised; else as many as let the largest fit `bits` bits
+    with its sign."""
     top = float(value.double().abs().max()) if value.numel() else 0.0  # a mask may be of bools
-    return min(bits + 8, bits - 1 - math.ceil(math.log2(top))) if top > 0 else bits - 1
+    if top == 0:
+        return bits - 1
+    full = min(bits + 8, bits - 1 - math.ceil(math.log2(top)))
+    return min(full, quantised_scale(value, full))
+
+
+def quantised_scale(value: Tensor, most: int) -> int:
+    """The least scale at which all entries are whole numbers (but for float32's rounding), or `most`."""
+    value = value.double()
+    low, high = -64, most  # whole at a scale means whole at every larger one: bisect
+    while low < high:
+        middle = (low + high) // 2
+        scaled = value * 2.0**middle
+        if bool(((scaled - torch.round(scaled)).abs() <= _FLOAT32 * scaled.abs()).all()):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def constant_scale(value: Tensor, bits: int) -> int:

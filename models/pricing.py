@@ -63,11 +63,6 @@ class Price:
     def online_bytes(self) -> int:
         return self.down + self.up
 
-    def seconds(self, network: Network, macs_per_second: float = 1e10) -> float:
-        """Online seconds: rounds, wire and integer products, one after the other."""
-        wire = 8 * max(self.down, self.up) / network.bandwidth
-        return self.rounds * network.rtt / 2 + wire + self.macs / macs_per_second
-
 
 def price(program: Program) -> Price:
     """Price a program on the beaver protocol."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .local import LOCAL
-from .operations import OPERATIONS
+from .operations import OPERATIONS, SOURCES
 from .ring import Ring
 from .rounds import Step
 
@@ -37,7 +37,7 @@ class ClearEngine:
         yield []  # a generator without swaps
 
     def compute(self, op: str, args: list[Tensor], attributes: dict[str, Any]) -> Tensor:
-        if op in ("client", "weight", "constant"):
+        if op in SOURCES:
             return self.values[attributes["name"]]
         if op in LOCAL:
             return LOCAL[op](*args, **attributes)
@@ -58,7 +58,8 @@ class ClearEngine:
     def _matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return self.ring.matmul(x, y)
 
-    _linear = _matmul
+    def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.ring.linear(x, weight)
 
     def _polynomial(self, x: Tensor, coefficients: list[int]) -> Tensor:
         result = torch.full_like(x, _signed(coefficients[-1]))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ring import shift_left_
 from ..rounds import together
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, opening_cost, ring_opening_cost, size
@@ -85,7 +86,7 @@ def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm
     zeros = a.zeros + b.zeros
     size = mask_bytes(width, zeros)
     value = offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, size)
-    return value << zeros if zeros else value
+    return shift_left_(value, zeros)
 
 
 class MatrixProduct(Primitive):
@@ -157,21 +158,24 @@ def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
     first_term, *wrap = offline.ring_mask(x).terms
     low = first_term.value
-    high = low + wrap[0].value if wrap else None
     zeros = wrap[0].zeros if wrap else 0
+
+    def high(power: int) -> Tensor:  # at the dealer alone: the others do not know what they share
+        return _power(low + wrap[0].value, power)
+
     for power in range(2 + len(x.powers), degree + 1):
         label, size = f"{x.key}/power/{power}", mask_bytes(x.width)
         first = offline.source.derived(label, x.shape, lambda power=power: _power(low, power), size)
         second = None
-        if high is not None:
+        if wrap:
             size = mask_bytes(x.width, zeros)
             second = offline.source.derived(
                 f"{label}/wrap",
                 x.shape,
-                lambda power=power: (_power(high, power) - _power(low, power)) >> zeros,
+                lambda power=power: (high(power) - _power(low, power)) >> zeros,
                 size,
             )
-            second = second << zeros
+            second = shift_left_(second, zeros)
         offline.keep(label, (first, second))
         x.powers.append((first, second))
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ring import logical_shift, top_bit
+from ..ring import logical_shift, shift_left_, top_bit
 from ..rounds import Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
@@ -42,7 +42,8 @@ class Rescale(Primitive):
         terms = [MaskTerm(low)]
         if width > zeros:  # else the wrap is beyond the bits that matter
             size = mask_bytes(width, zeros)
-            terms.append(MaskTerm(source.derived(f"{key}/wrap", shape, lambda: top_bit(r, ring), size) << zeros, zeros))
+            wrap = source.derived(f"{key}/wrap", shape, lambda: top_bit(r, ring), size)
+            terms.append(MaskTerm(shift_left_(wrap, zeros), zeros))
         offline.keep(key, RescaleCorrelation(r, tuple(terms)))
         return Trace(key, shape, width, mask=Mask(tuple(terms), "scaled"))
 

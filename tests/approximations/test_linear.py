@@ -18,7 +18,7 @@ def test_error_is_within_half_a_unit(bits, per_channel, axis, log_size, seed):
     unit = torch.exp2(exponents.double())
     assert ((integers * unit - weight).abs() <= unit * 0.5 * (1 + 1e-6)).all()
     largest = weight.abs().amax(1 - axis, keepdim=True) if per_channel else weight.abs().max()
-    assert (unit < 2.001 * largest / limit).all()
+    assert (unit < 2.001 * largest.maximum(largest.median()) / limit).all()
 
 
 def test_fake_quantise_is_exactly_the_integers_and_passes_gradients_through():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blindformer.protocols.ring import RangeError, Ring, logical_shift, sign_extend, top_bit
+from blindformer.protocols.ring import RangeError, Ring, byte_columns, logical_shift, sign_extend, top_bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,3 +98,47 @@ def test_shifts_and_bits_of_a_word(word, width, data):
     assert logical_shift(x, bits, width).item() == wrapped((word % (1 << width)) >> bits, 64)
     assert top_bit(x, width).item() == (word >> (width - 1)) & 1
     assert sign_extend(x, width).item() == wrapped(word, width)
+
+
+def quantised(rows, columns, shifts, generator):
+    """Signed bytes times a power of two by column, the extreme ones among them."""
+    weight = torch.randint(-128, 128, (rows, columns), generator=generator)
+    weight[0], weight[-1] = -128, 127
+    return weight << torch.tensor([shifts[i % len(shifts)] for i in range(columns)])
+
+
+@pytest.mark.parametrize("ring", RINGS, ids=str)
+@pytest.mark.parametrize("shifts", [[0], [0, 3, 0, 9]], ids=str)
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3, 40), (17, 1), (1, 1, 3000)], ids=str)
+def test_products_of_bytes_are_exact_against_big_integers(ring, shifts, shape):
+    generator = torch.Generator().manual_seed(len(shape))
+    half = 1 << (ring.bits - 1)
+    x = torch.randint(-half, half - 1, shape, generator=generator).to(ring.dtype)
+    x.view(-1)[0], x.view(-1)[-1] = -half, half - 1
+    weight = quantised(shape[-1], 7, shifts, generator).to(ring.dtype)
+    columns = byte_columns(weight)
+    assert columns is not None
+    assert (columns.shifts is None) == (shifts == [0])
+    rows, table = x.reshape(-1, shape[-1]).tolist(), weight.t().tolist()
+    expected = [[sum(a * b for a, b in zip(row, column, strict=True)) for column in table] for row in rows]
+    for bits in (64, 48, 33, 8):
+        got = ring.matmul_bytes(x, columns, bits).reshape(-1, 7).tolist()
+        used = min(bits, ring.bits)
+        assert [[v % (1 << used) for v in row] for row in got] == [[v % (1 << used) for v in row] for row in expected]
+    assert torch.equal(ring.linear(x, weight), ring.matmul(x, weight))
+
+
+def test_only_bytes_times_powers_of_two_are_multiplied_as_bytes():
+    """A weight is examined once; one entry of nine bits, or a column of odd larger numbers, and it is none of them."""
+    weight = torch.tensor([[127, 4 * 101], [-128, 4 * -3]])
+    columns = byte_columns(weight)
+    assert columns is not None
+    assert byte_columns(weight) is columns
+    assert torch.equal(columns.integers.long() << columns.shifts, weight)
+    for bad in (128, 4 * 101 + 1, 1 << 40 | 1):
+        assert byte_columns(torch.tensor([[127, bad], [-128, 3]])) is None
+    wide = torch.randint(-1 << 62, 1 << 62, (4, 4), generator=torch.Generator().manual_seed(0))
+    x = torch.arange(8).view(2, 4)
+    assert torch.equal(Ring().linear(x, wide), x @ wide)
+    with pytest.raises(RangeError, match="bytes are exact up to"):
+        Ring().matmul_bytes(torch.empty(1, (1 << 16) + 1, dtype=torch.int64), columns)
