@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..protocols.errors import BlindformerError
-from ..protocols.operations import OPERATIONS
+from ..protocols.operations import OPERATIONS, RECIPIENTS
 
 FORMAT = 1
 
@@ -77,7 +79,17 @@ class Program(BaseModel):
 
     def hash(self) -> str:
         """Content hash, hex. Two parties with the same hash run the same instructions."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # Every session asks for it: in a process forked for one, serialising the program costs time and memory.
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Program:
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("_digest", None)  # it may be another program now
+        return copied
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -108,7 +120,10 @@ class Program(BaseModel):
         Path(path).write_text(self.to_json())
 
     def check(self) -> None:
-        """Refuse a program that is not single assignment, or uses operations that do not exist."""
+        """Refuse a program that is not single assignment, uses unknown operations, or tells results to others.
+
+        Who compiles a program need not own the data: a result that went to the server could be the input itself.
+        """
         for number, item in enumerate(self.instructions):
             if item.op not in OPERATIONS:
                 raise ProgramError(
@@ -116,6 +131,8 @@ class Program(BaseModel):
                 )
             if any(not 0 <= arg < number for arg in item.args):
                 raise ProgramError(f"program: instruction {number}: reads a value that does not exist yet")
+            if item.op == "reveal" and item.attributes.get("to") not in RECIPIENTS:
+                raise ProgramError(f"program: instruction {number}: tells a result to others than the data's owner")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
             raise ProgramError("program: an output does not exist")
 

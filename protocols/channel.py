@@ -38,7 +38,17 @@ class Channel(Protocol):
     """
 
     peer: str
-    meter: Meter
+
+    @property
+    def meter(self) -> Meter: ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of silence allowed. May be changed at any time."""
+        ...
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None: ...
 
     def send(self, data: Buffer) -> None:
         """Send one frame."""
@@ -58,6 +68,10 @@ class Channel(Protocol):
 
     def recv_message(self, limit: int = 65536) -> dict:
         """Receive one JSON message of at most `limit` bytes."""
+        ...
+
+    def interrupt(self) -> None:
+        """From another thread: whoever waits here gets `PeerGone` at once, and so does whoever comes later."""
         ...
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ A protocol states which of these it `offers`; compilation checks that against wh
 
 sources    client(name)                  a tensor of the data owner          weight(name)  of the model owner
            constant(name)                public
+           input(name)                   shared: each party is sent an additive share, the owner takes no part
 local      add, sub                      shared, private or public arguments, equal scales, broadcasting
            neg; shift(bits)              times 2^bits
            mul_public                    times a public integer tensor (second argument)
@@ -15,12 +16,12 @@ shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
-result     reveal(to)                    to one party alone
+result     reveal(to)                    to the client alone; to "owner": each party keeps a fresh share for it
 """
 
 from __future__ import annotations
 
-SOURCES = frozenset({"client", "weight", "constant"})
+SOURCES = frozenset({"client", "weight", "constant", "input"})
 LINEAR = frozenset(
     {"add", "sub", "neg", "shift", "mul_public", "sum", "reshape", "permute", "expand", "slice", "index", "concat"}
     | {"unfold"}
@@ -28,4 +29,6 @@ LINEAR = frozenset(
 PRIVATE = frozenset({"linear", "mul_private"})
 SHARED = frozenset({"mul", "matmul", "polynomial", "rescale", "less"})
 RESULT = frozenset({"reveal"})
+OWNER = "owner"  # of the data, who takes no part in the protocol
+RECIPIENTS = frozenset({"client", OWNER})  # of results
 OPERATIONS = SOURCES | LINEAR | PRIVATE | SHARED | RESULT

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ..local import LOCAL
-from ..ring import Ring, sign_extend
+from ..ring import Ring
 from ..rounds import Step, Swap, together
-from ..wire import elements as size
-from ..wire import wire_bytes
 from .context import Offline, Online, Private, Public
 from .primitive import Cost, Primitive, primitives
 from .source import CountingSource, Source
@@ -24,7 +22,8 @@ AFFINE = ("add", "sub", "neg")  # these keep the opening of bits, so that produc
 class OfflineEngine:
     """Fills a party's tape (or, as the dealer, sends corrections) by walking the program once.
 
-    `weights`: per weight, B at the dealer, D at the client, nothing at the server.
+    `weights`: per weight, B at the dealer, D at the client, nothing at the server. "client" is P1's seat here, whoever
+    sits on it.
     """
 
     def __init__(self, source: Source, ring: Ring, weights: Mapping[str, Tensor]) -> None:
@@ -94,8 +93,6 @@ class PricingEngine(OfflineEngine):
     def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
         openings = _openings(op, args)
         result = self.prepare(key, op, shape, width, args, attributes)
-        if op == "reveal":
-            self.costs[key] = Cost(((wire_bytes(width) * size(shape), 0),))
         steps = list(self.costs[key].steps) if key in self.costs else []
         first = {opening: number for number, opening in enumerate(o for o in openings if o not in self.opened)}
         if openings:
@@ -139,7 +136,8 @@ def _openings(op: str, args: list[Any]) -> list[tuple[str, str]]:
 
 
 class OnlineEngine:
-    """One party's online phase. `values`: the party's own sources by name, encoded; `constants`: public ones."""
+    """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded;
+    `constants`: public ones."""
 
     def __init__(
         self, role: str, tape: Tape, ring: Ring, values: Mapping[str, Tensor], constants: Mapping[str, Tensor]
@@ -155,11 +153,11 @@ class OnlineEngine:
             return Private(key, owner, shape, width, tensor=self.values[attributes["name"]] if owner == role else None)
         if op == "constant":
             return Public(self.constants[attributes["name"]])
+        if op == "input":
+            return Share(key, self.values[attributes["name"]], width)
         if op in self.primitives:
             shared = [self.share(x) if i == 0 or op in ("mul", "matmul") else x for i, x in enumerate(args)]
             return (yield from self.primitives[op].run(self.online, key, width, *shared, **attributes))
-        if op == "reveal":
-            return (yield from self._reveal(self.share(args[0]), width, **attributes))
         if op in ("add", "sub"):
             return self._combine(key, op, shape, width, args)
         if op == "mul_public":
@@ -194,13 +192,6 @@ class OnlineEngine:
         if isinstance(value, Public):
             return not self.online.leader
         return isinstance(value, Private) and value.tensor is None
-
-    def _reveal(self, x: Share, width: int, to: str) -> Step:
-        if self.online.role != to:
-            yield [Swap(x.tensor, None, wire_bytes(width))]
-            return None
-        (theirs,) = yield [Swap(None, x.shape, wire_bytes(width))]
-        return sign_extend(x.tensor + theirs, width)
 
 
 def _trace(value: Any) -> Any:

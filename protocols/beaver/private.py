@@ -36,7 +36,8 @@ class Linear(Primitive):
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x, weight = args
-        return (yield from _run_stationary(online, key, width, x, weight, online.ring.matmul))
+        product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
+        return (yield from _run_stationary(online, key, width, x, weight, product))
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
         return _half_cost(shape, width, args[0], "client")

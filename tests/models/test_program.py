@@ -66,6 +66,30 @@ def test_any_change_changes_the_hash(program, what):
     assert Program.model_validate(data).hash() != program.hash()
 
 
+def test_a_changed_copy_has_its_own_hash(program):
+    before = program.hash()
+    assert program.model_copy(update={"plan": "x"}).hash() != before
+    assert program.model_copy().hash() == before
+
+
+def test_pricing_imports_neither_a_compiler_nor_sympy(program, tmp_path):
+    """Torch does that for some operations on tensors without storage: seconds, and memory, in every party's process."""
+    chosen = {"model": program, **{name: build().program for name, build in CASES.items()}}
+    for number, item in enumerate(chosen.values()):
+        item.save(tmp_path / f"{number}.json")
+    code = """
+import sys, pathlib
+from blindformer.models.pricing import price
+from blindformer.models.program import Program
+for number in range(int(sys.argv[2])):
+    price(Program.load(pathlib.Path(sys.argv[1]) / f"{number}.json"))
+    assert not {"torch._dynamo", "sympy"} & set(sys.modules), number
+"""
+    words = [sys.executable, "-c", code, str(tmp_path), str(len(chosen))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{list(chosen)}: {done.stderr}"
+
+
 def test_it_holds_no_weights(tiny):
     """Its size does not grow with the model's width, and none of the integers of a weight is in it."""
     compiled = tiny("bert", "fast").compiled
@@ -98,6 +122,10 @@ BAD = {
     ),
     "a reference to itself": (lambda d: d["instructions"][1].update(args=[1]), "does not exist yet"),
     "a negative reference": (lambda d: d["instructions"][1].update(args=[-1]), "does not exist yet"),
+    "a result for the server": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "reveal")["attributes"].update(to="server"),
+        r"program: instruction \d+: tells a result to others than the data's owner",
+    ),
     "an output that is not there": (lambda d: d["outputs"].update(y=10**6), "an output does not exist"),
     "another format": (lambda d: d.update(format=99), r"format 99, this version reads \d+; compile the model again"),
     "a missing shape": (lambda d: d["instructions"][0].pop("shape"), r"instructions\.0\.shape"),

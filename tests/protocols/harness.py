@@ -7,12 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
+from blindformer.parties.meeting import new_session
 from blindformer.parties.memory import memory_pair
-from blindformer.parties.session import Answer, ClientParty, DealerParty, ServerParty
+from blindformer.parties.session import Answer, ClientParty, Served, ServerParty
+from blindformer.parties.threads import ThreadDealer
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
+from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
 from blindformer.protocols.beaver.values import Share, Tape, Trace
@@ -30,7 +34,10 @@ RING = Ring()
 
 @dataclass
 class Seeds:
-    """Fresh by default. `weights` is one model's; the others change with every session."""
+    """Fresh by default. `weights` is one model's; the others change with every session.
+
+    An owner who takes no part draws one of its own for every query.
+    """
 
     server: bytes = field(default_factory=new_seed)
     client: bytes = field(default_factory=new_seed)
@@ -38,7 +45,8 @@ class Seeds:
 
 
 Opening = tuple[Tensor, int]
-VIEWS = ("message", "sum", "xor", "half")
+VIEWS = ("message", "sum", "xor", "half", "share")
+ANSWERS = ("answer of the server", "answer of the client")  # what an owner who takes no part sees
 
 
 @dataclass
@@ -46,7 +54,9 @@ class Ran:
     """What a query gave, and what it cost. `received`: per party, the frames' payloads that reached it online.
 
     `openings`: by party and view, arrays that the party sees, as (integers, bytes per element that count). Views: a
-    "message" as it came; its "sum" and "xor" with the party's own, where both sent; "half", a one-sided opening.
+    "message" as it came; its "sum" and "xor" with the party's own, where both sent; "half", a one-sided opening;
+    "share", what an owner who takes no part sent. `owner_bytes`: what such an owner sends to the server, and receives
+    from each party.
     """
 
     outputs: dict[str, Tensor]
@@ -57,6 +67,7 @@ class Ran:
     openings: dict[tuple[str, str], list[Opening]]
     offline_frames: list[bytes]
     left: int
+    owner_bytes: tuple[int, int]
 
 
 def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20) -> Ran:
@@ -68,29 +79,36 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     layout = price(program).layout
     received: dict[str, list[bytes]] = {"server": [], "client": []}
     openings: dict[tuple[str, str], list[Opening]] = {(role, view): [] for role in received for view in VIEWS}
+    openings.update({("owner", view): [] for view in ANSWERS})
+    inputs, answers = input_layout(program), answer_layout(program)
+    owner_seed = new_seed()
+    to_server = pack_shares(split(case.inputs, owner_seed, inputs), inputs)
+    shares = {"server": unpack_shares(to_server, inputs), "client": seed_shares(owner_seed, inputs)}
+    for role, held in shares.items():
+        openings[role, "share"] += [(held[name], wire_bytes(width)) for name, (_, width) in inputs.items()]
     offline_frames: list[bytes] = []
-    to_server, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
+    dealer_end, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
     server_end, client_end = memory_pair("server", "client", timeout, received)
     done: dict[str, object] = {}
 
     def dealer() -> None:
-        corrections = Corrections(to_server, layout)
+        corrections = Corrections(dealer_end, layout)
         source = DealerSource(Stream(seeds.server, purpose), Stream(seeds.client, purpose), corrections)
         interpret(program, OfflineEngine(source, RING, masks))
         corrections.finish()
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
-        values = case.weights if role == "server" else case.client
+        values = {**(case.weights if role == "server" else case.client), **shares[role]}
         engine = OnlineEngine(role, tape, RING, values, case.constants)
-        shares: list[Share] = []
+        results: list[Share] = []
         seen = {view: openings[role, view] for view in VIEWS}
         done[role] = interpret(
             program,
             engine,
             tapped(wire, seen),
-            observe=lambda _, value: shares.append(value) if isinstance(value, Share) else None,
+            observe=lambda _, value: results.append(value) if isinstance(value, Share) else None,
         )
-        for share in shares:
+        for share in results:
             seen["half"] += [(x, wire_bytes(share.width)) for owner, x in share.half.items() if owner != role]
         done[f"{role} left"] = len(tape)
 
@@ -106,20 +124,25 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
         interpret(program, engine)
         online("client", engine.tape, over_channel(client_end))
 
-    ends = [to_server, from_dealer, server_end, client_end]
+    ends = [dealer_end, from_dealer, server_end, client_end]
     in_threads([dealer, server, client], lambda: [end.close() for end in ends])
     mine, theirs = done["client"], done["server"]
     assert mine.rounds == theirs.rounds
-    assert all(value is None for value in theirs.outputs.values())
+    assert all(value is None for name, value in theirs.outputs.items() if name not in answers)
+    given = {role: pack_shares(done[role].outputs, answers) for role in shares}
+    received_by_owner = [unpack_shares(given[role], answers) for role in shares]
+    for view, held in zip(ANSWERS, received_by_owner, strict=True):
+        openings["owner", view] += [(held[name], wire_bytes(width)) for name, (_, width) in answers.items()]
     return Ran(
-        mine.outputs,
+        {**mine.outputs, **join(received_by_owner, answers)},
         mine.rounds,
         client_end.meter,
-        to_server.meter.sent,
+        dealer_end.meter.sent,
         received,
-        openings,
+        {view: seen for view, seen in openings.items() if seen},
         offline_frames,
         done["server left"] + done["client left"],
+        (len(to_server), len(given["server"])),
     )
 
 
@@ -234,25 +257,45 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Session:
 
     def connect(a: str, b: str):
         ab, ba = received.setdefault((a, b), []), received.setdefault((b, a), [])
-        return memory_pair(a, b, timeout, {a: ab, b: ba})
+        ends.extend(memory_pair(a, b, timeout, {a: ab, b: ba}))
+        return ends[-2], ends[-1]
 
+    ends: list = []
+    dealing: list[threading.Thread] = []
+    errors: list[BaseException] = []
+
+    def start(target: Callable[[], None], name: str) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:
+                errors.append(error)
+                for end in ends:
+                    end.close()
+
+        dealing.append(threading.Thread(target=guarded, name=name, daemon=True))
+        dealing[-1].start()
+
+    session, dealer = new_session(), ThreadDealer(connect, start)
     server_client, client_server = connect("server", "client")
-    server_dealer, dealer_server = connect("server", "dealer")
-    client_dealer, dealer_client = connect("client", "dealer")
-    dealer = DealerParty(case.program, dealer_server, dealer_client)
-    server = ServerParty(case.program, case.weights, case.constants, server_client, server_dealer)
-    client = ClientParty(case.program, case.constants, client_server, client_dealer)
+    dial, leave = dealer.dialling(case.program, session), dealer.seeding(case.program, session)
+    server = ServerParty(Served(case, new_seed()), server_client, dial, session=session)
+    client = ClientParty(case.program, case.constants, client_server, leave, session=session)
     answers: list[Answer] = []
 
     def serve() -> None:
         server.set_up()
         server.serve()
+        server.close()
 
     def ask() -> None:
         client.set_up()
-        answers.extend(client.query(case.client) for _ in range(queries))
+        answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
         client.close()
 
-    ends = [server_client, client_server, server_dealer, dealer_server, client_dealer, dealer_client]
-    in_threads([dealer.serve, serve, ask], lambda: [end.close() for end in ends])
+    in_threads([serve, ask], lambda: [end.close() for end in ends])
+    for thread in dealing:
+        thread.join(120)
+    if errors:
+        raise errors[0]
     return Session(answers, received)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from blindformer.models.handover import hand_over
 from blindformer.models.program import Instruction, Program
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.ring import Ring, sign_extend
 from torch import Tensor
 
 ENGINE = ClearEngine({}, Ring())
-SOURCES = ("client", "weight", "constant")
+SOURCES = ("client", "weight", "constant", "input")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Case:
     client: dict[str, Tensor]
     weights: dict[str, Tensor]
     constants: dict[str, Tensor]
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, Tensor]:
-        return {**self.client, **self.weights, **self.constants}
+        return {**self.client, **self.weights, **self.constants, **self.inputs}
 
 
 @dataclass
@@ -47,20 +49,23 @@ class Draft:
     def constant(self, value: Tensor | int, width: int = 64) -> int:
         return self._source("constant", torch.as_tensor(value), width)
 
+    def input(self, value: Tensor, width: int = 64) -> int:
+        return self._source("input", value, width)
+
     def __call__(self, op: str, *args: int, width: int = 64, **attributes: Any) -> int:
         value = ENGINE.compute(op, [self.values[arg] for arg in args], attributes)
         return self._emit(op, args, value, width, attributes)
 
-    def case(self, *revealed: int) -> Case:
-        """The program, revealing these values (none given: every value but the sources) to the client."""
+    def case(self, *revealed: int, to: str = "client") -> Case:
+        """The program, revealing these values (none given: every value but the sources)."""
         chosen = revealed or [i for i, item in enumerate(self.instructions) if item.op not in SOURCES]
         outputs = {}
         for number in chosen:
             width = self.instructions[number].width
-            outputs[str(number)] = self._emit("reveal", (number,), self.values[number], width, {"to": "client"})
+            outputs[str(number)] = self._emit("reveal", (number,), self.values[number], width, {"to": to})
         program = Program(instructions=tuple(self.instructions), outputs=outputs)
         program.check()
-        return Case(program, self.tensors["client"], self.tensors["weight"], self.tensors["constant"])
+        return Case(program, *(self.tensors[kind] for kind in SOURCES))
 
     def _source(self, kind: str, value: Tensor, width: int) -> int:
         name = f"{kind}{len(self.instructions)}"
@@ -87,6 +92,11 @@ def reveal_all(program: Program) -> Program:
                 item.model_copy(update={"op": "reveal", "args": (number,), "attributes": {"to": "client"}})
             )
     return program.model_copy(update={"instructions": tuple(instructions), "outputs": outputs})
+
+
+def handed_over(case: Case) -> Case:
+    """The same computation for a data owner who takes no part."""
+    return Case(hand_over(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs})
 
 
 def check(case: Case, outputs: dict[str, Tensor], garbage: bool = False) -> None:
@@ -126,8 +136,8 @@ def program(*variants: Any) -> Callable[[Callable[..., Case]], Callable[..., Cas
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*extra: Any) -> Case:
             draft = Draft()
-            function(draft, Data(7), *extra)
-            return draft.case()
+            to = function(draft, Data(7), *extra)
+            return draft.case(to=to or "client")
 
         name = function.__name__
         for variant in variants:
@@ -216,6 +226,29 @@ def image_patches(d: Draft, data: Data) -> None:
     d("unfold", image, kernel=[3, 3], stride=[1, 2], padding=[1, 1])
     patches = d("unfold", d.client(data.ints(1, 3, 6, 6)), kernel=[2, 2], stride=[2, 2], padding=[0, 0])
     d("linear", patches, d.weight(data.ints(12, 5)))
+
+
+@program("client", "owner")
+def shares_from_outside(d: Draft, data: Data, to: str) -> Any:
+    """A value that comes in shares meets every kind of operation, and values of every owner."""
+    x, narrow = d.input(data.ints(3, 3, bits=30)), d.input(data.ints(3, 3, bits=14), width=24)
+    others = [d.client(data.words(3, 3)), d.weight(data.words(3)), d.constant(data.words(3, 1)), hidden(d, data, 3, 3)]
+    for other in others:
+        d("add", x, other)
+        d("sub", other, x)
+    for op in ("mul", "matmul"):
+        for pair in ((x, x), (x, others[3]), (others[0], x)):
+            d(op, *pair)
+    d("linear", x, d.weight(data.words(3, 2)))
+    for private in others[:2]:
+        d("mul_private", x, private)
+    d("mul_private", others[3], others[0])
+    d("polynomial", x, coefficients=[1, 2, 3])
+    d("less", x, threshold=-5, bits=32)
+    d("mul", d("rescale", x, bits=10), narrow, width=24)
+    d("rescale", narrow, bits=6, ring=24, width=16)
+    d("concat", narrow, d("shift", narrow, bits=3, width=24), dim=1, width=24)
+    return to
 
 
 # --- by a private value ----------------------------------------------------------------------------------------------

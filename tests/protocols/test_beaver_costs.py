@@ -4,17 +4,19 @@ import json
 
 import pytest
 import torch
+from blindformer.models.handover import owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
 from blindformer.models.program import Program
 from blindformer.protocols.beaver.engine import PricingEngine
 from blindformer.protocols.beaver.primitive import primitives
-from blindformer.protocols.operations import PRIVATE, SHARED
+from blindformer.protocols.operations import PRIVATE, RESULT, SHARED
 from blindformer.protocols.ring import Ring
 from blindformer.tests.protocols.harness import run_beaver
-from blindformer.tests.protocols.programs import CASES, Data, Draft, hidden, scaled
+from blindformer.tests.protocols.programs import CASES, Data, Draft, handed_over, hidden, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def costs(case):
@@ -33,6 +35,8 @@ def assert_metered(case) -> None:
     assert ran.offline_bytes == declared.offline_bytes == sum(declared.layout)
     assert max(ran.online.messages_sent, ran.online.messages_received) <= ran.rounds
     assert ran.left == 0, "every correlation is used"
+    owner = owner_traffic(case.program)
+    assert ran.owner_bytes == (owner.to_server, owner.from_each)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -40,10 +44,15 @@ def test_declared_is_metered(name):
     assert_metered(CASES[name]())
 
 
-@given(programs())
-@settings(max_examples=60, deadline=None)
-def test_declared_is_metered_for_any_program(case):
-    assert_metered(case)
+@pytest.mark.parametrize("name", CASES)
+def test_declared_is_metered_for_an_owner_who_takes_no_part(name):
+    assert_metered(handed_over(CASES[name]()))
+
+
+@given(programs(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_declared_is_metered_for_any_program(case, owner_away):
+    assert_metered(handed_over(case) if owner_away else case)
 
 
 @pytest.mark.parametrize("name", ["one_layer", "rescale_in_a_smaller_ring-48", "less-33"])
@@ -57,7 +66,7 @@ def test_declared_is_metered_when_only_the_result_is_revealed(name):
 
 
 def test_every_interactive_operation_has_a_primitive():
-    assert set(primitives()) == PRIVATE | SHARED
+    assert set(primitives()) == PRIVATE | SHARED | RESULT
 
 
 def test_rows_add_up_to_the_totals():

@@ -15,7 +15,7 @@ import torch
 from blindformer.models.pricing import price
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import Seeds, run_beaver, run_session
-from blindformer.tests.protocols.programs import CASES, Case, Data, Draft
+from blindformer.tests.protocols.programs import CASES, Case, Data, Draft, handed_over
 from scipy import stats
 
 FALSE_ALARM = 1e-9  # of one comparison; a transcript takes under a hundred
@@ -42,10 +42,13 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
     return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow)
 
 
-def inputs(kind: str) -> Case:
+def inputs(kind: str, owner: str = "client") -> Case:
+    """`owner` "away": the data come in shares, and go back in shares."""
     if kind == "zeros":
-        return every_primitive(torch.zeros(64, 32), torch.zeros(64, 1))
-    return every_primitive(Data(1).ints(64, 32, bits=12), Data(2).bits(64, 1))
+        case = every_primitive(torch.zeros(64, 32), torch.zeros(64, 1))
+    else:
+        case = every_primitive(Data(1).ints(64, 32, bits=12), Data(2).bits(64, 1))
+    return handed_over(case) if owner == "away" else case
 
 
 def uniform(counts: np.ndarray) -> bool:
@@ -83,7 +86,7 @@ def related(a: np.ndarray, b: np.ndarray) -> bool:
 
 def suspicions(ran) -> set[str]:
     found = set()
-    if not all(uniform(byte_counts(frames)) for frames in ran.received.values()):
+    if not all(uniform(byte_counts(frames)) for frames in ran.received.values() if frames):
         found.add("bytes")
     for (_, view), arrays in ran.openings.items():
         openings = [planes(opening) for opening in arrays]
@@ -110,16 +113,22 @@ def related_runs(first, second) -> bool:
     )
 
 
+OWNERS = pytest.mark.parametrize("owner", ["client", "away"])
+
+
+@OWNERS
 @pytest.mark.parametrize("kind", ["zeros", "random"])
-def test_every_party_sees_uniform_bytes(kind):
-    ran = run_beaver(inputs(kind))
+def test_every_party_sees_uniform_bytes(kind, owner):
+    ran = run_beaver(inputs(kind, owner))
+    assert {role for role, _ in ran.openings} == {"server", "client"} | ({"owner"} if owner == "away" else set())
     assert all(sum(map(len, ran.received[party])) > 100_000 for party in ("server", "client"))
     assert suspicions(ran) == set()
     assert uniform(byte_counts(ran.offline_frames))
 
 
-def test_very_different_inputs_give_the_same_distribution():
-    runs = [run_beaver(inputs(kind)) for kind in ("zeros", "random")]
+@OWNERS
+def test_very_different_inputs_give_the_same_distribution(owner):
+    runs = [run_beaver(inputs(kind, owner)) for kind in ("zeros", "random")]
     for party in ("server", "client"):
         counts = np.stack([byte_counts(run.received[party]) for run in runs])
         assert stats.chi2_contingency(counts).pvalue > FALSE_ALARM
@@ -129,9 +138,10 @@ def test_very_different_inputs_give_the_same_distribution():
     assert not related_runs(*runs)
 
 
-def test_the_same_input_twice_gives_unrelated_transcripts():
+@OWNERS
+def test_the_same_input_twice_gives_unrelated_transcripts(owner):
     seeds = Seeds()
-    case = inputs("random")
+    case = inputs("random", owner)
     runs = [run_beaver(case, seeds), run_beaver(case, seeds, "query 1"), run_beaver(case, Seeds(weights=seeds.weights))]
     for first, second in combinations(runs, 2):
         assert not related_runs(first, second)
@@ -144,6 +154,10 @@ def test_the_same_input_twice_gives_unrelated_transcripts():
 @pytest.mark.parametrize(
     ("mask", "bits", "caught"),
     [
+        ("client0", 0, "high bits of a share"),
+        ("client0", 40, "high bits of a share"),
+        ("/zero", 0, "two of one answer of the server"),
+        ("/zero", None, "two of one answer of the client"),
         ("/open", 0, "high bits of a sum"),
         ("/r", 0, "high bits of a sum"),
         ("/masks", 0, "ones of a xor"),
@@ -168,8 +182,28 @@ def test_a_broken_protocol_is_caught(monkeypatch, mask, bits, caught):
         return honest(self, label, shape) & ((1 << bits) - 1)
 
     monkeypatch.setattr(Stream, "integers", broken)
-    case = inputs("zeros" if mask in ("/masks", "/beta/bits") else "random")  # random bits need no mask to look random
+    if mask == "/zero":
+        case = one_result_twice()
+    else:  # random bits need no mask to look random
+        owner = "away" if mask.startswith("client") else "client"
+        case = inputs("zeros" if mask in ("/masks", "/beta/bits") else "random", owner)
     assert caught in suspicions(run_beaver(case))
+
+
+def one_result_twice() -> Case:
+    """For an owner who takes no part. The shares it is given of one value must not tell that it is one value."""
+    d, data = Draft(), Data(5)
+    x = d("linear", d.input(data.ints(64, 32)), d.weight(data.ints(32, 32)))
+    return d.case(x, d("neg", d("neg", x)), to="owner")
+
+
+def test_an_owner_who_takes_no_part_sees_fresh_shares_of_its_results_alone():
+    """Nothing passes between the parties to reveal; what each gives is uniform, also beside its other answers."""
+    ran = run_beaver(one_result_twice())
+    assert ran.rounds == 1  # the linear's
+    assert suspicions(ran) == set()
+    first, second = ran.outputs.values()
+    assert torch.equal(first, second)
 
 
 def test_masks_that_return_in_the_next_query_are_caught():
@@ -178,11 +212,15 @@ def test_masks_that_return_in_the_next_query_are_caught():
 
 
 def test_no_mask_is_drawn_twice(monkeypatch):
-    """Each party draws every array of masks once, in a session of two queries."""
+    """Each array of masks is drawn once by its owner and once by the dealer, in a session of two queries.
+
+    Masks of weights (B) are the exception: they are the same in every session, and made again when they are needed.
+    """
     honest, drawn = Stream.integers, Counter()
 
     def counted(self, label, shape):
-        drawn[threading.get_ident(), self._key, label] += 1
+        if label != "B":
+            drawn[threading.current_thread().name == "dealer", self._key, label] += 1
         return honest(self, label, shape)
 
     monkeypatch.setattr(Stream, "integers", counted)
@@ -195,14 +233,18 @@ def parsed(payloads: list[bytes]) -> list[dict]:
     return [json.loads(payload) for payload in payloads]
 
 
-def test_the_dealer_receives_seeds_and_counters_alone():
-    session = run_session(inputs("random"), queries=2)
-    seeds, *rest = parsed(session.received["dealer", "server"])
-    assert set(seeds) == {"seed", "weights"}
-    assert rest == [{"query": 0}, {"query": 1}, {"bye": True}]
+def test_the_dealer_receives_seeds_a_program_and_counters_alone():
+    case = inputs("random")
+    session = run_session(case, queries=2)
+    seed, size, program, keys, *rest = session.received["dealer", "server"]
+    assert parsed(rest) == [{"query": 0}, {"query": 1}, {"bye": True}]
+    assert program.decode() == case.program.to_json()
+    assert json.loads(size) == {"program": len(program)}
+    assert len(keys) == 16 * len(case.weights)
     (client,) = parsed(session.received["dealer", "client"])
-    assert set(client) == {"seed"}
-    assert all(len(bytes.fromhex(seed)) == 16 for seed in (*seeds.values(), *client.values()))
+    for message in (json.loads(seed), client):
+        assert set(message) == {"seed"}
+        assert len(bytes.fromhex(message["seed"])) == 16
 
 
 def test_the_dealer_receives_the_same_for_any_input_but_for_its_seeds():
@@ -215,17 +257,20 @@ def test_the_dealer_receives_the_same_for_any_input_but_for_its_seeds():
 
 def test_the_client_gets_nothing_from_the_dealer_and_seeds_differ():
     session = run_session(CASES["linear"]())
-    assert session.received["client", "dealer"] == []
-    server, client = session.received["dealer", "server"][0], session.received["dealer", "client"][0]
-    assert len({json.loads(server)["seed"], json.loads(server)["weights"], json.loads(client)["seed"]}) == 3
+    assert parsed(session.received["client", "dealer"]) == [{"seeded": True}]
+    server, client = session.received["dealer", "server"], session.received["dealer", "client"]
+    assert len({json.loads(server[0])["seed"], json.loads(client[0])["seed"], server[3].hex()}) == 3
 
 
 def test_the_server_receives_openings_and_counters_alone():
     """Openings are what the price declares upwards; nothing else comes in, and no result."""
     case = inputs("random")
     session, declared = run_session(case), price(case.program)
-    first, *frames, last = session.received["server", "client"]
-    assert parsed([first, last]) == [{"query": 0}, {"bye": True}]
+    wanted, live, query, go, *frames, last = session.received["server", "client"]
+    assert set(wanted) == {1}
+    assert parsed([live, query, go, last]) == [
+        {"live": True}, {"query": 0, "spool": None, "more": False, "then": None}, {"go": 0}, {"bye": True}
+    ]  # fmt: skip
     assert sum(map(len, frames)) == declared.up
     assert uniform(byte_counts(frames))
 
@@ -248,19 +293,22 @@ def test_masked_weights_are_uniform_and_differ_between_models():
     case = d.case()
     (name,) = case.weights
     changed = Case(case.program, case.client, {name: weight + torch.eye(64, dtype=torch.int64)}, {})
-    masked = [run_session(one).received["client", "server"][0] for one in (case, changed)]
-    assert all(len(frame) == 8 * 64 * 64 for frame in masked)
+    received = [run_session(one).received["client", "server"] for one in (case, changed)]
+    masked = [frame for frames in received for frame in frames if len(frame) == 8 * 64 * 64]
+    assert len(masked) == 2
     words = [np.frombuffer(frame, np.uint8).reshape(-1, 8) for frame in masked]
     assert all(bits_balanced(w) for w in words)
     assert not related(*words)
 
 
 def test_weight_masks_are_bound_to_the_content_of_the_weights():
-    from blindformer.parties.session import weights_key
+    from blindformer.parties.session import weight_keys
 
     secret, w = new_seed(), torch.ones(4, 4, dtype=torch.int64)
-    key = weights_key(secret, {"w": w}, ["w"])
-    assert weights_key(secret, {"w": w.clone()}, ["w"]) == key
-    assert weights_key(secret, {"w": w + 1}, ["w"]) != key
-    assert weights_key(new_seed(), {"w": w}, ["w"]) != key
-    assert weights_key(secret, {"w": w.reshape(2, 8)}, ["w"]) != key
+
+    def key(name: str = "w", value: torch.Tensor = w, secret: bytes = secret) -> bytes:
+        return weight_keys(secret, {name: value}, [name])[name]
+
+    assert key() == key(value=w.clone())
+    others = [key(value=w + 1), key(secret=new_seed()), key(value=w.reshape(2, 8)), key(name="v")]
+    assert len({key(), *others}) == 5

@@ -12,9 +12,10 @@ from blindformer.models.interpreter import interpret
 from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.protocols.programs import CASES, Data, Draft, check, scaled
+from blindformer.tests.protocols.programs import CASES, Data, Draft, check, handed_over, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
 INSTALLED = [name for name in available() if name not in NEEDS or find_spec(NEEDS[name])]
@@ -40,9 +41,17 @@ def test_every_value_follows_from_its_arguments(run, name):
     check(case, run(case))
 
 
-@given(programs())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_program(run, case):
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_for_an_owner_who_takes_no_part(run, name):
+    case = handed_over(CASES[name]())
+    assert not case.client
+    check(case, run(case))
+
+
+@given(programs(), st.booleans())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_program(run, case, owner_away):
+    case = handed_over(case) if owner_away else case
     check(case, run(case))
 
 
