@@ -14,18 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..approximations.plan import FILE_NAME as PLAN_FILE
+from ..approximations.plan import Plan
 from ..protocols.errors import BlindformerError
 from .heads import NextToken, SentenceEncoder
+from .processors import read_processor
+from .task import InputError, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
 _WEIGHTS = ("*.safetensors", "*.bin")
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
 class LoadError(BlindformerError):
-    """A model folder that cannot be used, or a text that does not fit the model."""
+    """A model folder that cannot be used, or a length that the model does not take."""
 
 
 @dataclass
@@ -49,19 +52,29 @@ class Loaded:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def task(self) -> Task:
+        """What a client needs to feed this model and to read its answers, without the model."""
+        scores = score_function(getattr(self.model, "config", None))
+        return Task(self.name, self.kind, self.processor, self.positions, self.labels, scores)
+
+    def plan(self) -> Plan | None:
+        """The plan in the model's folder, which a distilled student comes with. Errors: PlanError."""
+        return Plan.load(self.folder) if (self.folder / PLAN_FILE).is_file() else None
+
     def tokens(self, text: str) -> int:
         """Tokens of a text, special ones included."""
-        return len(self._tokenizer()(text, verbose=False)["input_ids"])
+        return self.task.tokens(text)
 
     def length_for(self, texts: list[str], length: str | int = "auto") -> int:
         """The length that all `texts` are padded to. `auto`: the least bucket, so that only that is known of them;
         `exact`: the longest text's own; or a number.
 
-        Errors: LoadError if a text does not fit.
+        Errors: InputError if a text does not fit, LoadError if the length does not.
         """
         most = max(self.tokens(text) for text in texts)
         if self.positions is not None and most > self.positions:
-            raise LoadError(
+            raise InputError(
                 f"text has {most} tokens, the model takes {self.positions}: shorten it, or split it into several"
             )
         if length == "exact":
@@ -72,31 +85,22 @@ class Loaded:
             return min(chosen, self.positions or chosen)
         chosen = _number(length)
         if most > chosen:
-            raise LoadError(f"text has {most} tokens, the length asked for is {chosen}: shorten it, or raise --length")
+            raise InputError(f"text has {most} tokens, the length asked for is {chosen}: shorten it, or raise --length")
         if self.positions is not None and chosen > self.positions:
             raise LoadError(f"length {chosen} is more than the model takes ({self.positions}): lower --length")
         return chosen
 
     def encode(self, text: str, length: int, truncate: bool = False) -> dict[str, Tensor]:
         """The model's inputs for one text, [1, length]. `truncate`: cut what is longer, for calibration texts."""
-        tokenizer = self._tokenizer()
-        encoded = tokenizer(
-            text,
-            padding="max_length",
-            max_length=length,
-            truncation=truncate,
-            return_tensors="pt",
-            padding_side="right",
-        )
-        if encoded["input_ids"].shape[-1] > length:
-            raise LoadError(f"text has {encoded['input_ids'].shape[-1]} tokens, the length is {length}: shorten it")
+        return self._taken(self.task.encode_text(text, length, truncate))
+
+    def encode_image(self, image: Any) -> dict[str, Tensor]:
+        """The model's inputs for one image: a file, or a PIL image."""
+        return self._taken(self.task.encode_image(image))
+
+    def _taken(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         taken = inspect.signature(self.model.forward).parameters
         return {name: value for name, value in encoded.items() if name in taken}
-
-    def _tokenizer(self) -> Any:
-        if self.processor is None or self.kind == "image":
-            raise LoadError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
-        return self.processor
 
 
 def load(name: str | Path) -> Loaded:
@@ -112,7 +116,7 @@ def load(name: str | Path) -> Loaded:
     config = _config(folder)
     kind, factory = _kind(folder, config)
     model = _model(folder, config, kind, factory)
-    processor = _processor(folder, kind)
+    processor = read_processor(folder, kind)
     positions = _positions(model, config, processor)
     if kind == "sentence":
         model = SentenceEncoder(model, _pooling(folder))
@@ -203,7 +207,7 @@ def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
     if factory == "AutoModel" and not trained_with_pooler and _takes_pooling(config):
         options["add_pooling_layer"] = False
     try:
-        with _quiet():
+        with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -218,7 +222,7 @@ def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and reports from transformers: what matters in them is checked here."""
     from transformers.utils import logging
 
@@ -239,21 +243,6 @@ def _takes_pooling(config: Any) -> bool:
     found = MODEL_MAPPING.get(type(config), None)
     found = found[0] if isinstance(found, tuple) else found
     return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
-
-
-def _processor(folder: Path, kind: str) -> Any:
-    import transformers
-
-    if kind != "image" and not any(list(folder.glob(pattern)) for pattern in _VOCABULARIES):
-        return None  # transformers would make up an empty one, to which every word is unknown
-    factory = transformers.AutoImageProcessor if kind == "image" else transformers.AutoTokenizer
-    try:
-        processor = factory.from_pretrained(folder, local_files_only=True)
-    except Exception:  # no files, or a library they need is missing: the model can still be fed tensors
-        return None
-    if kind != "image" and getattr(processor, "pad_token", "") is None:
-        processor.pad_token = processor.eos_token  # any token will do: the mask hides it
-    return processor
 
 
 def _positions(model: nn.Module, config: Any, tokenizer: Any) -> int | None:

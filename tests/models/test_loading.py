@@ -11,6 +11,7 @@ from blindformer.models.calibration_texts import TEXTS, calibration_texts
 from blindformer.models.compile import compile
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import BUCKETS, LoadError, load
+from blindformer.models.task import InputError
 from blindformer.protocols.clear import ClearEngine
 
 
@@ -70,9 +71,9 @@ def test_lengths_are_buckets_unless_asked_otherwise(tiny_encoder):
             loaded.length_for(["good"], length)
     with pytest.raises(LoadError, match="lower --length"):
         loaded.length_for(["good"], 65)
-    with pytest.raises(LoadError, match="text has 12 tokens"):
+    with pytest.raises(InputError, match="text has 12 tokens"):
         loaded.length_for(["good " * 10], 8)
-    with pytest.raises(LoadError, match="text has 102 tokens, the model takes 64: shorten"):
+    with pytest.raises(InputError, match="text has 102 tokens, the model takes 64: shorten"):
         loaded.length_for(["good " * 100])
 
 
@@ -116,7 +117,7 @@ def test_without_a_tokenizer_tensors_still_work(tmp_path, tiny_classifier):
     for file in folder.glob("*token*"):
         file.unlink()
     loaded = load(folder)
-    with pytest.raises(LoadError, match="has no tokenizer"):
+    with pytest.raises(InputError, match="has no tokenizer"):
         loaded.encode("good", 16)
 
 

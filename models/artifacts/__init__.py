@@ -1,0 +1,36 @@
+"""A compiled model on disk, split into what the server keeps and what the client may hold.
+
+    DIR/server/   model.json  plan.json  tensors.safetensors     lengths/<L>/program.json, tensors.json
+    DIR/client/   client.json  tokenizer or image processor      lengths/<L>/program.json, tensors.json
+                  tensors.safetensors
+    DIR/helper/   tensors.safetensors                            lengths/<L>/program.json, tensors.json
+
+A length is a number of tokens; a model of images has one program, at length 0. Tensors are stored under the digest of
+their content, so those that several lengths share are stored once; each length's tensors.json says which name is which.
+Every part has a versions.json with the size and SHA-256 of its files, written last and checked when the part is read.
+Nothing is pickled.
+"""
+
+from .client import ClientLength, ClientPart, Question, load_client
+from .helper import HelperLength, HelperPart, load_helper
+from .layout import FORMAT, ArtifactError, load_programs, versions
+from .server import ServerLength, ServerPart, load_server
+from .writing import save
+
+__all__ = [
+    "FORMAT",
+    "ArtifactError",
+    "ClientLength",
+    "ClientPart",
+    "HelperLength",
+    "HelperPart",
+    "Question",
+    "ServerLength",
+    "ServerPart",
+    "load_client",
+    "load_helper",
+    "load_programs",
+    "load_server",
+    "save",
+    "versions",
+]

@@ -1,0 +1,149 @@
+"""The client's part: what turns a text or an image into a query, and a query's result into an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..compile import decode_outputs, encode_client
+from ..processors import read_processor
+from ..program import Program, ProgramError
+from ..task import InputError, Task
+from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
+from .tensors import named, read_tensors
+
+
+@dataclass
+class ClientLength:
+    """One program with what the client's prelude reads: released tensors and public ring integers, by name."""
+
+    program: Program
+    tensors: dict[str, Tensor] = field(repr=False)
+    constants: dict[str, Tensor] = field(repr=False)
+    scales: dict[str, int] = field(repr=False)
+
+    def encode_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The sources of one query, in the ring, from the model's inputs. Errors: ProgramError."""
+        return encode_client(self.program, self.tensors, self.scales, inputs)
+
+
+@dataclass
+class Question:
+    """A text or an image, ready to be asked: `length` and `inputs` are the model's, `part` has the program."""
+
+    length: int
+    part: ClientLength
+    inputs: dict[str, Tensor] = field(repr=False)
+
+    def sources(self) -> dict[str, Tensor]:
+        """What a session's query takes."""
+        return self.part.encode_inputs(self.inputs)
+
+
+@dataclass
+class ClientPart:
+    """`lengths`: by number of tokens, the shortest first; {0: ...} for images. `about`: client.json as it is."""
+
+    folder: Path
+    lengths: dict[int, ClientLength]
+    task: Task
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def kind(self) -> str:
+        return self.task.kind
+
+    @property
+    def labels(self) -> dict[int, str]:
+        return self.task.labels
+
+    def for_length(self, length: int | None = None) -> ClientLength:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+    def length_for(self, text: str) -> int:
+        """The least compiled length that a text fits: that, and no more, is known of its own. Errors: InputError."""
+        tokens = self.task.tokens(text)
+        fitting = [length for length in self.lengths if length >= tokens]
+        if not fitting:
+            longest = max(self.lengths)
+            raise InputError(
+                f"text has {tokens} tokens, the model is compiled for {longest} at most: shorten it, split it into "
+                "several, or compile for a greater length"
+            )
+        return fitting[0]
+
+    def encode(self, item: Any, length: int | None = None) -> Question:
+        """A text (padded to `length`; None: the least that fits) or an image (a file, or a PIL image).
+
+        Errors: InputError, ArtifactError for a length that is not compiled.
+        """
+        if self.kind == "image":
+            length, part = 0, self.for_length(length)
+            inputs = self.task.encode_image(item)
+        else:
+            length = self.length_for(item) if length is None else length
+            part = self.for_length(length)
+            inputs = self.task.encode_text(item, length)
+        program = part.program
+        taken = {name: value for name, value in inputs.items() if name in program.inputs}
+        for name, value in taken.items():
+            if tuple(value.shape) != tuple(program.inputs[name]):
+                raise InputError(
+                    f"{name} is {_size(value.shape)} here, and the model is compiled for {_size(program.inputs[name])}"
+                    + (": resize the image" if self.kind == "image" else ": compile for this length")
+                )
+        missing = [name for name in program.inputs if name not in taken]
+        if missing:
+            raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
+        return Question(length, part, taken)
+
+    def decode(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
+        """A query's result (ring integers by output name) in the terms of the task (Task.read).
+
+        Errors: AnswerOutOfRange.
+        """
+        return self.read(question, decode_outputs(question.part.program, outputs), top_k)
+
+    def read(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
+        """The same from float outputs by name."""
+        return self.task.read(outputs, question.inputs, top_k)
+
+    @property
+    def _word(self) -> str:
+        return "image" if self.kind == "image" else "text"
+
+
+def load_client(folder: str | Path) -> ClientPart:
+    """The client's part of a compiled folder, DIR or DIR/client. Errors: ArtifactError, ProgramError."""
+    part = find_part(folder, "client")
+    about = read_json(part / "client.json")
+    held, lengths = read_tensors(part / TENSORS), {}
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        names = read_json(file)
+        lengths[number] = ClientLength(
+            program, named(held, names["released"], file), named(held, names["constants"], file), names["scales"]
+        )
+    labels = {int(number): label for number, label in about["labels"].items()}
+    task = Task(
+        about["name"],
+        about["kind"],
+        None if about["kind"] == "tensors" else read_processor(part, about["kind"]),
+        about["positions"],
+        labels,
+        about["scores"],
+    )
+    return ClientPart(part, lengths, task, about)
+
+
+def _size(shape: Any) -> str:
+    return " x ".join(str(n) for n in shape[1:])

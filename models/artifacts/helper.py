@@ -1,0 +1,42 @@
+"""The helper's part: programs and public constants. Nothing in it is anybody's secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ..program import Program
+from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
+from .tensors import named, read_tensors
+
+
+@dataclass
+class HelperLength:
+    """One program, as compiled, with its public ring integers by name."""
+
+    program: Program
+    constants: dict[str, Tensor] = field(repr=False)
+
+
+@dataclass
+class HelperPart:
+    """`lengths`: as the other parts'."""
+
+    folder: Path
+    lengths: dict[int, HelperLength]
+
+    def for_length(self, length: int | None = None) -> HelperLength:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+
+def load_helper(folder: str | Path) -> HelperPart:
+    """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
+    part = find_part(folder, "helper")
+    held, lengths = read_tensors(part / TENSORS), {}
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        lengths[number] = HelperLength(program, named(held, read_json(file)["constants"], file))
+    return HelperPart(part, lengths)

@@ -1,0 +1,69 @@
+"""The server's part: programs and weights, and where the secret that masks the weights for clients lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...approximations import Plan
+from ..program import Program
+from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
+from .tensors import named, read_tensors
+
+
+@dataclass
+class ServerLength:
+    """One program with its ring integers by name. Tensors that are equal in several lengths are the same objects."""
+
+    program: Program
+    weights: dict[str, Tensor] = field(repr=False)
+    constants: dict[str, Tensor] = field(repr=False)
+
+
+@dataclass
+class ServerPart(Mapping[str, ServerLength]):
+    """A mapping: hash of a program -> ServerLength. `lengths`: the same by length. `model`: name, kind, parameters."""
+
+    folder: Path
+    lengths: dict[int, ServerLength]
+    plan: Plan
+    model: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._by_hash = {item.program.hash(): item for item in self.lengths.values()}
+
+    def __getitem__(self, program: str) -> ServerLength:
+        return self._by_hash[program]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_hash)
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    def for_length(self, length: int | None = None) -> ServerLength:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+    @property
+    def secret_file(self) -> Path:
+        """Where the secret lies from which the masks of the weights follow (parties/secret.py). A recompilation into
+        the same folder keeps it."""
+        return self.folder / SECRET
+
+
+def load_server(folder: str | Path) -> ServerPart:
+    """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
+    part = find_part(folder, "server")
+    held, lengths = read_tensors(part / TENSORS), {}
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        names = read_json(file)
+        lengths[number] = ServerLength(
+            program, named(held, names["weights"], file), named(held, names["constants"], file)
+        )
+    return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))

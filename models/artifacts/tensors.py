@@ -1,0 +1,71 @@
+"""Tensors on disk under the digest of their content: what several lengths share is stored once, and loaded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .layout import ArtifactError
+
+_NARROW = (torch.int8, torch.int16, torch.int32)
+_RING = "ring-"  # integers of the ring: stored as narrow as they are, and widened to int64 when they are read
+
+
+class Tensors:
+    """What is written together. `add` gives each tensor its name in the file."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def add(self, tensors: Mapping[str, Tensor], ring: bool) -> dict[str, str]:
+        """Take tensors in (`ring`: int64 ring integers) and return the digest of each by its name."""
+        found = {}
+        for name, tensor in tensors.items():
+            flat = tensor.detach().contiguous()
+            head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
+            digest = hashlib.sha256(head + _bytes(flat)).hexdigest()[:40]
+            found[name] = (_RING if ring else "") + digest
+            if found[name] not in self.held:
+                self.held[found[name]] = narrowed(flat) if ring else flat.clone()
+        return found
+
+    def write(self, file: Path) -> None:
+        save_file(self.held, file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """By digest. Errors: ArtifactError."""
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}); compile the model again") from None
+    return {name: tensor.long() if name.startswith(_RING) else tensor for name, tensor in found.items()}
+
+
+def named(held: Mapping[str, Tensor], names: Mapping[str, str], file: Path) -> dict[str, Tensor]:
+    """The tensors of one length by name. Errors: ArtifactError."""
+    missing = [name for name, digest in names.items() if digest not in held]
+    if missing:
+        raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
+    return {name: held[digest] for name, digest in names.items()}
+
+
+def narrowed(integers: Tensor) -> Tensor:
+    """The same integers in the narrowest type that holds them: weights of 16 bits take 2 bytes and not 8."""
+    if integers.numel() == 0:
+        return integers.clone()
+    low, high = int(integers.min()), int(integers.max())
+    for kind in _NARROW:
+        if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max:
+            return integers.to(kind)
+    return integers.clone()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

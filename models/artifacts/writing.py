@@ -1,0 +1,188 @@
+"""Writing a compiled folder: a part is finished aside and then moved into place, so none is ever seen half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from ..compile import Compiled
+from ..program import Program
+from ..task import Task
+from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
+from .tensors import Tensors
+
+if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
+    from ..loading import Loaded
+
+_DRAFT = ".compiling-"
+
+
+def save(compiled: Compiled | Mapping[int, Compiled], folder: str | Path, model: Loaded | None = None) -> Path:
+    """Write all parts into `folder`; parts that an earlier compilation left there are replaced, other files stay.
+
+    compiled   one, or several by length (`building.compile_lengths`)
+    model      whose tokenizer or image processor, kind and labels the client gets; without it, it takes tensors only
+
+    Errors: ArtifactError, after which the folder holds what it held before.
+    """
+    items = {text_length(compiled.program): compiled} if isinstance(compiled, Compiled) else dict(compiled)
+    root = Path(folder)
+    draft: Path | None = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(root)
+        for stale in root.glob(f"{_DRAFT}*"):  # of a compilation that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
+        _write_server(items, draft / "server", model)
+        _write_client(items, draft / "client", model)
+        _write_helper(items, draft / "helper")
+        for name in PARTS:
+            _finish(items, draft / name, name)
+        _swap(draft, root)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{getattr(error, 'filename', None) or root}: cannot be written ({_reason(error)}); free space or choose "
+            "another folder"
+        ) from None
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+    return root
+
+
+def text_length(program: Program) -> int:
+    """Tokens that a program takes; 0 if it does not take token ids."""
+    shape = program.inputs.get("input_ids", ())
+    return shape[-1] if len(shape) == 2 else 0
+
+
+def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | None) -> None:
+    part.mkdir()
+    first, tensors = next(iter(items.values())), Tensors()
+    for number, compiled in items.items():
+        names = {
+            "weights": tensors.add(compiled.weights, ring=True),
+            "constants": tensors.add(compiled.constants, ring=True),
+        }
+        _write_json(length_folder(part, number) / "tensors.json", names)
+    tensors.write(part / TENSORS)
+    first.plan.save(part / "plan.json")
+    about = {
+        "name": first.program.model,
+        "kind": model.kind if model else "",
+        "parameters": model.parameters if model else None,
+    }
+    _write_json(part / "model.json", about)
+
+
+def _write_client(items: Mapping[int, Compiled], part: Path, model: Loaded | None) -> None:
+    """The released block, public constants, and what feeds the model. Nothing of the server's goes in here."""
+    part.mkdir()
+    first, tensors = next(iter(items.values())), Tensors()
+    for number, compiled in items.items():
+        names: dict[str, Any] = {
+            "released": tensors.add(compiled.client_tensors, ring=False),
+            "constants": tensors.add(compiled.constants, ring=True),
+            "scales": compiled.client_scales,
+        }
+        _write_json(length_folder(part, number) / "tensors.json", names)
+    tensors.write(part / TENSORS)
+    shutil.copymode(length_folder(part, next(iter(items))) / "tensors.json", part / TENSORS)  # nothing to hide in it
+    task = model.task if model else Task(first.program.model, "tensors")
+    about = {
+        "name": task.name,
+        "kind": task.kind,
+        "pipeline": task.pipeline,
+        "positions": task.positions,
+        "labels": task.labels,
+        "scores": task.scores,
+        "plan": first.plan.name,
+        "lengths": list(items),
+    }
+    _write_json(part / "client.json", about)
+    if task.processor is not None:
+        task.processor.save_pretrained(part)
+
+
+def _write_helper(items: Mapping[int, Compiled], part: Path) -> None:
+    """For a second server in the client's seat: programs and public constants alone."""
+    part.mkdir()
+    tensors = Tensors()
+    for number, compiled in items.items():
+        names = {"constants": tensors.add(compiled.constants, ring=True)}
+        _write_json(length_folder(part, number) / "tensors.json", names)
+    tensors.write(part / TENSORS)
+
+
+def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
+    """Programs, and last of all versions.json, without which a part is none."""
+    for number, compiled in items.items():
+        length_folder(part, number).mkdir(parents=True, exist_ok=True)
+        compiled.program.save(length_folder(part, number) / "program.json")
+    found = {
+        "format": FORMAT,
+        "part": name,
+        "versions": {package: _version(package) for package in ("blindformer", "torch", "transformers")},
+        "programs": {str(number): compiled.program.hash() for number, compiled in items.items()},
+        "files": describe_files(part),
+    }
+    for file in found["files"]:
+        _flush(part / file)
+    _write_json(part / VERSIONS, found)
+    _flush(part / VERSIONS)
+
+
+def _refuse_foreign(root: Path) -> None:
+    """A folder called as one of the parts that compile did not write is somebody's: leave it alone."""
+    for name in PARTS:
+        part = root / name
+        if part.exists() and not (part / VERSIONS).exists() and (not part.is_dir() or any(part.iterdir())):
+            raise ArtifactError(f"{part}: is there already and is no compiled model; choose another folder")
+
+
+def _swap(draft: Path, root: Path) -> None:
+    """Move the finished parts into place. The server's secret stays, so that clients keep their masked weights."""
+    with suppress(FileNotFoundError):
+        os.link(root / "server" / SECRET, draft / "server" / SECRET)
+    replaced = draft / "replaced"
+    replaced.mkdir()
+    for name in PARTS:
+        if (root / name).exists():
+            (root / name).rename(replaced / name)
+        (draft / name).rename(root / name)
+    _flush(root)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk, not only into its cache: a machine that goes down must not leave an empty file in its place."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

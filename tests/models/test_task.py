@@ -1,0 +1,137 @@
+"""A task gives what transformers' own pipelines give, from the outputs of the model alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blindformer.models.loading import load
+from blindformer.models.task import InputError, Task, image_files, open_image, score_function
+
+TEXTS = ["how is my password ?", "not good , bad !", "good"]
+
+
+def nested(found, expected, tolerance: float = 1e-4) -> None:
+    """The same dictionaries and lists, with numbers that are close."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            nested(found[key], expected[key], tolerance)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            nested(one, other, tolerance)
+    else:
+        assert found == (pytest.approx(expected, abs=tolerance) if isinstance(expected, float) else expected)
+
+
+def outputs(loaded, inputs):
+    with torch.no_grad():
+        return {name: value for name, value in loaded.model(**inputs).items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
+def test_text_classification(tiny_classifier, problem):
+    from transformers import pipeline
+
+    loaded = load(tiny_classifier)
+    loaded.model.config.problem_type = problem
+    expected = pipeline("text-classification", model=loaded.model, tokenizer=loaded.processor)
+    for text in TEXTS:
+        inputs = loaded.encode(text, 16)
+        for top_k in (1, 2, None):
+            nested(loaded.task.read(outputs(loaded, inputs), inputs, top_k), expected(text, top_k=top_k))
+    assert loaded.task.pipeline == "text-classification"
+
+
+def test_feature_extraction_has_no_rows_of_padding(tiny_features):
+    from transformers import pipeline
+
+    loaded = load(tiny_features)
+    assert loaded.task.pipeline == "feature-extraction"
+    expected = pipeline("feature-extraction", model=loaded.model, tokenizer=loaded.processor)
+    for text in TEXTS:
+        inputs = loaded.encode(text, 16)
+        nested(loaded.task.read(outputs(loaded, inputs), inputs), expected(text))
+
+
+def test_image_classification(tiny_vision, pictures):
+    from transformers import pipeline
+
+    loaded = load(tiny_vision)
+    expected = pipeline("image-classification", model=loaded.model, image_processor=loaded.processor)
+    for file in image_files([pictures])[:3]:
+        inputs = loaded.encode_image(file)
+        for top_k in (2, 5):
+            nested(loaded.task.read(outputs(loaded, inputs), inputs, top_k), expected(str(file), top_k=top_k))
+        same = loaded.encode_image(open_image(file))
+        torch.testing.assert_close(same["pixel_values"], inputs["pixel_values"])
+
+
+def test_sentence_embeddings_are_of_length_one_and_padding_does_not_matter(tiny_encoder):
+    loaded = load(tiny_encoder)
+    short, long = (loaded.encode(TEXTS[0], length) for length in (8, 32))
+    found = loaded.task.read(outputs(loaded, short), short)
+    assert sum(x * x for x in found) == pytest.approx(1)
+    nested(loaded.task.read(outputs(loaded, long), long), found)
+
+
+def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
+    loaded = load(tiny_causal)
+    inputs = loaded.encode("how good", 16)
+    found = loaded.task.read(outputs(loaded, inputs), inputs, 3)
+    with torch.no_grad():
+        bare = loaded.model.model(input_ids=inputs["input_ids"][:, : int(inputs["attention_mask"].sum())])
+    best = torch.softmax(bare.logits[0, -1], -1).topk(3)
+    assert [row["token"] for row in found] == best.indices.tolist()
+    assert [row["score"] for row in found] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert found[0]["token_str"] == loaded.processor.decode([found[0]["token"]])
+    every = {"logits": bare.logits}
+    assert loaded.task.read(every, {}, 3)[0]["token"] == found[0]["token"]  # a model with a row for each position
+
+
+def test_scores_follow_the_configuration():
+    class Config:
+        def __init__(self, **fields):
+            self.__dict__.update(fields)
+
+    assert score_function(Config(problem_type="regression", num_labels=1)) == "none"
+    assert score_function(Config(num_labels=1)) == "sigmoid"
+    assert score_function(Config(num_labels=3)) == "softmax"
+    assert score_function(None) == "softmax"
+
+
+def test_wrong_inputs_are_explained(tmp_path):
+    from PIL import Image
+
+    text, image = Task("m", "classifier"), Task("m", "image")
+    for task, item, words in (
+        (text, "good", "has no tokenizer"),
+        (image, tmp_path / "none.png", "came without an image processor"),
+    ):
+        with pytest.raises(InputError, match=words):
+            task.encode_text(item, 8) if task is text else task.encode_image(item)
+    with pytest.raises(InputError, match="takes texts, not images"):
+        text.encode_image(tmp_path)
+    with pytest.raises(InputError, match="a file's path or a PIL image, not int"):
+        open_image(3)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    with pytest.raises(InputError, match=r"cut\.png: is no image that can be read"):
+        open_image(tmp_path / "cut.png")
+    with pytest.raises(InputError, match="there is no such file"):
+        image_files([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        image_files([tmp_path / "empty"])
+    Image.new("L", (3, 3)).save(tmp_path / "grey.gif")
+    assert image_files([tmp_path / "grey.gif"]) == [tmp_path / "grey.gif"]
+    assert open_image(tmp_path / "grey.gif").mode == "RGB"
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", 3, ["good"], {"text": "good"}])
+def test_what_is_no_text_is_refused(tiny_classifier, text):
+    task = load(tiny_classifier).task
+    with pytest.raises(InputError, match="a text is"):
+        task.encode_text(text, 8)
+    with pytest.raises(InputError, match="a text is"):
+        task.tokens(text)
