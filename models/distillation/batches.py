@@ -1,0 +1,86 @@
+"""Texts as batches of tokens: alike in length, so that little is padding, and in a seeded order."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import DataError, Examples
+from ..loading import Loaded
+
+_PADDED_TO = 8  # lengths are multiples of this: some padding is seen in training, as it is in a private run
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokenised texts, unpadded.
+
+    columns  by name of the model's input: one list of numbers a text
+    padding  by the same names: what stands in padding positions
+    labels   [texts]
+    """
+
+    columns: dict[str, list[list[int]]]
+    padding: dict[str, int]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.columns["input_ids"]]
+
+    def batch(self, indices: Sequence[int], length: int | None = None) -> dict[str, Tensor]:
+        """The model's inputs for these texts, [texts, length]; default: their longest, rounded up."""
+        if length is None:
+            longest = max(len(self.columns["input_ids"][i]) for i in indices)
+            length = -(-longest // _PADDED_TO) * _PADDED_TO
+        made = {}
+        for name, rows in self.columns.items():
+            value = torch.full((len(indices), length), self.padding[name], dtype=torch.long)
+            for at, i in enumerate(indices):
+                row = rows[i][:length]
+                value[at, : len(row)] = torch.tensor(row)
+            made[name] = value
+        return made
+
+
+def tokenise(loaded: Loaded, examples: Examples, length: int) -> Tokens:
+    """Tokens of texts, cut at `length` or where the model ends.
+
+    Errors: DataError for images, or a model without a tokenizer.
+    """
+    tokenizer = loaded.processor
+    if tokenizer is None or loaded.kind == "image":
+        raise DataError(f"{loaded.name}: has no tokenizer, so it takes no text; give a text model")
+    length = min(length, loaded.positions or length)
+    encoded = tokenizer(examples.texts, truncation=True, max_length=length, verbose=False)
+    taken = inspect.signature(loaded.model.forward).parameters
+    columns = {name: rows for name, rows in encoded.items() if name in taken}
+    padding = dict.fromkeys(columns, 0) | {"input_ids": tokenizer.pad_token_id or 0}
+    if "token_type_ids" in columns:
+        padding["token_type_ids"] = tokenizer.pad_token_type_id
+    return Tokens(columns, padding, torch.tensor(examples.labels))
+
+
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Positions of all texts in batches of `size`, of like lengths, in an order that seed and epoch decide.
+
+    Texts are sorted by length with a little noise, so that batches differ between epochs.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = np.argsort(np.asarray(lengths) + random.uniform(0, 4, len(lengths)), kind="stable")
+    batches = [order[start : start + size].tolist() for start in range(0, len(order), size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def in_order(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Positions of all texts in batches, sorted by length: to judge, where the order does not matter."""
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return [order[start : start + size].tolist() for start in range(0, len(order), size)]

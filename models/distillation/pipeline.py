@@ -1,0 +1,229 @@
+"""The whole of it: teacher, student, two stages, calibration, and a folder that every transformers script loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...approximations import Plan, approximate, calibrate, out_of_range, restore
+from ..calibration_texts import calibration_texts
+from ..data import Dataset, Examples, load_data
+from ..loading import BUCKETS, Loaded, load, quiet
+from .augment import with_variants
+from .batches import in_order, tokenise
+from .checkpoints import locked, storing
+from .ranges import RangePenalty, extremes, observed
+from .settings import DistillError, Settings
+from .stages import Pupil, hidden_stage, logit_stage
+from .student import check_modules, in_training, layer_count, spread, with_layers
+from .teacher import classifier_of, freeze_embeddings, is_classifier, judged, teacher_stage
+from .training import Progress, Stage, train
+
+REPORT = "distillation.json"
+TEACHER = "teacher"
+_WORK = ".distillation"
+_CALIBRATION = 256  # training texts that the final plan is calibrated on, beside the built-in ones
+
+
+@dataclass
+class Distilled:
+    """The result. `report`: what is in distillation.json: settings, history, validation figures, ranges left."""
+
+    folder: Path
+    plan: Plan
+    report: dict[str, Any]
+
+
+Say = Callable[[str], None]
+
+
+def distill(
+    teacher: str | Path,
+    data: str | Path | Dataset,
+    out: str | Path,
+    plan: Plan | str = "fast",
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+    **settings: Any,
+) -> Distilled:
+    """Train a student that computes with a plan's approximations to answer as a teacher does.
+
+    teacher    a classifier's folder; an encoder (`minilm`, say) is fine-tuned on the data first, and stored in
+               out/teacher
+    data       a data set, or what `load_data` takes
+    out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
+    settings   fields of `Settings`
+
+    Errors: BlindformerError (DistillError, DataError, LoadError) or PlanError, one line with the remedy.
+    """
+    chosen, out = Settings(**settings), Path(out)
+    plan = Plan.preset(plan) if isinstance(plan, str) else plan
+    dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
+    with locked(out):
+        return _Run(load(teacher), dataset, out, plan, chosen, progress, say or (lambda stage: None)).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        loaded: Loaded,
+        data: Dataset,
+        out: Path,
+        plan: Plan,
+        settings: Settings,
+        progress: Progress | None,
+        say: Say,
+    ) -> None:
+        self.loaded, self.data, self.out, self.plan = loaded, data, out, plan
+        self.settings, self.progress, self.say = settings, progress, say
+        self.work = out / _WORK
+        self.history: dict[str, list[dict[str, float]]] = {}
+
+    def run(self) -> Distilled:
+        if (self.out / "config.json").exists() and not self.work.exists():
+            raise DistillError(f"{self.out}: holds a model already; give a new folder")
+        self.work.mkdir(exist_ok=True)
+        given = is_classifier(self.loaded)
+        if given:
+            self.data = self.data.matched(self.loaded.labels)
+        self.train = tokenise(self.loaded, self.data.train, self.settings.length)
+        self.validation = tokenise(self.loaded, self.data.validation, self.settings.length)
+        teacher = self.loaded.model if given else classifier_of(self.loaded, self.data.labels, self.settings.seed)
+        kept = spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
+        check_modules(with_layers(teacher, kept), self.plan)  # before anything slow happens
+        if not given:
+            self._fine_tune(teacher)
+        teacher.requires_grad_(False)
+        student = approximate(with_layers(teacher, kept), in_training(self.plan))
+        student.requires_grad_(True)
+        freeze_embeddings(student)
+        if self.settings.augment:
+            more = with_variants(self.data.train, self.settings.augment, self.settings.seed)
+            self.train = tokenise(self.loaded, more, self.settings.length)
+        start = extremes(student, self._calibration()[0])
+        pupil = Pupil(student, teacher, kept, self.train, self.validation, self.settings, start)
+        about = _digest(teacher)
+        with _watching(student, pupil.penalty):
+            if self.settings.hidden_epochs:
+                with _eager_attention(teacher, student):
+                    self._train(student, hidden_stage(pupil), about)
+            self._train(student, logit_stage(pupil), about)
+        return self._finish(teacher, student, kept)
+
+    def _fine_tune(self, teacher: nn.Module) -> None:
+        about = _digest(teacher)
+        freeze_embeddings(teacher)
+        self._train(teacher, teacher_stage(teacher, self.train, self.validation, self.settings), about)
+        if not (self.out / TEACHER / "config.json").exists():
+            self._save(teacher, self.out / TEACHER)
+
+    def _train(self, model: nn.Module, stage: Stage, about: str) -> None:
+        file = self.work / f"{stage.name}.safetensors"
+        texts = json.dumps(
+            [self.train.columns["input_ids"], self.train.labels.tolist(), self.validation.labels.tolist()]
+        )
+        fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about)
+        self.say(stage.name)
+        self.history[stage.name] = train(
+            model, stage, self.train.lengths, self.settings, file, fingerprint, self.progress
+        )
+
+    # --- the result ------------------------------------------------------------------------------------------------
+    def _finish(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> Distilled:
+        self.say("calibrate")
+        with torch.no_grad():
+            before = judged(teacher, self.validation)["accuracy"]
+            trained = judged(student, self.validation)["accuracy"]
+        restore(student)
+        plan = calibrate(student, self._calibration(), self.plan)
+        left = out_of_range(student, [self.validation.batch(i) for i in in_order(self.validation.lengths, 32)], plan)
+        approximate(student, plan)
+        with torch.no_grad():
+            final = judged(student, self.validation)["accuracy"]
+        restore(student)
+        report = {
+            "teacher": self.loaded.name,
+            "data": {"name": self.data.name, "labels": list(self.data.labels), "train": len(self.data.train),
+                     "validation": len(self.data.validation), "test": len(self.data.test)},
+            "plan": self.plan.name,
+            "kept_layers": kept,
+            "settings": self.settings.model_dump(),
+            "validation_accuracy": {"teacher": before, "student_in_training": trained, "student": final},
+            "sites_out_of_range": sorted(left),
+            "history": self.history,
+        }  # fmt: skip
+        self._save(student, self.out, plan, report)
+        shutil.rmtree(self.work)
+        return Distilled(self.out, plan, report)
+
+    def _save(
+        self, model: nn.Module, folder: Path, plan: Plan | None = None, report: dict[str, Any] | None = None
+    ) -> None:
+        # A run that is cut off here is repeated from its checkpoints: their folder goes last.
+        with storing(str(folder)), quiet():
+            folder.mkdir(exist_ok=True)
+            self.loaded.processor.save_pretrained(folder)
+            if plan is not None:
+                plan.save(folder)
+            if report is not None:
+                (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            model.save_pretrained(folder)  # type: ignore[operator]
+
+    def _calibration(self) -> list[dict[str, Tensor]]:
+        """Training texts and the built-in ones, padded to each length that a private run will pad them to."""
+        texts = self.data.train.subset(_CALIBRATION, self.settings.seed).texts + calibration_texts()
+        tokens = tokenise(self.loaded, Examples(texts, [0] * len(texts)), self.settings.length)
+        lengths = tokens.lengths
+        batches = []
+        for bucket in BUCKETS:
+            least = max([b for b in BUCKETS if b < bucket], default=0)
+            fitting = [i for i, n in enumerate(lengths) if least < n <= bucket]
+            batches += [tokens.batch(fitting[at : at + 32], bucket) for at in range(0, len(fitting), 32)]
+        return batches
+
+
+@contextmanager
+def _eager_attention(*models: nn.Module) -> Iterator[None]:
+    """Attention that can be looked at. A model that knows one way only is left alone."""
+    before = [getattr(model.config, "_attn_implementation", None) for model in models]
+
+    def use(model: nn.Module, way: str | None) -> None:
+        if way is not None:
+            with suppress(AttributeError, ValueError):
+                model.set_attn_implementation(way)  # type: ignore[operator]
+
+    for model in models:
+        use(model, "eager")
+    try:
+        yield
+    finally:
+        for model, way in zip(models, before, strict=True):
+            use(model, way)
+
+
+@contextmanager
+def _watching(model: nn.Module, observer: RangePenalty) -> Iterator[None]:
+    overrides = observed(model)
+    overrides.observer = observer
+    try:
+        yield
+    finally:
+        overrides.observer = None
+
+
+def _digest(model: nn.Module) -> str:
+    made = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        made.update(name.encode())
+        made.update(value.contiguous().numpy().tobytes())
+    return made.hexdigest()

@@ -1,0 +1,72 @@
+"""What a distillation may be told, with the defaults that the published figures were made with."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...protocols.errors import BlindformerError
+
+
+class DistillError(BlindformerError):
+    """A distillation that cannot start, go on or be stored."""
+
+
+class Settings(BaseModel):
+    """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
+
+    layers           layers of the student, as many as the teacher's unless given; spread evenly, the last one kept
+    length           tokens that a training text is cut to
+    teacher_epochs   fine-tuning of the teacher, if it is no classifier for these labels yet
+    hidden_epochs    first stage: embeddings, hidden states and attention
+    logit_epochs     second stage: softened logits and labels
+    augment          variants of each training text that the teacher answers, for the student alone (see augment.py)
+    temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
+    range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
+    checkpoint_steps a checkpoint is written after so many steps, and after every epoch
+    cache_mb         memory for the teacher's states; if they need more, the teacher runs again in every step
+    bfloat16         matrix products of training in bfloat16: nearly twice as fast where the processor has them
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    layers: int | None = Field(default=None, ge=1)
+    length: int = Field(default=64, ge=8)
+    batch: int = Field(default=32, ge=1)
+    augment: int = Field(default=3, ge=0)
+    teacher_epochs: int = Field(default=3, ge=1)
+    hidden_epochs: int = Field(default=5, ge=0)
+    logit_epochs: int = Field(default=4, ge=1)
+    teacher_rate: float = Field(default=5e-5, gt=0)
+    hidden_rate: float = Field(default=4e-4, gt=0)
+    logit_rate: float = Field(default=5e-5, gt=0)
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=2.0, gt=0)
+    soft_weight: float = Field(default=0.7, ge=0, le=1)
+    attention_weight: float = Field(default=1.0, ge=0)
+    range_weight: float = Field(default=0.01, ge=0)
+    patience: int = Field(default=3, ge=1)
+    checkpoint_steps: int = Field(default=50, ge=1)
+    cache_mb: int = Field(default=2000, ge=0)
+    bfloat16: bool = False
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise DistillError(
+                    f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
+                ) from None
+            raise DistillError(f"setting {where}: {first['msg']}") from None
+
+    def fingerprint(self, *more: str) -> str:
+        """What a checkpoint belongs to: these settings, and digests of what else decides the result."""
+        return hashlib.sha256("\n".join([self.model_dump_json(), *more]).encode()).hexdigest()[:16]

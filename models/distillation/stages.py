@@ -1,0 +1,105 @@
+"""The student's two stages: the teacher's states first, then its answers and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Tokens, in_order
+from .losses import answer_loss, state_loss
+from .ranges import RangePenalty, blame, extremes
+from .settings import Settings
+from .states import TeacherStates, states_of
+from .teacher import judged
+from .training import Stage
+
+Found = tuple[Tensor, dict[str, float]]
+
+
+class Pupil:
+    """What both stages need: the models, the texts, and the penalty that observes the student.
+
+    kept    which of the teacher's layers the student's correspond to
+    start   ranges of the student's activations before training, by site
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        kept: list[int],
+        train: Tokens,
+        validation: Tokens,
+        settings: Settings,
+        start: dict[str, tuple[float, float]],
+    ) -> None:
+        self.student, self.teacher, self.kept = student, teacher, kept
+        self.train, self.validation, self.settings, self.start = train, validation, settings, start
+        self.penalty = RangePenalty()
+
+    def known(self, tokens: Tokens, deep: bool) -> TeacherStates:
+        """The teacher's states on some texts."""
+        layers = self.kept if deep else ()
+        return TeacherStates(self.teacher, tokens, layers=layers, deep=deep, cache_mb=self.settings.cache_mb)
+
+    def penalised(self, loss: Tensor, parts: dict[str, float]) -> Found:
+        """A loss with what activations beyond their limits cost."""
+        outside = self.penalty.take()
+        return loss + self.settings.range_weight * outside, {**parts, "ranges": outside.item()}
+
+    def blame(self, indices: Sequence[int]) -> str:
+        return blame(extremes(self.student, self.train.batch(indices)), self.start)
+
+
+def hidden_stage(pupil: Pupil) -> Stage:
+    """Embeddings, hidden states and attention, layer by layer. The models must let their attention be looked at."""
+    settings, train, validation = pupil.settings, pupil.train, pupil.validation
+    known, known_validation = pupil.known(train, deep=True), pupil.known(validation, deep=True)
+
+    def compare(tokens: Tokens, teacher: TeacherStates, indices: Sequence[int]) -> Found:
+        batch = tokens.batch(indices)
+        return state_loss(states_of(pupil.student, batch, True), teacher(indices, batch), settings.attention_weight)
+
+    def validate() -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for indices in in_order(validation.lengths, settings.batch):
+            found, parts = compare(validation, known_validation, indices)
+            for name, value in (("loss", found.item()), *parts.items()):
+                sums[name] = sums.get(name, 0.0) + value * len(indices) / len(validation)
+        pupil.penalty.take()
+        return {**sums, "score": -sums["loss"]}
+
+    def loss(indices: Sequence[int]) -> Found:
+        return pupil.penalised(*compare(train, known, indices))
+
+    return Stage("hidden", settings.hidden_epochs, settings.hidden_rate, loss, validate, blame=pupil.blame)
+
+
+def logit_stage(pupil: Pupil) -> Stage:
+    """The teacher's softened answers and the labels; the epoch with the least loss on validation counts.
+
+    Not the most accurate one: on some hundred texts accuracy is noise of a point or two, and the loss is not.
+    """
+    settings, train, validation = pupil.settings, pupil.train, pupil.validation
+    known, known_validation = pupil.known(train, deep=False), pupil.known(validation, deep=False)
+
+    def compare(tokens: Tokens, teacher: TeacherStates, indices: Sequence[int]) -> Found:
+        batch = tokens.batch(indices)
+        logits, labels = pupil.student(**batch).logits, tokens.labels[torch.as_tensor(indices)]
+        return answer_loss(logits, teacher(indices, batch).logits, labels, settings.temperature, settings.soft_weight)
+
+    def loss(indices: Sequence[int]) -> Found:
+        return pupil.penalised(*compare(train, known, indices))
+
+    def validate() -> dict[str, float]:
+        found = judged(pupil.student, validation)
+        lost = sum(
+            compare(validation, known_validation, indices)[0].item() * len(indices) / len(validation)
+            for indices in in_order(validation.lengths, settings.batch)
+        )
+        pupil.penalty.take()
+        return {**found, "loss": lost, "score": -lost}
+
+    return Stage("logits", settings.logit_epochs, settings.logit_rate, loss, validate, blame=pupil.blame)

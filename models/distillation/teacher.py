@@ -1,0 +1,82 @@
+"""The teacher: a classifier that is given, or an encoder that is fine-tuned to be one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import DataError
+from ..loading import Loaded
+from .batches import Tokens, in_order
+from .settings import DistillError, Settings
+from .training import Stage, accuracy
+
+
+def is_classifier(loaded: Loaded) -> bool:
+    """Whether a model can be a teacher as it is."""
+    return loaded.kind == "classifier"
+
+
+def classifier_of(loaded: Loaded, labels: Sequence[str], seed: int) -> nn.Module:
+    """The encoder of a loaded model with a new head for these labels, drawn with the seed.
+
+    Errors: DistillError if transformers has no classifier of this architecture; DataError for an image model.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    if loaded.kind == "image":
+        raise DataError(f"{loaded.name}: is an image model; distill takes models of texts")
+    config = AutoConfig.from_pretrained(loaded.folder)
+    config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        except ValueError:
+            raise DistillError(
+                f"{loaded.name}: transformers has no text classifier of this kind ({config.model_type}); give another"
+            ) from None
+    encoder: Any = getattr(loaded.model, "model", loaded.model)  # a sentence encoder or causal model is wrapped
+    encoder = getattr(encoder, "base_model", encoder)
+    missing, _ = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    unset = [name for name in missing if not name.startswith("pooler.")]
+    if unset:
+        raise DistillError(f"{loaded.name}: lacks weights of a classifier, first {unset[0]}; give another teacher")
+    return model.eval()
+
+
+def freeze_embeddings(model: nn.Module) -> None:
+    """Leave the word table as it is: it is half of a small model, few rows are seen, and clients hold it anyway."""
+    model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[operator, union-attr]
+
+
+def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: Settings) -> Stage:
+    """Plain fine-tuning with cross entropy; the epoch of the best validation accuracy counts."""
+
+    def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        logits = model(**tokens.batch(indices)).logits
+        return F.cross_entropy(logits, tokens.labels[torch.as_tensor(indices)]), {}
+
+    return Stage(
+        "teacher",
+        settings.teacher_epochs,
+        settings.teacher_rate,
+        loss,
+        lambda: judged(model, validation),
+        dropout=True,
+    )
+
+
+def judged(model: nn.Module, tokens: Tokens, size: int = 64) -> dict[str, float]:
+    """accuracy, and score: the same with the mean cross entropy to tell equal accuracies apart."""
+    pairs = [
+        (model(**tokens.batch(indices)).logits, tokens.labels[torch.as_tensor(indices)])
+        for indices in in_order(tokens.lengths, size)
+    ]
+    found = accuracy(pairs)
+    entropy = float(F.cross_entropy(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])))
+    return {"accuracy": found, "entropy": entropy, "score": found - 1e-3 * min(entropy, 1.0)}

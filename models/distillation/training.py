@@ -1,0 +1,228 @@
+"""One stage of training: epochs over batches, warm-up, clipping, early stopping, and checkpoints that go on exactly.
+
+The result is a function of the seed, the data and the settings: a run that was killed and goes on from its last
+checkpoint ends with the same weights, bit for bit, on the same machine and number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import epoch_batches
+from .checkpoints import read, write
+from .settings import DistillError, Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: after every step and every epoch. `metric`: the stage's best on validation so far, None before one."""
+
+    stage: str
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    metric: float | None
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass
+class Stage:
+    """What differs between stages.
+
+    loss        of a batch's positions: the tensor to minimise, and numbers to record
+    validate    numbers to record; "score" of them is the one to maximise
+    dropout     the model's own; a student is to do exactly what its teacher does, without noise
+    blame       called with the batch's positions when a loss is NaN or infinite: which layer left its range
+    """
+
+    name: str
+    epochs: int
+    rate: float
+    loss: Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
+    validate: Callable[[], dict[str, float]]
+    dropout: bool = False
+    blame: Callable[[Sequence[int]], str] = lambda indices: "no layer was watched"
+
+
+@dataclass
+class _State:
+    epoch: int = 0
+    at: int = 0  # batches done in this epoch
+    step: int = 0
+    best: float = -math.inf
+    stale: int = 0
+    finished: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    stage: Stage,
+    lengths: Sequence[int],
+    settings: Settings,
+    file: Path,
+    fingerprint: str,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Train the parameters that require gradients; leave the model with its best weights. Returns the history by epoch.
+
+    lengths   of the training texts: what batches are made of
+    file      the stage's checkpoint: gone on from if it is there
+    Errors: DistillError if the loss is not finite, if the disk is full, or if the checkpoint is of another run.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(_groups(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
+    batches_an_epoch = -(-len(lengths) // settings.batch)
+    total = stage.epochs * batches_an_epoch
+    state, best = _State(), {n: p.detach().clone() for n, p in parameters.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        stored = read(file)
+        if stored is not None:
+            state = _resume(stored, parameters, optimizer, best, fingerprint, file)
+        if state.epoch == 0 and not state.finished and stage.epochs == 0:
+            state.finished = True
+        while not state.finished:
+            batches = epoch_batches(lengths, settings.batch, settings.seed, state.epoch)
+            model.train(stage.dropout)
+            for indices in batches[state.at :]:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.rate * _slope(state.step, total, settings.warm_up)
+                with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+                    loss, parts = stage.loss(indices)
+                norm = math.nan
+                if math.isfinite(value := loss.item()):
+                    loss.backward()
+                    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip))
+                if not math.isfinite(norm):
+                    raise DistillError(_diverged(stage, state, value, indices, file))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                state.at, state.step = state.at + 1, state.step + 1
+                for name, number in (("loss", value), *parts.items()):
+                    state.sums[name] = state.sums.get(name, 0.0) + number
+                if progress:
+                    progress(Step(stage.name, state.epoch, state.step, total, value, _shown(state)))
+                if state.at < batches_an_epoch and state.at % settings.checkpoint_steps == 0:
+                    _save(file, state, parameters, optimizer, best, fingerprint)
+            _end_epoch(model, stage, state, best, parameters, batches_an_epoch, settings.patience)
+            _save(file, state, parameters, optimizer, best, fingerprint)
+            if progress:
+                progress(Step(stage.name, state.epoch, state.step, total, state.history[-1]["loss"], _shown(state)))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(best[name])
+    model.eval()
+    return state.history
+
+
+def _end_epoch(
+    model: nn.Module,
+    stage: Stage,
+    state: _State,
+    best: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    batches: int,
+    patience: int,
+) -> None:
+    model.eval()
+    with torch.no_grad():
+        found = stage.validate()
+    means = {name: total / batches for name, total in state.sums.items()}
+    state.history.append({"epoch": state.epoch + 1, **means, **{f"validation_{n}": v for n, v in found.items()}})
+    state.epoch, state.at, state.sums = state.epoch + 1, 0, {}
+    if found["score"] > state.best:
+        state.best, state.stale = found["score"], 0
+        for name, parameter in parameters.items():
+            best[name].copy_(parameter.detach())
+    else:
+        state.stale += 1
+    state.finished = state.epoch >= stage.epochs or state.stale >= patience
+
+
+def _groups(parameters: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, biases and the weights of norms do not."""
+    return [
+        {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _slope(step: int, total: int, warm_up: float) -> float:
+    """Up in a line for the first steps, then down in a line to zero after the last."""
+    rising = max(1, round(warm_up * total))
+    return (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
+
+
+def _shown(state: _State) -> float | None:
+    return state.best if math.isfinite(state.best) else None
+
+
+def _diverged(stage: Stage, state: _State, loss: float, indices: Sequence[int], file: Path) -> str:
+    what = f"the loss is {loss:g}" if not math.isfinite(loss) else "a gradient is not finite"
+    kept = f"the last good checkpoint is {file}" if file.is_file() else "no checkpoint was due before"
+    return (
+        f"stage {stage.name}, step {state.step + 1}: {what}; {stage.blame(indices)}. {kept}; "
+        "lower the learning rate or raise the range weight, in another folder"
+    )
+
+
+# Checkpoints.
+
+
+def _save(
+    file: Path,
+    state: _State,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    fingerprint: str,
+) -> None:
+    tensors = {f"now.{n}": p.detach() for n, p in parameters.items()}
+    tensors |= {f"best.{n}": t for n, t in best.items()}
+    tensors["random"] = torch.get_rng_state()
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value
+    write(file, tensors, {"fingerprint": fingerprint, **vars(state)})
+
+
+def _resume(
+    stored: tuple[dict[str, Tensor], dict[str, Any]],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    fingerprint: str,
+    file: Path,
+) -> _State:
+    tensors, state = stored
+    if state.pop("fingerprint") != fingerprint:
+        raise DistillError(
+            f"{file}: belongs to a run with other settings, data or teacher; give another folder, or remove this one"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"now.{name}"])
+            best[name].copy_(tensors[f"best.{name}"])
+            kept = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if kept["step"] is not None:  # a head has no gradients while states are learned
+                optimizer.state[parameter].update(kept)
+    torch.set_rng_state(tensors["random"])
+    return _State(**state)
+
+
+def accuracy(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of right answers; (logits [texts, C], labels [texts])."""
+    right = [(logits.argmax(-1) == labels).float() for logits, labels in pairs]
+    return float(torch.cat(right).mean())

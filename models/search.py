@@ -1,0 +1,420 @@
+"""The cheapest plan within a loss of accuracy: which layer may use what, found by trying one change at a time.
+
+1. Sensitivity. Each change (one layer, one kind of function, one cheaper choice) is put into the base plan alone, and
+   the answers on validation texts are compared with those of float32: the mean Kullback-Leibler divergence of the
+   classes' probabilities, which sees a loss long before an answer flips.
+2. Saving. A program is compiled with each choice in all layers, and priced; a layer has its share of the difference.
+3. Search. Changes are taken in the order of divergence per second saved. One that takes the loss over the budget is
+   left out again. Every state on the way is a point of the frontier.
+
+Nothing is trained here. Choices that need distillation break an untouched model, and the search says by how much;
+that ranks layers by what they bear, and a plan with such choices is what `distill` is then given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..approximations import Plan, approximate, calibrate, plan_of, restore
+from ..approximations.registry import find
+from ..protocols.errors import BlindformerError
+from .compile import Compiled
+from .data import Examples
+from .evaluation import Interval, by_bucket, compile_bucket, encode, wilson
+from .loading import Loaded
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "gelu": ("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
+    "silu": ("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
+    "softmax": ("2quad", "2relu"),
+    "linear": (8,),
+}
+"""What a layer may be given instead of the base plan's own choice. `linear`: bits of the weights."""
+
+METRICS = ("accuracy", "agreement")
+CALIBRATION = 64
+ROWS = 32
+Progress = Callable[[str, int, int], None]
+Pricer = Callable[[Compiled], dict[str, float]]
+
+
+class SearchError(BlindformerError):
+    """A model that cannot be searched."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One choice in one layer. `layer`: a glob on module paths."""
+
+    layer: str
+    kind: str
+    choice: Any
+
+    @property
+    def label(self) -> str:
+        if isinstance(self.choice, int):
+            return f"{self.choice} bits"
+        if isinstance(self.choice, str):
+            return self.choice
+        options = ", ".join(f"{k} {v:g}" for k, v in self.choice["options"].items())
+        return f"{self.choice['name']} ({options})"
+
+    @property
+    def needs_distillation(self) -> bool:
+        name = self.choice["name"] if isinstance(self.choice, dict) else self.choice
+        return self.kind != "linear" and find(self.kind, name).needs_distillation
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Answers on the validation texts. `divergence`: mean KL from float32's, in nats; `agreement`: with float32."""
+
+    divergence: float
+    accuracy: Interval
+    agreement: Interval
+
+    def loss(self, exact: Quality, metric: str) -> float:
+        """Points lost against float32."""
+        if metric == "accuracy":
+            return 100 * (exact.accuracy.value - self.accuracy.value)
+        return 100 * (1.0 - self.agreement.value)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A change alone. `saving`: seconds of a query that it is expected to save."""
+
+    change: Change
+    quality: Quality
+    saving: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A layer left out, or one head silenced. It is no part of a plan: `distill --layers` trains smaller students."""
+
+    what: str
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan on the way. `taken`: how many changes are in it; `seconds` is expected, but for the ends: see `price`."""
+
+    plan: Plan
+    taken: int
+    quality: Quality
+    loss: float
+    seconds: float
+    within: bool
+    price: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result. `points`: from the base plan to the one with every change; `chosen`: the cheapest one within."""
+
+    model: str
+    metric: str
+    budget: float
+    texts: int
+    length: int
+    exact: Quality
+    sensitivities: list[Sensitivity]
+    removals: list[Removal]
+    points: list[Point]
+    chosen: Point
+
+    def to_dict(self) -> dict[str, Any]:
+        made = {name: value for name, value in vars(self).items() if name not in ("points", "chosen")}
+        made = {n: _plain(v) for n, v in made.items()}
+        made["points"] = [_point(p) for p in self.points]
+        return {**made, "chosen": {**_point(self.chosen), "plan": self.chosen.plan.model_dump(mode="json")}}
+
+
+def search(
+    loaded: Loaded,
+    validation: Examples,
+    calibration: Sequence[str],
+    price: Pricer,
+    *,
+    base: Plan | str = "faithful",
+    budget: float = 1.0,
+    metric: str = "accuracy",
+    length: int = 32,
+    choices: Mapping[str, Sequence[Any]] = CHOICES,
+    heads: bool = False,
+    progress: Progress | None = None,
+) -> Found:
+    """Search the mixed plans between `base` and every cheaper choice in every layer.
+
+    validation   labelled texts that a plan is judged on (class indices of the model); not the test set
+    calibration  texts that every plan is calibrated on
+    price        a compiled program -> at least "seconds" of a query
+    budget       points of `metric` that may be lost against float32: accuracy on the labels, or agreement with float32
+    length       tokens of a query; texts are padded to it or cut
+    heads        whether to try each attention head, too (a pass over the texts for each)
+
+    Errors: SearchError for a model without a list of layers, or an unknown metric; those of calibrating and compiling.
+    """
+    if metric not in METRICS:
+        raise SearchError(f"metric {metric}: choose {' or '.join(METRICS)}")
+    by_bucket(loaded, validation.texts[:1], length)  # refuses what is no classifier
+    base = Plan.preset(base) if isinstance(base, str) else base
+    judge = _Judge(loaded, validation, calibration, length, base)
+    say = progress or (lambda what, done, total: None)
+    layers = list(layer_paths(loaded.model))
+    changes = [
+        Change(f"{layer}.*", kind, choice)
+        for kind, options in choices.items()
+        for choice in options
+        if _differs(base, kind, choice, f"{layers[0]}.x") and judge.reaches(kind)
+        for layer in layers
+    ]
+    whole: dict[tuple[str, str], float] = {}
+    start = price(judge.compiled(base))
+    kinds = list(dict.fromkeys((c.kind, c.label) for c in changes))
+    for done, key in enumerate(kinds, start=1):
+        all_layers = [c for c in changes if (c.kind, c.label) == key]
+        whole[key] = start["seconds"] - price(judge.compiled(with_changes(base, all_layers)))["seconds"]
+        say("price", done, len(kinds))
+    sensitivities = []
+    for done, change in enumerate(changes, start=1):
+        quality = judge.quality(with_changes(base, [change]))
+        sensitivities.append(Sensitivity(change, quality, whole[change.kind, change.label] / len(layers)))
+        say("sensitivity", done, len(changes))
+    removals = _removals(judge, layers, heads, say)
+    points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
+    cheapest = min((p for p in points if p.within), key=lambda p: p.seconds, default=points[0])
+    priced = {id(p): price(judge.compiled(p.plan)) for p in {id(q): q for q in (cheapest, points[-1])}.values()}
+    priced[id(points[0])] = start
+    final = [_with_price(p, priced.get(id(p))) for p in points]
+    return Found(
+        model=loaded.name,
+        metric=metric,
+        budget=budget,
+        texts=len(validation),
+        length=length,
+        exact=judge.exact,
+        sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
+        removals=removals,
+        points=final,
+        chosen=final[points.index(cheapest)],
+    )
+
+
+def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
+    """The plan with these changes as exceptions, without ranges: it has to be calibrated."""
+    overrides = {pattern: dict(by_kind) for pattern, by_kind in plan.overrides.items()}
+    bits = dict(plan.bits)
+    for change in changes:
+        if change.kind == "linear":
+            bits[change.layer] = change.choice
+        else:
+            overrides.setdefault(change.layer, {})[change.kind] = change.choice
+    name = plan.name if not changes else f"{plan.name}, searched".replace(", searched, searched", ", searched")
+    return plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
+
+
+def layer_paths(model: nn.Module) -> Iterator[str]:
+    """Paths of the layers: the members of the longest list of modules of one class."""
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and len({type(m) for m in module}) == 1
+    ]
+    if not lists:
+        raise SearchError(f"{type(model).__name__}: has no list of layers, so there is nothing to mix; choose a preset")
+    path, module = max(lists, key=lambda item: len(item[1]))
+    return (f"{path}.{i}" for i in range(len(module)))
+
+
+class _Judge:
+    """The model, the texts in batches of one length, and what float32 answers."""
+
+    def __init__(
+        self, loaded: Loaded, validation: Examples, calibration: Sequence[str], length: int, base: Plan
+    ) -> None:
+        self.loaded, self.length, self.calibration = loaded, length, list(calibration)[:CALIBRATION]
+        texts = validation.texts
+        self.labels = torch.tensor(validation.labels)
+        self.batches = [encode(loaded, texts[at : at + ROWS], length) for at in range(0, len(texts), ROWS)]
+        self.fitting = [
+            encode(loaded, self.calibration[at : at + ROWS], length) for at in range(0, len(self.calibration), ROWS)
+        ]
+        if plan_of(loaded.model) is not None:
+            restore(loaded.model)
+        self.reference = self.logits()
+        self.exact = self._compare(self.reference)
+        self.sites = calibrate(loaded.model, self.fitting[:1], base).ranges
+
+    def reaches(self, kind: str) -> bool:
+        """Whether the model has any call of this kind."""
+        return kind == "linear" or any(site.split("/")[1] == kind for site in self.sites)
+
+    def quality(self, plan: Plan) -> Quality:
+        """With the plan, calibrated."""
+        model = approximate(self.loaded.model, calibrate(self.loaded.model, self.fitting, plan))
+        try:
+            return self._compare(self.logits())
+        finally:
+            restore(model)
+
+    def logits(self) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.loaded.model(**batch).logits for batch in self.batches])
+
+    def compiled(self, plan: Plan) -> Compiled:
+        fitted = calibrate(self.loaded.model, self.fitting, plan)
+        return compile_bucket(self.loaded, self.length, fitted, self.calibration[:ROWS])
+
+    def _compare(self, logits: Tensor) -> Quality:
+        ours, theirs = logits.double().log_softmax(-1), self.reference.double().log_softmax(-1)
+        divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean()
+        chosen = logits.argmax(-1)
+        count = len(self.labels)
+        return Quality(
+            divergence=float(divergence),
+            accuracy=wilson(int((chosen == self.labels).sum()), count),
+            agreement=wilson(int((chosen == self.reference.argmax(-1)).sum()), count),
+        )
+
+
+def _walk(
+    judge: _Judge,
+    base: Plan,
+    seconds: float,
+    sensitivities: Sequence[Sensitivity],
+    budget: float,
+    metric: str,
+    say: Progress,
+) -> list[Point]:
+    """Greedy, cheapest divergence per second first; then on past the budget, for the picture."""
+    order = sorted((s for s in sensitivities if s.saving > 0), key=lambda s: max(s.quality.divergence, 1e-9) / s.saving)
+    quality = judge.quality(base)
+    loss = quality.loss(judge.exact, metric)
+    points = [Point(base.replace(ranges={}, fits={}), 0, quality, loss, seconds, loss <= budget)]
+    taken: list[Sensitivity] = []
+    left: list[Sensitivity] = []
+    for done, item in enumerate(order, start=1):
+        if not _clashes(item, taken):
+            point = _try(judge, base, seconds, [*taken, item], budget, metric)
+            if point.within:
+                taken.append(item)
+                points.append(point)
+            else:
+                left.append(item)
+        say("search", done, len(order))
+    for item in left:
+        if not _clashes(item, taken):
+            taken.append(item)
+            points.append(_try(judge, base, seconds, taken, budget, metric))
+    return points
+
+
+def _try(judge: _Judge, base: Plan, seconds: float, taken: Sequence[Sensitivity], budget: float, metric: str) -> Point:
+    plan = with_changes(base, [s.change for s in taken])
+    quality = judge.quality(plan)
+    loss = quality.loss(judge.exact, metric)
+    return Point(plan, len(taken), quality, loss, seconds - sum(s.saving for s in taken), loss <= budget)
+
+
+def _clashes(item: Sensitivity, taken: Sequence[Sensitivity]) -> bool:
+    """A layer has one choice of a kind: the first that was taken."""
+    return any((t.change.layer, t.change.kind) == (item.change.layer, item.change.kind) for t in taken)
+
+
+def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) -> list[Removal]:
+    """float32 without one layer (its input is its output), and without one head (its part of the mix is zero)."""
+    model, found = judge.loaded.model, []
+    for done, layer in enumerate(layers, start=1):
+        with _hooked(model.get_submodule(layer), _skip):
+            found.append(Removal(layer, judge._compare(judge.logits())))
+        say("layers", done, len(layers))
+    if heads:
+        parts = [(layer, linear, n) for layer in layers for linear, n in _mixers(model, layer)]
+        total, done = sum(n for _, _, n in parts), 0
+        for layer, linear, count in parts:
+            for head in range(count):
+                with _hooked(linear, None, lambda x, head=head, count=count: _silence(x, head, count)):
+                    found.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
+                done += 1
+                say("heads", done, total)
+    return found
+
+
+class _hooked:
+    """A module whose result, or whose input, is changed for a while."""
+
+    def __init__(self, module: nn.Module, result: Any = None, reads: Any = None) -> None:
+        if result is not None:
+            self.handle = module.register_forward_hook(result, with_kwargs=True)
+        else:
+            self.handle = module.register_forward_pre_hook(lambda m, args: (reads(args[0]), *args[1:]))
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        self.handle.remove()
+
+
+def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+    x = args[0] if args else kwargs["hidden_states"]
+    return (x, *result[1:]) if isinstance(result, tuple) else x
+
+
+def _silence(x: Tensor, head: int, count: int) -> Tensor:
+    width = x.shape[-1] // count
+    kept = torch.ones(x.shape[-1], dtype=x.dtype)
+    kept[head * width : (head + 1) * width] = 0
+    return x * kept
+
+
+def _mixers(model: nn.Module, layer: str) -> Iterator[tuple[nn.Module, int]]:
+    """The linear after attention, whose input is the heads side by side, and how many they are."""
+    config: Any = model.config
+    count = getattr(config, "num_attention_heads", None) or getattr(config, "n_heads", None)
+    pattern = re.compile(r".*(attention\.output\.dense|attn\.c_proj|out_lin|o_proj|attention\.o)$")
+    for path, module in model.get_submodule(layer).named_modules():
+        if isinstance(count, int) and pattern.match(path):
+            yield module, count
+
+
+def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:
+    if kind == "linear":
+        return base.bits_of(path) != choice
+    own = base.choice(kind, path)
+    return own.model_dump() != (choice if isinstance(choice, dict) else {"name": choice, "options": {}})
+
+
+def _with_price(point: Point, price: dict[str, float] | None) -> Point:
+    if price is None:
+        return point
+    return Point(point.plan, point.taken, point.quality, point.loss, price["seconds"], point.within, price)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Sensitivity):
+        return {**asdict(value), "label": value.change.label, "needs_distillation": value.change.needs_distillation}
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _point(point: Point) -> dict[str, Any]:
+    made = {"taken": point.taken, "loss": point.loss, "seconds": point.seconds, "within": point.within}
+    return {
+        **made,
+        "quality": asdict(point.quality),
+        "price": point.price,
+        "needs_distillation": point.plan.needs_distillation(),
+        "choices": {p: {k: c.name for k, c in kinds.items()} for p, kinds in point.plan.overrides.items()},
+        "bits": dict(point.plan.bits),
+    }

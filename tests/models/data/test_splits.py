@@ -1,0 +1,156 @@
+"""A data set's parts: disjoint, stratified, the same for the same seed, and free of copies."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from blindformer.models.data import DataError, Rows
+from blindformer.models.data.dataset import stratified
+from blindformer.models.data.registry import cleaned, split
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def rows(count: int, classes: int = 2, **more) -> Rows:
+    texts = [f"sentence number {i}" for i in range(count)]
+    return Rows(texts, [i % classes for i in range(count)], tuple("abcdefgh"[:classes]), **more)
+
+
+def test_parts_are_disjoint_complete_and_stratified():
+    data = split("x", rows(100), seed=0)
+    parts = [data.train, data.validation, data.test]
+    assert [len(p) for p in parts] == [72, 8, 20]
+    assert sorted(t for p in parts for t in p.texts) == sorted(rows(100).inputs)
+    assert all(Counter(p.labels) == {0: len(p) // 2, 1: len(p) // 2} for p in parts)
+
+
+def test_labels_stay_with_their_texts():
+    data = split("x", rows(60, 3), seed=5)
+    for part in (data.train, data.validation, data.test):
+        assert all(int(text.split()[-1]) % 3 == label for text, label in zip(part.texts, part.labels, strict=True))
+
+
+def test_the_seed_decides():
+    same, again, other = (split("x", rows(50), seed=s).test.texts for s in (1, 1, 2))
+    assert same == again != other
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.data())
+def test_a_stratified_share_of_every_class_is_within_one_of_exact(labels, data):
+    count = data.draw(st.integers(0, len(labels)))
+    taken, left = stratified(labels, count, 0)
+    assert len(taken) == count
+    assert sorted(taken + left) == list(range(len(labels)))
+    found = Counter(labels[i] for i in taken)
+    for label, size in Counter(labels).items():
+        assert math.floor(size * count / len(labels)) <= found[label] <= math.ceil(size * count / len(labels))
+
+
+def test_copies_go_and_the_first_stays():
+    texts = [
+        "Good film.",
+        "good   film",
+        "GOOD FILM!",
+        "bad film",
+        "Bad &amp; long",
+        "bad & long",
+        "c",
+        "d",
+        "e",
+        "f",
+    ] * 3
+    found = split("x", Rows(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4)
+    kept = sorted(t for p in (found.train, found.validation, found.test) for t in p.texts)
+    assert kept == sorted(["Good film.", "bad film", "Bad & long", "c", "d", "e", "f"])
+    assert found.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
+
+
+def test_texts_with_two_labels_go_altogether_and_empty_ones_too():
+    base = rows(20)
+    mixed = Rows([*base.inputs, "both", "Both!", " ", ""], [*base.labels, 0, 1, 0, 0], base.names)
+    found = split("x", mixed, 0)
+    assert found.dropped == {"duplicate": 0, "contradictory": 2, "empty": 2}
+    assert len(found.train) + len(found.validation) + len(found.test) == 20
+
+
+def test_nothing_of_a_given_test_part_is_trained_on():
+    texts = [*(f"t{i}" for i in range(20)), "Copy.", *(f"u{i}" for i in range(6)), "copy"]
+    parts = ["train"] * 21 + ["test"] * 7
+    found = split(
+        "x", Rows(texts, [i % 2 for i in range(20)] + [0] + [i % 2 for i in range(6)] + [0], ("n", "p"), parts), 0
+    )
+    assert found.test.texts == [*(f"u{i}" for i in range(6)), "copy"]
+    assert "Copy." not in found.train.texts + found.validation.texts
+
+
+def test_entities_spaces_and_disguised_punctuation_are_repaired():
+    assert cleaned("  fish &amp; chips \x96 it&#39;s\ngood ") == "fish & chips \u2013 it's good"
+
+
+def test_punctuation_alone_is_not_one_text():
+    found = split("x", Rows([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
+    assert found.dropped == {"duplicate": 0, "contradictory": 0, "empty": 0}
+
+
+def test_images_are_divided_and_deduplicated_alike():
+    images = torch.arange(40, dtype=torch.uint8).repeat_interleave(4).reshape(40, 2, 2)
+    found = split(
+        "x", Rows(torch.cat([images, images[:5]]), [i % 2 for i in range(40)] + [0, 1, 0, 1, 0], ("n", "p")), 0
+    )
+    assert found.kind == "image"
+    assert found.dropped["duplicate"] == 5
+    assert all(int(image[0, 0]) % 2 == label for image, label in zip(found.test.inputs, found.test.labels, strict=True))
+    with pytest.raises(DataError, match="are images"):
+        _ = found.test.texts
+
+
+def test_subsets_are_stratified_and_in_order():
+    data = split("x", rows(200), seed=0)
+    part = data.train.subset(30, seed=3)
+    assert Counter(part.labels) == {0: 15, 1: 15}
+    assert [data.train.texts.index(t) for t in part.texts] == sorted(data.train.texts.index(t) for t in part.texts)
+    assert data.train.subset(10_000) is data.train
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (Rows([], [], ("n", "p")), "holds no examples"),
+        (Rows(["a", "b", "c"], [1, 1, 1], ("n", "p")), "every example is 'p'"),
+        (Rows([f"t{i}" for i in range(30)], [0] * 29 + [1], ("n", "rare")), "'rare' has 1 examples, none of them for"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(made, message):
+    with pytest.raises(DataError, match=message):
+        split("x", made, 0)
+
+
+# Labels of a model.
+
+
+def test_labels_are_matched_by_name_whatever_their_order_and_case():
+    data = split("x", rows(40), 0)
+    turned = data.matched({0: "B", 1: "A", 2: "other"})
+    assert turned.labels == ("B", "A", "other")
+    assert turned.test.labels == [1 - y for y in data.test.labels]
+
+
+@pytest.mark.parametrize("labels", [{0: "LABEL_0", 1: "LABEL_1"}, {0: "0", 1: "1"}])
+def test_names_of_no_meaning_are_matched_by_index(labels):
+    data = split("x", rows(40), 0)
+    assert data.matched(labels).train.labels == data.train.labels
+
+
+def test_numbers_of_the_data_take_a_models_names():
+    base = rows(40)
+    data = split("x", Rows(base.inputs, base.labels, ("0", "1")), 0)
+    assert data.matched({0: "negative", 1: "positive"}).labels == ("negative", "positive")
+
+
+@pytest.mark.parametrize("labels", [{0: "calm", 1: "cross"}, {0: "0", 1: "1", 2: "2"}])
+def test_labels_that_do_not_match_are_named_on_both_sides(labels):
+    with pytest.raises(DataError, match=f"its labels are a, b, the model's are {', '.join(labels.values())}"):
+        split("x", rows(40), 0).matched(labels)

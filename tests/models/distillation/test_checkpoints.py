@@ -1,0 +1,139 @@
+"""A run that is killed goes on exactly, and what is on disk is whole at every moment."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from blindformer.models.distillation import DistillError, distill
+from blindformer.models.distillation.checkpoints import locked, read, write
+from safetensors.torch import load_file
+
+from .conftest import FAST
+
+LONGER = {**FAST, "teacher_epochs": 2, "hidden_epochs": 2, "logit_epochs": 2, "checkpoint_steps": 2}
+
+
+class Killed(Exception):
+    pass
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(encoder, few, tmp_path_factory):
+    return distill(encoder, few, tmp_path_factory.mktemp("undisturbed") / "out", **LONGER)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("teacher", 3), ("hidden", 6), ("logits", 1), ("logits", 9)])
+def test_a_run_that_breaks_off_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed, stage, step):
+    def die(now):
+        if (now.stage, now.step) == (stage, step):
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
+    seen = []
+    made = distill(encoder, few, tmp_path / "out", progress=seen.append, **LONGER)
+    assert 1 <= next(s.step for s in seen if s.stage == stage) <= step + 1
+    assert same(weights(made.folder), weights(undisturbed.folder))
+    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
+    assert made.plan == undisturbed.plan
+    assert made.report == undisturbed.report
+
+
+SCRIPT = """
+import os, pickle, signal, sys
+import torch
+torch.set_num_threads(1)
+from blindformer.models.distillation import distill
+
+def die(now):
+    if (now.stage, now.step) == ("hidden", 7):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+encoder, data, out, settings = pickle.load(sys.stdin.buffer)
+distill(encoder, data, out, progress=die, **settings)
+"""
+
+
+def test_a_process_that_is_killed_leaves_a_run_to_go_on_with(encoder, few, tmp_path, undisturbed):
+    given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
+    done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    made = distill(encoder, few, tmp_path / "out", **LONGER)
+    assert same(weights(made.folder), weights(undisturbed.folder))
+
+
+def test_the_seed_decides_all_of_it(encoder, few, tmp_path, undisturbed):
+    made = distill(encoder, few, tmp_path / "out", seed=1, **LONGER)
+    assert not same(weights(made.folder), weights(undisturbed.folder))
+
+
+def test_other_settings_do_not_go_on_with_a_run(encoder, few, tmp_path):
+    def die(now):
+        if now.stage == "hidden":
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(encoder, few, tmp_path / "out", progress=die, **FAST)
+    with pytest.raises(DistillError, match="belongs to a run with other settings, data or teacher"):
+        distill(encoder, few, tmp_path / "out", **{**FAST, "temperature": 3.0})
+
+
+# The file.
+
+TENSORS = {"a": torch.arange(100_000.0), "b": torch.ones(3, dtype=torch.uint8)}
+
+
+def test_a_checkpoint_holds_tensors_and_a_state(tmp_path):
+    write(tmp_path / "x", TENSORS, {"epoch": 3, "best": -0.5})
+    tensors, state = read(tmp_path / "x")
+    assert same(tensors, TENSORS)
+    assert state == {"epoch": 3, "best": -0.5}
+    assert read(tmp_path / "nothing") is None
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    """The system refuses to write beyond a limit, as it does on a full disk."""
+    write(tmp_path / "x", {"a": torch.zeros(10)}, {"epoch": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DistillError, match="no space left to write it; the last checkpoint is whole"):
+            write(tmp_path / "x", TENSORS, {"epoch": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    tensors, state = read(tmp_path / "x")
+    assert state == {"epoch": 1}
+    assert same(tensors, {"a": torch.zeros(10)})
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_damaged_checkpoint_is_not_read(tmp_path):
+    write(tmp_path / "x", TENSORS, {})
+    content = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(content[:1000])
+    with pytest.raises(DistillError, match="is damaged"):
+        read(tmp_path / "x")
+
+
+def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
+    with locked(tmp_path), pytest.raises(DistillError), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass

@@ -1,0 +1,229 @@
+"""A small student learns to compute with `fast`, and the folder it is stored in is like any other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blindformer.approximations import Plan, PlanError, approximate, calibrate, restore
+from blindformer.models.data import DataError, Examples
+from blindformer.models.distillation import DistillError, distill
+from blindformer.models.distillation.batches import in_order, tokenise
+from blindformer.models.distillation.checkpoints import locked
+from blindformer.models.loading import load
+
+from .conftest import FAST
+
+
+@pytest.fixture(scope="module")
+def student(encoder, data, tmp_path_factory):
+    """Distilled with rates that suit a model of this size, and the teacher that was trained for it."""
+    out = tmp_path_factory.mktemp("distilled") / "out"
+    rates = {"teacher_rate": 2e-3, "hidden_rate": 2e-3, "logit_rate": 5e-4}
+    return distill(encoder, data, out, "fast", **rates, teacher_epochs=8, hidden_epochs=4, logit_epochs=4, batch=16)
+
+
+def answers(loaded, examples: Examples, plan: Plan | None = None) -> torch.Tensor:
+    """Logits of all texts, in torch."""
+    tokens = tokenise(loaded, examples, 64)
+    if plan is not None:
+        approximate(loaded.model, plan)
+    try:
+        with torch.no_grad():
+            batches = in_order(tokens.lengths, 32)
+            found = torch.cat([loaded.model(**tokens.batch(indices)).logits for indices in batches])
+    finally:
+        restore(loaded.model)
+    return found[torch.argsort(torch.tensor([i for indices in batches for i in indices]))]
+
+
+def accuracy(logits: torch.Tensor, examples: Examples) -> float:
+    return float((logits.argmax(-1) == torch.tensor(examples.labels)).float().mean())
+
+
+def test_distilling_beats_approximating_alone(student, data):
+    teacher, pupil, test = load(student.folder / "teacher"), load(student.folder), data.test
+    calibration = [tokenise(teacher, data.train.subset(64), 64).batch(range(64))]
+    expected = answers(teacher, test)
+    untouched = answers(teacher, test, calibrate(teacher.model, calibration, "fast"))
+    distilled = answers(pupil, test, pupil.plan())
+    assert accuracy(expected, test) > 0.85
+    assert accuracy(untouched, test) < 0.7
+    assert accuracy(distilled, test) > 0.85
+
+    def divergence(logits):
+        return float(F.kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"))
+
+    assert divergence(distilled) < divergence(untouched) / 5
+
+
+def test_each_stage_makes_its_own_loss_smaller(student):
+    history = student.report["history"]
+    assert list(history) == ["teacher", "hidden", "logits"]
+    for stage, name in (("teacher", "loss"), ("hidden", "validation_loss"), ("logits", "soft")):
+        assert history[stage][-1][name] < history[stage][0][name]
+
+
+def test_the_folder_is_a_transformers_model_with_a_calibrated_plan(student):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(student.folder)
+    tokenizer = AutoTokenizer.from_pretrained(student.folder)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert model(**tokenizer("good red password", return_tensors="pt")).logits.shape == (1, 2)
+    plan = load(student.folder).plan()
+    assert plan == student.plan
+    assert plan.name == "fast"
+    assert plan.ranges
+    assert plan.fits
+    report = json.loads((student.folder / "distillation.json").read_text())
+    assert report["validation_accuracy"] == student.report["validation_accuracy"]
+    assert {p.name for p in student.folder.iterdir()} >= {"teacher", "plan.json", "config.json", "model.safetensors"}
+    assert not (student.folder / ".distillation").exists()
+
+
+def test_the_pages_own_lines_load_it(student, data, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "AutoModel" in block]
+    (tmp_path / "student").symlink_to(student.folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(lines, names)
+    loaded = load(student.folder)
+    tokens = loaded.processor(data.test.texts[:1], return_tensors="pt")
+    with torch.no_grad():
+        found = names["model"](**tokens).logits
+    torch.testing.assert_close(found, answers(loaded, data.test.take([0]), loaded.plan()), atol=1e-4, rtol=1e-4)
+
+
+def test_no_text_of_the_data_is_stored(student, data):
+    texts = [t for t in data.train.texts if len(t.split()) > 6]
+    for file in student.folder.rglob("*"):
+        if file.suffix in (".json", ".txt"):
+            content = file.read_text(encoding="utf-8", errors="ignore")
+            assert not any(text in content for text in texts)
+
+
+def test_the_student_in_training_is_the_student_that_runs(student):
+    """Exact divisions in training, fitted ones afterwards: the same answers."""
+    found = student.report["validation_accuracy"]
+    assert found["student"] == found["student_in_training"]
+    assert student.report["sites_out_of_range"] == []
+
+
+def test_it_runs_in_fixed_point_as_in_torch(student, data):
+    from blindformer.models.compile import compile, decode_outputs
+    from blindformer.models.interpreter import interpret
+    from blindformer.protocols.clear import ClearEngine
+
+    loaded, plan = load(student.folder), load(student.folder).plan()
+    calibration = [loaded.encode(text, 16, truncate=True) for text in data.train.texts[:24]]
+    compiled = compile(loaded.model, calibration, plan)
+    expected = answers(loaded, data.test, plan)
+    for text, wanted in zip(data.test.texts[:12], expected, strict=False):
+        inputs = compiled.encode_inputs(loaded.encode(text, 16))
+        engine = ClearEngine({**inputs, **compiled.weights, **compiled.constants})
+        found = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)["logits"][0]
+        assert (found - wanted).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_compact_student_has_fewer_layers(encoder, few, tmp_path):
+    made = distill(encoder, few, tmp_path / "out", "fast", layers=1, **FAST)
+    assert made.report["kept_layers"] == [1]
+    assert load(made.folder).model.config.num_hidden_layers == 1
+    assert load(made.folder / "teacher").model.config.num_hidden_layers == 2
+
+
+def test_a_classifier_is_a_teacher_as_it_is(student, few, tmp_path):
+    made = distill(student.folder / "teacher", few, tmp_path / "out", **FAST)
+    assert list(made.report["history"]) == ["hidden", "logits"]
+    assert not (made.folder / "teacher").exists()
+
+
+def test_a_plan_with_exceptions_by_layer(student, few, tmp_path):
+    plan = Plan.preset("fast").replace(
+        name="mixed", overrides={"bert.encoder.layer.0.*": {"gelu": "piecewise", "softmax": "exp"}}, linear_bits=16
+    )
+    made = distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
+    assert made.plan.overrides == plan.overrides
+    assert "cuts" in made.plan.fits["bert.encoder.layer.0.intermediate.intermediate_act_fn/gelu"]
+
+
+def test_products_in_bfloat16_leave_a_student_in_float32(student, few, tmp_path):
+    made = distill(student.folder / "teacher", few, tmp_path / "out", bfloat16=True, **FAST)
+    exact = distill(student.folder / "teacher", few, tmp_path / "exact", **FAST)
+    ours, theirs = load(made.folder).model, load(exact.folder).model
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(a.dtype == torch.float32 for a, _ in pairs)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with torch.no_grad():
+        assert max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs) < 0.05
+
+
+# What is refused, and how.
+
+
+def test_labels_that_do_not_match_the_teacher(tiny_classifier, few, tmp_path):
+    with pytest.raises(DataError, match="its labels are negative, positive, the model's are calm, glad, cross"):
+        distill(tiny_classifier, few, tmp_path / "out", **FAST)
+
+
+def test_a_plan_for_modules_the_model_does_not_have(student, few, tmp_path):
+    plan = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "piecewise"}})
+    with pytest.raises(PlanError, match=r"the model has no module 'decoder.block.\*'"):
+        distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
+
+
+def test_an_image_model_cannot_be_a_teacher(few, tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(DataError, match="has no tokenizer, so it takes no text"):
+        distill(tmp_path / "vit", few, tmp_path / "out", **FAST)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 3}, "3 layers: the teacher has 2; give a number from 1 to 2"),
+        ({"speed": 3}, "unknown setting 'speed': use one of seed, layers"),
+        ({"batch": 0}, "setting batch: Input should be greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be(student, few, tmp_path, settings, message):
+    with pytest.raises(DistillError, match=message):
+        distill(student.folder / "teacher", few, tmp_path / "out", **{**FAST, **settings})
+
+
+def test_a_folder_that_holds_a_model(student, few):
+    with pytest.raises(DistillError, match="holds a model already; give a new folder"):
+        distill(student.folder / "teacher", few, student.folder, **FAST)
+
+
+def test_a_second_process_on_the_same_folder(student, few, tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(DistillError, match="another process distils into it"):
+        distill(student.folder / "teacher", few, tmp_path / "out", **FAST)
+
+
+def test_a_folder_that_cannot_be_made(student, few, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DistillError, match="cannot be written"):
+        distill(student.folder / "teacher", few, tmp_path / "file" / "out", **FAST)
+
+
+def test_a_loss_that_diverges_names_the_layer_and_keeps_the_checkpoint(student, few, tmp_path):
+    out = tmp_path / "out"
+    wild = {**FAST, "hidden_rate": 1e4, "warm_up": 0.0, "clip": 1e9, "checkpoint_steps": 1, "hidden_epochs": 5}
+    with pytest.raises(DistillError, match=r"stage hidden, step \d+: .* not finite|is (nan|inf)") as error:
+        distill(student.folder / "teacher", few, out, **wild)
+    kept = out / ".distillation" / "hidden.safetensors"
+    assert "bert." in str(error.value)
+    assert f"the last good checkpoint is {kept}" in str(error.value)
+    from safetensors.torch import load_file
+
+    assert all(bool(t.isfinite().all()) for t in load_file(kept).values())

@@ -1,0 +1,198 @@
+"""The parts of a distillation, each by what it promises."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from blindformer.approximations import Plan, approximate
+from blindformer.models.distillation import DistillError
+from blindformer.models.distillation.batches import Tokens, epoch_batches, tokenise
+from blindformer.models.distillation.losses import answer_loss, state_loss
+from blindformer.models.distillation.ranges import LIMITS, RangePenalty, blame, extremes
+from blindformer.models.distillation.states import States, TeacherStates, states_of
+from blindformer.models.distillation.student import in_training, spread, with_layers
+from blindformer.models.distillation.teacher import classifier_of
+from blindformer.models.loading import load
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def loaded(encoder):
+    return load(encoder)
+
+
+@pytest.fixture(scope="module")
+def teacher(loaded):
+    return classifier_of(loaded, ("negative", "positive"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokens(loaded, few):
+    return tokenise(loaded, few.train, 64)
+
+
+# Batches.
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=100), st.integers(1, 20), st.integers(0, 3))
+def test_an_epoch_sees_every_text_once_in_batches_of_like_lengths(lengths, size, epoch):
+    batches = epoch_batches(lengths, size, 0, epoch)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in batches)
+    ordered = sorted(batches, key=lambda batch: max(lengths[i] for i in batch))
+    for shorter, longer in pairwise(ordered):
+        assert min(lengths[i] for i in longer) >= max(lengths[i] for i in shorter) - 8
+    assert batches == epoch_batches(lengths, size, 0, epoch)
+
+
+def test_epochs_and_seeds_differ():
+    lengths = list(range(10)) * 10
+    one, two, three = (epoch_batches(lengths, 8, *which) for which in ((0, 0), (0, 1), (1, 0)))
+    assert one != two != three != one
+
+
+def test_a_batch_is_padded_to_a_multiple_of_eight_or_to_a_given_length():
+    tokens = Tokens({"input_ids": [[1, 2, 3], [4] * 9], "attention_mask": [[1] * 3, [1] * 9]},
+                    {"input_ids": 7, "attention_mask": 0}, torch.tensor([0, 1]))  # fmt: skip
+    batch = tokens.batch([1, 0])
+    assert batch["input_ids"].shape == (2, 16)
+    assert batch["input_ids"][1].tolist() == [1, 2, 3] + [7] * 13
+    assert batch["attention_mask"].sum(1).tolist() == [9, 3]
+    assert tokens.batch([1], length=4)["input_ids"].tolist() == [[4] * 4]
+
+
+# States and losses.
+
+
+def test_states_leave_padding_out(teacher, tokens):
+    teacher.set_attn_implementation("eager")
+    indices = [0, 1, 2]
+    found = states_of(teacher, tokens.batch(indices), deep=True)
+    sizes = [tokens.lengths[i] for i in indices]
+    assert [h.shape for h in found.hidden] == [(sum(sizes), 32)] * 3
+    assert [a.shape for a in found.attention] == [(sum(n * n for n in sizes), 2)] * 2
+    alone = states_of(teacher, tokens.batch([1]), deep=True)
+    torch.testing.assert_close(found.hidden[-1][sizes[0] : sizes[0] + sizes[1]], alone.hidden[-1], atol=1e-5, rtol=1e-4)
+
+
+def test_kept_states_are_the_teachers_own_whatever_the_batch(teacher, tokens):
+    teacher.set_attn_implementation("eager")
+    kept = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=100)
+    fresh = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=0)
+    indices = [5, 3, 60]
+    batch = tokens.batch(indices)
+    for a, b in ((kept(indices, batch), fresh(indices, batch)), (kept(indices, {}), kept(indices, batch))):
+        assert (len(a.hidden), len(a.attention)) == (2, 1)
+        for x, y in zip([a.logits, *a.hidden, *a.attention], [b.logits, *b.hidden, *b.attention], strict=True):
+            torch.testing.assert_close(x.float(), y.float(), atol=2e-3, rtol=2e-3)
+
+
+def test_the_state_loss_is_relative_to_each_layers_size():
+    teacher = States(torch.zeros(1), [torch.randn(50, 8), 100 * torch.randn(50, 8)], [torch.rand(20, 2)])
+    hidden, attention = ([x + 0.1 * x.std() for x in part] for part in (teacher.hidden, teacher.attention))
+    off = States(torch.zeros(1), hidden, attention)
+    total, parts = state_loss(off, teacher, attention_weight=2.0)
+    assert parts["hidden"] == pytest.approx(0.01, rel=1e-3)
+    assert total.item() == pytest.approx(0.03, rel=1e-3)
+    assert state_loss(teacher, teacher, 1.0)[0].item() == 0.0
+
+
+def test_the_answer_loss_is_as_published():
+    student, teacher, labels = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 0.5]]), torch.tensor([1])
+    total, parts = answer_loss(student, teacher, labels, temperature=2.0, soft_weight=0.7)
+    p = [math.exp(v) / (math.exp(1.0) + math.exp(0.25)) for v in (1.0, 0.25)]
+    q = [math.exp(v) / (math.exp(0.5) + math.exp(-0.5)) for v in (0.5, -0.5)]
+    soft = 4 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    hard = -math.log(math.exp(-1.0) / (math.exp(1.0) + math.exp(-1.0)))
+    assert parts == {"soft": pytest.approx(soft, rel=1e-5), "hard": pytest.approx(hard, rel=1e-5)}
+    assert total.item() == pytest.approx(0.7 * soft + 0.3 * hard, rel=1e-5)
+
+
+def test_texts_without_a_label_count_for_their_teachers_answer_alone():
+    logits = torch.randn(3, 2)
+    total, parts = answer_loss(logits, logits + 0.1 * torch.randn(3, 2), torch.tensor([-1, -1, -1]), 1.0, 0.5)
+    assert "hard" not in parts
+    assert total.item() == pytest.approx(0.5 * parts["soft"])
+
+
+# The student.
+
+
+@pytest.mark.parametrize(("layers", "of", "kept"), [(3, 6, [1, 3, 5]), (6, 6, [0, 1, 2, 3, 4, 5]), (1, 6, [5]),
+                                                    (4, 6, [1, 2, 3, 5]), (2, 12, [5, 11])])  # fmt: skip
+def test_a_compact_student_keeps_layers_evenly_and_the_last(layers, of, kept):
+    assert spread(layers, of) == kept
+
+
+@pytest.mark.parametrize("layers", [0, 7])
+def test_more_or_fewer_layers_than_there_are(layers):
+    with pytest.raises(DistillError, match="the teacher has 6"):
+        spread(layers, 6)
+
+
+def test_kept_layers_keep_their_weights(teacher):
+    smaller = with_layers(teacher, [1])
+    ours, theirs = smaller.state_dict(), teacher.state_dict()
+    assert smaller.config.num_hidden_layers == 1
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name.replace("layer.0.", "layer.1.")]), name
+
+
+def test_a_student_starts_as_its_teacher_and_is_a_model_of_its_own(teacher):
+    student = approximate(with_layers(teacher, [0, 1]), "fast")
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
+    with torch.no_grad():
+        next(student.parameters()).add_(1.0)
+    assert not torch.equal(next(student.parameters()), next(teacher.parameters()))
+
+
+def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
+    plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "piecewise"}})
+    found = in_training(plan)
+    assert {found.layer_norm.name, found.rsqrt.name, found.reciprocal.name} == {"exact"}
+    assert (found.gelu, found.softmax, found.linear_bits) == (plan.gelu, plan.softmax, plan.linear_bits)
+    assert list(found.overrides["a.*"]) == ["gelu"]
+
+
+# Ranges.
+
+
+def test_what_is_inside_its_limits_costs_nothing():
+    penalty = RangePenalty()
+    penalty("x/gelu", "gelu", torch.linspace(-LIMITS["gelu"], LIMITS["gelu"], 20).view(2, 10))
+    penalty("x/layer_norm", "layer_norm", torch.tensor([[1.0], [2.0], [4.0]]))
+    assert penalty.take().item() == 0.0
+
+
+def test_what_is_outside_costs_its_square_and_pulls_inwards():
+    x = torch.tensor([[LIMITS["gelu"] + 2.0, 0.0], [0.0, -LIMITS["gelu"] - 1.0]], requires_grad=True)
+    penalty = RangePenalty()
+    penalty("x/gelu", "gelu", x)
+    total = penalty.take()
+    assert total.item() == pytest.approx((4 + 1) / 2)
+    total.backward()
+    assert x.grad.tolist() == [[2.0, 0.0], [0.0, -1.0]]
+    assert penalty.take().item() == 0.0
+
+
+def test_variances_are_held_together_whatever_their_size():
+    penalty = RangePenalty()
+    for size in (1.0, 1e-3, 1e3):
+        penalty("x/layer_norm", "layer_norm", size * torch.tensor([[1.0], [1.0], [1.0], [2.0**8]]))
+        assert penalty.take().item() == pytest.approx((6 - 3) ** 2 / 4, rel=1e-3)
+
+
+def test_the_layer_that_left_its_range_is_named(teacher, tokens):
+    student, batch = approximate(with_layers(teacher, [0, 1]), "fast"), tokens.batch([0, 1])
+    start = extremes(student, batch)
+    with torch.no_grad():
+        student.bert.encoder.layer[1].intermediate.dense.weight.mul_(1e4)
+    text = blame(extremes(student, batch), start)
+    assert text.startswith("bert.encoder.layer.1.intermediate.intermediate_act_fn/gelu sees [")
+    with torch.no_grad():
+        student.bert.encoder.layer[0].intermediate.dense.bias.fill_(math.nan)
+    assert blame(extremes(student, batch), start).startswith("bert.encoder.layer.0.intermediate")

@@ -1,0 +1,101 @@
+"""Figures with their intervals, and answers that do not depend on how texts are batched."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from blindformer.approximations import calibrate
+from blindformer.models.compile import decode_outputs
+from blindformer.models.evaluation import (
+    OUTPUT,
+    REFUSED,
+    Answers,
+    EvaluationError,
+    by_bucket,
+    clear_answers,
+    compile_bucket,
+    encode,
+    macro_f1,
+    score,
+    torch_answers,
+    wilson,
+)
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
+from blindformer.protocols.clear import ClearEngine
+
+TEXTS = ["good", "my password is lost", "how bad is the red , red , blue", "what is it ?", "not good . " * 8, "the a"]
+
+
+def test_wilson_is_the_published_interval():
+    """E. B. Wilson's own formula, solved for p: the ends are where the normal test just rejects."""
+    for hits, count in ((0, 10), (1, 10), (81, 263), (299, 300), (300, 300)):
+        found = wilson(hits, count)
+        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+        for end in (found.low, found.high):
+            if 0.0 < end < 1.0:
+                z = (hits / count - end) / math.sqrt(end * (1 - end) / count)
+                assert abs(z) == pytest.approx(1.959964, abs=1e-5)
+    assert wilson(81, 263).low == pytest.approx(0.2553, abs=2e-4)  # a textbook's example
+    assert wilson(81, 263).high == pytest.approx(0.3662, abs=2e-4)
+    assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)
+
+
+def test_macro_f1_by_hand():
+    labels, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
+    assert macro_f1(labels, predicted, 3) == pytest.approx((2 / 4 + 4 / 5 + 0) / 3)
+    assert macro_f1(labels, predicted, 4) == macro_f1(labels, predicted, 3)  # a class that nobody names does not count
+
+
+def test_a_score_counts_refusals_as_wrong_and_compares_what_both_answered():
+    labels = [0, 1, 1, 0, 1]
+    answers = Answers({0: 0, 1: 1, 2: REFUSED, 4: 0}, {"online": 0.5})
+    made = score("student", "beaver", answers, labels, 2, {"teacher": Answers(dict(enumerate([0, 1, 1, 1, 1])))})
+    assert (made.count, made.refused, made.accuracy.value) == (4, 1, 0.5)
+    assert made.confusion == [[1, 0], [1, 1]]
+    assert made.agreement["teacher"].value == 0.5
+    assert made.f1.low <= made.f1.value <= made.f1.high
+    assert made == score(
+        "student", "beaver", answers, labels, 2, {"teacher": Answers(dict(enumerate([0, 1, 1, 1, 1])))}
+    )
+
+
+def test_a_text_goes_to_the_least_bucket_that_holds_it_and_is_cut_at_the_longest(tiny_classifier, tiny_encoder):
+    loaded = load(tiny_classifier)
+    assert by_bucket(loaded, TEXTS, 20) == {16: [0, 1, 2, 3, 5], 20: [4]}
+    assert by_bucket(loaded, TEXTS, 64) == {16: [0, 1, 2, 3, 5], 32: [4]}
+    assert encode(loaded, TEXTS, 20)["input_ids"].shape == (6, 20)
+    with pytest.raises(EvaluationError, match="no classifier"):
+        by_bucket(load(tiny_encoder), TEXTS, 16)
+
+
+@pytest.mark.parametrize("plan", ["faithful", "fast"])
+def test_many_rows_give_the_integers_of_one(tiny_classifier, plan):
+    """A program for several texts computes, bit for bit, what the program for one computes of each."""
+    loaded = load(tiny_classifier)
+    fitted = calibrate(loaded.model, [encode(loaded, TEXTS, 16)], plan)
+    one, four = (compile_bucket(loaded, 16, fitted, TEXTS, rows=rows) for rows in (1, 4))
+    assert one.plan == four.plan
+
+    def integers(compiled, texts):
+        sources = {**compiled.encode_inputs(encode(loaded, texts, 16)), **compiled.weights, **compiled.constants}
+        return interpret(compiled.program, ClearEngine(sources)).outputs[OUTPUT]
+
+    together = integers(four, TEXTS[:4])
+    assert torch.equal(together, torch.cat([integers(one, [text]) for text in TEXTS[:4]]))
+    decoded = [decode_outputs(program, {OUTPUT: together})[OUTPUT] for program in (one.program, four.program)]
+    assert torch.equal(*decoded)
+
+
+def test_torch_and_clear_give_the_same_answers(tiny_classifier):
+    loaded = load(tiny_classifier)
+    fitted = calibrate(loaded.model, [encode(loaded, TEXTS, 16), encode(loaded, TEXTS, 32)], "faithful")
+    seen = []
+    exact = torch_answers(loaded, TEXTS, 32, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+    approximated = torch_answers(loaded, TEXTS, 32, fitted)
+    fixed = clear_answers(loaded, TEXTS, 32, fitted, TEXTS, rows=4)
+    assert exact.predicted == approximated.predicted == fixed.predicted
+    assert list(fixed.seconds) == ["clear"]
+    assert all("forward" not in module.__dict__ for module in loaded.model.modules())  # the plan is gone again

@@ -1,0 +1,115 @@
+"""The search: every change measured alone, the cheapest mix within the budget, and a frontier that is honest."""
+
+import json
+
+import pytest
+import torch
+from blindformer.approximations import Plan
+from blindformer.models.data import Examples
+from blindformer.models.loading import load
+from blindformer.models.pricing import price as bytes_of
+from blindformer.models.search import Change, SearchError, layer_paths, search, with_changes
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+from transformers import BertForSequenceClassification
+
+WORDS = ["the", "a", "is", "it", "not", "what", "good", "bad", "my", "password", "lost", "found", "red", "blue"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Two layers, the second with a large GELU's input, where quad is far off."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("searched")
+    model = BertForSequenceClassification(tiny_config(num_labels=2, num_hidden_layers=2, initializer_range=0.15))
+    with torch.no_grad():
+        model.bert.encoder.layer[1].intermediate.dense.weight.mul_(25)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randint(0, len(WORDS), (int(n),), generator=generator) for n in torch.randint(2, 7, (24,))]
+    made = [" ".join(WORDS[i] for i in draw) for draw in draws]
+    return Examples(made, [i % 2 for i in range(24)])
+
+
+def cost(compiled):
+    found = bytes_of(compiled.program)
+    return {"seconds": found.online_bytes / 1e6, "online_bytes": found.online_bytes}
+
+
+@pytest.fixture(scope="module")
+def found(classifier, texts):
+    return search(classifier, texts, texts.texts, cost, metric="agreement", budget=5.0, length=8, heads=True)
+
+
+def test_every_layer_and_choice_is_measured_alone(found):
+    tried = {(s.change.layer[-3:], s.change.kind, s.change.label) for s in found.sensitivities}
+    kinds = {(kind, label) for _, kind, label in tried}
+    assert ("linear", "8 bits") in kinds
+    assert ("softmax", "2quad") in kinds
+    assert ("gelu", "quad") in kinds
+    assert not any(kind == "silu" for kind, _ in kinds)  # the model has none
+    assert len(tried) == 2 * len(kinds) == len(found.sensitivities)
+    divergences = [s.quality.divergence for s in found.sensitivities]
+    assert divergences == sorted(divergences)
+    assert min(divergences) > -1e-12
+
+
+def test_a_sensitive_layer_is_told_from_one_that_is_not(found):
+    quad = {s.change.layer: s.quality.divergence for s in found.sensitivities if s.change.label == "quad"}
+    assert quad["bert.encoder.layer.1.*"] > 5 * quad["bert.encoder.layer.0.*"]
+
+
+def test_the_chosen_plan_is_the_cheapest_within_the_budget(found):
+    assert found.points[0].taken == 0
+    assert all(p.loss <= found.budget for p in found.points if p.within)
+    assert found.chosen.within
+    assert found.chosen.seconds <= min(p.seconds for p in found.points if p.within)
+    assert found.chosen.price["seconds"] < found.points[0].price["seconds"]
+    assert found.chosen.plan.ranges == {}
+    assert Plan.from_json(found.chosen.plan.to_json()) == found.chosen.plan
+
+
+def test_a_larger_budget_is_never_dearer(found, classifier, texts):
+    choices = {"gelu": ("quad",), "linear": (8,)}
+    options = {"metric": "agreement", "length": 8, "choices": choices}
+    nothing, all_of_it = (
+        search(classifier, texts, texts.texts, cost, budget=budget, **options) for budget in (0.0, 100.0)
+    )
+    assert all_of_it.chosen.price["seconds"] <= nothing.chosen.price["seconds"]
+    assert all_of_it.chosen.taken == 4
+    assert nothing.chosen.loss == 0.0
+
+
+def test_layers_and_heads_that_could_go(found):
+    names = [removal.what for removal in found.removals]
+    assert names[:2] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert len([name for name in names if "head" in name]) == 4
+    assert all(removal.quality.divergence > 0 for removal in found.removals)
+
+
+def test_the_result_is_json_and_the_model_is_as_before(found, classifier):
+    made = json.loads(json.dumps(found.to_dict()))
+    assert made["chosen"]["plan"]["name"].endswith("searched")
+    assert all("forward" not in module.__dict__ for module in classifier.model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in classifier.model.modules())
+
+
+def test_changes_are_exceptions_of_the_plan():
+    base = Plan.preset("faithful").replace(overrides={"x.0.*": {"gelu": "bolt"}}, bits={"*": 12})
+    made = with_changes(base, [Change("x.0.*", "softmax", "2quad"), Change("x.1.*", "linear", 8)])
+    assert made.choice("softmax", "x.0.attention").name == "2quad"
+    assert made.choice("gelu", "x.0.act").name == "bolt"
+    assert (made.bits_of("x.1.dense"), made.bits_of("x.0.dense")) == (8, 12)
+    assert with_changes(made, [Change("x.2.*", "linear", 8)]).name == "faithful, searched"
+
+
+def test_a_model_without_layers_and_an_unknown_metric(classifier, texts):
+    with pytest.raises(SearchError, match="no list of layers"):
+        list(layer_paths(torch.nn.Linear(2, 2)))
+    with pytest.raises(SearchError, match="choose accuracy or agreement"):
+        search(classifier, texts, texts.texts, cost, metric="beauty")
