@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .approximations import Plan, approximate, calibrate, restore
+    from .models.building import compile_folder
     from .models.compile import Compiled, compile
+    from .models.data import load_data
+    from .models.distillation import distill
     from .models.loading import Loaded, load
+    from .parties.client import Client, Result
     from .parties.estimate import Estimate, estimate
     from .parties.launcher import LocalParties, run_local
     from .parties.private import PrivateModel, make_private
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 # Where each public name lives.
 _HOMES = {
     "BlindformerError": ".protocols.errors",
+    "Client": ".parties.client",
     "Compiled": ".models.compile",
     "Estimate": ".parties.estimate",
     "Loaded": ".models.loading",
@@ -34,11 +39,15 @@ _HOMES = {
     "Plan": ".approximations",
     "PrivateModel": ".parties.private",
     "Report": ".parties.report",
+    "Result": ".parties.client",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",
+    "compile_folder": ".models.building",
+    "distill": ".models.distillation",
     "estimate": ".parties.estimate",
     "load": ".models.loading",
+    "load_data": ".models.data",
     "make_private": ".parties.private",
     "restore": ".approximations",
     "run_local": ".parties.launcher",
@@ -46,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "BlindformerError",
+    "Client",
     "Compiled",
     "Estimate",
     "Loaded",
@@ -53,11 +63,15 @@ __all__ = [
     "Plan",
     "PrivateModel",
     "Report",
+    "Result",
     "approximate",
     "calibrate",
     "compile",
+    "compile_folder",
+    "distill",
     "estimate",
     "load",
+    "load_data",
     "make_private",
     "restore",
     "run_local",

@@ -25,11 +25,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..protocols.errors import BlindformerError
 from .tls import ROLE_URI
 
-ROLES = ("server", "client", "dealer")
+ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
+CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
 CLOCK_SKEW = datetime.timedelta(hours=1)  # certificates are good from an hour ago, for machines whose clocks differ
 
-# A client only dials and a dealer only listens. OpenSSL holds a certificate to this before we look at its role.
+# A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
+# we look at its role.
 _USAGES = {"client": [ExtendedKeyUsageOID.CLIENT_AUTH], "dealer": [ExtendedKeyUsageOID.SERVER_AUTH]}
 _BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 
@@ -70,6 +72,7 @@ def make_certificates(
     """Write `ca.pem`, and `<role>.pem` with `<role>.key` for each role; return the files written.
 
     The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
+    A CA whose key is kept is good for CA_DAYS, another one for `days`.
 
     Errors: `CertificateError` if a file is already there and `force` is not set, or a role is no plain word.
     """
@@ -80,7 +83,7 @@ def make_certificates(
         names += [f"{role}.pem", f"{role}.key"]
     if not force:
         _refuse_overwriting(folder, names)
-    authority = _make_authority(max(days, 1))
+    authority = _make_authority(max(days, CA_DAYS if keep_ca_key else 1))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(folder / "ca.pem", _pem(authority.certificate))
     if keep_ca_key:
@@ -103,7 +106,8 @@ def add_certificate(
 ) -> list[Path]:
     """Add a certificate of the CA in `folder`, as `<name>.pem` and `<name>.key` (`name` is the role if not given).
 
-    Errors: `CertificateError` if the CA's key was not kept, or a file is there and `force` is not set.
+    Errors: `CertificateError` if the CA's key was not kept, it expires before, or a file is there and `force` is not
+    set.
     """
     folder = Path(folder)
     name = name or role
@@ -116,6 +120,10 @@ def add_certificate(
     key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     authority = _Authority(_load(folder / "ca.pem"), key)
+    ends = authority.certificate.not_valid_after_utc
+    if _now() + datetime.timedelta(days=days) > ends:
+        what = f"{folder / 'ca.pem'} is good until {ends:%Y-%m-%d} only"
+        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
     _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
     return [folder / f"{name}.pem", folder / f"{name}.key"]
 
@@ -169,7 +177,7 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
         raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder") from None
     if not key.is_file():
         raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
-    if os.name == "posix" and key.stat().st_mode & 0o077:
+    if os.name == "posix" and key.stat().st_mode & 0o077 and not _is_credential(key):
         raise CertificateError(f"{key} can be read by other users; run: chmod 600 {key}")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
@@ -179,6 +187,12 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
     except ssl.SSLError:
         raise CertificateError(f"{key} does not belong to {file}; copy both from one folder") from None
     return context
+
+
+def _is_credential(key: Path) -> bool:
+    """Whether systemd handed it over (LoadCredential=): in a folder that only this service can enter. It lets the
+    service in by an access list, which looks like a mode that is open to a group."""
+    return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
 
 
 def _make_authority(days: float) -> _Authority:

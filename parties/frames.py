@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..protocols.channel import Buffer
 from ..protocols.errors import (
+    BlindformerError,
     PeerDisagrees,
     PeerError,
     PeerGone,
@@ -89,7 +90,7 @@ class SendsMessages(Protocol):
     def send_message(self, message: dict) -> None: ...
 
 
-def say_why(channel: SendsMessages, error: PeerError) -> None:
+def say_why(channel: SendsMessages, error: BlindformerError) -> None:
     """Tell the peer why we stop, if it still listens. Raises nothing: the caller's error is the one that counts."""
     with contextlib.suppress(PeerError):
         channel.send_message(error_message(error))

@@ -25,8 +25,12 @@ from typing import IO, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..models.compile import AnswerOutOfRange
+from ..models.pricing import Network
+from ..models.program import ProgramError
 from ..protocols.channel import Meter
 from ..protocols.errors import BlindformerError
+from ..protocols.ring import RangeError
 from .certificates import make_certificates
 from .session import Timings
 
@@ -34,6 +38,8 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 ROLES = ("dealer", "server", "client")
 START_SECONDS = 60.0  # for a worker to listen, on a machine that is busy
 FAREWELL_SECONDS = 5.0
+# What can be wrong with one query alone. The client's process names them; anything else is a BlindformerError.
+QUERY_ERRORS = {error.__name__: error for error in (AnswerOutOfRange, ProgramError, RangeError)}
 SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the others' words before naming the culprit
 
 
@@ -77,6 +83,9 @@ def run_local(
     timeout: float = 120,
     progress: Progress | None = None,
     pin: bool = False,
+    pipeline: bool = False,
+    network: Network | None = None,
+    length: int | None = None,
 ) -> LocalRun:
     """Run one query per item of `inputs` (tensors by name, as compiled) on the compiled `folder`.
 
@@ -84,15 +93,19 @@ def run_local(
     timeout    seconds that any party may be silent towards another that waits for it
     progress   called with (phase, done, total) as the client reports
     pin        server on core 0 and client on core 1, where there are two: for measurements
+    pipeline   make the next query's correlations while one runs
+    network    the network to imitate between the parties
+    length     which of the folder's programs, if there are several
 
-    Errors: LaunchError naming the party that died or stalled; all processes are gone by then.
+    Errors: as LocalParties; all processes are gone by then.
     """
-    with LocalParties(folder, threads=threads, timeout=timeout, progress=progress, pin=pin) as parties:
+    options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
+    with LocalParties(folder, **options, network=network, length=length) as parties:
         run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
         for number, item in enumerate(inputs):
             if progress:
                 progress("query", number, len(inputs))
-            answer = parties.query(item)
+            answer = parties.query(item, more=pipeline and number + 1 < len(inputs))
             run.outputs.append(answer.outputs)
             run.timings.append(answer.timings)
             run.others.append(answer.others)
@@ -177,7 +190,8 @@ class LocalParties:
     """A session of three local processes, open until `close`. Use it as a context manager.
 
     `processes`: pids by role. `counts`: with `audit`, how often each byte value reached the server from the client
-    (complete after `close`). Errors of all methods: LaunchError.
+    (complete after `close`). Errors of all methods: LaunchError, which ends the session; and of `query` those of
+    `QUERY_ERRORS`, which end that query alone.
     """
 
     def __init__(
@@ -189,11 +203,14 @@ class LocalParties:
         progress: Progress | None = None,
         pin: bool = False,
         audit: bool = False,
+        network: Network | None = None,
+        length: int | None = None,
         certificates: Path | str | None = None,
         parts: Mapping[str, Path | str] | None = None,
     ) -> None:
         """Start the processes and set the session up. `audit` fills `counts`, at some cost of memory at the server.
 
+        `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `certificates` (default: made for this session alone) and `parts` (a folder by role, in place of `folder`) are
         there for tests of parties that do not fit together.
         """
@@ -215,13 +232,16 @@ class LocalParties:
                 "timeout": timeout,
                 "threads": threads,
                 "audit": audit,
+                "length": length,
+                "network": None if network is None else (network.name, network.rtt, network.bandwidth),
             }
             for role in ROLES:
                 config["folder"] = str(Path((parts or {}).get(role, folder)).absolute())
                 self._start(role, {**config, "core": cores.get(role)})
                 if role != "client":
-                    config[role] = ("127.0.0.1", self._wait(role, "port", max(timeout, START_SECONDS)))
-            ready = self._wait("client", "ready", max(2 * timeout, START_SECONDS))
+                    port = self._wait(role, ("port",), max(timeout, START_SECONDS))["port"]
+                    config[role] = ("127.0.0.1", port)
+            ready = self._wait("client", ("ready",), max(2 * timeout, START_SECONDS))["ready"]
             self.setup_s, self.setup_bytes = ready["setup_s"], ready["setup_bytes"]
         except BaseException:
             self._end()
@@ -231,9 +251,14 @@ class LocalParties:
     def processes(self) -> dict[str, int]:
         return {role: worker.process.pid for role, worker in self._workers.items()}
 
-    def query(self, inputs: Mapping[str, Tensor]) -> LocalAnswer:
-        """Run one query. After an error the session is over."""
-        if not self._workers:
+    @property
+    def open(self) -> bool:
+        """Whether the session goes on."""
+        return bool(self._workers)
+
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+        """Run one query. `more`: another one follows, so its correlations are made meanwhile."""
+        if not self.open:
             raise LaunchError("client", "the session is closed", "open a new one")
         into = self._scratch / f"inputs-{self._queries}.safetensors"
         out = self._scratch / f"outputs-{self._queries}.safetensors"
@@ -242,13 +267,18 @@ class LocalParties:
             if self.progress:
                 self.progress("offline", 0, 1)
             save_file({name: value.contiguous().clone() for name, value in inputs.items()}, into)
-            self._workers["client"].tell(inputs=str(into), outputs=str(out))
-            answer = self._wait("client", "answer", 2 * self.timeout)
-            outputs = load_file(out)
-            out.unlink()
+            self._workers["client"].tell(inputs=str(into), outputs=str(out), more=more)
+            report = self._wait("client", ("answer", "failed"), 2 * self.timeout)
+            if "answer" in report:
+                outputs = load_file(out)
+                out.unlink()
         except BaseException:
             self._end()
             raise
+        if "failed" in report:
+            failed = report["failed"]
+            raise QUERY_ERRORS.get(failed["kind"], BlindformerError)(failed["what"])
+        answer = report["answer"]
         timings = answer["timings"]
         self.wire_overhead_bytes = answer["wire_overhead_bytes"]
         return LocalAnswer(outputs, Timings(**{**timings, "online": Meter(**timings["online"])}), answer["others"])
@@ -280,8 +310,8 @@ class LocalParties:
         path.write_text(json.dumps(config))
         self._workers[role] = _Worker(role, path, self._events)
 
-    def _wait(self, role: str, what: str, seconds: float) -> Any:
-        """The report `what` of `role`. Progress of the client counts as a sign of life.
+    def _wait(self, role: str, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """The next report of `role` that has one of these names. Progress of the client counts as a sign of life.
 
         The parties time each other out; `seconds` of silence from all of them is for the one that nobody waits for.
         """
@@ -296,8 +326,8 @@ class LocalParties:
             self.counts = report.get("counts", self.counts)
             if "progress" in report and self.progress:
                 self.progress(*report["progress"])
-            if who == role and what in report:
-                return report[what]
+            if who == role and any(name in report for name in names):
+                return report
 
     def _blame(self, first: str) -> LaunchError:
         """Which party is the cause: one that was killed; else the end of the chain "a: b is gone", "b: ..."."""

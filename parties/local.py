@@ -6,7 +6,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..approximations import Plan, calibrate
+from ..approximations import Plan
 from ..models.artifacts import save
-from ..models.calibration_texts import calibration_texts
-from ..models.compile import Compiled, compile, decode_outputs
+from ..models.building import Stage, compile_lengths
+from ..models.compile import Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
@@ -26,8 +26,6 @@ from .launcher import LocalAnswer, LocalParties, Progress
 from .report import Report, beaver_report, clear_report
 from .session import rss_mb
 from .witness import uniformity
-
-Stage = Callable[[str], None]
 
 
 @dataclass
@@ -91,14 +89,8 @@ def compile_text(
     stage: Stage | None = None,
 ) -> Compiled:
     """Compile a text model for one length. `texts` calibrate it (default: the built-in ones, never a user's)."""
-    most = 60 if length <= 32 else 40 if length <= 128 else 20
-    chosen = list(texts) if texts else calibration_texts(most)
-    batches = [loaded.encode(text, length, truncate=True) for text in chosen]
-    if isinstance(plan, str) or not plan.ranges:
-        if stage:
-            stage("calibrate")
-        plan = calibrate(loaded.model, _together(batches), plan)
-    return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)
+    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage}
+    return compile_lengths(loaded, [length], plan, **options)[length]
 
 
 def compare(
@@ -145,12 +137,6 @@ def compare(
                 progress("query", len(inputs), len(inputs))
         counts = parties.counts
     return Comparison(compiled, answers, clear, reports, seconds, seen=uniformity(counts) if counts else None)
-
-
-def _together(batches: list[dict[str, Tensor]], rows: int = 16) -> list[dict[str, Tensor]]:
-    """The same inputs in fewer batches of several rows: quicker, and the ranges are the same."""
-    groups = [batches[start : start + rows] for start in range(0, len(batches), rows)]
-    return [{name: torch.cat([item[name] for item in group]) for name in group[0]} for group in groups]
 
 
 def versions() -> dict[str, str]:

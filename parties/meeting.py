@@ -1,24 +1,30 @@
 """How the three parties of a session find each other: who dials whom, and what they agree on before any share is sent.
 
     client -> server   hello, with the session's id, which the client draws
-    server -> dealer   hello, with the same id
-    client -> dealer   hello, with the same id: the dealer pairs the two connections by it, in whatever order they come
+    client -> dealer   hello, with the same id; leaves its seed there and hangs up
+    server -> dealer   hello, with the same id: the dealer gives each seed to one server's connection
+
+With a helper, the client dials server and helper, and the helper does what a client does above, with the same id.
 
 The hash of the program stands for the model's shape, the plan and the scales: who has another one is turned away here.
+The dealer runs what the other two name, so it answers any program's hello, and compares the two names.
 """
 
 from __future__ import annotations
 
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol, TypeVar
 
 from ..models.program import Program
 from ..protocols.channel import Channel
-from ..protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ..protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused
 from .frames import say_why
-from .handshake import Hello, hello
+from .handshake import Hello, answer_hello, hello
+from .session.messages import SAME_VERSION
 from .stream import StreamChannel
 from .tls import Listener, dial
 
@@ -27,94 +33,137 @@ Refused = Callable[[PeerError], None]
 SESSION_BYTES = 16
 HELLO_SECONDS = 10.0
 LOAD_SECONDS = 30.0
-SESSIONS_WAITING = 64  # sessions of which the dealer has met one party and not the other
-
-_SAME_SESSION = "the client draws a session's id and the server passes it on: use the same version on both sides"
+RETRY_SECONDS = 5.0  # while nobody listens yet
 
 
-def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver") -> Hello:
-    """What this party says first. An empty `session` takes the peer's."""
+class HasProgram(Protocol):
+    @property
+    def program(self) -> Program: ...
+
+
+T = TypeVar("T")
+P = TypeVar("P", bound=HasProgram)
+
+
+def new_session() -> str:
+    """A session's id, hex. It is drawn by the client and never used again."""
+    return secrets.token_hex(SESSION_BYTES)
+
+
+def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
+    """What this party says of a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
     return Hello(
-        blindformer=_version(),
+        blindformer=my_version(),
         role=role,
         program=program.hash(),
         ring=program.ring,
         plan=program.plan,
         protocol=protocol,
         session=session,
+        config=config,
     )
 
 
-def meet_as_client(
-    program: Program, context: ssl.SSLContext, server: Address, dealer: Address, timeout: float
-) -> tuple[StreamChannel, StreamChannel]:
-    """Dial both and return (server's channel, dealer's channel). `timeout`: seconds of silence allowed from now on."""
-    mine = my_hello(program, "client", secrets.token_hex(SESSION_BYTES))
-    to_server = _dial(server, context, "server", mine, timeout)
+def meet_server(context: ssl.SSLContext, server: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the server. `timeout`: seconds of silence allowed from now on. Errors: `PeerError`."""
+    return meet(server, context, "server", mine, timeout)
+
+
+def meet_helper(context: ssl.SSLContext, helper: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the helper. Errors: `PeerError`."""
+    return meet(helper, context, "helper", mine, timeout)
+
+
+def seed_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes) -> None:
+    """Leave a client's (or helper's) seed with the dealer. Errors: `PeerError`."""
+    channel = meet(dealer, context, "dealer", mine, timeout)
     try:
-        return to_server, _dial(dealer, context, "dealer", mine, timeout)
-    except PeerError as error:
-        say_why(to_server, error)
-        to_server.close()
-        raise
+        channel.send_message({"seed": seed.hex()})
+        if channel.recv_message().get("seeded") is not True:
+            raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
+    finally:
+        channel.close()
 
 
-def meet_as_server(
-    program: Program,
-    listener: Listener,
-    context: ssl.SSLContext,
-    dealer: Address,
+def meet_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the dealer, for the server. Errors: `PeerError`."""
+    return meet(dealer, context, "dealer", mine, timeout)
+
+
+def meet_client(
+    channel: StreamChannel,
+    served: Mapping[str, P],
     timeout: float,
-    refused: Refused | None = None,
-    wait: float | None = None,
-) -> tuple[StreamChannel, StreamChannel]:
-    """The next client and, for its session, the dealer: (client's channel, dealer's channel).
+    *,
+    role: str = "server",
+    config: str = "",
+    first: dict[str, Any] | None = None,
+) -> tuple[P, Hello]:
+    """Of a channel that somebody opened to ask for a program: this side's part of it, and what the peer said.
 
-    `refused` is told of peers turned away while waiting goes on; without it the first one raises. `wait`: seconds for a
-    client to come, None for ever.
+    `served`: by program hash (at the server: `serve_parts`). `role`: this side's. `first`: the peer's first message, if
+    it has been received already. Errors: `PeerError`; the peer has been told.
     """
-    to_client, theirs = _accept(program, listener, "server", ("client",), refused, wait, timeout)
-    mine = my_hello(program, "server", theirs.session)
-    try:
-        return to_client, _dial(dealer, context, "dealer", mine, timeout)
-    except PeerError as error:
-        say_why(to_client, error)
-        to_client.close()
-        raise
+
+    def choose(theirs: Hello) -> Hello:
+        # An unknown program is answered with one that there is: both sides then see that they differ.
+        part = served.get(theirs.program) or next(iter(served.values()))
+        return my_hello(part.program, role, theirs.session, config=config)
+
+    theirs = greet(channel, choose, timeout, first)
+    return served[theirs.program], theirs
 
 
 def meet_as_dealer(
-    program: Program,
+    channel: StreamChannel, timeout: float, *, config: str = "", first: dict[str, Any] | None = None
+) -> Hello:
+    """At the dealer, of a channel that somebody opened: what the peer said. Errors: as `meet_client`."""
+
+    def choose(theirs: Hello) -> Hello:
+        mine = {"blindformer": my_version(), "role": "dealer", "protocol": "beaver", "config": config}
+        return theirs.model_copy(update=mine)
+
+    return greet(channel, choose, timeout, first)
+
+
+def accept(
     listener: Listener,
-    timeout: float,
+    roles: Collection[str],
+    greet: Callable[[StreamChannel], T],
     refused: Refused | None = None,
     wait: float | None = None,
-    waiting: dict[str, dict[str, StreamChannel]] | None = None,
-) -> tuple[StreamChannel, StreamChannel]:
-    """The first session of which both parties have come: (server's channel, client's channel).
+) -> tuple[StreamChannel, T]:
+    """The next peer with a good certificate of one of `roles` that `greet` accepts, and what `greet` returned.
 
-    `waiting`: sessions half met, to be handed to the next call by a dealer that serves many.
+    For a process that serves one session. `refused` is told of peers turned away while waiting goes on; without it the
+    first one raises. `wait`: seconds for a peer to come, None for ever.
     """
-    waiting = {} if waiting is None else waiting
     while True:
-        channel, theirs = _accept(program, listener, "dealer", ("client", "server"), refused, wait, timeout)
-        met = waiting.setdefault(theirs.session, {})
-        if theirs.role in met:
-            met.pop(theirs.role).close()  # it dialled again: its first connection is dead, or another's guess
-        met[theirs.role] = channel
-        if len(met) == 2:
-            del waiting[theirs.session]
-            return met["server"], met["client"]
-        if len(waiting) > SESSIONS_WAITING:
-            oldest = next(iter(waiting))
-            for stale in waiting.pop(oldest).values():
-                stale.close()
+        channel = listener.accept(wait, roles, refused)
+        try:
+            return channel, greet(channel)
+        except PeerError as error:
+            channel.close()
+            if refused is None:
+                raise
+            refused(error)
 
 
-def _dial(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
+def tell(channels: Collection[Channel], error: BlindformerError) -> None:
+    """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
+    for channel in channels:
+        channel.timeout = min(channel.timeout, 1.0)
+        # Who is gone cannot hear it; who refused us knows.
+        if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
+            say_why(channel, error)
+        channel.close()
+
+
+def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the party `role` and say hello. Errors: `PeerError`."""
     # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
     patience = max(timeout, LOAD_SECONDS)
-    channel = dial(*address, context, role, timeout=patience, retry_seconds=5, handshake_seconds=patience)
+    channel = dial(*address, context, role, timeout=patience, retry_seconds=RETRY_SECONDS, handshake_seconds=patience)
     try:
         hello(channel, mine, role)
         channel.timeout = timeout
@@ -124,50 +173,27 @@ def _dial(address: Address, context: ssl.SSLContext, role: str, mine: Hello, tim
     return channel
 
 
-def _accept(
-    program: Program,
-    listener: Listener,
-    role: str,
-    expected: tuple[str, ...],
-    refused: Refused | None,
-    wait: float | None,
-    timeout: float,
-) -> tuple[StreamChannel, Hello]:
-    """The next peer with a good certificate, the expected role and the same program, and what it said."""
-    while True:
-        channel = listener.accept(wait, expected, refused)
-        channel.timeout = min(timeout, HELLO_SECONDS)  # its certificate is good, but it must not hold up the others
-        try:
-            theirs = hello(channel, my_hello(program, role), channel.peer)
-            _check_session(channel, theirs.session)
-        except PeerError as error:
-            channel.close()
-            if refused is None:
-                raise
-            refused(error)
-            continue
-        channel.timeout = timeout
-        return channel, theirs
+def greet(
+    channel: StreamChannel, choose: Callable[[Hello], Hello], timeout: float, first: dict[str, Any] | None = None
+) -> Hello:
+    """Answer the hello of whoever opened `channel`; its role must be that of its certificate.
 
-
-def _check_session(channel: Channel, session: str) -> None:
-    if len(session) != 2 * SESSION_BYTES:
-        error = PeerProtocolError(channel.peer, "named no valid session", _SAME_SESSION)
+    Errors: `PeerError`; the peer has been told.
+    """
+    channel.timeout = min(timeout, HELLO_SECONDS)  # its certificate is good, but it must not hold up the others
+    theirs = answer_hello(channel, choose, (channel.peer,), first)
+    if len(theirs.session) != 2 * SESSION_BYTES:
+        remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
+        error = PeerProtocolError(channel.peer, "named no valid session", remedy)
         say_why(channel, error)
         raise error
+    channel.timeout = timeout
+    return theirs
 
 
-def tell(channels: list[StreamChannel], error: PeerError) -> None:
-    """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
-    for channel in channels:
-        channel.timeout = min(channel.timeout, 1.0)
-        # Who is gone cannot hear it; who refused us knows.
-        if channel.peer != error.party or not isinstance(error, PeerGone | PeerRefused):
-            say_why(channel, error)
-        channel.close()
-
-
-def _version() -> str:
+@cache
+def my_version() -> str:
+    """This package's. Looked up once: a service does it before it forks."""
     try:
         return version("blindformer")
     except PackageNotFoundError:  # run from a source tree that is not installed

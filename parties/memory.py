@@ -83,6 +83,9 @@ class MemoryChannel:
             raise error
         return message
 
+    def interrupt(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self._closed = True
         self._out.close()

@@ -105,7 +105,8 @@ class PrivateModel:
             try:
                 answer = session.query(tensors)
             except BaseException:
-                self.close()
+                if not session.open:
+                    self.close()
                 raise
             found = answer.outputs
             self.report = beaver_report(

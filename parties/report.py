@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..models.handover import is_handed_over
 from ..models.pricing import Price, price
 from ..models.program import Program
 from .session import Timings
@@ -93,6 +94,7 @@ def beaver_report(
             "client": timings.peak_rss_mb,
             "server": others.get("server_peak_rss_mb", 0.0),
             "dealer": others.get("dealer_peak_rss_mb", 0.0),
+            **({"helper": others["helper_peak_rss_mb"]} if "helper_peak_rss_mb" in others else {}),
         },
         layers=layers(price(program)),
         learned=who_learned_what(program, timings),
@@ -103,10 +105,22 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.released) or "nothing"
+    dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
+    if is_handed_over(program):
+        seats = {
+            "server": "received one share of the input and masked values; learns nothing about the text or the answer",
+            "helper": "received a seed and masked values; learns nothing about the text, the answer or the weights",
+            "dealer": dealer,
+            "client": f"sent {received}shares, and holds the text; it alone learns the answer",
+        }
+    else:
+        seats = {
+            "server": f"received {received}masked values; learns nothing about the text or the answer",
+            "dealer": dealer,
+            "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
+        }
     return {
-        "server": f"received {received}masked values; learns nothing about the text or the answer",
-        "dealer": "was told the program's hash, two seeds, the key of the weight masks and a count of queries",
-        "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
+        **seats,
         "released to the client": released,
         "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
         "ranges), and the padded length",

@@ -26,6 +26,7 @@ from .frames import (
 CHUNK = 256 * 1024  # bytes moved one way before the other way gets its turn
 FIRST_RECORD = 16384  # the header travels in one TLS record with the first bytes of the payload
 LAST_WORDS_SECONDS = 1.0  # how long to wait for, or stay for, the reason of a failure
+SLOWEST = 16384  # bytes a second: a frame that moves more slowly does not count as alive
 
 
 class Wire(Protocol):
@@ -56,6 +57,10 @@ class Wire(Protocol):
         """The typed error for a failure of this wire."""
         ...
 
+    def interrupt(self) -> None:
+        """End both directions, from any thread; the socket stays open until `close`."""
+        ...
+
     def close(self, linger: float) -> None:
         """Say goodbye and close; stay up to `linger` seconds until the peer has read everything."""
         ...
@@ -64,7 +69,8 @@ class Wire(Protocol):
 class StreamChannel:
     """The `Channel` of protocols/channel.py over a `Wire`. Used by one thread at a time.
 
-    `timeout` (seconds, may be changed at any time) bounds silence, not the length of a transfer.
+    `timeout` (seconds, may be changed at any time) bounds silence, not the length of a transfer; but a frame of n bytes
+    that has begun must be over in timeout + n / SLOWEST, so that a peer cannot hold us for days a byte at a time.
     After an error in the middle of a frame that direction is out of step and refuses further use.
 
     Errors: `PeerGone`, `PeerTimeout`, `PeerProtocolError`, `PeerRefused`, each naming `peer`.
@@ -105,6 +111,11 @@ class StreamChannel:
         if error is not None:
             raise error
         return message
+
+    def interrupt(self) -> None:
+        """From any thread: whoever waits in this channel gets `PeerGone`. Its own thread still has to close it."""
+        with contextlib.suppress(OSError):
+            self._wire.interrupt()
 
     def close(self) -> None:
         if self._closed:
@@ -160,6 +171,7 @@ class StreamChannel:
         sending, receiving = bool(out), incoming is not None
         write_error: OSError | None = None
         alive, moved = time.monotonic(), wire.moved
+        began, size = (alive if sending else None), sum(len(part) for part in out)
         while sending or receiving:
             write_blocked = read_blocked = True
             if sending:
@@ -187,10 +199,15 @@ class StreamChannel:
                 continue
             if wire.moved != moved:
                 alive, moved = time.monotonic(), wire.moved
-            if not self._wait(receiving, sending, alive + timeout):
+                began = began or alive
+            deadline = alive + timeout
+            if began is not None:
+                coming = len(incoming.payload) if incoming is not None and incoming.payload is not None else 0
+                deadline = min(deadline, began + timeout + (size + coming) / SLOWEST)
+            if not self._wait(receiving, sending, deadline):
                 if write_error is not None:
                     break
-                raise self._silent(sending, receiving)
+                raise self._silent(sending, receiving, time.monotonic() - alive < timeout)
         if write_error is not None:
             raise self._last_words(incoming) or wire.explain(self.peer, write_error) from write_error
 
@@ -245,9 +262,12 @@ class StreamChannel:
         except PeerProtocolError:  # a complete tensor frame is no explanation
             return None
 
-    def _silent(self, sending: bool, receiving: bool) -> PeerTimeout:
-        what = "stood still" if sending and receiving else "took nothing" if sending else "sent nothing"
+    def _silent(self, sending: bool, receiving: bool, trickled: bool) -> PeerTimeout:
         remedy = "see whether it still runs, or allow a longer timeout"
+        if trickled:
+            what = f"moved a frame more slowly than {SLOWEST // 1024} KiB a second after {self.timeout:g} seconds"
+            return PeerTimeout(self.peer, what, remedy)
+        what = "stood still" if sending and receiving else "took nothing" if sending else "sent nothing"
         return PeerTimeout(self.peer, f"{what} for {self.timeout:g} seconds", remedy)
 
     def _check_usable(self, sending: bool, receiving: bool) -> None:

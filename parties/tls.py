@@ -34,6 +34,11 @@ class TlsChannel(StreamChannel):
         self._tls_wire = wire
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the peer's certificate, hex: who it is, whatever it says."""
+        return self._tls_wire.fingerprint()
+
+    @property
     def worn(self) -> bool:
         """Whether to open a new connection at the next quiet moment: half of what one key may encrypt is sent."""
         return self._tls_wire.records > RECORDS_PER_KEY // 2
@@ -219,6 +224,31 @@ def listen(
         _require_loopback("peer", str(address[0]))
     sock = socket.create_server(address[:2], family=family, backlog=64)
     return Listener(sock, context, timeout, handshake_seconds)
+
+
+def welcome(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    expect_roles: Collection[str],
+    *,
+    timeout: float = 60,
+    handshake_seconds: float = HANDSHAKE_SECONDS,
+) -> TlsChannel:
+    """The channel over a connection that somebody else accepted, once its peer has proved one of `expect_roles`.
+
+    Errors: `PeerRefused`, `PeerTimeout`; `sock` is closed then.
+    """
+    try:
+        name = f"peer at {sock.getpeername()[0]}"
+        wire = TlsWire(sock, context)
+        _shake_hands(wire, name, handshake_seconds)
+    except OSError as error:
+        sock.close()
+        raise explain("peer", error, handshaking=True) from error
+    except BaseException:
+        sock.close()
+        raise
+    return _introduce(wire, name, expect_roles, timeout)
 
 
 def dial(

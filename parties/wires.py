@@ -8,6 +8,7 @@ two processes: 0.9 GB/s against 1.2 GB/s each way.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import ssl
 import time
@@ -19,12 +20,18 @@ from .frames import READ_ITS_MESSAGE
 READ_AHEAD = 256 * 1024
 RECORD_BYTES = 16384  # the most one TLS record carries
 SOCKET_BUFFER = 4 * 1024 * 1024  # the kernel gives what its own limits allow
+# Between queries a session may be silent for long; then the kernel asks whether the peer's machine is still there.
+KEEPALIVE = {
+    name: value
+    for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}.items()
+    if hasattr(socket, name)
+}
 
 _RENEW = "make new certificates with `blindformer certs`"
 _SAME_CA = "all parties need certificates from the same CA: share one ca.pem"
 _SPEAK_TLS = "use TLS on both sides, and check the address and port"
 
-_NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
+NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
 
 # X509_V_ERR_* of OpenSSL: why this side turned a certificate down.
 _CERTIFICATE_FAULTS: dict[int, tuple[str, str]] = {
@@ -67,10 +74,13 @@ _REASONS: dict[str, tuple[str, str]] = {
 
 
 def tune(sock: socket.socket) -> None:
-    """Small messages leave at once, large ones find room, and no call blocks."""
+    """Small messages leave at once, large ones find room, no call blocks, and a machine that vanished is missed."""
     sock.setblocking(False)
     with contextlib.suppress(OSError):  # absent on Unix sockets
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
@@ -144,6 +154,9 @@ class PlainWire:
     def explain(self, peer: str, error: OSError) -> PeerError:
         return explain(peer, error)
 
+    def interrupt(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+
     def close(self, linger: float) -> None:
         _leave(self.sock, linger)
 
@@ -181,7 +194,7 @@ class TlsWire:
             except ssl.SSLError:
                 if not self.has_output and not self._said_anything:
                     # OpenSSL hangs up without a word on bytes that are not TLS. A plain peer deserves the reason.
-                    self._pending = memoryview(_NOT_TLS_ALERT)
+                    self._pending = memoryview(NOT_TLS_ALERT)
                 with contextlib.suppress(OSError):
                     self.flush()
                 raise
@@ -195,6 +208,10 @@ class TlsWire:
     def certificate(self) -> dict:
         """The peer's verified certificate, as `ssl.SSLSocket.getpeercert` gives it."""
         return self._tls.getpeercert() or {}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the peer's verified certificate (DER), hex: who the peer is, as far as TLS knows."""
+        return hashlib.sha256(self._tls.getpeercert(True) or b"").hexdigest()
 
     def write(self, data: memoryview) -> int:
         if not self.flush():
@@ -233,6 +250,9 @@ class TlsWire:
 
     def explain(self, peer: str, error: OSError) -> PeerError:
         return explain(peer, error)
+
+    def interrupt(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self, linger: float) -> None:
         with contextlib.suppress(OSError):  # want-read is one: we do not wait for the peer's goodbye

@@ -26,11 +26,11 @@ class Witness:
 
     @property
     def timeout(self) -> float:
-        return self._channel.timeout  # type: ignore[attr-defined]
+        return self._channel.timeout
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._channel.timeout = seconds  # type: ignore[attr-defined]
+        self._channel.timeout = seconds
 
     def send(self, data: Buffer) -> None:
         self._channel.send(data)
@@ -46,6 +46,9 @@ class Witness:
 
     def recv_message(self, limit: int = 65536) -> dict:
         return self._channel.recv_message(limit)
+
+    def interrupt(self) -> None:
+        self._channel.interrupt()
 
     def close(self) -> None:
         self._channel.close()

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..protocols.errors import BlindformerError, PeerError
+from ..protocols.channel import Channel
+from ..protocols.errors import BlindformerError, CorrelationError, PeerError
 from .certificates import client_context, server_context
 from .tls import Listener, listen
 
@@ -29,9 +30,12 @@ IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launch
 
 @dataclass
 class Config:
-    """What the launcher tells a worker. `folder`: the compiled folder, or this party's part of it. Times in seconds.
+    """What the launcher tells a worker. Times in seconds.
 
-    `audit`: the server reports, after each query, how often each byte value came in from the client."""
+    folder    the compiled folder, or this party's part of it; `length`: which of its programs, if there are several
+    audit     the server reports, after each query, how often each byte value came in from the client
+    network   name, round-trip time and bandwidth (bits a second) to imitate on every connection
+    """
 
     folder: str
     certificates: str
@@ -40,13 +44,29 @@ class Config:
     threads: int = 1
     core: int | None = None
     audit: bool = False
+    length: int | None = None
+    network: tuple[str, float, float] | None = None
     server: tuple[str, int] | None = None
     dealer: tuple[str, int] | None = None
+
+    def address(self, role: str) -> tuple[str, int]:
+        found = {"server": self.server, "dealer": self.dealer}[role]
+        assert found is not None
+        return found
+
+    def shaped(self, channel: Channel) -> Channel:
+        """The channel, as if it ran over `network`."""
+        if self.network is None:
+            return channel
+        from ..models.pricing import Network
+        from .shaping import ShapedChannel
+
+        return ShapedChannel(channel, Network(*self.network))
 
     @classmethod
     def load(cls, path: str) -> Config:
         fields = json.loads(Path(path).read_text())
-        for name in ("server", "dealer"):
+        for name in ("server", "dealer", "network"):
             fields[name] = tuple(fields[name]) if fields.get(name) else None
         return cls(**fields)
 
@@ -104,43 +124,60 @@ def _listen(config: Config, role: str) -> Listener:
 def _deal(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     with _listen(config, "dealer") as listener:
         _use_threads(config.threads)
-        from ..models.artifacts import load_program
-        from .meeting import meet_as_dealer, tell
-        from .session import DealerParty
+        from .meeting import accept, meet_as_dealer, tell
+        from .session import DealerParty, MemorySeeds, receive_seed
 
-        program = load_program(config.folder)
-        server, client = meet_as_dealer(program, listener, config.timeout)
-    try:
-        DealerParty(program, server, client).serve(idle=IDLE_SECONDS)
-    except PeerError as error:
-        tell([server, client], error)
-        raise
-    server.close()
-    client.close()
+        seeds = MemorySeeds()
+        while True:  # first the client, which leaves its seed, then the server
+            channel, hello = accept(
+                listener, ("client", "server"), lambda channel: meet_as_dealer(channel, config.timeout)
+            )
+            # The client's connection is one message and not shaped: its end knows nothing of it.
+            peer = config.shaped(channel) if hello.role == "server" else channel
+            try:
+                if hello.role == "server":
+                    DealerParty(peer, hello, seeds).serve(idle=IDLE_SECONDS)
+                    return
+                receive_seed(peer, hello, seeds)
+            except BlindformerError as error:
+                tell([peer], error)
+                raise
+            finally:
+                peer.close()
 
 
 def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     with _listen(config, "server") as listener:
         _use_threads(config.threads)
         from ..models.artifacts import load_server
-        from .meeting import meet_as_server, tell
-        from .session import ServerParty
+        from ..protocols.streams import new_seed
+        from .meeting import accept, meet_client, meet_dealer, my_hello, tell
+        from .session import ServerParty, serve_parts
         from .witness import Witness
 
-        part = load_server(config.folder)
-        assert config.dealer is not None
-        context = client_context(config.certificates, "server")
-        client, dealer = meet_as_server(part.program, listener, context, config.dealer, config.timeout)
+        served = serve_parts([load_server(config.folder).for_length(config.length)], new_seed())
+        for offered in served.values():
+            offered.prepare()
+        channel, (part, hello) = accept(
+            listener, ("client",), lambda channel: meet_client(channel, served, config.timeout)
+        )
+    context = client_context(config.certificates, "server")
+    client = config.shaped(channel)
     seen = Witness(client)
-    party = ServerParty(part.program, part.weights, part.constants, seen if config.audit else client, dealer)
+    address = config.address("dealer")
+
+    def dial() -> Channel:
+        mine = my_hello(part.program, "server", hello.session)
+        return config.shaped(meet_dealer(context, address, mine, config.timeout))
+
+    party = ServerParty(part, seen if config.audit else client, dial, session=hello.session)
     try:
         party.set_up()
         party.serve(on_query=lambda *_: say(counts=seen.counts()) if config.audit else None, idle=IDLE_SECONDS)
-    except PeerError as error:
-        tell([client, dealer], error)
+    except BlindformerError as error:
+        tell(party.abandon(), error)
         raise
-    client.close()
-    dealer.close()
+    party.close()
 
 
 def _ask(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
@@ -148,15 +185,21 @@ def _ask(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     context = client_context(config.certificates, "client")
     _use_threads(config.threads)
     from ..models.artifacts import load_client
-    from .meeting import meet_as_client, tell
+    from .meeting import meet_server, my_hello, new_session, seed_dealer, tell
     from .session import ClientParty
 
-    assert config.server is not None
-    assert config.dealer is not None
-    part = load_client(config.folder)
+    part = load_client(config.folder).for_length(config.length)
     started = time.perf_counter()
-    server, dealer = meet_as_client(part.program, context, config.server, config.dealer, config.timeout)
-    party = ClientParty(part.program, part.constants, server, dealer)
+    mine = my_hello(part.program, "client", new_session())
+    server = config.shaped(meet_server(context, config.address("server"), mine, config.timeout))
+    dealer = config.address("dealer")
+    party = ClientParty(
+        part.program,
+        part.constants,
+        server,
+        lambda seed: seed_dealer(context, dealer, mine, config.timeout, seed),
+        session=mine.session,
+    )
     try:
         party.set_up(_progress)
         say(ready={"setup_s": time.perf_counter() - started, "setup_bytes": party.setup_bytes})
@@ -165,8 +208,8 @@ def _ask(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
             if "close" in command:
                 break
             _answer(part, party, command)
-    except PeerError as error:
-        tell([server, dealer], error)
+    except (PeerError, CorrelationError) as error:
+        tell([server], error)
         raise
     party.close()
 
@@ -176,6 +219,7 @@ def _progress(phase: str, done: int, total: int) -> None:
 
 
 def _answer(part: Any, party: Any, command: dict[str, Any]) -> None:
+    """One query. What is wrong with it alone is reported, and ends nothing else."""
     from safetensors.torch import load_file, save_file
 
     from ..models.compile import decode_outputs
@@ -183,10 +227,16 @@ def _answer(part: Any, party: Any, command: dict[str, Any]) -> None:
     path = Path(command["inputs"])
     inputs = load_file(path)
     path.unlink()  # the plain text leaves the disk as soon as it is read
-    answer = party.query(part.encode_inputs(inputs), _progress)
-    outputs = decode_outputs(part.program, answer.outputs)
+    try:
+        answer = party.query(part.encode_inputs(inputs), _progress, more=command.get("more", False))
+        outputs = decode_outputs(part.program, answer.outputs)
+    except (PeerError, CorrelationError):
+        raise
+    except BlindformerError as error:
+        say(failed={"kind": type(error).__name__, "what": str(error)})
+        return
     save_file({name: value.contiguous().clone() for name, value in outputs.items()}, command["outputs"])
-    overhead = party.server.meter.overhead + party.dealer.meter.overhead
+    overhead = party.server.meter.overhead
     say(answer={"timings": asdict(answer.timings), "others": answer.others, "wire_overhead_bytes": overhead})
 
 

@@ -72,6 +72,18 @@ def tiny_encoder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_features(tmp_path_factory):
+    """The folder of a small BERT without a head: its answer is its hidden states."""
+    from transformers import BertModel
+
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("tiny-features")
+    BertModel(tiny_config()).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_causal(tmp_path_factory):
     """The folder of a small GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -84,4 +96,39 @@ def tiny_causal(tmp_path_factory):
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory):
+    """The folder of a small ViT classifier of 16 x 16 images."""
+    pytest.importorskip("PIL")
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("tiny-vision")
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=4,
+        initializer_range=0.2,
+        id2label={0: "cat", 1: "dog", 2: "ship"},
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of eight PNG files of coloured noise, none of the model's size."""
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(4)
+    for number in range(8):
+        pixels = torch.randint(0, 256, (6 + number, 9, 3), generator=generator, dtype=torch.uint8)
+        image.fromarray(pixels.numpy()).resize((40, 30)).save(folder / f"{number}.png")
     return folder

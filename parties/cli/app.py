@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from . import certs, demo, env, estimate, listing, run
+from . import (
+    certs,
+    compile,
+    dealer,
+    demo,
+    distill,
+    doctor,
+    env,
+    estimate,
+    evaluate,
+    helper,
+    inspect,
+    listing,
+    precompute,
+    query,
+    run,
+    search,
+    serve,
+    spool,
+)
 
 app = typer.Typer(
     name="blindformer",
@@ -16,8 +35,20 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("compile")(compile.compile_model)
+app.command("inspect")(inspect.inspect)
+app.command("serve")(serve.serve)
+app.command("dealer")(dealer.dealer)
+app.command("helper")(helper.helper)
+app.command("query")(query.query)
+app.command("precompute")(precompute.precompute)
+app.command("spool")(spool.spool)
+app.command("distill")(distill.distill)
+app.command("evaluate")(evaluate.evaluate)
+app.command("search")(search.search)
 app.command("estimate")(estimate.estimate)
 app.command("list")(listing.list_names)
+app.command("doctor")(doctor.doctor)
 app.command("env")(env.env)
 app.add_typer(certs.app, name="certs")
 

@@ -1,4 +1,4 @@
-"""`blindformer certs`: make development certificates, and show what a folder holds."""
+"""`blindformer certs`: make development certificates, add others, and show what a folder holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from .output import Format, FormatOption, console, emit, table
 
-app = typer.Typer(help="Development certificates for the three parties.", no_args_is_help=True)
+app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="The folder of the certificates.")]
 
 
@@ -37,6 +37,31 @@ def make(
     console().print(
         f"{len(files)} files in {folder}: give each of {', '.join(ROLES)} ca.pem, its .pem and its .key only"
     )
+
+
+@app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
+    role: Annotated[str, typer.Argument(help="server, client, dealer or helper.")],
+    name: Annotated[str | None, typer.Option("--name", help="Of its files (default: the role).")] = None,
+    days: Annotated[float, typer.Option("--days", min=0.01, help="How long it is good.")] = 30,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="A name or address it is dialled at; may be repeated.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there: a renewal.")] = False,
+    form: FormatOption = Format.text,
+) -> None:
+    """Add a certificate of a CA whose key was kept: another client, or a renewal."""
+    from ..certificates import HOSTS, ROLES, CertificateError, add_certificate
+
+    if role not in ROLES:
+        raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}")
+    hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
+    files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
+    if form is Format.json:
+        emit({"folder": str(folder), "role": role, "files": [str(file) for file in files], "hosts": list(hosts)})
+        return
+    console().print(f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem")
 
 
 @app.command()

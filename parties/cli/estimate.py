@@ -13,8 +13,8 @@ from .output import (
     EmbeddingOption,
     Format,
     FormatOption,
+    OwnPlanOption,
     Phases,
-    PlanOption,
     console,
     emit,
     prepare,
@@ -24,33 +24,42 @@ from .output import (
     use_threads,
 )
 
+ROLES = ("server", "client", "dealer")
+
 
 def estimate(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens.")] = 128,
-    plan: PlanOption = "faithful",
+    plan: OwnPlanOption = None,
     network: Annotated[
         str, typer.Option("--network", help="loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s).")
     ] = "lan",
+    rtt: Annotated[
+        float | None, typer.Option("--rtt", min=0, help="Milliseconds there and back, as doctor says.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", min=0.001, help="Mbit/s each way, as doctor says.")
+    ] = None,
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
     form: FormatOption = Format.text,
 ) -> None:
-    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is run privately."""
+    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret."""
     prepare()
     with Phases() as phases:
         phases.begin("load")
         use_threads(1)
+        from ...models.building import own_plan
         from ...models.loading import load
-        from ...models.pricing import NETWORKS
         from ...protocols.errors import BlindformerError
         from ..estimate import estimate as priced
+        from ..estimate import find_network
         from ..local import compile_text, versions
 
-        if network not in NETWORKS:
-            raise BlindformerError(f"network {network}: not known; choose one of {', '.join(NETWORKS)}")
-        chosen, texts = read_plan(plan), read_texts(calibrate)
+        chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        chosen, texts = read_plan(plan) if plan else None, read_texts(calibrate)
         loaded = load(model)
+        chosen = own_plan(loaded) if chosen is None else chosen
         if loaded.positions is not None and length > loaded.positions:
             raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
         phases.end("load")
@@ -59,7 +68,9 @@ def estimate(
             loaded, length, chosen, texts=texts, embedding=embedding, stage=lambda stage: phases.note("compile", stage)
         )
         phases.end("compile")
-        found = priced(compiled, network)
+        phases.begin("rehearse")
+        found = priced(compiled, chosen_network)
+        phases.end("rehearse")
     if form is Format.json:
         head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": "beaver"}
         emit({**head, **asdict(found), "versions": versions()})
@@ -87,10 +98,15 @@ def _show(name: str, length: int, plan: str, found: Any) -> None:
         str(found.rounds),
     )
     out.print(rows)
+    spent = {role: sum(s for name, s in found.compute_s.items() if name.startswith(role)) for role in ROLES}
+    busy = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in spent.items())
     out.print(
         "\n(layers share rounds, so their rounds add up to more than the total)\n"
-        f"online   about {found.online_s:.2f} s on {found.network}: {found.up / MB:.1f} MB up, "
-        f"{found.down / MB:.1f} MB down, {found.rounds} rounds\n"
-        f"offline  {found.offline_bytes / MB:.1f} MB from the dealer, {found.offline_wire_s:.2f} s on the wire\n"
-        f"set-up   {found.setup_bytes / MB:.1f} MB of masked weights, once"
+        f"network  {found.network}: {found.rtt_s * 1e3:g} ms there and back, "
+        f"{found.bandwidth / 1e6:g} Mbit/s each way\n"
+        f"online   about {found.online_s:.2f} s: {found.up / MB:.1f} MB up, {found.down / MB:.1f} MB down, "
+        f"{found.rounds} rounds\n"
+        f"offline  about {found.offline_s:.2f} s: {found.offline_bytes / MB:.1f} MB from the dealer\n"
+        f"set-up   about {found.setup_s:.2f} s: {found.setup_bytes / MB:.1f} MB of masked weights, once\n"
+        f"compute  {busy}, as measured on this machine; a thread and a core for each"
     )

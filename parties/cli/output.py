@@ -33,6 +33,13 @@ FormatOption = Annotated[Format, typer.Option("--format", help="text, or one JSO
 PlanOption = Annotated[
     str, typer.Option("--plan", help="A preset (faithful, fast) or a plan's JSON file; see `blindformer list plans`.")
 ]
+OwnPlanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="A preset (faithful, fast) or a plan's JSON file (default: the model's own plan.json, else faithful).",
+    ),
+]
 LengthOption = Annotated[
     str, typer.Option("--length", help="auto (a bucket hides the length), exact, or a number of tokens.")
 ]

@@ -8,6 +8,7 @@ import ssl
 
 import pytest
 from blindformer.parties.certificates import (
+    ROLES,
     CertificateError,
     add_certificate,
     client_context,
@@ -20,7 +21,7 @@ from blindformer.parties.certificates import (
 def test_files_and_their_modes(tmp_path):
     folder = tmp_path / "new" / "folder"
     written = make_certificates(folder)
-    names = {"ca.pem", "server.pem", "server.key", "client.pem", "client.key", "dealer.pem", "dealer.key"}
+    names = {"ca.pem", *(f"{role}.{end}" for role in ROLES for end in ("pem", "key"))}
     assert {file.name for file in written} == {file.name for file in folder.iterdir()} == names
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.glob("*.key"))
 
@@ -58,6 +59,26 @@ def test_contexts_are_strict(certificates, make):
     assert context.minimum_version == ssl.TLSVersion.TLSv1_3
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname == (make is client_context)
+
+
+def test_a_ca_whose_key_is_kept_outlives_what_it_signs(tmp_path):
+    make_certificates(tmp_path / "kept", days=5, keep_ca_key=True)
+    add_certificate(tmp_path / "kept", "client", days=300, name="alice")
+    client_context(tmp_path / "kept", "client", "alice")
+    with pytest.raises(CertificateError, match="ask for fewer days, or a new CA"):
+        add_certificate(tmp_path / "kept", "client", days=4000, name="bob")
+    make_certificates(tmp_path / "lost", days=5)
+    ca, other, *_ = describe(tmp_path / "lost")
+    assert abs(ca.expires - other.expires) < datetime.timedelta(minutes=1)
+
+
+def test_a_key_that_systemd_hands_over_may_have_an_access_list(tmp_path, monkeypatch):
+    make_certificates(tmp_path / "c")
+    (tmp_path / "c" / "server.key").chmod(0o440)
+    with pytest.raises(CertificateError, match="can be read by other users"):
+        server_context(tmp_path / "c", "server")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "c"))
+    server_context(tmp_path / "c", "server")
 
 
 def test_contexts_teach(tmp_path, certificates):

@@ -59,7 +59,7 @@ def test_run_a_classifier(call, known, tiny_classifier, protocol):
     assert found["max_abs_error"] < 0.02
     labels = found["results"][0]["labels"]
     assert {row["label"] for row in labels} == {"calm", "glad", "cross"}
-    assert sum(row["probability"] for row in labels) == pytest.approx(1)
+    assert sum(row["score"] for row in labels) == pytest.approx(1)
 
 
 def test_run_and_estimate_agree(call, known, tiny_encoder):
@@ -130,13 +130,13 @@ def test_certificates(call, tmp_path):
     folder = tmp_path / "certs"
     code, out, _ = call("certs", "make", folder, "--host", "example.org", "--format", "json")
     assert code == 0
-    assert len(json.loads(out)["files"]) == 7
+    assert len(json.loads(out)["files"]) == 9
     code, _, errors = call("certs", "make", folder)
     assert code == 1
     assert "already there" in errors
     _, out, _ = call("certs", "show", folder, "--format", "json")
     rows = json.loads(out)["certificates"]
-    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "server"]
+    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "helper", "server"]
     assert all("example.org" in row["hosts"] for row in rows[1:])
     assert "server.key" not in call("certs", "show", folder)[1]
 

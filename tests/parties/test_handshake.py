@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.handshake import Hello, hello
+from blindformer.parties.handshake import Hello, answer_hello, hello
 from blindformer.parties.memory import memory_pair
 from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
 
-SERVER = Hello(blindformer="0.1.0", role="server", program="ab" * 32, plan="cd" * 32, protocol="beaver", session="0f")
+SERVER = Hello(
+    blindformer="0.1.0", role="server", program="ab" * 32, plan="cd" * 32, protocol="beaver", session="0f", config="ef"
+)
 CLIENT = SERVER.model_copy(update={"role": "client"})
 
 
 def greet(pair, aside, server: Hello, client: Hello, server_expects="client"):
+    """The client speaks first; what each side gets."""
     there = aside(hello, pair[1], client, "server")
     try:
-        here = hello(pair[0], server, server_expects)
+        here = answer_hello(pair[0], lambda theirs: server, (server_expects,))
     except Exception as error:
         here = error
     return here, there.exception(10) or there.result()
@@ -33,6 +36,7 @@ def test_agreement(make_pair, aside):
         ("plan", "ef" * 32, "same plan"),
         ("protocol", "clear", "same protocol"),
         ("session", "aa", "same session"),
+        ("config", "aa", "one blindformer.toml for all parties"),
     ],
 )
 def test_disagreement_is_named_on_both_sides(make_pair, aside, field, value, remedy):
@@ -45,9 +49,10 @@ def test_disagreement_is_named_on_both_sides(make_pair, aside, field, value, rem
         assert len(str(error)) < 200
 
 
-def test_a_session_may_be_left_to_the_peer(aside):
-    here, there = greet(memory_pair(), aside, SERVER.model_copy(update={"session": ""}), CLIENT)
-    assert (here, there.session) == (CLIENT, "")
+@pytest.mark.parametrize("field", ["session", "config"])
+def test_a_session_may_be_left_to_the_peer_and_a_configuration_out(aside, field):
+    here, there = greet(memory_pair(), aside, SERVER.model_copy(update={field: ""}), CLIENT)
+    assert (here, getattr(there, field)) == (CLIENT, "")
 
 
 def test_a_wrong_role_is_refused(make_pair, aside):
@@ -76,9 +81,8 @@ def test_what_is_no_hello(message):
     server, client = memory_pair()
     client.send_message(message)
     with pytest.raises(PeerProtocolError, match="client: sent no valid hello") as caught:
-        hello(server, SERVER, "client")
+        answer_hello(server, lambda theirs: SERVER, ("client",))
     assert str(caught.value).isprintable()
-    client.recv_message()
     with pytest.raises(PeerProtocolError, match="server: stopped and said"):
         client.recv_message()
 
@@ -87,4 +91,4 @@ def test_a_huge_hello_is_refused():
     server, client = memory_pair()
     client.send_message({"role": "x" * 10_000})
     with pytest.raises(PeerProtocolError, match="at most 4096"):
-        hello(server, SERVER, "client")
+        answer_hello(server, lambda theirs: SERVER, ("client",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import tracemalloc
 
 import pytest
@@ -59,6 +60,46 @@ def test_a_peer_that_takes_nothing_times_out():
     with pytest.raises(PeerGone, match="earlier error"):
         channel.send(b"x")
     raw.close()
+
+
+def test_a_frame_that_trickles_ends_though_it_never_stands_still():
+    channel, raw = raw_pair(timeout=0.4)
+    stop = threading.Event()
+
+    def trickle() -> None:
+        raw.sendall(b"T" + (1000).to_bytes(7, "big"))
+        while not stop.wait(0.02):
+            raw.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(PeerTimeout, match="client: moved a frame more slowly than 16 KiB a second"):
+        channel.recv(1000)
+    stop.set()
+    thread.join()
+    raw.close()
+    channel.close()
+
+
+def test_silence_before_a_frame_is_not_slowness():
+    channel, raw = raw_pair(timeout=0.2)
+    for _ in range(3):
+        with pytest.raises(PeerTimeout, match="sent nothing"):
+            channel.recv(3)
+    raw.sendall(b"T" + (3).to_bytes(7, "big") + b"abc")
+    assert channel.recv(3) == b"abc"
+    raw.close()
+    channel.close()
+
+
+def test_another_thread_can_end_the_waiting(make_stream_pair, aside):
+    server, client = make_stream_pair(timeout=20)
+    waiting = aside(server.recv, 4)
+    server.interrupt()
+    with pytest.raises(PeerGone):
+        waiting.result(5)
+    with pytest.raises(PeerGone):
+        client.recv(4)
 
 
 def test_exchange_names_both_when_nothing_moves():

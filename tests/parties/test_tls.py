@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import socket
 import ssl
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from blindformer.parties.certificates import add_certificate, client_context, make_certificates, server_context
-from blindformer.parties.tls import PlainChannel, TlsChannel, dial, listen, role_of
+from blindformer.parties.tls import PlainChannel, TlsChannel, dial, listen, role_of, welcome
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -333,6 +337,75 @@ def test_insecure_must_be_said(certificates):
         dial("127.0.0.1", 1, None, "server")
     with pytest.raises(PeerRefused, match="leave one of them out"):
         listen("127.0.0.1", 0, server_context(certificates, "server"), insecure=True)
+
+
+@pytest.fixture
+def accepted(certificates):
+    """`accepted(connect)` runs `connect(address)`: (the socket that is accepted from it, the future of its result)."""
+    with socket.create_server(("127.0.0.1", 0)) as door, ThreadPoolExecutor(1) as pool:
+
+        def make(connect):
+            result = pool.submit(connect, door.getsockname())
+            return door.accept()[0], result
+
+        yield make
+
+
+def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certificates):
+    context = client_context(certificates, "client")
+    sock, dialling = accepted(lambda address: dial(*address, context, "server", timeout=5))
+    server = welcome(sock, server_context(certificates, "server"), {"client"}, timeout=5)
+    client = dialling.result(5)
+    assert (server.peer, client.peer) == ("client", "server")
+    own = {
+        name: hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / f"{name}.pem").read_text())).hexdigest()
+        for name in ("server", "client")
+    }
+    assert (server.fingerprint, client.fingerprint) == (own["client"], own["server"])
+    server.send(b"ok")
+    assert client.recv(2) == b"ok"
+    server.close()
+    client.close()
+
+
+def test_who_is_not_welcome_is_told_and_its_socket_closed(accepted, certificates):
+    context = server_context(certificates, "server")
+    strangers = {
+        "showed the certificate of a server where a client": stranger_context(certificates, "server"),
+        "showed no certificate": stranger_context(certificates, ""),
+    }
+    for said, theirs in strangers.items():
+
+        def knock(address, theirs=theirs):
+            with dial(*address, theirs, "server", timeout=5) as channel:
+                channel.recv_message()
+
+        sock, dialling = accepted(knock)
+        with pytest.raises(PeerRefused, match=said):
+            welcome(sock, context, {"client"}, timeout=5)
+        assert sock.fileno() == -1
+        with pytest.raises(PeerRefused):
+            dialling.result(5)
+
+
+def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates):
+    """A byte now and then is no sign of life that counts."""
+    stop = threading.Event()
+
+    def trickle(address):
+        with socket.create_connection(address) as sock, contextlib.suppress(OSError):
+            for byte in b"\x16\x03\x01\x02\x00" + bytes(100):
+                sock.sendall(bytes([byte]))
+                if stop.wait(0.05):
+                    return
+
+    sock, dialling = accepted(trickle)
+    started = time.monotonic()
+    with pytest.raises(PeerTimeout, match=r"did not finish the TLS handshake in 0\.3 seconds"):
+        welcome(sock, server_context(certificates, "server"), {"client"}, handshake_seconds=0.3)
+    assert time.monotonic() - started < 5
+    stop.set()
+    dialling.result(5)
 
 
 def test_the_wire_shows_no_payload(certificates, aside):

@@ -1,0 +1,116 @@
+"""`blindformer compile MODEL --out DIR`: a model into a folder of two parts, the server's and the clients'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import (
+    MB,
+    EmbeddingOption,
+    Format,
+    FormatOption,
+    OwnPlanOption,
+    Phases,
+    console,
+    emit,
+    prepare,
+    read_plan,
+    read_texts,
+    table,
+    use_threads,
+    warn_undistilled,
+)
+
+
+def compile_model(
+    model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write; parts of an earlier compilation are replaced.")],
+    plan: OwnPlanOption = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", help="Numbers of tokens, with commas (default: 32,64,128). Images have none."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate", help="Texts to calibrate on, one a line (default: built-in ones); images: a folder of them."
+        ),
+    ] = None,
+    embedding: EmbeddingOption = "client",
+    outputs: Annotated[
+        str | None, typer.Option("--outputs", help="Names of outputs to reveal, with commas (default: all).")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads to compile with.")] = 1,
+    form: FormatOption = Format.text,
+) -> None:
+    """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
+    prepare()
+    with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ...models.building import compile_folder
+        from ...models.loading import load
+        from ..inspect import inspect
+
+        chosen, numbers = read_plan(plan) if plan else None, _numbers(lengths)
+        loaded = load(model)
+        phases.end("load")
+        phases.begin("compile")
+        compile_folder(
+            loaded,
+            out,
+            lengths=numbers,
+            plan=chosen,
+            calibration=[calibrate] if calibrate and loaded.kind == "image" else read_texts(calibrate),
+            embedding=embedding,
+            outputs=[name.strip() for name in outputs.split(",")] if outputs else None,
+            stage=lambda stage: phases.note("compile", stage),
+        )
+        phases.end("compile")
+        found = inspect(out)
+    _warn(out)
+    if form is Format.json:
+        emit({"out": str(out), "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
+        return
+    _show(found, out)
+
+
+def _numbers(lengths: str | None) -> list[int] | None:
+    from ...protocols.errors import BlindformerError
+
+    if lengths is None:
+        return None
+    try:
+        return [int(number) for number in lengths.split(",")]
+    except ValueError:
+        raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
+
+
+def _warn(folder: Path) -> None:
+    from ...approximations import Plan
+
+    warn_undistilled(Plan.load(folder / "server"))
+
+
+def _show(found: Any, folder: Path) -> None:
+    out = console()
+    out.print(f"[bold]{found.name}[/]   plan {found.plan}\n")
+    rows = table("length", "program", "rounds", "online MB", "offline MB", right=(0, 2, 3, 4))
+    for item in found.lengths.values():
+        rows.add_row(
+            str(item.length or "-"),
+            item.hash[:12],
+            str(item.rounds),
+            f"{item.online_bytes / MB:.2f}",
+            f"{item.offline_bytes / MB:.2f}",
+        )
+    out.print(rows)
+    server, client = found.parts["server"], found.parts["client"]
+    out.print(
+        f"\n{folder}/server  {server.bytes / MB:.1f} MB: the weights; it stays with their owner\n"
+        f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
+        f"{', '.join(found.released) or 'nothing'}"
+    )

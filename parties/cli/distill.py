@@ -1,0 +1,124 @@
+"""`blindformer distill`: a student that computes with cheap approximations, as accurate as its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .data_options import (
+    DataFolderOption,
+    DataOption,
+    EncodingOption,
+    LabelColumnOption,
+    SeedOption,
+    TextColumnOption,
+    read_data,
+)
+from .output import (
+    Format,
+    FormatOption,
+    Phases,
+    PlanOption,
+    console,
+    emit,
+    prepare,
+    read_plan,
+    table,
+    use_threads,
+)
+
+
+def distill(
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", help="A classifier's folder; an encoder (minilm) is fine-tuned on the data first."),
+    ] = "minilm",
+    plan: PlanOption = "fast",
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="Layers of the student (default: all of the teacher's).")
+    ] = None,
+    seed: SeedOption = 0,
+    length: Annotated[int, typer.Option("--length", min=8, help="Tokens that training texts are cut to.")] = 64,
+    teacher_epochs: Annotated[
+        int | None, typer.Option("--teacher-epochs", min=1, help="Most epochs of fine-tuning the teacher.")
+    ] = None,
+    hidden_epochs: Annotated[
+        int | None, typer.Option("--hidden-epochs", min=0, help="Most epochs of the first stage: states and attention.")
+    ] = None,
+    logit_epochs: Annotated[
+        int | None, typer.Option("--logit-epochs", min=1, help="Most epochs of the second stage: answers and labels.")
+    ] = None,
+    augment: Annotated[
+        int | None, typer.Option("--augment", min=0, help="Variants of each text that the student learns from, too.")
+    ] = None,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
+    encoding: EncodingOption = "utf-8",
+    data_folder: DataFolderOption = None,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
+    ] = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
+    form: FormatOption = Format.text,
+) -> None:
+    """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
+    prepare()
+    given: dict[str, Any] = {
+        "teacher_epochs": teacher_epochs,
+        "hidden_epochs": hidden_epochs,
+        "logit_epochs": logit_epochs,
+        "augment": augment,
+    }
+    with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ...models.distillation import Step
+        from ...models.distillation import distill as run
+
+        chosen = read_plan(plan)
+        dataset = read_data(data, seed, data_folder, text_column, label_column, encoding)
+        phases.end("load")
+
+        def show(step: Step) -> None:
+            phases.step(step.stage, step.step, step.steps)
+            best = "" if step.metric is None else f"   best {step.metric:.4f}"
+            phases.note(step.stage, f"epoch {step.epoch + 1}   loss {step.loss:.3f}{best}")
+
+        found = run(
+            teacher,
+            dataset,
+            out,
+            chosen,
+            progress=show,
+            seed=seed,
+            layers=layers,
+            length=length,
+            bfloat16=bfloat16,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    if form is Format.json:
+        emit({"folder": str(found.folder), **found.report})
+        return
+    _show(found.folder, found.report, data)
+
+
+def _show(folder: Path, report: dict[str, Any], data: str) -> None:
+    out, counts = console(), report["data"]
+    out.print(
+        f"teacher {report['teacher']}   plan {report['plan']}   layers {len(report['kept_layers'])}   data "
+        f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
+    )
+    rows = table("on validation", "accuracy", right=(1,))
+    for who, value in report["validation_accuracy"].items():
+        rows.add_row(who.replace("_", " "), f"{value:.3f}")
+    out.print(rows)
+    left = report["sites_out_of_range"]
+    out.print(
+        f"\n{len(left)} call sites leave their calibrated range on validation"
+        + (f", first {left[0]}" if left else "")
+        + f"\n{folder} is done: blindformer evaluate {folder} --data {data}"
+    )

@@ -1,0 +1,90 @@
+"""`blindformer inspect DIR`: what a compiled folder holds, layer by layer with its price, and who may know what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import MB, Format, FormatOption, console, emit, prepare, table
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="What compile wrote: DIR, DIR/server or DIR/client.")],
+    length: Annotated[
+        int | None, typer.Option("--length", min=0, help="Show the layers of this length only (default: of all).")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
+    prepare()
+    from ...models.artifacts.layout import only
+    from ..inspect import inspect as inspected
+
+    found = inspected(folder)
+    if length is not None:
+        only(found.lengths, length, folder)
+        found.lengths = {length: found.lengths[length]}
+    if form is Format.json:
+        emit(found.to_dict())
+        return
+    _show(found)
+
+
+def _show(found: Any) -> None:
+    out = console()
+    kind = f"   {found.kind}" if found.kind else ""
+    out.print(f"[bold]{found.name}[/]{kind}   plan {found.plan or 'named in other parts'} ({found.plan_hash[:12]})\n")
+    rows = table("part", "MB", "files", "written by", right=(1, 2))
+    for name, part in found.parts.items():
+        wrote = ", ".join(f"{package} {number}" for package, number in part.versions.items())
+        rows.add_row(name, f"{part.bytes / MB:.1f}", str(part.files), f"format {part.format}, {wrote}")
+    out.print(rows)
+    out.print(f"\nreleased to clients  {', '.join(found.released) or 'nothing'}")
+    out.print(f"public               {found.public}")
+    out.print(f"private              {found.private}\n")
+    rows = table(
+        "length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB",
+        right=(0, 2, 3, 4, 5, 6, 7),
+    )  # fmt: skip
+    for item in found.lengths.values():
+        rows.add_row(
+            _length(item.length),
+            item.hash[:12],
+            str(item.instructions),
+            str(item.rounds),
+            f"{item.online_bytes / MB:.2f}",
+            f"{item.offline_bytes / MB:.2f}",
+            f"{item.macs / 1e6:.1f}",
+            f"{item.setup_bytes / MB:.1f}",
+        )
+    out.print(rows)
+    for item in found.lengths.values():
+        title = f"\n{item.length} tokens" if item.length else ""
+        rows = table(
+            "layer", "rounds", "online MB", "offline MB", "million MACs", "share", title=title, right=(1, 2, 3, 4, 5)
+        )
+        for layer in item.layers:
+            rows.add_row(
+                layer.path,
+                str(layer.rounds),
+                f"{layer.online_bytes / MB:.2f}",
+                f"{layer.offline_bytes / MB:.2f}",
+                f"{layer.macs / 1e6:.1f}",
+                f"{item.share(layer):.1%}",
+            )
+        rows.add_row(
+            "[bold]total[/]",
+            str(item.rounds),
+            f"{item.online_bytes / MB:.2f}",
+            f"{item.offline_bytes / MB:.2f}",
+            f"{item.macs / 1e6:.1f}",
+            "100.0%",
+        )
+        out.print(rows)
+    out.print("\n(share: of all bytes. Layers share rounds, so their rounds add up to more than the total)")
+
+
+def _length(number: int) -> str:
+    return str(number) if number else "-"

@@ -1,0 +1,244 @@
+"""`blindformer query DIR/client TEXT...`: ask a model that is served elsewhere, and that never sees the question."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .answers import answer_table, as_json, in_words, similarities
+from .output import MB, Phases, console, emit, prepare, use_threads
+
+PAIRS_OF = 12  # of more texts than this, cosines are for programs
+
+
+class Form(enum.StrEnum):
+    text = "text"
+    json = "json"
+    jsonl = "jsonl"
+
+
+class Topology(enum.StrEnum):
+    dealer = "dealer"
+    helper = "helper"
+
+
+class FromSpool(enum.StrEnum):
+    auto = "auto"
+    only = "only"
+    off = "off"
+
+
+def query(
+    folder: Annotated[Path, typer.Argument(help="The client's part of a compiled folder: DIR/client, or DIR.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", help="Texts, one a line; or an image, or a folder of images. May be repeated."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="The deployment's blindformer.toml.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", help="host:port; or local: server and dealer on this machine, for now."),
+    ] = None,
+    dealer: Annotated[str | None, typer.Option("--dealer", help="host:port.")] = None,
+    helper: Annotated[str | None, typer.Option("--helper", help="host:port, with --topology helper.")] = None,
+    topology: Annotated[
+        Topology | None,
+        typer.Option("--topology", help="dealer; or helper: a second server computes, this side splits its data."),
+    ] = None,
+    certs: Annotated[
+        Path | None, typer.Option("--certs", help="The folder with ca.pem, client.pem and client.key.")
+    ] = None,
+    length: Annotated[
+        str, typer.Option("--length", help="auto: the least compiled length that fits, for each text; or a number.")
+    ] = "auto",
+    top: Annotated[int | None, typer.Option("--top", min=1, help="How many labels or tokens (default: 5).")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Where masked weights are kept.")] = None,
+    spool: Annotated[Path | None, typer.Option("--spool", help="Where correlations made ahead are kept.")] = None,
+    use_spool: Annotated[
+        FromSpool, typer.Option("--use-spool", help="auto: correlations made ahead first; only those; off: live ones.")
+    ] = FromSpool.auto,
+    wait: Annotated[
+        float | None, typer.Option("--wait", min=0, help="Seconds to go on asking a server that is busy.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=1, help="Seconds that a party may be silent.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this side.")] = 1,
+    form: Annotated[
+        Form, typer.Option("--format", help="text; json: one object; jsonl: one object a line, each when it is there.")
+    ] = Form.text,
+) -> None:
+    """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
+    prepare()
+    chosen = _number(length)
+    failed = 0
+    with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ..client import Client
+
+        with Client(
+            server,
+            dealer=dealer,
+            helper=helper,
+            folder=folder,
+            certificates=certs,
+            config=config,
+            topology=None if topology is None else topology.value,
+            length=chosen,
+            timeout=timeout,
+            wait=wait,
+            cache=cache,
+            spool=spool,
+            use_spool=use_spool.value,
+            progress=phases.step,
+        ) as client:
+            items = _items(client.part.kind == "image", text or [], file or [])
+            phases.end("load")
+            results: list[Any] = [None] * len(items)
+            for number, result in client.stream(items, top_k=top):
+                results[number] = result
+                failed += _complain(number, len(items), result)
+                if form is Form.jsonl:
+                    emit({"number": number, **_row(client.task, result), **_costs(result)})
+                    sys.stdout.flush()
+            task, part, using = client.task, client.part, client.settings.session.topology
+    if form is Form.json:
+        emit(_summary(part, task, results))
+    elif form is Form.text:
+        _show(part, task, using, results)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _number(length: str) -> int | None:
+    from ...protocols.errors import BlindformerError
+
+    if length == "auto":
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise BlindformerError(f"--length {length}: give auto, or one of the compiled lengths")
+    return int(length)
+
+
+def _items(images: bool, arguments: list[str], files: list[Path]) -> list[Any]:
+    """What to ask: of arguments, files, and standard input. Errors: BlindformerError."""
+    from ...models.task import image_files
+    from ...protocols.errors import BlindformerError
+
+    if images:
+        found: list[Any] = [str(path) for path in image_files([*map(Path, arguments), *files])]
+        if not found:
+            raise BlindformerError("there is nothing to ask: give images' files, or folders of them")
+        return found
+    found = []
+    for argument in arguments:
+        found += _lines("standard input", sys.stdin.buffer.read()) if argument == "-" else [argument]
+    for file in files:
+        try:
+            found += _lines(str(file), file.read_bytes())
+        except OSError as error:
+            raise BlindformerError(f"{file}: cannot be read ({error.strerror}); give a text file") from None
+    if not found and not files and not sys.stdin.isatty():
+        found = _lines("standard input", sys.stdin.buffer.read())
+    if not found:
+        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
+    return found
+
+
+def _lines(name: str, content: bytes) -> list[str]:
+    from ...protocols.errors import BlindformerError
+
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BlindformerError(
+            f"{name}: is not UTF-8 text (byte {error.start}); convert it, for instance with iconv"
+        ) from None
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise BlindformerError(f"{name}: holds no texts; write one a line")
+    return texts
+
+
+def _complain(number: int, count: int, result: Any) -> int:
+    if result.error is None:
+        return 0
+    where = f"input {number + 1}: " if count > 1 else ""
+    print(f"blindformer: {where}{result.error}", file=sys.stderr)
+    return 1
+
+
+def _row(task: str, result: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"image" if task.startswith("image") else "text": result.item}
+    if result.length:
+        row["length"] = result.length
+    if result.error is not None:
+        return {**row, "error": str(result.error)}
+    return {**row, **as_json(task, result.value), **({"retried": result.retried} if result.retried else {})}
+
+
+def _costs(result: Any) -> dict[str, Any]:
+    report = result.report
+    if report is None:
+        return {}
+    names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds")
+    return {name: getattr(report, name) for name in names}
+
+
+def _summary(part: Any, task: str, results: list[Any]) -> dict[str, Any]:
+    from ..local import versions
+
+    good = [result for result in results if result.report is not None]
+    last = good[-1].report if good else None
+    found = {
+        "model": part.name,
+        "task": task,
+        "plan": part.about["plan"],
+        "protocol": "beaver",
+        "results": [{**_row(task, result), **_costs(result)} for result in results],
+        "setup_bytes": max((result.report.setup_bytes for result in good), default=0),
+        "learned": last.learned if last else {},
+        "versions": versions(),
+    }
+    pairs = _pairs(task, results)
+    return {**found, "similarities": pairs} if pairs else found
+
+
+def _pairs(task: str, results: list[Any]) -> list[dict[str, Any]]:
+    good = [result for result in results if result.error is None]
+    if task != "sentence-embedding" or not 1 < len(good) <= PAIRS_OF:
+        return []
+    return similarities([result.item for result in good], [result.value for result in good])
+
+
+def _show(part: Any, task: str, topology: str, results: list[Any]) -> None:
+    out = console()
+    who = "two parties" if topology == "dealer" else "two servers that must not collude"
+    out.print(f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {part.about['plan']}")
+    lengths = sorted({result.length for result in results})
+    padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
+    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(results)}{padded}\n")
+    words = [(result.item, in_words(task, result.value) if result.error is None else "no answer") for result in results]
+    out.print(answer_table(task, words, _pairs(task, results)))
+    reports = [result.report for result in results if result.report is not None]
+    if reports:
+        count = len(reports)
+        out.print(
+            f"\n{'on average: ' if count > 1 else ''}"
+            f"offline {sum(r.offline_s for r in reports) / count:.2f} s, "
+            f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB   "
+            f"online {sum(r.online_s for r in reports) / count:.2f} s, "
+            f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+        )
+    again = sum(bool(result.retried) for result in results)
+    if again:
+        out.print(f"asked again in a new session: {again}")

@@ -1,0 +1,265 @@
+"""`Client`: questions to a model that never sees them, three lines whether its parties are far away or on this machine.
+
+client = bf.Client("server.example:7443", dealer="dealer.example:7444", folder="compiled/client")
+result = client.query("nobody reads this")
+print(result.value, result.report)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..models.artifacts import ClientPart, Question, load_client
+from ..models.compile import AnswerOutOfRange, decode_outputs
+from ..models.task import IMAGE_LABELS, InputError
+from ..protocols.errors import BlindformerError, PeerGone, PeerTimeout
+from .admission import Busy
+from .client_sessions import Opened, Sessions
+from .config import load_settings
+from .report import Report, beaver_report
+from .session import Answer, Progress, UseSpool
+from .spool import SpoolError
+
+LOCAL = "local"
+LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too
+
+
+class ClientError(BlindformerError):
+    """A client that is asked for something it cannot do."""
+
+
+@dataclass
+class Result:
+    """The answer to one text or image.
+
+    value     in the terms of the model's task (Task.read); None if there is an error
+    outputs   the model's outputs by name, float32
+    length    tokens that the text was padded to: all that others learn of its own length
+    retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
+    error     of this question alone (`stream`); `query` and `query_many` raise it
+    """
+
+    item: Any
+    value: Any = None
+    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    length: int = 0
+    report: Report | None = field(default=None, repr=False)
+    retried: str = ""
+    error: BlindformerError | None = None
+
+
+class Client:
+    """The data's owner. Sessions are opened when they are needed and kept until `close`; or use `with`.
+
+    server         "host:port"; or "local": dealer and server run on this machine, as two processes of their own
+    dealer         "host:port"
+    folder         what compile wrote: DIR/client, or DIR (which "local" needs, for the server's part)
+    certificates   the folder with ca.pem, client.pem and client.key
+    config         a blindformer.toml; what is given here goes over it
+    topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
+    length         tokens to pad texts to (default: the least compiled length that fits)
+    timeout        seconds that a party may be silent
+    wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
+    cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
+    spool          a folder of correlations made ahead; `use_spool`: "auto", "only" those, or "off"
+    progress       called with (phase, done, total)
+
+    A query goes out once. If its session is lost it is asked again, once, in a new session with fresh correlations, and
+    `Result.retried` says so; a server that is busy has not taken it yet and is asked again for `wait` seconds.
+
+    Errors: ConfigError, ArtifactError; of queries: InputError, PeerError, Busy, SpoolError, AnswerOutOfRange.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        dealer: str | None = None,
+        helper: str | None = None,
+        folder: str | Path | None = None,
+        certificates: str | Path | None = None,
+        config: str | Path | None = None,
+        topology: str | None = None,
+        length: int | None = None,
+        timeout: float | None = None,
+        wait: float | None = None,
+        cache: str | Path | None = None,
+        spool: str | Path | None = None,
+        use_spool: UseSpool = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        local = server == LOCAL
+        self.settings = load_settings(
+            _path(config),
+            **{
+                "parties.server.address": None if local else server,
+                "parties.dealer.address": dealer,
+                "parties.helper.address": helper,
+                "session.topology": topology,
+                "session.timeout": None if timeout is None else float(timeout),
+                "certificates.folder": _path(certificates),
+                "client.folder": _path(folder),
+                "client.cache": _path(cache),
+                "client.spool": _path(spool),
+                "client.wait": None if wait is None else float(wait),
+            },
+        )
+        if local and (self.settings.session.topology != "dealer" or dealer or helper or certificates):
+            raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
+        self.part: ClientPart = load_client(self.settings.client.folder)
+        self.length, self.progress = length, progress
+        if length is not None:
+            self.part.for_length(length)
+        if use_spool == "only" and self.settings.client.spool is None:
+            raise ClientError('use_spool="only" needs a folder of correlations: give spool')
+        self._sessions: Sessions | None = Sessions(  # None: closed
+            self.settings,
+            local=local,
+            cache=self.settings.client.cache if not local or cache is not None else None,
+            use_spool=use_spool,
+            progress=progress,
+        )
+        self._turn = threading.Lock()  # sessions answer one query at a time
+
+    @property
+    def task(self) -> str:
+        """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
+        return self.part.task.pipeline
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+    def query(self, item: Any, *, top_k: int | None = None) -> Result:
+        """One text (or image: a file, or a PIL image), one answer. `top_k`: how many labels or tokens."""
+        (result,) = self.query_many([item], top_k=top_k)
+        return result
+
+    def query_many(self, items: Iterable[Any], *, top_k: int | None = None) -> list[Result]:
+        """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
+        made. The first error ends it; `stream` goes on."""
+        found: dict[int, Result] = {}
+        for number, result in self.stream(items, top_k=top_k):
+            if result.error is not None:
+                raise result.error
+            found[number] = result
+        return [found[number] for number in sorted(found)]
+
+    def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
+        """(number of the item, its result), each as soon as it is there: grouped by length, not in order.
+
+        All items are read and encoded before the first is asked, so one that does not fit costs nothing: InputError.
+        An answer that cannot be trusted, or a server that stays busy, is its own result's error; an error that the
+        next question would meet, too, is raised.
+        """
+        chosen = list(items)
+        questions = [self._encode(item, number, len(chosen)) for number, item in enumerate(chosen)]
+        lengths = dict.fromkeys(question.length for question in questions)
+        order = [n for length in lengths for n, question in enumerate(questions) if question.length == length]
+        for place, number in enumerate(order):
+            following = questions[order[place + 1]] if place + 1 < len(order) else None
+            more = following is not None and following.length == questions[number].length
+            if self.progress:
+                self.progress("query", place, len(order))
+            yield number, self._ask(chosen[number], questions[number], more, top_k)
+        if self.progress:
+            self.progress("query", len(order), len(order))
+
+    def __call__(self, inputs: Any, *, top_k: int | None = None) -> Any:
+        """What the transformers pipeline of this task returns for a text, an image, or a list of them.
+
+        text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
+        image-classification   the five likeliest labels of an image (or `top_k`); of a list, a list each
+        feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
+        sentence-embedding     one list of floats, of length one; of a list, a list of them
+        next-token             [{"score", "token", "token_str"}]; of a list, a list each
+        """
+        many = isinstance(inputs, list | tuple)
+        default = {"text-classification": 1, "image-classification": IMAGE_LABELS}.get(self.task)
+        values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
+        if self.task == "text-classification" and top_k is None and many:
+            return [value[0] for value in values]
+        return values if many else values[0]
+
+    def close(self) -> None:
+        """End the sessions, and the local processes if there are any. Safe to call twice."""
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            sessions.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+    # --- one question ------------------------------------------------------------------------------------------------
+    def _encode(self, item: Any, number: int, count: int) -> Question:
+        try:
+            return self.part.encode(item, self.length if self.part.kind != "image" else None)
+        except InputError as error:
+            if count == 1:
+                raise
+            raise InputError(f"input {number + 1} of {count}: {error}") from None
+
+    def _ask(self, item: Any, question: Question, more: bool, top_k: int | None) -> Result:
+        result = Result(item, length=question.length)
+        try:
+            with self._turn:
+                opened, answer = self._answer(question, more, result)
+            result.report = beaver_report(
+                opened.party.program,
+                self.part.about["plan"],
+                answer.timings,
+                answer.others,
+                opened.setup_s,
+                opened.party.setup_bytes,
+            )
+            result.outputs = decode_outputs(question.part.program, answer.outputs)
+            result.value = self.part.read(question, result.outputs, top_k)
+        except (Busy, AnswerOutOfRange) as error:
+            result.error = error
+        return result
+
+    def _answer(self, question: Question, more: bool, result: Result) -> tuple[Opened, Answer]:
+        """At most two attempts, of which the second is in a new session (or on other correlations).
+
+        A lost session gave no answer: its last round had not come. What the server learned of it is uniform, and the
+        new session draws fresh masks.
+        """
+        sessions = self._sessions
+        if sessions is None:
+            raise ClientError("this client is closed; make a new one")
+        sources = question.sources()
+        deadline = time.monotonic() + self.settings.client.wait
+        while True:
+            opened = sessions.open(question, deadline, patient=bool(result.retried))
+            try:
+                return opened, opened.party.query(sources, self.progress, more)
+            except Busy as busy:
+                sessions.rest(busy, deadline)
+            except SpoolError as error:  # the session lives on, and so do other correlations
+                if result.retried or sessions.use_spool == "only":
+                    raise
+                result.retried = str(error)
+            except LOST as error:
+                sessions.drop(question)
+                if result.retried:
+                    raise
+                result.retried = str(error)
+            except BaseException:
+                sessions.drop(question)
+                raise
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,313 @@
+"""The settings of a deployment: one TOML file that all parties may share, read with flags over file over default.
+
+    [session], [parties]            the same at every party; compared by hash in the hello
+    [certificates], [server], ...   each party's own
+
+docs/blindformer.toml shows every key with its default. A key that is not known is an error, not a surprise later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import ipaddress
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+)
+
+from ..protocols.errors import BlindformerError
+
+Role = Literal["server", "client", "dealer", "helper"]
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
+
+
+class ConfigError(BlindformerError):
+    """The configuration cannot be used. `problems`: each fault on a line of its own; the message is the first."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+
+
+class Address(NamedTuple):
+    """Where a party is dialled, or listens. A tuple, so that it unpacks as (host, port)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """`host:port`; an IPv6 host stands in brackets. Port 0 (a free one) is for listening.
+
+    Errors: ValueError, one line.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5:
+        raise ValueError(_FORM)
+    if int(port) > 65535:
+        raise ValueError(f"port {port} does not exist; ports are 1 to 65535")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    try:
+        six = ipaddress.ip_address(host.partition("%")[0]).version == 6
+    except ValueError:
+        if bracketed or not _HOST_NAME.fullmatch(host) or len(host) > 253:
+            raise ValueError(_FORM) from None
+    else:
+        if six != bracketed:
+            raise ValueError("an IPv6 host stands in brackets, and no other does; " + _FORM)
+    return Address(host, int(port))
+
+
+def _listening(value: Any) -> Address:
+    if isinstance(value, tuple) and len(value) == 2:
+        return Address(*value)
+    if not isinstance(value, str):
+        raise ValueError(_FORM)
+    return parse_address(value)
+
+
+def _dialled(value: Any) -> Address:
+    address = _listening(value)
+    if address.port == 0:
+        raise ValueError("port 0 cannot be dialled; ports are 1 to 65535")
+    return address
+
+
+def _path(value: Any, info: ValidationInfo) -> Path:
+    """Absolute; a relative one is relative to the file's folder (to the working folder if there is no file)."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("should be a path in quotes")
+    return ((info.context or {}).get("base") or Path.cwd()) / Path(value).expanduser()
+
+
+Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)]
+Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
+Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+class Session(_Section):
+    """What all parties of a session have in common. `timeout`: seconds of silence after which a peer counts as dead."""
+
+    protocol: Literal["beaver"] = "beaver"
+    topology: Literal["dealer", "helper"] = "dealer"
+    timeout: Seconds = 60.0
+
+
+class ServerAddress(_Section):
+    address: Dialled = Address("localhost", 7443)
+
+
+class DealerAddress(_Section):
+    address: Dialled = Address("localhost", 7444)
+
+
+class HelperAddress(_Section):
+    address: Dialled = Address("localhost", 7445)
+
+
+class Parties(_Section):
+    """Where the parties that listen are dialled. A client only dials, so it may sit behind NAT."""
+
+    server: ServerAddress = ServerAddress()
+    dealer: DealerAddress = DealerAddress()
+    helper: HelperAddress = HelperAddress()
+
+
+class Certificates(_Section):
+    """`folder` holds ca.pem, and this party's own certificate and key."""
+
+    folder: Folder = Path("certs")
+
+
+class Service(_Section):
+    """What every long-lived process has. The numbers bound it: nobody outside can make it hold more."""
+
+    listen: Listening = Address("127.0.0.1", 0)
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    """Queries computing at once; None: one for each core."""
+    sessions: int = Field(default=32, ge=1, le=10_000)
+    """Open sessions at most."""
+    queue: int = Field(default=64, ge=0, le=100_000)
+    """Queries that may wait for a worker; beyond that a client is told when to come back."""
+    share: float = Field(default=0.15, gt=0, le=1, allow_inf_nan=False)
+    """Of the sessions and of the queue, what one certificate may hold: one client must leave room for the others."""
+    idle: Seconds = 600.0
+    """Seconds that a session may be silent between two queries."""
+    query_seconds: Seconds = 900.0
+    """Seconds that a query may hold a worker, however slowly its peer answers."""
+    metrics: Listening | None = None
+    """Where /metrics, /healthz and /readyz are served; None: nowhere."""
+    grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
+    """Seconds that running queries have to finish when the process is told to stop."""
+    log_format: Literal["text", "json"] = "text"
+
+
+class Server(Service):
+    folder: Folder = Path("compiled/server")
+    listen: Listening = Address("127.0.0.1", 7443)
+    spool: Folder | None = None
+    """Correlations made ahead; None: only live ones."""
+    spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
+    """The most that they may take; `share` of it is for one certificate."""
+
+
+class Dealer(Service):
+    listen: Listening = Address("127.0.0.1", 7444)
+    share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    """Its sessions are held by servers, and often there is one server."""
+
+
+class Helper(Service):
+    """The second server of topology "helper": it takes the client's seat in the computation."""
+
+    folder: Folder = Path("compiled/helper")
+    listen: Listening = Address("127.0.0.1", 7445)
+    spool: Folder | None = None
+    cache: Folder = Path("~/.cache/blindformer")
+    """Where the server's masked weights are kept."""
+
+
+class Client(_Section):
+    folder: Folder = Path("compiled/client")
+    spool: Folder | None = None
+    cache: Folder = Path("~/.cache/blindformer")
+    """Where the masked weights of known models are kept."""
+    wait: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
+    """Seconds to go on asking a server that is busy."""
+
+
+class Settings(_Section):
+    """A whole configuration, with every path absolute. Made by `load_settings`."""
+
+    session: Session
+    parties: Parties
+    certificates: Certificates
+    server: Server
+    dealer: Dealer
+    helper: Helper
+    client: Client
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file these settings come from; None if there is none."""
+        return self._file
+
+    def address(self, role: Role) -> Address:
+        """Where `role` is dialled. Errors: ValueError for the client, which nobody dials."""
+        if role == "client":
+            raise ValueError("a client only dials; nobody dials it")
+        return getattr(self.parties, role).address
+
+    def shared(self) -> dict[str, Any]:
+        """What all parties must have in common: [session], and [parties] as far as the topology has them."""
+        helped = self.session.topology == "helper"
+        parties = self.parties.model_dump(mode="json", exclude=None if helped else {"helper"})
+        return {"session": self.session.model_dump(mode="json"), "parties": parties}
+
+    def shared_hash(self) -> str:
+        """SHA-256 (hex) of `shared`, flags included; empty without a file, which a hello takes for "not compared"."""
+        if self._file is None:
+            return ""
+        text = json.dumps(self.shared(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_settings(path: Path | None = None, **flags: Any) -> Settings:
+    """Settings of the file at `path`, under `flags`, over the defaults.
+
+    Flags are named by their key ("server.listen"), so call with `**{"server.listen": "0.0.0.0:7443"}`; one that is None
+    was not given. A relative path in the file is relative to the file; a `Path` among the flags to the working folder.
+
+    Errors: `ConfigError`, naming the file, the key and what is allowed.
+    """
+    data = {section: {} for section in Settings.model_fields} | ({} if path is None else _read(path))
+    given = {key: value for key, value in flags.items() if value is not None}
+    for key, value in given.items():
+        *sections, name = key.split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                break
+        else:
+            table[name] = value.expanduser().absolute() if isinstance(value, Path) else value
+    base = path.absolute().parent if path else None
+    try:
+        settings = Settings.model_validate(data, context={"base": base})
+    except ValidationError as error:
+        raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
+    settings._file = path.absolute() if path else None
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file; docs/blindformer.toml is an example"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: is not TOML: {' '.join(str(error).split())}"]) from None
+
+
+def _explain(fault: Any, path: Path | None, flags: dict[str, Any]) -> str:
+    """One line for one fault that pydantic found."""
+    parts = [str(part) for part in fault["loc"]]
+    key = ".".join(parts)
+    where = "the command line" if key in flags or path is None else str(path)
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: {key}: is not a known key; {_suggest(parts)}"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if fault["type"] == "model_type":
+        message = f"should be a section, [{key}]"
+    return f"{where}: {key} = {_short(fault['input'])}: {message}"
+
+
+def _suggest(parts: list[str]) -> str:
+    *sections, name = parts
+    allowed = _keys(sections)
+    near = difflib.get_close_matches(name, allowed, n=1)
+    if near:
+        return f"did you mean {'.'.join([*sections, near[0]])}?"
+    homes = [section for section in Settings.model_fields if name in _keys([section])]
+    if homes and homes != sections:
+        return f"it belongs in [{'] or ['.join(homes)}]"
+    return f"known in {'[' + '.'.join(sections) + ']' if sections else 'a file'}: {', '.join(allowed)}"
+
+
+def _keys(sections: list[str]) -> list[str]:
+    model: Any = Settings
+    for section in sections:
+        model = model.model_fields[section].annotation
+    return list(model.model_fields)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."

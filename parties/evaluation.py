@@ -1,0 +1,216 @@
+"""A model judged as it is used: in torch, in fixed point, and through private sessions of three processes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..approximations import Plan, calibrate
+from ..models.artifacts import save
+from ..models.compile import AnswerOutOfRange
+from ..models.data import Dataset, Examples
+from ..models.evaluation import (
+    OUTPUT,
+    REFUSED,
+    Answers,
+    EvaluationError,
+    Score,
+    by_bucket,
+    clear_answers,
+    compile_bucket,
+    encode,
+    score,
+    torch_answers,
+)
+from ..models.loading import Loaded
+from .launcher import LocalParties
+from .local import versions
+
+PROTOCOLS = ("torch", "clear", "beaver")
+CALIBRATION = 96  # training texts that ranges are measured on, cut to each length
+TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, untouched", "approximated"
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows for one model and one data set. `subset`: texts that went through private sessions (0: none)."""
+
+    model: str
+    plan: str
+    plan_hash: str
+    data: str
+    labels: tuple[str, ...]
+    seed: int
+    longest: int
+    lengths: dict[int, int]
+    test: int
+    subset: int
+    rows: list[Score]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "labels": list(self.labels), "rows": [row.to_dict() for row in self.rows]}
+
+    def row(self, name: str, protocol: str) -> Score | None:
+        return next((row for row in self.rows if (row.name, row.protocol) == (name, protocol)), None)
+
+
+def evaluate(
+    loaded: Loaded,
+    data: Dataset,
+    *,
+    plan: Plan | str | None = None,
+    teacher: Loaded | None = None,
+    protocols: Sequence[str] = ("torch", "clear"),
+    private: int = 300,
+    longest: int = 128,
+    seed: int = 0,
+    threads: int = 1,
+    timeout: float = 120,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Judge a classifier on a data set's test part.
+
+    plan       a preset's name or a plan (default: the one in the model's folder, else `faithful`); one without ranges
+               is calibrated on training texts
+    teacher    what agreement is measured with; without one, the model itself in float32
+    protocols  torch: float32, and the same with the approximations; for a teacher also with the plan's approximations
+               put into it untouched, to show what distillation won. clear: fixed point, the whole test set. beaver:
+               private sessions on this machine, for `private` texts, stratified and drawn with the seed
+    longest    tokens that texts are cut at, for every row alike
+
+    Errors: EvaluationError, DataError, PlanError, and those of a session.
+    """
+    unknown = [p for p in protocols if p not in PROTOCOLS]
+    if unknown or not protocols:
+        raise EvaluationError(f"protocol {unknown[0] if unknown else ''}: choose among {', '.join(PROTOCOLS)}")
+    if not loaded.labels or loaded.kind != "classifier":
+        raise EvaluationError(f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill`")
+    data = data.matched(loaded.labels)
+    say = progress or (lambda what, done, total: None)
+    test, labels = data.test.texts, data.test.labels
+    lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
+    fitting = data.train.subset(CALIBRATION, seed).texts
+    fitted = _fitted(loaded, plan or loaded.plan() or "faithful", fitting, lengths)
+    found: dict[tuple[str, str], Answers] = {}
+
+    def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Answers]) -> None:
+        found[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
+
+    reference = TEACHER if teacher is not None else EXACT
+    if teacher is not None:
+        run(TEACHER, "torch", lambda p: _renamed(torch_answers(teacher, test, longest, progress=p), teacher, loaded))
+    if "torch" in protocols:
+        if teacher is not None:
+            own = _fitted(teacher, fitted.replace(ranges={}, fits={}), fitting, lengths)
+            name = UNTOUCHED
+            run(
+                name,
+                "torch",
+                lambda p: _renamed(torch_answers(teacher, test, longest, own, progress=p), teacher, loaded),
+            )
+        run(APPROXIMATED, "torch", lambda p: torch_answers(loaded, test, longest, fitted, progress=p))
+    if teacher is None:
+        run(EXACT, "torch", lambda p: torch_answers(loaded, test, longest, progress=p))
+    if "clear" in protocols:
+        run(APPROXIMATED, "clear", lambda p: clear_answers(loaded, test, longest, fitted, fitting, progress=p))
+    subset = 0
+    if "beaver" in protocols:
+        positions = _subset(data.test, private, seed)
+        subset = len(positions)
+        options: dict[str, Any] = {"threads": threads, "timeout": timeout}
+        run(APPROXIMATED, "beaver", lambda p: _private(loaded, test, positions, longest, fitted, fitting, p, **options))
+    return Evaluation(
+        model=loaded.name,
+        plan=fitted.name,
+        plan_hash=fitted.content_hash(),
+        data=data.name,
+        labels=data.labels,
+        seed=seed,
+        longest=longest,
+        lengths=lengths,
+        test=len(test),
+        subset=subset,
+        rows=_rows(found, reference, labels, len(data.labels), seed),
+        versions=versions(),
+    )
+
+
+def _rows(
+    found: Mapping[tuple[str, str], Answers], reference: str, labels: Sequence[int], classes: int, seed: int
+) -> list[Score]:
+    """In the order of trust: the reference first, the private run last, which is compared with `clear` too."""
+    order = [TEACHER, EXACT, UNTOUCHED, APPROXIMATED]
+    rows = []
+    for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
+        others = {} if name == reference else {reference: found[reference, "torch"]}
+        if protocol == "beaver" and (name, "clear") in found:
+            others["clear"] = found[name, "clear"]
+        rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))
+    return rows
+
+
+def _fitted(loaded: Loaded, plan: Plan | str, texts: Sequence[str], lengths: Mapping[int, int]) -> Plan:
+    if isinstance(plan, Plan) and plan.ranges:
+        return plan
+    return calibrate(
+        loaded.model, [encode(loaded, texts[i : i + 16], n) for n in lengths for i in range(0, len(texts), 16)], plan
+    )
+
+
+def _renamed(answers: Answers, of: Loaded, to: Loaded) -> Answers:
+    """A teacher's classes by the student's indices: by name, or as they are where names say nothing."""
+    index = {name: i for i, name in to.labels.items()}
+    if not of.labels or set(of.labels.values()) != set(index):
+        if len(of.labels) != len(index):
+            raise EvaluationError(
+                f"{of.name} has {len(of.labels)} classes, {to.name} {len(index)}: give the teacher that it comes from"
+            )
+        return answers
+    return Answers({i: index[of.labels[c]] for i, c in answers.predicted.items()}, answers.seconds)
+
+
+def _subset(test: Examples, count: int, seed: int) -> list[int]:
+    """Positions of a stratified part of the test set."""
+    numbered = Examples([str(i) for i in range(len(test))], test.labels)
+    return [int(i) for i in numbered.subset(count, seed).texts]
+
+
+def _private(
+    loaded: Loaded,
+    texts: Sequence[str],
+    positions: Sequence[int],
+    longest: int,
+    plan: Plan,
+    fitting: Sequence[str],
+    progress: Callable[[int, int], None],
+    *,
+    threads: int,
+    timeout: float,
+) -> Answers:
+    """One query a text, as a client would ask it: a session a length, three processes over TLS."""
+    predicted: dict[int, int] = {}
+    seconds: dict[str, list[float]] = {"online": [], "offline": []}
+    chosen = [texts[i] for i in positions]
+    for length, places in by_bucket(loaded, chosen, longest).items():
+        compiled = compile_bucket(loaded, length, plan, fitting)
+        with tempfile.TemporaryDirectory(prefix="blindformer-evaluate-") as folder:
+            save(compiled, Path(folder))
+            with LocalParties(folder, threads=threads, timeout=timeout) as parties:
+                for place in places:
+                    try:
+                        answer = parties.query(encode(loaded, [chosen[place]], length))
+                    except AnswerOutOfRange:
+                        predicted[positions[place]] = REFUSED
+                    else:
+                        predicted[positions[place]] = int(answer.outputs[OUTPUT].argmax())
+                        seconds["online"].append(answer.timings.online_s)
+                        seconds["offline"].append(answer.timings.offline_s)
+                    progress(len(predicted), len(positions))
+    return Answers(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if values})

@@ -1,0 +1,191 @@
+"""The first and the last thing a child does, and its end of the line to its supervisor.
+
+A child works for one connection and never returns: when its work is done, fails, or the supervisor is gone, its process
+ends. SIGTERM asks it to stop: at once between two queries, else when the query is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from ...protocols.errors import BlindformerError
+from ..admission import Busy
+from ..frames import printable
+from .control import (
+    READ_AT_ONCE,
+    BrokenControl,
+    Failed,
+    Introduced,
+    Lines,
+    Probing,
+    Release,
+    Report,
+    Want,
+    pack_report,
+    parse,
+)
+
+LAST_WORDS_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
+ANSWER_SECONDS = 30.0  # the supervisor answers at once; this is for a machine that swaps
+
+
+class Stopping(BaseException):
+    """The service stops. Not an Exception, so that nothing on the way takes it for a failure of a peer."""
+
+
+class Control:
+    """A child's line to its supervisor. Admission (parties/admission.py) is `slot`. Used by the main thread."""
+
+    def __init__(self, sock: socket.socket, party: str = "server", keepalive: float = 20.0) -> None:
+        """`party`: how errors name this side. `keepalive`: seconds between signs of life to a peer that waits."""
+        self.party, self.keepalive = party, keepalive
+        self._sock = sock
+        self.left: Callable[[], int | None] = lambda: None
+        """How many correlations made ahead are left."""
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._working = False
+        self._stop = False
+        self._last_words = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
+
+    def watch(self) -> None:
+        """Start listening to the supervisor. When its end closes, this process ends."""
+        threading.Thread(target=self._listen, daemon=True, name="lifeline").start()
+
+    def obey(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM, and of the alarm set for later. Errors: `Stopping`, unless a query is under way."""
+        if number == signal.SIGTERM and self._stop:
+            return
+        self._stop = True
+        if not self._working:
+            self._end()
+
+    def _end(self) -> None:
+        left = self._last_words - time.monotonic()
+        if left <= 0:
+            raise Stopping
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+    def tell(self, report: Report) -> None:
+        self._sock.sendall(pack_report(report))
+
+    def ask(self, report: Report) -> dict[str, Any]:
+        """The supervisor's answer. Errors: `BrokenControl` if there is none."""
+        self.tell(report)
+        return self._next(ANSWER_SECONDS)
+
+    def introduce(self, role: str, owner: str, session: str, program: str) -> None:
+        """Ask for a session with the peer that has just said hello. Errors: `Busy`."""
+        self._heed(self.ask(Introduced(role=role, owner=owner, session=session, program=program)))
+
+    def probing(self, role: str, owner: str) -> None:
+        """The peer asks how far away we are, and wants no session. Errors: `Busy`."""
+        self._heed(self.ask(Probing(role=role, owner=owner)))
+
+    @contextmanager
+    def slot(self, number: int, waiting: Callable[[int], None]) -> Iterator[None]:
+        """A worker for query `number`. `waiting(place)` is called while others go first, as a sign of life.
+
+        Errors: `Busy`; `Stopping`; whatever `waiting` raises.
+        """
+        if self._stop:
+            raise Stopping
+        self._await(number, waiting)
+        self._working = True
+        try:
+            yield
+        finally:
+            self._last_words = time.monotonic() + LAST_WORDS_SECONDS
+            self._working = False
+            self.tell(Release(number=number, left=self.left()))
+        if self._stop:
+            self._end()
+
+    def failed(self, error: BaseException) -> None:
+        """Why this child ends, for the log. Errors of ours are fit to be read; of a bug, its kind and place are."""
+        what = str(error) if isinstance(error, BlindformerError) else place(error)
+        with contextlib.suppress(OSError):
+            self.tell(Failed(kind=type(error).__name__[:64], what=printable(what, 400)))
+
+    def _await(self, number: int, waiting: Callable[[int], None]) -> None:
+        answer = self.ask(Want(number=number))
+        place = 0
+        while True:
+            if "queued" in answer:
+                place = int(answer["queued"])
+                waiting(place)
+            else:
+                self._heed(answer)
+                return
+            answer = None
+            while answer is None:
+                try:
+                    answer = self._answers.get(timeout=self.keepalive)
+                except queue.Empty:
+                    waiting(place)
+
+    def _heed(self, answer: dict[str, Any]) -> None:
+        if "busy" in answer:
+            raise Busy(self.party, float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
+        if "go" not in answer:
+            raise BrokenControl("the supervisor answered something else")
+
+    def _next(self, seconds: float) -> dict[str, Any]:
+        try:
+            return self._answers.get(timeout=seconds)
+        except queue.Empty:
+            raise BrokenControl(f"the supervisor said nothing for {seconds:g} seconds") from None
+
+    def _listen(self) -> None:
+        lines = Lines()
+        with contextlib.suppress(OSError, BrokenControl):
+            while data := self._sock.recv(READ_AT_ONCE):
+                for line in lines.feed(data):
+                    self._answers.put(parse(line))
+        os._exit(1)
+
+
+def become_child(
+    sock: socket.socket, work: Callable[[Control], None], mask: set[signal.Signals] | set[int]
+) -> NoReturn:
+    """Work in a process that has just been forked, and end it. `mask`: the signals to block from now on."""
+    code = 1
+    control = Control(sock)
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, control.obey)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the supervisor tells us in time
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        control.watch()
+        work(control)
+        code = 0
+    except Stopping:
+        code = 0
+    except BaseException as error:
+        if not (isinstance(error, Busy) and error.party == control.party):  # which the supervisor said itself
+            control.failed(error)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def place(error: BaseException) -> str:
+    """Where a bug is, without its message, which may hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    here = frames[-1] if frames else None
+    return f"internal error in {os.path.basename(here.filename)}:{here.lineno} ({here.name})" if here else "internal"

@@ -1,0 +1,187 @@
+"""What a child and its supervisor say to each other: JSON lines over a pair of Unix sockets.
+
+    child                                              supervisor
+    {"introduced": {role, owner, session, program}}    {"go": true} | {"busy": {seconds, why}}
+    {"probing": {role, owner}}                         {"go": true} | {"busy": {seconds, why}}
+    {"want": {number}}                                 {"queued": place}* {"go": true} | {"busy": {seconds, why}}
+    {"release": {number, left}}
+    {"answered": {number, seconds, bytes}}
+    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (pairs.py)
+    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (pairs.py)
+    {"failed": {kind, what}}
+
+The child speaks with strangers and may have been taken over by one: a line that is too long, not JSON, or not one of
+these ends that child, and nobody else. The socket is the child's lifeline, too: when the supervisor's end closes,
+the child ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+LINE_LIMIT = 4096
+READ_AT_ONCE = 65536
+
+Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Session = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
+
+
+class Report(BaseModel):
+    """What a child says. The subclasses below, by their names in lower case, are all there is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Introduced(Report):
+    """The handshake and the hello are done. `owner`: the SHA-256 of the peer's certificate."""
+
+    role: Role
+    owner: Hash
+    session: Session
+    program: Hash
+
+
+class Probing(Report):
+    """The peer wants no session: it measures (parties/probe.py)."""
+
+    role: Role
+    owner: Hash
+
+
+class Want(Report):
+    """A query needs a worker."""
+
+    number: Number
+
+
+class Release(Report):
+    """It needs it no more. `left`: correlations made ahead that are left now, if that is known."""
+
+    number: Number
+    left: Number | None = None
+
+
+class Answered(Report):
+    """What a query took: seconds, and bytes of payload; `sent` and `received` while it was online.
+
+    A dealer is not there when it is online.
+    """
+
+    number: Number
+    offline_s: Amount
+    offline_bytes: Amount
+    online_s: Amount | None = None
+    sent: Amount = 0.0
+    received: Amount = 0.0
+
+
+class Keep(Report):
+    """The dealer has a client's seed, for the server's connection of the same session."""
+
+    session: Session
+    program: Hash
+    seed: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Take(Report):
+    """The dealer's connection with the server wants the client's seed."""
+
+    session: Session
+    program: Hash
+
+
+class Failed(Report):
+    """The connection ends, and why. `what` is fit for a log."""
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")]
+    what: Annotated[str, StringConstraints(max_length=400)]
+
+
+REPORTS: dict[str, type[Report]] = {cls.__name__.lower(): cls for cls in Report.__subclasses__()}
+
+
+class BrokenControl(Exception):
+    """The other end said something that is not in the protocol."""
+
+
+class Lines:
+    """Bytes in, whole lines out. Errors: `BrokenControl` for one that is too long."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_LIMIT or any(len(line) > LINE_LIMIT for line in lines):
+            raise BrokenControl(f"a line of more than {LINE_LIMIT} bytes")
+        return lines
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """Errors: `BrokenControl` if it is not a JSON object of one member."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict) or len(message) != 1:
+        raise BrokenControl("a line that is not a JSON object of one member")
+    return message
+
+
+def parse_report(line: bytes) -> Report:
+    """Errors: `BrokenControl` if it is not one of `REPORTS`."""
+    ((name, body),) = parse(line).items()
+    if name not in REPORTS:
+        raise BrokenControl("a line of an unknown kind")
+    try:
+        return REPORTS[name].model_validate(body)
+    except ValueError:
+        raise BrokenControl(f"a wrong {name!r}") from None
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def pack_report(report: Report) -> bytes:
+    return pack({type(report).__name__.lower(): report.model_dump()})
+
+
+class ChildLine:
+    """The supervisor's end of one child's line. Blocks on nothing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._lines = Lines()
+
+    def read(self) -> list[Report] | None:
+        """What has come; None at the end. Errors: `BrokenControl`."""
+        try:
+            data = self.sock.recv(READ_AT_ONCE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        return [parse_report(line) for line in self._lines.feed(data)] if data else None
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Errors: `BrokenControl` if the child does not read; one that is gone is noticed elsewhere."""
+        data = pack(message)
+        try:
+            if self.sock.send(data) != len(data):
+                raise BrokenControl("it does not read what it is told")
+        except BlockingIOError:
+            raise BrokenControl("it does not read what it is told") from None
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.sock.close()

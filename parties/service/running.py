@@ -1,0 +1,164 @@
+"""From settings to a service that serves: bind, load, say what is served, run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ...protocols.errors import BlindformerError
+from ..config import Address, Service
+from .exporter import Exporter
+from .limits import Limits
+from .logs import Log
+from .stats import Stats
+from .supervisor import Service as Served
+from .supervisor import Supervisor
+
+ADVERSARY = "semi-honest parties that do not collude"
+SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
+BACKLOG = 128
+STALE_SECONDS = 60.0  # a folder that was made just now may not have its lock yet
+
+
+class StartError(BlindformerError):
+    """A service cannot start."""
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a service says of itself when it begins to serve. `programs`: their hashes, one a length."""
+
+    role: str
+    address: Address
+    metrics: Address | None
+    helpers: str
+    programs: list[str]
+    about: str
+    limits: Limits
+    expires: float
+
+
+class Made(Served, Protocol):
+    """A service that can say what it serves."""
+
+    @property
+    def helpers(self) -> str: ...
+
+    @property
+    def about(self) -> str: ...
+
+    @property
+    def expires(self) -> float: ...
+
+    @property
+    def programs(self) -> Sequence[str]: ...
+
+
+def run(
+    role: str,
+    mine: Service,
+    make: Callable[[Limits, Path], Made],
+    announce: Callable[[Announcement], None] | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """Serve until a signal stops it, or the end of the pipe `lifeline`.
+
+    `make` loads the service; it is given a scratch folder. `announce` is told when it serves; without it the log is.
+
+    Errors: `StartError`, and those of `make`.
+    """
+    if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
+        raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
+    log, stats, limits = Log(role, mine.log_format), Stats(), make_limits(mine)
+    with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
+        exporter = _exporter(mine.metrics, log)
+        service = make(limits, scratch)
+        said = Announcement(
+            role=role,
+            address=Address(*listener.getsockname()[:2]),
+            metrics=Address(*exporter.address) if exporter else None,
+            helpers=service.helpers,
+            programs=list(service.programs),
+            about=service.about,
+            limits=limits,
+            expires=service.expires,
+        )
+        Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(lambda: _ready(said, log, announce))
+
+
+def make_limits(mine: Service) -> Limits:
+    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace")
+    made = Limits(**{name: getattr(mine, name) for name in same})
+    return made if mine.workers is None else replace(made, workers=mine.workers)
+
+
+def bind(address: Address, backlog: int) -> socket.socket:
+    """A listening socket. Errors: `StartError`."""
+    try:
+        family, _, _, _, found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(found[:2], family=family, backlog=backlog)
+    except OSError as error:
+        known = error.errno is not None and not isinstance(error, socket.gaierror)
+        why = os.strerror(error.errno or 0) if known else error.strerror
+        raise StartError(f"{address}: cannot listen there ({why}); choose another address or port") from None
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A folder of this process alone, with a short path, which is gone afterwards.
+
+    One that was left behind, because its process was killed, is removed by the next: nobody holds its lock any more.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS and left.stat().st_uid == os.getuid():
+                with _locked(left):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Errors: OSError if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _exporter(address: Address | None, log: Log) -> Exporter | None:
+    return None if address is None else Exporter(bind(address, backlog=16), log)
+
+
+def _ready(said: Announcement, log: Log, announce: Callable[[Announcement], None] | None) -> None:
+    if announce is not None:
+        announce(said)
+        return
+    log.info(
+        "ready",
+        address=str(said.address),
+        metrics="" if said.metrics is None else str(said.metrics),
+        adversary=ADVERSARY,
+        helpers=said.helpers,
+        security_bits=SECURITY_BITS,
+        programs=said.programs,
+        what=said.about,
+        sessions=said.limits.sessions,
+        workers=said.limits.workers,
+        queue=said.limits.queue,
+    )

@@ -1,0 +1,44 @@
+"""Work that goes on in a thread of its own: the next query's correlations while the present query runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """`make`, begun at once, or when `after` is over. What it raises is raised where the result is asked for."""
+
+    def __init__(self, make: Callable[[], T], name: str, after: Ahead | None = None) -> None:
+        self._make, self._after = make, after
+        self._done = threading.Event()
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"blindformer {name}")
+        self._thread.start()
+
+    def result(self, every: float, alive: Callable[[], None]) -> T:
+        """Wait for it. `alive` is called every so many seconds meanwhile; what it raises ends the waiting."""
+        while not self._done.wait(every):
+            alive()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def join(self, seconds: float | None) -> bool:
+        """Whether it is over, one way or the other, within `seconds`."""
+        return self._done.wait(seconds)
+
+    def _run(self) -> None:
+        try:
+            if self._after is not None:
+                self._after.join(None)
+            self._result.append(self._make())
+        except BaseException as error:
+            self._error = error
+        finally:
+            del self._make, self._after  # and what they hold on to
+            self._done.set()

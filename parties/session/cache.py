@@ -1,0 +1,59 @@
+"""Masked weights that a client keeps on disk, so that it downloads them once: a file for each weight, named by its id.
+
+They are uniform, so the folder holds no secret. What does not have the hash that the server names is downloaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import secrets
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .weights import Line, as_tensor
+
+
+class MaskedCache:
+    """In `folder`; shared by any number of processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, line: Line) -> Tensor | None:
+        """Mapped from the disk, so processes share its memory; None if it is not there, or not what it should be."""
+        path = self.folder / line.id
+        try:
+            if path.stat().st_size != line.bytes:
+                return None
+            if not line.bytes:
+                return torch.empty(line.shape, dtype=torch.int64)
+            with path.open("rb") as stream:
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError:
+            return None
+        return as_tensor(content, line.shape) if hashlib.sha256(content).hexdigest() == line.sha256 else None
+
+    def keep(self, line: Line, content: bytes | bytearray) -> None:
+        """Warns, and goes on without, where the disk does not take it."""
+        path = self.folder / line.id
+        part = path.with_name(f"{line.id}.{secrets.token_hex(4)}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with part.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(
+                f"{path}: masked weights cannot be kept ({error.strerror}); they are downloaded again next time",
+                stacklevel=2,
+            )

@@ -1,0 +1,328 @@
+"""The data's owner, P1, in one session."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from ...models.interpreter import interpret
+from ...models.pricing import price
+from ...models.program import Program
+from ...protocols.beaver.engine import OfflineEngine, OnlineEngine
+from ...protocols.beaver.source import ClientSource
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerError, PeerProtocolError
+from ...protocols.ring import Ring
+from ...protocols.rounds import over_channel
+from ...protocols.streams import new_seed
+from ..frames import printable
+from ..spool import Spool, SpoolError
+from ..spool.agree import Missing, Proposals, Ref
+from .ahead import Ahead
+from .cache import MaskedCache
+from .keys import masks, query_key
+from .messages import SAME_VERSION, amount, hear, out_of_place, read_busy
+from .timings import Timings, peak_rss_mb
+from .weights import LINE_BYTES, Line, as_tensor, catalogue_id, read_catalogue
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+UseSpool = Literal["auto", "only", "off"]
+STOP_SECONDS = 5.0
+
+
+@dataclass
+class Answer:
+    """A query's result: ring integers by output name, this party's timings, and what the others reported of theirs."""
+
+    outputs: dict[str, Tensor]
+    timings: Timings
+    others: dict[str, float]
+
+
+@dataclass
+class Coming:
+    """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
+
+    ref: Ref | None
+    tape: Ahead[Tape] | None = None
+
+
+class ClientParty:
+    """The client's end of one session, on its connection with the server, after the hello.
+
+    seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
+    session       the session's id
+    cache         a folder for the masked weights; without it they are downloaded in every session
+    spool         correlations made ahead; and the ledger in which live ones are noted, too
+    use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
+    waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
+
+    Errors: `PeerError` and `CorrelationError` end the session. `Busy` and `SpoolError` end the query that they come
+    from: ask again, in the same session.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        constants: Mapping[str, Tensor],
+        server: Channel,
+        seed_dealer: Callable[[bytes], None],
+        *,
+        session: str = "",
+        cache: Path | None = None,
+        spool: Spool | None = None,
+        use_spool: UseSpool = "auto",
+        waiting: Callable[[dict], None] | None = None,
+    ) -> None:
+        self.program, self.constants = program, constants
+        self.server, self.seed_dealer = server, seed_dealer
+        self.session, self.spool, self.use_spool = session, spool, use_spool
+        self.cache = None if cache is None else MaskedCache(cache)
+        self.waiting = waiting
+        self.seed = new_seed()
+        self.ring = Ring(program.ring)
+        self.masked: dict[str, Tensor] = {}
+        self.weights_id = ""
+        self.number = 0  # of the next query
+        self.setup_bytes = 0  # of masked weights that were downloaded
+        self.kept = 0  # correlations made ahead
+        self._proposals: Proposals | None = None
+        self._live = False
+        self._coming: Coming | None = None  # of the next query
+        self._work: Ahead | None = None
+        self._beat = server.timeout / 3
+
+    def set_up(self, progress: Progress | None = None) -> None:
+        """Get the masked weights, and the dealer ready unless the spool comes first."""
+        welcome = self._hear("weights")
+        shapes = self.program.weight_shapes()
+        lines = read_catalogue(self.server.recv(LINE_BYTES * len(shapes)), shapes)
+        self.weights_id = catalogue_id(lines)
+        if welcome["weights"] != self.weights_id:
+            raise PeerProtocolError(self.server.peer, "names other weights than it lists", SAME_VERSION)
+        for line in lines:
+            found = None if self.cache is None else self.cache.load(line)
+            if found is not None:
+                self.masked[line.name] = found
+        missing = [line for line in lines if line.name not in self.masked]
+        self.server.send(bytes(line in missing for line in lines))
+        for done, line in enumerate(missing, start=1):
+            self.masked[line.name] = self._download(line)
+            if progress:
+                progress("set-up", done, len(missing))
+        if self.spool is not None and self.use_spool != "off" and welcome.get("spool") is True:
+            self._proposals = Proposals(self.spool, self.program.hash(), self.weights_id)
+        if self.use_spool != "only" and self._choose() is None:
+            self._go_live()
+
+    def query(self, sources: Mapping[str, Tensor], progress: Progress | None = None, more: bool = False) -> Answer:
+        """Run one query on encoded sources (Compiled.encode_inputs).
+
+        `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
+        and not used are lost.
+        """
+        number, started = self.number, time.perf_counter()
+        ready, tape = self._correlations(more)
+        offline = time.perf_counter() - started
+        before, started = self.server.meter.snapshot(), time.perf_counter()
+        engine = OnlineEngine("client", tape, self.ring, sources, self.constants)
+        total, done = len(self.program.instructions), 0
+
+        def step(_: int) -> None:
+            nonlocal done
+            done += 1
+            if progress and done % 64 == 0:
+                progress("online", done, total)
+
+        execution = interpret(self.program, engine, over_channel(self.server), step)
+        online = time.perf_counter() - started
+        traffic = self.server.meter.since(before)
+        finished = self._hear("done")
+        if ready["ready"] != number or finished["done"] != number:
+            raise PeerProtocolError(self.server.peer, "answered another query", "run the query in a new session")
+        # Priced here, where nobody waits for this side: the first time it takes a moment.
+        offline_bytes = price(self.program).offline_bytes
+        timings = Timings(offline, online, execution.rounds, traffic, offline_bytes, peak_rss_mb())
+        others = {
+            "server_offline_s": amount(ready, "offline_s"),
+            "dealer_s": amount(ready, "dealer_s"),
+            "server_online_s": amount(finished, "online_s"),
+            "server_peak_rss_mb": amount(finished, "peak_rss_mb"),
+            "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
+        }
+        return Answer({n: v for n, v in execution.outputs.items() if v is not None}, timings, others)
+
+    def precompute(self, count: int, progress: Progress | None = None) -> None:
+        """Make correlations of `count` queries ahead. `kept` counts what is kept, errors or not."""
+        if self.spool is None:
+            raise SpoolError(
+                self.server.peer, "makes correlations ahead for a client with a spool; give a folder for it"
+            )
+        if self._coming is not None:  # the query that `more` announced does not come
+            self._coming = None
+            self.number += 1
+        self._go_live()
+        self.spool.sweep()
+        if self.spool.ledger.find(self.session) is None:
+            self.spool.begin(self.session, self.program.hash(), self.weights_id)
+        self.server.send_message({"precompute": count})
+        for done in range(count):
+            reply = self._hear("stored", "full")
+            if "full" in reply:
+                raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
+            if reply["stored"] != self.number:
+                raise out_of_place(self.server)
+            self.number += 1
+            try:
+                self.spool.add(self.session, self.number - 1, query_key(self.seed, self.number - 1))
+            except SpoolError:
+                self.server.send_message({"stop": self.number - 1})
+                raise
+            self.kept += 1
+            self.server.send_message({"kept": self.number - 1})
+            if progress:
+                progress("precompute", done + 1, count)
+
+    def close(self) -> None:
+        """Say goodbye. After an error, too."""
+        with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
+            self.server.send_message({"bye": True})
+        self.server.close()
+        if self._work is not None:
+            self._work.join(STOP_SECONDS)
+
+    def _correlations(self, more: bool) -> tuple[dict, Tape]:
+        """Agree with the server on the correlations of the query, and wait until both sides have them."""
+        while True:
+            coming = self._coming = self._coming or self._plan(self._choose())
+            after = self._choose(coming.ref) if more else None
+            more = more and (after is not None or self.use_spool != "only")
+            then = self._plan(after) if more else None
+            number = self.number
+            self.server.send_message(
+                {"query": number, "spool": _named(coming), "more": more, "then": None if then is None else _named(then)}
+            )
+            if coming.ref is None and coming.tape is None:
+                coming.tape = self._prepare(number)
+            reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
+            if "taken" in reply and coming.ref is not None:
+                coming.tape = self._take(coming.ref)
+                reply = self._hear("ready", "spent")
+            self._coming = None
+            if "missing" in reply and coming.ref is not None:
+                self._learn(coming.ref, reply)
+                continue
+            self.number += 1
+            if "spent" in reply:
+                raise SpoolError(self.server.peer, printable(reply.get("what")))
+            if "ready" not in reply or coming.tape is None:
+                raise out_of_place(self.server)
+            if then is not None:
+                self._coming = self._look_ahead(then, reply.get("then"))
+            try:
+                tape = coming.tape.result(self._beat, lambda: self.server.send_message({"waiting": "correlations"}))
+            except SpoolError:
+                self.server.send_message({"abort": number})
+                raise
+            self.server.send_message({"go": number})
+            return reply, tape
+
+    def _choose(self, after: Ref | None = None) -> Ref | None:
+        return None if self._proposals is None else self._proposals.next(after)
+
+    def _plan(self, ref: Ref | None) -> Coming:
+        """Where a query's correlations are to come from: the spool, or (None) the dealer."""
+        if ref is None:
+            if self.use_spool == "only":
+                remedy = "make some with `blindformer precompute`, or allow live ones"
+                place = "spool" if self.spool is None else self.spool.folder
+                raise SpoolError(place, f"holds no correlations for this model and this server; {remedy}")
+            self._go_live()
+        return Coming(ref)
+
+    def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
+        """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
+        said = reply if isinstance(reply, dict) else {}
+        if then.ref is None:
+            then.tape = self._prepare(self.number)
+        elif "taken" in said:
+            then.tape = self._take(then.ref)
+        else:
+            if "missing" in said:
+                self._learn(then.ref, said)
+            return None
+        return then
+
+    def _learn(self, ref: Ref, reply: dict) -> None:
+        following = reply.get("next")
+        if following is not None and not (isinstance(following, int) and ref.number < following < 2**53):
+            raise out_of_place(self.server)
+        assert self._proposals is not None
+        self._proposals.learn(ref, Missing(reply.get("known") is True, following))
+
+    def _prepare(self, number: int) -> Ahead[Tape]:
+        """This side's live correlations, and its half of every linear layer: no data is needed yet."""
+        key = query_key(self.seed, number)
+
+        def prepare() -> Tape:
+            if self.spool is not None:
+                self.spool.ledger.record(key, self.session, number)
+            return self._tape(key)
+
+        return self._begin(prepare)
+
+    def _take(self, ref: Ref) -> Ahead[Tape]:
+        """The same from the spool."""
+        spool = self.spool
+        assert spool is not None
+
+        def take() -> Tape:
+            entry = spool.mark_used(ref.session, ref.number)
+            if entry is None:
+                raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
+            return self._tape(spool.fetch(entry).key)
+
+        return self._begin(take)
+
+    def _tape(self, key: bytes) -> Tape:
+        engine = OfflineEngine(ClientSource(masks(key)), self.ring, self.masked)
+        interpret(self.program, engine)
+        return engine.tape
+
+    def _begin(self, make: Callable[[], Tape]) -> Ahead[Tape]:
+        self._work = Ahead(make, "client", self._work)
+        return self._work
+
+    def _go_live(self) -> None:
+        if not self._live:
+            self.seed_dealer(self.seed)
+            self.server.send_message({"live": True})
+            self._hear("live")
+            self._live = True
+
+    def _download(self, line: Line) -> Tensor:
+        content = self.server.recv(line.bytes)
+        if hashlib.sha256(content).hexdigest() != line.sha256:
+            raise PeerProtocolError(self.server.peer, "sent other weights than it announced", SAME_VERSION)
+        self.setup_bytes += line.bytes
+        if self.cache is not None:
+            self.cache.keep(line, content)
+        return as_tensor(content, line.shape)
+
+    def _hear(self, *expected: str) -> dict:
+        message = hear(self.server, (*expected, "busy"), self.waiting)
+        if "busy" in message:
+            raise read_busy(self.server, message)
+        return message
+
+
+def _named(coming: Coming) -> dict | None:
+    return None if coming.ref is None else {"session": coming.ref.session, "number": coming.ref.number}

@@ -1,0 +1,229 @@
+"""The dealer. Sees no input, no weight, no opened value, and needs no file: the server sends it the program."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...models.interpreter import interpret
+from ...models.pricing import price
+from ...models.program import Program
+from ...protocols.beaver.engine import OfflineEngine
+from ...protocols.beaver.source import Corrections, DealerSource
+from ...protocols.channel import Channel
+from ...protocols.clear import ClearEngine
+from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError
+from ...protocols.operations import SOURCES
+from ...protocols.ring import Ring
+from ...protocols.streams import SEED_BYTES
+from ...protocols.wire import elements
+from ..admission import Admission, Busy, Open
+from ..handshake import Hello
+from .ahead import Ahead
+from .keys import masks, query_key
+from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
+from .timings import peak_rss_mb
+from .weights import WeightMasks, read_keys
+
+T = TypeVar("T")
+
+
+class SeedError(BlindformerError):
+    """No client's seed is kept for a session."""
+
+
+class Seeds(Protocol):
+    """Brings the seed that a client left to the connection of its session's server: once."""
+
+    def put(self, session: str, program: str, seed: bytes) -> None:
+        """Errors: `SeedError` if there is one already, or no room."""
+        ...
+
+    def take(self, session: str, program: str) -> bytes:
+        """The seed, which is forgotten. Errors: `SeedError` if there is none, or it is for another program."""
+        ...
+
+
+class MemorySeeds:
+    """Seeds within one process: at most `limit`, each for `seconds` at most."""
+
+    def __init__(self, limit: int = 64, seconds: float = 600.0) -> None:
+        self.limit, self.seconds = limit, seconds
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[str, bytes, float]] = OrderedDict()
+
+    def put(self, session: str, program: str, seed: bytes) -> None:
+        with self._lock:
+            self._forget()
+            if session in self._kept:
+                raise SeedError("this session has its client's seed already; start a new session")
+            if len(self._kept) >= self.limit:
+                self._kept.popitem(last=False)  # the oldest
+            self._kept[session] = (program, seed, time.monotonic() + self.seconds)
+
+    def take(self, session: str, program: str) -> bytes:
+        with self._lock:
+            self._forget()
+            found = self._kept.pop(session, None)
+        if found is None or found[0] != program:
+            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
+        return found[1]
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        for session in [s for s, (_, _, end) in self._kept.items() if end <= now]:
+            del self._kept[session]
+
+
+class Programs(Protocol):
+    """Programs that a dealer knows already, by hash."""
+
+    def get(self, hash: str) -> Program | None: ...
+    def put(self, program: Program) -> None: ...
+
+
+class MemoryPrograms:
+    """The `limit` programs used last."""
+
+    def __init__(self, limit: int = 16) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[str, Program] = OrderedDict()
+
+    def get(self, hash: str) -> Program | None:
+        if hash in self._kept:
+            self._kept.move_to_end(hash)
+        return self._kept.get(hash)
+
+    def put(self, program: Program) -> None:
+        self._kept[program.hash()] = program
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program from a server may ask of a dealer. Bytes: of its JSON, and of its largest value."""
+
+    program_bytes: int = 16 * 2**20
+    value_bytes: int = 2 * 2**30
+
+
+def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
+    """A client's connection at the dealer, after the hello: keep its seed. The caller closes it.
+
+    Errors: `PeerError`, for the caller to tell.
+    """
+    seed = bytes.fromhex(read(client, Seed, client.recv_message()).seed)
+    _seeds(client, lambda: seeds.put(hello.session, hello.program, seed))
+    client.send_message({"seeded": True})
+
+
+class DealerParty:
+    """The dealer's end of one session, on the server's connection, after the hello."""
+
+    def __init__(
+        self,
+        server: Channel,
+        hello: Hello,
+        seeds: Seeds,
+        programs: Programs | None = None,
+        limits: Limits | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.server, self.hello, self.seeds = server, hello, seeds
+        self.programs = programs or MemoryPrograms()
+        self.limits, self.admission = limits or Limits(), admission or Open()
+
+    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
+        """Answer the server's requests until it says goodbye. `idle`: seconds it may be silent between queries.
+
+        `on_query` is told the number and the seconds of each. Errors: `PeerError`.
+        """
+        server_seed = bytes.fromhex(read(self.server, Seed, self.server.recv_message()).seed)
+        client_seed = _seeds(self.server, lambda: self.seeds.take(self.hello.session, self.hello.program))
+        program = self.programs.get(self.hello.program) or self._fetch_program()
+        layout = self._wait(Ahead(lambda: price(program), "price")).layout
+        shapes = program.weight_shapes()
+        self.server.send_message({"need": "weights"})
+        weights = WeightMasks(read_keys(self.server.recv(len(shapes) * SEED_BYTES), shapes), shapes)
+        self.server.send_message({"dealing": True})
+        ring, least = Ring(program.ring), 0
+        while True:
+            with patient(self.server, idle):
+                message = self.server.recv_message()
+            if message.get("bye"):
+                return
+            number = read_number(self.server, message, "query", least)
+            try:
+                with self.admission.slot(number, lambda place: self.server.send_message({"queued": place})):
+                    least = number + 1
+                    self.server.send_message({"deal": number})
+                    started = time.perf_counter()
+                    corrections = Corrections(self.server, layout)
+                    keys = (query_key(server_seed, number), query_key(client_seed, number))
+                    source = DealerSource(masks(keys[0]), masks(keys[1]), corrections)
+                    interpret(program, OfflineEngine(source, ring, weights))
+                    corrections.finish()
+                    seconds = time.perf_counter() - started
+                    self.server.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+            except Busy as busy:
+                self.server.send_message(busy_message(busy))
+                continue
+            if on_query:
+                on_query(number, seconds)
+
+    def _fetch_program(self) -> Program:
+        """The program from the server: bounded, and the one whose hash both other parties named."""
+        self.server.send_message({"need": "program"})
+        size = self.server.recv_message().get("program")
+        if not isinstance(size, int) or not 0 < size <= self.limits.program_bytes:
+            raise self._unfit(f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
+        text = bytes(self.server.recv(size))
+        if hashlib.sha256(text).hexdigest() != self.hello.program:
+            raise self._unfit("sent another program than the one it named")
+        try:
+            program = Program.from_json(text)
+            largest = max((8 * elements(item.shape) for item in program.instructions), default=0)
+            if largest > self.limits.value_bytes:
+                raise self._unfit("has a program with values that are too large for this dealer")
+            self._wait(Ahead(lambda: _check_shapes(program), "program"))
+            self._wait(Ahead(lambda: price(program), "price"))
+        except PeerError:
+            raise
+        except Exception:  # whatever a program can be that no compiler makes
+            raise self._unfit("sent a program that cannot be run") from None
+        self.programs.put(program)
+        return program
+
+    def _wait(self, work: Ahead[T]) -> T:
+        return work.result(self.server.timeout / 3, lambda: self.server.send_message({"waiting": "program"}))
+
+    def _unfit(self, what: str) -> PeerProtocolError:
+        return PeerProtocolError(self.server.peer, what, SAME_VERSION)
+
+
+def _check_shapes(program: Program) -> None:
+    """Every value has the shape that its instruction says. Computes on tensors without storage. Errors: of any kind."""
+    sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in SOURCES}
+    values = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in sources.items()}
+
+    def observe(number: int, value: Tensor) -> None:
+        if tuple(value.shape) != program.instructions[number].shape:
+            raise ValueError(number)
+
+    interpret(program, ClearEngine(values, Ring(program.ring)), observe=observe)
+
+
+def _seeds(channel: Channel, step: Callable):
+    try:
+        return step()
+    except SeedError as error:
+        raise PeerProtocolError(channel.peer, "cannot be dealt to", str(error)) from None

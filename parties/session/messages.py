@@ -1,0 +1,126 @@
+"""What the parties of a session say to each other between the frames, and how it is read: nothing is taken on trust."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerProtocolError
+from ..admission import Busy
+from ..frames import printable
+from ..spool.agree import Ref
+
+SAME_VERSION = "use the same version at every party"
+
+Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", strict=True)]
+Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+M = TypeVar("M", bound="Message")
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spooled(Message):
+    """Correlations made ahead (spool.agree.Ref)."""
+
+    session: Id
+    number: Number
+
+    def ref(self) -> Ref:
+        return Ref(self.session, self.number)
+
+
+class Seed(Message):
+    """A party's seed."""
+
+    seed: Id
+
+
+class Ask(Message):
+    """The client asks for a query, on correlations of the spool or live ones (None).
+
+    `more`: another query follows; `then`: on which correlations.
+    """
+
+    query: Number
+    spool: Spooled | None = None
+    more: Annotated[bool, Field(strict=True)] = False
+    then: Spooled | None = None
+
+
+class Precompute(Message):
+    """The client asks for correlations of `precompute` queries ahead."""
+
+    precompute: Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+
+
+def read(channel: Channel, kind: type[M], message: Mapping[str, Any]) -> M:
+    """A message of this kind. Errors: `PeerProtocolError`."""
+    try:
+        return kind.model_validate(message)
+    except ValidationError:
+        raise out_of_place(channel) from None
+
+
+def read_number(channel: Channel, message: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int:
+    """The number of a query, which counts up: one that is too small was used. Errors: `PeerProtocolError`."""
+    number = message.get(name)
+    if not isinstance(number, int) or not least <= number <= (2**53 if most is None else most):
+        raise PeerProtocolError(
+            channel.peer, f"asked for a {name} out of order", f"start a new session; a {name}'s number is used once"
+        )
+    return number
+
+
+def out_of_place(channel: Channel) -> PeerProtocolError:
+    return PeerProtocolError(channel.peer, "sent a message that has no place here", SAME_VERSION)
+
+
+def amount(message: Mapping[str, Any], name: str) -> float:
+    """A number that a peer reports, for display alone; 0 if it reports none."""
+    value = message.get(name, 0.0)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
+
+
+def busy_message(busy: Busy) -> dict[str, Any]:
+    return {"busy": busy.retry_after, "party": busy.party, "why": busy.why}
+
+
+def read_busy(channel: Channel, message: Mapping[str, Any]) -> Busy:
+    """What the peer says of itself, or of a party that it asked in turn."""
+    party = printable(message.get("party"), 32) or channel.peer
+    return Busy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+
+
+def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], None] | None = None) -> dict[str, Any]:
+    """The next message that has one of the names `expected`, after any signs of life.
+
+    `waiting` is told of these. Errors: `Busy` if the peer has no room, `PeerProtocolError` for anything else.
+    """
+    while True:
+        message = channel.recv_message()
+        if "waiting" in message or "queued" in message:
+            if waiting:
+                waiting(message)
+            continue
+        if "busy" in message and "busy" not in expected:
+            raise Busy(channel.peer, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+        if not any(name in message for name in expected):
+            raise out_of_place(channel)
+        return message
+
+
+@contextmanager
+def patient(channel: Channel, idle: float | None) -> Iterator[None]:
+    """Allow another silence (seconds) than the channel's timeout while waiting for something nobody owes us yet."""
+    timeout = channel.timeout
+    channel.timeout = timeout if idle is None else idle
+    try:
+        yield
+    finally:
+        channel.timeout = timeout

@@ -1,0 +1,321 @@
+"""The model's owner, P0, in one session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from ...models.interpreter import interpret
+from ...models.pricing import price
+from ...protocols.beaver.engine import OfflineEngine, OnlineEngine
+from ...protocols.beaver.source import Corrections, ServerSource
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerProtocolError
+from ...protocols.ring import Ring
+from ...protocols.rounds import over_channel
+from ...protocols.streams import new_seed
+from ..admission import Admission, Busy, Open
+from ..spool import Spool, SpoolError
+from ..spool.agree import Missing, Ref, answer_proposal
+from ..spool.ledger import Entry
+from .ahead import Ahead
+from .dealing import Dealing, Replay
+from .keys import masks, query_key
+from .messages import Ask, Precompute, amount, busy_message, hear, patient, read, read_number
+from .timings import Timings, peak_rss_mb
+from .weights import Served
+
+GOODBYE_SECONDS = 5.0
+OnQuery = Callable[[int, Timings], None]
+
+
+class Outside(Protocol):
+    """An owner of the data who takes no part: it sends this party shares of its inputs, and gets shares of results."""
+
+    def shares(self, number: int) -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name."""
+        ...
+
+    def answer(self, number: int, shares: Mapping[str, Tensor]) -> None:
+        """This party's shares of the results, by output name."""
+        ...
+
+
+@dataclass
+class Made:
+    """The server's correlations of one query, and what they took here and at the dealer."""
+
+    tape: Tape
+    seconds: float
+    dealt: dict
+
+
+class ServerParty:
+    """The server's end of one session, on the client's connection, after the hello.
+
+    dealer      dials this session's dealer; called when the client first wants correlations that are not in the spool
+    session     the session's id
+    client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
+    spool       correlations made ahead; and the ledger in which live ones are noted, too
+    outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
+
+    Errors of `set_up` and `serve`: `PeerError`. Then `abandon`, tell the channels it returns, and close them.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        client: Channel,
+        dealer: Callable[[], Channel],
+        *,
+        session: str = "",
+        client_id: str = "",
+        admission: Admission | None = None,
+        spool: Spool | None = None,
+        outside: Outside | None = None,
+    ) -> None:
+        self.served, self.client, self.dial_dealer = served, client, dealer
+        self.outside = outside
+        self.session, self.client_id = session, client_id
+        self.admission, self.spool = admission or Open(), spool
+        self.program, self.ring = served.program, Ring(served.program.ring)
+        self.price = price(served.program)
+        self.seed = new_seed()
+        self.number = 0  # of the next query
+        self._dealer: Channel | None = None
+        self._dealing: Dealing | None = None
+        self._work: Ahead | None = None  # the last one begun
+        self._ahead: tuple[Ref | None, Ahead[Made]] | None = None  # of the next query
+        self._beat = client.timeout / 3
+
+    def set_up(self) -> None:
+        """Send the masked weights that the client has not."""
+        masked = self.served.masked
+        self.client.send_message({"weights": masked.id, "spool": self.spool is not None})
+        self.client.send(masked.catalogue())
+        wanted = self.client.recv(len(masked.lines))
+        for line, flag in zip(masked.lines, wanted, strict=True):
+            if flag:
+                self.client.send(masked.packed(line.name))
+
+    def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
+        """Do as the client asks until it says goodbye. `idle`: seconds it may be silent between queries."""
+        while True:
+            with patient(self.client, idle):
+                message = self.client.recv_message()
+            if message.get("bye"):
+                return
+            if message.get("live"):
+                self._go_live()
+            elif "precompute" in message:
+                self._precompute(read(self.client, Precompute, message).precompute)
+            else:
+                ask = read(self.client, Ask, message)
+                timings = self._query(ask)
+                if timings is not None and on_query:
+                    on_query(ask.query, timings)
+
+    def close(self) -> None:
+        """End the session in order, after `serve`."""
+        if self._rest(GOODBYE_SECONDS) and self._dealing is not None:
+            self._dealing.goodbye()
+        for channel in self.abandon():
+            channel.close()
+
+    def abandon(self) -> list[Channel]:
+        """Stop what goes on in the background; returns the channels that are open, for the caller to tell and close."""
+        if not self._rest(0) and self._dealer is not None:
+            self._dealer.interrupt()
+            self._rest(GOODBYE_SECONDS)
+        return [self.client] if self._dealer is None else [self.client, self._dealer]
+
+    def _rest(self, seconds: float) -> bool:
+        return self._work is None or self._work.join(seconds)
+
+    def _begin(self, make: Callable, name: str) -> Ahead:
+        self._work = Ahead(make, name, self._work)  # one after the other: they share the dealer's channel
+        return self._work
+
+    def _wait(self, work: Ahead, what: str):
+        """The client hears from us meanwhile, so that silence always means death."""
+        return work.result(self._beat, lambda: self.client.send_message({"waiting": what}))
+
+    def _go_live(self) -> None:
+        def connect() -> Dealing:
+            self._dealer = self.dial_dealer()
+            dealing = Dealing(self._dealer, self.served)
+            dealing.set_up(self.seed)
+            return dealing
+
+        if self._dealing is None:
+            self._dealing = self._wait(self._begin(connect, "dealer"), "dealer")
+        self.client.send_message({"live": True})
+
+    def _query(self, ask: Ask) -> Timings | None:
+        read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
+        try:
+            with self.admission.slot(ask.query, lambda place: self.client.send_message({"queued": place})):
+                return self._answer(ask)
+        except Busy as busy:
+            self.client.send_message(busy_message(busy))
+            return None
+
+    def _answer(self, ask: Ask) -> Timings | None:
+        """One query, from correlations to the last round; None if it could not be, as the client has been told."""
+        started = time.perf_counter()
+        work = self._find(ask)
+        if work is None:
+            return None
+        try:
+            made: Made = self._wait(work, "correlations")
+        except SpoolError as error:
+            self.number += 1
+            self.client.send_message({"spent": ask.query, "what": error.what})
+            return None
+        offline = time.perf_counter() - started
+        self.number += 1
+        ready = {
+            "ready": ask.query,
+            "offline_s": made.seconds,
+            "dealer_s": amount(made.dealt, "seconds"),
+            "dealer_peak_rss_mb": amount(made.dealt, "peak_rss_mb"),
+        }
+        if ask.more:
+            ready["then"] = self._look_ahead(None if ask.then is None else ask.then.ref())
+        self.client.send_message(ready)
+        if "go" not in hear(self.client, ("go", "abort")):
+            return None
+        values: Mapping[str, Tensor] = self.served.weights
+        if self.outside is not None:
+            values = {**values, **self.outside.shares(ask.query)}
+        before, started = self.client.meter.snapshot(), time.perf_counter()
+        engine = OnlineEngine("server", made.tape, self.ring, values, self.served.constants)
+        execution = interpret(self.program, engine, over_channel(self.client))
+        if self.outside is not None:
+            self.outside.answer(ask.query, execution.outputs)
+        timings = Timings(
+            offline_s=offline,
+            online_s=time.perf_counter() - started,
+            rounds=execution.rounds,
+            online=self.client.meter.since(before),
+            offline_bytes=self.price.offline_bytes,
+            peak_rss_mb=peak_rss_mb(),
+        )
+        self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
+        return timings
+
+    def _find(self, ask: Ask) -> Ahead[Made] | None:
+        """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
+        ref = None if ask.spool is None else ask.spool.ref()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == ref:
+            return ahead[1]
+        if ref is None:
+            return self._deal(ask.query)
+        entry, reply = self._take(ref)
+        if "spent" in reply:
+            self.number += 1
+        self.client.send_message(reply)
+        return None if entry is None else self._load(entry)
+
+    def _look_ahead(self, ref: Ref | None) -> dict:
+        """Begin with the next query's correlations, which the client has named; what to tell it of them."""
+        if ref is None:
+            self._ahead = (None, self._deal(self.number))
+            return {"live": True}
+        entry, reply = self._take(ref)
+        if entry is not None:
+            self._ahead = (ref, self._load(entry))
+        return reply
+
+    def _deal(self, number: int) -> Ahead[Made]:
+        """Live correlations."""
+        dealing = self._dealing
+        if dealing is None:
+            raise PeerProtocolError(self.client.peer, "asked for live correlations without a dealer", "say so before")
+        key = query_key(self.seed, number)
+
+        def deal() -> Made:
+            started = time.perf_counter()
+            tape = self._tape(key, dealing.begin(number))
+            dealt = dealing.end(number)
+            if self.spool is not None:
+                self.spool.ledger.record(key, self.session, number)
+            return Made(tape, time.perf_counter() - started, dealt)
+
+        return self._begin(deal, "correlations")
+
+    def _take(self, ref: Ref) -> tuple[Entry | None, dict]:
+        """What the client proposes of the spool, marked as used; and the reply."""
+        if self.spool is None:
+            return None, {"missing": ref.number, "known": False, "next": None}
+        try:
+            found = answer_proposal(self.spool, ref, self.program.hash(), self.served.masked.id, self.client_id)
+        except SpoolError as error:
+            return None, {"spent": self.number, "what": error.what}
+        if isinstance(found, Missing):
+            return None, {"missing": ref.number, "known": found.known, "next": found.next}
+        return found, {"taken": ref.number}
+
+    def _load(self, entry: Entry) -> Ahead[Made]:
+        """Correlations of the spool, marked as used before."""
+        spool = self.spool
+        assert spool is not None
+
+        def load() -> Made:
+            started = time.perf_counter()
+            taken = spool.fetch(entry)
+            replay = cast(Channel, Replay(memoryview(taken.corrections)))
+            tape = self._tape(taken.key, Corrections(replay, self.price.layout))
+            return Made(tape, time.perf_counter() - started, {})
+
+        return self._begin(load, "spool")
+
+    def _tape(self, key: bytes, corrections: Corrections) -> Tape:
+        engine = OfflineEngine(ServerSource(masks(key), corrections), self.ring, {})
+        interpret(self.program, engine)
+        return engine.tape
+
+    def _precompute(self, count: int) -> None:
+        """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
+        if self._ahead is not None:  # the query that was announced does not come
+            self._ahead = None
+            self.number += 1
+        try:
+            if self.spool is None:
+                raise SpoolError("server", "keeps no spool; start it with one")
+            if self._dealing is None:
+                raise PeerProtocolError(self.client.peer, "asked for correlations without a dealer", "say so before")
+            self.spool.sweep()
+            if self.spool.ledger.find(self.session) is None:
+                self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+            for _ in range(count):
+                number = self.number
+                self.spool.room(self.price.offline_bytes, self.client_id)
+                with self.admission.slot(number, lambda place: self.client.send_message({"queued": place})):
+                    self._wait(self._store(self.spool, self._dealing, number), "correlations")
+                self.number += 1
+                self.client.send_message({"stored": number})
+                if "kept" not in hear(self.client, ("kept", "stop")):
+                    return
+        except SpoolError as error:
+            self.client.send_message({"full": count, "what": error.what})
+        except Busy as busy:
+            self.client.send_message(busy_message(busy))
+
+    def _store(self, spool: Spool, dealing: Dealing, number: int) -> Ahead[None]:
+        frames = dealing.frames(number)
+
+        def store() -> None:
+            try:
+                spool.add(self.session, number, query_key(self.seed, number), frames)
+            finally:
+                for _ in frames:  # the dealer's stream comes to its end even if the disk took only a part of it
+                    pass
+
+        return self._begin(store, "spool")

@@ -1,0 +1,39 @@
+"""What a query took."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+
+import psutil
+
+from ...protocols.channel import Meter
+
+
+@dataclass
+class Timings:
+    """Seconds and traffic of one query at one party. `online` and `offline` are bytes sent and received.
+
+    `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead.
+    """
+
+    offline_s: float = 0.0
+    online_s: float = 0.0
+    rounds: int = 0
+    online: Meter = field(default_factory=Meter)
+    offline_bytes: int = 0
+    peak_rss_mb: float = 0.0
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process ever held, MB."""
+    try:  # Linux: getrusage would count what the parent process held before exec
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rss_mb() -> float:
+    return psutil.Process().memory_info().rss / 2**20

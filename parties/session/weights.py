@@ -1,0 +1,175 @@
+"""The server's weights, masked: D = W - B goes to the client once, and stays the same over all sessions.
+
+Each weight has a mask of its own, whose key follows from the server's secret, the weight's name and its content: other
+weights never meet the same mask, and one weight that programs of several lengths share is downloaded once. The dealer
+is told the keys, the client the difference; either alone is uniform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from mmap import mmap
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...models.program import Program
+from ...protocols.streams import SEED_BYTES, Stream, derive
+from ...protocols.wire import elements, pack
+
+ELEMENT_BYTES = 8
+ID_BYTES, HASH_BYTES = 16, 32
+LINE_BYTES = ID_BYTES + HASH_BYTES  # of the catalogue, for one weight
+
+Shape = tuple[int, ...]
+
+
+class Part(Protocol):
+    """What the server holds for one program: `weights` and `constants` are ring integers by name."""
+
+    @property
+    def program(self) -> Program: ...
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+    @property
+    def constants(self) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Line:
+    """One weight in the catalogue: its name and shape, which the program tells, an id and the hash of D, as hex."""
+
+    name: str
+    shape: Shape
+    id: str
+    sha256: str
+
+    @property
+    def bytes(self) -> int:
+        return elements(self.shape) * ELEMENT_BYTES
+
+
+def weight_keys(secret: bytes, weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, bytes]:
+    """The keys of the masks B, bound to the content of the weights."""
+    keys = {}
+    for name in names:
+        digest = hashlib.sha256(str(tuple(weights[name].shape)).encode() + b"\0")
+        digest.update(weights[name].contiguous().numpy().tobytes())
+        keys[name] = derive(secret, f"weight {name} {digest.hexdigest()}")
+    return keys
+
+
+def weight_mask(key: bytes, shape: Shape) -> Tensor:
+    """B of one weight."""
+    return Stream(key, "weight mask").integers("B", shape)
+
+
+class WeightMasks(Mapping[str, Tensor]):
+    """All B of a program, made when they are asked for: at the dealer they are large, and quickly made again."""
+
+    def __init__(self, keys: Mapping[str, bytes], shapes: Mapping[str, Shape]) -> None:
+        self._keys, self._shapes = keys, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return weight_mask(self._keys[name], self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class MaskedWeights:
+    """D of one program at the server, made weight by weight when it is asked for."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], secret: bytes) -> None:
+        self._weights = weights
+        self._shapes = dict(sorted(program.weight_shapes().items()))
+        self.keys = weight_keys(secret, weights, self._shapes)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The catalogue. It takes a pass over all weights, once."""
+        return [
+            Line(name, shape, derive(self.keys[name], "id").hex(), hashlib.sha256(self.packed(name)).hexdigest())
+            for name, shape in self._shapes.items()
+        ]
+
+    @property
+    def id(self) -> str:
+        return catalogue_id(self.lines)
+
+    def packed(self, name: str) -> bytearray:
+        """One D as it travels."""
+        masked = self._weights[name] - weight_mask(self.keys[name], self._shapes[name])
+        return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
+
+    def catalogue(self) -> bytes:
+        return b"".join(bytes.fromhex(line.id) + bytes.fromhex(line.sha256) for line in self.lines)
+
+    def all_keys(self) -> bytes:
+        """For the dealer, in the order of the names."""
+        return b"".join(self.keys.values())
+
+
+def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[Line]:
+    """The catalogue of a program's weights, as the client receives it."""
+    lines = []
+    for at, (name, shape) in enumerate(sorted(shapes.items())):
+        line = data[at * LINE_BYTES : (at + 1) * LINE_BYTES]
+        lines.append(Line(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
+    return lines
+
+
+def catalogue_id(lines: list[Line]) -> str:
+    """Names a whole set of masked weights."""
+    return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
+
+
+def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str, bytes]:
+    """The keys of a program's weights, as the dealer receives them."""
+    return {name: bytes(data[at * SEED_BYTES : (at + 1) * SEED_BYTES]) for at, name in enumerate(sorted(shapes))}
+
+
+class Served:
+    """One program as a server offers it: its part of the artifacts, and the masked weights that clients get."""
+
+    def __init__(self, part: Part, secret: bytes) -> None:
+        self.part = part
+        self.masked = MaskedWeights(part.program, part.weights, secret)
+
+    @property
+    def program(self) -> Program:
+        return self.part.program
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.part.weights
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        return self.part.constants
+
+    def prepare(self) -> None:
+        """Do now what would be done when the first client comes: a supervisor does it before it forks."""
+        from ...models.pricing import price
+
+        _ = self.masked.lines
+        price(self.program)
+
+
+def serve_parts(parts: Iterable[Part], secret: bytes) -> dict[str, Served]:
+    """What a server offers, by program hash."""
+    return {part.program.hash(): Served(part, secret) for part in parts}
+
+
+def as_tensor(data: bytearray | mmap, shape: Shape) -> Tensor:
+    """D as it travelled, as a tensor over the same memory."""
+    if not len(data):
+        return torch.empty(shape, dtype=torch.int64)
+    return torch.frombuffer(data, dtype=torch.int64).reshape(shape)

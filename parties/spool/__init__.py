@@ -1,0 +1,17 @@
+"""Correlations made ahead: each party keeps its part of some queries' correlations on disk, and uses each at most once.
+
+    ledger.py   what is ready and what was used: SQLite, committed to the disk before anything is handed out
+    store.py    the server's files of corrections
+    agree.py    which number both parties have: the server's and the client's side of a short conversation
+
+At most once holds through crashes, retries, several processes, and an old copy of one party's folder put in place of
+the present one: the other party's ledger still knows. It does not hold when old copies of *both* parties' folders are
+put back; who restores backups must remove the spool.
+"""
+
+from __future__ import annotations
+
+from .ledger import SpoolError, audit_tag
+from .spool import Spool
+
+__all__ = ["Spool", "SpoolError", "audit_tag"]

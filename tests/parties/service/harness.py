@@ -1,0 +1,273 @@
+"""Services as real processes for tests: started, waited for by what they log, stopped, and never left behind.
+
+with Deployment(tmp_path, compiled) as site:            # dealer and server, ready
+    site.server.wait_for("session-opened", peer="client")
+    site.server.kill()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from blindformer.parties.certificates import make_certificates
+
+PATIENCE = 60.0  # seconds for anything to happen on a machine that is busy
+Address = tuple[str, int]
+
+
+def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait until `condition()` is true, and return it."""
+    end = time.monotonic() + patience
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not in {patience:g} seconds: {what}"
+        time.sleep(0.01)
+    return found
+
+
+def runs(process: psutil.Process) -> bool:
+    """Not ended, and not a zombie either."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Running:
+    """A service as a process: `words` is its command, its log (JSON lines) comes on stderr."""
+
+    def __init__(self, words: list[str], cwd: Path | None = None, lifeline: bool = False) -> None:
+        """`lifeline`: its stdin is a pipe, `process.stdin`, and not empty."""
+        self.words = words
+        self.log: list[dict[str, Any]] = []
+        self.noise: list[str] = []  # lines of stderr that are no log: there should be none
+        self._read = 0  # lines of the log that `wait_for` has passed
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+        self._descendants: dict[int, psutil.Process] = {}
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """The line it logged when it began to serve."""
+        return next(line for line in self.log if line["event"] == "ready")
+
+    @property
+    def address(self) -> Address:
+        host, port = self.ready["address"].rsplit(":", 1)
+        return host, int(port)
+
+    @property
+    def metrics(self) -> Address:
+        host, port = self.ready["metrics"].rsplit(":", 1)
+        return host, int(port)
+
+    def wait_for(self, event: str, patience: float = PATIENCE, **fields: Any) -> dict[str, Any]:
+        """The next line of the log with this event and these fields, after those already waited for."""
+        end = time.monotonic() + patience
+        with self._news:
+            while True:
+                for number in range(self._read, len(self.log)):
+                    line = self.log[number]
+                    if line["event"] == event and all(line.get(name) == value for name, value in fields.items()):
+                        self._read = number + 1
+                        return line
+                left = end - time.monotonic()
+                wanted = {"event": event, **fields}
+                if left <= 0 or self._ended:
+                    raise AssertionError(f"never logged {wanted}\n{self.tail()}")
+                self._news.wait(left)
+
+    def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        return [
+            line
+            for line in list(self.log)
+            if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
+        ]
+
+    def tail(self) -> str:
+        code = self.process.poll()
+        state = "runs" if code is None else f"ended with {code}"
+        return "\n".join([f"{' '.join(self.words)} {state}", *map(json.dumps, self.log[-15:]), *self.noise[-15:]])
+
+    def children(self) -> list[psutil.Process]:
+        """Its processes, the one for metrics among them."""
+        try:
+            found = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            found = []
+        for process in found:
+            self._descendants.setdefault(process.pid, process)
+        return [process for process in found if runs(process)]
+
+    def memory(self) -> float:
+        """What all its processes hold, MB: each its private pages, and its part of those it shares with others."""
+        total = 0
+        for process in [psutil.Process(self.pid), *self.children()]:
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it has just ended
+        return total / 1e6
+
+    def send(self, number: int) -> None:
+        self.children()
+        self.process.send_signal(number)
+
+    def wait(self, patience: float = PATIENCE) -> int:
+        """Its exit code. No descendant may outlive it for long."""
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end in {patience:g} seconds\n{self.tail()}") from None
+        eventually(lambda: not self.orphans(), f"{self.orphans()} outlive {self.words}")
+        self._thread.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop. Its exit code."""
+        self.send(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor alone."""
+        self.send(signal.SIGKILL)
+        self.wait()
+
+    def orphans(self) -> list[psutil.Process]:
+        return [process for process in self._descendants.values() if runs(process)]
+
+    def end(self) -> None:
+        """For the end of a test, whatever happened."""
+        if self.process.poll() is None:
+            self.children()
+            self.process.kill()
+        self.process.wait()
+        for process in self.orphans():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._thread.join(PATIENCE)
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            with self._news:
+                if isinstance(line, dict):
+                    self.log.append(line)
+                else:
+                    self.noise.append(text.rstrip())
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "blindformer.parties.cli", *words]
+
+
+class Deployment:
+    """A dealer and a server of the compiled folder, each a process of its own, on free ports of this machine.
+
+    `server`, `dealer`: more words for their command lines, {"--sessions": "2"}.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        compiled: Path,
+        server: dict[str, str] | None = None,
+        dealer: dict[str, str] | None = None,
+        timeout: float = 20,
+    ) -> None:
+        self.folder, self.compiled, self.timeout = folder, compiled, timeout
+        self.certificates = folder / "certificates"
+        if not self.certificates.exists():
+            make_certificates(self.certificates, keep_ca_key=True)
+        self._options = {"server": server or {}, "dealer": dealer or {}}
+        self._services: dict[str, Running] = {}
+
+    @property
+    def server(self) -> Running:
+        return self._services["server"]
+
+    @property
+    def dealer(self) -> Running:
+        return self._services["dealer"]
+
+    @property
+    def client_folder(self) -> Path:
+        return self.compiled / "client"
+
+    def runs(self, role: str) -> bool:
+        return role in self._services and self._services[role].process.poll() is None
+
+    def start(self, role: str, **more: str) -> Running:
+        """Start the dealer or the server and wait until it is ready: again, at the port it had before.
+
+        With `more` options, as sessions="2", it is another one at a port of its own, which the caller ends.
+        """
+        before = None if more else self._services.get(role)
+        port = before.address[1] if before else 0
+        words = ["serve", str(self.compiled / "server")] if role == "server" else ["dealer"]
+        options = {
+            "--certs": str(self.certificates),
+            "--listen": f"127.0.0.1:{port}",
+            "--timeout": str(self.timeout),
+            "--log-format": "json",
+            **({"--dealer": self.dealer.ready["address"]} if role == "server" else {}),
+            **self._options[role],
+            **{f"--{name.replace('_', '-')}": value for name, value in more.items()},
+        }
+        running = Running(command(*words, *(word for option in options.items() for word in option)), self.folder)
+        if not more:
+            self._services[role] = running
+        try:
+            running.wait_for("ready")
+        except BaseException:
+            running.end()
+            raise
+        return running
+
+    def __enter__(self) -> Deployment:
+        try:
+            for role in ("dealer", "server"):
+                self.start(role)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for running in self._services.values():
+            running.end()

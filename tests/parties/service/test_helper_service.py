@@ -1,0 +1,187 @@
+"""A real dealer, server and helper, as processes over TLS, and data owners who only split and add."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import psutil
+import pytest
+import torch
+from blindformer.models.artifacts import load_server
+from blindformer.models.compile import decode_outputs
+from blindformer.models.handover import hand_over, owner_traffic
+from blindformer.models.interpreter import interpret
+from blindformer.parties.certificates import add_certificate, client_context
+from blindformer.parties.helper.owner import ask_two_servers
+from blindformer.parties.meeting import meet, meet_helper, meet_server, my_hello, new_session
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
+from blindformer.tests.parties.service.harness import command, eventually
+from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
+
+
+@pytest.fixture(scope="module")
+def shared_site(compiled, tmp_path_factory) -> Iterator[Helped]:
+    with Helped(tmp_path_factory.mktemp("helped"), compiled) as site:
+        yield site
+
+
+@pytest.fixture
+def site(shared_site) -> Helped:
+    for role in ("dealer", "server", "helper"):
+        if not shared_site.runs(role):
+            shared_site.start(role)
+    return shared_site
+
+
+@pytest.fixture(scope="module")
+def expected(compiled, part) -> Callable:
+    """expected(text, length): the answer in the clear, in the same fixed point."""
+    server = load_server(compiled)
+
+    def answer(text: str = TEXT, length: int = 8):
+        question, mine = part.encode(text, length), server.for_length(length)
+        values = {**question.sources(), **mine.weights, **mine.constants}
+        return decode_outputs(mine.program, interpret(mine.program, ClearEngine(values)).outputs)
+
+    return answer
+
+
+def check(found, right) -> None:
+    assert found.keys() == right.keys()
+    for name in found:
+        torch.testing.assert_close(found[name].double(), right[name].double(), atol=0.003, rtol=0)
+
+
+def test_answers_are_right_at_every_length_and_nothing_heavy_reaches_the_owner(site, part, expected):
+    for length in (8, 12):
+        with closing(Owner(site, part, length)) as owner:
+            check(owner.ask(more=True), expected(TEXT, length))
+            check(owner.ask(), expected(TEXT, length))
+            received = owner.party.server.meter.received + owner.party.helper.meter.received
+            assert received < 2 * 2 * owner_traffic(hand_over(owner.program)).from_each + 4000  # and short messages
+
+
+def test_the_helper_downloads_masked_weights_once_for_all_owners(site, part, expected):
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())
+    with closing(Owner(site, part)) as owner:
+        assert owner.party.helper_setup_bytes == 0
+        check(owner.ask(), expected())
+
+
+def test_several_owners_at_once(site, part, expected):
+    texts = {"client": TEXT, "client-2": "not good , bad !", "client-3": "what a good red !"}
+    for name in ("client-2", "client-3"):
+        add_certificate(site.certificates, "client", name=name, force=True)
+
+    def ask(name: str) -> None:
+        with closing(Owner(site, part, name=name, text=texts[name])) as owner:
+            for number in range(3):
+                check(owner.ask(more=number < 2), expected(texts[name]))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(ask, texts))
+
+
+def test_the_command_line_asks_two_servers(site, compiled, part, expected):
+    words = ["query", str(compiled / "client"), TEXT, "--topology", "helper", "--length", "8", "--format", "json"]
+    words += ["--certs", str(site.certificates), "--server", site.server.ready["address"]]
+    words += ["--helper", site.helper.ready["address"]]
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)["results"]
+    right = part.read(part.encode(TEXT, 8), expected())
+    assert answer["labels"][0]["label"] == right[0]["label"]
+    assert answer["labels"][0]["score"] == pytest.approx(right[0]["score"], abs=0.01)
+
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+def test_a_client_s_certificate_cannot_act_as_a_helper(site, part):
+    program = hand_over(part.for_length(8).program)
+    mine = my_hello(program, "helper", new_session())
+    context = client_context(site.certificates, "client")
+    channel = meet_server(context, site.server.address, mine, site.timeout)
+    with closing(channel), pytest.raises(PeerRefused, match="says it is a helper where a client was expected"):
+        channel.recv_message()
+
+
+def test_a_server_s_certificate_cannot_act_as_a_helper(site, part):
+    program = hand_over(part.for_length(8).program)
+    context = client_context(site.certificates, "client")
+    with pytest.raises(PeerRefused, match="showed the certificate of a server where a helper was expected"):
+        ask_two_servers(program, context, site.server.address, site.server.address, site.timeout)
+
+
+@pytest.mark.parametrize("role", ["server", "helper"])
+def test_only_clients_may_ask_a_helper(site, part, role):
+    mine = my_hello(hand_over(part.for_length(8).program), role, new_session())
+    context = client_context(site.certificates, role)
+    with pytest.raises(PeerRefused, match=f"showed the certificate of a {role} where a client was expected"):
+        meet(site.helper.address, context, "helper", mine, site.timeout)
+
+
+def test_a_client_that_would_take_part_itself_is_told_of_the_other_topology(site, part):
+    mine = my_hello(part.for_length(8).program, "client", new_session())
+    context = client_context(site.certificates, "client")
+    with pytest.raises(PeerDisagrees, match="has program"):
+        meet_server(context, site.server.address, mine, site.timeout)
+    with pytest.raises(PeerDisagrees, match="has program"):
+        meet_helper(context, site.helper.address, mine, site.timeout)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+def serving(running, role: str, session: str) -> psutil.Process:
+    """The process that serves a peer of this session."""
+    line = running.wait_for("session-opened", peer=role, session=session)
+    return psutil.Process(line["pid"])
+
+
+KILLED = [("server", "helper"), ("server", "client"), ("helper", "client"), ("dealer", "server")]
+
+
+@pytest.mark.parametrize(("party", "peer"), KILLED)
+def test_a_process_that_is_killed_ends_its_session_alone(site, part, expected, party, peer):
+    """Its owner gets a typed error, another owner's session goes on, and the next one is answered."""
+    with closing(Owner(site, part)) as other, closing(Owner(site, part)) as owner:
+        check(other.ask(), expected())
+        check(owner.ask(), expected())
+        service = getattr(site, party)
+        opened = service.logged("session-opened", peer=peer)
+        psutil.Process(opened[-1]["pid"]).send_signal(signal.SIGKILL)
+        with pytest.raises(PeerError):
+            owner.ask()
+        check(other.ask(), expected())
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())
+    for running in (site.dealer, site.server, site.helper):
+        eventually(lambda running=running: not running.children(), f"{running.words[3]} keeps processes")
+
+
+def test_an_owner_that_hangs_up_leaves_nothing_behind(site, part, expected):
+    owner = Owner(site, part)
+    owner.party.helper.send_message({"query": 0, "more": False})
+    owner.party.helper.recv_message()
+    owner.party.helper.interrupt()
+    owner.party.server.interrupt()
+    for running in (site.dealer, site.server, site.helper):
+        eventually(lambda running=running: not running.children(), f"{running.words[3]} keeps processes")
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())
+
+
+@pytest.mark.parametrize("party", ["helper", "server", "dealer"])
+def test_a_service_that_stops_and_comes_back(site, part, expected, party):
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())
+        assert getattr(site, party).stop() == 0
+        with pytest.raises(PeerError, match=party):
+            owner.ask()
+    site.start(party)
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())

@@ -1,0 +1,431 @@
+"""A real dealer and a real server, as processes: right answers side by side, and trouble that stays where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import torch
+from blindformer.models.compile import decode_outputs
+from blindformer.models.interpreter import interpret
+from blindformer.parties.admission import Busy
+from blindformer.parties.certificates import add_certificate, client_context
+from blindformer.parties.meeting import meet_server, my_hello, my_version, new_session, seed_dealer
+from blindformer.parties.probe import Facts, probe
+from blindformer.parties.service.limits import Limits
+from blindformer.parties.session import ClientParty
+from blindformer.parties.tls import dial
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
+from blindformer.tests.parties.service.harness import Deployment, Running, command, eventually
+
+TEXT = "how is my password ?"
+
+
+class Client:
+    """A data owner's session with the services of `site`; `name`: of its certificate; `server`: another than its."""
+
+    def __init__(
+        self,
+        site: Deployment,
+        part,
+        length: int = 8,
+        name: str = "client",
+        session: str = "",
+        server: Running | None = None,
+        seeds: bool = True,
+    ) -> None:
+        self.part = part.for_length(length)
+        self.question = part.encode(TEXT, length)
+        self.session = session or new_session()
+        self.context = client_context(site.certificates, "client", name)
+        self.mine = my_hello(self.part.program, "client", self.session)
+        self.dealer = site.dealer.address
+        self.server = meet_server(self.context, (server or site.server).address, self.mine, site.timeout)
+        seed = self.seed if seeds else lambda _: None
+        self.party = ClientParty(self.part.program, self.part.constants, self.server, seed, session=self.session)
+        self.timeout = site.timeout
+        self.running = server or site.server
+        try:
+            self.party.set_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def seed(self, seed: bytes) -> None:
+        seed_dealer(self.context, self.dealer, self.mine, self.timeout, seed)
+
+    def ask(self, more: bool = False):
+        answer = self.party.query(self.question.sources(), more=more)
+        return decode_outputs(self.part.program, answer.outputs)
+
+    def close(self) -> None:
+        """Returns when the server has given the place away."""
+        self.party.close()
+        closed = {"session": self.session[:8]}
+        if self.running.logged("session-opened", **closed):
+            over = lambda: self.running.logged("session-closed", **closed)  # noqa: E731
+            eventually(lambda: over() or self.running.process.poll() is not None, "the session is closed")
+
+
+@contextlib.contextmanager
+def client(site: Deployment, part, **options) -> Iterator[Client]:
+    made = Client(site, part, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def check(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], atol=0.003, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def expected(compiled, part):
+    """What the model says to TEXT, by length: the same program in the clear."""
+    from blindformer.models.artifacts import load_server
+
+    server, found = load_server(compiled), {}
+    for length in (8, 12):
+        held, question = server.for_length(length), part.encode(TEXT, length)
+        engine = ClearEngine({**question.sources(), **held.weights, **held.constants})
+        found[length] = decode_outputs(held.program, interpret(held.program, engine).outputs)
+    return found
+
+
+def test_two_clients_at_once_with_programs_of_two_lengths(site, part, expected):
+    def talk(length: int):
+        with client(site, part, length=length) as mine:
+            return [mine.ask(more=number < 2) for number in range(3)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for length, answers in zip((8, 12), pool.map(talk, (8, 12)), strict=True):
+            for answer in answers:
+                check(answer, expected[length])
+    first = site.server.wait_for("session-opened", peer="client")
+    assert len(site.server.logged("answered")) >= 6
+    assert len(first["session"]) == 8
+
+
+def test_the_log_names_no_secret(site, part):
+    with client(site, part) as mine:
+        mine.ask()
+    site.server.wait_for("session-closed", session=mine.session[:8])
+    text = str(site.server.log) + str(site.dealer.log)
+    assert mine.party.seed.hex() not in text
+    assert mine.session not in text
+    assert TEXT not in text
+    assert site.server.noise == site.dealer.noise == []
+
+
+class Paused:
+    """A query that stops in its online phase until `go`: meanwhile it holds a worker of the server."""
+
+    def __init__(self, mine: Client) -> None:
+        self.mine = mine
+        self._reached, self._go = threading.Event(), threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self.answer = self._pool.submit(mine.party.query, mine.question.sources(), self._progress)
+        assert self._reached.wait(60)
+
+    def go(self):
+        self._go.set()
+        outputs = self.answer.result(60).outputs
+        self._pool.shutdown()
+        return decode_outputs(self.mine.part.program, outputs)
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        self._reached.set()
+        assert self._go.wait(60)
+
+
+def child_of(running, session: str) -> psutil.Process:
+    """The process that serves a session."""
+    pid = running.logged("session-opened", session=session[:8])[-1]["pid"]
+    return psutil.Process(pid)
+
+
+@pytest.mark.parametrize("role", ["server", "dealer"])
+def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
+    running = site.server if role == "server" else site.dealer
+    with client(site, part) as victim, client(site, part, length=12) as other:
+        victim.ask()
+        other.ask()
+        paused = Paused(victim)
+        child_of(running, victim.session).kill()
+        running.wait_for("child-killed", session=victim.session[:8], kind="SIGKILL")
+        if role == "server":
+            with pytest.raises(PeerGone, match="server"):
+                paused.go()
+        else:
+            check(paused.go(), expected[8])  # the dealer had dealt
+            with pytest.raises(PeerError, match="dealer"):
+                victim.ask()
+        check(other.ask(), expected[12])
+        with client(site, part) as again:
+            check(again.ask(), expected[8])
+
+
+@pytest.fixture(scope="module")
+def small(shared_site):
+    """A server with room for little, and with metrics."""
+    running = shared_site.start(
+        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool"
+    )
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def other(site) -> str:
+    """The name of another client's certificate."""
+    add_certificate(site.certificates, "client", name="other-client", force=True)
+    return "other-client"
+
+
+def test_a_full_server_says_so_and_the_next_attempt_succeeds(site, small, part, expected, other):
+    first = Client(site, part, server=small)
+    with pytest.raises(Busy, match="this certificate holds all the sessions that one may"):
+        Client(site, part, server=small)
+    small.wait_for("busy", what="session: this certificate holds all the sessions that one may")
+    with client(site, part, server=small, name=other):
+        with pytest.raises(Busy, match="all sessions are taken"):
+            Client(site, part, server=small, name=other)
+        first.close()
+        with client(site, part, server=small) as third:
+            check(third.ask(), expected[8])
+
+
+def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, other):
+    with client(site, part, server=small) as first, client(site, part, server=small, name=other) as second:
+        paused = Paused(first)
+        told: list[dict] = []
+        second.party.waiting = told.append
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(second.ask)
+            eventually(lambda: {"queued": 0} in told, "the second is told its place")
+            check(paused.go(), expected[8])
+            check(waiting.result(60), expected[8])
+
+
+def test_metrics_of_a_query(site, small, part):
+    with client(site, part, server=small) as mine:
+        mine.ask()
+        host, port = small.metrics
+
+        def served(pattern: str) -> bool:
+            try:
+                with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as answer:
+                    return re.search(f"^{pattern}$", answer.read().decode(), re.MULTILINE) is not None
+            except OSError:
+                return False
+
+        for line in (
+            r"blindformer_queries_total [1-9].*",
+            r"blindformer_sessions 1\.0",
+            r'blindformer_seconds_count\{phase="online"\} [1-9].*',
+            r'blindformer_bytes_total\{direction="received"\} [1-9].*',
+            r"blindformer_correlations_left 0\.0",
+        ):
+            eventually(lambda line=line: served(line), line)
+
+
+def test_a_stop_lets_the_running_query_finish(site, part, expected):
+    running, idle = Client(site, part), Client(site, part)
+    paused = Paused(running)
+    site.server.send(signal.SIGTERM)
+    site.server.wait_for("stopping")
+    with pytest.raises(PeerGone, match="server: stopped and said: server: is stopping"):
+        idle.ask()
+    check(paused.go(), expected[8])
+    with pytest.raises(PeerGone):
+        running.ask()
+    assert site.server.wait() == 0
+    site.server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("role", ["server", "dealer"])
+def test_after_the_supervisor_is_killed_nobody_is_left_and_a_new_one_serves(site, part, expected, role):
+    mine = Client(site, part)
+    paused = Paused(mine)
+    (site.server if role == "server" else site.dealer).kill()  # asserts that its children go, too
+    if role == "server":
+        with pytest.raises(PeerGone, match="server"):
+            paused.go()
+    else:
+        check(paused.go(), expected[8])
+        with pytest.raises(PeerError, match="dealer"):
+            mine.ask()
+    site.start(role)
+    with client(site, part) as again:
+        check(again.ask(), expected[8])
+
+
+def stranger(site: Deployment, name: str) -> ssl.SSLContext:
+    """A dialling context with any certificate, as an attacker has who does not check his own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(site.certificates / "ca.pem")
+    if name:
+        context.load_cert_chain(site.certificates / f"{name}.pem", site.certificates / f"{name}.key")
+    return context
+
+
+@pytest.mark.parametrize(
+    ("name", "logged"),
+    [
+        ("dealer", "showed the certificate of a dealer where a client was expected|not made for this role"),
+        ("server", "showed the certificate of a server where a client was expected"),
+        ("old-client", "its certificate has expired"),
+        ("", "showed no certificate"),
+    ],
+)
+def test_a_wrong_certificate_is_refused_and_logged(site, part, expected, name, logged):
+    add_certificate(site.certificates, "client", days=-1, name="old-client", force=True)
+
+    def attempt() -> None:
+        with dial(*site.server.address, stranger(site, name), "server", timeout=20) as channel:
+            channel.recv_message()
+
+    with pytest.raises(PeerRefused):
+        attempt()
+    line = site.server.wait_for("refused", kind="PeerRefused")
+    assert re.search(logged, line["what"])
+    assert line["address"].startswith("127.0.0.1:")
+    with client(site, part) as mine:
+        check(mine.ask(), expected[8])
+
+
+def test_a_client_cannot_take_the_servers_place_at_the_dealer(site, part):
+    """Nor say that it is another than its certificate says."""
+    context, part8 = client_context(site.certificates, "client"), part.for_length(8)
+    channel = dial(*site.dealer.address, context, "dealer", timeout=20)
+    channel.send_message(my_hello(part8.program, "server", new_session()).model_dump())
+    assert channel.recv_message()["role"] == "dealer"
+    with pytest.raises(PeerRefused, match="says it is a server where a client was expected"):
+        channel.recv_message()
+    channel.close()
+    site.dealer.wait_for("refused", kind="PeerRefused")
+
+
+def test_a_session_is_seeded_once(site, part):
+    with client(site, part) as mine:
+        mine.ask()
+        with pytest.raises(PeerError, match="this session has had its client's seed already"):
+            mine.seed(bytes(16))
+        mine.ask()
+
+
+def test_a_session_that_is_replayed_gets_nothing(site, part):
+    with client(site, part) as mine:
+        mine.ask()
+    with pytest.raises(PeerError, match="this session has had its client's seed already"):
+        Client(site, part, session=mine.session)
+    with pytest.raises(PeerError, match="no client of this session has left its seed, or it was used"):
+        Client(site, part, session=mine.session, seeds=False)
+
+
+def test_unknown_programs_and_versions_are_told(site, part):
+    context, program = client_context(site.certificates, "client"), part.for_length(8).program
+    hello = my_hello(program, "client", new_session())
+    for change, said in (({"program": "0" * 64}, "has program"), ({"blindformer": "0.0.0"}, "has blindformer")):
+        with pytest.raises(PeerDisagrees, match=said):
+            meet_server(context, site.server.address, hello.model_copy(update=change), 20)
+        site.server.wait_for("refused", kind="PeerDisagrees")
+
+
+def test_a_probe_is_answered_and_is_no_session(site, part):
+    program = part.for_length(8).program.hash()
+    mine = Facts(blindformer=my_version(), role="client", programs=[program, "0" * 64])
+    opened = len(site.server.logged("session-opened"))
+    for running, role, known in ((site.server, "server", [program]), (site.dealer, "dealer", [])):
+        with dial(*running.address, client_context(site.certificates, "client"), role, timeout=20) as channel:
+            found = probe(channel, mine, seconds=0.1)
+        assert (found.facts.role, found.facts.programs) == (role, known)
+        assert found.down > 0
+    assert len(site.server.logged("session-opened")) == opened
+
+
+def test_half_open_and_silent_connections_hold_up_nobody(site, part, expected):
+    crowd = [socket.create_connection(site.server.address) for _ in range(70)]
+    for sock in crowd[:10]:
+        sock.sendall(b"\x16\x03\x01")  # the beginning of a TLS record
+    with client(site, part) as mine:
+        check(mine.ask(), expected[8])
+    for sock in crowd:
+        sock.close()
+
+
+def test_a_service_that_cannot_start_says_why_in_one_line(site):
+    for words, said in (
+        (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
+        (["--certs", str(site.folder)], "dealer.pem is missing; make certificates with `blindformer certs`"),
+        (["--workers", "0"], "dealer.workers = 0: should be greater than or equal to 1"),
+    ):
+        words = ["dealer", "--certs", str(site.certificates), *words]
+        done = subprocess.run(command(*words), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
+    """All that strangers can make it hold at once: a full lobby, and all places in the handshake."""
+    hello = client_hello()
+    with client(site, part) as mine:
+        mine.ask()  # what a session costs is not what strangers cost
+        eventually(lambda: len(site.server.children()) == 1, "no other session is left")
+        idle = site.server.memory()
+        crowd = [socket.create_connection(site.server.address) for _ in range(260)]
+        for sock in crowd:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(hello)
+        places = Limits().handshakes
+        eventually(lambda: len(site.server.children()) == 1 + places, "every place in the handshake is taken")
+        most = max(site.server.memory() for _ in range(5))
+        for sock in crowd:
+            sock.close()
+        check(mine.ask(), expected[8])
+    assert most - idle < 50
+
+
+def client_hello() -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):
+    with client(site, part) as before:
+        before.ask()
+        old = before.server.fingerprint
+        for role in ("server", "client"):
+            add_certificate(site.certificates, role, days=7, force=True)
+        site.server.send(signal.SIGHUP)
+        site.server.wait_for("certificates-reloaded")
+        with client(site, part) as after:
+            assert after.server.fingerprint != old
+            check(after.ask(), expected[8])
+        check(before.ask(), expected[8])  # the open session goes on
+    key = site.certificates / "server.key"
+    moved = key.rename(key.with_suffix(".moved"))
+    site.server.send(signal.SIGHUP)
+    site.server.wait_for("certificates-kept")
+    moved.rename(key)
+    with client(site, part) as mine:
+        check(mine.ask(), expected[8])

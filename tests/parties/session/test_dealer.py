@@ -1,0 +1,253 @@
+"""The dealer takes what it needs from the other two, once, within bounds, and believes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import pytest
+from blindformer.models.program import Program
+from blindformer.parties.admission import Busy, Open
+from blindformer.parties.meeting import my_hello
+from blindformer.parties.memory import memory_pair
+from blindformer.parties.session import (
+    DealerParty,
+    MemoryPrograms,
+    MemorySeeds,
+    SeedError,
+    receive_seed,
+)
+from blindformer.protocols.errors import PeerProtocolError
+from blindformer.tests.parties.session.site import Site, small_case
+
+SESSION, SEED = "0f" * 16, bytes(16)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return small_case()
+
+
+def test_a_seed_is_for_one_session_and_one_program_and_one_use():
+    seeds = MemorySeeds(limit=2)
+    seeds.put(SESSION, "ab", SEED)
+    with pytest.raises(SeedError, match="has its client's seed already"):
+        seeds.put(SESSION, "ab", SEED)
+    with pytest.raises(SeedError, match="no client of this session"):
+        seeds.take("11" * 16, "ab")
+    assert seeds.take(SESSION, "ab") == SEED
+    with pytest.raises(SeedError, match="or it was used"):
+        seeds.take(SESSION, "ab")
+    seeds.put(SESSION, "ab", SEED)
+    with pytest.raises(SeedError):
+        seeds.take(SESSION, "cd")
+
+
+def test_seeds_that_nobody_fetches_are_forgotten():
+    seeds = MemorySeeds(limit=2)
+    for session in ("a", "b", "c"):
+        seeds.put(session, "ab", SEED)
+    with pytest.raises(SeedError):
+        seeds.take("a", "ab")
+    assert seeds.take("c", "ab") == SEED
+    seeds = MemorySeeds(seconds=0)
+    seeds.put("a", "ab", SEED)
+    with pytest.raises(SeedError):
+        seeds.take("a", "ab")
+
+
+def test_a_client_leaves_its_seed_and_is_told_so(case):
+    client, dealer = memory_pair("client", "dealer", 5)
+    seeds, hello = MemorySeeds(), my_hello(case.program, "client", SESSION)
+    client.send_message({"seed": SEED.hex()})
+    receive_seed(dealer, hello, seeds)
+    assert client.recv_message() == {"seeded": True}
+    assert seeds.take(SESSION, case.program.hash()) == SEED
+    for wrong in ({"seed": "00"}, {"seed": 7}, {}, {"seed": "g" * 32}, {"seed": SEED.hex(), "and": 1}):
+        client.send_message(wrong)
+        with pytest.raises(PeerProtocolError, match="no place here"):
+            receive_seed(dealer, hello, seeds)
+
+
+class Server:
+    """A server that says what it likes to a dealer. `named`: the hash in both hellos, if not the program's."""
+
+    def __init__(self, program: Program, *, named: str = "", programs=None, seeds=None, admission=None):
+        self.channel, dealer = memory_pair("server", "dealer", 10)
+        self.program = program
+        if seeds is None:
+            seeds = MemorySeeds()
+            seeds.put(SESSION, named or program.hash(), SEED)
+        hello = my_hello(program, "server", SESSION)
+        hello = hello.model_copy(update={"program": named or hello.program})
+        party = DealerParty(dealer, hello, seeds, programs, admission=admission)
+        self.error: Exception | None = None
+
+        def run() -> None:
+            try:
+                party.serve()
+            except Exception as error:
+                self.error = error
+            dealer.close()
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+
+    def offer(self, text: bytes, size: object = None) -> None:
+        """Seed, then a program when it is asked for."""
+        self.channel.send_message({"seed": SEED.hex()})
+        if self.channel.recv_message() == {"need": "program"}:
+            self.channel.send_message({"program": len(text) if size is None else size})
+            self.channel.send(text)
+
+    def ended(self) -> Exception | None:
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        return self.error
+
+
+def set_up(server: Server) -> None:
+    server.offer(server.program.to_json().encode())
+    while (message := server.channel.recv_message()) == {"waiting": "program"}:
+        pass
+    assert message == {"need": "weights"}
+    server.channel.send(bytes(16 * len(server.program.weight_shapes())))
+    assert server.channel.recv_message() == {"dealing": True}
+
+
+def test_a_program_that_is_known_is_not_sent_again(case):
+    programs = MemoryPrograms()
+    for known in (False, True):
+        assert (programs.get(case.program.hash()) is not None) is known
+        server = Server(case.program, programs=programs)
+        server.channel.send_message({"seed": SEED.hex()})
+        needs = server.channel.recv_message()
+        assert needs == {"need": "weights" if known else "program"}
+        if not known:
+            server.channel.close()
+            server = Server(case.program, programs=programs)
+            set_up(server)
+        server.channel.close()
+        server.ended()
+
+
+def test_only_the_programs_used_last_are_kept(case):
+    programs = MemoryPrograms(limit=2)
+    made = [case.program.model_copy(update={"model": str(n)}) for n in range(3)]
+    for program in made:
+        programs.put(program)
+    assert [programs.get(program.hash()) is not None for program in made] == [False, True, True]
+
+
+def changed(program: Program, **changes) -> Program:
+    first, *rest = program.instructions
+    return program.model_copy(update={"instructions": (first.model_copy(update=changes), *rest)})
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "what"),
+    [
+        (lambda p: p.model_copy(update={"model": "b"}).to_json(), None, "sent another program than the one it named"),
+        (lambda p: p.to_json(), 10**9, "has a program of 1000000000 bytes"),
+        (lambda p: p.to_json(), 0, "has a program of 0 bytes"),
+        (lambda p: p.to_json(), "many", "sent no program's size"),
+        (lambda p: p.to_json()[:-1], None, "sent another program than the one it named"),
+    ],
+)  # fmt: skip
+def test_a_program_must_be_the_one_that_both_named(case, text, size, what):
+    server = Server(case.program)
+    server.offer(text(case.program).encode(), size)
+    error = server.ended()
+    assert isinstance(error, PeerProtocolError)
+    assert what in str(error)
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        (lambda p: changed(p, shape=(2**20, 2**20)), "values that are too large"),
+        (lambda p: changed(p, shape=(3, 5)), "cannot be run"),
+        (lambda p: changed(p, shape=(5, 8)), "cannot be run"),
+        (lambda p: changed(p, attributes={}), "cannot be run"),
+        (lambda p: changed(p, op="linear"), "cannot be run"),
+        (lambda p: p.model_copy(update={"ring": 48}), "cannot be run"),
+        (lambda p: p.model_copy(update={"format": 99}), "cannot be run"),
+    ],
+)
+def test_a_program_that_no_compiler_made_is_an_error_and_no_more(case, program, what):
+    """Its hash is right: both other parties named it."""
+    made = program(case.program)
+    server = Server(made)
+    server.offer(made.to_json().encode())
+    error = server.ended()
+    assert isinstance(error, PeerProtocolError)
+    assert what in str(error)
+
+
+@pytest.mark.parametrize("text", [b'{"not": "a program"}', b"\xff\xfe", b"[" * 10_000, b"7"])
+def test_text_that_is_no_program(case, text):
+    server = Server(case.program, named=hashlib.sha256(text).hexdigest())
+    server.offer(text)
+    assert "cannot be run" in str(server.ended())
+
+
+def test_without_a_client_there_is_no_session(case):
+    server = Server(case.program, seeds=MemorySeeds())
+    server.channel.send_message({"seed": SEED.hex()})
+    assert "no client of this session has left its seed" in str(server.ended())
+
+
+@pytest.mark.parametrize("numbers", [[0, 0], [1, 0], [-1], ["0"], [2**60], [None], [True, True]])
+def test_numbers_only_count_up(case, numbers):
+    server = Server(case.program)
+    set_up(server)
+    for number in numbers:
+        server.channel.send_message({"query": number})
+    error = server.ended()
+    assert isinstance(error, PeerProtocolError)
+    assert "out of order" in str(error)
+
+
+def test_a_busy_dealer_says_so_and_a_refused_number_may_be_asked_again(case):
+    class Once(Open):
+        refused = False
+
+        def slot(self, number, waiting):
+            if not self.refused:
+                self.refused = True
+                raise Busy("dealer", 3)
+            waiting(1)
+            return super().slot(number, waiting)
+
+    server = Server(case.program, admission=Once())
+    set_up(server)
+    server.channel.send_message({"query": 0})
+    assert server.channel.recv_message()["busy"] == 3
+    server.channel.send_message({"query": 0})
+    assert server.channel.recv_message() == {"queued": 1}
+    assert server.channel.recv_message() == {"deal": 0}
+    server.channel.close()
+    server.ended()
+
+
+def test_a_busy_dealer_makes_a_busy_server(case):
+    site = Site(case)
+    gate = {"left": 2}
+
+    class Twice(Open):
+        def slot(self, number, waiting):
+            if gate["left"]:
+                gate["left"] -= 1
+                raise Busy("dealer", 3)
+            return super().slot(number, waiting)
+
+    site.dealer.admission = Twice()
+    with site.client() as party:
+        for _ in range(2):
+            with pytest.raises(Busy, match=r"dealer: is busy.*in 3 seconds"):
+                site.ask(party, True)
+        for more in (True, False):
+            site.ask(party, more)
+    site.end()
+    assert gate["left"] == 0
+    assert [number for number, _ in site.answered] == [0, 1]

@@ -1,0 +1,195 @@
+"""Queries one after the other, made ahead, refused, waiting: the session goes on, and every answer is right."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+from blindformer.models.pricing import price
+from blindformer.parties.admission import Busy
+from blindformer.parties.spool import Spool
+from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
+from blindformer.tests.parties.session.site import Site, small_case
+
+
+@pytest.fixture(scope="module")
+def case():
+    return small_case()
+
+
+@pytest.fixture
+def site(case):
+    site = Site(case)
+    yield site
+    for channel in site.channels:
+        channel.close()
+
+
+def test_answers_are_right_and_cost_the_price(site, case):
+    declared = price(case.program)
+    with site.client() as party:
+        for _ in range(2):
+            timings = site.ask(party).timings
+            assert (timings.rounds, timings.online.sent, timings.online.received) == (
+                declared.rounds, declared.up, declared.down
+            )  # fmt: skip
+            assert timings.offline_bytes == declared.offline_bytes
+        assert party.setup_bytes == declared.setup_bytes
+    site.end()
+    assert [number for number, _ in site.answered] == [0, 1]
+
+
+@pytest.mark.parametrize("announced", [[True] * 3 + [False], [True, False, True, False], [False] * 4, [True] * 4])
+def test_the_next_query_is_made_ahead_where_it_is_announced(site, announced):
+    """Also when the last one that was announced never comes."""
+    with site.client() as party:
+        for more in announced:
+            site.ask(party, more)
+    site.end()
+    assert [number for number, _ in site.answered] == [0, 1, 2, 3]
+
+
+def test_several_sessions_at_once(case):
+    site = Site(case)
+
+    def session() -> None:
+        with site.client() as party:
+            for more in (True, True, False):
+                site.ask(party, more)
+
+    for number in range(4):
+        site.start(session, f"client {number}")
+    site.end()
+    assert len(site.answered) == 12
+
+
+class Turnstile:
+    """Refuses the queries named, and makes those wait that `hold` names until `open` is set."""
+
+    def __init__(self, refuse: dict[int, int], hold: dict[int, threading.Event] | None = None) -> None:
+        self.refuse, self.hold = dict(refuse), hold or {}
+        self.inside = self.most = 0
+
+    @contextmanager
+    def slot(self, number, waiting):
+        if self.refuse.get(number, 0):
+            self.refuse[number] -= 1
+            raise Busy("server", 7.5)
+        place = 3
+        while number in self.hold and not self.hold[number].wait(0.01):
+            waiting(place)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        yield
+        self.inside -= 1
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
+    """Whether or not the refused query was made ahead; and no correlation is made, or noted, twice."""
+    gate = Turnstile({0: 1, 1: 2})
+    site.spool, mine = Spool(tmp_path / "server"), Spool(tmp_path / "client")
+    with site.client(server={"admission": gate}, spool=mine) as party:
+        for times in (1, 2, 0):
+            for _ in range(times):
+                with pytest.raises(Busy, match=r"server: is busy \(all .* taken\); ask again in 7.5 seconds"):
+                    site.ask(party, more)
+            site.ask(party, more)
+    site.end()
+    assert [number for number, _ in site.answered] == [0, 1, 2]
+    assert gate.most == 1
+    for spool in (site.spool, mine):
+        numbers = [number for _, _, number in spool.ledger.audit()]
+        assert numbers[:3] == [0, 1, 2]
+        assert len(numbers) <= 4  # the one that was announced, and did not come
+
+
+def test_who_waits_in_the_queue_hears_of_it(site):
+    turn, heard = threading.Event(), []
+
+    def waiting(message: dict) -> None:
+        heard.append(message)
+        if len(heard) == 3:
+            turn.set()
+
+    with site.client(server={"admission": Turnstile({}, {0: turn})}, waiting=waiting) as party:
+        site.ask(party)
+    site.end()
+    assert heard[:3] == [{"queued": 3}] * 3
+
+
+def test_who_waits_for_the_dealer_hears_signs_of_life(case):
+    """The dealer takes longer than the client's patience, which is told often enough that the server lives."""
+    dealer_may_go, heard = threading.Event(), []
+
+    class Slow(Site):
+        def connect(self, a, b):
+            pair = super().connect(a, b)
+            if (a, b) == ("server", "dealer"):
+                send = pair[1].send
+
+                def late(data) -> None:
+                    dealer_may_go.wait(60)
+                    send(data)
+
+                pair[1].send = late
+                pair[0].timeout = 60
+            return pair
+
+    def waiting(message: dict) -> None:
+        heard.append(message)
+        if len(heard) == 4:  # longer than the client would have waited in silence
+            dealer_may_go.set()
+
+    site = Slow(case, timeout=1.5)
+    with site.client(waiting=waiting) as party:
+        site.ask(party)
+    site.end()
+    assert {"waiting": "correlations"} in heard
+
+
+def test_who_dies_while_waiting_gives_the_place_back(site):
+    gate = Turnstile({}, {0: threading.Event()})
+    queued = threading.Event()
+
+    def ask() -> None:
+        with site.client(server={"admission": gate}, waiting=lambda message: queued.set()) as party:
+            clients.append(party)
+            with pytest.raises(PeerGone):
+                site.ask(party)
+
+    clients: list = []
+    site.start(ask, "client")
+    assert queued.wait(20)
+    clients[0].server.interrupt()
+    errors = site.errors()
+    assert {type(error) for error in errors} == {PeerGone}
+    assert {error.party for error in errors if isinstance(error, PeerGone)} == {"client", "server"}
+    assert gate.inside == 0
+
+
+def test_a_query_out_of_order_ends_the_session(site):
+    with site.client() as party:
+        site.ask(party)
+        party.number = 0
+        with pytest.raises(PeerError, match="out of order"):
+            site.ask(party)
+    assert any(isinstance(error, PeerProtocolError) and error.party == "client" for error in site.errors())
+
+
+def test_when_the_dealer_dies_both_others_know_who_it_was(site):
+    with site.client() as party:
+        site.ask(party)
+        for channel in site.channels:
+            if channel.peer == "server" and channel is not party.server:
+                channel.close()
+        with pytest.raises(PeerError, match="dealer: closed the connection"):
+            site.ask(party)
+    assert {error.party for error in site.errors() if isinstance(error, PeerError)} <= {"dealer", "server"}
+
+
+def test_without_a_dealer_a_query_is_a_clear_error(site):
+    site.dealer_up = False
+    with pytest.raises(ConnectionRefusedError), site.client():
+        pass

@@ -1,0 +1,299 @@
+"""Correlations made ahead: used without a dealer, once, by whom they were made for; live ones when there are none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+from blindformer.models.pricing import price
+from blindformer.parties.admission import Busy, Open
+from blindformer.parties.spool import Spool, SpoolError
+from blindformer.parties.spool import store as stores
+from blindformer.tests.parties.session.site import Site, small_case
+
+
+@pytest.fixture(scope="module")
+def case():
+    return small_case()
+
+
+@pytest.fixture
+def site(case, tmp_path):
+    site = Site(case, spool=Spool(tmp_path / "server"))
+    yield site
+    for channel in site.channels:
+        channel.close()
+
+
+@pytest.fixture
+def mine(tmp_path) -> Spool:
+    return Spool(tmp_path / "client")
+
+
+def precompute(site: Site, mine: Spool, count: int, **options) -> None:
+    with site.client(spool=mine, **options) as party:
+        party.precompute(count)
+        assert party.kept == count
+    site.end()
+
+
+def ask(site: Site, mine: Spool, count: int = 1, more: bool = True, **options) -> None:
+    """One session with some queries."""
+    with site.client(spool=mine, **options) as party:
+        for left in reversed(range(count)):
+            site.ask(party, more and left > 0)
+
+
+def used_once(*spools: Spool) -> list[int]:
+    """How many uses each ledger has noted; all tags differ, and both parties used the same numbers."""
+    audits = [spool.ledger.audit() for spool in spools]
+    tags = [tag for audit in audits for tag, _, _ in audit]
+    assert len(set(tags)) == len(tags)
+    assert len({frozenset((session, number) for _, session, number in audit) for audit in audits}) == 1
+    return [len(audit) for audit in audits]
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_three_made_ahead_are_used_without_a_dealer_then_live_ones(site, mine, more):
+    precompute(site, mine, 3)
+    assert (site.spool.left(), mine.left(), site.dialled) == (3, 3, 1)
+    assert len(list(site.spool.folder.glob("*/*"))) == 3
+    site.dealer_up = False
+    ask(site, mine, 2, more)
+    ask(site, mine, 1, more)
+    assert (site.spool.left(), mine.left(), site.dialled) == (0, 0, 1)
+    assert list(site.spool.folder.glob("*/*")) == []
+    with pytest.raises(ConnectionRefusedError):
+        ask(site, mine)
+    site.dealer_up = True
+    ask(site, mine, 2, more)
+    assert site.dialled == 2
+    site.end()
+    assert used_once(site.spool, mine) == [5, 5]
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_one_session_goes_from_the_spool_to_live_ones(site, mine, more):
+    precompute(site, mine, 2)
+    ask(site, mine, 5, more)
+    site.end()
+    assert site.dialled == 2
+    assert used_once(site.spool, mine) == [5, 5]
+
+
+def test_the_oldest_session_comes_first_and_all_are_used(site, mine):
+    for count in (1, 2):
+        precompute(site, mine, count)
+    site.dealer_up = False
+    ask(site, mine, 3)
+    site.end()
+    assert [row.used for row in mine.rows()] == [1, 2]
+
+
+def test_a_query_may_come_before_and_after_precomputing(site, mine):
+    with site.client(spool=mine) as party:
+        site.ask(party, more=True)
+        party.precompute(2)
+        site.ask(party)
+        site.ask(party)
+        site.ask(party)
+    site.end()
+    # 0 live, 1 was announced and did not come, 2 and 3 were made ahead, 5 live
+    assert [number for _, _, number in mine.ledger.audit()] == [0, 1, 2, 3, 6]
+    used_once(site.spool, mine)
+
+
+def test_only_the_spool(site, mine):
+    precompute(site, mine, 2)
+    site.dealer_up = False
+    with site.client(spool=mine, use_spool="only") as party:
+        site.ask(party, more=True)
+        site.ask(party, more=True)  # another was announced, and there is none
+        for _ in range(2):
+            with pytest.raises(SpoolError, match="holds no correlations for this model and this server"):
+                site.ask(party)
+    site.end()
+
+
+def test_never_the_spool(site, mine):
+    precompute(site, mine, 1)
+    ask(site, mine, 2, use_spool="off")
+    site.end()
+    assert (site.spool.left(), mine.left()) == (1, 1)
+    assert used_once(site.spool, mine) == [2, 2]  # live ones are noted, too
+
+
+def test_a_server_without_a_spool_answers_live_and_loses_nothing(site, mine):
+    precompute(site, mine, 2)
+    spool, site.spool = site.spool, None
+    ask(site, mine, 2)
+    with site.client(spool=mine) as party, pytest.raises(SpoolError, match="server: keeps no spool"):
+        party.precompute(1)
+    site.spool = spool
+    site.dealer_up = False
+    ask(site, mine, 2)
+    site.end()
+
+
+def test_what_was_made_with_one_client_is_not_for_another(site, mine):
+    precompute(site, mine, 2, client_id="alice")
+    ask(site, mine, 2, client_id="mallory")
+    assert site.spool.left() == 2
+    site.dealer_up = False
+    ask(site, mine, 2, client_id="alice")
+    site.end()
+
+
+def test_what_was_made_for_other_weights_is_not_used(site, mine, case):
+    precompute(site, mine, 1)
+    other = Site(case, spool=site.spool, secret=bytes(16))
+    ask(other, mine)
+    other.end()
+    assert other.dialled == 1
+    assert mine.left() == 1
+
+
+@pytest.mark.parametrize("more", [True, False])
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_bad_file_ends_one_query_and_no_other(site, mine, harm, more):
+    precompute(site, mine, 3)
+    path = sorted(site.spool.folder.glob("*/*"))[1]
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(path.stat().st_size))
+    site.dealer_up = False
+    with site.client(spool=mine) as party:
+        site.ask(party, more)
+        with pytest.raises(SpoolError, match=r"server: .*these correlations are spent, no others: ask again"):
+            site.ask(party, more)
+        site.ask(party)
+    site.end()
+    assert (site.spool.rows()[0].used, site.spool.rows()[0].broken) == (2, 1)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_numbers_that_one_side_has_lost_are_skipped(site, mine, more):
+    precompute(site, mine, 5)
+    (session,) = mine.ledger.sessions(site.case.program.hash(), site.served.masked.id)
+    site.spool.mark_used(session, 0)
+    site.spool.mark_used(session, 3)
+    mine.mark_used(session, 2)
+    site.dealer_up = False
+    ask(site, mine, 2, more)
+    site.end()
+    assert mine.ledger.take(session, 1) is None
+    assert mine.ledger.take(session, 4) is None
+
+
+def test_clients_at_once_share_a_spool_and_no_number(site, mine):
+    precompute(site, mine, 6)
+    site.dealer_up = False
+    together = threading.Barrier(3)
+
+    def session() -> None:
+        with site.client(spool=mine, use_spool="only") as party:
+            together.wait()
+            site.ask(party, more=True)
+            site.ask(party)
+
+    for number in range(3):
+        site.start(session, f"client {number}")
+    site.end()
+    assert used_once(site.spool, mine) == [6, 6]
+
+
+def test_a_full_spool_is_said_so_and_what_was_kept_is_good(site, mine, case):
+    size = price(case.program).offline_bytes
+    site.spool.limit_bytes = 2 * size + size // 2
+    with site.client(spool=mine) as party:
+        with pytest.raises(SpoolError, match=r"server: .*would hold more than .*kept 2 of 5"):
+            party.precompute(5)
+        assert party.kept == 2
+        site.ask(party)  # the session goes on
+    site.dealer_up = False
+    ask(site, mine, 1)
+    site.end()
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
+    """The third file, or row, does not fit."""
+    spool = {"server": site.spool, "client": mine}[side]
+    add, full = spool.add, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def third(session, number, key, frames=None):
+        if number < 2:
+            return add(session, number, key, frames)
+        if frames is None:
+            raise SpoolError("ledger.sqlite", "the disk is full; free space")
+        with monkeypatch.context() as patch:
+            patch.setattr(stores.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
+            return add(session, number, key, frames)
+
+    spool.add = third
+    with site.client(spool=mine) as party:
+        with pytest.raises(SpoolError, match="free space"):
+            party.precompute(5)
+        assert party.kept == 2
+        site.ask(party)
+    site.dealer_up = False
+    ask(site, mine, 1)
+    site.end()
+    assert used_once(site.spool, mine) == [2, 2]
+
+
+def test_precomputing_goes_on_after_a_busy_server(site, mine):
+    class Sometimes(Open):
+        asked = 0
+
+        def slot(self, number, waiting):
+            self.asked += 1
+            if self.asked % 2:
+                raise Busy("server", 0.1)
+            return super().slot(number, waiting)
+
+    with site.client(spool=mine, server={"admission": Sometimes()}) as party:
+        refused = 0
+        while party.kept < 3:
+            try:
+                party.precompute(3 - party.kept)
+            except Busy:
+                refused += 1
+    assert refused == 3
+    site.dealer_up = False
+    ask(site, mine, 3)
+    site.end()
+    assert used_once(site.spool, mine) == [3, 3]
+
+
+def test_an_old_copy_of_the_servers_folder_brings_nothing_back(site, mine, tmp_path):
+    import shutil
+
+    precompute(site, mine, 2)
+    shutil.copytree(site.spool.folder, tmp_path / "copy")
+    site.dealer_up = False
+    ask(site, mine, 2)
+    site.spool = Spool(tmp_path / "copy")
+    assert site.spool.left() == 2
+    with site.client(spool=mine, use_spool="only") as party, pytest.raises(SpoolError, match="holds no correlations"):
+        site.ask(party)
+    site.end()
+    assert site.spool.left() == 2
+
+
+def test_an_old_copy_of_the_clients_folder_brings_nothing_back(site, mine, tmp_path):
+    import shutil
+
+    precompute(site, mine, 2)
+    shutil.copytree(mine.folder, tmp_path / "copy")
+    site.dealer_up = False
+    ask(site, mine, 2)
+    old = Spool(tmp_path / "copy")
+    assert old.left() == 2
+    with site.client(spool=old, use_spool="only") as party, pytest.raises(SpoolError, match="holds no correlations"):
+        site.ask(party)
+    site.end()
+    used_once(site.spool, mine)

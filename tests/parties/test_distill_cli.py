@@ -1,0 +1,89 @@
+"""`blindformer distill`: the same as the function, with a file of texts in and one JSON object out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import pytest
+from blindformer.parties.cli import main
+
+EPOCHS = ("--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(*arguments)` gives (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        import signal
+
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(sys, "argv", ["blindformer", "distill", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Forty sentences in a table whose columns have names of their own."""
+    path = tmp_path / "sentences.csv"
+    with path.open("w", newline="", encoding="cp1252") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["what", "how"])
+        for i in range(40):
+            rows.writerow([f"it is {'good' if i % 2 else 'bad'}, my é {'the ' * (i // 2)}", ["no", "yes"][i % 2]])
+    return path
+
+
+NAMED = ("--text-column", "what", "--label-column", "how", "--encoding", "cp1252")
+
+
+def test_a_file_a_teacher_and_a_folder(call, file, tiny_encoder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, _ = call(
+        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS, "--seed", 3, "--format", "json"
+    )
+    assert code == 0
+    found = json.loads(printed)
+    assert found["folder"] == str(out)
+    assert found["settings"]["seed"] == 3
+    assert found["data"]["labels"] == ["no", "yes"]
+    assert set(found["validation_accuracy"]) == {"teacher", "student_in_training", "student"}
+    assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "tokenizer.json"}
+
+
+def test_in_words(call, file, tiny_encoder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, errors = call("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)
+    assert (code, errors) == (0, "")
+    assert "teacher" in printed
+    assert f"blindformer evaluate {out} --data {file}" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nothing"), "no such file or folder, and no data set of that name"),
+        (("--data", "FILE", "--encoding", "cp1252"), "which column is the text"),
+        (("--data", "FILE", "--text-column", "what", "--label-column", "how"), "line 2: is not utf-8"),
+        (("--data", "FILE", *NAMED, "--plan", "quick"), "unknown preset 'quick'"),
+        (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the teacher has 1"),
+        (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
+    ],
+)
+def test_what_cannot_be_is_one_line(call, file, tiny_encoder, tiny_classifier, tmp_path, arguments, message):
+    places = {"FILE": file, "CLASSIFIER": tiny_classifier}
+    given = [places.get(argument, argument) for argument in arguments]
+    code, printed, errors = call("--teacher", tiny_encoder, "--out", tmp_path / "out", *EPOCHS, *given)
+    assert (code, printed) == (1, "")
+    assert message in errors
+    assert errors.count("\n") == 1

@@ -1,0 +1,438 @@
+"""Hostile peers of a real dealer and server, over TLS: refused clearly, in bounded memory, and nobody else is harmed.
+
+All the while a good client asks one query after the other; each attack ends only when it had more right answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from blindformer.models.artifacts import load_client
+from blindformer.parties.certificates import add_certificate, client_context, make_certificates
+from blindformer.parties.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
+from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.probe import Facts
+from blindformer.parties.session import ClientParty
+from blindformer.parties.stream import StreamChannel
+from blindformer.parties.tls import dial
+from blindformer.protocols.errors import PeerError, PeerRefused
+from blindformer.tests.parties.hostile import attacks, message, split
+from blindformer.tests.parties.service.harness import PATIENCE, Deployment, eventually
+from hypothesis import HealthCheck, given, settings
+
+from bench.clients import ClientProcess
+from bench.load import keep_asking
+from bench.site import Site, compile_into, deploy, read_questions
+
+ROOM_MB = 50.0  # above idle, for everything that strangers and attackers make the services hold
+ANSWERS = 3  # of the good client, during each attack
+Address = tuple[str, int]
+
+
+class Besieged:
+    """The services, a good client, and an attacker with a good certificate of its own."""
+
+    def __init__(self, deployment: Deployment, site: Site) -> None:
+        self.deployment, self.site = deployment, site
+        self.context = client_context(site.certificates, "client", "attacker")
+        self.part = load_client(site.compiled).for_length()
+        self.program = self.part.program
+        self.good = ClientProcess(site, keep_asking)
+        assert self.good.wait_for("ready", PATIENCE), self.good.ending
+        self.good.tell(math.inf)
+        self.expect_answers()
+        self.services = [deployment.server, deployment.dealer]
+        self.honest = {child.pid for running in self.services for child in running.children()}
+        self.idle = self.memory()
+
+    def expect_answers(self) -> None:
+        for _ in range(ANSWERS):
+            event = self.good.wait_for("answered", PATIENCE)
+            assert event is not None, f"the good client: {self.good.ending}"
+            assert event["right"]
+
+    def memory(self) -> float:
+        """MB that the services' processes hold each for itself. What a supervisor shares with its children does not
+        count, as long as it has one: the good client's."""
+        total = 0
+        for running in self.services:
+            for process in [psutil.Process(running.pid), *running.children()]:
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += process.memory_full_info().uss
+        return total / 1e6
+
+    @contextlib.contextmanager
+    def attack(self) -> Iterator[None]:
+        """What is promised while the context lasts, and after it."""
+        while self.good.listen(0):  # answers of before
+            pass
+        most, over = [self.memory()], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                most.append(self.memory())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+            self.expect_answers()
+        finally:
+            over.set()
+            thread.join()
+        assert max(most) - self.idle < ROOM_MB, f"{self.idle:.0f} MB idle, then {max(most):.0f} MB"
+        eventually(lambda: self.intruders() == [], f"left behind: {self.intruders()}")
+        for running in self.services:
+            assert running.noise == []
+            assert not [line for line in running.log if "internal error" in line.get("what", "")]
+
+    def intruders(self) -> list[psutil.Process]:
+        return [child for running in self.services for child in running.children() if child.pid not in self.honest]
+
+    def hello(self, session: str) -> bytes:
+        return message(my_hello(self.program, "client", session).model_dump())
+
+    def leave_seed(self, session: str) -> None:
+        mine = my_hello(self.program, "client", session)
+        seed_dealer(self.context, self.site.dealer, mine, PATIENCE, bytes(16))
+
+    def connect(self, role: str = "server") -> ssl.SSLSocket:
+        address = self.site.server if role == "server" else self.site.dealer
+        return self.context.wrap_socket(socket.create_connection(address, PATIENCE), server_hostname="127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def besieged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("besieged")
+    compile_into(folder / "compiled")
+    with deploy(folder, timeout=10) as (deployment, site):
+        add_certificate(site.certificates, "client", name="attacker")
+        found = Besieged(deployment, site)
+        yield found
+        found.good.tell(0)
+        assert found.good.finish(PATIENCE)
+        assert found.good.ending is not None
+        assert found.good.ending["event"] == "end"
+        found.good.close()
+
+
+class Recorder:
+    """A channel that keeps the frames it sends."""
+
+    def __init__(self, channel: StreamChannel) -> None:
+        self._channel, self.frames = channel, list[bytes]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def send(self, data) -> None:
+        self.frames.append(pack_header(TENSOR, len(data)) + bytes(data))
+        self._channel.send(data)
+
+    def exchange(self, data, size: int) -> bytearray:
+        self.frames.append(pack_header(TENSOR, len(data)) + bytes(data))
+        return self._channel.exchange(data, size)
+
+    def send_message(self, body: dict) -> None:
+        self.frames.append(message(body))
+        self._channel.send_message(body)
+
+
+@pytest.fixture(scope="module")
+def honest(besieged: Besieged) -> tuple[str, list[bytes]]:
+    """The id of a session that the attacker had, and all that it sent to the server after its hello."""
+    session, site, program = new_session(), besieged.site, besieged.program
+    mine = my_hello(program, "client", session)
+    channel = Recorder(meet_server(besieged.context, site.server, mine, site.timeout))
+    leave = lambda seed: seed_dealer(besieged.context, site.dealer, mine, site.timeout, bytes(16))  # noqa: E731
+    party = ClientParty(program, besieged.part.constants, channel, leave, session=session)
+    question = read_questions(site.questions)[0]
+    party.set_up()
+    party.query(question.sources)
+    party.close()
+    return session, channel.frames
+
+
+def converse(sock: ssl.SSLSocket, content: bytes) -> list[bytes]:
+    """Send it all and nothing more; what came back, as frames, until the other side hung up."""
+    heard = bytearray()
+    with sock:
+        sock.settimeout(PATIENCE)
+        with contextlib.suppress(OSError):  # it may hang up at the first wrong byte
+            sock.sendall(content)
+            socket.socket.shutdown(sock, socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while more := sock.recv(65536):
+                heard += more
+    return split(heard)
+
+
+def last_words(frames: list[bytes]) -> str:
+    return frames[-1][HEADER_BYTES:].decode() if frames and frames[-1][0] == MESSAGE else ""
+
+
+@pytest.mark.slow
+def test_mutated_conversations(besieged: Besieged, honest) -> None:
+    counter = itertools.count(1)
+
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck))
+    @given(attacks([besieged.hello("0" * 32), *honest[1]], [besieged.hello("f" * 32)]))
+    def run(content: bytes) -> None:
+        session = f"{next(counter):032x}"
+        besieged.leave_seed(session)
+        converse(besieged.connect(), content.replace(b"0" * 32, session.encode()))
+
+    with besieged.attack():
+        run()
+
+
+@pytest.mark.slow
+def test_mutated_conversations_with_the_dealer(besieged: Besieged) -> None:
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck))
+    @given(attacks([besieged.hello(new_session()), message({"seed": "f" * 32})], [message({"query": 0})]))
+    def run(content: bytes) -> None:
+        converse(besieged.connect("dealer"), content)
+
+    with besieged.attack():
+        run()
+
+
+def test_a_replayed_session(besieged: Besieged, honest) -> None:
+    """The same bytes again: the dealer has given the session's seed away, so there is nothing to answer with."""
+    session, frames = honest
+    with besieged.attack():
+        replayed = converse(besieged.connect(), besieged.hello(session) + b"".join(frames))
+        assert "no client of this session has left its seed, or it was used" in last_words(replayed)
+        with pytest.raises(PeerError, match="has had its client's seed already"):
+            besieged.leave_seed(session)
+
+
+def test_recorded_ciphertext(besieged: Besieged) -> None:
+    """TLS records of one connection mean nothing in another."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = besieged.context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    recorded, server = b"", besieged.deployment.server
+    before, opened = len(server.logged("refused")), len(server.logged("session-opened")) + 1
+    with besieged.attack(), socket.create_connection(besieged.site.server, PATIENCE) as sock:
+        for _ in range(2):  # the hello; then certificate, signature and the end of the handshake
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            recorded += (sent := outgoing.read())
+            sock.sendall(sent)
+            incoming.write(sock.recv(65536))
+        tls.write(besieged.hello(new_session()))
+        recorded += outgoing.read()
+        with socket.create_connection(besieged.site.server, PATIENCE) as again:
+            again.sendall(recorded)
+            heard = b""
+            with contextlib.suppress(ConnectionError):
+                while more := again.recv(65536):
+                    heard += more
+        assert heard[0] == 0x16  # it answered the handshake
+        eventually(lambda: server.logged("refused")[before:], "the second handshake was not refused")
+        assert len(server.logged("session-opened")) <= opened
+
+
+@pytest.mark.parametrize("size", [2**24, 2**32, 2**56 - 1])
+@pytest.mark.parametrize("kind", [MESSAGE, TENSOR])
+def test_a_huge_length(besieged: Besieged, kind: int, size: int) -> None:
+    session = new_session()
+    with besieged.attack():
+        first = converse(besieged.connect(), pack_header(kind, size) + bytes(1000))
+        assert "PeerProtocolError" in last_words(first)
+        later = converse(besieged.connect(), besieged.hello(session) + pack_header(kind, size) + bytes(1000))
+        assert "PeerProtocolError" in last_words(later)
+        assert "PeerProtocolError" in last_words(converse(besieged.connect("dealer"), pack_header(kind, size)))
+
+
+def refusals(besieged: Besieged, folder: Path) -> dict[str, tuple[str, Callable[[Address], object]]]:
+    """By attack: what the services log, and how it is done."""
+    mine = besieged.site.certificates
+    add_certificate(mine, "client", days=-1, name="late", force=True)
+    make_certificates(folder / "other")
+    other = client_context(folder / "other", "client")
+    other.load_verify_locations(mine / "ca.pem")  # it does not mind whom it attacks
+    nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    nobody.load_verify_locations(mine / "ca.pem")
+    old = client_context(mine, "client", "attacker")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def show(context: ssl.SSLContext) -> Callable[[Address], object]:
+        def connect(address: Address) -> None:
+            sock = context.wrap_socket(socket.create_connection(address, PATIENCE), server_hostname="127.0.0.1")
+            with sock:
+                sock.sendall(besieged.hello(new_session()))
+                assert not any(frame[0] == TENSOR for frame in split(sock.recv(65536)))
+                raise ConnectionResetError("refused in words")
+
+        return connect
+
+    def speak(words: bytes) -> Callable[[Address], object]:
+        def connect(address: Address) -> None:
+            with socket.create_connection(address, PATIENCE) as sock:
+                sock.sendall(words)
+                while sock.recv(65536):
+                    pass
+                raise ConnectionResetError("hung up")
+
+        return connect
+
+    return {
+        "an expired certificate": ("expired", show(_unchecked(mine, "late"))),
+        "a certificate of another CA": ("another CA", show(other)),
+        "no certificate": ("no certificate", show(nobody)),
+        "an old TLS": ("TLS", show(old)),
+        "a server's certificate": ("", show(client_context(mine, "server"))),
+        "a helper's certificate": ("", show(client_context(mine, "helper"))),
+        "HTTP": ("TLS", speak(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
+        "a frame in the clear": ("TLS", speak(besieged.hello(new_session()))),
+        "noise": ("TLS", speak(bytes(range(256)) * 64)),
+    }
+
+
+def _unchecked(folder: Path, name: str) -> ssl.SSLContext:
+    """With a certificate that this side would not even load."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(folder / "ca.pem")
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
+
+
+def test_a_wrong_certificate_or_none(besieged: Besieged, tmp_path: Path) -> None:
+    server = besieged.deployment.server
+    with besieged.attack():
+        for attack, (what, connect) in refusals(besieged, tmp_path).items():
+            before = len(server.logged("refused"))
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                connect(besieged.site.server)
+            line = eventually(lambda before=before: server.logged("refused")[before:], f"no refusal of {attack}")[0]
+            assert what in line["what"], f"{attack}: {line}"
+
+
+def test_a_client_that_acts_as_another(besieged: Besieged) -> None:
+    """A good certificate, of the wrong role for what it says or wants."""
+    site, program = besieged.site, besieged.program
+    with besieged.attack():
+        for address, says, peer in (
+            (site.dealer, "server", "dealer"),
+            (site.dealer, "dealer", "dealer"),
+            (site.server, "dealer", "server"),
+            (site.server, "helper", "server"),
+        ):
+            with dial(*address, besieged.context, peer, timeout=PATIENCE) as channel:
+                channel.send_message(my_hello(program, says, new_session()).model_dump())
+                channel.recv_message()  # its own hello
+                with pytest.raises(PeerRefused, match="stopped and said"):
+                    channel.recv_message()
+        # To the dealer it may say what it is, but not want what a server wants.
+        said = [besieged.hello(new_session()), message({"seed": "f" * 32}), message({"query": 0})]
+        assert "dealt" not in last_words(converse(besieged.connect("dealer"), b"".join(said)))
+
+
+def tls_hello(context: ssl.SSLContext) -> bytes:
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.slow
+def test_a_slow_loris(besieged: Besieged) -> None:
+    """Connections that say a byte now and then, before, in and after the handshake: each is ended in time."""
+    first = tls_hello(besieged.context)
+    with besieged.attack(), contextlib.ExitStack() as stack:
+        slow: list[tuple[socket.socket, Iterator[int]]] = []
+        for number in range(60):
+            sock = stack.enter_context(socket.create_connection(besieged.site.server, PATIENCE))
+            sock.settimeout(0)
+            slow.append((sock, iter(first * 9 if number % 2 else first[:40])))
+        for body in (pack_header(MESSAGE, 4096), besieged.hello(new_session())):
+            tls = stack.enter_context(besieged.connect())
+            tls.settimeout(0)
+            slow.append((tls, iter(body + bytes(4096))))
+        end = time.monotonic() + 2 * PATIENCE
+        while slow:
+            assert time.monotonic() < end, f"{len(slow)} are still there"
+            slow = [(sock, words) for sock, words in slow if _still(sock, words)]
+            time.sleep(0.5)
+
+
+def _still(sock: socket.socket, words: Iterator[int]) -> bool:
+    """Say one more byte. Whether the other side is still there."""
+    try:
+        sock.send(bytes([next(words, 0)]))
+        return bool(sock.recv(65536))
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_flood_of_connections(besieged: Besieged) -> None:
+    """Many at once from one host, silent or in the middle of the handshake; a new client of another comes through."""
+    first = tls_hello(besieged.context)
+    with besieged.attack(), contextlib.ExitStack() as stack:
+        for number in range(200):
+            sock = stack.enter_context(socket.create_connection(besieged.site.server, PATIENCE, ("127.0.0.2", 0)))
+            with contextlib.suppress(OSError):
+                sock.sendall(first if number % 2 else b"")
+        besieged.expect_answers()
+        comes = ClientProcess(besieged.site, keep_asking)
+        stack.callback(comes.close)
+        assert comes.wait_for("ready", PATIENCE), comes.ending
+        comes.tell(0)
+        assert comes.finish(PATIENCE)
+        assert comes.ending is not None
+        assert comes.ending["event"] == "end"
+
+
+@pytest.mark.slow
+def test_one_certificate_that_opens_session_after_session(besieged: Besieged, honest) -> None:
+    """It may hold its share of them; the rest are told to come back, and others still get theirs."""
+    with besieged.attack(), contextlib.ExitStack() as stack:
+        answers = []
+        for _ in range(40):
+            sock = stack.enter_context(besieged.connect())
+            sock.sendall(besieged.hello(new_session()) + honest[1][0])
+            heard = bytearray()
+            while len(frames := split(heard)) < 2 or len(b"".join(frames)) > len(heard):
+                heard += sock.recv(65536)
+            answers.append(frames[1])
+        busy = [frame for frame in answers if b'"busy"' in frame]
+        assert 0 < len(answers) - len(busy) <= 5
+        assert len(busy) >= 35
+
+
+@pytest.mark.slow
+def test_a_peer_that_stops_reading(besieged: Besieged) -> None:
+    """It asks for 16 MiB, as a measurement does, and takes nothing of it: it is given up when the silence is over."""
+    facts = Facts(blindformer="0", role="client").model_dump()
+    server = besieged.deployment.server
+    before = len(server.logged("session-failed", kind="PeerTimeout"))
+    with besieged.attack(), besieged.connect() as sock:
+        sock.sendall(message({"probe": facts}) + message({"down": 256}))
+        eventually(lambda: server.logged("session-failed", kind="PeerTimeout")[before:], "it was never given up")
+
+
+def test_the_services_still_run(besieged: Besieged) -> None:
+    """After all of this: the same processes, no more children than the good client's."""
+    for running in besieged.services:
+        assert running.process.poll() is None
+    eventually(lambda: besieged.intruders() == [], "somebody is left")
+    assert besieged.memory() - besieged.idle < ROOM_MB

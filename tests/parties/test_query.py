@@ -1,0 +1,286 @@
+"""The commands compile, inspect and query: what they print, and one line for everything that can be asked wrongly."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+
+import pytest
+from blindformer.models.artifacts import load_programs
+from blindformer.models.pricing import price
+from blindformer.parties.cli import main
+from blindformer.tests.models.test_task import nested
+from blindformer.tests.parties.service.harness import Deployment
+
+TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+
+
+class Stdin(io.TextIOWrapper):
+    """Standard input that is no terminal."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        super().__init__(io.BytesIO(content))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(*arguments, stdin=b"")` gives (exit code, stdout, stderr)."""
+
+    def run(*arguments, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", Stdin(stdin))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def own_terminate_handler():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A file of texts whose words the tiny models know."""
+    file = tmp_path_factory.mktemp("known") / "texts"
+    file.write_text("\n".join(TEXTS))
+    return file
+
+
+@pytest.fixture
+def compiled(call, known, tiny_classifier, tmp_path_factory):
+    """A classifier that the command compiled for two lengths, once."""
+    folder = tmp_path_factory.getbasetemp() / "query-compiled"
+    if not folder.exists():
+        code, _, errors = call(
+            "compile", tiny_classifier, "--lengths", "8,16", "--calibrate", known, "--out", folder, "--format", "json"
+        )
+        assert code == 0, errors
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sites():
+    """Deployments of this module's folders, by folder."""
+    found: dict = {}
+    yield found
+    for site in found.values():
+        site.__exit__()
+
+
+@pytest.fixture
+def ask(call, compiled, sites, tmp_path_factory):
+    """`ask(*arguments)` is a query to the classifier's deployment, in the format of one's choice."""
+    if "classifier" not in sites:
+        sites["classifier"] = Deployment(tmp_path_factory.mktemp("site"), compiled).__enter__()
+    site = sites["classifier"]
+    where = [
+        *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
+        *("--certs", site.certificates, "--cache", site.folder / "cache", "--timeout", 20),
+    ]
+
+    def run(*arguments, stdin: bytes = b"", folder=None) -> tuple[int, str, str]:
+        return call("query", folder or compiled / "client", *where, *arguments, stdin=stdin)
+
+    return run
+
+
+# --- compile and inspect ---------------------------------------------------------------------------------------------
+def test_compile_says_what_it_made(call, compiled, known, tiny_classifier, tmp_path):
+    code, out, errors = call(
+        *("compile", tiny_classifier, "--lengths", "8", "--out", tmp_path / "out", "--calibrate", known),
+        *("--embedding", "private", "--outputs", "logits", "--plan", "faithful"),
+    )
+    assert (code, errors) == (0, "")
+    assert f"{tmp_path / 'out'}/server" in out.replace("\n", "")
+    assert "released in it: nothing" in " ".join(out.split())
+    programs = load_programs(tmp_path / "out")
+    assert programs[8].hash()[:12] in out
+    assert list(load_programs(compiled)) == [8, 16]
+
+
+def test_compile_a_model_of_images(call, tiny_vision, pictures, tmp_path):
+    code, out, errors = call(
+        "compile", tiny_vision, "--calibrate", pictures, "--out", tmp_path / "out", "--format", "json"
+    )
+    assert code == 0, errors
+    found = json.loads(out)
+    assert [item["length"] for item in found["lengths"]] == [0]
+    assert found["kind"] == "image"
+
+
+@pytest.mark.parametrize("part", ["", "server", "client"])
+def test_inspect_prices_every_layer(call, compiled, part):
+    code, out, _ = call("inspect", compiled / part, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found["parts"]) == {part} if part else {"server", "client"} <= set(found["parts"])
+    assert all(row["versions"]["torch"] for row in found["parts"].values())
+    assert "bert.embeddings.word_embeddings.weight" in found["released"]
+    for item, program in zip(found["lengths"], load_programs(compiled).values(), strict=True):
+        cost = price(program)
+        assert (item["hash"], item["rounds"], item["macs"]) == (program.hash(), cost.rounds, cost.macs)
+        assert sum(row["online_bytes"] for row in item["layers"]) == item["online_bytes"] == cost.online_bytes
+        assert sum(row["offline_bytes"] for row in item["layers"]) == item["offline_bytes"] == cost.offline_bytes
+        assert sum(row["share"] for row in item["layers"]) == pytest.approx(1)
+    assert found["plan"] == "faithful"
+    code, out, _ = call("inspect", compiled / part, "--length", "16")
+    assert code == 0
+    assert "16 tokens" in out
+    assert "8 tokens" not in out
+    assert "total" in out
+
+
+def test_parts_of_different_compilations_are_told_apart(call, compiled, tiny_classifier, known, tmp_path):
+    call("compile", tiny_classifier, "--lengths", "9", "--calibrate", known, "--out", tmp_path / "other")
+    mixed = shutil.copytree(compiled, tmp_path / "mixed")
+    shutil.rmtree(mixed / "client")
+    shutil.copytree(tmp_path / "other" / "client", mixed / "client")
+    code, _, errors = call("inspect", mixed)
+    assert code == 1
+    assert "are of different compilations" in errors
+
+
+# --- query -----------------------------------------------------------------------------------------------------------
+def test_a_query_in_every_format(ask, tiny_classifier):
+    from transformers import pipeline
+
+    expected = pipeline("text-classification", str(tiny_classifier))(TEXTS[:2], top_k=None)
+    code, out, _ = ask(*TEXTS[:2], "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["model"], found["task"], found["plan"]) == (tiny_classifier.name, "text-classification", "faithful")
+    assert [row["text"] for row in found["results"]] == TEXTS[:2]
+    for row, labels in zip(found["results"], expected, strict=True):
+        nested(row["labels"], labels, 2e-3)
+        assert row["length"] == 8
+        assert row["rounds"] > 0
+    assert "learns nothing" in found["learned"]["server"]
+
+    code, out, _ = ask(*TEXTS[:2], "--top", 1, "--length", 16, "--format", "jsonl")
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["number"], row["text"], row["length"]) for row in rows] == [(0, TEXTS[0], 16), (1, TEXTS[1], 16)]
+    assert [len(row["labels"]) for row in rows] == [1, 1]
+
+    code, out, errors = ask(TEXTS[0])
+    assert (code, errors) == (0, "")
+    assert expected[0][0]["label"] in out
+    assert "padded to 8 tokens" in out
+    assert "two parties and an offline dealer" in out
+
+
+def test_texts_from_files_and_standard_input(ask, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text("\ufeffgood\n\n bad blue \n", encoding="utf-8")
+    for arguments, stdin, texts in (
+        (["--file", file, "red"], b"ignored", ["red", "good", "bad blue"]),
+        (["-"], b"good\r\nbad\n", ["good", "bad"]),
+        ([], b"good\n", ["good"]),
+        (["red", "-"], b"good\n", ["red", "good"]),
+    ):
+        code, out, errors = ask(*arguments, "--format", "jsonl", stdin=stdin)
+        assert code == 0, errors
+        assert [json.loads(line)["text"] for line in out.splitlines()] == texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["good " * 20], b"", "text has 22 tokens, the model is compiled for 16 at most: shorten it"),
+        (["good", ""], b"", "input 2 of 2: a text is empty"),
+        ([], b"", "standard input: holds no texts"),
+        (["-"], b"caf\xe9\n", "standard input: is not UTF-8 text (byte 3); convert it"),
+        (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
+        (["good", "--length", "exact"], b"", "give auto, or one of the compiled lengths"),
+        (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
+        (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
+        (["good", "--server", "127.0.0.1:1"], b"", "server: "),
+        (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
+        (["good", "--use-spool", "only"], b"", "needs a folder of correlations"),
+    ],
+)
+def test_mistakes_are_one_line(ask, arguments, stdin, words):
+    code, out, errors = ask(*arguments, stdin=stdin)
+    assert (code, out) == (1, "")
+    assert len(errors.strip().splitlines()) == 1
+    assert errors.startswith("blindformer: ")
+    assert words in errors
+
+
+def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
+    for folder, words in (
+        (tmp_path, "holds no compiled model; give the folder that compile wrote"),
+        (compiled / "server", "is the server's part; give the client's"),
+    ):
+        code, _, errors = ask("good", folder=folder)
+        assert code == 1
+        assert words in errors
+
+
+def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
+    """With server and dealer on this machine: `--server local`."""
+    call("compile", tiny_vision, "--calibrate", pictures, "--out", tmp_path / "out")
+    code, out, errors = call("query", tmp_path / "out", pictures / "3.png", "--server", "local", "--format", "json")
+    assert code == 0, errors
+    (row,) = json.loads(out)["results"]
+    assert row["image"] == str(pictures / "3.png")
+    assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
+    for arguments, words in (
+        (["--file", tmp_path / "none"], "there is no such file"),
+        ([], "give images' files, or folders of them"),
+    ):
+        code, _, errors = call("query", tmp_path / "out", *arguments, "--server", "local")
+        assert code == 1
+        assert words in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compile", "/no/such/folder", "--out", "out"], "there is no such folder"),
+        (["compile", "{model}", "--out", "out", "--lengths", "8,x"], "give numbers of tokens with commas"),
+        (["compile", "{model}", "--out", "out", "--lengths", "100"], "length 100: the model takes 64 tokens"),
+        (["compile", "{model}", "--out", "out", "--lengths", "8", "--calibrate", "/none"], "cannot be read"),
+        (["compile", "{model}", "--out", "out", "--lengths", "8", "--outputs", "nonsense"], "nonsense"),
+        (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
+        (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),
+        (["inspect", "/no/such/folder"], "holds no compiled model"),
+        (["inspect", "{compiled}", "--length", "9"], "is compiled for the lengths 8, 16, not for 9"),
+    ],
+)
+def test_mistakes_of_compile_and_inspect_are_one_line(
+    call, compiled, tiny_classifier, tiny_vision, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    names = {"{model}": tiny_classifier, "{vision}": tiny_vision, "{compiled}": compiled}
+    code, out, errors = call(*(names.get(word, word) for word in arguments))
+    assert (code, out) == (1, "")
+    assert len(errors.strip().splitlines()) == 1
+    assert words in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_classifier, tmp_path):
+    from blindformer.approximations import Plan
+
+    student = shutil.copytree(tiny_classifier, tmp_path / "student")
+    Plan.preset("fast").replace(name="for this student").save(student)
+    options = ["--lengths", "8", "--calibrate", known, "--format", "json"]
+    for words, plan in (([], "for this student"), (["--plan", "faithful"], "faithful")):
+        code, out, errors = call("compile", student, "--out", tmp_path / "out", *options, *words)
+        assert code == 0, errors
+        assert json.loads(out)["plan"] == plan
+    _, out, _ = call("estimate", student, "--length", 8, "--calibrate", known, "--format", "json")
+    assert json.loads(out)["plan"] == "for this student"
+    _, out, _ = call("run", student, "good", "--protocol", "clear", "--calibrate", known, "--format", "json")
+    assert json.loads(out)["plan"] == "for this student"
