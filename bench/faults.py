@@ -1,0 +1,413 @@
+"""The fault campaign: SIGKILL for each party at random instants of a session's life, and what becomes of the others.
+
+    python -m bench.faults --instants 50 --seed 0
+
+Real processes over mutual TLS on loopback, with a small real model. README.md says what is promised, and counted.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+from blindformer.protocols import errors
+from blindformer.tests.parties.service.harness import Deployment, Running
+from rich.console import Console
+from rich.table import Table
+
+from .clients import Asker, ClientProcess
+from .latency import Say, provenance_line, run_command
+from .ledgers import Audit, audit, watched_spool
+from .provenance import commit, json_line, machine, versions
+from .site import Site, compile_into, deploy
+
+# A part of a life is drawn first, then an instant within it, so that short parts are hit as often as long ones.
+LIFE = (
+    "handshake",
+    "set-up",
+    "offline",
+    "online",
+    "pipeline",
+    "precompute",
+    "handshake again",
+    "set-up again",
+    "spooled",
+    "goodbye",
+)
+SESSIONS = ("server's session", "dealer's session")
+VICTIMS = (*SESSIONS, "server", "dealer", "client")
+TYPED = {"Busy", "SpoolError", "CorrelationError", "SeedError"} | {
+    name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, errors.PeerError)
+}
+AHEAD = 2  # correlations made ahead in each life, and used in its second session
+REHEARSALS = 3
+LIVES = 20  # until there is somebody to kill at the instant that was drawn
+PATIENCE = 60.0  # seconds for what no promise bounds: starting a process on a busy machine
+GLANCE = 0.005  # seconds between two looks at the processes
+
+
+def live(asker: Asker, pipe: Connection, *, spool: Path) -> None:
+    """A client's life: one session with live queries and correlations ahead, another one that uses these."""
+
+    def part(name: str) -> None:
+        asker.say("part", name=name)
+
+    def ask(party: Any, more: bool = False, progress: Any = None) -> None:
+        asker.say("asked")
+        asker.say("answered", right=asker.ask(party, progress, more))
+
+    kept, online = watched_spool(spool), []
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "online" and not online:
+            online.append(True)
+            part("online")
+
+    part("handshake")
+    with asker.connect(spool=kept, use_spool="off") as party:
+        part("set-up")
+        party.set_up()
+        part("offline")
+        ask(party, progress=progress)
+        part("pipeline")
+        ask(party, more=True)
+        ask(party)
+        part("precompute")
+        party.precompute(AHEAD)
+        part("handshake again")
+    with asker.connect(spool=kept) as party:
+        part("set-up again")
+        party.set_up()
+        part("spooled")
+        for number in range(AHEAD):
+            ask(party, more=number + 1 < AHEAD)
+        part("goodbye")
+
+
+def ask_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
+    """The next client after a fault: one query from the spool if it holds any, one that is live."""
+    for use_spool in ("auto", "off"):
+        with asker.connect(spool=watched_spool(spool), use_spool=use_spool) as party:
+            party.set_up()
+            asker.say("asked")
+            asker.say("answered", right=asker.ask(party))
+
+
+@dataclass
+class Tally:
+    """What the kills of one victim did.
+
+    survived   every other party ended its session with a typed error (or to its end) in time, left no process, and the
+               next queries were answered right
+    unharmed   the client's session went on to its end, although its victim was killed
+    lost       queries without an answer
+    slowest_s  from the kill until the last process of a broken session was gone
+    """
+
+    victim: str
+    tried: int = 0
+    survived: int = 0
+    unharmed: int = 0
+    asked: int = 0
+    lost: int = 0
+    wrong: int = 0
+    orphans: int = 0
+    slowest_s: float = 0.0
+
+
+@dataclass
+class Campaign:
+    """`broken`: each promise that was not kept, where and when."""
+
+    instants: int
+    seed: int
+    timeout_s: float
+    tallies: list[Tally] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)
+    used: int = 0
+    reused: int = 0
+    broken: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+class Killer:
+    """Runs the cases of a campaign one after the other, in one deployment."""
+
+    def __init__(self, deployment: Deployment, site: Site, folder: Path, seed: int) -> None:
+        self.deployment, self.site, self.folder = deployment, site, folder
+        self.random = random.Random(seed)
+        self.lengths: dict[str, float] = {}  # of the parts of a life, seconds
+        self.answered = 0  # since the beginning, right or wrong
+        self.broken: list[str] = []
+        self._case = ""
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "client-spool"
+
+    def rehearse(self) -> None:
+        """Lives without a fault: how long each part takes."""
+        seen: dict[str, list[float]] = {name: [] for name in LIFE}
+        for number in range(REHEARSALS + 1):
+            self._case = f"rehearsal {number}"
+            client = ClientProcess(self.site, partial(live, spool=self.spool))
+            client.finish(PATIENCE)
+            self._count(client, Tally(""))
+            self._check_client(client, may_fail=False)
+            times = [(event.get("name"), event["at"]) for event in client.events if event["event"] in ("part", "end")]
+            if number:  # the first one meets cold caches
+                for (name, at), (_, end) in itertools.pairwise(times):
+                    seen[str(name)].append(end - at)
+            client.close()
+        self.lengths = {name: statistics.median(times) if times else 0.0 for name, times in seen.items()}
+
+    def run(self, campaign: Campaign, instants: int, say: Say) -> None:
+        """As many kills of each victim, in turn."""
+        campaign.tallies = [Tally(victim) for victim in VICTIMS]
+        campaign.parts = dict.fromkeys(LIFE, 0)
+        plans = {victim: _parts(victim, instants, self.random) for victim in VICTIMS}
+        for number in range(instants):
+            for tally in campaign.tallies:
+                say(f"{number + 1} of {instants}: {tally.victim}")
+                part = plans[tally.victim][number]
+                for _ in range(LIVES):
+                    if self.kill(tally, part):
+                        campaign.parts[part] += 1
+                        break
+                else:
+                    self._break(f"nobody to kill, in {LIVES} lives")
+
+    def kill(self, tally: Tally, part: str) -> bool:
+        """One case. False if there was nobody to kill at that instant."""
+        self._case = f"{tally.victim} killed in {part!r}"
+        before, fraction = len(self.broken), self.random.random()
+        marks = {role: len(running.log) for role, running in self._services()}
+        client = ClientProcess(self.site, partial(live, spool=self.spool))
+        while (event := client.listen(PATIENCE)) is not None and event.get("name") != part:
+            pass
+        time.sleep(fraction * self.lengths[part])
+        victim = self._choose(tally.victim, client)
+        if victim is None:
+            client.finish(PATIENCE)
+            self._count(client, tally)
+            self._check_client(client, may_fail=False)
+            client.close()
+            return False
+        killed = time.monotonic()
+        victim.send_signal(signal.SIGKILL)
+        self._wait_for_all(client, killed, tally)
+        tally.tried += 1
+        self._count(client, tally)
+        self._check_client(client, may_fail=tally.victim != "client", dead=tally.victim == "client")
+        self._check_logs(marks, victim.pid)
+        if client.ending is not None and client.ending["event"] == "end":
+            tally.unharmed += 1
+        client.close()
+        if tally.victim in ("server", "dealer"):
+            self._service(tally.victim).wait()
+            self.deployment.start(tally.victim)
+        self._ask_afterwards(tally)
+        tally.survived += len(self.broken) == before
+        return True
+
+    def _choose(self, victim: str, client: ClientProcess) -> psutil.Process | None:
+        try:
+            if victim == "client":
+                return psutil.Process(client.pid)
+            if victim not in SESSIONS:
+                return psutil.Process(self._service(victim).pid)
+        except psutil.NoSuchProcess:
+            return None
+        children = self._service(victim.removesuffix("'s session")).children()
+        return self.random.choice(children) if children else None
+
+    def _wait_for_all(self, client: ClientProcess, killed: float, tally: Tally) -> None:
+        """Until every process of the session is gone, or too late."""
+        end = killed + self.site.timeout + 1.0
+        failed: float | None = None
+        while (left := self._sessions()) or client.process.exitcode is None:
+            if client.listen(GLANCE if client.process.exitcode is None else 0.0) is None and left:
+                time.sleep(GLANCE)
+            ending = client.ending
+            if ending is not None and ending["event"] == "end":
+                end = max(end, time.monotonic() + 1.0)  # it was not harmed, and may take the time it takes
+            if time.monotonic() > end:
+                break
+        gone = time.monotonic()
+        client.finish(1.0)
+        failed = client.ending is None or client.ending["event"] != "end"
+        if failed:
+            tally.slowest_s = max(tally.slowest_s, gone - killed)
+        if client.process.exitcode is None:
+            self._break(f"the client was still there {gone - killed:.1f} s later")
+        if left := self._sessions():
+            whole = tally.victim in ("server", "dealer")
+            what = [f"{process.pid} ({' '.join(process.cmdline()[3:5])})" for process in left]
+            self._break(f"{'orphans' if whole else 'sessions'} {gone - killed:.1f} s later: {', '.join(what)}")
+            tally.orphans += len(left)
+            for process in left:
+                process.kill()
+
+    def _sessions(self) -> list[psutil.Process]:
+        """All processes of the deployment but the supervisors that live: found by their command line, so that none is
+        missed because its parent is gone."""
+        services = {running.pid for _, running in self._services()}
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if (
+                    process.pid not in services
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and str(self.deployment.certificates) in process.cmdline()
+                ):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def _ask_afterwards(self, tally: Tally) -> None:
+        client = ClientProcess(self.site, partial(ask_afterwards, spool=self.spool))
+        client.finish(PATIENCE)
+        self._count(client, tally)
+        self._check_client(client, may_fail=False)
+        client.close()
+
+    def _count(self, client: ClientProcess, tally: Tally) -> None:
+        asked = sum(event["event"] == "asked" for event in client.events)
+        rights = [event["right"] for event in client.events if event["event"] == "answered"]
+        tally.asked += asked
+        tally.lost += asked - len(rights)
+        tally.wrong += rights.count(False)
+        self.answered += len(rights)
+        if False in rights:
+            self._break("a wrong answer")
+
+    def _check_client(self, client: ClientProcess, may_fail: bool, dead: bool = False) -> None:
+        ending = client.ending
+        if ending is None:
+            if not dead:
+                self._break(f"the client ended with code {client.process.exitcode}, and without a word")
+        elif ending["event"] == "bug" or (ending["event"] == "error" and ending["kind"] not in TYPED):
+            self._break(f"the client failed: {ending.get('kind', '')} {ending['what']}")
+        elif ending["event"] == "error" and not (may_fail or dead):
+            self._break(f"the client was not served: {ending['what']}")
+        elif ending["event"] == "error" and ending["kind"] == "CorrelationError":
+            self._break(f"a correlation was used again: {ending['what']}")
+
+    def _check_logs(self, marks: dict[str, int], victim: int) -> None:
+        """No service logged anything but typed errors, and the one death that was ours."""
+        for role, running in self._services():
+            for line in running.log[marks[role] :]:
+                bad = line["event"] in ("session-failed", "refused") and line.get("kind") not in TYPED
+                bad |= line.get("kind") == "CorrelationError"
+                bad |= line["event"] == "child-killed" and line.get("pid") != victim
+                if bad:
+                    self._break(f"the {role} logged {line}")
+            if running.noise:
+                self._break(f"the {role} wrote {running.noise[-20:]}")
+                running.noise.clear()
+
+    def _break(self, what: str) -> None:
+        self.broken.append(f"{self._case}: {what}")
+
+    def _service(self, role: str) -> Running:
+        return self.deployment.server if role == "server" else self.deployment.dealer
+
+    def _services(self) -> list[tuple[str, Running]]:
+        return [(role, self._service(role)) for role in ("server", "dealer")]
+
+
+def run(instants: int, seed: int, timeout: float, say: Say) -> Campaign:
+    """The whole campaign. Errors: BlindformerError, AssertionError if the services do not even start."""
+    started = time.monotonic()
+    campaign = Campaign(instants, seed, timeout, versions=versions(), commit=commit(), machine=machine())
+    with tempfile.TemporaryDirectory(prefix="blindformer-faults-") as name:
+        folder = Path(name)
+        say("compile")
+        compile_into(folder / "compiled")
+        kept = folder / "server-spool"
+        with deploy(folder, server={"--spool": str(kept)}, timeout=timeout) as (deployment, site):
+            killer = Killer(deployment, site, folder, seed)
+            say("rehearse")
+            killer.rehearse()
+            if not killer.broken:
+                killer.run(campaign, instants, say)
+            for _, running in killer._services():
+                running.stop()
+            found = audit(kept, killer.spool, killer.answered) if campaign.tallies else Audit()
+    campaign.used, campaign.reused = found.used, len(found.reused)
+    campaign.broken += [*killer.broken, *found.reused, *found.damaged]
+    campaign.seconds = time.monotonic() - started
+    return campaign
+
+
+def _parts(victim: str, instants: int, generator: random.Random) -> list[str]:
+    """As many parts of a life, each as often as any other, in random order. Only live ones have a dealer's session."""
+    parts = list(LIFE[LIFE.index("offline") : LIFE.index("precompute") + 1] if victim == "dealer's session" else LIFE)
+    drawn: list[str] = []
+    while len(drawn) < instants:
+        generator.shuffle(parts)
+        drawn += parts
+    return drawn[:instants]
+
+
+def table(found: Campaign) -> Table:
+    title = f"SIGKILL at {found.instants} instants each, seed {found.seed}, timeout {found.timeout_s:g} s"
+    grid = Table(title=title)
+    for column in ("killed", "tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end"):
+        grid.add_column(column, justify="left" if column == "killed" else "right")
+    for tally in found.tallies:
+        row = (tally.tried, tally.survived, tally.unharmed, tally.asked, tally.lost, tally.wrong, tally.orphans)
+        grid.add_row(tally.victim, *map(str, row), f"{tally.slowest_s:.2f} s")
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.faults", description="Kill each party, again and again.")
+    options.add_argument("--instants", type=int, default=50, help="kills of each victim (default 50)")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--timeout", type=float, default=10, help="seconds that a party may be silent (default 10)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen = options.parse_args(arguments)
+    broken = False
+
+    def work(say: Say) -> None:
+        nonlocal broken
+        found = run(chosen.instants, chosen.seed, chosen.timeout, say)
+        broken = bool(found.broken)
+        if chosen.format == "json":
+            print(json_line(asdict(found)))
+        else:
+            console = Console(width=None if sys.stdout.isatty() else 120)
+            console.print(table(found))
+            where = ", ".join(f"{name} {count}" for name, count in found.parts.items())
+            used = f"correlations used {found.used}, reused {found.reused}"
+            console.print(f"{used}; {found.seconds / 60:.1f} minutes; kills by part: {where}", soft_wrap=True)
+            for what in found.broken:
+                console.print(f"broken: {what}", style="red", soft_wrap=True, markup=False, highlight=False)
+            line = provenance_line(found.commit, found.versions, found.machine)
+            console.print(line, style="dim", soft_wrap=True)
+
+    return run_command("bench.faults", work) or int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What the ledgers of both parties' spools must say together, whoever was killed when.
+
+A correlation is named by its session and its number in it. `Diary` is a second record, at the client, of what was
+really handed out: it is written after the ledger and before the use, by code that the ledger knows nothing of.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blindformer.parties.spool import Spool, audit_tag
+from blindformer.parties.spool.ledger import Entry, Ledger
+
+DIARY = "diary.txt"
+
+
+class _Watched(Ledger):
+    """A ledger that writes what it hands out into a diary, too."""
+
+    def take(self, session: str, number: int) -> Entry | None:
+        entry = super().take(session, number)
+        if entry is not None:
+            self._note(entry.key, session, number)
+        return entry
+
+    def record(self, key: bytes, session: str, number: int) -> None:
+        super().record(key, session, number)
+        self._note(key, session, number)
+
+    def _note(self, key: bytes, session: str, number: int) -> None:
+        with self.path.with_name(DIARY).open("a") as diary:  # one short line: appended whole
+            diary.write(f"{audit_tag(key)} {session} {number}\n")
+
+
+def watched_spool(folder: Path) -> Spool:
+    """A client's spool that keeps a diary beside its ledger."""
+    spool = Spool(folder)
+    spool.ledger = _Watched(spool.ledger.path)
+    return spool
+
+
+@dataclass
+class Audit:
+    """`used`: correlations that both parties marked as used. `reused`: descriptions of those that were, or could be,
+    used twice. `damaged`: what else does not fit together."""
+
+    used: int = 0
+    reused: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def audit(server: Path, client: Path, answered: int) -> Audit:
+    """Compare the ledgers, the diary and the files of two spools; nobody may be using them.
+
+    answered: queries that got an answer. Each needs a correlation of its own, marked on both sides.
+    """
+    found = Audit()
+    Spool(server).sweep(grace=0.0)
+    sides = {"server": _read(server), "client": _read(client)}
+    for side, (ready, used, audits) in sides.items():
+        _no_second_time(found, side, ready, used, audits)
+    (ready, _, at_server), (_, _, at_client) = sides["server"], sides["client"]
+    pairs = {(session, number) for _, session, number in at_server} & {
+        (session, number) for _, session, number in at_client
+    }
+    found.used = len(pairs)
+    if found.used < answered:
+        found.reused.append(f"{answered} answers from {found.used} correlations that both ledgers know as used")
+    diary = [tuple(line.split()) for line in (client / DIARY).read_text().splitlines()]
+    for what, counts in (
+        ("key", Counter(line[0] for line in diary)),
+        ("number", Counter(line[1:] for line in diary)),
+    ):
+        found.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
+    unknown = {(line[0], line[1], int(line[2])) for line in diary} - set(at_client)
+    found.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
+    _files(found, server, ready)
+    return found
+
+
+def _no_second_time(found: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
+    """What is marked as used cannot be taken again: no key of it is left, under whatever number."""
+    tags = {tag for tag, _, _ in audits}
+    counts = Counter((session, number) for _, session, number in audits)
+    found.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
+    for session, number, key, *_ in ready:
+        if audit_tag(key) in tags or (session, number) in counts:
+            found.reused.append(f"{side}: number {number} was used and counts as ready")
+    for session, number, key, *_ in used:
+        if key is not None:
+            found.reused.append(f"{side}: the key of number {number} is left after its use")
+        if (session, number) not in counts:
+            found.damaged.append(f"{side}: number {number} counts as used and was not recorded")
+
+
+def _files(found: Audit, folder: Path, ready: list[tuple]) -> None:
+    """What is ready has its file, whole; nothing else has one: the spool has been swept."""
+    names = set()
+    for _, number, _, name, size, digest in ready:
+        path = folder / name
+        names.add(path)
+        if not path.is_file():
+            found.damaged.append(f"server: number {number} is ready and has no file")
+        elif path.stat().st_size != size or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            found.damaged.append(f"server: the file of number {number} is damaged")
+    strays = {path for path in folder.glob("*/*") if path.is_file()} - names
+    found.damaged += [f"server: the file {path.name} belongs to nothing" for path in strays]
+
+
+def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:
+    """(ready, used, audit) as the ledger's file has them."""
+    fields = "session, number, key, file, bytes, sha256"
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
+        return (
+            db.execute(f"SELECT {fields} FROM queries WHERE state = 'ready'").fetchall(),
+            db.execute(f"SELECT {fields} FROM queries WHERE state = 'used'").fetchall(),
+            db.execute("SELECT tag, session, number FROM audit").fetchall(),
+        )

@@ -1,0 +1,292 @@
+"""How a service stands up to many clients: one pipelined client alone, then several at once, in the same deployment.
+
+    python -m bench.load --clients 8 --seconds 120
+
+Every client is a process of its own with one session, which it keeps; every answer is checked. README.md says what each
+figure means.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+from blindformer.parties.admission import Busy
+from blindformer.parties.certificates import add_certificate
+from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.parties.service.harness import Deployment
+from rich.console import Console
+from rich.table import Table
+
+from .clients import Asker, ClientProcess
+from .latency import PLANS, Say, provenance_line, run_command
+from .provenance import commit, json_line, machine, versions
+from .site import MODELS, SMALL, Site, compile_into, deploy
+
+PATIENCE = 120.0  # seconds for a client to open its session, or to end it
+SAMPLE_SECONDS = 1.0
+
+
+class LoadError(BlindformerError):
+    """The load could not be put on the services: a client failed, or never began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One phase: `clients` at once for `seconds`. Latencies in seconds, from asking to the answer; memory in MB, of all
+    processes of both services together (README.md)."""
+
+    clients: int
+    seconds: float
+    queries: int
+    wrong: int
+    busy: int
+    per_second: float
+    latency_p50_s: float
+    latency_p95_s: float
+    latency_max_s: float
+    fewest: int
+    most: int
+    cpu_cores: float
+    memory_idle_mb: float
+    memory_max_mb: float
+    memory_slope_mb_per_minute: float
+    memory_mb: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    model: str
+    length: int
+    plan: str
+    workers: int
+    single: Load
+    many: Load
+    ratio: float
+    versions: dict[str, str]
+    commit: str | None
+    machine: dict[str, Any]
+
+
+def keep_asking(asker: Asker, pipe: Connection) -> None:
+    """One session, one query after the other, each with the next one's correlations made meanwhile. It begins when it
+    is told until when (by the monotonic clock), and may be told something else later."""
+    with asker.connect() as party:
+        party.set_up()
+        asker.ask(party, more=True)  # a warm-up: the first query meets cold caches
+        asker.say("ready")
+        end: float = pipe.recv()
+        while True:
+            if pipe.poll():
+                end = pipe.recv()
+            began = time.monotonic()
+            more = began < end
+            try:
+                right = asker.ask(party, more=more)
+            except Busy as busy:
+                asker.say("busy")
+                time.sleep(busy.retry_after)
+                continue
+            asker.say("answered", right=right, seconds=time.monotonic() - began)
+            if not more:
+                return
+
+
+class Memory:
+    """Watches the memory of a deployment's services from a thread: private pages and their part of shared ones."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._stop = threading.Event()
+        self.samples: list[tuple[float, float]] = []  # seconds (monotonic), MB
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def now(self) -> float:
+        return self._deployment.server.memory() + self._deployment.dealer.memory()
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self.samples.append((time.monotonic(), self.now()))
+
+
+def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -> Load:
+    """`clients` at once for `seconds`, after every one has opened its session and asked once. Errors: LoadError.
+
+    Each has a certificate of its own, as customers have: one certificate gets a share of the sessions only.
+    """
+    names = [f"client-{number}" for number in range(clients)]
+    for name in names:
+        add_certificate(site.certificates, "client", name=name, force=True)
+    memory = Memory(deployment)
+    idle = memory.now()
+    crowd = [ClientProcess(site, keep_asking, name) for name in names]
+    try:
+        for client in crowd:
+            if client.wait_for("ready", PATIENCE) is None:
+                raise LoadError(f"a client did not begin: {client.ending}\n{deployment.server.tail()}")
+        began, before = time.monotonic(), _cpu(deployment, crowd)
+        end = began + seconds
+        with memory:
+            for client in crowd:
+                client.tell(end)
+            time.sleep(max(0.0, end - time.monotonic()))
+            cpu = _cpu(deployment, crowd) - before
+        for client in crowd:
+            if not client.finish(PATIENCE) or client.ending is None or client.ending["event"] != "end":
+                raise LoadError(f"a client failed: {client.ending}\n{deployment.server.tail()}")
+    finally:
+        for client in crowd:
+            client.close()
+    answers = [[e for e in client.events if e["event"] == "answered"] for client in crowd]
+    inside = [[e for e in each if e["at"] <= end] for each in answers]
+    waits = sorted(e["seconds"] for each in inside for e in each)
+    if not waits:
+        raise LoadError(f"no answer in {seconds:g} seconds: ask for more seconds")
+    cuts = statistics.quantiles(waits, n=20, method="inclusive") if len(waits) > 1 else waits * 19
+    values = [value for _, value in memory.samples] or [memory.now()]
+    return Load(
+        clients=clients,
+        seconds=seconds,
+        queries=len(waits),
+        wrong=sum(not e["right"] for each in answers for e in each),
+        busy=sum(e["event"] == "busy" for client in crowd for e in client.events),
+        per_second=len(waits) / seconds,
+        latency_p50_s=statistics.median(waits),
+        latency_p95_s=cuts[18],
+        latency_max_s=waits[-1],
+        fewest=min(len(each) for each in inside),
+        most=max(len(each) for each in inside),
+        cpu_cores=cpu / seconds,
+        memory_idle_mb=idle,
+        memory_max_mb=max(values),
+        memory_slope_mb_per_minute=_slope(memory.samples),
+        memory_mb=[round(value, 1) for value in values],
+    )
+
+
+def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> float:
+    """Seconds of CPU that the services' and the clients' processes have used."""
+    services = (deployment.server, deployment.dealer)
+    pids = [running.pid for running in services] + [child.pid for running in services for child in running.children()]
+    total = 0.0
+    for pid in [*pids, *(client.pid for client in crowd)]:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _slope(samples: list[tuple[float, float]]) -> float:
+    """MB a minute, by least squares over the second half, when all sessions are warm."""
+    late = samples[len(samples) // 2 :]
+    if len(late) < 3:
+        return 0.0
+    return 60 * statistics.linear_regression([at for at, _ in late], [value for _, value in late]).slope
+
+
+def run(options: argparse.Namespace, say: Say) -> Report:
+    """Both phases. Errors: BlindformerError."""
+    computer = machine()
+    with tempfile.TemporaryDirectory(prefix="blindformer-load-") as name:
+        folder = Path(name)
+        say("compile")
+        compile_into(folder / "compiled", options.model, options.length, options.plan)
+        with deploy(folder, server={"--workers": str(options.workers)}, timeout=options.timeout) as (deployment, site):
+            say("one client")
+            single = put_load(deployment, site, 1, options.single_seconds or options.seconds / 2)
+            say(f"{options.clients} clients")
+            many = put_load(deployment, site, options.clients, options.seconds)
+            for running in (deployment.server, deployment.dealer):
+                running.stop()
+    return Report(
+        model=options.model,
+        length=options.length,
+        plan=options.plan,
+        workers=options.workers,
+        single=single,
+        many=many,
+        ratio=many.per_second / single.per_second,
+        versions=versions(),
+        commit=commit(),
+        machine=computer,
+    )
+
+
+def table(found: Report) -> Table:
+    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
+    grid.add_column("")
+    for load in (found.single, found.many):
+        grid.add_column(f"{load.clients} client{'s' if load.clients > 1 else ''}", justify="right")
+    rows = {
+        "seconds": lambda x: f"{x.seconds:g}",
+        "queries": lambda x: str(x.queries),
+        "a second": lambda x: f"{x.per_second:.2f}",
+        "of a client, fewest to most": lambda x: f"{x.fewest} to {x.most}",
+        "latency, p50": lambda x: f"{x.latency_p50_s:.3f} s",
+        "latency, p95": lambda x: f"{x.latency_p95_s:.3f} s",
+        "wrong answers": lambda x: str(x.wrong),
+        "told to come back": lambda x: str(x.busy),
+        "cores used, by all": lambda x: f"{x.cpu_cores:.2f}",
+        "memory of the services, idle": lambda x: f"{x.memory_idle_mb:.0f} MB",
+        "memory, most": lambda x: f"{x.memory_max_mb:.0f} MB",
+        "memory, slope": lambda x: f"{x.memory_slope_mb_per_minute:+.1f} MB/min",
+    }
+    for name, show in rows.items():
+        grid.add_row(name, show(found.single), show(found.many))
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.load", description="One client alone, then many at once.")
+    options.add_argument("--clients", type=int, default=8)
+    options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
+    options.add_argument("--single-seconds", type=float, default=0, help="with one client (default: half of it)")
+    options.add_argument("--workers", type=int, default=2, help="queries that compute at once (default 2)")
+    options.add_argument("--model", choices=MODELS, default=SMALL)
+    options.add_argument("--length", type=int, default=16, help="tokens (default 16)")
+    options.add_argument("--plan", choices=PLANS, default="faithful")
+    options.add_argument("--timeout", type=float, default=60, help="seconds that a party may be silent (default 60)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen = options.parse_args(arguments)
+    wrong = 0
+
+    def work(say: Say) -> None:
+        nonlocal wrong
+        found = run(chosen, say)
+        wrong = found.single.wrong + found.many.wrong
+        if chosen.format == "json":
+            print(json_line(asdict(found)))
+            return
+        console = Console()
+        console.print(table(found))
+        console.print(f"{found.many.clients} clients reach {found.ratio:.2f} of what one reaches", highlight=False)
+        line = provenance_line(found.commit, found.versions, found.machine)
+        console.print(line, style="dim", soft_wrap=True)
+
+    return run_command("bench.load", work) or int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

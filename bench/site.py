@@ -1,0 +1,144 @@
+"""A deployment on this machine: a compiled model, a dealer and a server as processes, and the right answers.
+
+`Site` is what a client's process is told; `deploy` makes it and runs the services while the context lasts.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from blindformer.models.artifacts import save
+from blindformer.models.compile import Compiled, compile
+from blindformer.models.interpreter import interpret
+from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.parties.service.harness import Deployment
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .workloads import Workload, build, transformers_quietly
+
+Address = tuple[str, int]
+SMALL = "small"
+MODELS = (SMALL, "bert-tiny", "minilm", "bert-base")
+# Both engines compute the same fixed point, where some roundings may go either way. A reused or damaged mask makes an
+# answer uniform in the ring: its error is near 2^47.
+TOLERANCE = 2.0**-6
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the parties of one deployment are, and its questions: sources and answers, numbered, in one file."""
+
+    compiled: Path
+    certificates: Path
+    questions: Path
+    server: Address
+    dealer: Address
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query's sources (ring integers by name), and what `clear` answers (float32 by output name)."""
+
+    sources: dict[str, Tensor]
+    answer: dict[str, Tensor]
+
+
+def small_classifier(length: int, queries: int) -> Workload:
+    """A BERT classifier of one layer, 32 wide, with weights from seed 0: a query takes some tens of milliseconds."""
+    transformers = transformers_quietly()
+    config = transformers.BertConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        num_labels=3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification(config)
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randint(100, (1, length), generator=generator) for _ in range(12 + queries)]
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in drawn]
+    return Workload(SMALL, model.eval(), "seeded", batches[:12], batches[12:])
+
+
+def compile_into(folder: Path, model: str = SMALL, length: int = 8, plan: str = "faithful", queries: int = 4) -> None:
+    """Compile a model into `folder`, with as many questions and their answers. Errors: BlindformerError."""
+    work = small_classifier(length, queries) if model == SMALL else build(model, length, queries=queries - 1)
+    outputs = None if model == SMALL else ["last_hidden_state"]
+    compiled = compile(work.model, work.calibration, plan, outputs=outputs, name=work.name)
+    save(compiled, folder)
+    held: dict[str, Tensor] = {}
+    for number, inputs in enumerate(work.queries):
+        question = answered_in_the_clear(compiled, compiled.encode_inputs(inputs))
+        held |= {f"{number} source {name}": value.contiguous() for name, value in question.sources.items()}
+        held |= {f"{number} answer {name}": value.contiguous() for name, value in question.answer.items()}
+    save_file(held, folder / "questions.safetensors")
+
+
+def answered_in_the_clear(compiled: Compiled, sources: dict[str, Tensor]) -> Question:
+    found = interpret(compiled.program, ClearEngine({**sources, **compiled.weights, **compiled.constants}))
+    return Question(
+        sources, compiled.decode({name: value for name, value in found.outputs.items() if value is not None})
+    )
+
+
+def read_questions(file: Path) -> list[Question]:
+    questions: list[Question] = []
+    held = load_file(file)
+    for number in range(1 + max(int(key.split()[0]) for key in held)):
+        parts: dict[str, dict[str, Tensor]] = {"source": {}, "answer": {}}
+        for key, value in held.items():
+            at, kind, name = key.split(" ", 2)
+            if int(at) == number:
+                parts[kind][name] = value
+        questions.append(Question(parts["source"], parts["answer"]))
+    return questions
+
+
+def right(question: Question, answer: dict[str, Tensor]) -> bool:
+    """Whether an answer is the one that `clear` gives."""
+    return question.answer.keys() == answer.keys() and all(
+        answer[name].shape == value.shape and bool(((answer[name] - value).abs() <= TOLERANCE).all())
+        for name, value in question.answer.items()
+    )
+
+
+@contextmanager
+def deploy(
+    folder: Path,
+    *,
+    server: dict[str, str] | None = None,
+    dealer: dict[str, str] | None = None,
+    timeout: float = 20,
+) -> Iterator[tuple[Deployment, Site]]:
+    """Run a dealer and a server of what `compile_into` left in `folder / "compiled"`, on free ports of this machine.
+
+    server, dealer   more words for their command lines, {"--workers": "2"}
+    timeout          seconds that any party may be silent
+    """
+    compiled = folder / "compiled"
+    with Deployment(folder, compiled, server, dealer, timeout) as deployment:
+        yield (
+            deployment,
+            Site(
+                compiled,
+                deployment.certificates,
+                compiled / "questions.safetensors",
+                deployment.server.address,
+                deployment.dealer.address,
+                timeout,
+            ),
+        )

@@ -1,0 +1,105 @@
+"""A small campaign: each party killed a few times, and every promise kept. And the audit: it can fail, too."""
+
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from blindformer.parties.spool import Spool
+
+from bench import faults
+from bench.ledgers import audit, watched_spool
+
+
+@pytest.mark.slow
+def test_a_small_campaign_keeps_every_promise() -> None:
+    stdout = io.StringIO()
+    with redirect_stdout(stdout):
+        code = faults.main(["--instants", "3", "--timeout", "30", "--format", "json"])
+    found = json.loads(stdout.getvalue())
+    assert found["broken"] == []
+    assert code == 0
+    assert [tally["victim"] for tally in found["tallies"]] == list(faults.VICTIMS)
+    for tally in found["tallies"]:
+        assert (tally["tried"], tally["survived"], tally["wrong"], tally["orphans"]) == (3, 3, 0, 0)
+        assert tally["asked"] > tally["lost"] >= 0
+        assert tally["slowest_s"] < found["timeout_s"] + 1
+    assert found["reused"] == 0
+    assert found["used"] > 0
+    assert sum(found["parts"].values()) == 15
+
+
+def test_parts_of_a_life_are_hit_equally_often() -> None:
+    generator = faults.random.Random(0)
+    assert sorted(faults._parts("client", 20, generator)) == sorted(2 * faults.LIFE)
+    assert "spooled" not in faults._parts("dealer's session", 20, generator)
+
+
+@pytest.fixture
+def spools(tmp_path):
+    """Two parties that made three queries' correlations ahead and used the first."""
+    server, client = Spool(tmp_path / "server"), watched_spool(tmp_path / "client")
+    for spool in (server, client):
+        spool.begin("a" * 32, "p", "w")
+        for number in range(3):
+            spool.add("a" * 32, number, bytes([number]) * 16, [b"corrections"] if spool is server else None)
+        entry = spool.mark_used("a" * 32, 0)
+        assert entry is not None
+        spool.fetch(entry)
+    return server, client
+
+
+def test_the_audit_finds_nothing_where_nothing_is(spools) -> None:
+    server, client = spools
+    found = audit(server.folder, client.folder, answered=1)
+    assert (found.used, found.reused, found.damaged) == (1, [], [])
+
+
+def test_the_audit_finds_more_answers_than_correlations(spools) -> None:
+    server, client = spools
+    assert audit(server.folder, client.folder, answered=2).reused
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE queries SET state = 'ready' WHERE number = 0",
+        "UPDATE queries SET key = x'00000000000000000000000000000000' WHERE number = 1",
+        "DELETE FROM audit",
+    ],
+)
+def test_the_audit_finds_what_could_be_used_again(spools, change: str) -> None:
+    server, client = spools
+    if "SET state" in change:  # as an old copy of the folder would have it: the key is back, too
+        change = change.replace("SET", f"SET key = x'{bytes(16).hex()}',")
+    with client.ledger._write() as db:
+        db.execute(change)
+    found = audit(server.folder, client.folder, answered=0)
+    assert found.reused or found.damaged
+
+
+def test_the_audit_finds_a_second_use(spools) -> None:
+    """A ledger that was put back and used: the diary and the other party's ledger know."""
+    server, client = spools
+    with client.ledger._write() as db:
+        db.execute(f"UPDATE queries SET state = 'ready', key = x'{bytes(16).hex()}' WHERE number = 0")
+        db.execute("DELETE FROM audit")
+    client.mark_used("a" * 32, 0)
+    assert len(audit(server.folder, client.folder, answered=1).reused) == 2  # the key, and the number
+
+
+def test_the_audit_finds_files_that_are_not_right(spools) -> None:
+    server, client = spools
+    first, second = sorted(server.folder.glob("*/*"))
+    first.write_bytes(b"damaged")
+    second.unlink()
+    (first.parent / "99").write_bytes(b"nobody's")
+    damaged = audit(server.folder, client.folder, answered=1).damaged
+    assert len(damaged) == 2, damaged  # what belongs to nothing is swept
