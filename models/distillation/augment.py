@@ -27,14 +27,14 @@ def with_variants(examples: Examples, copies: int, seed: int) -> Examples:
 def _variant(words: Sequence[list[str]], at: int, random: np.random.Generator) -> str:
     own = words[at]
     if random.random() < _SPLICED:
-        other = words[random.integers(len(words))]
+        other = words[int(random.integers(len(words)))]
         own = own[: -(-len(own) // 2)] + other[len(other) // 2 :]
     made = []
     for word in own:
         draw = random.random()
         if draw < _REPLACED:
-            other = words[random.integers(len(words))]
-            made.append(other[random.integers(len(other))] if other else word)
+            other = words[int(random.integers(len(words)))]
+            made.append(other[int(random.integers(len(other)))] if other else word)
         elif draw >= _REPLACED + _DROPPED:
             made.append(word)
     return " ".join(made or own)

@@ -7,9 +7,8 @@ from blindformer.models.distillation.augment import UNLABELLED, with_variants
 from hypothesis import given
 from hypothesis import strategies as st
 
-TEXTS = st.lists(
-    st.lists(st.sampled_from(["a", "good", "bad", "film", "it", "was", "not"])).map(" ".join), min_size=1, max_size=8
-)
+WORDS = ["a", "good", "bad", "film", "it", "was", "not"]
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS)).map(" ".join), min_size=1, max_size=8)
 
 
 @given(TEXTS, st.integers(1, 4), st.integers(0, 2**31))
