@@ -23,6 +23,7 @@ from typing import Any
 from ..protocols.channel import Channel
 from ..protocols.errors import BlindformerError, CorrelationError, PeerError
 from .certificates import client_context, server_context
+from .heap import keep_freed_memory
 from .tls import Listener, listen
 
 IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m blindformer.parties.worker server|dealer|client CONFIG.json\n")
         return 2
     role = arguments[0]
+    keep_freed_memory()
     try:
         config = Config.load(arguments[1])
         commands = _watch_stdin(config.scratch)

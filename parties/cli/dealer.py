@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..heap import keep_freed_memory
 from .output import prepare
 from .serve import (
     CertsOption,
@@ -41,6 +42,7 @@ def dealer(
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     prepare()
+    keep_freed_memory()
     from ..config import load_settings
     from ..service.running import run
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..heap import keep_freed_memory
 from .output import prepare
 from .serve import (
     CertsOption,
@@ -53,6 +54,7 @@ def helper(
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """
     prepare()
+    keep_freed_memory()
     from ..config import load_settings
     from ..service.running import run
 

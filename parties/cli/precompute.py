@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..heap import keep_freed_memory
 from .output import Format, FormatOption, Phases, console, emit, prepare, use_threads
 
 
@@ -37,6 +38,7 @@ def precompute(
 ) -> None:
     """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
     prepare()
+    keep_freed_memory()
     use_threads(threads)
     from ..config import load_settings
     from ..precompute import precompute as make

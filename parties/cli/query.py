@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, in_words, similarities
 from .output import MB, Phases, console, emit, prepare, use_threads
 
@@ -78,6 +79,7 @@ def query(
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
+    keep_freed_memory()
     chosen = _number(length)
     failed = 0
     with Phases() as phases:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..heap import keep_freed_memory
 from .output import prepare
 
 
@@ -77,6 +78,7 @@ def serve(
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     prepare()
+    keep_freed_memory()
     from ..config import load_settings
     from ..service.running import run
 
