@@ -240,7 +240,8 @@ class Killer:
         return self.random.choice(children) if children else None
 
     def _wait_for_all(self, client: ClientProcess, killed: float, tally: Tally) -> None:
-        """Until every process of the session is gone, or too late."""
+        """Until every process of the session is gone, or too late. (A connection that the kernel still holds for a dead
+        client may become a session after that, and end at once: the next round's wait is for it, too.)"""
         end = killed + self.site.timeout + 1.0
         failed: float | None = None
         while (left := self._sessions()) or client.process.exitcode is None:
@@ -258,7 +259,7 @@ class Killer:
             tally.slowest_s = max(tally.slowest_s, gone - killed)
         if client.process.exitcode is None:
             self._break(f"the client was still there {gone - killed:.1f} s later")
-        if left := self._sessions():
+        if left:
             whole = tally.victim in ("server", "dealer")
             what = [f"{process.pid} ({' '.join(process.cmdline()[3:5])})" for process in left]
             self._break(f"{'orphans' if whole else 'sessions'} {gone - killed:.1f} s later: {', '.join(what)}")
