@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .apply import approximate, overrides_of, restore
 from .errors import CalibrationError
-from .overrides import ALL_KINDS, DENOMINATOR, Overrides
-from .plan import Plan, Range
+from .overrides import ALL_KINDS, Overrides
+from .plan import DENOMINATOR, Plan, Range, kind_of
 from .registry import Constants, find
 
 Batch = Mapping[str, Any]
@@ -50,6 +50,8 @@ def calibrate(
     exact divisions: variances and denominators depend on what was approximated before them, and are fitted to what
     this pass sees; everything else to the union of both. All positions count, padding too: its rows run through the
     same functions.
+    What a student is trained with is another matter: such constants are fitted to the first pass, and those that the
+    plan brings along stay as they are.
     The model is left as it was. ``progress(done, total)`` is called after each batch of each pass.
 
     Raises CalibrationError if there are no batches, or at the first site that meets NaN or infinity.
@@ -58,22 +60,23 @@ def calibrate(
     if not batches:
         raise CalibrationError("there are no batches to calibrate on: give at least one")
     plan = Plan.preset(plan or "faithful") if plan is None or isinstance(plan, str) else plan
+    kept = plan.trained_fits()
     plan = plan.replace(ranges={}, fits={})
     total = 2 * len(batches)
     first, second = _Ranges(), _Ranges()
     with in_force(model, plan) as overrides:
         overrides.exact = ALL_KINDS
         _run(model, overrides, batches, first, _counted(progress, 0, total))
-        fitted = _fitted(plan, first.seen)
+        fitted = _fitted(plan, first.seen, kept)
         overrides.use(fitted)
-        overrides.exact = _DIVISIONS
+        overrides.exact = _close(plan)
         _run(model, overrides, batches, second, _counted(progress, len(batches), total))
     ranges = dict(second.seen)
     for site, (low, high) in first.seen.items():
         if kind_of(site) not in _DIVISIONS:
             known = ranges.get(site, (low, high))
             ranges[site] = (min(low, known[0]), max(high, known[1]))
-    return _fitted(plan, ranges)
+    return _fitted(plan, ranges, fitted.trained_fits())
 
 
 def check(model: nn.Module, batches: Iterable[Batch], plan: Plan, progress: Progress | None = None) -> None:
@@ -105,12 +108,14 @@ def out_of_range(
     return left
 
 
-def kind_of(site: str) -> str:
-    """The kind of function a call site name stands for."""
-    return "reciprocal" if site.endswith(DENOMINATOR) else site.split("/")[1]
+def _close(plan: Plan) -> frozenset[str]:
+    """The divisions that the plan leaves close to the exact ones, wherever they are."""
+    chosen = [(kind, getattr(plan, kind)) for kind in _DIVISIONS]
+    chosen += [pair for by_kind in plan.overrides.values() for pair in by_kind.items()]
+    return _DIVISIONS - {kind for kind, choice in chosen if find(kind, choice.name).needs_distillation}
 
 
-def _fitted(plan: Plan, ranges: Mapping[str, Range]) -> Plan:
+def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constants] | None = None) -> Plan:
     ranged = plan.replace(ranges={site: ranges[site] for site in sorted(ranges)})
     fits: dict[str, Constants] = {}
     for site in ranged.ranges:
@@ -118,6 +123,9 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range]) -> Plan:
         choice = plan.choice(kind, path)
         found = find(kind, choice.name)
         if found.fit is None:
+            continue
+        if kept and site in kept and found.accepts(kept[site]):
+            fits[site] = kept[site]
             continue
         low, high = ranged.widened(site) or found.default_range
         if site.endswith(DENOMINATOR):

@@ -18,12 +18,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .attention import keep_and_scores, scaled_scores, split_mask
 from .linear import Affine, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
-from .plan import FULL_BITS, Plan
+from .plan import DENOMINATOR, FULL_BITS, Plan
 from .registry import EXACT, KINDS, Approximation, Constants
 from .softmax import mix
 
 LINEAR = "linear"
-DENOMINATOR = "/denominator"
 
 
 class Observer(Protocol):

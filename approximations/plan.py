@@ -15,6 +15,8 @@ from .errors import PlanError
 from .registry import EXACT, KINDS, Approximation, Constants, find
 
 FILE_NAME = "plan.json"
+DENOMINATOR = "/denominator"
+"""The end of the name of a softmax's division, as a call site."""
 
 
 class Choice(BaseModel):
@@ -90,10 +92,18 @@ class Plan(BaseModel):
 
     @classmethod
     def preset(cls, name: str) -> Plan:
-        """``faithful``: close to the model as it is. ``fast``: for a distilled student. ``exact``: torch's own."""
+        """``faithful``: close to the model as it is. ``fast``, ``he``: for a student distilled with it, the second of
+        sums and products alone. ``exact``: torch's own."""
         presets: dict[str, dict[str, Any]] = {
             "faithful": {},
             "fast": {"gelu": "quad", "silu": "quad", "softmax": "2quad", "linear_bits": 8},
+            "he": {
+                **dict.fromkeys(KINDS, "polynomial"),
+                "gelu": "quad",
+                "silu": "quad",
+                "softmax": "square",
+                "layer_norm": "affine",
+            },
             "exact": dict.fromkeys(KINDS, EXACT),
         }
         if name not in presets:
@@ -146,6 +156,14 @@ class Plan(BaseModel):
         chosen = [(kind, getattr(self, kind)) for kind in KINDS]
         chosen += [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
         return any(find(kind, choice.name).needs_distillation for kind, choice in chosen)
+
+    def trained_fits(self) -> dict[str, Constants]:
+        """The fits of approximations that a student is trained with: to fit them again would undo the training."""
+        return {site: fit for site, fit in self.fits.items() if self._is_trained(site)}
+
+    def _is_trained(self, site: str) -> bool:
+        kind = kind_of(site)
+        return find(kind, self.choice(kind, site.split("/", maxsplit=1)[0]).name).needs_distillation
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (what, choice, remark) for a table."""
@@ -200,6 +218,11 @@ class Plan(BaseModel):
         except OSError as error:
             raise PlanError(f"cannot read {file} ({error.strerror}): give a plan file or its directory") from None
         return cls.from_json(text, str(file))
+
+
+def kind_of(site: str) -> str:
+    """The kind of function a call site name stands for."""
+    return "reciprocal" if site.endswith(DENOMINATOR) else site.split("/")[1]
 
 
 def _file(path: str | Path) -> Path:

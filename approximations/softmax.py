@@ -2,7 +2,7 @@
 
 Every function takes scores [..., keys], keep, a mask of 1 and 0 that broadcasts to the scores (or None), and scale, a
 factor that the scores still lack, and returns (numerators [..., keys], denominators [..., 1]), the second the sum of
-the first. A mask is a factor or a public shift; minus infinity never appears.
+the first, or None where nothing is divided by. A mask is a factor or a public shift; minus infinity never appears.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .minimax import minimax
 from .primitives import above, polynomial
 from .registry import Constants, approximation
 
-Parts = tuple[Tensor, Tensor]
+Parts = tuple[Tensor, Tensor | None]
 
 
 def _parts(numerators: Tensor) -> Parts:
@@ -46,6 +46,28 @@ def two_quad(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: 
     shifted = scores + shift / scale
     squares = shifted * shifted * factor
     return _parts(squares if keep is None else squares * keep)
+
+
+def fit_square(low: float, high: float, shift: float = 5.0) -> Constants:
+    """The gain that makes the weights of scores spread over the middle half of the range add up to 1, on average."""
+    middle, half = (low + high) / 2 + shift, (high - low) / 4
+    return {"shift": shift, "gain": round(1.0 / max(middle * middle + half * half / 3, 2.0**-10), 10)}
+
+
+@approximation(
+    "softmax",
+    "square",
+    needs_distillation=True,
+    source="Blindformer, after MPCFormer's 2Quad: its numerator times a calibrated constant over the number of keys",
+    fit=fit_square,
+)
+def square(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: float, gain: float) -> Parts:
+    """gain (x + c)^2 / keys, without a division by secrets: who owns the mask divides it by the number of its keys."""
+    squares = (scores + shift / scale) * (scores + shift / scale)
+    factor = gain * scale * scale
+    if keep is None:
+        return squares * (factor / scores.shape[-1]), None
+    return (squares * factor) * (keep / keep.sum(-1, keepdim=True).clamp(min=1.0)), None
 
 
 @approximation(
@@ -174,8 +196,8 @@ def _squared(x: Tensor, times: float) -> Tensor:
 
 
 def mix(
-    numerators: Tensor, denominators: Tensor, values: Tensor | None, reciprocal: Callable[[Tensor], Tensor]
+    numerators: Tensor, denominators: Tensor | None, values: Tensor | None, reciprocal: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
     mixed = numerators if values is None else numerators @ values
-    return mixed * reciprocal(denominators)
+    return mixed if denominators is None else mixed * reciprocal(denominators)

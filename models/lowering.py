@@ -29,6 +29,7 @@ REARRANGES = {
     "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "reshape", "unsqueeze", "squeeze",
     "transpose", "permute", "t", "slice", "select", "index", "flatten", "repeat",
 }  # fmt: skip
+ROW_BY_ROW = {"sum", "clamp", "div"}  # of a mask: how its rows are made to add up to 1
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
 
 
@@ -196,7 +197,24 @@ class Lowering:
                 results.append(Value("client", part, ref=name, embedded=embedded))
             return results
         binary = value.dtype == torch.bool or (short in REARRANGES and all(v.binary for v in found))
-        return Value("client", value, ref=item.name, embedded=embedded, binary=binary, factors=_factors(short, args))
+        factors = self._of_keys(item, short, args, kwargs) or _factors(short, args)
+        return Value("client", value, ref=item.name, embedded=embedded, binary=binary, factors=factors)
+
+    def _of_keys(self, item: fx.Node, short: str, args: Any, kwargs: Any) -> tuple[Value, ...]:
+        """Where the rows of a mask are all alike, what is computed of each is computed of one: a mask of keys."""
+        if short not in ROW_BY_ROW or (short == "sum" and list(args[1:]) != [[-1], True]):
+            return ()
+        narrow = [_one_row(v) if isinstance(v, Value) and v.owner == "client" else v for v in args]
+        if not isinstance(args[0], Value) or any(v is None for v in narrow):
+            return ()
+        step = Step(
+            name=f"{item.name}.keys",
+            target=str(item.target),
+            args=_encode(narrow, self),
+            kwargs=_encode(kwargs, self),
+        )
+        self.steps.append(step)
+        return (Value("client", _concrete(item.target, narrow, kwargs), ref=step.name),)
 
     def _release(self, v: Value) -> None:
         if not v.ref:
@@ -279,6 +297,12 @@ def _factors(short: str, args: Any) -> tuple[Value, ...]:
     if short in ("expand", "to", "_to_copy", "clone", "alias", "contiguous") and values:
         return values[0].factors or (values[0],)
     return ()
+
+
+def _one_row(mask: Value) -> Value | None:
+    """The one row of keys that a mask repeats for every query, if it does so."""
+    secret = [f for f in mask.factors if f.owner != "public" or not bool((f.value == 1).all())]
+    return secret[0] if len(secret) == 1 and secret[0].value.dim() > 1 and secret[0].value.shape[-2] == 1 else None
 
 
 def _encode(tree: Any, lowering: Lowering) -> Any:

@@ -281,9 +281,11 @@ class Scaler:
         self._set(node, self._emit("mul_public", node, args, scale + bits), scale + bits)
 
     def _mul_private(self, node: Node) -> None:
-        value = node.args[1].value
-        assert value is not None
-        bits = 0 if is_mask(node.args[1]) else weight_scale(value, self.precision.fraction + 2)
+        private = node.args[1]
+        assert private.value is not None
+        bits = 0 if is_mask(private) else weight_scale(private.value, self.precision.fraction + 2)
+        if private.owner == "client" and not is_mask(private):
+            bits = self.precision.fraction + 1 - max(0, self._bits(private))  # the example's own bits are by chance
         self._stationary(node, "mul_private", bits)
 
     def _linear(self, node: Node) -> None:

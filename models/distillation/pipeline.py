@@ -24,7 +24,7 @@ from .checkpoints import locked, storing
 from .ranges import RangePenalty, extremes, observed
 from .settings import DistillError, Settings
 from .stages import Pupil, hidden_stage, logit_stage
-from .student import check_modules, in_training, layer_count, spread, with_layers
+from .student import check_modules, in_training, layer_count, settled, spread, with_layers
 from .teacher import classifier_of, freeze_embeddings, is_classifier, judged, teacher_stage
 from .training import Progress, Stage, train
 
@@ -104,7 +104,9 @@ class _Run:
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
-        student = approximate(with_layers(teacher, kept), in_training(self.plan))
+        student = with_layers(teacher, kept)
+        self.plan = settled(student, self._calibration(), self.plan)
+        approximate(student, in_training(self.plan))
         student.requires_grad_(True)
         freeze_embeddings(student)
         if self.settings.augment:

@@ -7,9 +7,9 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from ...approximations import Plan, PlanError
+from ...approximations import Choice, Plan, PlanError, calibrate, find
 from ...approximations.registry import EXACT
 from .ranges import DIVISIONS
 from .settings import DistillError
@@ -67,16 +67,33 @@ def _stack(model: nn.Module, count: int) -> str:
 
 
 def in_training(plan: Plan) -> Plan:
-    """The plan as a student is trained with it: divisions are exact.
+    """The plan as a student is trained with it: divisions are exact, unless they are to be got used to.
 
     Goldschmidt's iteration is within 2^-14 of them on the range it is fitted to, so there is nothing to get used to;
-    and the ranges move with the weights. They are calibrated when the student is done.
+    and the ranges move with the weights. They are calibrated when the student is done. What is far from a division
+    (a polynomial, a constant) is trained with, constants and all.
     """
+
+    def close(kind: str, choice: Choice) -> bool:
+        return kind in DIVISIONS and not find(kind, choice.name).needs_distillation
+
+    exact = {kind: EXACT for kind in DIVISIONS if close(kind, getattr(plan, kind))}
     overrides = {
-        pattern: {kind: choice for kind, choice in by_kind.items() if kind not in DIVISIONS}
+        pattern: {
+            kind: Choice(name=EXACT) if close(kind, choice) else choice
+            for kind, choice in by_kind.items()
+            if not (kind in exact and close(kind, choice))
+        }
         for pattern, by_kind in plan.overrides.items()
     }
-    return plan.replace(**dict.fromkeys(DIVISIONS, EXACT), overrides=overrides, ranges={}, fits={})
+    return plan.replace(**exact, overrides=overrides, ranges={}, fits=plan.trained_fits())
+
+
+def settled(model: nn.Module, batches: list[dict[str, Tensor]], plan: Plan) -> Plan:
+    """The plan with the constants that a student is to be trained with, fitted to the untrained one; others' later."""
+    if not plan.needs_distillation():
+        return plan
+    return plan.replace(ranges={}, fits=calibrate(model, batches, plan).trained_fits())
 
 
 def check_modules(model: nn.Module, plan: Plan) -> None:

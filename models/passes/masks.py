@@ -3,7 +3,7 @@
 With weights a [.., queries, keys] and a mask m of keys (the same for every query),
     (a m) @ v = a @ (m v)    and    sum_keys (a m) = a @ m.
 So the product with the mask touches keys x features instead of queries x keys numbers, and numerators and denominators
-come out of one matrix product, a @ [m v | m].
+come out of one matrix product, a @ [m v | m]; where nothing is divided by, there are no sums and a @ (m v) is all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def mask_values(outputs: list[Node]) -> list[Node]:
             continue
         builder.path = node.path
         weights, mask = node.args
+        if not sums:
+            _become(mixing, builder.matmul(weights, builder.mul(mixing.args[1], _column(mask))))
+            continue
         product = _extended(builder, weights, mask, mixing.args[1])
         _become(mixing, builder.slice(product, -1, 0, mixing.shape[-1]))
         column = builder.slice(product, -1, product.shape[-1] - 1, product.shape[-1])
@@ -47,12 +50,17 @@ def _mixing_and_sums(node: Node, readers: list[Node]) -> tuple[Node | None, list
 
 def _extended(builder: Builder, weights: Node, mask: Node, values: Node) -> Node:
     """weights @ [mask * values | mask]."""
+    column = _column(mask)
+    wide = builder.expand(column, (*values.shape[:-1], 1))
+    return builder.matmul(weights, builder.concat([builder.mul(values, column), wide], -1))
+
+
+def _column(mask: Node) -> Node:
+    """The client's mask of keys, standing beside the values."""
     assert mask.value is not None
     shape = (*mask.shape[:-2], mask.shape[-1], 1)
     name, value = f"{mask.name}.column", mask.value.transpose(-1, -2)
-    column = Node("client", [], {**mask.attributes, "transposed": mask.name}, shape, "client", mask.path, name, value)
-    wide = builder.expand(column, (*values.shape[:-1], 1))
-    return builder.matmul(weights, builder.concat([builder.mul(values, column), wide], -1))
+    return Node("client", [], {**mask.attributes, "transposed": mask.name}, shape, "client", mask.path, name, value)
 
 
 def _become(node: Node, other: Node) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from .output import Format, FormatOption, console, emit, table
 
-PLANS = ("faithful", "fast", "exact")
+PLANS = ("faithful", "fast", "he", "exact")
 
 
 class What(enum.StrEnum):

@@ -1,9 +1,11 @@
 """Every approximation against float64 truth, over the domain it states."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from blindformer.approximations import choices, find, polynomial
+from blindformer.approximations import CalibrationError, choices, find, polynomial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +52,7 @@ def test_more_pieces_or_fewer_degrees(kind, options, bound):
     assert error(find(kind, "piecewise"), -40, 40, **options) < bound
 
 
-@pytest.mark.parametrize("found", [a for a in STATED if a.name != "quad"], ids=lambda a: f"{a.kind}-{a.name}")
+@pytest.mark.parametrize("found", [a for a in STATED if a.comparisons], ids=lambda a: f"{a.kind}-{a.name}")
 def test_garbage_outside_the_cut_is_multiplied_by_an_exact_zero(found):
     x = torch.tensor([-3e30, -1e9, 1e9, 3e30], requires_grad=True)
     result = found.function(x, **found.constants(None, {}))
@@ -136,6 +138,67 @@ def test_goldschmidt_in_fixed_point():
     relative = p * 2.0 ** (-constants["exponent"] / 2) * x.sqrt() - 1
     assert relative.abs().max() < 2e-3
     assert relative.square().mean().sqrt() < 4e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-6, 4), st.sampled_from([a for a in STATED if a.name == "polynomial"]))
+def test_low_degrees_are_best_on_the_range_they_are_fitted_to(log_top, found):
+    """The error equioscillates: at half the range it is smaller than what any fit for the whole leaves there."""
+    top = 2.0**log_top
+    x = torch.linspace(-top, top, 2001, dtype=torch.float64)
+    whole, half = (found.constants((-t, t / 2), {}) for t in (top, top / 2))
+    exact = EXACT[found.kind](x)
+    wide, narrow = ((found.function(x, **c) - exact).abs() for c in (whole, half))
+    assert narrow[x.abs() <= top / 2].max() <= wide[x.abs() <= top / 2].max() + 1e-9
+    assert wide.max() <= found.error if top <= 8 else wide.max() < top
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-8, 8), st.floats(0.1, 3), st.sampled_from(["reciprocal", "rsqrt"]))
+def test_a_division_by_a_polynomial_errs_by_the_ratio_of_its_range(log_low, width, kind):
+    """Relative errors follow from high / low alone; for 1/x they are 1 / T_(d+1)((b + a) / (b - a)), in closed form."""
+    found = find(kind, "polynomial")
+    low, high = 2.0**log_low, 2.0 ** (log_low + width)
+    x = torch.linspace(low, high, 2001, dtype=torch.float64)
+    relative = found.function(x, **found.constants((low, high), {})) * x ** (1.0 if kind == "reciprocal" else 0.5) - 1
+    ratio = 2.0**width
+    chebyshev = 1 / math.cosh(4 * math.acosh((ratio + 1) / (ratio - 1)))
+    assert relative.abs().max() <= chebyshev * 1.01 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["reciprocal", "rsqrt"])
+@pytest.mark.parametrize("range_", [(-1.0, 1.0), (0.0, 1.0), (2.0, 1.0)])
+def test_a_division_by_a_polynomial_wants_positive_numbers(name, range_):
+    with pytest.raises(CalibrationError, match="positive numbers"):
+        find(name, "polynomial").constants(range_, {})
+
+
+def test_the_affine_norm_is_linear_and_right_at_the_middle_of_its_range():
+    found = find("layer_norm", "affine")
+    constants = found.constants((0.25, 9.0), {})
+    assert constants["inverse_deviation"] == pytest.approx(1.5**-0.5)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def norm(v):
+        return found.function(v, (8,), None, None, 1e-5, **constants)
+
+    assert torch.allclose(norm(2 * x - y), 2 * norm(x) - norm(y))
+    unit = F.layer_norm(x, (8,)) * 1.5**0.5
+    assert torch.allclose(norm(unit), F.layer_norm(unit, (8,)), atol=1e-4)
+
+
+def test_squares_over_the_number_of_keys_add_up_to_one_on_average():
+    """Scores spread evenly over half of the range (the margin widens it by 2), any number of keys kept."""
+    found = find("softmax", "square")
+    constants = found.constants((-8.0, 12.0), {})
+    scores = torch.linspace(-3, 7, 4096, dtype=torch.float64).repeat(2, 1)
+    keep = torch.stack([torch.ones(4096), torch.arange(4096) % 4 == 0]).double()
+    weights, denominators = found.function(scores * 4, keep, 0.25, **constants)
+    assert denominators is None
+    assert torch.allclose(weights.sum(-1), torch.ones(2).double(), atol=2e-3)
+    assert (weights[1][keep[1] == 0] == 0).all()
+    assert torch.allclose(found.function(scores[:1], None, **constants)[0], weights[:1])
 
 
 def test_polynomial_is_differentiable_and_matches_powers():

@@ -54,7 +54,10 @@ def test_faithful_is_close_and_restore_is_exact(build, name, attention):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("attention", "preset"), [("sdpa", "faithful"), ("eager", "faithful"), ("sdpa", "fast")])
+@pytest.mark.parametrize(
+    ("attention", "preset"),
+    [("sdpa", "faithful"), ("eager", "faithful"), ("sdpa", "fast")],
+)
 def test_exported_graph_holds_only_primitives(build, name, attention, preset):
     model, inputs = build(name, attention)
     approximate(model, calibrate(model, [inputs], preset))
@@ -80,6 +83,19 @@ def test_both_attention_paths_agree(build, attention):
     plan = calibrate(model, [inputs], "fast")
     first, second = run(approximate(model, plan), inputs), run(approximate(other, plan), inputs)
     assert torch.allclose(kept(first, inputs), kept(second, inputs), atol=2e-4)
+
+
+def test_constants_that_a_student_is_trained_with_stay(build):
+    model, inputs = build("bert")
+    plan = calibrate(model, [inputs], "he")
+    trained = plan.trained_fits()
+    assert {site.split("/")[1] for site in trained} == {"layer_norm", "softmax", "tanh"}
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight.mul_(3)
+    again = calibrate(model, [inputs], plan)
+    assert again.trained_fits() == trained
+    assert again.ranges != plan.ranges
+    assert calibrate(model, [inputs], "he").trained_fits() != trained
 
 
 def test_training_step_reaches_every_parameter(build):

@@ -5,6 +5,7 @@ import json
 import pytest
 from blindformer import approximations
 from blindformer.approximations import Choice, Plan, PlanError, approximation, choices, find
+from blindformer.approximations.registry import KINDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +91,7 @@ def test_every_kind_has_exact_and_metadata_is_complete():
         assert find(kind, "exact").function is None
     for a in choices():
         assert a.name == "exact" or a.source
-    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit"}
+    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit", "square"}
 
 
 def test_presets():
@@ -98,6 +99,13 @@ def test_presets():
     assert Plan.preset("fast").needs_distillation()
     assert Plan.preset("fast").linear_bits == 8
     assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
+
+
+def test_he_is_of_polynomials_alone():
+    plan = Plan.preset("he")
+    chosen = [find(kind, getattr(plan, kind).name) for kind in KINDS]
+    assert all(found.function is not None and found.comparisons == 0 for found in chosen)
+    assert plan.needs_distillation()
 
 
 def test_describe_has_a_row_for_everything():

@@ -150,6 +150,16 @@ def test_a_student_starts_as_its_teacher_and_is_a_model_of_its_own(teacher):
     assert not torch.equal(next(student.parameters()), next(teacher.parameters()))
 
 
+def test_in_training_what_is_far_from_a_division_is_trained_with():
+    norm = {"a/layer_norm": {"inverse_deviation": 0.5}, "a/rsqrt": {"exponent": 0.0, "coefficients": [1.0]}}
+    plan = Plan.preset("he").replace(fits=norm, ranges={"a/layer_norm": (4.0, 4.0)}, rsqrt="goldschmidt")
+    found = in_training(plan)
+    assert found.layer_norm.name == "affine"
+    assert found.rsqrt.name == "exact"
+    assert found.fits == {"a/layer_norm": {"inverse_deviation": 0.5}}
+    assert found.ranges == {}
+
+
 def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
     plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "piecewise"}})
     found = in_training(plan)
