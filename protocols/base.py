@@ -27,12 +27,16 @@ class Engine(Protocol):
 
 
 class Offer(Protocol):
-    """A protocol module's `PROTOCOL`: its name, what it can compute, and in one line who learns what."""
+    """A protocol module's `PROTOCOL`: its name, what it can compute, and in one line who learns what.
+
+    `exact`: whether its integers are those of `clear`, but for the rounding of a rescale.
+    """
 
     name: ClassVar[str]
     offers: ClassVar[frozenset[str]]
     parties: ClassVar[str]
     security: ClassVar[str]
+    exact: ClassVar[bool]
 
 
 def available() -> list[str]:

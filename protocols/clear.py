@@ -19,6 +19,7 @@ class Clear:
     offers = OPERATIONS
     parties = "one process"
     security = "none: the reference that other protocols are compared with"
+    exact = True
 
 
 PROTOCOL = Clear()

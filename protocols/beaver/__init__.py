@@ -13,6 +13,7 @@ class Beaver:
     offers = OPERATIONS
     parties = "server, client, offline dealer"
     security = "semi-honest, no two parties collude; masks from AES-128-CTR, openings uniform over the ring"
+    exact = True
 
 
 PROTOCOL = Beaver()

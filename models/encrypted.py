@@ -1,0 +1,74 @@
+"""A compiled model on ciphertexts, client and server in this process: how `ckks` is tried and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..protocols.ckks.choosing import plan
+from ..protocols.ckks.circuit import Circuit
+from ..protocols.ckks.parameters import CkksError, Parameters
+from ..protocols.ring import RangeError, Ring
+from .compile import AnswerOutOfRange, Compiled, decode_outputs
+from .program import check_offers
+
+
+class Encrypted:
+    """A model's circuit, one client's keys and the server's evaluator.
+
+    chosen   a circuit and its parameters (default: `circuit_for`, at 128 bits)
+
+    Errors: those of `circuit_for`; CkksError where TenSEAL is not installed.
+    """
+
+    def __init__(self, compiled: Compiled, chosen: tuple[Circuit, Parameters] | None = None) -> None:
+        try:
+            from ..protocols.ckks.evaluator import Evaluator
+            from ..protocols.ckks.keys import ClientKeys
+        except ImportError as error:
+            raise CkksError(f"protocol ckks: {error.name} is missing; install blindformer[he]") from None
+        self.compiled = compiled
+        self.circuit, self.parameters = chosen or circuit_for(compiled)
+        self.keys = ClientKeys(self.circuit, self.parameters)
+        self.evaluator = Evaluator(self.circuit, self.parameters)
+
+    def query(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's outputs, float32, by way of ciphertexts. Errors: AnswerOutOfRange."""
+        values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
+        return self.decode(self.evaluator.run(self.keys.encrypt(values), self.keys.evaluation))
+
+    def decode(self, answers: Mapping[int, Any]) -> dict[str, Tensor]:
+        """The answers' ciphertexts, decrypted. One that decrypts outside its range is an error and no answer."""
+        program, ring, found = self.compiled.program, Ring(), {}
+        for name, value in self.keys.decrypt(answers).items():
+            try:
+                scale = program.instructions[program.outputs[name]].scale
+                found[name] = ring.encode(torch.from_numpy(value), scale, name)
+            except RangeError:
+                raise AnswerOutOfRange(
+                    f"{name}: the answer does not decrypt to anything in range; ask with the keys it was made for"
+                ) from None
+        return decode_outputs(program, found)
+
+
+def circuit_for(compiled: Compiled, degree: int | None = None) -> tuple[Circuit, Parameters]:
+    """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it (or `degree`).
+
+    Errors: ProgramError for another plan's program, TooDeep, CkksError.
+    """
+    from ..protocols.base import find
+
+    check_offers(compiled.program, find("ckks"))
+    known = real_values(compiled, {**compiled.weights, **compiled.constants})
+    program = compiled.program
+    return plan(program.instructions, program.outputs, known, program.client, degree)
+
+
+def real_values(compiled: Compiled, integers: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sources' ring integers by name -> the real numbers that they stand for, numpy."""
+    sources = ("client", "weight", "constant")
+    scales = {x.attributes["name"]: x.scale for x in compiled.program.instructions if x.op in sources}
+    return {name: (value.double() * 2.0 ** -scales[name]).numpy() for name, value in integers.items()}

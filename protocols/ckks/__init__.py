@@ -1,0 +1,23 @@
+"""One encrypted request, one encrypted reply: CKKS ciphertexts, by SEAL through TenSEAL. No dealer, no interaction.
+
+The client alone holds the secret key. The server computes on ciphertexts and sees their number, sizes and times.
+A Program becomes a circuit of affine maps and products (planner.py); what is linear costs one level however much of it
+there is. Results are approximate, so this protocol is held to `clear` within an error, not to the last bit.
+
+Nothing imports TenSEAL here; keys.py and evaluator.py do.
+"""
+
+from __future__ import annotations
+
+from ..operations import OPERATIONS
+
+
+class Ckks:
+    name = "ckks"
+    offers = OPERATIONS - {"less", "input"}
+    parties = "client, server"
+    security = "the server follows the protocol and learns sizes alone; CKKS at 128 bits"
+    exact = False
+
+
+PROTOCOL = Ckks()

@@ -1,0 +1,221 @@
+"""A Program as steps on ciphertexts, each with the level it works at; what it reads, rotates by and may cost.
+
+`depth` is the number of rescales that lie behind a ciphertext: an affine map, a product, the scores of attention and
+their mixing with values cost one each. A ciphertext is used at the depth of the deepest one that it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .diagonals import Block
+from .packing import Layout, Packing
+from .parameters import MOST_BITS, CkksError, Parameters, TooDeep, most_levels, parameters_for
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A ciphertext with a known vector added, [slots] (None: as it is)."""
+
+    ciphertext: int
+    plus: Array | None = None
+
+
+@dataclass
+class Step:
+    """`work`: the depth at which it reads; its results are one deeper. `path`: the module it comes from."""
+
+    results: list[int]
+    path: str = ""
+    work: int = 0
+
+    def reads(self) -> Iterator[int]:
+        raise NotImplementedError
+
+    def rotations(self) -> Iterator[int]:
+        yield from ()
+
+
+@dataclass
+class Affine(Step):
+    """An affine map: one block for each result."""
+
+    blocks: list[Block] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        for block in self.blocks:
+            for products in block.giants.values():
+                yield from (product.source for product in products)
+
+    def rotations(self) -> Iterator[int]:
+        for block in self.blocks:
+            yield from block.giants
+            for products in block.giants.values():
+                yield from (product.baby for product in products)
+
+
+@dataclass
+class Multiply(Step):
+    """Products of ciphertexts, pair by pair; where both are one object, a square."""
+
+    pairs: list[tuple[Operand, Operand]] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        for left, right in self.pairs:
+            yield from (left.ciphertext, right.ciphertext)
+
+
+@dataclass
+class Attention(Step):
+    """What scores and their mixing share. `tokens`: of a text; `giant`: see packing.baby_steps."""
+
+    tokens: int = 1
+    giant: int = 1
+    lanes: int = 1
+
+    def offsets(self) -> Iterator[tuple[int, int]]:
+        """(giant step, baby step) of each offset, in order."""
+        yield from ((r // self.giant * self.giant, r % self.giant) for r in range(self.tokens))
+
+    def babies(self) -> range:
+        return range(1, min(self.giant, self.tokens))
+
+    def giants(self) -> range:
+        return range(self.giant, self.tokens, self.giant)
+
+
+@dataclass
+class Scores(Attention):
+    """Queries times keys, by offset. `sums`: rotations that add up the features of every head."""
+
+    queries: list[Operand] = field(default_factory=list)
+    keys: list[Operand] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
+
+    def rotations(self) -> Iterator[int]:
+        yield -self.tokens
+        yield from self.babies()
+        yield from (-g for g in self.giants())
+        yield from self.sums
+
+
+@dataclass
+class Mix(Attention):
+    """Weights by offset times values."""
+
+    weights: list[Operand] = field(default_factory=list)
+    values: list[Operand] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.weights, *self.values))
+
+    def rotations(self) -> Iterator[int]:
+        yield -self.tokens
+        yield from self.babies()
+        yield from self.giants()
+
+
+@dataclass(frozen=True)
+class Input:
+    """A value of the client's in ciphertexts: elements `at` of what the program calls `name` (-1: zero)."""
+
+    name: str
+    at: Array
+    layout: Layout
+    ciphertexts: list[int]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result: `scale` is that of the program's fixed point, in which it is handed on."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    ciphertexts: list[int]
+    scale: int
+
+
+@dataclass
+class Circuit:
+    packing: Packing
+    inputs: list[Input] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)  # by ciphertext
+
+    def new(self, count: int) -> list[int]:
+        """Numbers for so many ciphertexts, of no depth yet."""
+        numbers = list(range(len(self.depth), len(self.depth) + count))
+        self.depth += [0] * count
+        return numbers
+
+    def add(self, step: Step) -> None:
+        step.work = max((self.depth[number] for number in step.reads()), default=0)
+        for number in step.results:
+            self.depth[number] = step.work + 1
+        self.steps.append(step)
+
+    def settle(self) -> None:
+        """Let inputs that are first met late start there: their ciphertexts are smaller."""
+        first: dict[int, int] = {}
+        for step in self.steps:
+            for number in step.reads():
+                first[number] = min(first.get(number, step.work), step.work)
+        for item in self.inputs:
+            for number in item.ciphertexts:
+                self.depth[number] = first.get(number, 0)
+
+    @property
+    def levels(self) -> int:
+        return max((self.depth[number] for output in self.outputs for number in output.ciphertexts), default=0)
+
+    def rotations(self) -> list[int]:
+        """Every step that a ciphertext is rotated by, modulo the slots, without 0: the Galois keys that are needed."""
+        slots = self.packing.slots
+        return sorted({r % slots for step in self.steps for r in step.rotations()} - {0})
+
+    def by_path(self) -> list[tuple[str, int, int]]:
+        """(module, levels used up in it, levels used up after it), in order."""
+        rows: list[tuple[str, int, int]] = []
+        for step in self.steps:
+            if rows and rows[-1][0] == step.path:
+                rows[-1] = (step.path, rows[-1][1] + step.work + 1 - rows[-1][2], max(rows[-1][2], step.work + 1))
+            else:
+                before = rows[-1][2] if rows else 0
+                rows.append((step.path, step.work + 1 - before, max(before, step.work + 1)))
+        return rows
+
+
+def parameters_of(circuit: Circuit) -> Parameters | None:
+    """The parameters at 128 bits for a circuit of so many slots; None if it is too deep for this ring."""
+    return parameters_for(2 * circuit.packing.slots, max(1, circuit.levels))
+
+
+def too_deep(circuit: Circuit) -> TooDeep:
+    """Says where the levels end, and by how many the program passes them."""
+    degree = max(MOST_BITS)
+    most = most_levels(degree)
+    where = next((step.path for step in circuit.steps if step.work >= most), "") or "the program's end"
+    excess = circuit.levels - most
+    return TooDeep(
+        f"{where}: the program needs {circuit.levels} levels and N = {degree} holds {most} at 128 bits; {excess} too "
+        "many, from this layer on: leave out layers, or choose approximations of lower degree"
+    )
+
+
+def check_scores(packing: Packing, heads: int, path: str) -> None:
+    """Refuse what the features of a ciphertext do not hold."""
+    if 1 << (heads - 1).bit_length() > packing.features:
+        raise CkksError(
+            f"{path or 'model'}: {heads} heads and {packing.features} features in a ciphertext; compile for fewer "
+            "texts or a shorter length"
+        )

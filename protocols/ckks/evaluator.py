@@ -1,0 +1,195 @@
+"""The server's side: runs a circuit on ciphertexts it cannot read.
+
+Attention over L tokens: score (i, j) belongs to the offset r = j - i modulo L, r = giant step g + baby step b. Queries
+move right by g, keys (each text's laid twice in a row) left by b, so one product holds the scores of offset r of all
+queries, heads and texts, at lane i + g. Values move like keys; what is mixed moves back by g at the end.
+
+Products are relinearised once for a sum, not once each, and rescaled after. Encoded weights are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
+
+from .circuit import Affine, Circuit, Mix, Multiply, Operand, Scores, Step
+from .keys import EvaluationKeys, Ring
+from .parameters import CkksError, Parameters
+
+
+class Evaluator:
+    """One circuit with its encoded weights, for any client's keys."""
+
+    def __init__(self, circuit: Circuit, parameters: Parameters) -> None:
+        if circuit.levels > parameters.levels:
+            raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
+        self.circuit, self.ring = circuit, Ring(parameters)
+        self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
+
+    def run(
+        self,
+        inputs: Mapping[int, Any],
+        keys: EvaluationKeys,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[int, Any]:
+        """The answers' ciphertexts by number. Errors: CkksError for keys that lack a rotation."""
+        missing = [r for r in self.circuit.rotations() if not keys.galois.has_key(self.ring.element(r))]
+        if missing:
+            raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
+        run = _Run(self, dict(inputs), keys)
+        for number, step in enumerate(self.circuit.steps):
+            run.step(number, step)
+            if progress:
+                progress(number + 1, len(self.circuit.steps))
+        return {number: run.held[number] for output in self.circuit.outputs for number in output.ciphertexts}
+
+
+class _Run:
+    def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
+        self.ring, self.plaintexts = evaluator.ring, evaluator.plaintexts
+        self.seal = seal.Evaluator(self.ring.context)
+        self.held, self.keys = held, keys
+        self.last: dict[int, int] = {}
+        for number, step in enumerate(evaluator.circuit.steps):
+            self.last.update(dict.fromkeys(step.reads(), number))
+        self.rotated: dict[tuple[int, int, int], Any] = {}  # of (ciphertext, baby step, depth): readers share them
+        self.kinds: dict[type[Step], Callable[[int, Any], list[Any]]] = {
+            Affine: self._affine, Multiply: self._multiply, Scores: self._scores, Mix: self._mix,
+        }  # fmt: skip
+
+    def step(self, number: int, step: Step) -> None:
+        for result, value in zip(step.results, self.kinds[type(step)](number, step), strict=True):
+            self.held[result] = value
+        for key in [key for key in self.rotated if self.last[key[0]] <= number]:
+            del self.rotated[key]
+
+    # --- ciphertexts -------------------------------------------------------------------------------------------------
+    def _at(self, number: int, depth: int) -> Any:
+        """The ciphertext at this depth."""
+        out = seal.Ciphertext()
+        self.seal.mod_switch_to(self.held[number], self.ring.ids[depth], out)
+        return out
+
+    def _rotate(self, x: Any, steps: int) -> Any:
+        if steps % self.ring.parameters.slots == 0:
+            return x
+        out = seal.Ciphertext()
+        self.seal.apply_galois(x, self.ring.element(steps), self.keys.galois, out)
+        return out
+
+    def _baby(self, number: int, steps: int, depth: int) -> Any:
+        key = (number, steps, depth)
+        if key not in self.rotated:
+            self.rotated[key] = self._rotate(self._at(number, depth), steps)
+        return self.rotated[key]
+
+    def _product(self, x: Any, y: Any) -> Any:
+        out = seal.Ciphertext()
+        if x is y:
+            self.seal.square(x, out)
+        else:
+            self.seal.multiply(x, y, out)
+        return out
+
+    def _sum(self, x: Any, y: Any) -> Any:
+        if x is None:
+            return y
+        self.seal.add_inplace(x, y)
+        return x
+
+    def _closed(self, x: Any) -> Any:
+        """A sum of products, as a ciphertext of two parts, a level down."""
+        self.seal.relinearize_inplace(x, self.keys.relinearise)
+        self.seal.rescale_to_next_inplace(x)
+        return x
+
+    def _with(self, operand: Operand, depth: int) -> Any:
+        x = self._at(operand.ciphertext, depth)
+        if operand.plus is not None:
+            self.seal.add_plain_inplace(x, self.ring.encode(operand.plus, x.scale, depth))
+        return x
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+    def _affine(self, number: int, step: Affine) -> list[Any]:
+        depth, wanted = step.work, self.ring.parameters.scale
+        results = []
+        for index, block in enumerate(step.blocks):
+            total = None
+            for giant, products in block.giants.items():
+                inner = None
+                for position, item in enumerate(products):
+                    x = self._baby(item.source, item.baby, depth)
+                    scale = wanted * self.ring.prime(depth) / x.scale
+                    key = (number, index, giant, position, scale)
+                    if key not in self.plaintexts:
+                        plain = self.ring.encode(item.diagonal, scale, depth)
+                        self.plaintexts[key] = None if plain.is_zero() else plain
+                    if self.plaintexts[key] is None:  # SEAL refuses a product with nothing
+                        continue
+                    out = seal.Ciphertext()
+                    self.seal.multiply_plain(x, self.plaintexts[key], out)
+                    out.scale = wanted * self.ring.prime(depth)
+                    inner = self._sum(inner, out)
+                if inner is not None:
+                    total = self._sum(total, self._rotate(inner, giant))
+            if total is None:
+                raise CkksError(f"{step.path or 'model'}: a layer of zeros alone; there is nothing to compute")
+            self.seal.rescale_to_next_inplace(total)
+            total.scale = wanted
+            if block.constant.any():
+                self.seal.add_plain_inplace(total, self.ring.encode(block.constant, wanted, depth + 1))
+            results.append(total)
+        return results
+
+    def _multiply(self, number: int, step: Multiply) -> list[Any]:
+        results = []
+        for left, right in step.pairs:
+            x = self._with(left, step.work)
+            y = x if right is left else self._with(right, step.work)
+            results.append(self._closed(self._product(x, y)))
+        return results
+
+    def _twice(self, operands: list[Operand], step: Scores | Mix) -> list[list[Any]]:
+        """Every text's tokens twice in a row, rotated by each baby step: by block, by step."""
+        found = []
+        for operand in operands:
+            x = self._with(operand, step.work)
+            self.seal.add_inplace(x, self._rotate(x, -step.tokens))
+            found.append([x, *(self._rotate(x, b) for b in step.babies())])
+        return found
+
+    def _scores(self, number: int, step: Scores) -> list[Any]:
+        keys = self._twice(step.keys, step)
+        queries = [self._with(operand, step.work) for operand in step.queries]
+        moved = {0: queries, **{g: [self._rotate(q, -g) for q in queries] for g in step.giants()}}
+        results = []
+        for giant, baby in step.offsets():
+            total = None
+            for query, key in zip(moved[giant], keys, strict=True):
+                total = self._sum(total, self._product(query, key[baby]))
+            out = self._closed(total)
+            for steps in step.sums:
+                out = self._added(out, self._rotate(out, steps))
+            results.append(out)
+        return results
+
+    def _added(self, x: Any, y: Any) -> Any:
+        out = seal.Ciphertext()
+        self.seal.add(x, y, out)
+        return out
+
+    def _mix(self, number: int, step: Mix) -> list[Any]:
+        values = self._twice(step.values, step)
+        sums: dict[int, list[Any]] = {}
+        for (giant, baby), operand in zip(step.offsets(), step.weights, strict=True):
+            weight = self._with(operand, step.work)
+            row = sums.setdefault(giant, [None] * len(values))
+            for block, value in enumerate(values):
+                row[block] = self._sum(row[block], self._product(weight, value[baby]))
+        results: list[Any] = [None] * len(values)
+        for giant, row in sums.items():
+            for block, total in enumerate(row):
+                results[block] = self._sum(results[block], self._rotate(self._closed(total), giant))
+        return results

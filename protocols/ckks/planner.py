@@ -1,0 +1,408 @@
+"""From a Program to a circuit: sums and rearrangements are composed in the clear, products become steps.
+
+Every instruction is read as what it means for real numbers: integer 2^-scale. A rescale and a shift change nothing
+then, but where the scale of a value was moved by a power of two its readers' scales tell, and the factor is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..local import LOCAL
+from . import forms
+from .circuit import (
+    Affine,
+    Circuit,
+    Input,
+    Mix,
+    Multiply,
+    Operand,
+    Output,
+    Scores,
+    check_scores,
+)
+from .diagonals import blocks_of
+from .forms import Form
+from .packing import Layout, Packing, baby_steps, score_layout
+from .parameters import CkksError
+
+Array = np.ndarray
+VIEWS = ("reshape", "permute", "expand", "slice", "index", "unfold")
+
+
+class Instruction(Protocol):
+    """What the planner reads of a program's instruction (models/program.py)."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def args(self) -> tuple[int, ...]: ...
+    @property
+    def attributes(self) -> dict[str, Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def scale(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the program: elements `at` of a form, or of what the client calls `client`, times a factor."""
+
+    at: Array
+    form: Form | None = None
+    client: str = ""
+    factor: float = 1.0
+
+    def viewed(self, at: Array) -> Value:
+        return Value(at, self.form, self.client, self.factor)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A value in ciphertexts. `clean`: zero in all slots where no element lies. `tokens`: of scores; else 0."""
+
+    layout: Layout
+    ciphertexts: list[int]
+    clean: bool
+    tokens: int = 0
+
+
+@dataclass
+class Held:
+    """What a product reads: ciphertexts with what is added to them, and the factor that is left for its readers."""
+
+    base: Base
+    operands: list[Operand]
+    factor: float = 1.0
+
+
+@dataclass
+class Planner:
+    """Walks the instructions once. `known`: real values of weights and constants by name; `clients`: whose source a
+    client's value is, by name (two names may be one value at two scales)."""
+
+    instructions: Sequence[Instruction]
+    known: Mapping[str, Array]
+    clients: Mapping[str, str]
+    packing: Packing
+    circuit: Circuit = field(init=False)
+    values: list[Value] = field(default_factory=list)
+    bases: list[Base] = field(default_factory=list)
+    inputs: dict[tuple[str, bytes, tuple[int, ...]], int] = field(default_factory=dict)
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        self.circuit = Circuit(self.packing)
+        # Of one value at several scales, the finest is sent.
+        self.finest: dict[str, tuple[int, str]] = {}
+        for item in self.instructions:
+            if item.op == "client":
+                name = item.attributes["name"]
+                ref = self.clients.get(name, name)
+                self.finest[ref] = max(self.finest.get(ref, (item.scale, name)), (item.scale, name))
+
+    def run(self, outputs: Mapping[str, int]) -> Circuit:
+        for item in self.instructions:
+            self.path = item.path
+            self.values.append(self._value(item))
+        for name, number in outputs.items():
+            item = self.instructions[number]
+            self.path = item.path
+            form = self._form(self.values[number])
+            base = self._laid_out(form, self.packing.natural(form.shape))
+            self.circuit.outputs.append(Output(name, item.shape, base.layout, base.ciphertexts, item.scale))
+        self.circuit.settle()
+        return self.circuit
+
+    # --- values ------------------------------------------------------------------------------------------------------
+    def _value(self, item: Instruction) -> Value:
+        args = [self.values[arg] for arg in item.args]
+        scales = [self.instructions[arg].scale for arg in item.args]
+        if item.op == "client":
+            return Value(
+                _numbers(item.shape), client=self.clients.get(item.attributes["name"], item.attributes["name"])
+            )
+        if item.op in ("weight", "constant"):
+            return _of(forms.known(self.known[item.attributes["name"]]), item.shape)
+        if item.op in VIEWS:
+            return _scaled(_viewed(item.op, args[0], item.attributes), scales[0] - item.scale)
+        if item.op in ("shift", "rescale"):
+            bits = item.attributes["bits"] * (1 if item.op == "shift" else -1)
+            return _scaled(args[0], scales[0] + bits - item.scale)
+        if item.op in ("reveal", "neg"):
+            return _scaled(args[0], scales[0] - item.scale, -1.0 if item.op == "neg" else 1.0)
+        handler: Callable[..., Value] | None = getattr(self, f"_{item.op}", None)
+        if handler is None:
+            raise self._fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")
+        return handler(item, args, scales)
+
+    def _fail(self, what: str) -> CkksError:
+        return CkksError(f"{self.path or 'model'}: {what}")
+
+    def _form(self, value: Value, at: Array | None = None) -> Form:
+        """The value (or these of its elements) as a form."""
+        at = value.at if at is None else at
+        if value.form is not None:
+            return forms.gather(value.form, at).scaled(value.factor)
+        base = self._input(value.client, at)
+        return forms.identity(base, at.shape or (1,)).scaled(value.factor)
+
+    def _input(self, ref: str, at: Array, layout: Layout | None = None) -> int:
+        """The client sends these elements of its value, packed."""
+        key = (ref, at.tobytes(), at.shape)
+        if key not in self.inputs:
+            layout = layout or self.packing.natural(at.shape or (1,))
+            numbers = self.circuit.new(layout.blocks)
+            self.circuit.inputs.append(Input(self.finest[ref][1], at.reshape(-1), layout, numbers))
+            self.inputs[key] = self._base(Base(layout, numbers, clean=True))
+        return self.inputs[key]
+
+    def _base(self, base: Base) -> int:
+        self.bases.append(base)
+        return len(self.bases) - 1
+
+    def _result(self, layout: Layout, clean: bool, factor: float, shape: tuple[int, ...], numbers: list[int],
+                tokens: int = 0) -> Value:  # fmt: skip
+        base = self._base(Base(layout, numbers, clean, tokens))
+        return _of(forms.identity(base, shape).scaled(factor), shape)
+
+    # --- what is linear ----------------------------------------------------------------------------------------------
+    def _add(self, item: Instruction, args: list[Value], scales: list[int], sign: float = 1.0) -> Value:
+        x, y = (self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True))
+        return _of(forms.add(x, y.scaled(sign)), item.shape)
+
+    def _sub(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        return self._add(item, args, scales, -1.0)
+
+    def _sum(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        dims = sorted(d % args[0].at.ndim for d in item.attributes["dims"])
+        kept = [d for d in range(args[0].at.ndim) if d not in dims]
+        at = args[0].at.transpose(*kept, *dims)
+        at = at.reshape(*at.shape[: len(kept)], -1)
+        return _of(forms.total(self._form(args[0], at)).scaled(2.0 ** (scales[0] - item.scale)), item.shape)
+
+    def _concat(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        parts = [self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True)]
+        starts = np.cumsum([0, *(part.size for part in parts)])
+        numbers = [start + _numbers(value.at.shape) for start, value in zip(starts, args, strict=False)]
+        at = np.concatenate(numbers, axis=item.attributes["dim"])
+        return _of(forms.gather(forms.stack(parts), at), item.shape)
+
+    def _linear(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        weight = self._form(args[1]).known()
+        if weight is None:
+            return self._matmul(item, args, scales)
+        x = args[0]
+        if not x.form and x.at.ndim > 3:  # patches: their rows are tokens
+            x = x.viewed(x.at.reshape(len(x.at), -1, x.at.shape[-1]))
+        return _of(forms.linear(self._form(x), weight).scaled(2.0 ** (sum(scales) - item.scale)), item.shape)
+
+    # --- products ----------------------------------------------------------------------------------------------------
+    def _mul(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        factor = 2.0 ** (sum(scales) - item.scale)
+        for one, other in (args, args[::-1]):
+            value = self._form(other).known() if other.form is not None else None
+            if value is not None:
+                return _of(forms.times(self._form(one), value).scaled(factor), item.shape)
+        wide = [value.viewed(np.broadcast_to(value.at, item.shape)) for value in args]
+        left = right = self._held(wide[0], item.shape, self._scores(wide[1]))
+        if not _equal(wide[0], wide[1]):
+            right = self._held(wide[1], item.shape, left.base.layout)
+            if not left.base.layout.same(right.base.layout):
+                left = self._held(wide[0], item.shape, right.base.layout, again=True)
+        return self._multiplied(left, right, item.shape, factor)
+
+    _mul_public = _mul
+    _mul_private = _mul
+
+    def _multiplied(self, left: Held, right: Held, shape: tuple[int, ...], factor: float = 1.0) -> Value:
+        numbers = self.circuit.new(left.base.layout.blocks)
+        pairs = list(zip(left.operands, right.operands, strict=True))
+        self.circuit.add(Multiply(numbers, self.path, pairs=pairs))
+        clean = left.base.clean or right.base.clean
+        factor *= left.factor * right.factor
+        return self._result(left.base.layout, clean, factor, shape, numbers, left.base.tokens)
+
+    def _scores(self, value: Value) -> Layout | None:
+        """The layout of scores, if that is what the value lies in."""
+        if value.form is None:
+            return None
+        found = forms.as_elementwise(self._form(value), value.at.size) if len(value.form.terms) == 1 else None
+        if found is None or not self.bases[found.base].tokens:
+            return None
+        return self.bases[found.base].layout
+
+    def _held(self, value: Value, shape: tuple[int, ...], layout: Layout | None, again: bool = False) -> Held:
+        """The value in ciphertexts: those it lies in if it is but a factor of them, else through an affine map."""
+        shape = shape or (1,)
+        if value.form is None and layout is not None:
+            base = self.bases[self._input(value.client, value.at, layout)]
+            return Held(base, [Operand(number) for number in base.ciphertexts], value.factor)
+        form = self._form(value)
+        found = None if again else forms.as_elementwise(form, form.size)
+        factor = found.uniform if found else None
+        if found is not None and factor is not None:
+            base = self.bases[found.base]
+            plus: list[Array | None] = [None] * base.layout.blocks
+            if found.shift.any():
+                plus = list(base.layout.spread(found.shift.reshape(-1) / factor))
+            operands = [Operand(n, p) for n, p in zip(base.ciphertexts, plus, strict=True)]
+            return Held(base, operands, factor)
+        own = self.bases[found.base].layout if found is not None else None
+        base = self._laid_out(form, own or layout or self.packing.natural(shape))
+        return Held(base, [Operand(number) for number in base.ciphertexts])
+
+    def _laid_out(self, form: Form, layout: Layout) -> Base:
+        """An affine map into new ciphertexts."""
+        held = {term.base: self.bases[term.base] for term in form.terms}
+        places = {number: (base.layout, base.ciphertexts) for number, base in held.items()}
+        numbers = self.circuit.new(layout.blocks)
+        self.circuit.add(Affine(numbers, self.path, blocks=blocks_of(form, layout, places, self.packing)))
+        scores = next((b.tokens for b in held.values() if b.layout.same(layout)), 0)
+        base = Base(layout, numbers, clean=True, tokens=scores)
+        self.bases.append(base)
+        return base
+
+    def _polynomial(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        """Powers by products, as few in sequence as there can be; coefficients are left to whoever reads the sum."""
+        given = item.attributes["coefficients"]
+        c = [_signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(given)]
+        while len(c) > 1 and c[-1] == 0:
+            c.pop()
+        if len(c) == 3:  # c2 (x + c1 / 2 c2)^2 + the rest: a square of one affine map
+            shifted = _of(forms.add(self._form(args[0]), forms.known(np.array([c[1] / (2 * c[2])]))), item.shape)
+            held = self._held(shifted, item.shape, None)
+            square = self._form(self._multiplied(held, held, item.shape, c[2]))
+            return _of(forms.add(square, forms.known(np.array([c[0] - c[1] ** 2 / (4 * c[2])]))), item.shape)
+        held = self._held(args[0], item.shape, None)
+        powers = {1: held}
+        out = forms.add(self._form(args[0]).scaled(c[1] if len(c) > 1 else 0.0), forms.known(np.array([c[0]])))
+        if len(c) > 2:  # what lies in ciphertexts already is read from there
+            out = forms.known(np.full(item.shape or (1,), c[0]))
+        for k in range(2, len(c)):
+            if c[k] != 0:
+                out = forms.add(out, self._form(self._power(powers, k, item.shape)).scaled(c[k]))
+        if len(c) > 2 and c[1] != 0:
+            out = forms.add(out, self._read(held, item.shape).scaled(c[1]))
+        return _of(out, item.shape)
+
+    def _power(self, powers: dict[int, Held], k: int, shape: tuple[int, ...]) -> Value:
+        """x^k, its ciphertexts kept for higher ones. Half of k is rounded to a power of two: products are shared."""
+        high = 1 << (k - 1).bit_length() - 1
+        for part in (high, k - high):
+            if part not in powers:
+                self._power(powers, part, shape)
+        value = self._multiplied(powers[high], powers[k - high], shape)
+        powers[k] = self._held(value, shape, None)
+        return value
+
+    def _read(self, held: Held, shape: tuple[int, ...]) -> Form:
+        """The form of what is held."""
+        number = next(i for i, base in enumerate(self.bases) if base is held.base)
+        constant = np.zeros(int(np.prod(shape)))
+        if held.operands[0].plus is not None:
+            constant = held.base.layout.collect(np.stack([o.plus for o in held.operands if o.plus is not None]))
+        form = forms.identity(number, shape or (1,))
+        return Form(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(held.factor)
+
+    # --- attention ---------------------------------------------------------------------------------------------------
+    def _matmul(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+        factor = 2.0 ** (sum(scales) - item.scale)
+        x, y = args
+        if y.form is not None and not y.form.terms and y.at.ndim == 2:
+            return self._linear(item, args, scales)
+        weights = self._scores(x)
+        if weights is not None and y.at.shape[:-1] == (*x.at.shape[:-2], x.at.shape[-1]):
+            return self._mixed(x, y, item.shape, factor)
+        turned = y.viewed(np.swapaxes(y.at, -1, -2))
+        if x.at.shape != turned.at.shape or x.at.ndim not in (3, 4):
+            raise self._fail(
+                f"a product of secrets [{_text(x.at)}] x [{_text(y.at)}]; ckks knows attention over the tokens "
+                "of a text: queries by keys, weights by values"
+            )
+        return self._scored(x, turned, item.shape, factor)
+
+    def _clean(self, value: Value) -> Held:
+        held = self._held(value, value.at.shape, None)
+        natural = self.packing.natural(value.at.shape)
+        if held.base.clean and held.base.layout.same(natural):
+            return held
+        base = self._laid_out(self._form(value), natural)
+        return Held(base, [Operand(number) for number in base.ciphertexts])
+
+    def _scored(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+        texts, heads, tokens = (shape[0], shape[1] if len(shape) == 4 else 1, shape[-1])
+        check_scores(self.packing, heads, self.path)
+        self._check_stride(tokens)
+        queries, keys = self._clean(x), self._clean(y)
+        group, lanes = 1 << (heads - 1).bit_length(), self.packing.lanes
+        sums = [group * lanes << k for k in range((self.packing.features // group).bit_length() - 1)]
+        numbers = self.circuit.new(tokens)
+        giant = baby_steps(tokens)
+        self.circuit.add(
+            Scores(numbers, self.path, tokens=tokens, giant=giant, lanes=lanes, queries=queries.operands,
+                   keys=keys.operands, sums=sums)
+        )  # fmt: skip
+        layout = score_layout(self.packing, texts, heads, tokens, giant)
+        return self._result(layout, False, factor * queries.factor * keys.factor, shape, numbers, tokens)
+
+    def _mixed(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+        weights, values = self._held(x, x.at.shape, None), self._clean(y)
+        tokens = x.at.shape[-1]
+        numbers = self.circuit.new(values.base.layout.blocks)
+        self.circuit.add(
+            Mix(numbers, self.path, tokens=tokens, giant=baby_steps(tokens), lanes=self.packing.lanes,
+                weights=weights.operands, values=values.operands)
+        )  # fmt: skip
+        return self._result(values.base.layout, False, factor * weights.factor * values.factor, shape, numbers)
+
+    def _check_stride(self, tokens: int) -> None:
+        if self.packing.stride < 2 * tokens:
+            raise self._fail(f"attention over {tokens} tokens, and texts lie {self.packing.stride} lanes apart")
+
+
+def _numbers(shape: tuple[int, ...]) -> Array:
+    return np.arange(int(np.prod(shape))).reshape(shape)
+
+
+def _of(form: Form, shape: tuple[int, ...]) -> Value:
+    return Value(_numbers(shape), form)
+
+
+def _viewed(op: str, value: Value, attributes: dict[str, Any]) -> Value:
+    moved: Tensor = LOCAL[op](torch.from_numpy(np.ascontiguousarray(value.at) + 1), **attributes)
+    return value.viewed(moved.numpy() - 1)  # what padding adds is number 0, and then none
+
+
+def _scaled(value: Value, power: int, factor: float = 1.0) -> Value:
+    return Value(value.at, value.form, value.client, value.factor * factor * 2.0**power)
+
+
+def _equal(x: Value, y: Value) -> bool:
+    """Whether two values are one: the same elements of equal forms."""
+    if x.client or y.client or x.form is None or y.form is None or x.factor != y.factor:
+        return False
+    if not np.array_equal(x.at, y.at) or not np.array_equal(x.form.constant, y.form.constant):
+        return False
+    pairs = zip(x.form.terms, y.form.terms, strict=False)
+    return len(x.form.terms) == len(y.form.terms) and all(
+        a is b or (a.like(b) and np.array_equal(a.kind, b.kind) and np.array_equal(a.matrix, b.matrix))
+        for a, b in pairs
+    )
+
+
+def _signed(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _text(at: Array) -> str:
+    return ", ".join(str(n) for n in at.shape)

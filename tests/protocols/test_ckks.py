@@ -1,0 +1,164 @@
+"""`ckks` beside `clear`: the same Program, on ciphertexts, within a stated error. Rings here are small and insecure."""
+
+import numpy as np
+import pytest
+import torch
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.interpreter import interpret
+from blindformer.models.program import ProgramError
+from blindformer.protocols.ckks import forms
+from blindformer.protocols.ckks.choosing import circuit_of
+from blindformer.protocols.ckks.packing import packing_for, score_layout
+from blindformer.protocols.ckks.parameters import (
+    MOST_BITS,
+    CkksError,
+    Parameters,
+    TooDeep,
+    insecure_parameters,
+    most_levels,
+    parameters_for,
+)
+from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.models.conftest import make
+from hypothesis import given
+from hypothesis import strategies as st
+
+ERROR = 2.0**-12
+"""Of a logit, at a scale of 40 bits. `clear` has 16 fractional bits, and its own roundings are most of it."""
+
+
+def small(compiled, slots=1024):
+    """The circuit in a ring that protects nothing."""
+    from blindformer.models.encrypted import real_values
+
+    program = compiled.program
+    known = real_values(compiled, {**compiled.weights, **compiled.constants})
+    circuit = circuit_of(program.instructions, program.outputs, known, program.client, slots)
+    return circuit, insecure_parameters(2 * slots, circuit.levels)
+
+
+def clear(compiled, batch):
+    sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+    return compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs)
+
+
+@pytest.fixture(scope="module")
+def encrypted():
+    pytest.importorskip("tenseal")
+    from blindformer.models.encrypted import Encrypted
+
+    compiled = make("bert-labels", "he").compiled
+    return Encrypted(compiled, small(compiled))
+
+
+def test_two_layers_and_a_head_are_those_of_clear(encrypted):
+    """Padded texts among them: two layers, a pooler with a cubic, a classifier."""
+    for batch in make("bert-labels", "he").batches[:2]:
+        expected = clear(encrypted.compiled, batch)
+        for name, value in encrypted.query(batch).items():
+            assert (value - expected[name]).abs().max() < ERROR
+
+
+def test_a_layer_costs_six_levels(encrypted):
+    """Per layer six, then the map to the pooler, its cubic (two), and the classifier."""
+    assert encrypted.circuit.levels == 6 * 2 + 4
+
+
+def test_an_answer_for_another_key_is_an_error(encrypted):
+    from blindformer.models.encrypted import Encrypted, real_values
+
+    other = Encrypted(encrypted.compiled, (encrypted.circuit, encrypted.parameters))
+    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0]))
+    answers = encrypted.evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    with pytest.raises(AnswerOutOfRange):
+        other.decode(answers)
+
+
+def test_keys_without_a_rotation_are_refused(encrypted):
+    from blindformer.protocols.ckks.keys import EvaluationKeys, seal
+
+    lacking = EvaluationKeys(encrypted.keys.evaluation.relinearise, seal.GaloisKeys())
+    with pytest.raises(CkksError, match="lack"):
+        encrypted.evaluator.run({}, lacking)
+
+
+def test_only_the_rotations_that_are_needed_have_keys(encrypted):
+    assert encrypted.keys.evaluation.galois.size() == len(encrypted.circuit.rotations())
+
+
+def test_a_program_of_another_plan_is_refused():
+    from blindformer.models.encrypted import circuit_for
+
+    with pytest.raises(ProgramError, match=r"less.*ckks does not offer"):
+        circuit_for(make("bert-labels", "faithful").compiled)
+
+
+def test_a_program_too_deep_says_by_how_many_levels_and_where(monkeypatch):
+    from blindformer.models.encrypted import circuit_for
+
+    for degree in MOST_BITS:
+        monkeypatch.setitem(MOST_BITS, degree, 300)  # of which 16 levels need 564
+    with pytest.raises(TooDeep, match=r"layer\.1\..*needs 16 levels and N = 32768 holds 7 at 128 bits; 9 too many"):
+        circuit_for(make("bert-labels", "he").compiled)
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("degree", MOST_BITS)
+def test_the_deepest_parameters_of_a_ring_are_at_128_bits_and_one_level_more_is_not(degree):
+    levels = most_levels(degree)
+    if levels:
+        assert sum(parameters_for(degree, levels).prime_bits) <= MOST_BITS[degree]
+    assert parameters_for(degree, levels + 1) is None
+
+
+def test_below_128_bits_is_refused():
+    with pytest.raises(CkksError, match="below 128-bit security"):
+        Parameters(8192, 40, 7)
+    assert not insecure_parameters(8192, 7).secure
+
+
+def test_seal_agrees_with_the_table():
+    seal = pytest.importorskip("tenseal.sealapi")
+    for degree, bits in MOST_BITS.items():
+        assert seal.CoeffModulus.MaxBitCount(degree, seal.SEC_LEVEL_TYPE.TC128) == bits
+
+
+# Forms and packing, in the clear.
+
+
+def evaluate(form, base):
+    """A form's value from the elements of its one base."""
+    rows = form.constant.copy()
+    for term in form.terms:
+        rows += np.einsum("rfs,rs->rf", term.matrix[term.kind], base[term.support])
+    return rows.reshape(form.shape)
+
+
+@given(st.integers(0, 10**6))
+def test_forms_are_what_they_compose(seed):
+    random = np.random.default_rng(seed)
+    x, weight, gain = random.normal(size=(2, 3, 4)), random.normal(size=(4, 6)), random.normal(size=(3, 6))
+    form = forms.linear(forms.identity(0, x.shape), weight)
+    form = forms.times(forms.add(form, forms.known(gain[0])), gain)
+    expected = (x @ weight + gain[0]) * gain
+    at = random.permutation(36).reshape(2, 9, 2)
+    moved = forms.add(forms.gather(form, at), forms.known(np.ones(2)))
+    assert np.allclose(evaluate(form, x.reshape(-1)), expected)
+    assert np.allclose(evaluate(moved, x.reshape(-1)), expected.reshape(-1)[at] + 1)
+    assert np.allclose(evaluate(forms.total(form), x.reshape(-1)), expected.sum(-1, keepdims=True))
+
+
+def test_no_two_elements_share_a_slot():
+    packing = packing_for(2048, 2, 8, 32, attention=True)
+    for layout in (packing.natural((2, 4, 8, 8)), packing.natural((2, 8, 96)), score_layout(packing, 2, 4, 8, 4)):
+        places = (layout.block[:, None] * layout.slots + layout.everywhere).reshape(-1)
+        assert len(np.unique(places)) == len(places)
+        values = torch.arange(len(layout.slot)).double().numpy()
+        assert np.array_equal(layout.collect(layout.spread(values)), values)
+
+
+def test_texts_that_fit_no_ciphertext_are_refused():
+    with pytest.raises(CkksError, match="compile for fewer texts"):
+        packing_for(1024, 64, 32, 64, attention=True)
