@@ -38,11 +38,10 @@ from typing import Any
 
 import psutil
 import torch
+from blindformer.protocols.crypten.versions import load_crypten
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from .crypten_compat import load_crypten
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_OWNER, DATA_OWNER = 0, 1

@@ -23,12 +23,15 @@ from .wire import elements, pack, unpack
 class Swap:
     """One primitive's part of a round. `send` is None where only the peer sends; `expect` None where only we do.
 
-    `width`: bytes per element on the wire (only the low bytes travel).
+    `width`: bytes per element on the wire (only the low bytes travel). With more than two parties: `peer` is the one
+    that this is exchanged with, None for each of the others; what these send is added up, or joined by exclusive or.
     """
 
     send: Tensor | None
     expect: tuple[int, ...] | None
     width: int = 8
+    peer: int | None = None
+    xor: bool = False
 
     @property
     def send_bytes(self) -> int:

@@ -150,7 +150,7 @@ class Less(Primitive):
         if online.leader:
             sign = sign ^ planes[-1]
         mine = sign ^ correlation.beta_bits
-        (theirs,) = yield [Swap(mine, tuple(mine.shape))]
+        (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
         public = from_plane(mine ^ theirs, x.tensor.numel()).view(x.shape)
         flip = 1 - 2 * public
         share = flip * correlation.beta
@@ -258,7 +258,7 @@ def _public_planes(x: Share, public: Tensor, bits: int, threshold: int) -> Tenso
 def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Steps:
     """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
     mine = torch.stack([wires[wire] for wire in level.opened]) ^ masks
-    (theirs,) = yield [Swap(mine, tuple(mine.shape))]
+    (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
     public = {wire: mine[i] ^ theirs[i] for i, wire in enumerate(level.opened)}
     index = {wire: i for i, wire in enumerate(level.opened)}
     shares: dict[tuple[tuple[str, int], ...], Tensor] = {(wire,): masks[i] for wire, i in index.items()}

@@ -1,0 +1,25 @@
+"""Two or more parties and an offline dealer, on CrypTen: its communicator, its tensors in and out, our primitives.
+
+The parties hold additive shares modulo 2^64, which is what CrypTen's arithmetic tensors hold. Party 0, the leader, owns
+the model and receives the dealer's corrections. Products, powers, rescales and comparisons are those of `beaver`
+(each head there says who learns what), opened among all parties; what differs with more than two of them is here.
+
+    private.py    products with a value that one party knows: X - A goes to that party alone
+    reveal.py     results: to one party, each share under a fresh sharing of zero
+    source.py     correlations among N parties and a dealer
+    wire.py       rounds on a CrypTen communicator
+"""
+
+from __future__ import annotations
+
+from ..operations import OPERATIONS
+
+
+class Crypten:
+    name = "crypten"
+    offers = OPERATIONS
+    parties = "two or more parties, the first owns the model; offline dealer"
+    security = "semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps"
+
+
+PROTOCOL = Crypten()

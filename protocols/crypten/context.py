@@ -1,0 +1,76 @@
+"""The two phases of a query among N parties: beaver's, and masks that all parties but one know their shares of."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..beaver.context import Offline, Online, Private
+from ..beaver.values import Share, Tape, Trace
+from ..ring import Ring
+from ..rounds import Swap
+from ..wire import wire_bytes
+from .source import ManySource
+
+LEADER = 0
+
+
+@dataclass(eq=False)
+class Owned(Private):
+    """A value that party `rank` knows in the clear. `masked`: it, minus its mask B, at each of the others."""
+
+    rank: int = LEADER
+
+
+class ManyOffline(Offline):
+    """The offline phase of one party, or of the dealer."""
+
+    def __init__(self, source: ManySource, tape: Tape, ring: Ring) -> None:
+        super().__init__(source, tape, ring)
+        self.masks = source
+
+    def others(self, x: Trace, owner: int) -> Tensor:
+        """The mask under which x goes to `owner`: A, of which each other party knows its share."""
+        name = _but(owner)
+        if name not in x.half:
+            x.half[name] = self.masks.others(f"{x.key}/{name}", x.shape, owner)
+            if self.masks.rank != owner:
+                self.keep(f"{x.key}/{name}", x.half[name])
+        return x.half[name]
+
+
+class ManyOnline(Online):
+    """The online phase of one party. `recipient`: the party that results are revealed to."""
+
+    def __init__(self, rank: int, recipient: int, tape: Tape, ring: Ring) -> None:
+        super().__init__(role(rank), tape, ring)
+        self.rank, self.recipient = rank, recipient
+
+    def others(self, x: Share, owner: int) -> Generator[list[Swap], list[Any], Tensor]:
+        """x goes to `owner` under the mask A of the others. Returns x - A there, this party's share of A elsewhere."""
+        name = _but(owner)
+        while name not in x.half and name in x.pending:
+            yield []
+        if name not in x.half:
+            x.pending.add(name)
+            if self.rank == owner:
+                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width))]
+                x.half[name] = x.tensor + theirs
+            else:
+                mask = self.tape.take(f"{x.key}/{name}")
+                assert isinstance(mask, Tensor)
+                yield [Swap(x.tensor - mask, None, wire_bytes(x.width), peer=owner)]
+                x.half[name] = mask
+        return x.half[name]
+
+
+def role(rank: int) -> str:
+    """The seat of a party in beaver's primitives: the leader adds public numbers, and gets the corrections."""
+    return "server" if rank == LEADER else "client"
+
+
+def _but(owner: int) -> str:
+    return f"all but {owner}"

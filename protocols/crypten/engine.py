@@ -1,0 +1,84 @@
+"""The engines of N parties: beaver's, with values owned by any party, and the primitives of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..beaver import primitive as beaver
+from ..beaver.engine import OfflineEngine, OnlineEngine
+from ..beaver.primitive import Primitive
+from ..beaver.values import Shape, Tape
+from ..ring import Ring
+from ..rounds import Step
+from .context import LEADER, ManyOffline, ManyOnline, Owned
+from .private import Linear, MultiplyPrivate
+from .reveal import Reveal
+from .source import ManySource
+
+Owners = Mapping[str, int]  # a data owner's rank, by the name of its value
+FIRST_OWNER = 1  # of the data, where nothing else is said
+
+
+def primitives() -> dict[str, Primitive]:
+    """Beaver's, but for those whose messages have another form among N parties."""
+    return {**beaver.primitives(), **{item.op: item for item in (Linear(), MultiplyPrivate(), Reveal())}}
+
+
+class ManyOfflineEngine(OfflineEngine):
+    """Fills a party's tape (or, as the dealer, sends corrections) by walking the program once.
+
+    `weights`: per weight, B at the dealer, D at every party but the leader. `owners`: who has which of the data.
+    """
+
+    def __init__(
+        self, source: ManySource, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None
+    ) -> None:
+        self.tape = Tape()
+        self.offline = ManyOffline(source, self.tape, ring)
+        self.weights, self.owners = weights, owners or {}
+        self.primitives = primitives()
+
+    def prepare(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Any:
+        if op == "client":
+            return Owned(key, "client", shape, width, rank=self.owners.get(attributes["name"], FIRST_OWNER))
+        if op == "weight":
+            known, role = self.weights.get(attributes["name"]), self.offline.role
+            return Owned(
+                key,
+                "server",
+                shape,
+                width,
+                masked=known if role == "client" else None,
+                mask=known if role in ("dealer", "count") else None,
+            )
+        return super().prepare(key, op, shape, width, args, attributes)
+
+
+class ManyOnlineEngine(OnlineEngine):
+    """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded."""
+
+    def __init__(
+        self,
+        rank: int,
+        tape: Tape,
+        ring: Ring,
+        values: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
+        *,
+        owners: Owners | None = None,
+        recipient: int = FIRST_OWNER,
+    ) -> None:
+        self.online = self.many = ManyOnline(rank, recipient, tape, ring)
+        self.values, self.constants, self.owners = values, constants, owners or {}
+        self.primitives = primitives()
+
+    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
+        if op in ("client", "weight"):
+            name = attributes["name"]
+            rank = LEADER if op == "weight" else self.owners.get(name, FIRST_OWNER)
+            tensor = self.values[name] if rank == self.many.rank else None
+            return Owned(key, "server" if op == "weight" else "client", shape, width, tensor=tensor, rank=rank)
+        return (yield from super().execute(key, op, shape, width, args, attributes))

@@ -1,0 +1,118 @@
+"""Products of a shared value with one that a party knows in the clear: one message to that party, one plain product.
+
+X is shared among N parties, W known to party k. A is the sum of masks A_j of all parties but k.
+    The others know D = W - B, uniform because B is: of the model's weights once per model, of a data owner's values
+    once per query. The dealer, who knows A and B, shares A B = C_0 + ... + C_{N-1}.
+    Each other party sends X_j - A_j to k. Party k: Z_k = (X - A) W + C_k. Party j: Z_j = A_j D + C_j.
+    The sum of all Z is (X - A) W + A (W - B) + A B = X W.
+Party k sees X - A, uniform unless all others help it; they see D alone. For a weight, Z_j exists before the query does.
+One A serves every product of X with values of party k. For N = 2 this is protocols/beaver/private.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..beaver.primitive import Primitive, Steps
+from ..beaver.values import Shape, Share, Trace, mask_bytes
+from ..errors import CorrelationError
+from ..rounds import Swap, together
+from ..wire import wire_bytes
+from .context import ManyOffline, ManyOnline, Owned
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+class Linear(Primitive):
+    """x @ W, x shared [..., K], W the leader's [K, N]."""
+
+    op = "linear"
+
+    def correlate(self, offline: Any, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
+        x, weight = args
+        return _correlate(offline, key, shape, width, x, weight, offline.ring.matmul)
+
+    def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
+        x, weight = args
+        product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
+        return (yield from _run(online, key, width, x, weight, product))
+
+
+class MultiplyPrivate(Primitive):
+    """Elementwise x * v with broadcasting, x shared, v known to one party."""
+
+    op = "mul_private"
+
+    def correlate(self, offline: Any, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
+        x, value = args
+        return _correlate(offline, key, shape, width, x, value, _times)
+
+    def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
+        x, value = args
+        return (yield from _run(online, key, width, x, value, _times))
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+def _correlate(
+    offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned, product: Product
+) -> Trace:
+    a, b = offline.others(x, value.rank), _mask(offline, value)
+    share = offline.source.derived(key, shape, lambda: product(a, b), mask_bytes(width))
+    if value.masked is not None:
+        share = product(a, value.masked) + share  # all of this party's result
+    offline.keep(key, share)
+    return Trace(key, shape, width)
+
+
+def _mask(offline: ManyOffline, value: Owned) -> Tensor:
+    """B of a data owner's value: drawn by the owner and the dealer. The parties never look at B of a weight."""
+    if value.mask is None and value.owner == "server":
+        if offline.role == "dealer":
+            raise CorrelationError(f"dealer: weight {value.key} was not set up; run the set-up of the model first")
+        return torch.empty(0)
+    if value.mask is None:
+        label = f"{value.key}/private"
+        value.mask = offline.masks.known(label, value.shape, value.rank)
+        if offline.masks.rank == value.rank:
+            offline.keep(label, value.mask)
+    return value.mask
+
+
+def _run(online: ManyOnline, key: str, width: int, x: Share, value: Owned, product: Product) -> Steps:
+    if value.owner == "server":
+        a = yield from online.others(x, value.rank)
+    else:
+        a, _ = yield from together(online.others(x, value.rank), _send_masked(online, value))
+    share = online.tape.take(key)
+    assert isinstance(share, Tensor)
+    if online.rank == value.rank:
+        assert value.tensor is not None
+        share = product(a, value.tensor).add_(share)
+    elif value.owner != "server":
+        assert value.masked is not None
+        share = product(a, value.masked).add_(share)
+    return Share(key, share, width)
+
+
+def _send_masked(online: ManyOnline, value: Owned) -> Steps:
+    """D of a data owner's value, from the owner to everybody else: once, whatever number of products reads it."""
+    while value.pending and not value.opened:
+        yield []
+    if value.opened:
+        return
+    value.pending = True
+    if online.rank == value.rank:
+        mask = online.tape.take(f"{value.key}/private")
+        assert isinstance(mask, Tensor)
+        assert value.tensor is not None
+        yield [Swap(value.tensor - mask, None, wire_bytes(value.width))]
+    else:
+        (value.masked,) = yield [Swap(None, value.shape, wire_bytes(value.width), peer=value.rank)]
+    value.opened = True

@@ -1,0 +1,157 @@
+"""N parties of `crypten` in threads, each with a communicator in memory, and the dealer beside the leader."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from blindformer.models.handover import answer_layout, input_layout
+from blindformer.models.interpreter import interpret
+from blindformer.models.program import Program
+from blindformer.parties.memory import memory_pair
+from blindformer.protocols.beaver.source import Corrections
+from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
+from blindformer.protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, PartySource
+from blindformer.protocols.crypten.wire import Traffic, over_communicator
+from blindformer.protocols.ring import Ring, sign_extend
+from blindformer.protocols.rounds import Swap, Wire
+from blindformer.protocols.streams import Stream, new_seed
+from torch import Tensor
+
+from .harness import in_threads
+from .programs import Case
+
+TIMEOUT = 20.0
+
+
+class MemoryCommunicator:
+    """The part of CrypTen's communicator that a Program uses, between threads. (CrypTen's own takes no two senders.)"""
+
+    def __init__(self, rank: int, links: dict[tuple[int, int], queue.Queue[Tensor]], size: int) -> None:
+        self.rank, self.links, self.size = rank, links, size
+
+    def get_rank(self) -> int:
+        return self.rank
+
+    def get_world_size(self) -> int:
+        return self.size
+
+    def isend(self, tensor: Tensor, dst: int) -> _Work:
+        self.links[self.rank, dst].put(tensor.clone())
+        return _Work(lambda: None)
+
+    def irecv(self, tensor: Tensor, src: int) -> _Work:
+        return _Work(lambda: tensor.copy_(self.links[src, self.rank].get(timeout=TIMEOUT)))
+
+
+@dataclass
+class _Work:
+    wait: Callable[[], object]
+
+
+def communicators(size: int) -> list[MemoryCommunicator]:
+    links = {(a, b): queue.Queue() for a in range(size) for b in range(size) if a != b}
+    return [MemoryCommunicator(rank, links, size) for rank in range(size)]
+
+
+@dataclass
+class RanMany:
+    """What a query among N parties gave. `views`: by party, every array that reached it, as (integers, bytes)."""
+
+    outputs: dict[str, Tensor]
+    rounds: int
+    traffic: list[Traffic]
+    views: list[list[tuple[Tensor, int]]] = field(default_factory=list)
+    left: int = 0
+
+
+def layout(program: Program, owners: dict[str, int]) -> tuple[int, ...]:
+    source = ManyCount()
+    shapes = program.weight_shapes()
+    weights = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in shapes.items()}
+    interpret(program, ManyOfflineEngine(source, Ring(), weights, owners))
+    return tuple(source.layout)
+
+
+def run_many(
+    case: Case,
+    size: int,
+    *,
+    owners: dict[str, int] | None = None,
+    recipient: int = 1,
+    seeds: list[bytes] | None = None,
+    weight_seed: bytes | None = None,
+    ring: Ring | None = None,
+) -> RanMany:
+    """Run a case among `size` parties. `owners`: ranks of data owners by value; `ring`: how products are computed."""
+    program, owners, ring = case.program, owners or {}, ring or Ring()
+    seeds = seeds or [new_seed() for _ in range(size)]
+    streams = [Stream(seed, "query 0") for seed in seeds]
+    drawn = Stream(weight_seed or new_seed(), "weight masks")
+    masks = {name: drawn.integers(name, shape) for name, shape in program.weight_shapes().items()}
+    masked = {name: case.weights[name] - mask for name, mask in masks.items()}
+    sizes = layout(program, owners)
+    inputs, answers = input_layout(program), answer_layout(program)
+    shares = _split(case.inputs, size)
+    dealer_end, from_dealer = memory_pair("dealer", "party 0", TIMEOUT)
+    traffic = [Traffic() for _ in range(size)]
+    views: list[list[tuple[Tensor, int]]] = [[] for _ in range(size)]
+    done: dict[int, object] = {}
+    left = [0] * size
+
+    def dealer() -> None:
+        corrections = Corrections(dealer_end, sizes)
+        interpret(program, ManyOfflineEngine(ManyDealer(streams, corrections), ring, masks, owners))
+        corrections.finish()
+
+    def party(communicator: MemoryCommunicator) -> None:
+        rank = communicator.rank
+        if rank == 0:
+            corrections = Corrections(from_dealer, sizes)
+            engine = ManyOfflineEngine(LeaderSource(Stream(seeds[0], "query 0"), corrections), ring, {}, owners)
+            interpret(program, engine)
+            corrections.finish()
+        else:
+            engine = ManyOfflineEngine(PartySource(Stream(seeds[rank], "query 0"), rank), ring, masked, owners)
+            interpret(program, engine)
+        mine = {name: value for name, value in case.client.items() if owners.get(name, 1) == rank}
+        values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
+        online = ManyOnlineEngine(rank, engine.tape, ring, values, case.constants, owners=owners, recipient=recipient)
+        wire = _tapped(over_communicator(communicator, traffic[rank]), views[rank])
+        done[rank] = interpret(program, online, wire)
+        left[rank] = len(engine.tape)
+
+    roles = [dealer, *(lambda c=c: party(c) for c in communicators(size))]
+    in_threads(roles, lambda: [end.close() for end in (dealer_end, from_dealer)])
+    assert len({done[rank].rounds for rank in range(size)}) == 1
+    others = [done[rank].outputs for rank in range(size) if rank != recipient]
+    assert all(value is None for outputs in others for name, value in outputs.items() if name not in answers)
+    joined = {
+        name: sign_extend(sum(done[rank].outputs[name] for rank in range(size)), width)
+        for name, (_, width) in answers.items()
+    }
+    return RanMany({**done[recipient].outputs, **joined}, done[0].rounds, traffic, views, sum(left))
+
+
+def _split(values: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """Additive shares of what an owner who takes no part has."""
+    streams = [Stream(new_seed(), "inputs") for _ in range(size - 1)]
+    shares = [{name: stream.integers(name, tuple(v.shape)) for name, v in values.items()} for stream in streams]
+    first = {name: v - sum(share[name] for share in shares) for name, v in values.items()}
+    return [first, *shares]
+
+
+def _tapped(wire: Wire, seen: list[tuple[Tensor, int]]) -> Wire:
+    def exchange(swaps: list[Swap]) -> list[Tensor | None]:
+        sent = [None if s.send is None or s.expect is None else s.send.clone() for s in swaps]
+        answers = wire(swaps)
+        for swap, mine, theirs in zip(swaps, sent, answers, strict=True):
+            if theirs is not None:
+                seen.append((theirs.clone(), swap.width))
+                if mine is not None:
+                    seen.append((mine ^ theirs if swap.xor else mine + theirs, swap.width))
+        return answers
+
+    return exchange

@@ -1,0 +1,9 @@
+"""crypten: two parties, whose outputs are checked here, then three; and the dealer, in threads."""
+
+from blindformer.tests.protocols.many import run_many
+from blindformer.tests.protocols.programs import check
+
+
+def run(case):
+    check(case, run_many(case, 2).outputs)
+    return run_many(case, 3).outputs

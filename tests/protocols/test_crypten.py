@@ -1,0 +1,165 @@
+"""N parties on CrypTen's communicator: who owns what, what each of them sees, how products are computed.
+
+That it computes what `clear` does is in test_conformance.py, for two parties and three.
+"""
+
+import itertools
+import math
+import warnings
+
+import pytest
+from blindformer.protocols.crypten import versions
+from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersion, check_versions
+from blindformer.protocols.ring import Ring
+from blindformer.protocols.streams import new_seed
+from blindformer.tests.protocols.many import RanMany, run_many
+from blindformer.tests.protocols.programs import CASES, Case, Data, Draft, check, handed_over, hidden
+from blindformer.tests.protocols.test_beaver_transcripts import ENOUGH, inputs, planes, related
+from blindformer.tests.protocols.test_beaver_transcripts import bits_balanced as balanced
+
+SIZES = pytest.mark.parametrize("size", [2, 3, 5])
+
+
+class Limbs(Ring):
+    """The products that a CUDA device computes: exact float64 products of 16-bit limbs, here on the CPU."""
+
+    def matmul(self, x, y):
+        return self.matmul_limbs(x, y)
+
+    def linear(self, x, weight, bits=64):
+        return self.matmul_limbs(x, weight)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_five_parties_compute_what_two_do(name):
+    case = CASES[name]()
+    ran = run_many(case, 5)
+    check(case, ran.outputs)
+    assert not ran.left, "every correlation that was made is used"
+
+
+@SIZES
+def test_products_by_limbs_are_exact(size):
+    for name in ("one_layer", "one_value_many_readers"):
+        case = CASES[name]()
+        check(case, run_many(case, size, ring=Limbs()).outputs)
+
+
+def two_owners() -> Case:
+    """A text part of one party and an image part of another meet in one linear layer, and as factors of its result."""
+    d, data = Draft(), Data(5)
+    text, image = d.client(data.ints(4, 6, bits=10)), d.client(data.ints(4, 6, bits=10))
+    joined = d("rescale", d("linear", d("concat", text, image, dim=1), d.weight(data.ints(12, 5, bits=8))), bits=6)
+    d("mul_private", joined, d.client(data.bits(4, 1)))
+    d("mul_private", joined, d.client(data.bits(1, 5)))
+    d("mul", text, image)
+    return d.case()
+
+
+@pytest.mark.parametrize("recipient", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [4])
+def test_data_of_several_owners_and_a_named_recipient(size, recipient):
+    case = two_owners()
+    names = sorted(case.client, key=lambda name: int(name.removeprefix("client")))
+    owners = dict(zip(names, [1, 2, 3, 0], strict=True))
+    check(case, run_many(case, size, owners=owners, recipient=recipient).outputs)
+
+
+def test_an_owner_who_takes_no_part_shares_among_all():
+    case = handed_over(CASES["one_layer"]())
+    check(case, run_many(case, 4).outputs)
+
+
+@SIZES
+def test_rounds_do_not_grow_with_the_parties(size):
+    case = CASES["one_layer"]()
+    assert run_many(case, size).rounds == run_many(case, 2).rounds
+
+
+def test_openings_go_to_everybody_and_the_rest_to_one_party():
+    """Per element of 8 bytes: two openings; a half of each factor to the leader, who owns the weights; the result."""
+    d, data = Draft(), Data(1)
+    d("mul", hidden(d, data, 8, 8), hidden(d, data, 8, 8))
+    sent = [traffic.sent for traffic in run_many(d.case(len(d.instructions) - 1), 4).traffic]
+    opening, halves, result = 2 * 512, 2 * 512, 512
+    assert sent[0] == {1: opening + result, 2: opening, 3: opening}
+    assert sent[1] == {0: opening + halves, 2: opening, 3: opening}
+    assert sent[2] == {0: opening + halves, 1: opening + result, 3: opening}
+
+
+# --- what a party sees -----------------------------------------------------------------------------------------------
+def suspicions(ran: RanMany) -> set[str]:
+    found = set()
+    for rank, seen in enumerate(ran.views):
+        openings = [planes(opening) for opening in seen]
+        if not all(balanced(o) for o in openings if len(o) >= ENOUGH):
+            found.add(f"bits at party {rank}")
+        large = [o for o in openings if len(o) >= ENOUGH]
+        # What comes in and what it makes with the party's own part differ by that part, which is key stream, too.
+        if any(related(a, b) for a, b in itertools.combinations(large, 2) if a.shape == b.shape):
+            found.add(f"two at party {rank}")
+    return found
+
+
+@SIZES
+@pytest.mark.parametrize("kind", ["zeros", "random"])
+def test_every_party_sees_uniform_numbers(size, kind):
+    ran = run_many(inputs(kind), size)
+    assert all(sum(a.numel() for a, _ in seen) > 10_000 for seen in ran.views)
+    assert suspicions(ran) == set()
+
+
+def test_the_same_input_twice_gives_unrelated_transcripts():
+    case = inputs("random")
+    first, second = run_many(case, 3), run_many(case, 3)
+    for mine, again in zip(first.views, second.views, strict=True):
+        pairs = [(planes(a), planes(b)) for a, b in zip(mine, again, strict=True) if a[0].numel() >= ENOUGH]
+        assert not any(related(a, b) for a, b in pairs)
+
+
+def test_the_check_sees_masks_that_come_twice():
+    """The same seeds for two runs: what a party sees differs by the inputs alone."""
+    seeds, weights = [new_seed() for _ in range(3)], new_seed()
+    runs = [run_many(inputs(kind), 3, seeds=seeds, weight_seed=weights) for kind in ("zeros", "random")]
+    pairs = zip(runs[0].views[0], runs[1].views[0], strict=True)
+    assert any(related(planes(a), planes(b)) for a, b in pairs if a[0].numel() >= ENOUGH)
+
+
+def test_the_sum_of_all_but_one_share_tells_nothing_of_a_result():
+    """What the recipient gets is a fresh sharing each time, though the result is the same."""
+    d, data = Draft(), Data(1)
+    d("rescale", hidden(d, data, 64, 64, bits=30), bits=6)
+    case = d.case(len(d.instructions) - 1)
+    shares = [run_many(case, 3).views[1][-1] for _ in range(2)]
+    assert not related(planes(shares[0]), planes(shares[1]))
+    assert math.prod(shares[0][0].shape) >= ENOUGH
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def installed(monkeypatch):
+    found = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(versions, "_version", lambda package: found[package])
+    return found
+
+
+def test_the_checked_versions_pass_in_silence(installed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_versions()
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [("0.4.0", r"crypten 0.4.0: was not checked .*; install 0.4.1"), (None, r"crypten: is not installed; install it")],
+)
+def test_another_crypten_is_refused(installed, other, line):
+    installed["crypten"] = other
+    with pytest.raises(CryptenError, match=line):
+        check_versions()
+
+
+def test_another_torch_is_warned_of(installed):
+    installed["torch"] = "2.99.0"
+    with pytest.warns(UncheckedVersion, match=r"torch 2.99.0: crypten was checked with torch 2.13 only"):
+        check_versions()
