@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,11 +74,16 @@ def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str,
 
 
 def encode_client(
-    program: Program, tensors: Mapping[str, Tensor], scales: Mapping[str, int], inputs: Mapping[str, Tensor]
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    scales: Mapping[str, int],
+    inputs: Mapping[str, Tensor],
+    wanted: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    values = run_prelude(program, tensors, inputs)
-    ring = Ring(program.ring)
-    return {name: ring.encode(values[ref], scales[name], ref) for name, ref in program.client.items()}
+    """The data owner's values in the ring. `wanted`: these alone, where several parties own the data."""
+    values = run_prelude(program, tensors, inputs, wanted)
+    ring, names = Ring(program.ring), program.client if wanted is None else wanted
+    return {name: ring.encode(values[program.client[name]], scales[name], program.client[name]) for name in names}
 
 
 def compile(

@@ -5,7 +5,7 @@ Steps name ATen operations. Only operations on the list below are run: a program
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,10 +27,21 @@ ALLOWED = frozenset(
 )
 
 
-def run_prelude(program: Program, tensors: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """All values of the prelude by name, for one query's inputs (shapes as compiled)."""
+def run_prelude(
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
+    wanted: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """All values of the prelude by name, for one query's inputs (shapes as compiled).
+
+    `wanted`: only what these of `program.client` need, where several parties own the data.
+    """
     values: dict[str, Any] = dict(tensors)
+    needed = None if wanted is None else _behind(program, [program.client[name] for name in wanted])
     for name, shape in program.inputs.items():
+        if needed is not None and name not in needed:
+            continue
         if name not in inputs:
             raise ProgramError(f"input {name}: is missing; the program takes {', '.join(program.inputs)}")
         if tuple(inputs[name].shape) != tuple(shape):
@@ -41,6 +52,8 @@ def run_prelude(program: Program, tensors: Mapping[str, Tensor], inputs: Mapping
         values[name] = inputs[name]
     with torch.no_grad():
         for step in program.prelude:
+            if needed is not None and step.name not in needed:
+                continue
             args = [_decode(arg, values) for arg in step.args]
             if step.target == "getitem":
                 values[step.name] = args[0][args[1]]
@@ -48,6 +61,26 @@ def run_prelude(program: Program, tensors: Mapping[str, Tensor], inputs: Mapping
             kwargs = {k: _decode(arg, values) for k, arg in step.kwargs.items()}
             values[step.name] = _find(step.target)(*args, **kwargs)
     return values
+
+
+def inputs_behind(program: Program) -> dict[str, frozenset[str]]:
+    """By value of the data's owner, the inputs that it is computed from."""
+    return {name: frozenset(_behind(program, [ref]) & set(program.inputs)) for name, ref in program.client.items()}
+
+
+def _behind(program: Program, refs: list[str]) -> set[str]:
+    """These values, and all that they are computed from."""
+    found = set(refs)
+    for step in reversed(program.prelude):
+        if step.name in found:
+            found |= _refs([step.args, step.kwargs])
+    return found
+
+
+def _refs(arg: Any) -> set[str]:
+    if isinstance(arg, dict):
+        return {arg["ref"]} if "ref" in arg else set().union(*(_refs(item) for item in arg.values()), set())
+    return set().union(*(_refs(item) for item in arg), set()) if isinstance(arg, list | tuple) else set()
 
 
 def _find(target: str) -> Any:

@@ -6,21 +6,11 @@ way the processes are gone when it is over, whatever happened: a worker also end
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import queue
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,23 +22,12 @@ from ..protocols.channel import Meter
 from ..protocols.errors import BlindformerError
 from ..protocols.ring import RangeError
 from .certificates import make_certificates
+from .processes import START_SECONDS, LaunchError, Processes, Progress
 from .session import Timings
 
-Progress = Callable[[str, int, int], None]  # phase, done, total
 ROLES = ("dealer", "server", "client")
-START_SECONDS = 60.0  # for a worker to listen, on a machine that is busy
-FAREWELL_SECONDS = 5.0
 # What can be wrong with one query alone. The client's process names them; anything else is a BlindformerError.
 QUERY_ERRORS = {error.__name__: error for error in (AnswerOutOfRange, ProgramError, RangeError)}
-SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the others' words before naming the culprit
-
-
-class LaunchError(BlindformerError):
-    """A party of a local session died or stalled. `party` names it, `line` is its own last error line."""
-
-    def __init__(self, party: str, line: str, remedy: str = "") -> None:
-        self.party, self.line = party, line
-        super().__init__(f"{party}: {line}" + (f"; {remedy}" if remedy else ""))
 
 
 @dataclass
@@ -115,78 +94,7 @@ def run_local(
     return run
 
 
-class _Worker:
-    """One party's process, and the two threads that listen to it. Everything it says lands in `events`."""
-
-    def __init__(self, role: str, config: Path, events: queue.Queue[tuple[str, dict[str, Any] | None]]) -> None:
-        self.role, self.last_line = role, ""
-        # A session of its own: Ctrl-C reaches the launcher alone, which then ends the workers in order.
-        # -P: a folder that happens to be the working directory must not shadow modules.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "blindformer.parties.worker", role, str(config)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._threads = [
-            threading.Thread(target=self._read_reports, args=(self.process.stdout, events), daemon=True),
-            threading.Thread(target=self._read_errors, args=(self.process.stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def tell(self, **command: Any) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its death is reported by the reader
-            self.process.stdin.write(json.dumps(command).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def dead(self) -> bool:
-        return self.process.poll() is not None
-
-    def last_words(self) -> str:
-        """Why it died, in its own words where it had any."""
-        code = self.process.poll()
-        self._threads[1].join(1)
-        if code is not None and code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return self.last_line or f"ended without a word (exit code {code})"
-
-    def end(self) -> None:
-        """Gone when this returns."""
-        if not self.dead():
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is self.process.stdin and pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        for thread in self._threads:
-            thread.join(1)
-
-    def _read_reports(self, pipe: IO[bytes], events: queue.Queue[tuple[str, dict[str, Any] | None]]) -> None:
-        with pipe:
-            for line in pipe:
-                try:
-                    report = json.loads(line)
-                except ValueError:
-                    continue  # some library's chatter
-                if isinstance(report, dict):
-                    events.put((self.role, report))
-        self.process.wait()
-        events.put((self.role, None))
-
-    def _read_errors(self, pipe: IO[bytes]) -> None:
-        prefix = f"blindformer {self.role}: "
-        with pipe:
-            for raw in pipe:
-                line = raw.decode(errors="replace").strip()
-                if line:
-                    self.last_line = line.removeprefix(prefix)
-
-
-class LocalParties:
+class LocalParties(Processes):
     """A session of three local processes, open until `close`. Use it as a context manager.
 
     `processes`: pids by role. `counts`: with `audit`, how often each byte value reached the server from the client
@@ -214,13 +122,11 @@ class LocalParties:
         `certificates` (default: made for this session alone) and `parts` (a folder by role, in place of `folder`) are
         there for tests of parties that do not fit together.
         """
-        self.timeout, self.progress = timeout, progress
+        super().__init__(progress)
+        self.timeout = timeout
         self.setup_s, self.setup_bytes, self.wire_overhead_bytes = 0.0, 0, 0
-        self._events: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
-        self._workers: dict[str, _Worker] = {}
         self.counts: list[int] = []
         self._queries = 0
-        self._scratch = Path(tempfile.mkdtemp(prefix="blindformer-"))  # mode 0700
         try:
             if certificates is None:
                 certificates = self._scratch / "certificates"
@@ -246,15 +152,6 @@ class LocalParties:
         except BaseException:
             self._end()
             raise
-
-    @property
-    def processes(self) -> dict[str, int]:
-        return {role: worker.process.pid for role, worker in self._workers.items()}
-
-    @property
-    def open(self) -> bool:
-        """Whether the session goes on."""
-        return bool(self._workers)
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """Run one query. `more`: another one follows, so its correlations are made meanwhile."""
@@ -285,16 +182,7 @@ class LocalParties:
 
     def close(self) -> None:
         """Say goodbye, wait a little, and end whoever is still there. Safe to call twice."""
-        if self._workers:
-            self._workers["client"].tell(close=True)
-            deadline = time.monotonic() + FAREWELL_SECONDS
-            for worker in self._workers.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(max(0.0, deadline - time.monotonic()))
-        self._end()
-        while not self._events.empty():
-            report = self._events.get()[1]
-            self.counts = (report or {}).get("counts", self.counts)
+        self._part("client")
 
     def __enter__(self) -> LocalParties:
         return self
@@ -305,57 +193,8 @@ class LocalParties:
         else:
             self._end()
 
-    def _start(self, role: str, config: dict[str, Any]) -> None:
-        path = self._scratch / f"{role}.json"
-        path.write_text(json.dumps(config))
-        self._workers[role] = _Worker(role, path, self._events)
-
-    def _wait(self, role: str, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """The next report of `role` that has one of these names. Progress of the client counts as a sign of life.
-
-        The parties time each other out; `seconds` of silence from all of them is for the one that nobody waits for.
-        """
-        while True:
-            try:
-                who, report = self._events.get(timeout=seconds)
-            except queue.Empty:
-                line = f"gave no sign of life for {seconds:g} seconds"
-                raise LaunchError(role, line, "see what keeps this machine busy, or allow a longer timeout") from None
-            if report is None:
-                raise self._blame(who)
-            self.counts = report.get("counts", self.counts)
-            if "progress" in report and self.progress:
-                self.progress(*report["progress"])
-            if who == role and any(name in report for name in names):
-                return report
-
-    def _blame(self, first: str) -> LaunchError:
-        """Which party is the cause: one that was killed; else the end of the chain "a: b is gone", "b: ..."."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < deadline and not all(worker.dead() for worker in self._workers.values()):
-            time.sleep(0.02)
-        words = {role: worker.last_words() for role, worker in self._workers.items() if worker.dead()}
-        killed = [role for role, worker in self._workers.items() if (worker.process.poll() or 0) < 0]
-        if killed:
-            return LaunchError(killed[0], words[killed[0]], "run again; if memory is short, use a shorter length")
-        role, seen = first, {first}
-        while True:
-            named, _, what = (part.strip() for part in words[role].partition(":"))
-            if named not in self._workers:
-                return LaunchError(role, words[role])
-            # Who still runs, but does nothing; or who was heard of first, where two only repeat each other.
-            if named not in words or (named in seen and "stopped and said" not in what):
-                return LaunchError(named, what)
-            if named in seen and "stopped and said" in words[named]:
-                return LaunchError(role, words[role])
-            seen.add(named)
-            role = named
-
-    def _end(self) -> None:
-        for worker in self._workers.values():
-            worker.end()
-        self._workers.clear()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+    def _heard(self, role: str, report: dict[str, Any]) -> None:
+        self.counts = report.get("counts", self.counts)
 
 
 def _cores() -> int:

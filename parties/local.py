@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
 from .launcher import LocalAnswer, LocalParties, Progress
-from .report import Report, beaver_report, clear_report
+from .many.launcher import ManyLocal
+from .many.roster import numbered
+from .report import Report, beaver_report, clear_report, many_report
 from .session import rss_mb
 from .witness import uniformity
 
@@ -103,8 +106,13 @@ def compare(
     timeout: float = 120,
     progress: Progress | None = None,
     audit: bool = False,
+    parties: int = 2,
 ) -> Comparison:
-    """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it."""
+    """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
+
+    `parties`: of protocol `crypten`, each a process, and the dealer one more.
+    """
+    roster = numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads)
     answers, reports, counts = [], [], []
     if protocol == "clear":
@@ -116,26 +124,31 @@ def compare(
         return Comparison(compiled, answers, clear, reports, seconds)
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
         save(compiled, Path(folder))
-        parties = LocalParties(folder, threads=threads, timeout=timeout, progress=progress, audit=audit)
-        with parties:
+        options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress}
+        session: LocalParties | ManyLocal
+        if protocol == "crypten":
+            session, report = ManyLocal(folder, roster, **options), partial(many_report, roster=roster)
+        else:
+            session, report = LocalParties(folder, **options, audit=audit), beaver_report
+        with session:
             for number, item in enumerate(inputs):
                 if progress:
                     progress("query", number, len(inputs))
-                answer: LocalAnswer = parties.query(item)
+                answer: LocalAnswer = session.query(item)
                 answers.append(answer.outputs)
                 reports.append(
-                    beaver_report(
+                    report(
                         compiled.program,
                         compiled.plan.name,
                         answer.timings,
                         answer.others,
-                        parties.setup_s,
-                        parties.setup_bytes,
+                        session.setup_s,
+                        session.setup_bytes,
                     )
                 )
             if progress:
                 progress("query", len(inputs), len(inputs))
-        counts = parties.counts
+        counts = session.counts if isinstance(session, LocalParties) else []
     return Comparison(compiled, answers, clear, reports, seconds, seen=uniformity(counts) if counts else None)
 
 

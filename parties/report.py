@@ -8,6 +8,7 @@ from typing import Any
 from ..models.handover import is_handed_over
 from ..models.pricing import Price, price
 from ..models.program import Program
+from .many.roster import Roster
 from .session import Timings
 
 MB = 1e6
@@ -125,6 +126,42 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
         "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
         "ranges), and the padded length",
     }
+
+
+def many_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    *,
+    roster: Roster,
+) -> Report:
+    """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
+    leader, recipient = roster.names[0], roster.names[roster.recipient_rank]
+    data = [roster.names[rank] for rank in sorted(roster.owns_data(program))]
+    learned = dict.fromkeys(
+        roster.names, "received masked values; learns nothing of the data, the weights or the answer"
+    )
+    learned[leader] = "holds the weights, received masked values; learns nothing of the data or the answer"
+    learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")
+    learned[recipient] += "; it alone learns the answer"
+    learned["dealer"] = "was told the program, every party's seed, the keys of the weight masks and a count of queries"
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol="crypten",
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        setup_s=setup_s,
+        offline_bytes=timings.offline_bytes,
+        online_bytes=timings.online.sent,
+        setup_bytes=setup_bytes,
+        rounds=timings.rounds,
+        peak_rss_mb={name.removesuffix("_peak_rss_mb"): mb for name, mb in others.items()},
+        learned=learned,
+    )
 
 
 def clear_report(program: Program, plan: str, seconds: float) -> Report:

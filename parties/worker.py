@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     try:
         config = Config.load(arguments[1])
-        commands = _watch_stdin(config.scratch)
+        commands = watch_stdin(config.scratch)
         if config.core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {config.core})
         {"server": _serve, "dealer": _deal, "client": _ask}[role](config, commands)
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _watch_stdin(scratch: str) -> queue.Queue[dict[str, Any]]:
+def watch_stdin(scratch: str) -> queue.Queue[dict[str, Any]]:
     """Commands from the launcher. At the end of stdin the process ends, and the session's private files with it."""
     commands: queue.Queue[dict[str, Any]] = queue.Queue()
 

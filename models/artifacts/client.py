@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ class ClientLength:
     constants: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
 
-    def encode_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The sources of one query, in the ring, from the model's inputs. Errors: ProgramError."""
-        return encode_client(self.program, self.tensors, self.scales, inputs)
+    def encode_inputs(self, inputs: Mapping[str, Any], wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The sources of one query, in the ring, from the model's inputs. Errors: ProgramError.
+
+        `wanted`: these sources alone, from the inputs they need, where several parties own the data.
+        """
+        return encode_client(self.program, self.tensors, self.scales, inputs, wanted)
 
 
 @dataclass

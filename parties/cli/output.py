@@ -26,6 +26,7 @@ class Format(enum.StrEnum):
 
 class Protocol(enum.StrEnum):
     beaver = "beaver"
+    crypten = "crypten"
     clear = "clear"
 
 

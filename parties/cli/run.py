@@ -34,8 +34,9 @@ def run(
     text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
     plan: OwnPlanOption = None,
     protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="beaver, or clear: the reference that hides nothing.")
+        Protocol, typer.Option("--protocol", help="beaver; crypten: N parties; clear: hides nothing.")
     ] = Protocol.beaver,
+    parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
     length: LengthOption = "auto",
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
@@ -46,8 +47,12 @@ def run(
     timeout: TimeoutOption = 120,
     form: FormatOption = Format.text,
 ) -> None:
-    """Run texts privately: server, dealer and client as three processes of this machine, over TLS."""
+    """Run texts privately: server, dealer and client as three processes of this machine, over TLS.
+
+    With protocol crypten: a dealer and as many parties as you say. The first owns the model, the second the texts.
+    """
     prepare()
+    _check_parties(protocol, parties)
     texts = list(text)
     with Phases() as phases:
         phases.begin("load")
@@ -84,11 +89,13 @@ def run(
             threads=threads,
             timeout=timeout,
             progress=phases.step,
+            parties=parties,
         )
     task = loaded.task
     values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
     results = [{"text": name, **as_json(task.pipeline, value)} for name, value in zip(texts, values, strict=True)]
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
+    summary |= {"parties": parties} if protocol is Protocol.crypten else {}
     if task.pipeline == "sentence-embedding" and len(texts) > 1:
         summary["similarities"] = similarities(texts, values)
     if form is Format.json:
@@ -97,12 +104,26 @@ def run(
     _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary)
 
 
+def _check_parties(protocol: Protocol, parties: int) -> None:
+    """Refuse what cannot be before anything slow happens. Errors: RosterError, CryptenError."""
+    from ..many.roster import RosterError, numbered
+
+    if protocol is Protocol.crypten:
+        from ...protocols.crypten.versions import check_versions
+
+        numbered(parties)
+        check_versions()
+    elif parties != 2:
+        raise RosterError(f"--parties {parties}: protocol {protocol.value} has a fixed number; use --protocol crypten")
+
+
 def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any]) -> None:
     out = console()
     if summary["protocol"] == "clear":
         out.print("protocol clear: the reference, in one process; it hides nothing")
     else:
-        out.print("two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan " + summary["plan"])
+        who = f"{summary['parties']} parties" if summary["protocol"] == "crypten" else "two parties"
+        out.print(f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {summary['plan']}")
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
     words = [(item, in_words(task, value)) for item, value in answers]

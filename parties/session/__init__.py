@@ -33,7 +33,9 @@ from .dealer import (
     Programs,
     SeedError,
     Seeds,
+    receive_program,
     receive_seed,
+    wait_with,
 )
 from .keys import query_key
 from .messages import patient
@@ -61,8 +63,10 @@ __all__ = [
     "patient",
     "peak_rss_mb",
     "query_key",
+    "receive_program",
     "receive_seed",
     "rss_mb",
     "serve_parts",
+    "wait_with",
     "weight_keys",
 ]

@@ -150,7 +150,7 @@ class DealerParty:
         server_seed = bytes.fromhex(read(self.server, Seed, self.server.recv_message()).seed)
         client_seed = _seeds(self.server, lambda: self.seeds.take(self.hello.session, self.hello.program))
         program = self.programs.get(self.hello.program) or self._fetch_program()
-        layout = self._wait(Ahead(lambda: price(program), "price")).layout
+        layout = wait_with(self.server, Ahead(lambda: price(program), "price")).layout
         shapes = program.weight_shapes()
         self.server.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.server.recv(len(shapes) * SEED_BYTES), shapes), shapes)
@@ -183,31 +183,43 @@ class DealerParty:
     def _fetch_program(self) -> Program:
         """The program from the server: bounded, and the one whose hash both other parties named."""
         self.server.send_message({"need": "program"})
-        size = self.server.recv_message().get("program")
-        if not isinstance(size, int) or not 0 < size <= self.limits.program_bytes:
-            raise self._unfit(f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
-        text = bytes(self.server.recv(size))
-        if hashlib.sha256(text).hexdigest() != self.hello.program:
-            raise self._unfit("sent another program than the one it named")
-        try:
-            program = Program.from_json(text)
-            largest = max((8 * elements(item.shape) for item in program.instructions), default=0)
-            if largest > self.limits.value_bytes:
-                raise self._unfit("has a program with values that are too large for this dealer")
-            self._wait(Ahead(lambda: _check_shapes(program), "program"))
-            self._wait(Ahead(lambda: price(program), "price"))
-        except PeerError:
-            raise
-        except Exception:  # whatever a program can be that no compiler makes
-            raise self._unfit("sent a program that cannot be run") from None
+        program = receive_program(self.server, self.hello.program, self.limits, price)
         self.programs.put(program)
         return program
 
-    def _wait(self, work: Ahead[T]) -> T:
-        return work.result(self.server.timeout / 3, lambda: self.server.send_message({"waiting": "program"}))
 
-    def _unfit(self, what: str) -> PeerProtocolError:
-        return PeerProtocolError(self.server.peer, what, SAME_VERSION)
+def receive_program(
+    server: Channel, digest: str, limits: Limits, use: Callable[[Program], object] | None = None
+) -> Program:
+    """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
+    size = server.recv_message().get("program")
+    if not isinstance(size, int) or not 0 < size <= limits.program_bytes:
+        raise _unfit(server, f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
+    text = bytes(server.recv(size))
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise _unfit(server, "sent another program than the one it named")
+    try:
+        program = Program.from_json(text)
+        largest = max((8 * elements(item.shape) for item in program.instructions), default=0)
+        if largest > limits.value_bytes:
+            raise _unfit(server, "has a program with values that are too large for this dealer")
+        wait_with(server, Ahead(lambda: _check_shapes(program), "program"))
+        if use is not None:
+            wait_with(server, Ahead(lambda: use(program), "price"))
+    except PeerError:
+        raise
+    except Exception:  # whatever a program can be that no compiler makes
+        raise _unfit(server, "sent a program that cannot be run") from None
+    return program
+
+
+def wait_with(server: Channel, work: Ahead[T]) -> T:
+    """The result of some work, with signs of life to the peer that waits for it."""
+    return work.result(server.timeout / 3, lambda: server.send_message({"waiting": "program"}))
+
+
+def _unfit(server: Channel, what: str) -> PeerProtocolError:
+    return PeerProtocolError(server.peer, what, SAME_VERSION)
 
 
 def _check_shapes(program: Program) -> None:

@@ -22,8 +22,10 @@ from ..streams import Stream
 class ManySource(Source, Protocol):
     """A source among N parties: it can name who knows a mask."""
 
-    rank: int | None
-    """None: the dealer, or a count."""
+    @property
+    def rank(self) -> int | None:
+        """None: the dealer, or a count."""
+        ...
 
     def known(self, label: str, shape: Shape, owner: int) -> Tensor:
         """A uniform value known to party `owner` (and the dealer); the others get zeros."""

@@ -1,0 +1,105 @@
+"""One party's way into a session: its part of the model, the others, the dealer, CrypTen, the set-up; and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...models.artifacts import load_client, load_helper, load_server
+from ...models.artifacts.client import ClientLength
+from ...protocols.channel import Channel
+from ...protocols.crypten.mesh import Mesh
+from ...protocols.errors import BlindformerError
+from ...protocols.streams import new_seed
+from ..meeting import Address, tell
+from ..tls import Listener
+from .meeting import Place, meet_dealer, meet_parties
+from .party import Held, ManyParty
+from .roster import LEADER, Roster
+
+
+def load_held(
+    folder: str | Path, roster: Roster, rank: int, length: int | None = None
+) -> tuple[ClientLength | None, Held]:
+    """What party `rank` holds of a compiled folder, and the data owner's part if it is one.
+
+    The leader reads the server's part, a data owner the client's, another party the helper's; DIR may hold them all.
+    Errors: ArtifactError.
+    """
+    if rank == LEADER:
+        server = load_server(folder).for_length(length)
+        held = Held(server.program, server.constants, server.weights)
+        if LEADER not in roster.owns_data(server.program):
+            return None, held
+        return load_client(folder).for_length(length), held
+    if rank == roster.asker or rank in {roster.rank(name) for name in roster.owners.values()}:
+        client = load_client(folder).for_length(length)
+        return client, Held(client.program, client.constants)
+    helper = load_helper(folder).for_length(length)
+    return None, Held(helper.program, helper.constants)
+
+
+@dataclass
+class Joined:
+    """A party in its session, with CrypTen's state set up in this process until `close`. A context manager.
+
+    An error that ends the block is told to the other parties.
+    """
+
+    party: ManyParty
+    crypten: Any
+    _undo: ExitStack
+
+    def close(self) -> None:
+        self._undo.close()
+
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, BlindformerError):
+            _tell(self.party.channels, error)
+        self.close()
+
+
+def join(
+    place: Place, held: Held, addresses: Mapping[int, Address], listener: Listener | None, dealer: Address
+) -> Joined:
+    """Meet the other parties and the dealer, and set the session up. Closes `listener`.
+
+    Errors: `PeerError`, which the others have been told; CryptenError if CrypTen is in use in this process.
+    """
+    from ...protocols.crypten.session import CryptenSession
+
+    with ExitStack() as undo:
+        if listener is not None:
+            undo.callback(listener.close)
+        session, channels = meet_parties(place, held.program, addresses, listener)
+        if listener is not None:
+            listener.close()
+        undo.callback(lambda: [channel.close() for channel in channels.values()])
+        known: list[Channel] = list(channels.values())
+        try:
+            seed = new_seed()
+            to_dealer = meet_dealer(place, held.program, session, dealer, seed)
+            if to_dealer is not None:
+                undo.callback(to_dealer.close)
+                known.append(to_dealer)
+            mesh = Mesh(place.rank, channels)
+            undo.callback(mesh.close)
+            party = ManyParty(place.roster, mesh, held, seed, to_dealer)
+            crypten = undo.enter_context(CryptenSession(mesh, place.name, party.deal))
+            party.communicator = crypten.communicator
+            party.set_up()
+        except BlindformerError as error:
+            _tell(known, error)
+            raise
+        return Joined(party, crypten, undo.pop_all())
+
+
+def _tell(channels: list[Channel], error: BlindformerError) -> None:
+    with suppress(BlindformerError):
+        tell(channels, error)

@@ -1,0 +1,88 @@
+"""CrypTen's tuples, made by our dealer: one description, as for every correlation, for the dealer and each party.
+
+additive  a, b uniform, c = op(a, b)        square  r uniform, r r
+binary    a, b uniform bits, c = a & b      bits    r a uniform bit, shared by exclusive or and additively
+wraps     r uniform, and how often the sum of its shares leaves the ring (CrypTen's count)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .source import ManyCount, ManyDealer, ManySource
+
+Sizes = tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+Operation = Literal["mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
+
+
+class Request(BaseModel):
+    """What CrypTen asks its provider for. `options`: of a convolution."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["additive", "square", "binary", "wraps", "bits"]
+    sizes: tuple[Sizes, ...]
+    op: Operation = "mul"
+    options: dict[Literal["stride", "padding", "dilation", "groups", "output_padding"], int | tuple[int, ...]] = {}
+
+
+def make_tuple(source: ManySource, request: Request, label: str) -> tuple[Tensor, ...]:
+    """A party's shares; the values at the dealer, which sends the corrections."""
+    size = request.sizes[0]
+    if request.kind == "additive":
+        a, b = (source.uniform(f"{label}/{i}", shape) for i, shape in enumerate(request.sizes))
+        shape = tuple(_product(request, *(torch.empty(s, device="meta") for s in request.sizes)).shape)
+        return a, b, source.derived(f"{label}/c", shape, lambda: _product(request, a, b))
+    if request.kind == "binary":
+        a, b = (source.uniform_bits(f"{label}/{i}", shape) for i, shape in enumerate(request.sizes))
+        shape = tuple(torch.broadcast_shapes(*request.sizes))
+        return a, b, source.derived_bits(f"{label}/c", shape, lambda: a & b)
+    if request.kind == "bits":
+        bits = source.uniform_bits(f"{label}/r", size) & 1
+        return source.derived(f"{label}/a", size, lambda: bits), bits
+    r = source.uniform(f"{label}/r", size)
+    if request.kind == "square":
+        return r, source.derived(f"{label}/s", size, lambda: r * r)
+    return r, source.derived(f"{label}/w", size, lambda: _wraps(source, f"{label}/r", size))
+
+
+def tuple_layout(request: Request) -> tuple[int, ...]:
+    """Bytes of the corrections. Errors: of any kind, for sizes that do not fit the operation."""
+    count = ManyCount()
+    make_tuple(count, request, "")
+    return tuple(count.layout)
+
+
+def largest(request: Request) -> int:
+    """Bytes of the largest value, which a dealer bounds before it makes any."""
+    return max([8 * _elements(size) for size in request.sizes] + list(tuple_layout(request)))
+
+
+def _elements(size: Sizes) -> int:
+    out = 1
+    for n in size:
+        out *= n
+    return out
+
+
+def _product(request: Request, a: Tensor, b: Tensor) -> Tensor:
+    function: Callable[..., Any] = getattr(torch, request.op)
+    return function(a, b, **request.options)
+
+
+def _wraps(source: ManySource, label: str, size: Sizes) -> Tensor:
+    """Overflows less underflows of adding the shares up in order, as `crypten.common.util.count_wraps` has it."""
+    assert isinstance(source, ManyDealer)
+    shares = [stream.integers(label, size) for stream in source.streams]
+    count, total = torch.zeros_like(shares[0]), shares[0]
+    for share in shares[1:]:
+        following = total + share
+        count -= ((total < 0) & (share < 0) & (following > 0)).long()
+        count += ((total > 0) & (share > 0) & (following < 0)).long()
+        total = following
+    return count
