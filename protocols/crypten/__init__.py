@@ -20,6 +20,7 @@ class Crypten:
     offers = OPERATIONS
     parties = "two or more parties, the first owns the model; offline dealer"
     security = "semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps"
+    exact = True
 
 
 PROTOCOL = Crypten()
