@@ -32,7 +32,7 @@ from .launcher import LocalParties
 from .local import versions
 
 PROTOCOLS = ("torch", "clear", "beaver")
-CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 150 was refused
+CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
 TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, untouched", "approximated"
 Progress = Callable[[str, int, int], None]  # what, done, total
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any
 
@@ -40,12 +41,12 @@ class CryptenSession:
     """CrypTen among the parties of a mesh, while this context manager is entered; on the thread that enters it.
 
     name    this party's
-    deal    where CrypTen's tuples come from (provider.py); None: from the first party, who can then read everything
+    deal    where CrypTen's tuples come from (provider.py)
 
     Errors: CryptenError if CrypTen or torch.distributed is in use in this process; PeerError.
     """
 
-    def __init__(self, mesh: Mesh, name: str, deal: Deal | None = None) -> None:
+    def __init__(self, mesh: Mesh, name: str, deal: Deal) -> None:
         self.mesh, self.name, self.deal = mesh, name, deal
         self._undo = ExitStack()
 
@@ -93,9 +94,8 @@ class CryptenSession:
         self._choose_provider()
 
     def _choose_provider(self) -> None:
-        before, providers = crypten.cfg.config, vars(crypten.mpc)["__SUPPORTED_PROVIDERS"]
+        providers, before = vars(crypten.mpc)["__SUPPORTED_PROVIDERS"], deepcopy(crypten.cfg.config)
         self._undo.callback(crypten.cfg.set_config, before)
-        if self.deal is not None:
-            providers[NAME] = DealerProvider(self.deal)
-            self._undo.callback(providers.pop, NAME)
-        crypten.cfg.mpc.provider = NAME if self.deal else "TFP"
+        providers[NAME] = DealerProvider(self.deal)
+        self._undo.callback(providers.pop, NAME)
+        crypten.cfg.mpc.provider = NAME

@@ -1,0 +1,91 @@
+"""One of three parties of tests/protocols/test_crypten_session.py: CrypTen's own operations on our channels and dealer.
+
+python crypten_party.py RANK PORT0 PORT1     party k listens at PORTk, and dials those before it
+"""
+
+import sys
+import threading
+
+import torch
+from blindformer.parties.memory import memory_pair
+from blindformer.parties.tls import dial, listen
+from blindformer.protocols.beaver.source import Corrections
+from blindformer.protocols.crypten.mesh import Mesh
+from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten
+from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, PartySource
+from blindformer.protocols.crypten.tuples import make_tuple, tuple_layout
+from blindformer.protocols.crypten.versions import CryptenError
+from blindformer.protocols.streams import Stream, derive
+
+SEEDS = [bytes([k]) * 16 for k in range(3)]  # a test's dealer sits beside the leader, and the seeds are no secret
+
+
+def streams(number):
+    return [Stream(derive(seed, f"tuple {number}"), "masks") for seed in SEEDS]
+
+
+def deal(rank):
+    def make(request, number):
+        mine = streams(number)[rank]
+        if rank:
+            return PartySource(mine, rank)
+        sizes = tuple_layout(request)
+        ours, theirs = memory_pair("dealer", "alice", 20)
+        source = ManyDealer(streams(number), Corrections(ours, sizes))
+        threading.Thread(target=make_tuple, args=(source, request, f"tuple {number}"), daemon=True).start()
+        return LeaderSource(mine, Corrections(theirs, sizes))
+
+    return make
+
+
+def connect(rank, ports):
+    listener = listen("127.0.0.1", ports[rank], None, insecure=True) if rank < 2 else None
+    channels = {}
+    for peer in range(rank):
+        channels[peer] = dial("127.0.0.1", ports[peer], None, f"party{peer}", insecure=True, retry_seconds=60)
+        channels[peer].send_message({"rank": rank})
+    while listener and len(channels) < 2:
+        channel = listener.accept(60)
+        channels[channel.recv_message()["rank"]] = channel
+    return channels
+
+
+def compute():
+    x = torch.tensor([[1.0, -2.0], [3.5, 0.25]])
+    a, b = crypten.cryptensor(x, src=0), crypten.cryptensor(x.flip(0), src=1)
+    found = {
+        "mul": (a * b, x * x.flip(0)),
+        "square": (a.square(), x * x),
+        "matmul": (a.matmul(b), x @ x.flip(0)),
+        "compare": (a > b, (x > x.flip(0)).float()),
+        "divide": (a / 4.0, x / 4.0),
+    }
+    for name, (secret, plain) in found.items():
+        assert (secret.get_plain_text() - plain).abs().max() < 1e-3, name
+    return a.share.flatten().tolist()
+
+
+def main(rank, ports):
+    channels = connect(rank, ports)
+    shares = []
+    for _ in range(2):  # two sessions, one after the other, in one process
+        mesh = Mesh(rank, channels)
+        before = crypten.cfg.mpc.provider
+        with CryptenSession(mesh, f"party{rank}", deal(rank)), crypten.no_grad():
+            assert crypten.cfg.mpc.provider == "blindformer"
+            shares.append(compute())
+            try:
+                CryptenSession(mesh, "again", deal(rank)).__enter__()
+            except CryptenError:
+                pass
+            else:
+                raise AssertionError("two sessions at once")
+        mesh.close()
+        assert crypten.cfg.mpc.provider == before
+        assert DistributedCommunicator.instance is None
+        assert not torch.distributed.is_initialized()
+    assert shares[0] != shares[1], "the same values are shared afresh"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), [int(port) for port in sys.argv[2:]])
