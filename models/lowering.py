@@ -5,8 +5,9 @@ is folded and stays the server's; what depends on the client's inputs alone is l
 the program's prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/rules/).
 
 The embedding block: an embedding table read by the client's tokens, and what follows elementwise up to the first
-matrix product, runs at the client, so these parameters are released to it. With `embedding="private"` the table stays
-with the server and the lookup is a product with a secret one-hot matrix.
+matrix product, runs at the client, so these parameters are released to it; a product that alone reads it and makes it
+narrower is part of it, as a table of low rank would be. With `embedding="private"` the table stays with the server and
+the lookup is a product with a secret one-hot matrix.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Lowering:
     # --- calls -------------------------------------------------------------------------------------------------------
     def _call(self, item: fx.Node) -> Any:
         target = str(item.target)
-        short = target.removeprefix("aten.").removeprefix("blindformer.").split(".")[0]
+        short = _short(target)
         if short in IGNORED:
             return None
         args: Any = fx.map_arg(item.args, lambda n: self.values[n.name])
@@ -141,7 +142,7 @@ class Lowering:
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         found = list(_values(args)) + list(_values(kwargs))
-        owner = self._owner(short, found)
+        owner = self._owner(short, found, _narrows(item, short, args))
         if owner == "shared":
             return self._shared(short, target, args, kwargs)
         value = _concrete(item.target, args, kwargs)
@@ -150,7 +151,7 @@ class Lowering:
             return self._results(value, owner, parameters)
         return self._client(item, short, args, kwargs, found, value)
 
-    def _owner(self, short: str, found: list[Value]) -> str:
+    def _owner(self, short: str, found: list[Value], narrows: bool) -> str:
         owners = {v.owner for v in found}
         if "shared" in owners:
             return "shared"
@@ -158,7 +159,7 @@ class Lowering:
             if short == "embedding":
                 return "shared" if self.embedding == "private" else "client"
             released = all(v.embedded for v in found if v.owner == "client")
-            return "client" if released and short not in MATRIX_PRODUCTS else "shared"
+            return "client" if released and (narrows or short not in MATRIX_PRODUCTS) else "shared"
         if "client" in owners:
             return "client"
         return "server" if "server" in owners else "public"
@@ -221,6 +222,30 @@ class Lowering:
             v.ref = f"released.{len(self.released)}"
         self.released[v.ref] = v.value.detach()
         self.origins[v.ref] = v.parameters
+
+
+def _short(target: Any) -> str:
+    return str(target).removeprefix("aten.").removeprefix("blindformer.").split(".")[0]
+
+
+def _narrows(item: fx.Node, short: str, args: Any) -> bool:
+    """Whether a layer is the one reader of its input and makes it narrower, for other layers to come.
+
+    A factorised embedding (ALBERT, ELECTRA) ends so. A layer that ends the model is its own secret, however narrow.
+    """
+    if short != "linear" or not isinstance(args[1], Value) or not isinstance(item.args[0], fx.Node):
+        return False
+    outputs, inputs = args[1].value.shape
+    if outputs >= inputs or len(item.args[0].users) > 1:
+        return False
+    todo, seen = list(item.users), set()
+    while todo:
+        user = todo.pop()
+        if _short(user.target) in MATRIX_PRODUCTS:
+            return True
+        todo += [] if user in seen else list(user.users)
+        seen.add(user)
+    return False
 
 
 def _sources(exported: ExportedProgram) -> dict[str, tuple[str, str, Any]]:

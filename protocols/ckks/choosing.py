@@ -56,5 +56,6 @@ def circuit_of(
     texts = sources[0][0]
     tokens = max([1, *(item.shape[-2] for item in products), *(s[1] for s in rows if len(s) == 3)])
     features = max([1, *(shape[-1] for shape in sources if len(shape) == 3)])
-    packing = packing_for(slots, texts, tokens, features, bool(products))
+    several = any(len(item.shape) >= 2 and item.shape[-2] > 1 for item in products)
+    packing = packing_for(slots, texts, tokens, features, several)
     return Planner(instructions, known, clients, packing).run(outputs)

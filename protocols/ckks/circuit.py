@@ -123,6 +123,47 @@ class Mix(Attention):
         yield from self.giants()
 
 
+@dataclass
+class OneQuery(Step):
+    """Attention of one query of each text. `span`: lanes of a text, a power of two; what lies beyond its tokens is 0."""
+
+    span: int = 1
+
+    def doublings(self) -> list[int]:
+        """Rotations that reach every lane of a text from its first one."""
+        return [1 << k for k in range(self.span.bit_length() - 1)]
+
+
+@dataclass
+class QueryScores(OneQuery):
+    """One query, copied to every lane of its text, times keys. `sums`: as in `Scores`."""
+
+    queries: list[Operand] = field(default_factory=list)
+    keys: list[Operand] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
+
+    def rotations(self) -> Iterator[int]:
+        yield from (-steps for steps in self.doublings())
+        yield from self.sums
+
+
+@dataclass
+class QueryMix(OneQuery):
+    """Weights times values, summed over the lanes of a text into its first one."""
+
+    weights: list[Operand] = field(default_factory=list)
+    values: list[Operand] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.weights, *self.values))
+
+    def rotations(self) -> Iterator[int]:
+        yield from self.doublings()
+
+
 @dataclass(frozen=True)
 class Input:
     """A value of the client's in ciphertexts: elements `at` of what the program calls `name` (-1: zero)."""

@@ -4,17 +4,20 @@ Attention over L tokens: score (i, j) belongs to the offset r = j - i modulo L, 
 move right by g, keys (each text's laid twice in a row) left by b, so one product holds the scores of offset r of all
 queries, heads and texts, at lane i + g. Values move like keys; what is mixed moves back by g at the end.
 
+Where one query of each text is all that is asked for, it is copied to all lanes of its text instead, meets every key at
+once, and what is mixed is summed over the lanes.
+
 Products are relinearised once for a sum, not once each, and rescaled after. Encoded weights are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
-from .circuit import Affine, Circuit, Mix, Multiply, Operand, Scores, Step
+from .circuit import Affine, Circuit, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
 from .keys import EvaluationKeys, Ring
 from .parameters import CkksError, Parameters
 
@@ -57,6 +60,7 @@ class _Run:
         self.rotated: dict[tuple[int, int, int], Any] = {}  # of (ciphertext, baby step, depth): readers share them
         self.kinds: dict[type[Step], Callable[[int, Any], list[Any]]] = {
             Affine: self._affine, Multiply: self._multiply, Scores: self._scores, Mix: self._mix,
+            QueryScores: self._query_scores, QueryMix: self._query_mix,
         }  # fmt: skip
 
     def step(self, number: int, step: Step) -> None:
@@ -169,11 +173,14 @@ class _Run:
             total = None
             for query, key in zip(moved[giant], keys, strict=True):
                 total = self._sum(total, self._product(query, key[baby]))
-            out = self._closed(total)
-            for steps in step.sums:
-                out = self._added(out, self._rotate(out, steps))
-            results.append(out)
+            results.append(self._summed(self._closed(total), step.sums))
         return results
+
+    def _summed(self, x: Any, rotations: Iterable[int]) -> Any:
+        """The sum of a ciphertext's rotations by all sums of these."""
+        for steps in rotations:
+            x = self._added(x, self._rotate(x, steps))
+        return x
 
     def _added(self, x: Any, y: Any) -> Any:
         out = seal.Ciphertext()
@@ -193,3 +200,16 @@ class _Run:
             for block, total in enumerate(row):
                 results[block] = self._sum(results[block], self._rotate(self._closed(total), giant))
         return results
+
+    def _query_scores(self, number: int, step: QueryScores) -> list[Any]:
+        total = None
+        for query, key in zip(step.queries, step.keys, strict=True):
+            copied = self._summed(self._with(query, step.work), (-steps for steps in step.doublings()))
+            total = self._sum(total, self._product(copied, self._with(key, step.work)))
+        return [self._summed(self._closed(total), step.sums)]
+
+    def _query_mix(self, number: int, step: QueryMix) -> list[Any]:
+        (operand,) = step.weights
+        weight = self._with(operand, step.work)
+        products = (self._closed(self._product(weight, self._with(value, step.work))) for value in step.values)
+        return [self._summed(product, step.doublings()) for product in products]

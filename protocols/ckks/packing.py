@@ -96,12 +96,19 @@ class Layout:
         )
 
 
+def span(tokens: int) -> int:
+    """Lanes for the tokens of a text: a power of two."""
+    return 1 << (tokens - 1).bit_length()
+
+
 def packing_for(slots: int, texts: int, tokens: int, features: int, attention: bool) -> Packing:
-    """The packing with as many lanes as leave the features that a ciphertext shall hold, if there is room for them.
+    """`attention`: of more than one query a text.
+
+    The packing with as many lanes as leave the features that a ciphertext shall hold, if there is room for them.
 
     Errors: CkksError where one feature of all tokens does not fit a ciphertext.
     """
-    stride = (1 << (tokens - 1).bit_length()) * (2 if attention else 1)
+    stride = span(tokens) * (2 if attention else 1)
     least = (1 << (texts - 1).bit_length()) * stride
     if least > slots:
         raise CkksError(
@@ -131,6 +138,17 @@ def score_layout(packing: Packing, texts: int, heads: int, tokens: int, giant: i
         tokens,
         slot[:, None] + repeats[None, :] if len(repeats) else None,
     )
+
+
+def query_layout(packing: Packing, texts: int, heads: int, tokens: int) -> Layout:
+    """Scores [texts, heads, 1, keys] of one query: in one ciphertext, each where its key lies, once in every feature of
+    its head."""
+    group = 1 << (heads - 1).bit_length()
+    text, head, key = np.ogrid[:texts, :heads, :tokens]
+    slot = (head * packing.lanes + text * packing.stride + key).reshape(-1)
+    repeats = np.arange(1, max(1, packing.features // group)) * group * packing.lanes
+    copies = slot[:, None] + repeats[None, :] if len(repeats) else None
+    return Layout(packing.slots, np.zeros_like(slot), slot, 1, copies)
 
 
 def baby_steps(tokens: int) -> int:

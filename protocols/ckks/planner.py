@@ -24,12 +24,14 @@ from .circuit import (
     Multiply,
     Operand,
     Output,
+    QueryMix,
+    QueryScores,
     Scores,
     check_scores,
 )
 from .diagonals import blocks_of
 from .forms import Form
-from .packing import Layout, Packing, baby_steps, score_layout
+from .packing import Layout, Packing, baby_steps, query_layout, score_layout, span
 from .parameters import CkksError
 
 Array = np.ndarray
@@ -104,10 +106,12 @@ class Planner:
         self.circuit = Circuit(self.packing)
         # Of one value at several scales, the finest is sent.
         self.finest: dict[str, tuple[int, str]] = {}
+        self.whole: dict[str, Array] = {}
         for item in self.instructions:
             if item.op == "client":
                 name = item.attributes["name"]
                 ref = self.clients.get(name, name)
+                self.whole[ref] = _numbers(item.shape)
                 self.finest[ref] = max(self.finest.get(ref, (item.scale, name)), (item.scale, name))
 
     def run(self, outputs: Mapping[str, int]) -> Circuit:
@@ -153,6 +157,9 @@ class Planner:
         at = value.at if at is None else at
         if value.form is not None:
             return forms.gather(value.form, at).scaled(value.factor)
+        whole = self.whole[value.client]
+        if _is_rows(at, whole.shape):  # sent once, with the rows that others read
+            return forms.gather(forms.identity(self._input(value.client, whole), whole.shape), at).scaled(value.factor)
         base = self._input(value.client, at)
         return forms.identity(base, at.shape or (1,)).scaled(value.factor)
 
@@ -324,7 +331,7 @@ class Planner:
         if weights is not None and y.at.shape[:-1] == (*x.at.shape[:-2], x.at.shape[-1]):
             return self._mixed(x, y, item.shape, factor)
         turned = y.viewed(np.swapaxes(y.at, -1, -2))
-        if x.at.shape != turned.at.shape or x.at.ndim not in (3, 4):
+        if not _attend(x.at.shape, turned.at.shape):
             raise self._fail(
                 f"a product of secrets [{_text(x.at)}] x [{_text(y.at)}]; ckks knows attention over the tokens "
                 "of a text: queries by keys, weights by values"
@@ -342,10 +349,18 @@ class Planner:
     def _scored(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
         texts, heads, tokens = (shape[0], shape[1] if len(shape) == 4 else 1, shape[-1])
         check_scores(self.packing, heads, self.path)
-        self._check_stride(tokens)
-        queries, keys = self._clean(x), self._clean(y)
         group, lanes = 1 << (heads - 1).bit_length(), self.packing.lanes
         sums = [group * lanes << k for k in range((self.packing.features // group).bit_length() - 1)]
+        queries, keys = self._clean(x), self._clean(y)
+        factor *= queries.factor * keys.factor
+        if shape[-2] == 1:
+            number = self.circuit.new(1)
+            self.circuit.add(
+                QueryScores(number, self.path, span=span(tokens), queries=queries.operands, keys=keys.operands,
+                            sums=sums)
+            )  # fmt: skip
+            return self._result(query_layout(self.packing, texts, heads, tokens), False, factor, shape, number, tokens)
+        self._check_stride(tokens)
         numbers = self.circuit.new(tokens)
         giant = baby_steps(tokens)
         self.circuit.add(
@@ -353,25 +368,47 @@ class Planner:
                    keys=keys.operands, sums=sums)
         )  # fmt: skip
         layout = score_layout(self.packing, texts, heads, tokens, giant)
-        return self._result(layout, False, factor * queries.factor * keys.factor, shape, numbers, tokens)
+        return self._result(layout, False, factor, shape, numbers, tokens)
 
     def _mixed(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
         weights, values = self._held(x, x.at.shape, None), self._clean(y)
+        factor *= weights.factor * values.factor
         tokens = x.at.shape[-1]
         numbers = self.circuit.new(values.base.layout.blocks)
+        if shape[-2] == 1:
+            self.circuit.add(
+                QueryMix(numbers, self.path, span=span(tokens), weights=weights.operands, values=values.operands)
+            )
+            return self._result(self.packing.natural(shape), False, factor, shape, numbers)
         self.circuit.add(
             Mix(numbers, self.path, tokens=tokens, giant=baby_steps(tokens), lanes=self.packing.lanes,
                 weights=weights.operands, values=values.operands)
         )  # fmt: skip
-        return self._result(values.base.layout, False, factor * weights.factor * values.factor, shape, numbers)
+        return self._result(values.base.layout, False, factor, shape, numbers)
 
     def _check_stride(self, tokens: int) -> None:
         if self.packing.stride < 2 * tokens:
             raise self._fail(f"attention over {tokens} tokens, and texts lie {self.packing.stride} lanes apart")
 
 
+def _attend(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
+    """Whether shapes [texts, (heads,) tokens, features] are of queries and keys: one query, or as many as keys."""
+    return (
+        len(queries) in (3, 4)
+        and (*queries[:-2], queries[-1]) == (*keys[:-2], keys[-1])
+        and queries[-2] in (1, keys[-2])
+    )
+
+
 def _numbers(shape: tuple[int, ...]) -> Array:
     return np.arange(int(np.prod(shape))).reshape(shape)
+
+
+def _is_rows(at: Array, shape: tuple[int, ...]) -> bool:
+    """Whether elements `at` [texts, some, features] of a value [texts, tokens, features] are some of its rows."""
+    if len(shape) != 3 or at.ndim != 3 or at.shape[-1] != shape[-1] or (at == forms.ZERO).any():
+        return False
+    return bool((at % shape[-1] == np.arange(shape[-1])).all())
 
 
 def _of(form: Form, shape: tuple[int, ...]) -> Value:
