@@ -18,9 +18,10 @@ from ...approximations import Plan, approximate, calibrate, out_of_range, restor
 from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
 from ..loading import BUCKETS, Loaded, load, quiet
-from .augment import with_variants
+from .augment import UNLABELLED, with_variants
 from .batches import in_order, tokenise
 from .checkpoints import locked, storing
+from .compact import compact_student, freeze, in_clear
 from .ranges import RangePenalty, extremes, observed
 from .settings import DistillError, Settings
 from .stages import Pupil, hidden_stage, logit_stage
@@ -52,6 +53,7 @@ def distill(
     out: str | Path,
     plan: Plan | str = "fast",
     *,
+    transfer: str | Path | Dataset | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
     **settings: Any,
@@ -62,6 +64,7 @@ def distill(
                out/teacher
     data       a data set, or what `load_data` takes
     out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
+    transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
     settings   fields of `Settings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError) or PlanError, one line with the remedy.
@@ -69,8 +72,9 @@ def distill(
     chosen, out = Settings(**settings), Path(out)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
+    more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     with locked(out):
-        return _Run(load(teacher), dataset, out, plan, chosen, progress, say or (lambda stage: None)).run()
+        return _Run(load(teacher), dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
 
 
 class _Run:
@@ -78,13 +82,15 @@ class _Run:
         self,
         loaded: Loaded,
         data: Dataset,
+        transfer: Dataset | None,
         out: Path,
         plan: Plan,
         settings: Settings,
         progress: Progress | None,
         say: Say,
     ) -> None:
-        self.loaded, self.data, self.out, self.plan = loaded, data, out, plan
+        self.loaded, self.data, self.transfer, self.out = loaded, data, transfer, out
+        self.plan = plan if settings.hidden is None else in_clear(plan)
         self.settings, self.progress, self.say = settings, progress, say
         self.work = out / _WORK
         self.history: dict[str, list[dict[str, float]]] = {}
@@ -99,19 +105,22 @@ class _Run:
         self.train = tokenise(self.loaded, self.data.train, self.settings.length)
         self.validation = tokenise(self.loaded, self.data.validation, self.settings.length)
         teacher = self.loaded.model if given else classifier_of(self.loaded, self.data.labels, self.settings.seed)
-        kept = spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
-        check_modules(with_layers(teacher, kept), self.plan)  # before anything slow happens
+        compact = self.settings.hidden is not None
+        kept = [] if compact else spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
+        check_modules(self._student(teacher, kept), self.plan)  # before anything slow happens
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
-        student = with_layers(teacher, kept)
+        student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
         student.requires_grad_(True)
-        freeze_embeddings(student)
+        (freeze if compact else freeze_embeddings)(student)
+        texts = self._transferred()
+        more = Examples(self.data.train.texts + texts, [*self.data.train.labels, *[UNLABELLED] * len(texts)])
         if self.settings.augment:
-            more = with_variants(self.data.train, self.settings.augment, self.settings.seed)
-            self.train = tokenise(self.loaded, more, self.settings.length)
+            more = with_variants(more, self.settings.augment, self.settings.seed)
+        self.train = tokenise(self.loaded, more, self.settings.length)
         start = extremes(student, self._calibration()[0])
         pupil = Pupil(student, teacher, kept, self.train, self.validation, self.settings, start)
         about = _digest(teacher)
@@ -121,6 +130,19 @@ class _Run:
                     self._train(student, hidden_stage(pupil), about)
             self._train(student, logit_stage(pupil), about)
         return self._finish(teacher, student, kept)
+
+    def _student(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
+        if self.settings.hidden is None:
+            return with_layers(teacher, kept)
+        return compact_student(teacher, self.settings, dict(enumerate(self.data.labels)), self._calibration())
+
+    def _transferred(self) -> list[str]:
+        """The texts of another data set, without those that this one judges by. Errors: DataError for images."""
+        if self.transfer is None:
+            return []
+        parts = (self.transfer.train, self.transfer.validation, self.transfer.test)
+        judged_by = set(self.data.validation.texts + self.data.test.texts)
+        return [text for part in parts for text in part.texts if text not in judged_by]
 
     def _fine_tune(self, teacher: nn.Module) -> None:
         about = _digest(teacher)
@@ -157,6 +179,7 @@ class _Run:
             "teacher": self.loaded.name,
             "data": {"name": self.data.name, "labels": list(self.data.labels), "train": len(self.data.train),
                      "validation": len(self.data.validation), "test": len(self.data.test)},
+            "transfer": {"name": self.transfer.name, "texts": len(self._transferred())} if self.transfer else None,
             "plan": self.plan.name,
             "kept_layers": kept,
             "settings": self.settings.model_dump(),

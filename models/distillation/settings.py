@@ -14,10 +14,17 @@ class DistillError(BlindformerError):
     """A distillation that cannot start, go on or be stored."""
 
 
+COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate": 2e-3, "augment": 2}
+"""Defaults for a compact student: it shares no states with its teacher, and learns fast."""
+
+
 class Settings(BaseModel):
     """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
 
     layers           layers of the student, as many as the teacher's unless given; spread evenly, the last one kept
+    hidden           features of a compact student, fewer than its teacher has; `heads`: of its attention, `inner`: of
+                     its feed-forward (twice as many unless given). It starts from random layers and learns
+                     from answers alone: other defaults apply (COMPACT)
     length           tokens that a training text is cut to
     teacher_epochs   fine-tuning of the teacher, if it is no classifier for these labels yet
     hidden_epochs    first stage: embeddings, hidden states and attention
@@ -34,6 +41,9 @@ class Settings(BaseModel):
 
     seed: int = 0
     layers: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=8)
+    heads: int = Field(default=4, ge=1)
+    inner: int | None = Field(default=None, ge=8)
     length: int = Field(default=64, ge=8)
     batch: int = Field(default=32, ge=1)
     augment: int = Field(default=3, ge=0)
@@ -57,7 +67,7 @@ class Settings(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            super().__init__(**({**COMPACT, **fields} if fields.get("hidden") else fields))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -66,6 +76,11 @@ class Settings(BaseModel):
                     f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
                 ) from None
             raise DistillError(f"setting {where}: {first['msg']}") from None
+        if self.hidden is not None and self.hidden_epochs:
+            raise DistillError(
+                f"hidden_epochs {self.hidden_epochs}: a student of {self.hidden} features has no states to compare "
+                "with its teacher's; leave them out"
+            )
 
     def fingerprint(self, *more: str) -> str:
         """What a checkpoint belongs to: these settings, and digests of what else decides the result."""

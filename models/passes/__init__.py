@@ -10,7 +10,17 @@ from .merge import merge_equal
 from .rows import needed_rows
 from .scalars import fold_scalars
 
-PASSES = (merge_equal, needed_rows, merge_equal, fold_scalars, mask_values, fold_affines, merge_equal, fuse_linears, merge_equal)
+PASSES = (
+    merge_equal,
+    needed_rows,
+    merge_equal,
+    fold_scalars,
+    mask_values,
+    fold_affines,
+    merge_equal,
+    fuse_linears,
+    merge_equal,
+)
 
 
 def optimise(outputs: list[Node]) -> list[Node]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..graph import Builder, Node, order
 
@@ -35,7 +36,7 @@ class Cut:
 
 
 def needed_rows(outputs: list[Node]) -> list[Node]:
-    """Whole: None."""
+    """The graph, computed only as far as it is read."""
     nodes = order(outputs)
     asked: dict[int, set[Cut | None]] = {id(node): set() for node in nodes}
     for node in outputs:
@@ -70,14 +71,20 @@ def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made:
     if cut is None or passed is None:
         whole = node
         if any(a is not b for a, b in zip(args, node.args, strict=True)):
-            whole = Node(node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, coarse=node.coarse)
+            whole = Node(
+                node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, coarse=node.coarse
+            )
         return whole if cut is None else cut.of(builder, whole)
     shape = list(node.shape)
     shape[cut.dim] = len(range(cut.start, cut.stop, cut.step))
     attributes = dict(node.attributes)
     if "sizes" in attributes:
         attributes["sizes"] = shape
-    return Node(node.op, args, attributes, tuple(shape), node.owner, node.path, node.name, coarse=node.coarse)
+    return _like(node, args, tuple(shape), attributes)
+
+
+def _like(node: Node, args: list[Node], shape: tuple[int, ...], attributes: dict[str, Any]) -> Node:
+    return Node(node.op, args, attributes, shape, node.owner, node.path, node.name, coarse=node.coarse)
 
 
 def _sliced(builder: Builder, node: Node, cut: Cut | None) -> Node:

@@ -41,6 +41,14 @@ def distill(
     layers: Annotated[
         int | None, typer.Option("--layers", min=1, help="Layers of the student (default: all of the teacher's).")
     ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option("--hidden", min=8, help="Features of a compact student: its teacher's words, random layers."),
+    ] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="Heads of a compact student (4).")] = None,
+    transfer: Annotated[
+        str | None, typer.Option("--transfer", help="More texts, which the teacher answers: as --data takes them.")
+    ] = None,
     seed: SeedOption = 0,
     length: Annotated[int, typer.Option("--length", min=8, help="Tokens that training texts are cut to.")] = 64,
     teacher_epochs: Annotated[
@@ -72,6 +80,7 @@ def distill(
         "hidden_epochs": hidden_epochs,
         "logit_epochs": logit_epochs,
         "augment": augment,
+        "heads": heads,
     }
     with Phases() as phases:
         phases.begin("load")
@@ -93,9 +102,11 @@ def distill(
             dataset,
             out,
             chosen,
+            transfer=transfer,
             progress=show,
             seed=seed,
             layers=layers,
+            hidden=hidden,
             length=length,
             bfloat16=bfloat16,
             **{name: value for name, value in given.items() if value is not None},
@@ -109,7 +120,7 @@ def distill(
 def _show(folder: Path, report: dict[str, Any], data: str) -> None:
     out, counts = console(), report["data"]
     out.print(
-        f"teacher {report['teacher']}   plan {report['plan']}   layers {len(report['kept_layers'])}   data "
+        f"teacher {report['teacher']}   plan {report['plan']}   layers {_layers(report)}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
     rows = table("on validation", "accuracy", right=(1,))
@@ -122,3 +133,7 @@ def _show(folder: Path, report: dict[str, Any], data: str) -> None:
         + (f", first {left[0]}" if left else "")
         + f"\n{folder} is done: blindformer evaluate {folder} --data {data}"
     )
+
+
+def _layers(report: dict[str, Any]) -> int:
+    return len(report["kept_layers"]) or report["settings"]["layers"] or 1

@@ -125,7 +125,7 @@ class Mix(Attention):
 
 @dataclass
 class OneQuery(Step):
-    """Attention of one query of each text. `span`: lanes of a text, a power of two; what lies beyond its tokens is 0."""
+    """Attention of one query a text. `span`: lanes of a text, a power of two; those beyond its tokens hold 0."""
 
     span: int = 1
 

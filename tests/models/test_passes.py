@@ -14,6 +14,7 @@ from blindformer.models.passes.affine import fold_affines
 from blindformer.models.passes.fuse import fuse_linears
 from blindformer.models.passes.masks import mask_values
 from blindformer.models.passes.merge import merge_equal
+from blindformer.models.passes.rows import needed_rows
 from blindformer.models.passes.scalars import fold_scalars
 from blindformer.models.reference import run
 from blindformer.tests.models.conftest import make
@@ -212,3 +213,40 @@ def test_a_mask_with_other_readers_is_left_alone():
     moved = mask_values(alone)
     assert same(alone, moved)
     assert not any(n.op == "mul_private" and n.args[1].name == "m" for n in order(moved))
+
+
+def test_rows_that_nobody_reads_are_not_computed():
+    """Through a norm, whose input has two readers that agree, and a sum with a weight by row."""
+    b = Builder()
+    x = b.add(b.matmul(shared(3, 4), weight(draw(4, 6))), weight(draw(3, 6)))
+    normed = b.sub(x, b.sum(x, [-1], True))
+    out = b.select(b.polynomial(normed, [0.0, 1.0, 1.0]), 0, 1)
+    (after,) = needed_rows([out])
+    assert same([out], [after])
+    assert {n.shape for n in order([after]) if n.op in ("linear", "polynomial", "sub")} == {(1, 6)}
+
+
+def test_attention_for_one_query_reads_all_keys():
+    b, x = Builder(), shared(1, 5, 4)
+    scores = b.matmul(x, b.transpose(x, -1, -2))
+    out = b.slice(b.matmul(b.mul(scores, scores), x), -2, 0, 1)
+    (after,) = needed_rows([out])
+    assert same([out], [after])
+    assert [n.shape for n in order([after]) if n.op == "matmul"] == [(1, 1, 5), (1, 1, 4)]
+
+
+@pytest.mark.parametrize("other", [(0, 0, 2), (1, 0, 1)])
+def test_readers_that_do_not_agree_get_all_of_it(other):
+    b = Builder()
+    x = b.polynomial(shared(3, 4), [0.0, 1.0, 1.0])
+    outputs = [b.slice(x, 0, 0, 1), b.slice(x, *other)]
+    after = needed_rows(outputs)
+    assert same(outputs, after)
+    assert [n.shape for n in order(after) if n.op == "polynomial"] == [(3, 4)]
+
+
+def test_a_classifier_s_last_layer_works_for_one_token():
+    program = make("bert-labels", "fast").compiled.program
+    shapes = {i.path: i.shape for i in program.instructions if i.op == "linear"}
+    assert shapes["bert.encoder.layer.0.output.dense"] == (1, 8, 32)
+    assert shapes["bert.encoder.layer.1.output.dense"] == (1, 1, 32)

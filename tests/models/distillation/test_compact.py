@@ -1,0 +1,68 @@
+"""A compact student: its teacher's words, a width of its own, and a folder like any other."""
+
+import pytest
+import torch
+from blindformer.approximations import approximate
+from blindformer.models.compile import compile
+from blindformer.models.data import Dataset, Examples
+from blindformer.models.distillation import DistillError, Settings, distill
+from blindformer.models.loading import load
+
+from tests.models.distillation.conftest import sentences
+
+SMALL = {"hidden": 16, "layers": 1, "teacher_epochs": 1, "logit_epochs": 2, "augment": 1, "length": 16}
+
+
+@pytest.fixture(scope="module")
+def student(encoder, few, tmp_path_factory):
+    return distill(encoder, few, tmp_path_factory.mktemp("compact"), "he", transfer=sentences(60, seed=1), **SMALL)
+
+
+def test_any_transformers_script_loads_it(student):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(student.folder)
+    assert (model.config.hidden_size, model.config.embedding_size, model.config.num_hidden_layers) == (16, 32, 1)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_its_words_are_the_teachers(student):
+    ours, theirs = load(student.folder).model, load(student.folder / "teacher").model
+    assert torch.equal(ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+
+
+def test_texts_without_labels_are_learned_from_but_not_those_it_is_judged_by(student, encoder, few, tmp_path):
+    assert student.report["transfer"] == {"name": "sentences", "texts": 60}
+    known = Dataset("known", "text", few.labels, few.test, few.validation, Examples(["it is red"], [0]), {})
+    found = distill(encoder, few, tmp_path / "out", "he", transfer=known, **{**SMALL, "logit_epochs": 1})
+    assert found.report["transfer"]["texts"] == 1
+
+
+def test_the_client_s_part_ends_with_the_projection(student):
+    """And computes the norm in it exactly: plan `he` holds for what is encrypted."""
+    loaded = load(student.folder)
+    assert student.plan.choice("layer_norm", "electra.embeddings.LayerNorm").name == "exact"
+    batch = loaded.encode("it is good", 16)
+    compiled = compile(loaded.model, batch, student.plan, outputs=["logits"])
+    assert "electra.embeddings_project.weight" in compiled.program.released
+    assert not any("encoder" in name for name in compiled.program.released)
+    approximate(loaded.model, student.plan)
+    assert loaded.model(**batch).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden": 64}, "at most the teacher's 32"),
+        ({"hidden": 18}, "a multiple of the heads"),
+        ({"hidden": 16, "hidden_epochs": 2}, "has no states to compare"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(encoder, few, tmp_path, settings, message):
+    with pytest.raises(DistillError, match=message):
+        distill(encoder, few, tmp_path / "out", "he", **settings)
+
+
+def test_a_compact_student_has_defaults_of_its_own():
+    assert Settings(hidden=16).logit_rate > Settings().logit_rate
+    assert Settings(hidden=16, logit_rate=1e-4).logit_rate == 1e-4
