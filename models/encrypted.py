@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..protocols.ckks.choosing import plan
-from ..protocols.ckks.circuit import Circuit
+from ..protocols.ckks.circuit import Circuit, Step
+from ..protocols.ckks.exact import Exact
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
 from .compile import AnswerOutOfRange, Compiled, decode_outputs
@@ -40,6 +44,27 @@ class Encrypted:
         values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
         return self.decode(self.evaluator.run(self.keys.encrypt(values), self.keys.evaluation))
 
+    def precision_by_layer(self, inputs: Mapping[str, Tensor]) -> list[LayerPrecision]:
+        """What CKKS loses on the way, module by module, for one query. Takes a query's time.
+
+        Every step's slots are decrypted and compared with those of the same circuit on real numbers: what is found in
+        a module is the error of all that lies before it, too.
+        """
+        values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
+        exact, rows = Exact(self.circuit, values), []
+
+        def watch(step: Step, held: Mapping[int, Any]) -> None:
+            exact.step(step)
+            found = self.keys.slots({number: held[number] for number in step.results})
+            error = max(float(np.abs(found[n] - exact.held[n]).max()) for n in step.results)
+            size = max(float(np.abs(exact.held[n]).max()) for n in step.results)
+            if rows and rows[-1].path == step.path:
+                error, size = max(error, rows[-1].error), max(size, rows.pop().size)
+            rows.append(LayerPrecision(step.path, step.work + 1, error, size))
+
+        self.evaluator.run(self.keys.encrypt(values), self.keys.evaluation, watch=watch)
+        return rows
+
     def decode(self, answers: Mapping[int, Any]) -> dict[str, Tensor]:
         """The answers' ciphertexts, decrypted. One that decrypts outside its range is an error and no answer."""
         program, ring, found = self.compiled.program, Ring(), {}
@@ -52,6 +77,21 @@ class Encrypted:
                     f"{name}: the answer does not decrypt to anything in range; ask with the keys it was made for"
                 ) from None
         return decode_outputs(program, found)
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """levels: used up by the end of the module; error, size: the largest of its slots', absolute."""
+
+    path: str
+    levels: int
+    error: float
+    size: float
+
+    @property
+    def bits(self) -> float:
+        """Of the largest value that are right."""
+        return math.log2(max(self.size, 1e-300) / max(self.error, 1e-300))
 
 
 def circuit_for(compiled: Compiled, degree: int | None = None) -> tuple[Circuit, Parameters]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +38,10 @@ class Tokens:
     def lengths(self) -> list[int]:
         return [len(row) for row in self.columns["input_ids"]]
 
+    def content(self) -> str:
+        """What tells one set of texts from another."""
+        return json.dumps([self.columns["input_ids"], self.labels.tolist()])
+
     def batch(self, indices: Sequence[int], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs for these texts, [texts, length]; default: their longest, rounded up."""
         if length is None:
@@ -49,6 +55,36 @@ class Tokens:
                 value[at, : len(row)] = torch.tensor(row)
             made[name] = value
         return made
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Images uint8 [N, H, W], as a model of three channels takes them; batches like those of texts. labels [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [1] * len(self)
+
+    def content(self) -> str:
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest() + json.dumps(self.labels.tolist())
+
+    def batch(self, indices: Sequence[int], length: int | None = None) -> dict[str, Tensor]:
+        """Grey levels from -1 to 1, [images, 3, H, W]."""
+        grey = self.images[torch.as_tensor(indices, dtype=torch.long)].float() / 127.5 - 1.0
+        return {"pixel_values": grey[:, None].expand(-1, 3, -1, -1).contiguous()}
+
+
+def pixels(examples: Examples) -> Pixels:
+    """Errors: DataError for texts."""
+    if not isinstance(examples.inputs, Tensor):
+        raise DataError("these examples are texts: an image model cannot see them; give a text model")
+    return Pixels(examples.inputs, torch.tensor(examples.labels))
 
 
 def tokenise(loaded: Loaded, examples: Examples, length: int) -> Tokens:

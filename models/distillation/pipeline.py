@@ -19,9 +19,10 @@ from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
 from ..loading import BUCKETS, Loaded, load, quiet
 from .augment import UNLABELLED, with_variants
-from .batches import in_order, tokenise
+from .batches import in_order, pixels, tokenise
 from .checkpoints import locked, storing
 from .compact import compact_student, freeze, in_clear
+from .images import IMAGES, VIT, new_vit
 from .ranges import RangePenalty, extremes, observed
 from .settings import DistillError, Settings
 from .stages import Pupil, hidden_stage, logit_stage
@@ -61,7 +62,7 @@ def distill(
     """Train a student that computes with a plan's approximations to answer as a teacher does.
 
     teacher    a classifier's folder; an encoder (`minilm`, say) is fine-tuned on the data first, and stored in
-               out/teacher
+               out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
     data       a data set, or what `load_data` takes
     out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
     transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
@@ -73,8 +74,12 @@ def distill(
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
+    run: type[_Run] = _Run
+    if teacher == VIT:
+        run, chosen = _OfImages, Settings(**{**IMAGES, **settings})
     with locked(out):
-        return _Run(load(teacher), dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
+        loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
+        return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
 
 
 class _Run:
@@ -90,7 +95,7 @@ class _Run:
         say: Say,
     ) -> None:
         self.loaded, self.data, self.transfer, self.out = loaded, data, transfer, out
-        self.plan = plan if settings.hidden is None else in_clear(plan)
+        self.plan = self._settled(plan)
         self.settings, self.progress, self.say = settings, progress, say
         self.work = out / _WORK
         self.history: dict[str, list[dict[str, float]]] = {}
@@ -102,10 +107,9 @@ class _Run:
         given = is_classifier(self.loaded)
         if given:
             self.data = self.data.matched(self.loaded.labels)
-        self.train = tokenise(self.loaded, self.data.train, self.settings.length)
-        self.validation = tokenise(self.loaded, self.data.validation, self.settings.length)
-        teacher = self.loaded.model if given else classifier_of(self.loaded, self.data.labels, self.settings.seed)
-        compact = self.settings.hidden is not None
+        self.train, self.validation = self._read(self.data.train), self._read(self.data.validation)
+        teacher = self.loaded.model if given else self._untrained()
+        compact = self._is_compact()
         kept = [] if compact else spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
         check_modules(self._student(teacher, kept), self.plan)  # before anything slow happens
         if not given:
@@ -115,12 +119,8 @@ class _Run:
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
         student.requires_grad_(True)
-        (freeze if compact else freeze_embeddings)(student)
-        texts = self._transferred()
-        more = Examples(self.data.train.texts + texts, [*self.data.train.labels, *[UNLABELLED] * len(texts)])
-        if self.settings.augment:
-            more = with_variants(more, self.settings.augment, self.settings.seed)
-        self.train = tokenise(self.loaded, more, self.settings.length)
+        self._freeze(student, compact)
+        self.train = self._extended()
         start = extremes(student, self._calibration()[0])
         pupil = Pupil(student, teacher, kept, self.train, self.validation, self.settings, start)
         about = _digest(teacher)
@@ -131,8 +131,32 @@ class _Run:
             self._train(student, logit_stage(pupil), about)
         return self._finish(teacher, student, kept)
 
+    # --- texts: a run of images differs in these -------------------------------------------------------------------
+    def _read(self, examples: Examples) -> Any:
+        return tokenise(self.loaded, examples, self.settings.length)
+
+    def _settled(self, plan: Plan) -> Plan:
+        return in_clear(plan) if self._is_compact() else plan
+
+    def _is_compact(self) -> bool:
+        return self.settings.hidden is not None
+
+    def _untrained(self) -> nn.Module:
+        return classifier_of(self.loaded, self.data.labels, self.settings.seed)
+
+    def _freeze(self, model: nn.Module, compact: bool) -> None:
+        (freeze if compact else freeze_embeddings)(model)
+
+    def _extended(self) -> Any:
+        """The training texts, those of the transfer set, and variants."""
+        texts = self._transferred()
+        more = Examples(self.data.train.texts + texts, [*self.data.train.labels, *[UNLABELLED] * len(texts)])
+        if self.settings.augment:
+            more = with_variants(more, self.settings.augment, self.settings.seed)
+        return self._read(more)
+
     def _student(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
-        if self.settings.hidden is None:
+        if not self._is_compact():
             return with_layers(teacher, kept)
         return compact_student(teacher, self.settings, dict(enumerate(self.data.labels)), self._calibration())
 
@@ -146,16 +170,14 @@ class _Run:
 
     def _fine_tune(self, teacher: nn.Module) -> None:
         about = _digest(teacher)
-        freeze_embeddings(teacher)
+        self._freeze(teacher, False)
         self._train(teacher, teacher_stage(teacher, self.train, self.validation, self.settings), about)
         if not (self.out / TEACHER / "config.json").exists():
             self._save(teacher, self.out / TEACHER)
 
     def _train(self, model: nn.Module, stage: Stage, about: str) -> None:
         file = self.work / f"{stage.name}.safetensors"
-        texts = json.dumps(
-            [self.train.columns["input_ids"], self.train.labels.tolist(), self.validation.labels.tolist()]
-        )
+        texts = self.train.content() + self.validation.content()
         fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about)
         self.say(stage.name)
         self.history[stage.name] = train(
@@ -197,7 +219,8 @@ class _Run:
         # A run that is cut off here is repeated from its checkpoints: their folder goes last.
         with storing(str(folder)), quiet():
             folder.mkdir(exist_ok=True)
-            self.loaded.processor.save_pretrained(folder)
+            if self.loaded.processor is not None:
+                self.loaded.processor.save_pretrained(folder)
             if plan is not None:
                 plan.save(folder)
             if report is not None:
@@ -215,6 +238,29 @@ class _Run:
             fitting = [i for i, n in enumerate(lengths) if least < n <= bucket]
             batches += [tokens.batch(fitting[at : at + 32], bucket) for at in range(0, len(fitting), 32)]
         return batches
+
+
+class _OfImages(_Run):
+    """A new teacher, and a student of its shape."""
+
+    def _read(self, examples: Examples) -> Any:
+        return pixels(examples)
+
+    def _is_compact(self) -> bool:
+        return False
+
+    def _untrained(self) -> nn.Module:
+        return self.loaded.model
+
+    def _freeze(self, model: nn.Module, compact: bool) -> None:
+        """Everything learns."""
+
+    def _extended(self) -> Any:
+        return self.train
+
+    def _calibration(self) -> list[dict[str, Tensor]]:
+        few = pixels(self.data.train.subset(_CALIBRATION, self.settings.seed))
+        return [few.batch(indices) for indices in in_order(few.lengths, 32)]
 
 
 @contextmanager

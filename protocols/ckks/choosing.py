@@ -55,7 +55,9 @@ def circuit_of(
         raise CkksError("the program has no inputs, or no layer; ckks runs Transformers")
     texts = sources[0][0]
     tokens = max([1, *(item.shape[-2] for item in products), *(s[1] for s in rows if len(s) == 3)])
-    features = max([1, *(shape[-1] for shape in sources if len(shape) == 3)])
+    widths = [shape[-1] for shape in sources if len(shape) == 3]
+    narrow = [item.shape[-1] for item in instructions if item.op == "linear" and len(item.shape) == 3]
+    features = max(widths) if widths else min(narrow, default=1)  # of an image, those that its layers pass on
     several = any(len(item.shape) >= 2 and item.shape[-2] > 1 for item in products)
     packing = packing_for(slots, texts, tokens, features, several)
     return Planner(instructions, known, clients, packing).run(outputs)

@@ -36,8 +36,12 @@ class Evaluator:
         inputs: Mapping[int, Any],
         keys: EvaluationKeys,
         progress: Callable[[int, int], None] | None = None,
+        watch: Callable[[Step, Mapping[int, Any]], None] | None = None,
     ) -> dict[int, Any]:
-        """The answers' ciphertexts by number. Errors: CkksError for keys that lack a rotation."""
+        """The answers' ciphertexts by number. `watch` sees each step with all ciphertexts so far.
+
+        Errors: CkksError for keys that lack a rotation.
+        """
         missing = [r for r in self.circuit.rotations() if not keys.galois.has_key(self.ring.element(r))]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
@@ -46,6 +50,8 @@ class Evaluator:
             run.step(number, step)
             if progress:
                 progress(number + 1, len(self.circuit.steps))
+            if watch:
+                watch(step, run.held)
         return {number: run.held[number] for output in self.circuit.outputs for number in output.ciphertexts}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
 from .circuit import Circuit
+from .exact import packed
 from .parameters import CkksError, Parameters
 
 Array = np.ndarray
@@ -76,24 +77,25 @@ class ClientKeys:
         """The client's values, real, by the program's names -> ciphertexts by number."""
         encryptor = seal.Encryptor(self.ring.context, self._secret)
         found = {}
-        for item in self.circuit.inputs:
-            flat = np.append(np.asarray(values[item.name], dtype=np.float64).reshape(-1), 0.0)  # the last one: padding
-            slots = item.layout.spread(flat[item.at])
-            for number, row in zip(item.ciphertexts, slots, strict=True):
-                plain = self.ring.encode(row, self.ring.parameters.scale, self.circuit.depth[number])
-                found[number] = seal.Ciphertext()
-                encryptor.encrypt_symmetric(plain, found[number])
+        for number, slots in packed(self.circuit, values).items():
+            plain = self.ring.encode(slots, self.ring.parameters.scale, self.circuit.depth[number])
+            found[number] = seal.Ciphertext()
+            encryptor.encrypt_symmetric(plain, found[number])
         return found
 
     def decrypt(self, answers: Mapping[int, Any]) -> dict[str, Array]:
         """Ciphertexts by number -> results by name, real. What is no answer decrypts to huge numbers."""
-        decryptor = seal.Decryptor(self.ring.context, self._secret)
         results = {}
         for output in self.circuit.outputs:
-            rows = []
-            for number in output.ciphertexts:
-                plain = seal.Plaintext()
-                decryptor.decrypt(answers[number], plain)
-                rows.append(self.ring.encoder.decode_double(plain))
-            results[output.name] = output.layout.collect(np.array(rows)).reshape(output.shape)
+            rows = self.slots({number: answers[number] for number in output.ciphertexts})
+            results[output.name] = output.layout.collect(np.array(list(rows.values()))).reshape(output.shape)
         return results
+
+    def slots(self, ciphertexts: Mapping[int, Any]) -> dict[int, Array]:
+        """What each holds, [slots]."""
+        decryptor, found = seal.Decryptor(self.ring.context, self._secret), {}
+        for number, ciphertext in ciphertexts.items():
+            plain = seal.Plaintext()
+            decryptor.decrypt(ciphertext, plain)
+            found[number] = np.array(self.ring.encoder.decode_double(plain))
+        return found

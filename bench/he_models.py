@@ -1,0 +1,217 @@
+"""A compact model on ciphertexts: accuracy, answers beside `clear`, time by layer, levels, precision, bytes.
+
+    python -m bench.he_models runs/uci-0-he-1 --data uci --rows 4 --count 50 --format json
+
+Test texts (or images) that training never saw. `rows` of them share a request. Accuracy in torch and in fixed point is
+judged on all of them, CKKS on the first `--count`. Client and server are one process and one thread: `cpu_s` is what a
+request takes on a quiet core, `wall_s` what it took here.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from blindformer.approximations import approximate, restore
+from blindformer.models.calibration_texts import calibration_texts
+from blindformer.models.compile import Compiled, compile
+from blindformer.models.data import Dataset, Examples, load_data
+from blindformer.models.distillation.batches import pixels
+from blindformer.models.encrypted import Encrypted, real_values
+from blindformer.models.evaluation import OUTPUT, encode, wilson
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import Loaded, load
+from blindformer.protocols.clear import ClearEngine
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from .latency import Say, provenance_line, run_command
+from .provenance import commit, json_line, machine, versions
+
+CALIBRATION = 64  # examples beside the built-in texts
+Batch = dict[str, Tensor]
+
+
+def batches(loaded: Loaded, examples: Examples, rows: int, length: int) -> Iterator[tuple[Batch, int]]:
+    """(inputs of `rows` examples, how many of them are not repetitions), in order."""
+    images = None if loaded.kind != "image" else pixels(examples)
+    for at in range(0, len(examples), rows):
+        some = list(range(at, min(at + rows, len(examples))))
+        filled = (some * rows)[:rows]
+        if images is not None:
+            yield images.batch(filled), len(some)
+        else:
+            yield encode(loaded, [examples.texts[i] for i in filled], length), len(some)
+
+
+def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compiled:
+    plan, few = loaded.plan(), data.train.subset(CALIBRATION)
+    if loaded.kind != "image":
+        few = Examples([*few.texts, *calibration_texts()], [0] * (len(few) + len(calibration_texts())))
+    examples = [batch for batch, _ in batches(loaded, few, rows, length)]
+    return compile(loaded.model, examples, plan or "he", outputs=[OUTPUT], name=loaded.name)
+
+
+def clear(compiled: Compiled, batch: Batch) -> Tensor:
+    sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+    return compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs)[OUTPUT]
+
+
+def accuracies(loaded: Loaded, compiled: Compiled, data: Dataset, rows: int, length: int, say: Say) -> dict[str, Any]:
+    """Of the student with its plan, in torch and on `clear`, on all test examples."""
+    plan, labels = loaded.plan(), torch.tensor(data.test.labels)
+    found: dict[str, list[Tensor]] = {"torch": [], "clear": []}
+    for batch, count in batches(loaded, data.test, rows, length):
+        if plan is not None:
+            approximate(loaded.model, plan)
+        with torch.no_grad():
+            found["torch"].append(loaded.model(**batch).logits[:count].argmax(-1))
+        restore(loaded.model)
+        found["clear"].append(clear(compiled, batch)[:count].argmax(-1))
+        say(f"accuracy {sum(len(p) for p in found['clear'])}/{len(labels)}")
+    hits = {name: int((torch.cat(parts) == labels).sum()) for name, parts in found.items()}
+    scores = {name: wilson(n, len(labels)) for name, n in hits.items()}
+    return {name: {"value": round(s.value, 4), "low": s.low, "high": s.high} for name, s in scores.items()}
+
+
+def exactly(folder: Path, data: Dataset, rows: int) -> float | None:
+    """The test accuracy of the teacher beside the student: float32, with torch's own functions."""
+    if not (folder / "teacher").is_dir():
+        return None
+    teacher, labels = load(folder / "teacher"), torch.tensor(data.test.labels)
+    with torch.no_grad():
+        found = [teacher.model(**b).logits[:n].argmax(-1) for b, n in batches(teacher, data.test, rows, 64)]
+    return float((torch.cat(found) == labels).float().mean())
+
+
+def size(value: Any) -> int:
+    """Bytes of a key or ciphertext, as SEAL writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "value"
+        value.save(str(file))
+        return file.stat().st_size
+
+
+def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: int, count: int, say: Say
+        ) -> dict[str, Any]:  # fmt: skip
+    """`count` test examples by way of ciphertexts, beside `clear`."""
+    steps = encrypted.circuit.steps
+    same, done, largest, walls, cpus = 0, 0, 0.0, [], []
+    layers: dict[str, float] = {}
+    for batch, here in batches(loaded, data.test.take(range(count)), rows, length):
+        values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+        request = encrypted.keys.encrypt(values)
+        layers, began = {}, [time.process_time()]
+
+        def mark(number: int, total: int, layers: dict[str, float] = layers, began: list[float] = began) -> None:
+            now, path = time.process_time(), steps[number - 1].path
+            layers[path] = round(layers.get(path, 0.0) + now - began[0], 3)
+            began[0] = now
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        reply = encrypted.evaluator.run(request, encrypted.keys.evaluation, mark)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+        got, expected = encrypted.decode(reply)[OUTPUT][:here], clear(encrypted.compiled, batch)[:here]
+        same += int((got.argmax(-1) == expected.argmax(-1)).sum())
+        largest, done = max(largest, float((got - expected).abs().max())), done + here
+        say(f"ckks {done}/{count}")
+    sizes = {"request": sum(map(size, request.values())), "reply": sum(map(size, reply.values()))}
+    keys = encrypted.keys.evaluation
+    return {
+        "asked": done,
+        "same_as_clear": same,
+        "largest_error": largest,
+        "first_cpu_s": round(cpus[0], 2),  # encodes the weights
+        "cpu_s": round(median(cpus[1:] or cpus), 2),
+        "wall_s": round(median(walls[1:] or walls), 2),
+        "cpu_s_by_layer": layers,
+        "bytes": {**sizes, "keys": size(keys.galois) + size(keys.relinearise)},
+        "mb_a_text": round(sum(sizes.values()) / rows / 1e6, 2),
+    }
+
+
+def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    computer, folder = machine(), Path(chosen.folder)
+    loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed)
+    data = data.matched(loaded.labels)
+    compiled = compiled_for(loaded, data, chosen.rows, chosen.length)
+    encrypted = Encrypted(compiled)
+    first, _ = next(batches(loaded, data.test, chosen.rows, chosen.length))
+    asked = ask(encrypted, loaded, data, chosen.rows, chosen.length, chosen.count, say)
+    precision = encrypted.precision_by_layer(first) if chosen.precision else []
+    return {
+        "model": folder.name,
+        "data": data.name,
+        "seed": chosen.seed,
+        "test": len(data.test),
+        "rows": chosen.rows,
+        "degree": encrypted.parameters.degree,
+        "scale_bits": encrypted.parameters.scale_bits,
+        "levels": encrypted.circuit.levels,
+        "levels_by_layer": {path: used for path, used, _ in encrypted.circuit.by_path()},
+        "rotation_keys": len(encrypted.circuit.rotations()),
+        "accuracy": accuracies(loaded, compiled, data, chosen.rows, chosen.length, say),
+        "teacher_accuracy": exactly(folder, data, chosen.rows),
+        "ckks": asked,
+        "precision_bits_by_layer": {row.path: round(row.bits, 1) for row in precision},
+        "command": command,
+        "versions": versions("tenseal"),
+        "commit": commit(),
+        "machine": computer,
+    }
+
+
+def table(found: dict[str, Any]) -> Table:
+    grid = Table(title=f"{found['model']}: N = {found['degree']}, {found['levels']} levels, {found['rows']} a request")
+    for name in ("module", "levels", "CPU seconds", "bits right"):
+        grid.add_column(name, justify="left" if name == "module" else "right")
+    for path, levels in found["levels_by_layer"].items():
+        bits = found["precision_bits_by_layer"].get(path, "")
+        grid.add_row(path, str(levels), str(found["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser("python -m bench.he_models", description=(__doc__ or "").splitlines()[0])
+    options.add_argument("folder", help="a student distilled with plan he")
+    options.add_argument("--data", default="uci")
+    options.add_argument("--seed", type=int, default=0, help="of the data's split")
+    options.add_argument("--rows", type=int, default=4, help="texts or images in a request (default 4)")
+    options.add_argument("--length", type=int, default=32, help="tokens of a text (default 32)")
+    options.add_argument("--count", type=int, default=50, help="asked on ciphertexts (default 50)")
+    options.add_argument("--precision", action="store_true", help="one more request: what CKKS loses, by layer")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen = options.parse_args(arguments)
+    given = [Path(a).name if a == chosen.folder else a for a in (sys.argv[1:] if arguments is None else arguments)]
+    command = shlex.join(["python", "-m", "bench.he_models", *given])
+
+    def work(say: Say) -> None:
+        found = measure(chosen, command, say)
+        if chosen.format == "json":
+            print(json_line(found))
+            return
+        console = Console()
+        console.print(table(found))
+        for name in ("accuracy", "teacher_accuracy", "ckks"):
+            console.print(f"{name}  {found[name]}", soft_wrap=True)
+        console.print(
+            provenance_line(found["commit"], found["versions"], found["machine"]), style="dim", soft_wrap=True
+        )
+
+    return run_command("bench.he_models", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
