@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .models.data import load_data
     from .models.distillation import distill
     from .models.loading import Loaded, load
-    from .parties.client import Client, Result
+    from .parties.asking import Result
+    from .parties.client import Client
+    from .parties.encrypted.client import EncryptedClient
     from .parties.estimate import Estimate, estimate
     from .parties.launcher import LocalParties, run_local
     from .parties.private import PrivateModel, make_private
@@ -33,13 +35,14 @@ _HOMES = {
     "BlindformerError": ".protocols.errors",
     "Client": ".parties.client",
     "Compiled": ".models.compile",
+    "EncryptedClient": ".parties.encrypted.client",
     "Estimate": ".parties.estimate",
     "Loaded": ".models.loading",
     "LocalParties": ".parties.launcher",
     "Plan": ".approximations",
     "PrivateModel": ".parties.private",
     "Report": ".parties.report",
-    "Result": ".parties.client",
+    "Result": ".parties.asking",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",
@@ -57,6 +60,7 @@ __all__ = [
     "BlindformerError",
     "Client",
     "Compiled",
+    "EncryptedClient",
     "Estimate",
     "Loaded",
     "LocalParties",

@@ -14,6 +14,7 @@ from ..approximations.plan import FILE_NAME
 from .artifacts import save
 from .calibration_texts import calibration_texts
 from .compile import Compiled, compile
+from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading import Loaded, LoadError, load
 from .task import image_files
 
@@ -32,6 +33,7 @@ def compile_folder(
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
     outputs: list[str] | None = None,
+    texts: int | None = None,
     stage: Stage | None = None,
 ) -> Path:
     """Compile a model into `folder`: DIR/server for its owner, DIR/client for everyone who may ask it.
@@ -43,22 +45,43 @@ def compile_folder(
     calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     outputs      names of the model's outputs to compute and reveal (default: all)
+    texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
     stage        is told what is being done
 
-    Errors: LoadError, ArtifactError, and those of `compile`.
+    A program of sums and products alone is planned for encrypted queries, too.
+
+    Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "stage": stage}
-    if loaded.kind == "image":
-        if lengths:
-            raise LoadError(f"{loaded.name}: takes images, which have no lengths; leave --lengths out")
-        found = {0: compile_images(loaded, calibration, plan, **options)}
-    else:
-        found = compile_lengths(loaded, lengths or default_lengths(loaded), plan, texts=calibration, **options)
+
+    def compiled(rows: int) -> dict[int, Compiled]:
+        if loaded.kind == "image":
+            return {0: compile_images(loaded, calibration, plan, rows=rows, **options)}
+        wanted = lengths or default_lengths(loaded)
+        return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, **options)
+
+    if loaded.kind == "image" and lengths:
+        raise LoadError(f"{loaded.name}: takes images, which have no lengths; leave --lengths out")
+    found = compiled(texts or 1)
+    circuits = _circuits(found, stage)
+    room = min((c.packing.lanes // c.packing.stride for c, _ in circuits.values()), default=1)
+    if texts is None and room > 1:
+        found = compiled(room)
+        circuits = _circuits(found, stage)
     if stage:
         stage("write")
-    return save(found, folder, loaded)
+    return save(found, folder, loaded, circuits)
+
+
+def _circuits(found: Mapping[int, Compiled], stage: Stage | None) -> dict[int, Chosen]:
+    """For encrypted queries, where all programs have their operations. Errors: TooDeep, CkksError."""
+    if not all(can_be_encrypted(compiled.program) for compiled in found.values()):
+        return {}
+    if stage:
+        stage("plan ciphertexts")
+    return {length: circuit_for(compiled) for length, compiled in found.items()}
 
 
 def own_plan(loaded: Loaded) -> Plan | str:
@@ -80,8 +103,10 @@ def compile_lengths(
     embedding: str = "client",
     outputs: list[str] | None = None,
     stage: Stage | None = None,
+    rows: int = 1,
 ) -> dict[int, Compiled]:
     """A text model's program for each length, the shortest first. `texts` calibrate them all, cut to each length.
+    `rows`: texts of one query.
 
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
@@ -98,7 +123,13 @@ def compile_lengths(
     for length in wanted:
         say = _labelled(stage, f"{length} tokens: " if len(wanted) > 1 else "")
         found[length] = compile(
-            loaded.model, batches[length], plan, embedding=embedding, outputs=outputs, progress=say, name=loaded.name
+            loaded.model,
+            _in_rows(batches[length], rows),
+            plan,
+            embedding=embedding,
+            outputs=outputs,
+            progress=say,
+            name=loaded.name,
         )
     return found
 
@@ -111,8 +142,9 @@ def compile_images(
     embedding: str = "client",
     outputs: list[str] | None = None,
     stage: Stage | None = None,
+    rows: int = 1,
 ) -> Compiled:
-    """A model of images, calibrated on `images`: files, folders of them, or PIL images."""
+    """A model of images, calibrated on `images`: files, folders of them, or PIL images. `rows`: of one query."""
     chosen: list[Any] = []
     for item in images or ():
         chosen += image_files([Path(item)]) if isinstance(item, str | Path) else [item]
@@ -122,6 +154,7 @@ def compile_images(
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
     batches = [loaded.encode_image(image) for image in chosen]
     plan = _calibrated(loaded, plan, _together(batches), stage)
+    batches = _in_rows(batches, rows)
     return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)
 
 
@@ -143,6 +176,14 @@ def _together(batches: Sequence[Mapping[str, Tensor]], rows: int = 16) -> Batche
     """The same inputs in fewer batches of several rows: quicker, and the ranges are the same."""
     groups = [batches[start : start + rows] for start in range(0, len(batches), rows)]
     return [{name: torch.cat([item[name] for item in group]) for name in group[0]} for group in groups]
+
+
+def _in_rows(batches: Batches, rows: int) -> Batches:
+    """The same inputs in batches of exactly so many rows; the last one is filled up with the first of all."""
+    if rows == 1:
+        return batches
+    short = -len(batches) % rows
+    return _together([*batches, *(batches[number % len(batches)] for number in range(short))], rows)
 
 
 def _labelled(stage: Stage | None, label: str) -> Stage | None:

@@ -1,23 +1,44 @@
-"""A compiled model on ciphertexts, client and server in this process: how `ckks` is tried and tested."""
+"""A compiled model on ciphertexts: its circuit, what its client encrypts, and what an answer decrypts to.
+
+`Encrypted` is client and server in this process, for trials and tests; parties/encrypted/ has them apart.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..protocols.ckks.choosing import plan
+from ..protocols.base import find
+from ..protocols.ckks.choosing import circuit_of, plan
 from ..protocols.ckks.circuit import Circuit, Step
 from ..protocols.ckks.exact import Exact
+from ..protocols.ckks.facts import Facts, facts_of
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
 from .compile import AnswerOutOfRange, Compiled, decode_outputs
-from .program import check_offers
+from .program import Program, check_offers
+
+Chosen = tuple[Circuit, Parameters]
+
+
+class Programmed(Protocol):
+    @property
+    def program(self) -> Program: ...
+
+
+class Weighted(Programmed, Protocol):
+    """A compiled model, or the server's part of one."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]: ...
+    @property
+    def constants(self) -> dict[str, Tensor]: ...
 
 
 class Encrypted:
@@ -28,7 +49,7 @@ class Encrypted:
     Errors: those of `circuit_for`; CkksError where TenSEAL is not installed.
     """
 
-    def __init__(self, compiled: Compiled, chosen: tuple[Circuit, Parameters] | None = None) -> None:
+    def __init__(self, compiled: Compiled, chosen: Chosen | None = None) -> None:
         try:
             from ..protocols.ckks.evaluator import Evaluator
             from ..protocols.ckks.keys import ClientKeys
@@ -36,7 +57,7 @@ class Encrypted:
             raise CkksError(f"protocol ckks: {error.name} is missing; install blindformer[he]") from None
         self.compiled = compiled
         self.circuit, self.parameters = chosen or circuit_for(compiled)
-        self.keys = ClientKeys(self.circuit, self.parameters)
+        self.keys = ClientKeys(self.circuit.ends(), self.parameters)
         self.evaluator = Evaluator(self.circuit, self.parameters)
 
     def query(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,16 +88,7 @@ class Encrypted:
 
     def decode(self, answers: Mapping[int, Any]) -> dict[str, Tensor]:
         """The answers' ciphertexts, decrypted. One that decrypts outside its range is an error and no answer."""
-        program, ring, found = self.compiled.program, Ring(), {}
-        for name, value in self.keys.decrypt(answers).items():
-            try:
-                scale = program.instructions[program.outputs[name]].scale
-                found[name] = ring.encode(torch.from_numpy(value), scale, name)
-            except RangeError:
-                raise AnswerOutOfRange(
-                    f"{name}: the answer does not decrypt to anything in range; ask with the keys it was made for"
-                ) from None
-        return decode_outputs(program, found)
+        return decode_real(self.compiled.program, self.keys.decrypt(answers))
 
 
 @dataclass(frozen=True)
@@ -94,20 +106,49 @@ class LayerPrecision:
         return math.log2(max(self.size, 1e-300) / max(self.error, 1e-300))
 
 
-def circuit_for(compiled: Compiled, degree: int | None = None) -> tuple[Circuit, Parameters]:
+def decode_real(program: Program, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What was decrypted, by output name -> the model's outputs, float32. Errors: AnswerOutOfRange."""
+    ring, found = Ring(), {}
+    for name, value in values.items():
+        try:
+            scale = program.instructions[program.outputs[name]].scale
+            found[name] = ring.encode(torch.from_numpy(value), scale, name)
+        except RangeError:
+            raise AnswerOutOfRange(
+                f"{name}: the answer does not decrypt to anything in range; ask with the keys it was made for"
+            ) from None
+    return decode_outputs(program, found)
+
+
+def can_be_encrypted(program: Program) -> bool:
+    """Whether `ckks` offers every operation of a program."""
+    return program.needs() <= set(find("ckks").offers)
+
+
+def circuit_for(compiled: Weighted, degree: int | None = None) -> Chosen:
     """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it (or `degree`).
 
     Errors: ProgramError for another plan's program, TooDeep, CkksError.
     """
-    from ..protocols.base import find
-
     check_offers(compiled.program, find("ckks"))
-    known = real_values(compiled, {**compiled.weights, **compiled.constants})
     program = compiled.program
-    return plan(program.instructions, program.outputs, known, program.client, degree)
+    return plan(program.instructions, program.outputs, _known(compiled), program.client, degree)
 
 
-def real_values(compiled: Compiled, integers: Mapping[str, Tensor]) -> dict[str, Any]:
+def circuit_in(compiled: Weighted, facts: Facts) -> Circuit:
+    """The circuit that `facts` describe, planned again. Errors: CkksError if it is another one."""
+    program, slots = compiled.program, facts.parameters.slots
+    circuit = circuit_of(program.instructions, program.outputs, _known(compiled), program.client, slots)
+    if facts_of(program.hash(), facts.texts, circuit, facts.parameters) != facts:
+        raise CkksError("the folder describes another circuit than this version plans; compile again")
+    return circuit
+
+
+def _known(compiled: Weighted) -> dict[str, Any]:
+    return real_values(compiled, {**compiled.weights, **compiled.constants})
+
+
+def real_values(compiled: Programmed, integers: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sources' ring integers by name -> the real numbers that they stand for, numpy."""
     sources = ("client", "weight", "constant")
     scales = {x.attributes["name"]: x.scale for x in compiled.program.instructions if x.op in sources}

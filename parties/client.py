@@ -10,53 +10,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..models.artifacts import ClientPart, Question, load_client
 from ..models.compile import AnswerOutOfRange, decode_outputs
-from ..models.task import IMAGE_LABELS, InputError
-from ..protocols.errors import BlindformerError, PeerGone, PeerTimeout
+from ..protocols.errors import PeerGone, PeerTimeout
 from .admission import Busy
+from .asking import Asking, ClientError, Result
+from .client_local import LOCAL
 from .client_sessions import Opened, Sessions
 from .config import load_settings
-from .report import Report, beaver_report
+from .report import Report, beaver_report, phases_in_words
 from .session import Answer, Progress, UseSpool
 from .spool import SpoolError
 
-LOCAL = "local"
 LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too
 
 
-class ClientError(BlindformerError):
-    """A client that is asked for something it cannot do."""
-
-
-@dataclass
-class Result:
-    """The answer to one text or image.
-
-    value     in the terms of the model's task (Task.read); None if there is an error
-    outputs   the model's outputs by name, float32
-    length    tokens that the text was padded to: all that others learn of its own length
-    retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
-    error     of this question alone (`stream`); `query` and `query_many` raise it
-    """
-
-    item: Any
-    value: Any = None
-    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    length: int = 0
-    report: Report | None = field(default=None, repr=False)
-    retried: str = ""
-    error: BlindformerError | None = None
-
-
-class Client:
+class Client(Asking):
     """The data's owner. Sessions are opened when they are needed and kept until `close`; or use `with`.
 
     server         "host:port"; or "local": dealer and server run on this machine, as two processes of their own
@@ -77,6 +49,8 @@ class Client:
 
     Errors: ConfigError, ArtifactError; of queries: InputError, PeerError, Busy, SpoolError, AnswerOutOfRange.
     """
+
+    protocol = "beaver"
 
     def __init__(
         self,
@@ -103,6 +77,7 @@ class Client:
                 "parties.server.address": None if local else server,
                 "parties.dealer.address": dealer,
                 "parties.helper.address": helper,
+                "session.protocol": self.protocol,
                 "session.topology": topology,
                 "session.timeout": None if timeout is None else float(timeout),
                 "certificates.folder": _path(certificates),
@@ -129,27 +104,6 @@ class Client:
         )
         self._turn = threading.Lock()  # sessions answer one query at a time
 
-    @property
-    def task(self) -> str:
-        """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
-        return self.part.task.pipeline
-
-    # --- asking ------------------------------------------------------------------------------------------------------
-    def query(self, item: Any, *, top_k: int | None = None) -> Result:
-        """One text (or image: a file, or a PIL image), one answer. `top_k`: how many labels or tokens."""
-        (result,) = self.query_many([item], top_k=top_k)
-        return result
-
-    def query_many(self, items: Iterable[Any], *, top_k: int | None = None) -> list[Result]:
-        """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
-        made. The first error ends it; `stream` goes on."""
-        found: dict[int, Result] = {}
-        for number, result in self.stream(items, top_k=top_k):
-            if result.error is not None:
-                raise result.error
-            found[number] = result
-        return [found[number] for number in sorted(found)]
-
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
         """(number of the item, its result), each as soon as it is there: grouped by length, not in order.
 
@@ -158,7 +112,7 @@ class Client:
         next question would meet, too, is raised.
         """
         chosen = list(items)
-        questions = [self._encode(item, number, len(chosen)) for number, item in enumerate(chosen)]
+        questions = self._encode_all(chosen)
         lengths = dict.fromkeys(question.length for question in questions)
         order = [n for length in lengths for n, question in enumerate(questions) if question.length == length]
         for place, number in enumerate(order):
@@ -170,47 +124,22 @@ class Client:
         if self.progress:
             self.progress("query", len(order), len(order))
 
-    def __call__(self, inputs: Any, *, top_k: int | None = None) -> Any:
-        """What the transformers pipeline of this task returns for a text, an image, or a list of them.
-
-        text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
-        image-classification   the five likeliest labels of an image (or `top_k`); of a list, a list each
-        feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
-        sentence-embedding     one list of floats, of length one; of a list, a list of them
-        next-token             [{"score", "token", "token_str"}]; of a list, a list each
-        """
-        many = isinstance(inputs, list | tuple)
-        default = {"text-classification": 1, "image-classification": IMAGE_LABELS}.get(self.task)
-        values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
-        if self.task == "text-classification" and top_k is None and many:
-            return [value[0] for value in values]
-        return values if many else values[0]
-
     def close(self) -> None:
         """End the sessions, and the local processes if there are any. Safe to call twice."""
         sessions, self._sessions = self._sessions, None
         if sessions is not None:
             sessions.close()
 
-    def __enter__(self) -> Client:
-        return self
+    @property
+    def who(self) -> str:
+        alone = self.settings.session.topology == "dealer"
+        who = "two parties" if alone else "two servers that must not collude"
+        return f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3"
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
+    def costs(self, reports: list[Report]) -> str:
+        return phases_in_words(reports)
 
     # --- one question ------------------------------------------------------------------------------------------------
-    def _encode(self, item: Any, number: int, count: int) -> Question:
-        try:
-            return self.part.encode(item, self.length if self.part.kind != "image" else None)
-        except InputError as error:
-            if count == 1:
-                raise
-            raise InputError(f"input {number + 1} of {count}: {error}") from None
-
     def _ask(self, item: Any, question: Question, more: bool, top_k: int | None) -> Result:
         result = Result(item, length=question.length)
         try:
@@ -259,6 +188,9 @@ class Client:
             except BaseException:
                 sessions.drop(question)
                 raise
+
+
+__all__ = ["LOCAL", "Client", "ClientError", "Result"]
 
 
 def _path(value: str | Path | None) -> Path | None:

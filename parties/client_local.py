@@ -14,13 +14,16 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..protocols.errors import BlindformerError
 from .certificates import make_certificates
 from .config import Address, parse_address
+from .doors import door
 
+LOCAL = "local"
 READY_SECONDS = 120.0  # to import torch and load a model, on a machine that is busy
 FAREWELL_SECONDS = 5.0
 
@@ -28,8 +31,8 @@ FAREWELL_SECONDS = 5.0
 class LocalServices:
     """Running from construction until `close`. `addresses`: by role; `certificates`: a folder with all roles' keys."""
 
-    def __init__(self, folder: Path, timeout: float) -> None:
-        """`folder`: a compiled one, with the server's part in it or beside it.
+    def __init__(self, folder: Path, timeout: float, protocol: str = "beaver", more: Sequence[str] = ()) -> None:
+        """`folder`: a compiled one, with the server's part in it or beside it. `more`: options of the server.
 
         Errors: BlindformerError; nothing is left running.
         """
@@ -40,10 +43,12 @@ class LocalServices:
         try:
             make_certificates(self.certificates, days=30)
             options = ["--certs", str(self.certificates), "--timeout", str(timeout)]
-            self._start("dealer", ["dealer", *options])
+            for role in door(protocol).helpers:
+                self._start(role, [role, *options])
+                more = [*more, f"--{role}", str(self.addresses[role])]
             near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]
             server = str(next(iter(near), folder))
-            self._start("server", ["serve", server, "--dealer", str(self.addresses["dealer"]), *options])
+            self._start("server", ["serve", server, "--protocol", protocol, *options, *more])
         except BaseException:
             self.close()
             raise

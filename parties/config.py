@@ -112,7 +112,7 @@ class _Section(BaseModel):
 class Session(_Section):
     """What all parties of a session have in common. `timeout`: seconds of silence after which a peer counts as dead."""
 
-    protocol: Literal["beaver"] = "beaver"
+    protocol: Literal["beaver", "ckks"] = "beaver"
     topology: Literal["dealer", "helper"] = "dealer"
     timeout: Seconds = 60.0
 
@@ -173,6 +173,12 @@ class Server(Service):
     """Correlations made ahead; None: only live ones."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take; `share` of it is for one certificate."""
+    keys_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Protocol ckks: what clients' evaluation keys may take on disk."""
+    keys_memory_gb: float = Field(default=8.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Protocol ckks: what those that are in use may take in the memory of one worker; one client's always may."""
+    keys_seconds: float = Field(default=86400.0, gt=0, le=31536000, allow_inf_nan=False)
+    """Protocol ckks: seconds of no use after which a client's keys are gone."""
 
 
 class Dealer(Service):

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ..approximations import Plan
 from ..models.artifacts import save
+from ..models.artifacts.writing import text_length
 from ..models.building import Stage, compile_lengths
 from ..models.compile import Compiled, decode_outputs
+from ..models.encrypted import circuit_for
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
 from .launcher import LocalAnswer, LocalParties, Progress
 from .many.launcher import ManyLocal
-from .many.roster import numbered
-from .report import Report, beaver_report, clear_report, many_report
+from .many.roster import Roster, numbered
+from .report import Report, beaver_report, ckks_local_report, clear_report, many_report
 from .session import rss_mb
 from .witness import uniformity
 
@@ -123,13 +125,8 @@ def compare(
             reports.append(clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started))
         return Comparison(compiled, answers, clear, reports, seconds)
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
-        save(compiled, Path(folder))
         options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress}
-        session: LocalParties | ManyLocal
-        if protocol == "crypten":
-            session, report = ManyLocal(folder, roster, **options), partial(many_report, roster=roster)
-        else:
-            session, report = LocalParties(folder, **options, audit=audit), beaver_report
+        session, report = SESSIONS[protocol](compiled, Path(folder), options, roster, audit)
         with session:
             for number, item in enumerate(inputs):
                 if progress:
@@ -150,6 +147,25 @@ def compare(
                 progress("query", len(inputs), len(inputs))
         counts = session.counts if isinstance(session, LocalParties) else []
     return Comparison(compiled, answers, clear, reports, seconds, seen=uniformity(counts) if counts else None)
+
+
+def _beaver(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
+    return LocalParties(save(compiled, folder), **options, audit=audit), beaver_report
+
+
+def _crypten(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
+    return ManyLocal(save(compiled, folder), roster, **options), partial(many_report, roster=roster)
+
+
+def _ckks(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
+    from .encrypted.local import LocalEncrypted
+
+    save(compiled, folder, circuits={text_length(compiled.program): circuit_for(compiled)})
+    return LocalEncrypted(folder, **options), ckks_local_report
+
+
+SESSIONS = {"beaver": _beaver, "crypten": _crypten, "ckks": _ckks}
+"""A local session of each protocol that hides something, and how its answers are reported."""
 
 
 def versions() -> dict[str, str]:

@@ -168,3 +168,54 @@ def clear_report(program: Program, plan: str, seconds: float) -> Report:
     """For the reference protocol, which hides nothing."""
     learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
     return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)
+
+
+def ckks_report(
+    program: Program, plan: str, *, seconds: float, setup_s: float, setup_bytes: int, moved: int, rss_mb: float
+) -> Report:
+    """Of one encrypted request. `moved`: bytes of request and reply; `setup_bytes`: of evaluation keys sent for it."""
+    learned = {
+        "server": "received ciphertexts and evaluation keys; learns their sizes and times",
+        "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",
+        "released to the client": ", ".join(program.released) or "nothing",
+        "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
+    }
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol="ckks",
+        online_s=seconds,
+        setup_s=setup_s,
+        online_bytes=moved,
+        setup_bytes=setup_bytes,
+        rounds=1,
+        peak_rss_mb={"client": rss_mb},
+        learned=learned,
+    )
+
+
+def ckks_local_report(
+    program: Program, plan: str, timings: Timings, others: dict[str, float], setup_s: float, setup_bytes: int
+) -> Report:
+    """The same from a session's timings. Bytes are of both ways together."""
+    return ckks_report(
+        program,
+        plan,
+        seconds=timings.online_s,
+        setup_s=setup_s,
+        setup_bytes=setup_bytes,
+        moved=timings.online.sent,
+        rss_mb=timings.peak_rss_mb,
+    )
+
+
+def phases_in_words(reports: list[Report]) -> str:
+    """Offline and online, on average."""
+    count = len(reports)
+    return (
+        f"{'on average: ' if count > 1 else ''}"
+        f"offline {sum(r.offline_s for r in reports) / count:.2f} s, "
+        f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB   "
+        f"online {sum(r.online_s for r in reports) / count:.2f} s, "
+        f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+    )

@@ -270,7 +270,7 @@ def dial(
     Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
     """
     _check_insecure(expect_role, context, insecure)
-    sock = _connect(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
+    sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
         if context is None:
             return PlainChannel(sock, expect_role, timeout)
@@ -282,7 +282,8 @@ def dial(
     return _introduce(wire, expect_role, (expect_role,), timeout)
 
 
-def _connect(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
+def reach(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
+    """A TCP connection. Errors: `PeerGone`, `PeerTimeout`."""
     end, pause = time.monotonic() + retry_seconds, 0.05
     while True:
         try:

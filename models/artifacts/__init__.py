@@ -5,12 +5,15 @@
                   tensors.safetensors
     DIR/helper/   tensors.safetensors                            lengths/<L>/program.json, tensors.json
 
+With a plan of sums and products alone, lengths/<L>/circuit.json of server and client describes encrypted queries.
+
 A length is a number of tokens; a model of images has one program, at length 0. Tensors are stored under the digest of
 their content, so those that several lengths share are stored once; each length's tensors.json says which name is which.
 Every part has a versions.json with the size and SHA-256 of its files, written last and checked when the part is read.
 Nothing is pickled.
 """
 
+from .circuits import CircuitPart
 from .client import ClientLength, ClientPart, Question, load_client
 from .helper import HelperLength, HelperPart, load_helper
 from .layout import FORMAT, ArtifactError, load_programs, versions
@@ -20,6 +23,7 @@ from .writing import save
 __all__ = [
     "FORMAT",
     "ArtifactError",
+    "CircuitPart",
     "ClientLength",
     "ClientPart",
     "HelperLength",

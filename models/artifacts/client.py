@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..compile import decode_outputs, encode_client
 from ..processors import read_processor
 from ..program import Program, ProgramError
 from ..task import InputError, Task
+from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors
 
@@ -25,6 +27,12 @@ class ClientLength:
     tensors: dict[str, Tensor] = field(repr=False)
     constants: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
+    circuit: CircuitPart | None = field(default=None, repr=False)
+
+    @property
+    def texts(self) -> int:
+        """Texts or images of one query."""
+        return texts_of(self.program)
 
     def encode_inputs(self, inputs: Mapping[str, Any], wanted: Collection[str] | None = None) -> dict[str, Tensor]:
         """The sources of one query, in the ring, from the model's inputs. Errors: ProgramError.
@@ -36,7 +44,7 @@ class ClientLength:
 
 @dataclass
 class Question:
-    """A text or an image, ready to be asked: `length` and `inputs` are the model's, `part` has the program."""
+    """A text or an image, ready to be asked: `length` and `inputs` [1, ...] are the model's, `part` has the program."""
 
     length: int
     part: ClientLength
@@ -44,7 +52,15 @@ class Question:
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
-        return self.part.encode_inputs(self.inputs)
+        return sources_of([self])
+
+
+def sources_of(questions: Sequence[Question]) -> dict[str, Tensor]:
+    """The sources of one query that answers all of these, which are of one length; places that are left repeat the
+    last one."""
+    part = questions[0].part
+    rows = [questions[min(place, len(questions) - 1)].inputs for place in range(part.texts)]
+    return part.encode_inputs({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 
 @dataclass
@@ -99,7 +115,7 @@ class ClientPart:
         program = part.program
         taken = {name: value for name, value in inputs.items() if name in program.inputs}
         for name, value in taken.items():
-            if tuple(value.shape) != tuple(program.inputs[name]):
+            if tuple(value.shape[1:]) != tuple(program.inputs[name][1:]):
                 raise InputError(
                     f"{name} is {_size(value.shape)} here, and the model is compiled for {_size(program.inputs[name])}"
                     + (": resize the image" if self.kind == "image" else ": compile for this length")
@@ -116,9 +132,12 @@ class ClientPart:
         """
         return self.read(question, decode_outputs(question.part.program, outputs), top_k)
 
-    def read(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
-        """The same from float outputs by name."""
-        return self.task.read(outputs, question.inputs, top_k)
+    def read(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None, place: int = 0) -> Any:
+        """The same from float outputs by name, which are those of the `place`-th question of its query."""
+        mine = outputs
+        if question.part.texts > 1:
+            mine = {name: value[place : place + 1] for name, value in outputs.items()}
+        return self.task.read(mine, question.inputs, top_k)
 
     @property
     def _word(self) -> str:
@@ -134,7 +153,11 @@ def load_client(folder: str | Path) -> ClientPart:
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ClientLength(
-            program, named(held, names["released"], file), named(held, names["constants"], file), names["scales"]
+            program,
+            named(held, names["released"], file),
+            named(held, names["constants"], file),
+            names["scales"],
+            read_circuit(part, number, named(held, names.get("circuit", {}), file)),
         )
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...approximations import Plan
 from ..program import Program
+from .circuits import CircuitPart, read_circuit
 from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors
 
@@ -22,6 +23,7 @@ class ServerLength:
     program: Program
     weights: dict[str, Tensor] = field(repr=False)
     constants: dict[str, Tensor] = field(repr=False)
+    circuit: CircuitPart | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -64,6 +66,9 @@ def load_server(folder: str | Path) -> ServerPart:
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ServerLength(
-            program, named(held, names["weights"], file), named(held, names["constants"], file)
+            program,
+            named(held, names["weights"], file),
+            named(held, names["constants"], file),
+            read_circuit(part, number),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ..compile import Compiled
+from ..encrypted import Chosen
 from ..program import Program
 from ..task import Task
+from .circuits import FILE, described, layouts
 from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
 from .tensors import Tensors
 
@@ -26,11 +28,17 @@ if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no 
 _DRAFT = ".compiling-"
 
 
-def save(compiled: Compiled | Mapping[int, Compiled], folder: str | Path, model: Loaded | None = None) -> Path:
+def save(
+    compiled: Compiled | Mapping[int, Compiled],
+    folder: str | Path,
+    model: Loaded | None = None,
+    circuits: Mapping[int, Chosen] | None = None,
+) -> Path:
     """Write all parts into `folder`; parts that an earlier compilation left there are replaced, other files stay.
 
     compiled   one, or several by length (`building.compile_lengths`)
     model      whose tokenizer or image processor, kind and labels the client gets; without it, it takes tensors only
+    circuits   for encrypted queries: each length's circuit and parameters (models/encrypted.py)
 
     Errors: ArtifactError, after which the folder holds what it held before.
     """
@@ -44,7 +52,10 @@ def save(compiled: Compiled | Mapping[int, Compiled], folder: str | Path, model:
             shutil.rmtree(stale, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
         _write_server(items, draft / "server", model)
-        _write_client(items, draft / "client", model)
+        _write_client(items, draft / "client", model, circuits or {})
+        for number, chosen in (circuits or {}).items():
+            for name in ("server", "client"):
+                _write_json(length_folder(draft / name, number) / FILE, described(items[number].program, chosen))
         _write_helper(items, draft / "helper")
         for name in PARTS:
             _finish(items, draft / name, name)
@@ -85,7 +96,9 @@ def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | Non
     _write_json(part / "model.json", about)
 
 
-def _write_client(items: Mapping[int, Compiled], part: Path, model: Loaded | None) -> None:
+def _write_client(
+    items: Mapping[int, Compiled], part: Path, model: Loaded | None, circuits: Mapping[int, Chosen]
+) -> None:
     """The released block, public constants, and what feeds the model. Nothing of the server's goes in here."""
     part.mkdir()
     first, tensors = next(iter(items.values())), Tensors()
@@ -94,6 +107,7 @@ def _write_client(items: Mapping[int, Compiled], part: Path, model: Loaded | Non
             "released": tensors.add(compiled.client_tensors, ring=False),
             "constants": tensors.add(compiled.constants, ring=True),
             "scales": compiled.client_scales,
+            "circuit": tensors.add(layouts(circuits[number][0]), ring=True) if number in circuits else {},
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
     tensors.write(part / TENSORS)

@@ -27,7 +27,15 @@ class Format(enum.StrEnum):
 class Protocol(enum.StrEnum):
     beaver = "beaver"
     crypten = "crypten"
+    ckks = "ckks"
     clear = "clear"
+
+
+class Door(enum.StrEnum):
+    """Protocols that are served (parties/doors.py)."""
+
+    beaver = "beaver"
+    ckks = "ckks"
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="text, or one JSON object on stdout.")]

@@ -28,13 +28,21 @@ from .output import (
     warn_undistilled,
 )
 
+_DEALER = "and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {plan}"
+WHO = {
+    "clear": "protocol clear: the reference, in one process; it hides nothing",
+    "beaver": f"two parties {_DEALER}",
+    "crypten": f"{{parties}} parties {_DEALER}",
+    "ckks": "one server, which computes on ciphertexts   CKKS, 128 bits   TLS 1.3   plan {plan}",
+}
+
 
 def run(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
     text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
     plan: OwnPlanOption = None,
     protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="beaver; crypten: N parties; clear: hides nothing.")
+        Protocol, typer.Option("--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear: hides nothing.")
     ] = Protocol.beaver,
     parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
     length: LengthOption = "auto",
@@ -119,11 +127,7 @@ def _check_parties(protocol: Protocol, parties: int) -> None:
 
 def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any]) -> None:
     out = console()
-    if summary["protocol"] == "clear":
-        out.print("protocol clear: the reference, in one process; it hides nothing")
-    else:
-        who = f"{summary['parties']} parties" if summary["protocol"] == "crypten" else "two parties"
-        out.print(f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {summary['plan']}")
+    out.print(WHO[summary["protocol"]].format(**summary))
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
     words = [(item, in_words(task, value)) for item, value in answers]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..heap import keep_freed_memory
-from .output import prepare
+from .output import Door, prepare
 
 
 class LogFormat(enum.StrEnum):
@@ -56,6 +56,9 @@ LifelineOption = Annotated[bool, typer.Option("--lifeline", hidden=True, help="E
 
 def serve(
     folder: Annotated[Path | None, typer.Argument(help="The server's part of a compiled folder.")] = None,
+    protocol: Annotated[
+        Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
+    ] = None,
     config: ConfigOption = None,
     certs: CertsOption = None,
     listen: ListenOption = None,
@@ -71,32 +74,41 @@ def serve(
     idle: IdleOption = None,
     query_seconds: QuerySecondsOption = None,
     spool: Annotated[Path | None, typer.Option("--spool", help="Keep correlations made ahead in this folder.")] = None,
+    keys_gb: Annotated[
+        float | None, typer.Option("--keys-gb", help="ckks: what clients' evaluation keys may take on disk.")
+    ] = None,
+    keys_memory_gb: Annotated[
+        float | None, typer.Option("--keys-memory-gb", help="ckks: what they may take in a worker's memory.")
+    ] = None,
+    keys_seconds: Annotated[
+        float | None, typer.Option("--keys-seconds", help="ckks: seconds of no use after which keys are gone.")
+    ] = None,
     metrics: MetricsOption = None,
     grace: GraceOption = None,
     log_format: LogFormatOption = None,
     lifeline: LifelineOption = False,
+    any_ring: Annotated[bool, typer.Option("--any-ring", hidden=True, help="FOR TESTS: below 128 bits.")] = False,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     prepare()
     keep_freed_memory()
     from ..config import load_settings
-    from ..service.running import run
+    from ..doors import service
 
     flags = service_flags(
         "server", certs, timeout, listen=listen, folder=folder, spool=spool, sessions=sessions, workers=workers,
         queue=queue, share=share, idle=idle, query_seconds=query_seconds, metrics=metrics, grace=grace,
-        log_format=log_format,
+        log_format=log_format, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,
     )  # fmt: skip
-    settings = load_settings(config, **{"parties.dealer.address": dealer, "session.topology": topology, **flags})
-    from ..service.serve import Serving
-
-    run(
-        "server",
-        # With a helper, all sessions are its own: it sees to it that its clients share them.
-        settings.server if settings.session.topology == "dealer" else settings.server.model_copy(update={"share": 1.0}),
-        lambda limits, scratch: Serving(settings, limits, scratch),
-        show if settings.server.log_format == "text" else None,
-        lifeline=0 if lifeline else None,
+    shared = {
+        "session.protocol": None if protocol is None else protocol.value,
+        "session.topology": topology,
+        "parties.dealer.address": dealer,
+    }
+    settings = load_settings(config, **shared, **flags)
+    options: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
+    service(settings.session.protocol)(
+        settings, show if settings.server.log_format == "text" else None, 0 if lifeline else None, **options
     )
 
 

@@ -81,7 +81,7 @@ def run(
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
     log, stats, limits = Log(role, mine.log_format), Stats(), make_limits(mine)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
-        exporter = _exporter(mine.metrics, log)
+        exporter = exporter_at(mine.metrics, log)
         service = make(limits, scratch)
         said = Announcement(
             role=role,
@@ -93,7 +93,9 @@ def run(
             limits=limits,
             expires=service.expires,
         )
-        Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(lambda: _ready(said, log, announce))
+        Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(
+            lambda: log_ready(said, log) if announce is None else announce(said)
+        )
 
 
 def make_limits(mine: Service) -> Limits:
@@ -141,14 +143,12 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _exporter(address: Address | None, log: Log) -> Exporter | None:
+def exporter_at(address: Address | None, log: Log) -> Exporter | None:
     return None if address is None else Exporter(bind(address, backlog=16), log)
 
 
-def _ready(said: Announcement, log: Log, announce: Callable[[Announcement], None] | None) -> None:
-    if announce is not None:
-        announce(said)
-        return
+def log_ready(said: Announcement, log: Log) -> None:
+    """What a banner says, as an event."""
     log.info(
         "ready",
         address=str(said.address),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,27 @@ from .children import Seat
 from .control import Answered, Introduced, Report
 from .front import Identity, greet, telling
 from .limits import Limits
+from .running import Announcement, run
 
 ROLE = "server"
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
     "helper": "an offline dealer, and a helper in the client's seat, which must not collude with this server",
 }
+
+
+def serve(
+    settings: Settings, announce: Callable[[Announcement], None] | None = None, lifeline: int | None = None
+) -> None:
+    """Serve sessions until a signal stops it (running.run)."""
+    run(
+        ROLE,
+        # With a helper, all sessions are its own: it sees to it that its clients share them.
+        settings.server if settings.session.topology == "dealer" else settings.server.model_copy(update={"share": 1.0}),
+        lambda limits, scratch: Serving(settings, limits, scratch),
+        announce,
+        lifeline=lifeline,
+    )
 
 
 class Serving:

@@ -31,6 +31,7 @@ METRICS: dict[str, Metric] = {
     "running": Metric("gauge", "Queries that hold a worker"),
     "queued": Metric("gauge", "Queries that wait for a worker"),
     "correlations_left": Metric("gauge", "Correlations made ahead and not used yet"),
+    "key_bytes": Metric("gauge", "What clients' evaluation keys may take on disk, of encrypted queries"),
     "seeds": Metric("gauge", "Clients' seeds that the dealer keeps for their servers"),
     "certificate_expires": Metric("gauge", "When this party's certificate expires, seconds since 1970"),
     "started": Metric("gauge", "When the service started, seconds since 1970"),

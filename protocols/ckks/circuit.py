@@ -6,7 +6,7 @@ their mixing with values cost one each. A ciphertext is used at the depth of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -185,6 +185,16 @@ class Output:
     scale: int
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What a client knows of a circuit: what goes in and comes out, the depth of these ciphertexts, the rotations."""
+
+    inputs: list[Input]
+    outputs: list[Output]
+    depth: Mapping[int, int]
+    rotations: list[int]
+
+
 @dataclass
 class Circuit:
     packing: Packing
@@ -223,6 +233,10 @@ class Circuit:
         """Every step that a ciphertext is rotated by, modulo the slots, without 0: the Galois keys that are needed."""
         slots = self.packing.slots
         return sorted({r % slots for step in self.steps for r in step.rotations()} - {0})
+
+    def ends(self) -> Ends:
+        numbers = [number for end in (*self.inputs, *self.outputs) for number in end.ciphertexts]
+        return Ends(self.inputs, self.outputs, {n: self.depth[n] for n in numbers}, self.rotations())
 
     def by_path(self) -> list[tuple[str, int, int]]:
         """(module, levels used up in it, levels used up after it), in order."""

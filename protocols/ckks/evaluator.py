@@ -42,7 +42,7 @@ class Evaluator:
 
         Errors: CkksError for keys that lack a rotation.
         """
-        missing = [r for r in self.circuit.rotations() if not keys.galois.has_key(self.ring.element(r))]
+        missing = [r for r in self.circuit.rotations() if self.ring.element(r) not in keys.galois]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
         run = _Run(self, dict(inputs), keys)
@@ -86,7 +86,8 @@ class _Run:
         if steps % self.ring.parameters.slots == 0:
             return x
         out = seal.Ciphertext()
-        self.seal.apply_galois(x, self.ring.element(steps), self.keys.galois, out)
+        element = self.ring.element(steps)
+        self.seal.apply_galois(x, element, self.keys.galois[element], out)
         return out
 
     def _baby(self, number: int, steps: int, depth: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .circuit import Affine, Attention, Circuit, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
+from .circuit import Affine, Attention, Circuit, Ends, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
 
 Array = np.ndarray
 
@@ -79,10 +79,10 @@ class Exact:
             yield _summed(self._with(weight) * self._with(value), step.doublings())
 
 
-def packed(circuit: Circuit, values: Mapping[str, Array]) -> dict[int, Array]:
+def packed(ends: Ends | Circuit, values: Mapping[str, Array]) -> dict[int, Array]:
     """The client's values, real, by the program's names -> slots by number of the ciphertext."""
     found = {}
-    for item in circuit.inputs:
+    for item in ends.inputs:
         flat = np.append(np.asarray(values[item.name], dtype=np.float64).reshape(-1), 0.0)  # the last one: padding
         found.update(zip(item.ciphertexts, item.layout.spread(flat[item.at]), strict=True))
     return found

@@ -6,16 +6,19 @@ D. Micciancio, Eurocrypt 2021).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
-from .circuit import Circuit
+from .circuit import Ends
 from .exact import packed
+from .files import from_bytes, to_bytes
 from .parameters import CkksError, Parameters
+from .sealed import SealedError
 
 Array = np.ndarray
 
@@ -48,45 +51,97 @@ class Ring:
         self.encoder.encode(values.tolist(), self.ids[depth], scale, plain)
         return plain
 
+    def checked(self, ciphertext: Any, depth: int, what: str, spread: float = 2.0) -> Any:
+        """A ciphertext from outside, if it is one of two parts of this depth, and of the parameters' scale but for a
+        factor up to `spread`. Errors: SealedError."""
+        away = ciphertext.scale / self.parameters.scale
+        good = ciphertext.size() == 2 and ciphertext.is_ntt_form() and not ciphertext.is_transparent()
+        if not good or ciphertext.parms_id() != self.ids[depth] or not 1 / spread <= away <= spread:
+            raise SealedError(f"{what}: is a ciphertext of another level or scale")
+        return ciphertext
+
     def element(self, steps: int) -> int:
         """The Galois element of a rotation to the left."""
-        return pow(3, steps % self.parameters.slots, 2 * self.parameters.degree)
+        return self.parameters.element(steps)
 
 
 @dataclass(frozen=True)
 class EvaluationKeys:
-    """What the server computes with: it decrypts nothing."""
+    """What the server computes with: it decrypts nothing. `galois`: a key by Galois element."""
 
     relinearise: Any
-    galois: Any
+    galois: Mapping[int, Any]
 
 
 class ClientKeys:
-    """One client's keys for one circuit: only the rotations that it needs."""
+    """One client's keys for one circuit: only the rotations that it needs.
 
-    def __init__(self, circuit: Circuit, parameters: Parameters) -> None:
-        self.circuit, self.ring = circuit, Ring(parameters)
-        generator = seal.KeyGenerator(self.ring.context)
-        self._secret = generator.secret_key()
-        relinearise, galois = seal.RelinKeys(), seal.GaloisKeys()
+    secret   what `secret_bytes` gave, to go on with the same keys (default: new ones)
+    """
+
+    def __init__(self, ends: Ends, parameters: Parameters, secret: bytes | None = None) -> None:
+        self.ends, self.ring = ends, Ring(parameters)
+        if secret is None:
+            self._secret = seal.KeyGenerator(self.ring.context).secret_key()
+        else:
+            self._secret = from_bytes(seal.SecretKey, self.ring.context, secret, "the secret key")
+
+    @property
+    def elements(self) -> list[int]:
+        """The Galois elements of the rotations, sorted."""
+        return sorted(self.ring.element(steps) for steps in self.ends.rotations)
+
+    @cached_property
+    def evaluation(self) -> EvaluationKeys:
+        """The server's, for one in this process."""
+        generator, relinearise = self._generator(), seal.RelinKeys()
         generator.create_relin_keys(relinearise)
-        generator.create_galois_keys([self.ring.element(r) for r in circuit.rotations()], galois)
-        self.evaluation = EvaluationKeys(relinearise, galois)
+        galois = {}
+        for element in self.elements:
+            galois[element] = seal.GaloisKeys()
+            generator.create_galois_keys([element], galois[element])
+        return EvaluationKeys(relinearise, galois)
+
+    def sealed_evaluation(self) -> Iterator[bytes]:
+        """The same, one by one, in the order of Facts.key_items: made anew, half of each a seed."""
+        generator = self._generator()
+        yield to_bytes(generator.create_relin_keys())
+        for element in self.elements:
+            yield to_bytes(generator.create_galois_keys([element]))
+
+    def secret_bytes(self) -> bytes:
+        """The secret key. For a file that only its owner can read, and for nothing else."""
+        return to_bytes(self._secret)
+
+    def _generator(self) -> Any:
+        return seal.KeyGenerator(self.ring.context, self._secret)
 
     def encrypt(self, values: Mapping[str, Array]) -> dict[int, Any]:
         """The client's values, real, by the program's names -> ciphertexts by number."""
-        encryptor = seal.Encryptor(self.ring.context, self._secret)
-        found = {}
-        for number, slots in packed(self.circuit, values).items():
-            plain = self.ring.encode(slots, self.ring.parameters.scale, self.circuit.depth[number])
+        encryptor, found = self._encryptor(), {}
+        for number, plain in self._plain(values):
             found[number] = seal.Ciphertext()
             encryptor.encrypt_symmetric(plain, found[number])
         return found
 
+    def sealed_request(self, values: Mapping[str, Array]) -> Iterator[bytes]:
+        """The same as bytes, in the order of Facts.request_items: fresh, so that half of each is a seed."""
+        encryptor = self._encryptor()
+        for _, plain in self._plain(values):
+            yield to_bytes(encryptor.encrypt_symmetric(plain))
+
+    def _encryptor(self) -> Any:
+        return seal.Encryptor(self.ring.context, self._secret)
+
+    def _plain(self, values: Mapping[str, Array]) -> Iterator[tuple[int, Any]]:
+        """What is encrypted, by number of its ciphertext."""
+        for number, slots in packed(self.ends, values).items():
+            yield number, self.ring.encode(slots, self.ring.parameters.scale, self.ends.depth[number])
+
     def decrypt(self, answers: Mapping[int, Any]) -> dict[str, Array]:
         """Ciphertexts by number -> results by name, real. What is no answer decrypts to huge numbers."""
         results = {}
-        for output in self.circuit.outputs:
+        for output in self.ends.outputs:
             rows = self.slots({number: answers[number] for number in output.ciphertexts})
             results[output.name] = output.layout.collect(np.array(list(rows.values()))).reshape(output.shape)
         return results
@@ -99,3 +154,36 @@ class ClientKeys:
             decryptor.decrypt(ciphertext, plain)
             found[number] = np.array(self.ring.encoder.decode_double(plain))
         return found
+
+    def open_reply(self, sealed: Mapping[int, bytes]) -> dict[str, Array]:
+        """A reply's bytes by number (frames.unpack) -> results by name. Errors: SealedError."""
+        answers = {
+            number: from_bytes(seal.Ciphertext, self.ring.context, data, "the answer")
+            for number, data in sealed.items()
+        }
+        return self.decrypt({n: self.ring.checked(x, self.ends.depth[n], "the answer") for n, x in answers.items()})
+
+
+def load_evaluation(ring: Ring, sealed: Iterable[tuple[int, bytes]]) -> EvaluationKeys:
+    """A client's evaluation keys from (number, bytes), one after the other; 0 is that of relinearisation.
+
+    Errors: SealedError.
+    """
+    loaded: dict[int, Any] = {}
+    for number, data in sealed:
+        what = f"rotation key {number}" if number else "relinearisation key"
+        loaded[number] = from_bytes(seal.GaloisKeys if number else seal.RelinKeys, ring.context, data, what)
+        if loaded[number].size() != 1 or (number and not loaded[number].has_key(number)):
+            raise SealedError(f"{what}: is the key of another rotation; make keys for this program")
+    return EvaluationKeys(loaded.pop(0), loaded)
+
+
+def load_request(ring: Ring, sealed: Mapping[int, bytes], depth: Mapping[int, int]) -> dict[int, Any]:
+    """A request's ciphertexts from their bytes, each of its depth and exactly of the scale: encoded weights are kept
+    by the scale that they meet. Errors: SealedError."""
+    found = {}
+    for number, data in sealed.items():
+        what = f"ciphertext {number}"
+        made = from_bytes(seal.Ciphertext, ring.context, data, what)
+        found[number] = ring.checked(made, depth[number], what, spread=1.0)
+    return found

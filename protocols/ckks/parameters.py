@@ -63,6 +63,10 @@ class Parameters:
     def scale(self) -> float:
         return 2.0**self.scale_bits
 
+    def element(self, steps: int) -> int:
+        """The Galois element of a rotation to the left."""
+        return pow(3, steps % self.slots, 2 * self.degree)
+
 
 def most_levels(degree: int) -> int:
     """The levels that a ring of this degree holds at 128 bits, at the least scale."""

@@ -1,0 +1,122 @@
+"""What every client does: reads texts and images, and says answers as the transformers pipelines do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import Tensor
+
+from ..models.artifacts import ClientPart, Question
+from ..models.task import IMAGE_LABELS, InputError
+from ..protocols.errors import BlindformerError
+from .report import Report
+
+
+class ClientError(BlindformerError):
+    """A client that is asked for something it cannot do."""
+
+
+@dataclass
+class Result:
+    """The answer to one text or image.
+
+    value     in the terms of the model's task (Task.read); None if there is an error
+    outputs   the model's outputs by name, float32
+    length    tokens that the text was padded to: all that others learn of its own length
+    retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
+    error     of this question alone (`stream`); `query` and `query_many` raise it
+    """
+
+    item: Any
+    value: Any = None
+    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    length: int = 0
+    report: Report | None = field(default=None, repr=False)
+    retried: str = ""
+    error: BlindformerError | None = None
+
+
+class Asking(ABC):
+    """A client with the client's part of a model. `length`: what texts are padded to (None: the least that fits)."""
+
+    protocol: str
+    part: ClientPart
+    length: int | None
+
+    @property
+    def task(self) -> str:
+        """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
+        return self.part.task.pipeline
+
+    def query(self, item: Any, *, top_k: int | None = None) -> Result:
+        """One text (or image: a file, or a PIL image), one answer. `top_k`: how many labels or tokens."""
+        (result,) = self.query_many([item], top_k=top_k)
+        return result
+
+    def query_many(self, items: Iterable[Any], *, top_k: int | None = None) -> list[Result]:
+        """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
+        made. The first error ends it; `stream` goes on."""
+        found: dict[int, Result] = {}
+        for number, result in self.stream(items, top_k=top_k):
+            if result.error is not None:
+                raise result.error
+            found[number] = result
+        return [found[number] for number in sorted(found)]
+
+    @abstractmethod
+    def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
+        """(number of the item, its result), each as soon as it is there."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what is open. Safe to call twice."""
+
+    @abstractmethod
+    def costs(self, reports: list[Report]) -> str:
+        """In a line: what these answers cost."""
+
+    @property
+    @abstractmethod
+    def who(self) -> str:
+        """Whom a user has to trust, and how far."""
+
+    def __call__(self, inputs: Any, *, top_k: int | None = None) -> Any:
+        """What the transformers pipeline of this task returns for a text, an image, or a list of them.
+
+        text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
+        image-classification   the five likeliest labels of an image (or `top_k`); of a list, a list each
+        feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
+        sentence-embedding     one list of floats, of length one; of a list, a list of them
+        next-token             [{"score", "token", "token_str"}]; of a list, a list each
+        """
+        many = isinstance(inputs, list | tuple)
+        default = {"text-classification": 1, "image-classification": IMAGE_LABELS}.get(self.task)
+        values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
+        if self.task == "text-classification" and top_k is None and many:
+            return [value[0] for value in values]
+        return values if many else values[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+    def _encode_all(self, items: list[Any]) -> list[Question]:
+        return [self._encode(item, number, len(items)) for number, item in enumerate(items)]
+
+    def _encode(self, item: Any, number: int, count: int) -> Question:
+        try:
+            return self.part.encode(item, self.length if self.part.kind != "image" else None)
+        except InputError as error:
+            if count == 1:
+                raise
+            raise InputError(f"input {number + 1} of {count}: {error}") from None

@@ -1,0 +1,289 @@
+"""The service's HTTP interface. Who asks is told by the certificate alone; front.py puts it into a request's state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ...protocols.ckks.facts import Facts
+from ...protocols.ckks.frames import OtherProgram, Reader, most
+from ...protocols.ckks.sealed import SealedError
+from ..service.stats import Stats
+from .bodies import Bodies
+from .jobs import Job
+from .page import page
+from .pool import Pool
+from .refusals import Refusal, busy
+from .store import KeySet, KeyStore
+
+NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
+BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
+LINES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "One JSON object a line, as the query gets on", "content": {"application/x-ndjson": {}}}
+}
+
+
+class Problem(BaseModel):
+    """What every refusal looks like."""
+
+    error: str
+
+
+class Reserved(BaseModel):
+    """`keys`: the name to upload them under; `expires_s`: seconds of no use after which they go."""
+
+    keys: str
+    expires_s: float
+
+
+class Model(BaseModel):
+    """A program and its circuit: `facts` say parameters, Galois elements, ciphertexts' depths; sizes in bytes."""
+
+    facts: dict[str, Any]
+    keys_most_bytes: int
+    request_most_bytes: int
+    reply_most_bytes: int
+    keys_memory_bytes: int
+
+
+class Models(BaseModel):
+    name: str
+    plan: str
+    version: str
+    models: list[Model]
+
+
+class Health(BaseModel):
+    healthy: bool
+    stopping: bool
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": what}
+    for status, what in {
+        400: "Not what it should be: damaged, of other parameters, not whole",
+        403: "The certificate is not a client's",
+        404: "No such program",
+        408: "The body did not come in time",
+        409: "For another program; or keys that have not arrived whole",
+        410: "Keys that are not there, or no more",
+        413: "Longer than it can be",
+        503: "Busy; Retry-After says when to come back",
+        504: "The query took too long",
+    }.items()
+}
+
+
+class Desk:
+    """What the routes share. `stopping`: no more is taken."""
+
+    def __init__(
+        self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
+        uploads: int,
+    ) -> None:  # fmt: skip
+        self.about, self.facts = about, {item.program: item for item in facts}
+        self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
+        self.uploads = uploads
+        self.uploading = self.reading = 0
+        self.stopping = False
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def model(self, program: str) -> Facts:
+        if program not in self.facts:
+            known = ", ".join(name[:16] for name in self.facts)
+            raise Refusal(404, f"program {program[:16]}: is not served here (served: {known}); get the client's folder")
+        return self.facts[program]
+
+    async def take(self, item: KeySet, request: Request) -> None:
+        """A client's keys onto the disk, checked as they come, then loaded once by a worker. Errors: Refusal."""
+        if self.uploading >= self.uploads:
+            raise busy("others are sending keys", 10)
+        if item.taking or item.whole:
+            raise Refusal(409, "these keys are here, or on their way; ask for another name")
+        self.uploading, item.taking = self.uploading + 1, True
+        try:
+            expected = item.facts.key_items()
+            reader = Reader("keys", item.facts.program, expected)
+            async for piece in self.bodies.pieces(request, most(expected)):
+                for part, data in reader.feed(piece):
+                    await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
+            reader.end()
+            async with self.pool.place(item.owner, item.name) as worker:
+                await worker.ask(
+                    {"do": "check", "keys": item.name, "program": item.facts.program, "folder": str(item.folder)}
+                )
+            item.whole = True
+        finally:
+            self.uploading, item.taking = self.uploading - 1, False
+            if not item.whole:
+                self.store.drop(item)
+
+    async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
+        """A query's lines, once it computes. Errors: Refusal."""
+        expected = item.facts.request_items()
+        limit = most(expected)
+        self.pool.admit(item.owner)
+        if self.reading >= self.pool.room:
+            raise busy("others are sending queries", self.pool.usual)
+        self.reading += 1
+        try:
+            body = await self.bodies.all(request, limit)
+        finally:
+            self.reading -= 1
+        reader = Reader("request", item.facts.program, expected)
+        reader.feed(body)
+        reader.end()
+        job = Job(item, body)
+        task = asyncio.create_task(self._run(job))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        try:
+            await job.first()
+        except BaseException:
+            job.abandon()
+            raise
+        return _lines(job)
+
+    async def _run(self, job: Job) -> None:
+        await job.run(self.pool)
+        if job.sent:
+            self.pool.usual = 0.7 * self.pool.usual + 0.3 * job.seconds
+            self.stats.add("queries")
+            self.stats.add("bytes", len(job.body), "received")
+            self.stats.add("bytes", job.sent, "sent")
+            self.stats.observe("seconds", job.seconds, "online")
+
+
+async def _lines(job: Job) -> AsyncIterator[bytes]:
+    try:
+        async for line in job.lines():
+            yield json.dumps(line).encode() + b"\n"
+    finally:
+        job.abandon()
+
+
+class ClientsAlone:
+    """Lets clients' certificates in while the service takes anything; one request a connection."""
+
+    def __init__(self, app: Any, desk: Desk) -> None:
+        self.app, self.desk = app, desk
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        why = None
+        if scope["state"].get("role") != "client":
+            why = Refusal(403, "this certificate is not a client's; ask with client.pem")
+        elif self.desk.stopping:
+            why = busy("it is stopping", 30)
+
+        async def send_last(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        await (self.app if why is None else _problem(why))(scope, receive, send_last)
+
+
+def make_app(desk: Desk) -> FastAPI:
+    app = FastAPI(
+        title="Blindformer, encrypted queries",
+        version=desk.about["version"],
+        description="Text stays with the client: it sends ciphertexts, and gets ciphertexts back. "
+        "docs/encrypted-queries.md describes the messages.",
+        docs_url=None,
+        redoc_url=None,
+        responses=REFUSALS,
+    )
+
+    app.add_middleware(ClientsAlone, desk=desk)
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        desk.stats.add("busy" if error.status == 503 else "errors", label="query" if error.status == 503 else "Refusal")
+        return _problem(error)
+
+    @app.exception_handler(SealedError)
+    async def damaged(request: Request, error: SealedError) -> JSONResponse:
+        desk.stats.add("errors", label=type(error).__name__)
+        return _problem(Refusal(409 if isinstance(error, OtherProgram) else 400, str(error)))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(Refusal(error.status_code, f"{request.url.path}: {error.detail}; /docs has what there is"))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _problem(Refusal(400, "the request is not of the form that /docs describes"))
+
+    @app.get("/v1/models")
+    async def models() -> Models:
+        """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
+        found = [
+            Model(
+                facts=item.to_json(),
+                keys_most_bytes=most(item.key_items()),
+                request_most_bytes=most(item.request_items()),
+                reply_most_bytes=most(item.reply_items()),
+                keys_memory_bytes=item.key_memory(),
+            )
+            for item in desk.facts.values()
+        ]
+        return Models(**desk.about, models=found)
+
+    @app.post("/v1/models/{program}/keys", status_code=201)
+    async def reserve(request: Request, program: str) -> Reserved:
+        """Room for a client's evaluation keys, and the name to upload them under."""
+        item = desk.store.reserve(request.state.peer, desk.model(program))
+        return Reserved(keys=item.name, expires_s=desk.store.seconds)
+
+    @app.put("/v1/keys/{name}", status_code=204, openapi_extra=BINARY)
+    async def upload(request: Request, name: str) -> Response:
+        """The evaluation keys: relinearisation, then one for each Galois element, in order."""
+        async with desk.bodies.lingering(request):
+            await desk.take(desk.store.find(request.state.peer, name, whole=False), request)
+        return Response(status_code=204)
+
+    @app.get("/v1/keys/{name}")
+    async def known(request: Request, name: str) -> Reserved:
+        """Whether keys are still here."""
+        return Reserved(keys=desk.store.find(request.state.peer, name).name, expires_s=desk.store.seconds)
+
+    @app.delete("/v1/keys/{name}", status_code=204)
+    async def drop(request: Request, name: str) -> Response:
+        """Forget keys."""
+        desk.store.drop(desk.store.find(request.state.peer, name, whole=False))
+        return Response(status_code=204)
+
+    @app.post("/v1/keys/{name}/queries", responses=LINES, response_class=StreamingResponse, openapi_extra=BINARY)
+    async def query(request: Request, name: str) -> StreamingResponse:
+        """One request: its ciphertexts. The reply is a line after each step, and one with the answer in base64."""
+        async with desk.bodies.lingering(request):
+            item = desk.store.find(request.state.peer, name)
+            return StreamingResponse(await desk.answer(item, request), media_type="application/x-ndjson")
+
+    @app.get("/v1/health")
+    async def health() -> Health:
+        return Health(healthy=True, stopping=desk.stopping)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """This interface in words, without a script or anything from elsewhere."""
+        return HTMLResponse(page(app.openapi()), headers={"content-security-policy": NOTHING_ELSE})
+
+    return app
+
+
+def _problem(refusal: Refusal) -> JSONResponse:
+    headers = {}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = f"{refusal.retry_after:.0f}"
+    return JSONResponse({"error": str(refusal)}, refusal.status, headers)

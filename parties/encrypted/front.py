@@ -1,0 +1,48 @@
+"""HTTPS by uvicorn, with what it has no option for: who the other side is, and no patience with silence."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..tls import role_of
+
+FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
+
+
+class ClientProtocol(H11Protocol):
+    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it.
+
+    A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        assert tls is not None
+        shown: bytes = tls.getpeercert(binary_form=True)
+        peer = {"peer": hashlib.sha256(shown).hexdigest(), "role": role_of(tls.getpeercert())}
+        self.app_state: dict[str, Any] = {**self.app_state, **peer}
+        self._first = self.loop.call_later(FIRST_SECONDS, self._silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first.cancel()
+        super().connection_lost(exc)
+
+    def _silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.abort()
+
+
+class Front(uvicorn.Server):
+    """Stops by `should_exit` alone: signals are the service's business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

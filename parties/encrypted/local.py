@@ -1,0 +1,44 @@
+"""Encrypted queries on this machine: a real server over HTTPS on loopback, asked with tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models.artifacts import Question
+from ...protocols.channel import Meter
+from ..client_local import LOCAL
+from ..launcher import LocalAnswer
+from ..session import Progress, Timings
+from .client import EncryptedClient
+
+
+class LocalEncrypted:
+    """As LocalParties: a session of `folder`'s program, open until `close`. One thread: `threads` is for the others."""
+
+    def __init__(
+        self, folder: Path | str, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
+    ) -> None:
+        self._client = EncryptedClient(LOCAL, folder=folder, timeout=timeout, progress=progress)
+        self._part = self._client.part.for_length()
+        self.setup_s, self.setup_bytes = 0.0, 0
+
+    def query(self, inputs: Mapping[str, Tensor]) -> LocalAnswer:
+        """The model's outputs for inputs [1, ...] or [texts, ...]."""
+        taken = {name: inputs[name] for name in self._part.program.inputs}
+        outputs, report, _ = self._client.answer([Question(0, self._part, taken)])
+        self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
+        timings = Timings(online_s=report.online_s, rounds=1, online=Meter(sent=report.online_bytes))
+        return LocalAnswer(outputs, timings, {})
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> LocalEncrypted:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()

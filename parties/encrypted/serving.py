@@ -1,0 +1,201 @@
+"""The service: workers, keys and the HTTP interface together, from settings until a signal says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from ...protocols.ckks.facts import facts_from
+from ...protocols.errors import BlindformerError
+from ..config import Address, Settings
+from ..meeting import my_version
+from ..service.front import Identity
+from ..service.limits import Limits
+from ..service.logs import Log
+from ..service.running import (
+    BACKLOG,
+    Announcement,
+    StartError,
+    bind,
+    exporter_at,
+    log_ready,
+    make_limits,
+    scratch_folder,
+)
+from ..service.stats import Stats
+from .app import Desk, make_app
+from .bodies import Bodies
+from .front import ClientProtocol, Front
+from .pool import Pool
+from .store import KeyStore
+
+ROLE = "server"
+HELPERS = "nobody: the client encrypts, and this server computes on ciphertexts"
+UPLOADS = 4  # clients that send keys at the same time
+TICK = 1.0
+GB = 1e9
+
+
+def serve(
+    settings: Settings,
+    announce: Callable[[Announcement], None] | None = None,
+    lifeline: int | None = None,
+    more: Sequence[str] = (),
+) -> None:
+    """Serve encrypted queries until SIGINT or SIGTERM, or the end of the pipe `lifeline`; SIGHUP reads certificates.
+
+    announce   is told when it serves; without it the log is
+    more       options of the workers
+
+    Errors: StartError, CertificateError, and those of a folder that cannot be served.
+    """
+    if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
+        raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
+    mine = settings.server
+    identity = Identity(settings.certificates.folder, ROLE)
+    with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{ROLE}-") as scratch:
+        asyncio.run(Serving(settings, identity, scratch, more).run(listener, announce, lifeline))
+
+
+class Serving:
+    def __init__(self, settings: Settings, identity: Identity, scratch: Path, more: Sequence[str]) -> None:
+        self.mine, self.identity = settings.server, identity
+        self.limits: Limits = make_limits(self.mine)
+        self.log, self.stats = Log(ROLE, self.mine.log_format), Stats()
+        self.exporter = exporter_at(self.mine.metrics, self.log)
+        self.pool = Pool(
+            self.limits.workers,
+            self.mine.folder,
+            int(self.mine.keys_memory_gb * GB),
+            queue=self.limits.queue,
+            each=self.limits.queue_each,
+            seconds=self.limits.query_seconds,
+            died=self._died,
+            more=more,
+        )
+        self._forgotten: list[str] = []
+        self.store = KeyStore(
+            scratch,
+            most_bytes=int(self.mine.keys_gb * GB),
+            most_sets=self.limits.sessions,
+            each=self.limits.sessions_each,
+            seconds=self.mine.keys_seconds,
+            forgotten=self._forgotten.append,
+        )
+        self.bodies = Bodies(settings.session.timeout, self.limits.query_seconds)
+
+    async def run(
+        self, listener: socket.socket, announce: Callable[[Announcement], None] | None, lifeline: int | None
+    ) -> None:
+        try:
+            ready = await self.pool.start()
+            facts = [facts_from(found, secure=False) for found in ready["ready"]]
+            about = {"name": ready["name"], "plan": ready["plan"], "version": my_version()}
+            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, UPLOADS)
+            front = self._front()
+            serving = asyncio.create_task(front.serve(sockets=[listener]))
+            while not front.started and not serving.done():
+                await asyncio.sleep(0.01)
+            self._hear_signals(front, lifeline)
+            said = Announcement(
+                role=ROLE,
+                address=Address(*listener.getsockname()[:2]),
+                metrics=Address(*self.exporter.address) if self.exporter else None,
+                helpers=HELPERS,
+                programs=list(self.desk.facts),
+                about=f"{about['name']}, plan {about['plan']}, " + ", ".join(
+                    f"N = {item.parameters.degree} for {item.texts} texts" for item in facts
+                ),
+                limits=self.limits,
+                expires=self.identity.expires,
+            )  # fmt: skip
+            self.stats.set("started", time.time())
+            (announce or (lambda said: log_ready(said, self.log)))(said)
+            keeping = asyncio.create_task(self._keep_order())
+            await serving
+            keeping.cancel()
+        finally:
+            await self.pool.close()
+            if self.exporter:
+                self.exporter.close()
+        self.log.info("stopped")
+
+    def _front(self) -> Front:
+        config = uvicorn.Config(
+            make_app(self.desk),
+            http=ClientProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=self.limits.sessions + self.pool.room + UPLOADS,
+            timeout_graceful_shutdown=max(1, int(self.limits.grace)),
+        )
+        config.load()
+        config.ssl = self.identity.accepting
+        return Front(config)
+
+    def _hear_signals(self, front: Front, lifeline: int | None) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            front.force_exit = self.desk.stopping  # the second time nobody is waited for
+            self.desk.stopping = front.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, front)
+        if lifeline is not None:
+
+            def listen() -> None:
+                if not os.read(lifeline, 4096):
+                    loop.remove_reader(lifeline)
+                    stop()
+
+            loop.add_reader(lifeline, listen)
+
+    def _reload(self, front: Front) -> None:
+        """New certificates for connections to come."""
+        try:
+            self.identity.reload()
+        except BlindformerError as error:
+            self.log.error("certificates-kept", what=str(error))
+            return
+        folder = self.identity.folder
+        front.config.ssl.load_cert_chain(folder / f"{ROLE}.pem", folder / f"{ROLE}.key")  # type: ignore[union-attr]
+        self.log.info("certificates-read")
+
+    async def _keep_order(self) -> None:
+        """Once a second: keys that nobody uses go, and the numbers are handed on."""
+        while True:
+            await asyncio.sleep(TICK)
+            self.store.expire()
+            while self._forgotten:
+                await self.pool.forget(self._forgotten.pop())
+            gauges = {
+                "sessions": len(self.store.sets),
+                "running": self.pool.running,
+                "queued": self.pool.waiting,
+                "key_bytes": self.store.bytes,
+                "certificate_expires": self.identity.expires,
+                "stopping": self.desk.stopping,
+            }
+            for name, value in gauges.items():
+                self.stats.set(name, float(value))
+            if self.exporter:
+                with suppress(OSError):
+                    self.exporter.feed(self.stats.snapshot())
+
+    def _died(self, why: str) -> None:
+        self.stats.add("children_killed", label="worker")
+        self.log.error("worker-replaced", what=why)

@@ -1,0 +1,364 @@
+"""Encrypted queries over HTTPS: the answers, what the server sees of them, and everything that can be asked wrongly."""
+
+from __future__ import annotations
+
+import threading
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from blindformer.models.artifacts.client import sources_of
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.encrypted import real_values
+from blindformer.models.interpreter import interpret
+from blindformer.parties.admission import Busy
+from blindformer.parties.certificates import client_context
+from blindformer.parties.config import parse_address
+from blindformer.parties.encrypted.http import Api, KeysGone
+from blindformer.protocols.ckks.frames import head, pack
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import PeerRefused
+from blindformer.tests.parties.encrypted.conftest import TEXTS, Site
+from blindformer.tests.parties.service.harness import eventually
+
+ERROR = 2.0**-12
+
+
+def clear(made, questions):
+    sources = {**sources_of(questions), **made.compiled.weights, **made.compiled.constants}
+    return made.compiled.decode(interpret(made.compiled.program, ClearEngine(sources)).outputs)
+
+
+@pytest.fixture(scope="module")
+def client(site):
+    with site.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def keyed(client):
+    """The client's keys, which the server has."""
+    client.query(TEXTS[0])
+    (found,) = client._keyed.values()
+    return found
+
+
+@pytest.fixture
+def api(site):
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client"), 60)
+
+
+@pytest.fixture
+def other(site):
+    """Another client, with a certificate of its own."""
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client", "other"), 60)
+
+
+@pytest.fixture
+def program(made):
+    return made.compiled.program.hash()
+
+
+def request_of(client, keys, texts):
+    questions = [client.part.encode(text) for text in texts]
+    values = real_values(questions[0].part, sources_of(questions))
+    return b"".join(pack("request", questions[0].part.program.hash(), keys.sealed_request(values)))
+
+
+# Answers.
+
+
+def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
+    told = []
+    client.progress = lambda phase, done, total: told.append((phase, done, total))
+    results = client.query_many(TEXTS[:3])
+    client.progress = None
+    steps = len(client.part.for_length().circuit.facts.steps)
+    assert [entry for entry in told if entry[0] == "online"] == 2 * [("online", n + 1, steps) for n in range(steps)]
+    for pair in (TEXTS[:2], TEXTS[2:3]):
+        expected = clear(made, [client.part.encode(text) for text in pair])["logits"]
+        for place, text in enumerate(pair):
+            found = results[TEXTS.index(text)]
+            assert (found.outputs["logits"][0] - expected[place]).abs().max() < ERROR
+            assert {row["label"] for row in found.value} == {"calm", "glad", "cross"}
+    assert client(TEXTS[0])[0].keys() == {"label", "score"}
+
+
+def test_several_clients_are_answered(site, made):
+    found = {}
+
+    def ask(name):
+        with site.client(wait=120) as mine:
+            found[name] = mine.query(TEXTS[name]).value[0]["label"]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {0, 1, 2}
+
+
+def test_keys_that_the_server_forgot_are_sent_again(client, keyed, api):
+    client.query(TEXTS[0])
+    (now,) = client._keyed.values()
+    api.ask("DELETE", f"/v1/keys/{now.name}")
+    result = client.query(TEXTS[0])
+    assert "never sent, or expired" in result.retried
+    assert result.value
+
+
+def test_kept_keys_are_sent_once(site, tmp_path):
+    with site.client(keys=tmp_path / "keys") as first:
+        assert first.query(TEXTS[0]).report.setup_bytes > 100_000
+    for file in (tmp_path / "keys").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o600
+    with site.client(keys=tmp_path / "keys") as second:
+        assert second.query(TEXTS[0]).report.setup_bytes == 0
+
+
+# Privacy.
+
+
+def raw(keys):
+    """The secret key's first coefficients as they lie in memory."""
+    plain = keys._secret.data()
+    return b"".join(plain.data(i).to_bytes(8, "little") for i in range(8))
+
+
+def test_the_secret_key_is_in_nothing_that_is_sent(site, monkeypatch):
+    """Neither as SEAL saves it, nor as it lies in memory; and every message is keys or ciphertexts, and no more."""
+    sent = bytearray()
+    counted = Api._count
+    monkeypatch.setattr(Api, "_count", lambda self, piece: sent.extend(piece) or counted(self, piece))
+    with site.client() as mine:
+        mine.query_many(TEXTS)
+        (keyed,) = mine._keyed.values()
+        secret = keyed.keys.secret_bytes()
+    windows = {bytes(secret[at : at + 24]) for at in range(40, len(secret) - 24, 24)}
+    assert raw(keyed.keys) not in sent
+    assert not any(window in sent for window in windows)
+    assert all(window in bytes(sent) + secret for window in windows)  # the search finds what is there
+    assert sent.count(b"BFHE") == 1 + 2
+
+
+def test_the_servers_processes_never_hold_the_secret_key(site):
+    with site.client() as mine:
+        mine.query(TEXTS[0])
+        (keyed,) = mine._keyed.values()
+        needle = raw(keyed.keys)
+        try:
+            assert holds(psutil.Process().pid, needle)
+        except PermissionError:
+            pytest.skip("this machine lets nobody read another process's memory")
+        for process in [psutil.Process(site.service.pid), *site.service.children()]:
+            assert not holds(process.pid, needle)
+
+
+def holds(pid: int, needle: bytes) -> bool:
+    """Whether a process has these bytes anywhere that it can write."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            place, mode, *_ = line.split()
+            if mode.startswith("rw"):
+                start, end = (int(number, 16) for number in place.split("-"))
+                try:
+                    memory.seek(start)
+                    if needle in memory.read(end - start):
+                        return True
+                except OSError:
+                    continue
+    return False
+
+
+def test_an_answer_to_another_key_is_an_error(site, client, keyed):
+    """The server cannot tell; the client can."""
+    with site.client() as mine:
+        mine.query(TEXTS[0])
+        (stranger,) = mine._keyed.values()
+        name, stranger.name = stranger.name, keyed.name
+        result = next(iter(mine.stream([TEXTS[0]])))[1]
+        stranger.name = name
+    assert isinstance(result.error, AnswerOutOfRange)
+
+
+# What is refused, after which the server still answers.
+
+
+@pytest.fixture
+def unharmed(client, made):
+    yield
+    expected = clear(made, [client.part.encode(TEXTS[1])])["logits"][0]
+    assert (client.query(TEXTS[1]).outputs["logits"][0] - expected).abs().max() < ERROR
+
+
+def refused(api, method, path, body=None):
+    with pytest.raises(PeerRefused) as found:
+        api.ask(method, path, None if body is None else [body])
+    return str(found.value)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_requests_that_are_none_are_refused(client, keyed, api, program):
+    client.query(TEXTS[0])
+    (keyed,) = client._keyed.values()
+    path = f"/v1/keys/{keyed.name}/queries"
+    good = request_of(client, keyed.keys, TEXTS[:2])
+    noise = bytes(range(256)) * 40
+    for body, error in (
+        (b"", "end before their head"),
+        (noise, "no message of kind request"),
+        (good[:-1], "end before their ciphertext"),
+        (good + b"\0", "go on beyond their end|longer than this can be"),
+        (good + bytes(10**6), "longer than this can be"),
+        (head("request", "cd" * 32) + good[38:], "for another program"),
+        (good[:2000] + noise + good[2000 + len(noise) :], "damaged|of other parameters|is not whole|another level"),
+    ):
+        found = refused(api, "POST", path, body)
+        assert any(part in found for part in error.split("|")), found
+    assert "of other parameters" in refused(api, "POST", path, of_other_parameters(client, good, program))
+
+
+def of_other_parameters(client, good, program):
+    """Ciphertexts of the same sizes from other primes."""
+    from blindformer.protocols.ckks.keys import ClientKeys
+    from blindformer.protocols.ckks.parameters import insecure_parameters
+
+    part = client.part.for_length()
+    given = part.circuit.facts.parameters
+    keys = ClientKeys(part.circuit.ends, insecure_parameters(given.degree, given.levels, given.scale_bits - 1))
+    return request_of(client, keys, TEXTS[:2])
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_keys_that_are_none_are_refused(client, api, program):
+    from blindformer.protocols.ckks.keys import ClientKeys
+
+    part = client.part.for_length()
+    sealed = list(ClientKeys(part.circuit.ends, part.circuit.facts.parameters).sealed_evaluation())
+    for message, error in (
+        (pack("keys", program, sealed[:-1]), "end before their rotation key"),
+        (pack("keys", program, [*sealed[:1], *sealed[2:], sealed[1]]), "is the key of another rotation"),
+        (pack("keys", program, sealed[1:]), "holds .* bytes|where these parameters have"),
+        (pack("request", program, sealed), "no message of kind keys"),
+        ([bytes(10_000)], "no message of kind keys"),
+    ):
+        name = api.ask("POST", f"/v1/models/{program}/keys")["keys"]
+        found = refused(api, "PUT", f"/v1/keys/{name}", b"".join(message))
+        assert any(part in found for part in error.split("|")), found
+        with pytest.raises(KeysGone):
+            api.ask("GET", f"/v1/keys/{name}")
+    assert "is not served here" in refused(api, "POST", f"/v1/models/{'cd' * 32}/keys")
+
+
+def test_keys_are_their_certificates_alone(client, api, other):
+    client.query(TEXTS[0])
+    (keyed,) = client._keyed.values()
+    assert api.ask("GET", f"/v1/keys/{keyed.name}")["keys"] == keyed.name
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/queries")):
+        with pytest.raises(KeysGone):
+            other.ask(method, f"/v1/keys/{keyed.name}{path}", [b"x"] if method == "POST" else None)
+    assert client.query(TEXTS[0]).retried == ""
+
+
+def test_a_certificate_of_another_role_is_refused(site):
+    stranger = Api(parse_address(site.address), client_context(site.made.certificates, "server"), 60)
+    assert "not a client's" in refused(stranger, "GET", "/v1/models")
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_more_than_the_queue_holds_are_told_when_to_come_back(client, keyed, api):
+    """One runs, one waits; share 1 lets one certificate have both."""
+    client.query(TEXTS[0])
+    (keyed,) = client._keyed.values()
+    body, outcomes = request_of(client, keyed.keys, TEXTS[:2]), []
+
+    def ask():
+        try:
+            lines = list(api.lines(f"/v1/keys/{keyed.name}/queries", [body]))
+            outcomes.append("answer" if "answer" in lines[-1] else lines[-1])
+        except Busy as busy:
+            outcomes.append("busy" if 1 <= busy.retry_after <= 600 else busy)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(outcomes) == {"answer", "busy"}
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, keyed, api):
+    client.query(TEXTS[0])
+    (keyed,) = client._keyed.values()
+    workers = [p for p in site.service.children() if "blindformer.parties.encrypted.worker" in p.cmdline()]
+    lines = api.lines(f"/v1/keys/{keyed.name}/queries", [request_of(client, keyed.keys, TEXTS[:2])])
+    next(lines)
+    workers[0].kill()
+    assert list(lines)[-1] == {"error": "the worker failed on this; it is replaced, and nobody else is affected",
+                               "status": 500}  # fmt: skip
+    site.service.wait_for("worker-replaced")
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_client_that_leaves_stops_its_query(site, client, keyed, api):
+    client.query(TEXTS[0])
+    (keyed,) = client._keyed.values()
+    lines = api.lines(f"/v1/keys/{keyed.name}/queries", [request_of(client, keyed.keys, TEXTS[:2])])
+    next(lines)
+    lines.close()
+
+
+def test_a_strangers_bytes_are_no_request(site):
+    import socket
+
+    host, port = parse_address(site.address)
+    with socket.create_connection((host, port)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        sock.settimeout(30)
+        assert b"HTTP" not in sock.recv(1000)
+
+
+# What it says of itself.
+
+
+def test_the_interface_is_described_without_anything_from_elsewhere(api, site):
+    schema = api.ask("GET", "/openapi.json")
+    assert set(schema["paths"]["/v1/keys/{name}"]) == {"get", "put", "delete"}
+    assert "503" in schema["paths"]["/v1/keys/{name}/queries"]["post"]["responses"]
+    with api._exchange("GET", "/docs", None) as reply:
+        page = reply.read().decode()
+    assert "POST /v1/keys/{name}/queries" in page
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "no such" not in refused(api, "GET", "/nothing")
+
+
+def test_models_say_sizes(api, made):
+    (model,) = api.ask("GET", "/v1/models")["models"]
+    assert model["facts"]["program"] == made.compiled.program.hash()
+    assert model["reply_most_bytes"] < model["request_most_bytes"] < model["keys_most_bytes"]
+
+
+def test_metrics_and_health(site, client, api):
+    client.query(TEXTS[0])
+    host, port = site.service.metrics
+
+    def queries():
+        with urlopen(f"http://{host}:{port}/metrics") as reply:
+            rows = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if line[0] != "#")
+        return float(rows.get("blindformer_queries_total", 0)) > 0 and float(rows["blindformer_key_bytes"]) > 0
+
+    eventually(queries, "metrics")
+    assert api.ask("GET", "/v1/health") == {"healthy": True, "stopping": False}
+
+
+def test_it_stops_in_order(made):
+    with Site(made, "--workers", "1") as site:
+        assert site.service.stop() == 0
+        assert not site.service.noise
+
+
+def test_nothing_was_written_beside_the_log(site):
+    assert not site.service.noise

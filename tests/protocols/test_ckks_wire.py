@@ -1,0 +1,196 @@
+"""What travels between an encrypting client and its server: of known sizes, and harmless to whoever reads it."""
+
+import random
+
+import pytest
+from blindformer.protocols.ckks import sealed
+from blindformer.protocols.ckks.facts import Facts, facts_from
+from blindformer.protocols.ckks.frames import HEAD, LENGTH, FrameError, OtherProgram, Reader, head, most, pack, unpack
+from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
+from blindformer.protocols.ckks.sealed import SealedError, check_sealed
+
+seal = pytest.importorskip("tenseal.sealapi")
+
+from blindformer.protocols.ckks.circuit import Ends  # noqa: E402
+from blindformer.protocols.ckks.files import from_bytes, to_bytes  # noqa: E402
+from blindformer.protocols.ckks.keys import ClientKeys, Ring, load_evaluation, load_request  # noqa: E402
+
+PROGRAM = "ab" * 32
+PARAMETERS = insecure_parameters(2048, 3)
+ROTATIONS = [1, 5]
+FACTS = Facts(
+    PROGRAM, PARAMETERS, 1, tuple(sorted(PARAMETERS.element(r) for r in ROTATIONS)), {0: 0, 1: 2}, {7: 3}, ("a", "b")
+)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return ClientKeys(Ends([], [], {}, ROTATIONS), PARAMETERS)
+
+
+@pytest.fixture(scope="module")
+def evaluation(keys):
+    return list(keys.sealed_evaluation())
+
+
+def fresh(keys, depth, scale=PARAMETERS.scale):
+    """A fresh ciphertext's bytes."""
+    plain = keys.ring.encode(__import__("numpy").arange(1024.0) / 1000, scale, depth)
+    return to_bytes(keys._encryptor().encrypt_symmetric(plain))
+
+
+@pytest.fixture(scope="module")
+def request_parts(keys):
+    return [fresh(keys, depth) for depth in FACTS.inputs.values()]
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("parameters", [PARAMETERS, Parameters(16384, 34, 10)], ids=["small", "128 bits"])
+def test_sizes_follow_from_the_parameters(parameters):
+    ring = Ring(parameters)
+    generator = seal.KeyGenerator(ring.context)
+    encryptor = seal.Encryptor(ring.context, generator.secret_key())
+    degree, levels, plain = parameters.degree, parameters.levels, seal.Plaintext()
+    for depth in (0, levels - 1):
+        ring.encoder.encode([0.5, 0.25], ring.ids[depth], parameters.scale, plain)
+        whole = seal.Ciphertext()
+        encryptor.encrypt_symmetric(plain, whole)
+        halved = to_bytes(encryptor.encrypt_symmetric(plain))
+        check_sealed(halved, sealed.ciphertext_bytes(degree, levels + 1 - depth, seeded=True), "fresh")
+        check_sealed(to_bytes(whole), sealed.ciphertext_bytes(degree, levels + 1 - depth, seeded=False), "whole")
+        assert len(halved) < 0.52 * len(to_bytes(whole))
+    element = parameters.element(3)
+    check_sealed(to_bytes(generator.create_relin_keys()), sealed.relinearisation_bytes(degree, levels), "key")
+    check_sealed(to_bytes(generator.create_galois_keys([element])), sealed.rotation_bytes(degree, levels), "key")
+
+
+def test_facts_survive_json():
+    import json
+
+    assert facts_from(json.loads(json.dumps(FACTS.to_json())), secure=False) == FACTS
+
+
+def test_facts_below_128_bits_are_for_tests_alone():
+    with pytest.raises(CkksError, match="not held to 128 bits are for tests alone"):
+        facts_from(FACTS.to_json())
+    weak = {**FACTS.to_json(), "parameters": {"degree": 4096, "scale_bits": 40, "levels": 5, "secure": True}}
+    with pytest.raises(CkksError, match="below 128-bit security"):
+        facts_from(weak)
+
+
+@pytest.mark.parametrize("change", [{"inputs": [[0, 9]]}, {"inputs": 3}, {"elements": ["x"]}, {"parameters": {}}])
+def test_damaged_facts_are_refused(change):
+    with pytest.raises(CkksError, match="damaged"):
+        facts_from({**FACTS.to_json(), **change}, secure=False)
+
+
+# There and back.
+
+
+def test_keys_and_requests_arrive_whole_whatever_the_pieces(keys, evaluation, request_parts):
+    message = b"".join(pack("keys", PROGRAM, evaluation))
+    assert len(message) <= most(FACTS.key_items())
+    for size in (1000, 77_777, len(message)):
+        reader, found = Reader("keys", PROGRAM, FACTS.key_items()), []
+        for start in range(0, len(message), size):
+            found += reader.feed(message[start : start + size])
+        reader.end()
+        assert [data for _, data in found] == evaluation
+    ring = Ring(PARAMETERS)
+    loaded = load_evaluation(ring, ((item.number, data) for item, data in found))
+    assert set(loaded.galois) == set(FACTS.elements)
+    parts = unpack("request", PROGRAM, FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts)))
+    inputs = load_request(ring, parts, FACTS.inputs)
+    values = seal.Plaintext()
+    seal.Decryptor(ring.context, keys._secret).decrypt(inputs[1], values)
+    assert ring.encoder.decode_double(values)[500] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_secret_key_comes_back_from_its_bytes(keys, request_parts):
+    again = ClientKeys(keys.ends, PARAMETERS, keys.secret_bytes())
+    ciphertext, values = from_bytes(seal.Ciphertext, again.ring.context, request_parts[0], "x"), seal.Plaintext()
+    seal.Decryptor(again.ring.context, again._secret).decrypt(ciphertext, values)
+    assert again.ring.encoder.decode_double(values)[500] == pytest.approx(0.5, abs=1e-6)
+
+
+# What is refused.
+
+
+def test_messages_that_are_none_are_refused(evaluation, request_parts):
+    items, good = FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts))
+    for data, error in (
+        (b"", "end before their head"),
+        (good[:-1], "end before their ciphertext 1"),
+        (good + b"\0", "go on beyond their end"),
+        (b"GET / HTTP/1.1\r\n" + good, "no message of kind request"),
+        (b"".join(pack("keys", PROGRAM, request_parts)), "no message of kind request"),
+        (head("request", PROGRAM) + LENGTH.pack(2**31), "2147483648 bytes are more than"),
+        (head("request", PROGRAM) + LENGTH.pack(len(evaluation[0])) + evaluation[0], "are more than|holds .* bytes"),
+        (b"".join(pack("request", PROGRAM, request_parts[::-1])), "holds .* bytes where these parameters have"),
+    ):
+        with pytest.raises(FrameError if "hold" not in error else SealedError, match=error):
+            unpack("request", PROGRAM, items, data)
+    with pytest.raises(OtherProgram, match="for another program"):
+        unpack("request", "cd" * 32, items, good)
+
+
+def test_a_key_of_another_rotation_is_refused(evaluation):
+    swapped = zip((0, *FACTS.elements), [evaluation[0], evaluation[2], evaluation[1]], strict=True)
+    with pytest.raises(SealedError, match="is the key of another rotation"):
+        load_evaluation(Ring(PARAMETERS), swapped)
+
+
+def test_a_ciphertext_of_another_scale_or_ring_is_refused(keys):
+    ring = Ring(PARAMETERS)
+    with pytest.raises(SealedError, match="another level or scale"):
+        load_request(ring, {0: fresh(keys, 0, 2.0**39)}, {0: 0})
+    other = ClientKeys(keys.ends, insecure_parameters(2048, 3, 39))
+    with pytest.raises(SealedError, match="of other parameters"):
+        load_request(ring, {0: fresh(other, 0, 2.0**39)}, {0: 0})
+
+
+def bomb(inner: int, blocks: int) -> bytes:
+    """A stream of SEAL's form that inflates to 128 KiB a block of four bytes."""
+    body = b"".join(
+        (int(n == blocks - 1) | 1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0" for n in range(blocks)
+    )
+    frame = b"\x28\xb5\x2f\xfd\xa0" + inner.to_bytes(4, "little") + body
+    return sealed.HEADER.pack(0xA15E, 16, 4, 1, 2, 0, 16 + len(frame)) + frame
+
+
+def test_what_would_grow_beyond_its_size_is_refused():
+    inner = sealed.ciphertext_bytes(2048, 4, seeded=True)
+    with pytest.raises(SealedError, match="grows beyond its size"):
+        check_sealed(bomb(inner, 5000), inner, "bomb")
+
+
+def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
+    """Noise, good bytes with some of them changed, cut, or sewn to noise: refused, or loaded as what they are."""
+    ring, chance, good, taken = Ring(PARAMETERS), random.Random(0), request_parts[1], 0
+    inner = FACTS.request_items()[1].inner
+    for number in range(10_000):
+        data = bytearray(good)
+        if number % 4 == 0:
+            data = bytearray(chance.randbytes(chance.randrange(len(good))))
+        elif number % 4 == 1:  # anywhere, mostly in what is compressed
+            for _ in range(chance.randrange(1, 4)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        elif number % 4 == 2:  # in the headers
+            data[chance.randrange(60)] ^= 1 << chance.randrange(8)
+        else:
+            place = chance.randrange(sealed.HEADER.size, len(data))
+            data[place:] = chance.randbytes(len(data) - place)
+        try:
+            check_sealed(bytes(data), inner, "it")
+            made = from_bytes(seal.Ciphertext, ring.context, bytes(data), "it")
+            ring.checked(made, 2, "it", spread=1.0)
+            taken += 1
+        except SealedError:
+            continue
+    assert taken < 5_000
+
+
+def test_the_head_has_one_length():
+    assert len(head("reply", PROGRAM)) == HEAD.size
