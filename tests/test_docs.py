@@ -355,6 +355,16 @@ def test_the_plan_of_the_approximations_page_works(tmp_path, monkeypatch):
     assert names["Plan"].load(tmp_path) == names["plan"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
+def test_the_example_of_the_crypten_page_runs(tmp_path):
+    (text,) = [b.text for b in blocks("python") if "tensors" in b.words]
+    (tmp_path / "example.py").write_text(text)
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_the_worked_example_of_contributing_works():
     (example,) = [b.text for b in blocks("python") if b.page.name == "CONTRIBUTING.md" and "approximation" in b.words]
     done = subprocess.run(

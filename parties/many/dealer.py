@@ -12,9 +12,10 @@ from ...models.interpreter import interpret
 from ...models.program import Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
+from ...protocols.crypten import calls
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import ManyCount, ManyDealer
-from ...protocols.crypten.tuples import Request, largest, make_tuple, tuple_layout
+from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
@@ -163,15 +164,18 @@ class ManyDealerParty:
     def _deal_tuple(self, leader: Channel, asked: object, number: int) -> None:
         try:
             request = Request.model_validate(asked)
-            if largest(request) > self.limits.value_bytes:
+            if request.owner >= self.roster.size or calls.largest(request) > self.limits.value_bytes:
                 raise PeerProtocolError(
                     leader.peer, "asked for a tuple that is too large for this dealer", SAME_VERSION
                 )
         except (ValidationError, RuntimeError, ValueError, TypeError):
             raise PeerProtocolError(leader.peer, "asked for a tuple that there is not", SAME_VERSION) from None
-        corrections = Corrections(leader, tuple_layout(request))
-        source = ManyDealer([tuple_masks(seed, number) for seed in self._in_order()], corrections)
-        make_tuple(source, request, f"tuple {number}")
+        corrections = Corrections(leader, calls.layout(request))
+
+        def source_of(of: int) -> ManyDealer:
+            return ManyDealer([tuple_masks(seed, of) for seed in self._in_order()], corrections)
+
+        calls.answer(request, number, source_of)
         corrections.finish()
 
     def _in_order(self) -> list[bytes]:

@@ -14,10 +14,11 @@ from ...models.program import Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
+from ...protocols.crypten import calls
 from ...protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
 from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
-from ...protocols.crypten.tuples import Request, tuple_layout
+from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.ring import Ring
@@ -78,7 +79,7 @@ class Dealt:
 
     def tuple(self, request: Request, number: int) -> Corrections:
         self.channel.send_message({"tuple": request.model_dump(mode="json"), "number": number})
-        return Corrections(self.channel, tuple_layout(request))
+        return Corrections(self.channel, calls.layout(request))
 
 
 class ManyParty:

@@ -33,6 +33,12 @@ class DealerProvider(TupleProvider):
         super().__init__()
         self._deal, self._asked = deal, 0
 
+    def ask(self, request: Request) -> tuple[ManySource, int]:
+        """This party's source of what the dealer makes for the next request, and the request's number."""
+        number = self._asked
+        self._asked += 1
+        return self._deal(request, number), number
+
     def generate_additive_triple(self, size0: Any, size1: Any, op: str, device: Any = None, *args: Any, **kwargs: Any):
         """Shares of a, b and op(a, b)."""
         if args:
@@ -67,6 +73,5 @@ class DealerProvider(TupleProvider):
             request = Request.model_validate({"kind": kind, "sizes": [tuple(size) for size in sizes], **more})
         except ValueError:
             raise CryptenError(f"crypten: {more.get('op', kind)} with these options has no tuple here") from None
-        number = self._asked
-        self._asked += 1
-        return make_tuple(self._deal(request, number), request, f"tuple {number}")
+        source, number = self.ask(request)
+        return make_tuple(source, request, f"tuple {number}")

@@ -47,7 +47,8 @@ class CryptenSession:
     """
 
     def __init__(self, mesh: Mesh, name: str, deal: Deal) -> None:
-        self.mesh, self.name, self.deal = mesh, name, deal
+        self.mesh, self.name = mesh, name
+        self.provider = DealerProvider(deal)
         self._undo = ExitStack()
 
     @property
@@ -96,6 +97,6 @@ class CryptenSession:
     def _choose_provider(self) -> None:
         providers, before = vars(crypten.mpc)["__SUPPORTED_PROVIDERS"], deepcopy(crypten.cfg.config)
         self._undo.callback(crypten.cfg.set_config, before)
-        providers[NAME] = DealerProvider(self.deal)
+        providers[NAME] = self.provider
         self._undo.callback(providers.pop, NAME)
         crypten.cfg.mpc.provider = NAME

@@ -3,6 +3,8 @@
 additive  a, b uniform, c = op(a, b)        square  r uniform, r r
 binary    a, b uniform bits, c = a & b      bits    r a uniform bit, shared by exclusive or and additively
 wraps     r uniform, and how often the sum of its shares leaves the ring (CrypTen's count)
+weight    the mask of a weight, known to its owner
+What our own operations on CrypTen's tensors take (calls.py) is asked for in the same way.
 """
 
 from __future__ import annotations
@@ -21,19 +23,27 @@ Operation = Literal["mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "co
 
 
 class Request(BaseModel):
-    """What CrypTen asks its provider for. `options`: of a convolution."""
+    """What is asked of the dealer. `options`: of a convolution. `bits`: of a rescale. `owner`: of a weight.
+
+    `weight`: the number of the request that its mask came with.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["additive", "square", "binary", "wraps", "bits"]
+    kind: Literal["additive", "square", "binary", "wraps", "bits", "weight", "linear", "rescale"]
     sizes: tuple[Sizes, ...]
     op: Operation = "mul"
     options: dict[Literal["stride", "padding", "dilation", "groups", "output_padding"], int | tuple[int, ...]] = {}
+    bits: Annotated[int, Field(ge=1, le=60)] = 16
+    owner: Annotated[int, Field(ge=0, lt=64)] = 0
+    weight: Annotated[int, Field(ge=0, lt=2**62)] = 0
 
 
 def make_tuple(source: ManySource, request: Request, label: str) -> tuple[Tensor, ...]:
     """A party's shares; the values at the dealer, which sends the corrections."""
     size = request.sizes[0]
+    if request.kind == "weight":
+        return (source.known(f"{label}/b", size, request.owner),)
     if request.kind == "additive":
         a, b = (source.uniform(f"{label}/{i}", shape) for i, shape in enumerate(request.sizes))
         shape = tuple(_product(request, *(torch.empty(s, device="meta") for s in request.sizes)).shape)
@@ -56,18 +66,6 @@ def tuple_layout(request: Request) -> tuple[int, ...]:
     count = ManyCount()
     make_tuple(count, request, "")
     return tuple(count.layout)
-
-
-def largest(request: Request) -> int:
-    """Bytes of the largest value, which a dealer bounds before it makes any."""
-    return max([8 * _elements(size) for size in request.sizes] + list(tuple_layout(request)))
-
-
-def _elements(size: Sizes) -> int:
-    out = 1
-    for n in size:
-        out *= n
-    return out
 
 
 def _product(request: Request, a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,169 @@
+"""For code that is written for CrypTen: a session among N parties in which its tensors go through Programs.
+
+Every party runs the same code, as CrypTen's users are used to. `meet` opens the session at one party, `deal` is the
+dealer's part; CrypTen's own operations run on our channels (mutual TLS) and on our dealer's tuples meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models.artifacts import load_helper, load_server
+from ...models.between import between
+from ...models.program import Program
+from ...protocols.crypten.versions import CryptenError
+from ..certificates import client_context, server_context
+from ..config import parse_address
+from ..tls import Listener, listen
+from .joining import Joined, join
+from .meeting import Place
+from .party import Held
+from .roster import DEALER, LEADER, Roster
+
+FRACTION_BITS = 16  # of CrypTen's tensors
+
+
+class TensorSession:
+    """Made by `meet`; a context manager. Call it with MPCTensors by input name: it returns those of the outputs.
+
+    `crypten`: the package, set up among these parties until the session ends. Errors of all methods: CryptenError,
+    and PeerError, which ends the session.
+    """
+
+    def __init__(self, joined: Joined, names: Sequence[str]) -> None:
+        from ...protocols.crypten import tensors
+        from ...protocols.crypten.session import crypten
+
+        if tensors.precision() != FRACTION_BITS:
+            joined.close()
+            raise CryptenError(f"crypten: encodes {tensors.precision()} bits, a Program's inputs {FRACTION_BITS}")
+        self.crypten, self.names, self.rank = crypten, list(names), joined.party.rank
+        self._joined, self._tensors = joined, tensors
+
+    @property
+    def program(self) -> Program:
+        return self._joined.party.held.program
+
+    def linear(
+        self, weight: Tensor | None, shape: tuple[int, int] | None = None, *, src: int = 0, bits: int = 16
+    ) -> Any:
+        """A weight-stationary linear layer x @ weight, the weight [K, N] known to party `src`; see StationaryLinear."""
+        return self._tensors.StationaryLinear(self._joined.crypten, weight, shape, src=src, bits=bits)
+
+    def truncate(self, x: Any, bits: int) -> Any:
+        """x / 2^bits, exact whatever the number of parties."""
+        return self._tensors.truncate(self._joined.crypten, x, bits)
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        party, program = self._joined.party, self.program
+        if not program.outputs:
+            raise CryptenError("session: was opened without a compiled model; give meet(..., folder=...)")
+        shares = {}
+        for name, shape in program.inputs.items():
+            if name not in inputs:
+                raise CryptenError(f"input {name}: is missing; the program takes {', '.join(program.inputs)}")
+            shares[name] = self._tensors.share_of(inputs[name], f"input {name}")
+            if tuple(shares[name].shape) != tuple(shape):
+                raise CryptenError(
+                    f"input {name}: has shape {list(shares[name].shape)}, the program takes {list(shape)}"
+                )
+        device = next(iter(shares.values())).device
+        values = {name: share.cpu() for name, share in shares.items()}
+        answer = party.ask(values) if party.asks else party.follow(None, lambda number: values)
+        if answer is None:
+            raise CryptenError(f"{party.roster.names[party.roster.asker]}: has left the session")
+        return {name: self._tensors.tensor_of(share, device) for name, share in answer.outputs.items()}
+
+    def close(self) -> None:
+        self._joined.close()
+
+    def __enter__(self) -> TensorSession:
+        self._joined.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None and self.rank == self._joined.party.roster.asker:
+            self._joined.party.goodbye()
+        self._joined.__exit__(kind, error, trace)
+
+
+def meet(
+    name: str,
+    addresses: Mapping[str, str],
+    certificates: str | Path,
+    folder: str | Path | None = None,
+    *,
+    length: int | None = None,
+    timeout: float = 60,
+    wait: float = 60,
+    listener: Listener | None = None,
+) -> TensorSession:
+    """Party `name`'s way into a session; `wait` seconds for the others to come.
+
+    addresses     HOST:PORT by party, in order of rank, and the dealer's; the same at every party
+    certificates  a folder with ca.pem and this party's, from `blindformer certs`
+    folder        a compiled model's: party 0 needs the server's part, the others the helper's, which holds no secret
+
+    Errors: PeerError, CertificateError, ArtifactError, ProgramError, CryptenError.
+    """
+    roster, places = _roster(addresses)
+    rank = roster.rank(name)
+    if listener is None and rank < roster.size - 1:
+        listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
+    place = Place(roster, rank, client_context(certificates, name), wait, timeout)
+    earlier = {roster.rank(other): address for other, address in places.items() if other != DEALER}
+    joined = join(place, _held(folder, rank, length), earlier, listener, places[DEALER])
+    return TensorSession(joined, roster.names)
+
+
+def deal(
+    addresses: Mapping[str, str],
+    certificates: str | Path,
+    *,
+    timeout: float = 60,
+    wait: float = 60,
+    idle: float | None = None,
+    listener: Listener | None = None,
+) -> None:
+    """The dealer's part of one session, until party 0 says goodbye. Needs no CrypTen. Errors: PeerError."""
+    from .dealer import ManyDealerParty
+
+    roster, places = _roster(addresses)
+    listener = listener or listen(*places[DEALER], server_context(certificates, DEALER), timeout=timeout)
+    party = ManyDealerParty(roster, wait=wait, timeout=timeout)
+    with listener:
+        party.gather(listener)
+    try:
+        party.serve(idle)
+    finally:
+        party.close()
+
+
+def _roster(addresses: Mapping[str, str]) -> tuple[Roster, dict[str, tuple[str, int]]]:
+    if DEALER not in addresses:
+        raise CryptenError(f"addresses: name the {DEALER}'s, beside the parties'")
+    places = {}
+    for name, text in addresses.items():
+        try:
+            found = parse_address(text)
+        except ValueError as error:
+            raise CryptenError(f"addresses: {name}: {error}") from None
+        places[name] = (found.host, found.port)
+    return Roster(tuple(name for name in addresses if name != DEALER)), places
+
+
+def _held(folder: str | Path | None, rank: int, length: int | None) -> Held:
+    if folder is None:
+        return Held(Program(), {})
+    if rank == LEADER:
+        server = load_server(folder).for_length(length)
+        return Held(between(server.program, FRACTION_BITS), server.constants, server.weights)
+    public = load_helper(folder).for_length(length)
+    return Held(between(public.program, FRACTION_BITS), public.constants)
+
+
+__all__ = ["TensorSession", "deal", "meet"]
