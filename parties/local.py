@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,14 @@ import torch
 from torch import Tensor
 
 from ..approximations import Plan
-from ..models.artifacts import save
-from ..models.artifacts.writing import text_length
 from ..models.building import Stage, compile_lengths
 from ..models.compile import Compiled, decode_outputs
-from ..models.encrypted import circuit_for
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
+from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
-from .many.launcher import ManyLocal
-from .many.roster import Roster, numbered
-from .report import Report, beaver_report, ckks_local_report, clear_report, many_report
+from .report import Report, clear_report
 from .session import rss_mb
 from .witness import uniformity
 
@@ -114,19 +109,20 @@ def compare(
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more.
     """
-    roster = numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads)
     answers, reports, counts = [], [], []
-    if protocol == "clear":
+    if protocol == REFERENCE:
         for item in inputs:
             started = time.perf_counter()
             engine = ClearEngine({**compiled.encode_inputs(item), **compiled.weights, **compiled.constants})
             answers.append(decode_outputs(compiled.program, interpret(compiled.program, engine).outputs))
             reports.append(clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started))
         return Comparison(compiled, answers, clear, reports, seconds)
+    kind = find_kind(protocol, parties)
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
-        options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress}
-        session, report = SESSIONS[protocol](compiled, Path(folder), options, roster, audit)
+        kind.save(compiled, Path(folder))
+        options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+        session, report = kind.start(Path(folder), parties, **options), kind.report(parties)
         with session:
             for number, item in enumerate(inputs):
                 if progress:
@@ -147,25 +143,6 @@ def compare(
                 progress("query", len(inputs), len(inputs))
         counts = session.counts if isinstance(session, LocalParties) else []
     return Comparison(compiled, answers, clear, reports, seconds, seen=uniformity(counts) if counts else None)
-
-
-def _beaver(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
-    return LocalParties(save(compiled, folder), **options, audit=audit), beaver_report
-
-
-def _crypten(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
-    return ManyLocal(save(compiled, folder), roster, **options), partial(many_report, roster=roster)
-
-
-def _ckks(compiled: Compiled, folder: Path, options: dict[str, Any], roster: Roster, audit: bool) -> Any:
-    from .encrypted.local import LocalEncrypted
-
-    save(compiled, folder, circuits={text_length(compiled.program): circuit_for(compiled)})
-    return LocalEncrypted(folder, **options), ckks_local_report
-
-
-SESSIONS = {"beaver": _beaver, "crypten": _crypten, "ckks": _ckks}
-"""A local session of each protocol that hides something, and how its answers are reported."""
 
 
 def versions() -> dict[str, str]:

@@ -14,20 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan
-from ..models.artifacts import save
 from ..models.compile import Compiled, compile, decode_outputs
 from ..models.interpreter import interpret
 from ..models.scales import Precision
-from ..protocols.base import find
 from ..protocols.clear import ClearEngine
 from ..protocols.errors import BlindformerError
-from .launcher import LocalParties, Progress
-from .report import Report, beaver_report, clear_report
+from .kinds import KINDS, REFERENCE, Session, find_kind
+from .launcher import Progress
+from .report import Report, clear_report
 from .threads import ThreadParties
 
 Inputs = Mapping[str, Any]
-PROTOCOLS = ("beaver", "clear")
+IN_THREADS = "beaver"  # CrypTen's state belongs to a process
 _FEW = 2  # with fewer calibration batches than this, ranges are guesses
+
+
+class InsecureProtocol(UserWarning):
+    """A protocol that hides less than the others, for comparison."""
 
 
 class PrivateError(BlindformerError):
@@ -41,6 +44,7 @@ def make_private(
     *,
     example: Inputs | None = None,
     calibration: Sequence[Inputs] | None = None,
+    parties: int = 2,
     where: str = "processes",
     outputs: list[str] | None = None,
     embedding: str = "client",
@@ -52,22 +56,24 @@ def make_private(
     """A callable with the model's keyword arguments that returns the model's own output class.
 
     plan         a preset's name, or a plan (calibrated or not)
-    protocol     "beaver": two parties and a dealer; "clear": the reference, which hides nothing
+    protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
+                 second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing; "crypten-insecure": for comparison
     example      inputs of the shapes to come: compiles now instead of at the first call
     calibration  batches of inputs with the shapes of the queries; without them the first inputs calibrate: thin
-    where        "processes": three processes of this machine over TLS; "threads": three threads of this one, for tests
+    where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     timeout      seconds of silence allowed between parties
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
-    find(protocol)
-    if protocol not in PROTOCOLS:
-        raise PrivateError(f"protocol {protocol}: make_private runs {' or '.join(PROTOCOLS)}; choose one of them")
+    if protocol != REFERENCE and (insecure := find_kind(protocol, parties).insecure):
+        warnings.warn(f"protocol {protocol}: {insecure}", InsecureProtocol, stacklevel=2)
+    if where == "threads" and protocol not in (IN_THREADS, REFERENCE):
+        raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
-    private = PrivateModel(model, plan, protocol, where)
+    private = PrivateModel(model, plan, protocol, where, parties)
     private.calibration = list(calibration or [])
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
@@ -82,15 +88,15 @@ class PrivateModel:
     `report`: cost and who learned what, of the last call. `compiled`: the program of the last call's shapes.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan | str, protocol: str, where: str) -> None:
-        self.model, self.plan, self.protocol, self.where = model, plan, protocol, where
+    def __init__(self, model: nn.Module, plan: Plan | str, protocol: str, where: str, parties: int = 2) -> None:
+        self.model, self.plan, self.protocol, self.where, self.parties = model, plan, protocol, where, parties
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self._programs: dict[tuple, tuple[Compiled, Any]] = {}  # by shapes: program, and an output to be like
-        self._session: LocalParties | ThreadParties | None = None
+        self._session: Session | None = None
         self._of: Compiled | None = None  # whose session is open
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -98,7 +104,7 @@ class PrivateModel:
         """One private query. Tensors must have the model's input names; other arguments are compiled in."""
         compiled, like = self.prepare(inputs)
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
-        if self.protocol == "clear":
+        if self.protocol == REFERENCE:
             found = self._in_the_clear(compiled, tensors)
         else:
             session = self._open(compiled)
@@ -109,7 +115,7 @@ class PrivateModel:
                     self.close()
                 raise
             found = answer.outputs
-            self.report = beaver_report(
+            self.report = KINDS[self.protocol].report(self.parties)(
                 compiled.program,
                 compiled.plan.name,
                 answer.timings,
@@ -162,19 +168,21 @@ class PrivateModel:
         with suppress(Exception):
             self.close()
 
-    def _open(self, compiled: Compiled) -> LocalParties | ThreadParties:
+    def _open(self, compiled: Compiled) -> Session:
         if self._session is not None and self._of is compiled:
             return self._session
         self.close()
         options = dict(self.session_options)
         if self.where == "threads":
             options.pop("threads")
-            self._session = ThreadParties(compiled, **options)
+            session: Session = ThreadParties(compiled, **options)
         else:
             self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
-            self._session = LocalParties(save(compiled, Path(self._folder.name)), **options)
-        self._of = compiled
-        return self._session
+            kind, folder = KINDS[self.protocol], Path(self._folder.name)
+            kind.save(compiled, folder)
+            session = kind.start(folder, self.parties, **options)
+        self._session, self._of = session, compiled
+        return session
 
     def _in_the_clear(self, compiled: Compiled, inputs: Inputs) -> dict[str, Tensor]:
         started = time.perf_counter()

@@ -137,6 +137,7 @@ def many_report(
     setup_bytes: int,
     *,
     roster: Roster,
+    protocol: str = "crypten",
 ) -> Report:
     """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
     leader, recipient = roster.names[0], roster.names[roster.recipient_rank]
@@ -151,7 +152,7 @@ def many_report(
     return Report(
         model=program.model,
         plan=plan,
-        protocol="crypten",
+        protocol=protocol,
         offline_s=timings.offline_s,
         online_s=timings.online_s,
         setup_s=setup_s,

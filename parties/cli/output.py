@@ -28,6 +28,7 @@ class Protocol(enum.StrEnum):
     beaver = "beaver"
     crypten = "crypten"
     ckks = "ckks"
+    crypten_insecure = "crypten-insecure"
     clear = "clear"
 
 

@@ -28,13 +28,7 @@ from .output import (
     warn_undistilled,
 )
 
-_DEALER = "and an offline dealer, semi-honest, 128 bits   TLS 1.3   plan {plan}"
-WHO = {
-    "clear": "protocol clear: the reference, in one process; it hides nothing",
-    "beaver": f"two parties {_DEALER}",
-    "crypten": f"{{parties}} parties {_DEALER}",
-    "ckks": "one server, which computes on ciphertexts   CKKS, 128 bits   TLS 1.3   plan {plan}",
-}
+DEFAULT_PARTIES = 2
 
 
 def run(
@@ -42,9 +36,12 @@ def run(
     text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
     plan: OwnPlanOption = None,
     protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear: hides nothing.")
+        Protocol,
+        typer.Option("--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear, crypten-insecure: to compare."),
     ] = Protocol.beaver,
-    parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
+    parties: Annotated[
+        int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")
+    ] = DEFAULT_PARTIES,
     length: LengthOption = "auto",
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
@@ -67,6 +64,7 @@ def run(
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
+        from ..kinds import KINDS, REFERENCE
         from ..local import compare, compile_text
 
         chosen = read_plan(plan) if plan else None
@@ -103,7 +101,7 @@ def run(
     values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
     results = [{"text": name, **as_json(task.pipeline, value)} for name, value in zip(texts, values, strict=True)]
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
-    summary |= {"parties": parties} if protocol is Protocol.crypten else {}
+    summary |= {"parties": parties} if protocol != REFERENCE and KINDS[protocol].fixed is None else {}
     if task.pipeline == "sentence-embedding" and len(texts) > 1:
         summary["similarities"] = similarities(texts, values)
     if form is Format.json:
@@ -114,20 +112,26 @@ def run(
 
 def _check_parties(protocol: Protocol, parties: int) -> None:
     """Refuse what cannot be before anything slow happens. Errors: RosterError, CryptenError."""
-    from ..many.roster import RosterError, numbered
+    from ..kinds import REFERENCE, find_kind
 
-    if protocol is Protocol.crypten:
-        from ...protocols.crypten.versions import check_versions
+    if protocol != REFERENCE or parties != DEFAULT_PARTIES:
+        find_kind(protocol.value, parties)
 
-        numbered(parties)
-        check_versions()
-    elif parties != 2:
-        raise RosterError(f"--parties {parties}: protocol {protocol.value} has a fixed number; use --protocol crypten")
+
+def _setting(summary: dict[str, Any]) -> str:
+    from ..kinds import KINDS
+
+    kind = KINDS.get(summary["protocol"])
+    if kind is None:
+        return "protocol clear: the reference, in one process; it hides nothing"
+    if kind.insecure:
+        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}"
+    return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
 def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any]) -> None:
     out = console()
-    out.print(WHO[summary["protocol"]].format(**summary))
+    out.print(_setting(summary))
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
     words = [(item, in_words(task, value)) for item, value in answers]

@@ -24,10 +24,14 @@ class LocalEncrypted:
     ) -> None:
         self._client = EncryptedClient(LOCAL, folder=folder, timeout=timeout, progress=progress)
         self._part = self._client.part.for_length()
-        self.setup_s, self.setup_bytes = 0.0, 0
+        self.setup_s, self.setup_bytes, self._open = 0.0, 0, True
 
-    def query(self, inputs: Mapping[str, Tensor]) -> LocalAnswer:
-        """The model's outputs for inputs [1, ...] or [texts, ...]."""
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+        """The model's outputs for inputs [1, ...] or [texts, ...]. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
         outputs, report, _ = self._client.answer([Question(0, self._part, taken)])
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
@@ -35,6 +39,7 @@ class LocalEncrypted:
         return LocalAnswer(outputs, timings, {})
 
     def close(self) -> None:
+        self._open = False
         self._client.close()
 
     def __enter__(self) -> LocalEncrypted:

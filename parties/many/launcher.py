@@ -46,8 +46,12 @@ class ManyLocal(Processes):
         wait: float = 60,
         progress: Progress | None = None,
         length: int | None = None,
+        first_party: bool = False,
     ) -> None:
-        """Start the processes and set the session up. `wait`: seconds for the parties to find each other."""
+        """Start the processes and set the session up. `wait`: seconds for the parties to find each other.
+
+        `first_party`: INSECURE, party 0 is the dealer as well.
+        """
         check_versions()
         super().__init__(progress)
         self.roster, self.timeout = roster, timeout
@@ -66,13 +70,17 @@ class ManyLocal(Processes):
                 "wait": wait,
                 "threads": threads,
                 "length": length,
+                "first_party": first_party,
                 "addresses": {},
             }
-            for name in (DEALER, *roster.names):
+            for name in (*([] if first_party else [DEALER]), *roster.names):
                 self._start(name, config)
                 if name != roster.names[-1]:
-                    port = self._wait(name, ("port",), max(timeout, START_SECONDS))["port"]
+                    port = self._take(name, ("port",), max(timeout, START_SECONDS))["port"]
                     config["addresses"][name] = ("127.0.0.1", port)
+                if first_party and DEALER not in config["addresses"]:
+                    port = self._take(name, (DEALER,), max(timeout, START_SECONDS))[DEALER]
+                    config["addresses"][DEALER] = ("127.0.0.1", port)
             for name in roster.names:
                 ready = self._take(name, ("ready",), max(2 * timeout, START_SECONDS) + wait)["ready"]
                 self.setup_s = max(self.setup_s, ready["setup_s"])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import queue
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ...protocols.errors import BlindformerError
 from ..certificates import client_context, server_context
 from ..tls import Listener, listen
 from ..worker import IDLE_SECONDS, say, watch_stdin
-from .roster import DEALER, Roster
+from .roster import DEALER, LEADER, Roster
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Config:
     threads: int = 1
     length: int | None = None
     insecure: bool = False
+    first_party: bool = False
     addresses: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
@@ -61,22 +64,34 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _listen(config: Config, name: str) -> Listener:
+def _listen(config: Config, name: str, said: str = "port") -> Listener:
     """Listen and say where, before anything slow is imported: the next party can start meanwhile."""
     listener = listen("127.0.0.1", 0, server_context(config.certificates, name), timeout=config.timeout)
-    say(port=listener.address[1])
+    say(**{said: listener.address[1]})
     return listener
 
 
-def _deal(config: Config) -> None:
+def _deal_beside(config: Config) -> None:
+    """INSECURE, for comparison: the dealer is a thread of the model's owner, who then knows every mask."""
+    listener = _listen(config, DEALER, DEALER)
+    config.addresses[DEALER] = list(listener.address[:2])
+
+    def deal() -> None:
+        with suppress(BlindformerError):  # the others see it end, and say so
+            _deal(config, listener)
+
+    threading.Thread(target=deal, daemon=True).start()
+
+
+def _deal(config: Config, listener: Listener | None = None) -> None:
     import torch
 
     torch.set_num_threads(config.threads)
-    with _listen(config, DEALER) as listener:
+    with listener or _listen(config, DEALER) as heard:
         from .dealer import ManyDealerParty
 
         party = ManyDealerParty(config.roster, wait=config.wait, timeout=config.timeout)
-        party.gather(listener)
+        party.gather(heard)
     try:
         party.serve(IDLE_SECONDS)
     finally:
@@ -87,6 +102,8 @@ def _compute(config: Config, name: str, commands: queue.Queue[dict[str, Any]]) -
     roster = config.roster
     rank = roster.rank(name)
     listener = _listen(config, name) if rank < roster.size - 1 else None
+    if config.first_party and rank == LEADER:
+        _deal_beside(config)
     import torch
 
     torch.set_num_threads(config.threads)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 
 import blindformer as bf
 import pytest
 import torch
 from blindformer.models.calibration_texts import calibration_texts
-from blindformer.parties.private import PrivateError
+from blindformer.parties.private import InsecureProtocol, PrivateError
 
 TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
 
@@ -47,6 +48,24 @@ def test_it_answers_like_the_model(loaded, batches, protocol, where):
         assert "bert" in str(report)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
+@pytest.mark.parametrize(("protocol", "parties"), [("crypten", 3), ("crypten-insecure", 2)])
+def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", InsecureProtocol)
+        private = bf.make_private(loaded.model, protocol=protocol, parties=parties, calibration=batches)
+    told = ["so it can read the data" in str(w.message) for w in said if w.category is InsecureProtocol]
+    assert told == [True] * (protocol == "crypten-insecure")
+    with private:
+        found = private(**batches[0])
+        pids = private._session.processes  # pyright: ignore
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
+    assert private.report.protocol == protocol
+    assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
+
+
 def test_one_example_is_thin_and_said_so(loaded, batches):
     with pytest.warns(UserWarning, match="calibrating on one example"):
         private = bf.make_private(loaded.model, protocol="clear", example=batches[0])
@@ -58,6 +77,12 @@ def test_one_example_is_thin_and_said_so(loaded, batches):
 def test_wrong_wishes_are_explained(loaded, batches):
     with pytest.raises(bf.BlindformerError, match="choose one of"):
         bf.make_private(loaded.model, protocol="magic")
+    with pytest.raises(bf.BlindformerError, match=r"^3 parties: protocol beaver has 2; use protocol crypten$"):
+        bf.make_private(loaded.model, parties=3)
+    with pytest.raises(bf.BlindformerError, match=r"^parties: 1 are named"):
+        bf.make_private(loaded.model, protocol="crypten", parties=1)
+    with pytest.raises(PrivateError, match="protocol crypten needs a process for each party"):
+        bf.make_private(loaded.model, protocol="crypten", where="threads")
     with pytest.raises(PrivateError, match="choose processes or threads"):
         bf.make_private(loaded.model, where="cloud")
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
