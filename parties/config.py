@@ -1,6 +1,7 @@
 """The settings of a deployment: one TOML file that all parties may share, read with flags over file over default.
 
     [session], [parties]            the same at every party; compared by hash in the hello
+    [crypten.parties.NAME]          likewise, where protocol is "crypten": who has which address, what it owns
     [certificates], [server], ...   each party's own
 
 docs/blindformer.toml shows every key with its default. A key that is not known is an error, not a surprise later.
@@ -15,7 +16,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,6 +33,10 @@ from ..protocols.errors import BlindformerError
 
 Role = Literal["server", "client", "dealer", "helper"]
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_COMMANDS = {
+    "beaver": 'say protocol = "crypten" there, or start its parties with serve, dealer and query',
+    "crypten": "start its parties with `blindformer party`",
+}
 _FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
 
 
@@ -112,7 +117,7 @@ class _Section(BaseModel):
 class Session(_Section):
     """What all parties of a session have in common. `timeout`: seconds of silence after which a peer counts as dead."""
 
-    protocol: Literal["beaver", "ckks"] = "beaver"
+    protocol: Literal["beaver", "crypten", "ckks"] = "beaver"
     topology: Literal["dealer", "helper"] = "dealer"
     timeout: Seconds = 60.0
 
@@ -206,6 +211,37 @@ class Client(_Section):
     """Seconds to go on asking a server that is busy."""
 
 
+class Seat(_Section):
+    """One party of protocol `crypten`. `address`: where those after it dial it; the last is dialled by nobody."""
+
+    address: Dialled | None = None
+    owns: tuple[str, ...] = Field(default=(), strict=False)
+    """"model", "data" (all inputs that nobody else is named for), or inputs of the model by name."""
+    answers: bool = False
+    """Whether it gets the answers."""
+    listen: Listening | None = None
+    """Its own matter, as the folder; None: at `address`."""
+    folder: Folder = Path("compiled")
+    """A compiled folder, or its part of it."""
+
+
+class Crypten(_Section):
+    """Protocol `crypten`: [crypten.parties.NAME] in order. The first owns the model, unless another is said to."""
+
+    length: int | None = Field(default=None, ge=1)
+    """Tokens, where several lengths are compiled: a session runs one program."""
+    wait: Seconds = 60.0
+    """Seconds for the parties to come."""
+    ahead: int = Field(default=1000, ge=0, le=1_000_000)
+    """Queries whose correlations a party holds ahead at most, in memory."""
+    ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
+    """The most that they may take."""
+    parties: dict[str, Seat] = {}
+
+
+_AGREED = {"address", "owns", "answers"}  # of a seat, what all parties must have in common
+
+
 class Settings(_Section):
     """A whole configuration, with every path absolute. Made by `load_settings`."""
 
@@ -216,6 +252,7 @@ class Settings(_Section):
     dealer: Dealer
     helper: Helper
     client: Client
+    crypten: Crypten
     _file: Path | None = PrivateAttr(default=None)
 
     @property
@@ -230,10 +267,12 @@ class Settings(_Section):
         return getattr(self.parties, role).address
 
     def shared(self) -> dict[str, Any]:
-        """What all parties must have in common: [session], and [parties] as far as the topology has them."""
+        """What all must have in common: [session], who is who, and [parties] as far as the topology has them."""
         helped = self.session.topology == "helper"
         parties = self.parties.model_dump(mode="json", exclude=None if helped else {"helper"})
-        return {"session": self.session.model_dump(mode="json"), "parties": parties}
+        seats = {name: seat.model_dump(mode="json", include=_AGREED) for name, seat in self.crypten.parties.items()}
+        found = {"session": self.session.model_dump(mode="json"), "parties": parties}
+        return {**found, "crypten": [self.crypten.length, *seats.items()]} if seats else found
 
     def shared_hash(self) -> str:
         """SHA-256 (hex) of `shared`, flags included; empty without a file, which a hello takes for "not compared"."""
@@ -243,11 +282,12 @@ class Settings(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_settings(path: Path | None = None, **flags: Any) -> Settings:
+def load_settings(path: Path | None = None, protocol: str = "beaver", /, **flags: Any) -> Settings:
     """Settings of the file at `path`, under `flags`, over the defaults.
 
     Flags are named by their key ("server.listen"), so call with `**{"server.listen": "0.0.0.0:7443"}`; one that is None
     was not given. A relative path in the file is relative to the file; a `Path` among the flags to the working folder.
+    `protocol`: the caller's; settings of another are refused.
 
     Errors: `ConfigError`, naming the file, the key and what is allowed.
     """
@@ -268,6 +308,10 @@ def load_settings(path: Path | None = None, **flags: Any) -> Settings:
     except ValidationError as error:
         raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
     settings._file = path.absolute() if path else None
+    if settings.session.protocol != protocol:
+        where = "the command line" if "session.protocol" in given or path is None else path
+        what = f"session.protocol = {settings.session.protocol}: this is for protocol {protocol}"
+        raise ConfigError([f"{where}: {what}; {_COMMANDS[settings.session.protocol]}"])
     return settings
 
 
@@ -310,7 +354,8 @@ def _suggest(parts: list[str]) -> str:
 def _keys(sections: list[str]) -> list[str]:
     model: Any = Settings
     for section in sections:
-        model = model.model_fields[section].annotation
+        # In a table of sections the name is the user's.
+        model = model.model_fields[section].annotation if hasattr(model, "model_fields") else get_args(model)[-1]
     return list(model.model_fields)
 
 

@@ -30,7 +30,7 @@ MESSAGE = 0x4A  # "J"
 _TLS_RECORDS = (0x15, 0x16)  # alert, handshake: what a peer that speaks TLS sends to one that does not
 
 SAME_PROGRAM = "both parties must run the same version, program and plan: compare them, then run again"
-READ_ITS_MESSAGE = "see the {peer}'s own message, then run the query again"
+READ_ITS_MESSAGE = "see {peer}'s own message, then run the query again"
 
 # What a peer may call its failure. Anything else it writes becomes PeerRefused.
 _KINDS: dict[str, type[PeerError]] = {

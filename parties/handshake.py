@@ -111,4 +111,4 @@ def _compare(peer: str, mine: Hello, theirs: Hello) -> None:
 
 def _short(value: str | int) -> str:
     text = str(value) or "none"
-    return text if len(text) <= 16 else text[:12] + "..."
+    return text if len(text) < 32 else text[:12] + "..."  # hashes and ids are known by their first digits

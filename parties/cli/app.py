@@ -17,6 +17,7 @@ from . import (
     helper,
     inspect,
     listing,
+    party,
     precompute,
     query,
     run,
@@ -40,6 +41,7 @@ app.command("inspect")(inspect.inspect)
 app.command("serve")(serve.serve)
 app.command("dealer")(dealer.dealer)
 app.command("helper")(helper.helper)
+app.command("party")(party.party)
 app.command("query")(query.query)
 app.command("precompute")(precompute.precompute)
 app.command("spool")(spool.spool)

@@ -10,6 +10,7 @@ import typer
 from .output import Format, FormatOption, console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
+Party = typer.Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
 Folder = Annotated[Path, typer.Argument(help="The folder of the certificates.")]
 
 
@@ -20,30 +21,33 @@ def make(
     host: Annotated[
         list[str] | None, typer.Option("--host", help="A name or address the parties are dialled at; may be repeated.")
     ] = None,
+    party: Annotated[list[str] | None, Party] = None,
     keep_ca_key: Annotated[
         bool, typer.Option("--keep-ca-key", help="Keep the CA's key, to add parties later.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     form: FormatOption = Format.text,
 ) -> None:
-    """Make a CA and a certificate for server, client and dealer. Keys are readable by you alone."""
+    """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
     from ..certificates import HOSTS, ROLES, make_certificates
 
+    roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
-    files = make_certificates(folder, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
+    files = make_certificates(folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
     if form is Format.json:
         emit({"folder": str(folder), "files": [str(file) for file in files], "hosts": list(hosts)})
         return
     console().print(
-        f"{len(files)} files in {folder}: give each of {', '.join(ROLES)} ca.pem, its .pem and its .key only"
+        f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"
     )
 
 
 @app.command()
 def add(
     folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
-    role: Annotated[str, typer.Argument(help="server, client, dealer or helper.")],
+    role: Annotated[str, typer.Argument(help="server, client, dealer or helper; a party's name with --party.")],
     name: Annotated[str | None, typer.Option("--name", help="Of its files (default: the role).")] = None,
+    party: Annotated[bool, typer.Option("--party", help="Of a party of protocol crypten.")] = False,
     days: Annotated[float, typer.Option("--days", min=0.01, help="How long it is good.")] = 30,
     host: Annotated[
         list[str] | None, typer.Option("--host", help="A name or address it is dialled at; may be repeated.")
@@ -54,8 +58,8 @@ def add(
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
     from ..certificates import HOSTS, ROLES, CertificateError, add_certificate
 
-    if role not in ROLES:
-        raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}")
+    if role not in ROLES and not party:
+        raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
     if form is Format.json:

@@ -11,6 +11,7 @@ import typer
 
 from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, in_words, similarities
+from .items import read_items
 from .output import Door, Phases, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
@@ -116,7 +117,7 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = _items(client.part.kind == "image", text or [], file or [])
+            items = read_items(client.part.kind == "image", text or [], file or [])
             phases.end("load")
             results: list[Any] = [None] * len(items)
             for number, result in client.stream(items, top_k=top):
@@ -141,46 +142,6 @@ def _number(length: str) -> int | None:
     if not (length.isascii() and length.isdigit()):
         raise BlindformerError(f"--length {length}: give auto, or one of the compiled lengths")
     return int(length)
-
-
-def _items(images: bool, arguments: list[str], files: list[Path]) -> list[Any]:
-    """What to ask: of arguments, files, and standard input. Errors: BlindformerError."""
-    from ...models.task import image_files
-    from ...protocols.errors import BlindformerError
-
-    if images:
-        found: list[Any] = [str(path) for path in image_files([*map(Path, arguments), *files])]
-        if not found:
-            raise BlindformerError("there is nothing to ask: give images' files, or folders of them")
-        return found
-    found = []
-    for argument in arguments:
-        found += _lines("standard input", sys.stdin.buffer.read()) if argument == "-" else [argument]
-    for file in files:
-        try:
-            found += _lines(str(file), file.read_bytes())
-        except OSError as error:
-            raise BlindformerError(f"{file}: cannot be read ({error.strerror}); give a text file") from None
-    if not found and not files and not sys.stdin.isatty():
-        found = _lines("standard input", sys.stdin.buffer.read())
-    if not found:
-        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
-    return found
-
-
-def _lines(name: str, content: bytes) -> list[str]:
-    from ...protocols.errors import BlindformerError
-
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BlindformerError(
-            f"{name}: is not UTF-8 text (byte {error.start}); convert it, for instance with iconv"
-        ) from None
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise BlindformerError(f"{name}: holds no texts; write one a line")
-    return texts
 
 
 def _complain(number: int, count: int, result: Any) -> int:

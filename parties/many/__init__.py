@@ -13,4 +13,5 @@ ahead     the same correlations, kept in memory for queries to come
 roster.py    who is who            meeting.py   who dials whom
 party.py     one party             dealer.py    the dealer, and what the leader asks of it
 worker.py    a process each        launcher.py  all of them on this machine
+member.py    a process of its own, from a deployment's settings        seating.py   who is who, by these
 """

@@ -21,7 +21,7 @@ from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..frames import say_why
 from ..handshake import Hello, answer_hello
-from ..meeting import HELLO_SECONDS, my_version
+from ..meeting import HELLO_SECONDS, Refused, my_version
 from ..session import Limits, patient, peak_rss_mb, query_key, receive_program
 from ..session.keys import masks
 from ..session.messages import SAME_VERSION, Seed, read, read_number
@@ -71,8 +71,16 @@ class ManyDealerParty:
     `wait`: seconds for all parties to come. Errors: `PeerError`; the leader is told.
     """
 
-    def __init__(self, roster: Roster, *, wait: float = 60.0, timeout: float = 60.0, config: str = "") -> None:
-        self.roster, self.wait, self.timeout, self.config = roster, wait, timeout, config
+    def __init__(
+        self,
+        roster: Roster,
+        *,
+        wait: float = 60.0,
+        timeout: float = 60.0,
+        config: str = "",
+        refused: Refused = lambda error: None,
+    ) -> None:
+        self.roster, self.wait, self.timeout, self.config, self.refused = roster, wait, timeout, config, refused
         self.seeds: dict[int, bytes] = {}
         self.first: Hello | None = None
         self.leader: StreamChannel | None = None
@@ -83,7 +91,7 @@ class ManyDealerParty:
         end = time.monotonic() + self.wait
         while len(self.seeds) < self.roster.size:
             try:
-                channel = listener.accept(max(0.0, end - time.monotonic()), self.roster.names, lambda error: None)
+                channel = listener.accept(max(0.0, end - time.monotonic()), self.roster.names, self.refused)
             except PeerTimeout:
                 missing = [name for rank, name in enumerate(self.roster.names) if rank not in self.seeds]
                 what = f"did not come to the dealer in {self.wait:g} seconds"

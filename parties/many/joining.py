@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import load_client, load_helper, load_server
-from ...models.artifacts.client import ClientLength
+from ...models.artifacts import ClientPart, load_client, load_helper, load_server
+from ...models.program import check_offers
 from ...protocols.channel import Channel
+from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import BlindformerError
 from ...protocols.streams import new_seed
@@ -23,23 +24,25 @@ from .roster import LEADER, Roster
 
 def load_held(
     folder: str | Path, roster: Roster, rank: int, length: int | None = None
-) -> tuple[ClientLength | None, Held]:
-    """What party `rank` holds of a compiled folder, and the data owner's part if it is one.
+) -> tuple[ClientPart | None, Held]:
+    """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
 
-    The leader reads the server's part, a data owner the client's, another party the helper's; DIR may hold them all.
-    Errors: ArtifactError.
+    The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
+    them all. Errors: ArtifactError, RosterError, ProgramError.
     """
+    client = load_client(folder) if roster.reads(rank) else None
     if rank == LEADER:
         server = load_server(folder).for_length(length)
         held = Held(server.program, server.constants, server.weights)
-        if LEADER not in roster.owns_data(server.program):
-            return None, held
-        return load_client(folder).for_length(length), held
-    if rank == roster.asker or rank in {roster.rank(name) for name in roster.owners.values()}:
-        client = load_client(folder).for_length(length)
-        return client, Held(client.program, client.constants)
-    helper = load_helper(folder).for_length(length)
-    return None, Held(helper.program, helper.constants)
+    elif client is not None:
+        part = client.for_length(length)
+        held = Held(part.program, part.constants)
+    else:
+        helper = load_helper(folder).for_length(length)
+        held = Held(helper.program, helper.constants)
+    roster.sources(held.program)
+    check_offers(held.program, PROTOCOL)
+    return client, held
 
 
 @dataclass

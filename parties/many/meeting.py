@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ...models.program import Program
@@ -17,7 +18,7 @@ from ...protocols.crypten.versions import crypten_version
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ..frames import say_why
 from ..handshake import Hello, answer_hello, hello
-from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, my_hello, my_version, new_session
+from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, my_version, new_session
 from ..session.messages import SAME_VERSION
 from ..stream import StreamChannel
 from ..tls import Listener, dial
@@ -26,11 +27,16 @@ from .roster import DEALER, LEADER, Roster
 PROTOCOL = "crypten"
 
 
+def _ignore(error: PeerError) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one party stands. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
     `config`: what else all must have in common (Settings.shared_hash()); the roster is compared in any case.
+    `refused` is told of whoever is turned away while waiting goes on.
     """
 
     roster: Roster
@@ -39,6 +45,7 @@ class Place:
     wait: float = 60.0
     timeout: float = 60.0
     config: str = ""
+    refused: Refused = _ignore
 
     @property
     def name(self) -> str:
@@ -92,6 +99,8 @@ def meet_parties(
             if isinstance(error, PeerError):
                 say_why(channel, error)
             channel.close()
+        if isinstance(error, PeerError) and listener is not None:
+            _turn_away(place, listener, error)
         raise
     for channel in channels.values():
         channel.timeout = place.timeout
@@ -127,6 +136,16 @@ def _dial(place: Place, address: Address, name: str) -> StreamChannel:
         raise PeerTimeout(name, what, "start it, wait longer, or check the address") from None
 
 
+def _turn_away(place: Place, listener: Listener, error: PeerError) -> None:
+    """Tell those who wait at the door, or come in the next second, why there will be no session."""
+    end = time.monotonic() + 1.0
+    with suppress(PeerTimeout):
+        while True:
+            channel = listener.accept(max(0.0, end - time.monotonic()), place.roster.names, place.refused)
+            say_why(channel, error)
+            channel.close()
+
+
 def _accept(
     place: Place, listener: Listener, missing: set[int], end: float, mine: Callable[[], Hello]
 ) -> StreamChannel | None:
@@ -134,15 +153,17 @@ def _accept(
     names = [place.roster.names[rank] for rank in sorted(missing)]
     try:
         later = place.roster.names[place.rank + 1 :]
-        channel = listener.accept(max(0.0, end - time.monotonic()), later, lambda error: None)
+        channel = listener.accept(max(0.0, end - time.monotonic()), later, place.refused)
     except PeerTimeout:
         what = f"did not connect in {place.wait:g} seconds"
         raise PeerTimeout(", ".join(names), what, "start it, or wait longer") from None
     channel.timeout = min(place.patience, HELLO_SECONDS)
     if channel.peer not in names:
         what = "is here already, from another process; every party takes part once"
-        say_why(channel, PeerRefused(channel.peer, what, "give each party a rank and a certificate of its own"))
+        error = PeerRefused(channel.peer, what, "give each party a rank and a certificate of its own")
+        say_why(channel, error)
         channel.close()
+        place.refused(error)
         return None
     try:
         answer_hello(channel, lambda _: mine(), (channel.peer,))

@@ -169,7 +169,12 @@ class ManyParty:
 
     # At the others.
 
-    def follow(self, idle: float | None, values: Callable[[int], Mapping[str, Tensor]]) -> ManyAnswer | None:
+    def follow(
+        self,
+        idle: float | None,
+        values: Callable[[int], Mapping[str, Tensor]],
+        progress: Progress | None = None,
+    ) -> ManyAnswer | None:
         """The next query that the asking party starts; None once it says goodbye.
 
         `idle`: seconds it may be silent before; `values`: this party's own, for the query of this number.
@@ -184,7 +189,7 @@ class ManyParty:
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
                 self._next = number + 1
-                return self._answer(number, values(number), None)
+                return self._answer(number, values(number), progress)
             first = read_number(asker, message, "from", self._next + len(self._tapes))
             self._make_ahead(first, read_number(asker, message, "ahead", 1, 1_000_000))
 

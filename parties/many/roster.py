@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ...models.prelude import inputs_behind
 from ...models.program import Program
 from ...protocols.crypten.context import LEADER
+from ...protocols.crypten.engine import FIRST_OWNER
 from ...protocols.errors import BlindformerError
 
 DEALER = "dealer"
@@ -25,11 +26,12 @@ class RosterError(BlindformerError):
 @dataclass(frozen=True)
 class Roster:
     """`names` in order of rank; the first owns the model. `owners`: a party by input name; what is not named there is
-    the second party's. `recipient`: of the answers (default: the first data owner)."""
+    `data`'s (default: the second party's). `recipient`: of the answers (default: the first data owner)."""
 
     names: tuple[str, ...]
     owners: Mapping[str, str] = field(default_factory=dict)
     recipient: str = ""
+    data: str = ""
 
     def __post_init__(self) -> None:
         if not FEWEST <= len(self.names) <= MOST:
@@ -40,8 +42,9 @@ class Roster:
         if DEALER in self.names:
             raise RosterError(f"parties: {DEALER} is the dealer's name, who must not be a party; choose another")
         known = ", ".join(self.names)
-        for what, name in [*self.owners.items(), ("outputs", self.recipient or self.names[1])]:
-            if name not in self.names:
+        said = [("outputs", self.recipient), ("data", self.data)]
+        for what, name in [*self.owners.items(), *said]:
+            if name and name not in self.names:
                 raise RosterError(f"{what}: {name} is no party; choose one of {known}")
 
     @property
@@ -55,7 +58,8 @@ class Roster:
     @property
     def asker(self) -> int:
         """The party that starts queries: the first that owns data."""
-        return min((self.rank(name) for name in self.owners.values()), default=1)
+        named = set(self.owners.values()) | ({self.data} if self.data else set())
+        return min((self.rank(name) for name in named), default=FIRST_OWNER)
 
     def rank(self, name: str) -> int:
         """Errors: RosterError."""
@@ -63,12 +67,18 @@ class Roster:
             raise RosterError(f"{name}: is no party of this session; choose one of {', '.join(self.names)}")
         return self.names.index(name)
 
+    def reads(self, rank: int) -> bool:
+        """Whether a party may have to make inputs or read answers: then it holds the client's part of the model."""
+        known = {self.asker, self.recipient_rank, *(self.rank(name) for name in self.owners.values())}
+        return rank in known
+
     def owns_data(self, program: Program) -> set[int]:
         """Ranks of the parties that have inputs of this program."""
-        return {self.input_rank(name) for name in program.inputs}
+        return set(self.sources(program).values())
 
     def input_rank(self, name: str) -> int:
-        return self.rank(self.owners[name]) if name in self.owners else 1
+        owner = self.owners.get(name) or self.data
+        return self.rank(owner) if owner else FIRST_OWNER
 
     def sources(self, program: Program) -> dict[str, int]:
         """The rank of each value of a data owner. Errors: RosterError for a value that needs two owners' inputs."""
@@ -77,7 +87,7 @@ class Roster:
             raise RosterError(f"{unknown[0]}: is no input of this model; it takes {', '.join(program.inputs)}")
         found = {}
         for name, needed in inputs_behind(program).items():
-            ranks = {self.input_rank(item) for item in needed} or {1}
+            ranks = {self.input_rank(item) for item in needed} or {self.asker}
             if len(ranks) > 1:
                 both = " and ".join(self.names[rank] for rank in sorted(ranks))
                 raise RosterError(
@@ -89,7 +99,7 @@ class Roster:
 
     def hash(self) -> str:
         """What the hellos compare, hex."""
-        shown = {"names": self.names, "owners": dict(self.owners), "recipient": self.recipient_rank}
+        shown = {**asdict(self), "owners": dict(self.owners), "recipient": self.recipient_rank}
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 

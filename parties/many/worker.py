@@ -33,6 +33,7 @@ class Config:
     names: list[str]
     owners: dict[str, str] = field(default_factory=dict)
     recipient: str = ""
+    data: str = ""
     timeout: float = 120.0
     wait: float = 60.0
     threads: int = 1
@@ -43,7 +44,7 @@ class Config:
 
     @property
     def roster(self) -> Roster:
-        return Roster(tuple(self.names), self.owners, self.recipient)
+        return Roster(tuple(self.names), self.owners, self.recipient, self.data)
 
 
 def main(arguments: list[str]) -> int:
@@ -118,7 +119,8 @@ def _compute(config: Config, name: str, commands: queue.Queue[dict[str, Any]]) -
     started = time.perf_counter()
     with join(place, held, addresses, listener, (dealer[0], dealer[1])) as joined:
         say(ready={"setup_s": time.perf_counter() - started, "setup_bytes": joined.party.setup_bytes})
-        _queries(joined.party, part, Path(config.scratch), commands)
+        made = None if part is None else part.for_length(config.length)
+        _queries(joined.party, made, Path(config.scratch), commands)
 
 
 def _queries(party: Any, part: Any, scratch: Path, commands: queue.Queue[dict[str, Any]]) -> None:

@@ -1,0 +1,236 @@
+"""`blindformer party --party NAME`: one of N parties of protocol crypten, or their dealer, for one session."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..heap import keep_freed_memory
+from .answers import answer_table, as_json, in_words, similarities
+from .items import read_items
+from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads
+from .serve import CertsOption, ConfigOption, ListenOption, TimeoutOption
+
+
+def party(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of a party that owns data: texts, images' files, or .safetensors files of inputs."),
+    ] = None,
+    name: Annotated[str, typer.Option("--party", help="Which party of the file this is; or dealer.")] = "",
+    config: ConfigOption = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="crypten (default: the file's [session] protocol).")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", help="Texts, one a line; or an image, or a folder of images.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="The compiled folder, or this party's part of it.")
+    ] = None,
+    certs: CertsOption = None,
+    listen: ListenOption = None,
+    wait: Annotated[
+        float | None, typer.Option("--wait", min=0.1, help="Seconds for the other parties to come.")
+    ] = None,
+    timeout: TimeoutOption = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="Which compiled length, the same at all parties.")
+    ] = None,
+    ahead: Annotated[
+        int, typer.Option("--ahead", min=0, help="At the party that asks: correlations to make before the first query.")
+    ] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this side.")] = 1,
+    form: FormatOption = Format.text,
+) -> None:
+    """Take part in one session of N parties and a dealer, each of which runs this with the same file.
+
+    The first party that owns data asks one query for each text or file it gives; the others give equally many.
+    """
+    prepare()
+    keep_freed_memory()
+    with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ...protocols.errors import BlindformerError
+        from ..config import load_settings
+        from ..many.roster import DEALER, RosterError
+
+        flags = {
+            "session.protocol": protocol,
+            "session.timeout": timeout,
+            "certificates.folder": certs,
+            "crypten.wait": wait,
+            "crypten.length": length,
+            "dealer.listen": listen if name == DEALER else None,
+        }
+        settings = load_settings(config, "crypten", **flags)
+        if not name:
+            known = ", ".join([*settings.crypten.parties, DEALER])
+            raise RosterError(f"--party: is not given; choose one of {known}")
+        if name == DEALER:
+            _deal(settings, phases, form)
+            return
+        from ..config import parse_address
+        from ..many.member import Member
+
+        try:
+            at = None if listen is None else parse_address(listen)
+        except ValueError as error:
+            raise RosterError(f"--listen {listen}: {error}") from None
+        member = Member(settings, name, listen=at, folder=folder)
+        if member.values or text or file:
+            member.give(_items(member, text or [], file or []))
+        if ahead and not member.asks:
+            raise RosterError(f"--ahead: is for the party that asks, {member.roster.names[member.roster.asker]}")
+        phases.end("load")
+        listener = member.listen()
+        _announce(member, listener)
+        taken: list[Any] = []
+        broken: BlindformerError | None = None
+        try:
+            member.take_part(listener, taken.append, ahead=ahead, progress=phases.step, refused=_refused)
+        except BlindformerError as error:  # what was answered before is good
+            broken = error
+    if member.unasked and broken is None:
+        _note(f"{member.unasked} inputs were not asked for")
+    failed = [item for item in taken if item.error is not None]
+    for item in failed:
+        _note(str(item.error))
+    if taken or broken is None:
+        (_emit if form is Format.json else _show)(member, taken)
+    if broken is not None:
+        raise broken
+    if failed:
+        raise typer.Exit(1)
+
+
+def _items(member: Any, texts: list[str], files: list[Path]) -> list[str]:
+    """What this party gives, one for each query. Errors: BlindformerError."""
+    if texts and not files and all(text.endswith(".safetensors") for text in texts):
+        return texts
+    image = member.client is not None and member.client.kind == "image"
+    return [str(item) for item in read_items(image, texts, files)]
+
+
+def _deal(settings: Any, phases: Phases, form: Format) -> None:
+    from ..many.member import DealerMember
+    from ..many.roster import DEALER
+
+    member = DealerMember(settings)
+    phases.end("load")
+    listener = member.listen()
+    helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
+    _banner(DEALER, member.roster, member.identity, listener, helpers)
+    member.deal(listener, _refused)
+    if form is Format.json:
+        emit({"party": DEALER, "protocol": "crypten", "parties": list(member.roster.names)})
+    else:
+        console().print("the session is over; the dealer's seeds and keys are forgotten")
+
+
+def _announce(member: Any, listener: Any) -> None:
+    helpers = "an offline dealer, which sees no input, no weight and no opened value"
+    _banner(member.name, member.roster, member.identity, listener, helpers, member.held.program.hash())
+
+
+def _banner(name: str, roster: Any, identity: Any, listener: Any, helpers: str, program: str = "") -> None:
+    """Who this is and what it protects, on stderr: results go to stdout."""
+    from ...protocols.crypten import PROTOCOL
+    from ..service.running import SECURITY_BITS
+
+    out = Console(stderr=True, highlight=False, soft_wrap=True)
+    out.print(f"[bold]Blindformer {name}[/]   protocol crypten   {SECURITY_BITS} bits   mutual TLS 1.3")
+    out.print(f"secure against  {PROTOCOL.security}")
+    out.print(f"with the help of  {helpers}")
+    out.print(f"parties  {escape(who_is_who(roster))}")
+    if program:
+        out.print(f"program  {program[:16]}")
+    until = f"certificate good until {datetime.datetime.fromtimestamp(identity.expires, datetime.UTC):%Y-%m-%d %H:%M}"
+    if listener is None:
+        out.print(f"dials all others   {until} UTC\n")
+        return
+    host, port = listener.address
+    out.print(f"at  {host}:{port}   {until} UTC\n")
+
+
+def who_is_who(roster: Any) -> str:
+    """One line: every party, with what it has and gets."""
+    named: dict[str, list[str]] = {name: [] for name in roster.names}
+    named[roster.names[0]].append("the model")
+    for item, name in roster.owners.items():
+        named[name].append(item)
+    if roster.data or not roster.owners:
+        named[roster.names[roster.asker] if not roster.data else roster.data].append("the data")
+    named[roster.names[roster.recipient_rank]].append("the answers")
+    return "   ".join(name + (f" ({', '.join(has)})" if has else "") for name, has in named.items())
+
+
+def _refused(error: Any) -> None:
+    _note(f"turned away: {error}")
+
+
+def _note(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {escape(text)}")
+
+
+def _costs(item: Any) -> dict[str, Any]:
+    found = item.timings
+    online = {"online_sent_bytes": found.online.sent, "online_received_bytes": found.online.received}
+    offline = {"offline_s": found.offline_s, "online_s": found.online_s, "offline_bytes": found.offline_bytes}
+    return {**offline, **online, "rounds": found.rounds}
+
+
+def _emit(member: Any, taken: list[Any]) -> None:
+    from ..local import versions
+
+    rows = []
+    for item in taken:
+        row = {} if item.item is None else {"input": item.item}
+        if item.error is not None:
+            row["error"] = str(item.error)
+        elif member.gets_answers:
+            row |= as_json(member.task, item.value)
+        rows.append({**row, **_costs(item)})
+    emit(
+        {
+            "party": member.name,
+            "protocol": "crypten",
+            "parties": list(member.roster.names),
+            "recipient": member.roster.names[member.roster.recipient_rank],
+            "program": member.held.program.hash(),
+            "setup_bytes": member.setup_bytes,
+            "queries": len(taken),
+            "results": rows,
+            "versions": versions(),
+        }
+    )
+
+
+def _show(member: Any, taken: list[Any]) -> None:
+    out, count = console(), len(taken)
+    recipient = member.roster.names[member.roster.recipient_rank]
+    if member.gets_answers:
+        named = [(item.item or f"query {number}", item) for number, item in enumerate(taken, 1)]
+        words = [
+            (name, in_words(member.task, item.value) if item.error is None else "no answer") for name, item in named
+        ]
+        good = [(name, item.value) for name, item in named if item.error is None]
+        pairs = member.task == "sentence-embedding" and len(good) > 1
+        alike = similarities([name for name, _ in good], [value for _, value in good]) if pairs else None
+        out.print(answer_table(member.task, words, alike))
+    else:
+        out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
+    if taken:
+        spent = [item.timings for item in taken]
+        out.print(
+            f"\n{'on average: ' if count > 1 else ''}"
+            f"offline {sum(t.offline_s for t in spent) / count:.2f} s   online "
+            f"{sum(t.online_s for t in spent) / count:.2f} s, {spent[0].online.sent / MB:.1f} MB sent, "
+            f"{spent[0].online.received / MB:.1f} MB received, {spent[0].rounds} rounds"
+        )

@@ -1,0 +1,238 @@
+"""One party of a deployment, or its dealer, as a process of its own: from the settings to the answers, one session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...models.compile import AnswerOutOfRange, decode_outputs
+from ...models.task import InputError
+from ...protocols.crypten.versions import check_versions
+from ...protocols.errors import BlindformerError, PeerError
+from ..config import Address, Settings
+from ..meeting import Refused, tell
+from ..service.front import Identity
+from ..service.running import bind
+from ..session import Timings
+from ..tls import Listener
+from .dealer import ManyDealerParty
+from .joining import join, load_held
+from .meeting import Place
+from .party import Progress
+from .roster import DEALER
+from .seating import addresses_of, listening, roster_of
+
+BACKLOG = 64
+TENSORS = ".safetensors"
+
+
+@dataclass
+class Taken:
+    """A query that this party took part in.
+
+    item      what it gave as its input; None where it gave none
+    outputs   float32, at the recipient; `value`: the same in the terms of the model's task (Task.read)
+    error     of this answer alone
+    """
+
+    item: str | None
+    timings: Timings
+    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    value: Any = None
+    error: BlindformerError | None = None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A party's own of one query: its inputs, and the values that a Program reads, in the ring."""
+
+    item: str | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+class Member:
+    """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
+
+    Errors: RosterError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
+    """
+
+    def __init__(
+        self, settings: Settings, name: str, *, listen: Address | None = None, folder: Path | None = None
+    ) -> None:
+        check_versions()
+        self.settings, self.name, self.roster = settings, name, roster_of(settings)
+        self.rank = self.roster.rank(name)
+        self.seat = settings.crypten.parties[name]
+        self.identity = Identity(settings.certificates.folder, name)
+        self.client, self.held = load_held(folder or self.seat.folder, self.roster, self.rank, settings.crypten.length)
+        self.values = [item for item, rank in self.roster.sources(self.held.program).items() if rank == self.rank]
+        self.setup_s, self.setup_bytes = 0.0, 0
+        self._listen = listen
+        self._given: list[_Given] = []
+        self._now: _Given | None = None
+        if self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
+            what = "gets the answers, and only who has the text knows where they stand"
+            raise InputError(f"{name}: {what}; let the text's owner get them")
+
+    @property
+    def owns(self) -> list[str]:
+        """The inputs of the model that are this party's."""
+        names = self.held.program.inputs
+        return [name for name in names if self.roster.input_rank(name) == self.rank] if self.values else []
+
+    @property
+    def asks(self) -> bool:
+        return self.rank == self.roster.asker
+
+    @property
+    def gets_answers(self) -> bool:
+        return self.rank == self.roster.recipient_rank
+
+    @property
+    def task(self) -> str:
+        return self.client.task.pipeline if self.client is not None else "tensors"
+
+    @property
+    def unasked(self) -> int:
+        """Inputs that nobody has asked for."""
+        return len(self._given)
+
+    def give(self, items: Sequence[str]) -> None:
+        """This party's inputs: texts, images' files, or .safetensors files of inputs by name; one for each query.
+
+        Errors: InputError, ProgramError.
+        """
+        if items and not self.values:
+            raise InputError(f"{self.name}: owns no data in this session, so it has nothing to give; leave it out")
+        self._given = [self._encode(item) for item in items]
+
+    def listen(self) -> Listener | None:
+        """For the parties after this one. Errors: StartError."""
+        if self.rank == self.roster.size - 1:
+            return None
+        sock = bind(self._listen or listening(self.seat), BACKLOG)
+        return Listener(sock, self.identity.accepting, self.settings.session.timeout)
+
+    def take_part(
+        self,
+        listener: Listener | None,
+        report: Callable[[Taken], None],
+        *,
+        ahead: int = 0,
+        progress: Progress | None = None,
+        refused: Refused = lambda error: None,
+    ) -> None:
+        """The whole session; `report` is told of each query. Errors: `PeerError`, InputError, CryptenError."""
+        settings = self.settings
+        place = Place(
+            self.roster,
+            self.rank,
+            self.identity.dialling,
+            settings.crypten.wait,
+            settings.session.timeout,
+            settings.shared_hash(),
+            refused,
+        )
+        dealer = settings.parties.dealer.address
+        with join(place, self.held, addresses_of(settings), listener, dealer) as joined:
+            party = joined.party
+            self.setup_bytes = party.setup_bytes
+            if not party.asks:
+                while (answer := party.follow(None, self._next, progress)) is not None:
+                    report(self._taken(answer))
+                return
+            if ahead:
+                party.ask_ahead(ahead)
+            while self._given:
+                report(self._taken(party.ask(self._next(0), progress)))
+            party.goodbye()
+
+    def _next(self, number: int) -> Mapping[str, Tensor]:
+        """This party's values of the query that runs now."""
+        if not self.values:
+            return {}
+        if not self._given:
+            asker = self.roster.names[self.roster.asker]
+            raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
+        self._now = self._given.pop(0)
+        return self._now.values
+
+    def _taken(self, answer: Any) -> Taken:
+        now = self._now or _Given()
+        found = Taken(now.item, answer.timings)
+        if not self.gets_answers:
+            return found
+        assert self.client is not None
+        try:
+            found.outputs = decode_outputs(self.held.program, answer.outputs)
+            found.value = self.client.task.read(found.outputs, now.inputs)
+        except AnswerOutOfRange as error:
+            found.error = error
+        return found
+
+    def _encode(self, item: str) -> _Given:
+        assert self.client is not None
+        part = self.client.for_length(self.settings.crypten.length)
+        inputs, task = {}, self.client.task
+        if item.endswith(TENSORS):
+            inputs = _read_tensors(item)
+        elif task.kind == "image":
+            inputs = task.encode_image(item)
+        else:
+            inputs = task.encode_text(item, part.program.inputs["input_ids"][-1])
+        missing = [name for name in self.owns if name not in inputs]
+        if missing:
+            raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
+        inputs = {name: inputs[name] for name in self.owns}
+        return _Given(item, inputs, part.encode_inputs(inputs, self.values))
+
+
+def _read_tensors(file: str) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); give a {TENSORS} file of inputs by name") from None
+
+
+class DealerMember:
+    """The dealer of a deployment, for one session. Errors: RosterError, CertificateError."""
+
+    def __init__(self, settings: Settings, *, listen: Address | None = None) -> None:
+        self.settings, self.roster = settings, roster_of(settings)
+        self.identity = Identity(settings.certificates.folder, DEALER)
+        self._listen = listen
+
+    def listen(self) -> Listener:
+        """Errors: StartError."""
+        sock = bind(self._listen or self.settings.dealer.listen, BACKLOG)
+        return Listener(sock, self.identity.accepting, self.settings.session.timeout)
+
+    def deal(self, listener: Listener, refused: Refused = lambda error: None) -> None:
+        """The whole session. Errors: `PeerError`."""
+        settings = self.settings
+        party = ManyDealerParty(
+            self.roster,
+            wait=settings.crypten.wait,
+            timeout=settings.session.timeout,
+            config=settings.shared_hash(),
+            refused=refused,
+        )
+        try:
+            with listener:
+                party.gather(listener)
+            # Between two requests of the leader there is a query, of which the dealer sees nothing.
+            party.serve(settings.dealer.idle + settings.dealer.query_seconds)
+        except PeerError as error:
+            with suppress(PeerError):
+                tell([party.leader] if party.leader else [], error)
+            raise
+        finally:
+            party.close()
