@@ -8,7 +8,7 @@ a query   first data owner -> others   its number
           dealer -> leader             corrections; the others fill their tapes from their seeds
           leader -> others             `ready`
           all <-> all                  the rounds of the program, on CrypTen's communicator
-ahead     the same correlations, kept in memory for queries to come
+ahead     the same correlations, kept in memory for queries to come, within bounds (ahead.py)
 
 roster.py    who is who            meeting.py   who dials whom
 party.py     one party             dealer.py    the dealer, and what the leader asks of it

@@ -93,7 +93,7 @@ def join(
                 known.append(to_dealer)
             mesh = Mesh(place.rank, channels)
             undo.callback(mesh.close)
-            party = ManyParty(place.roster, mesh, held, seed, to_dealer)
+            party = ManyParty(place.roster, mesh, held, seed, to_dealer, limits=place.limits)
             crypten = undo.enter_context(CryptenSession(mesh, place.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...models.program import Program
 from ...protocols.crypten.versions import crypten_version
@@ -22,6 +22,7 @@ from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refus
 from ..session.messages import SAME_VERSION
 from ..stream import StreamChannel
 from ..tls import Listener, dial
+from .ahead import AheadLimits
 from .roster import DEALER, LEADER, Roster
 
 PROTOCOL = "crypten"
@@ -36,7 +37,7 @@ class Place:
     """Where one party stands. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
     `config`: what else all must have in common (Settings.shared_hash()); the roster is compared in any case.
-    `refused` is told of whoever is turned away while waiting goes on.
+    `refused` is told of whoever is turned away while waiting goes on. `limits`: what others may make it hold ahead.
     """
 
     roster: Roster
@@ -46,6 +47,7 @@ class Place:
     timeout: float = 60.0
     config: str = ""
     refused: Refused = _ignore
+    limits: AheadLimits = field(default_factory=AheadLimits)
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from ..service.front import Identity
 from ..service.running import bind
 from ..session import Timings
 from ..tls import Listener
+from .ahead import GB, AheadLimits
 from .dealer import ManyDealerParty
 from .joining import join, load_held
 from .meeting import Place
@@ -130,7 +131,8 @@ class Member:
         progress: Progress | None = None,
         refused: Refused = lambda error: None,
     ) -> None:
-        """The whole session; `report` is told of each query. Errors: `PeerError`, InputError, CryptenError."""
+        """The whole session; `report` is told of each query. Errors: `PeerError`, InputError,
+        AheadError, CryptenError."""
         settings = self.settings
         place = Place(
             self.roster,
@@ -140,6 +142,7 @@ class Member:
             settings.session.timeout,
             settings.shared_hash(),
             refused,
+            AheadLimits(settings.crypten.ahead, int(settings.crypten.ahead_gb * GB)),
         )
         dealer = settings.parties.dealer.address
         with join(place, self.held, addresses_of(settings), listener, dealer) as joined:

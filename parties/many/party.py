@@ -20,7 +20,7 @@ from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
-from ...protocols.errors import PeerError, PeerProtocolError
+from ...protocols.errors import CorrelationError, PeerError, PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.streams import new_seed
 from ...protocols.wire import elements
@@ -29,6 +29,7 @@ from ..session.ahead import Ahead
 from ..session.keys import masks
 from ..session.messages import SAME_VERSION, amount, hear, read_number
 from ..session.weights import ELEMENT_BYTES, MaskedWeights, as_tensor
+from .ahead import AheadLimits, tape_bytes
 from .dealer import layout, tuple_masks
 from .roster import LEADER, Roster
 
@@ -89,8 +90,9 @@ class ManyParty:
     dealer         its connection with the dealer, at the leader alone
     seed           what it left with the dealer
     communicator   CrypTen's, on the mesh; set before the first query
+    limits         what others may make it hold ahead
 
-    Errors of all methods: `PeerError`. Then tell the channels, and close them.
+    Errors of all methods: `PeerError`, AheadError. Then tell the channels, and close them.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ManyParty:
         seed: bytes,
         dealer: Channel | None = None,
         ring: Ring | None = None,
+        limits: AheadLimits | None = None,
     ) -> None:
         self.roster, self.rank, self.mesh, self.held, self.seed = roster, mesh.rank, mesh, held, seed
         self.ring = ring or Ring(held.program.ring)
@@ -109,8 +112,9 @@ class ManyParty:
         self.setup_bytes = 0
         self._dealt = Dealt(dealer, held.program, layout(held.program, self.owners)) if dealer else None
         self._masked: dict[str, Tensor] = {}  # D, at all but the leader
-        self._tapes: dict[int, Tape] = {}
-        self._next = 0
+        self._limits = limits or AheadLimits()
+        self._tapes: dict[int, Tape] = {}  # made ahead
+        self._next = self._made = 0  # the least numbers of a query, and of its correlations, that were not used yet
 
     @property
     def channels(self) -> list[Channel]:
@@ -159,8 +163,10 @@ class ManyParty:
 
     def ask_ahead(self, count: int) -> None:
         """Make the correlations of `count` queries to come, at every party."""
-        self._say({"ahead": count, "from": self._next + len(self._tapes)})
-        self._make_ahead(self._next + len(self._tapes), count)
+        self._limits.check_count(len(self._tapes), count)
+        first = max(self._next, self._made)
+        self._say({"ahead": count, "from": first})
+        self._make_ahead(first, count)
 
     def goodbye(self) -> None:
         """No more queries."""
@@ -190,8 +196,10 @@ class ManyParty:
                 number = read_number(asker, message, "query", self._next)
                 self._next = number + 1
                 return self._answer(number, values(number), progress)
-            first = read_number(asker, message, "from", self._next + len(self._tapes))
-            self._make_ahead(first, read_number(asker, message, "ahead", 1, 1_000_000))
+            first = read_number(asker, message, "from", max(self._next, self._made))
+            count = read_number(asker, message, "ahead", 1)
+            self._limits.check_count(len(self._tapes), count)
+            self._make_ahead(first, count)
 
     # At all.
 
@@ -229,10 +237,19 @@ class ManyParty:
 
     def _make_ahead(self, first: int, count: int) -> None:
         for number in range(first, first + count):
-            self._tapes[number] = self._make(number)
+            tape = self._make(number)
+            # All of a Program's tapes are alike: the first tells what all of them will take.
+            self._limits.check_bytes((len(self._tapes) + first + count - number) * tape_bytes(tape))
+            self._tapes[number] = tape
 
     def _make(self, number: int) -> Tape:
-        """The correlations of one query; the others wait until the leader has the dealer's corrections."""
+        """The correlations of one query; the others wait until the leader has the dealer's corrections.
+
+        Errors: CorrelationError if they were made before: then their masks may be spent.
+        """
+        if number < self._made:
+            raise CorrelationError(f"query {number}: its correlations were made and are gone; start a new session")
+        self._made = number + 1
         if self._dealt is None:
             tape = self._offline(PartySource(masks(query_key(self.seed, number)), self.rank))
             leader = self.mesh.channels[LEADER]

@@ -13,6 +13,7 @@ Three kinds of opening:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -112,6 +113,10 @@ class Tape:
             raise CorrelationError(f"correlation {key} was not prepared; both parties must run the same program")
         self._used.add(key)
         return self._entries.pop(key)
+
+    def entries(self) -> Collection[object]:
+        """What is left, for its size alone."""
+        return self._entries.values()
 
     def __len__(self) -> int:
         return len(self._entries)
