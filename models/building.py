@@ -20,6 +20,8 @@ from .task import image_files
 
 LENGTHS = (32, 64, 128)
 MOST_IMAGES = 64  # to calibrate on
+CALIBRATION_IMAGES = "calibration"
+"""A folder of images beside a model's weights, which it is calibrated on unless others are given."""
 Stage = Callable[[str], None]
 Batches = list[dict[str, Tensor]]
 
@@ -144,10 +146,16 @@ def compile_images(
     stage: Stage | None = None,
     rows: int = 1,
 ) -> Compiled:
-    """A model of images, calibrated on `images`: files, folders of them, or PIL images. `rows`: of one query."""
+    """A model of images, calibrated on `images`: files, folders of them, or PIL images (default: those beside it).
+
+    `rows`: images of one query.
+    """
     chosen: list[Any] = []
     for item in images or ():
         chosen += image_files([Path(item)]) if isinstance(item, str | Path) else [item]
+    own = loaded.folder / CALIBRATION_IMAGES
+    if not chosen and own.is_dir():
+        chosen += image_files([own])
     if not chosen:
         raise LoadError(f"{loaded.name}: takes images; give some typical ones to calibrate on (--calibrate FOLDER)")
     step = max(1, len(chosen) / MOST_IMAGES)

@@ -1,7 +1,7 @@
 """How good a classifier's answers are, in torch and in fixed point: the figures, their intervals, and the answers.
 
-A text is padded to the least bucket that holds it, as a client would pad it, and cut at the longest one. Every way of
-computing gets the same tokens, so that what differs between two rows is the computation alone.
+A text is padded to the least bucket that holds it, as a client would pad it, and cut at the longest one; images have
+one size. Every way of computing gets the same inputs, so that what differs between two rows is the computation alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..protocols.errors import BlindformerError
 from .compile import AnswerOutOfRange, Compiled, compile, decode_outputs
 from .interpreter import interpret
 from .loading import BUCKETS, Loaded
+from .task import image_of
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 RESAMPLES = 1000
@@ -139,8 +140,13 @@ def _agreement(ours: Answers, theirs: Answers) -> Interval:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def by_bucket(loaded: Loaded, texts: Sequence[str], longest: int) -> dict[int, list[int]]:
-    """Positions of the texts by the length they are padded to, the shortest first. Longer ones are cut."""
+def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, list[int]]:
+    """Positions of the texts by the length they are padded to, the shortest first. Longer ones are cut.
+
+    Images have the one length 0.
+    """
+    if loaded.kind == "image":
+        return {0: list(range(len(texts)))}
     if loaded.kind != "classifier":
         raise EvaluationError(f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill`")
     longest = min(longest, loaded.positions or longest)
@@ -152,15 +158,18 @@ def by_bucket(loaded: Loaded, texts: Sequence[str], longest: int) -> dict[int, l
     return dict(sorted(found.items()))
 
 
-def encode(loaded: Loaded, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-    """The model's inputs, [texts, length]."""
-    rows = [loaded.encode(text, length, truncate=True) for text in texts]
+def encode(loaded: Loaded, texts: Sequence[Any], length: int) -> dict[str, Tensor]:
+    """The model's inputs, [texts, length]; of images (uint8 [H, W] each) what its processor makes of them."""
+    if loaded.kind == "image":
+        rows = [loaded.encode_image(image_of(pixels)) for pixels in texts]
+    else:
+        rows = [loaded.encode(text, length, truncate=True) for text in texts]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def torch_answers(
     loaded: Loaded,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     longest: int,
     plan: Plan | None = None,
     *,
@@ -189,7 +198,7 @@ def torch_answers(
 
 
 def compile_bucket(
-    loaded: Loaded, length: int, plan: Plan, texts: Sequence[str], *, rows: int = 1, embedding: str = "client"
+    loaded: Loaded, length: int, plan: Plan, texts: Sequence[Any], *, rows: int = 1, embedding: str = "client"
 ) -> Compiled:
     """The program for `rows` texts of one length. Its ranges are measured on `texts`, cut to the length.
 
@@ -202,10 +211,10 @@ def compile_bucket(
 
 def clear_answers(
     loaded: Loaded,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     longest: int,
     plan: Plan,
-    calibration: Sequence[str],
+    calibration: Sequence[Any],
     *,
     rows: int = 16,
     progress: Progress | None = None,

@@ -155,6 +155,15 @@ def open_image(image: Any) -> Any:
     raise InputError(f"an image is a file's path or a PIL image, not {type(image).__name__}")
 
 
+def image_of(pixels: Tensor) -> Any:
+    """A PIL image of grey levels, uint8 [H, W]. Errors: InputError without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
+    return Image.fromarray(pixels.numpy())
+
+
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 

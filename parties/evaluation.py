@@ -90,13 +90,15 @@ def evaluate(
     unknown = [p for p in protocols if p not in PROTOCOLS]
     if unknown or not protocols:
         raise EvaluationError(f"protocol {unknown[0] if unknown else ''}: choose among {', '.join(PROTOCOLS)}")
-    if not loaded.labels or loaded.kind != "classifier":
-        raise EvaluationError(f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill`")
+    if not loaded.labels or loaded.kind not in ("classifier", "image"):
+        raise EvaluationError(f"{loaded.name}: is no classifier; give one, such as a folder of `distill`")
+    if (loaded.kind == "image") != (data.kind == "image"):
+        raise EvaluationError(f"{loaded.name} takes {loaded.kind} inputs, {data.name} holds {data.kind}s; they differ")
     data = data.matched(loaded.labels)
     say = progress or (lambda what, done, total: None)
-    test, labels = data.test.texts, data.test.labels
+    test, labels = data.test.items, data.test.labels
     lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
-    fitting = data.train.subset(CALIBRATION, seed).texts
+    fitting = data.train.subset(CALIBRATION, seed).items
     fitted = _fitted(loaded, plan or loaded.plan() or "faithful", fitting, lengths)
     found: dict[tuple[str, str], Answers] = {}
 
@@ -156,7 +158,7 @@ def _rows(
     return rows
 
 
-def _fitted(loaded: Loaded, plan: Plan | str, texts: Sequence[str], lengths: Mapping[int, int]) -> Plan:
+def _fitted(loaded: Loaded, plan: Plan | str, texts: Sequence[Any], lengths: Mapping[int, int]) -> Plan:
     if isinstance(plan, Plan) and plan.ranges:
         return plan
     return calibrate(
@@ -184,11 +186,11 @@ def _subset(test: Examples, count: int, seed: int) -> list[int]:
 
 def _private(
     loaded: Loaded,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     positions: Sequence[int],
     longest: int,
     plan: Plan,
-    fitting: Sequence[str],
+    fitting: Sequence[Any],
     progress: Callable[[int, int], None],
     *,
     threads: int,

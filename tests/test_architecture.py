@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "parties": {"protocols", "approximations", "models"},
     "federated": {"protocols", "approximations", "models", "parties"},
 }
+# Commands are doors to rooms above the parties, and import them when they are run.
+DOORS = {"parties/cli/federate.py": "federated"}
 LINES = 440  # near 400
 LONGER: dict[str, int] = {}  # file -> lines, each with its reason
 
@@ -57,7 +59,7 @@ def test_imports_point_one_way(room):
         f"{name(path)}:{line} imports {target}"
         for path in files(room)
         for line, target in imports(path)
-        if target != room and target not in MAY_IMPORT[room]
+        if target not in {room, DOORS.get(name(path)), *MAY_IMPORT[room]}
     ]
     assert wrong == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class Examples:
         if isinstance(self.inputs, Tensor):
             raise DataError("these examples are images: a text model cannot read them; give texts")
         return self.inputs
+
+    @property
+    def items(self) -> list[Any]:
+        """One by one: texts, or images [H, W]."""
+        return list(self.inputs)
 
     def take(self, indices: Sequence[int]) -> Examples:
         """The examples at these positions, in this order."""

@@ -25,8 +25,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time on a folder. The system frees the lock when its holder dies, however it dies."""
+def locked(folder: Path, does: str = "distils") -> Iterator[None]:
+    """One process at a time on a folder. The system frees the lock when its holder dies, however it dies.
+
+    does   what the other process does there, for the error
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("a")
@@ -37,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DistillError(
-                f"{folder}: another process distils into it; wait for it, or give another folder"
+                f"{folder}: another process {does} into it; wait for it, or give another folder"
             ) from None
         yield
 

@@ -45,7 +45,7 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     config: Any = copy.deepcopy(model.config)
     setattr(config, next(n for n in _COUNTS if hasattr(config, n)), len(kept))
     smaller = type(model)._from_config(config)  # type: ignore[attr-defined]
-    path = _stack(model, count)
+    path = stack_of(model, count)
     pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.(.*)")
     weights = {}
     for name, value in model.state_dict().items():
@@ -58,7 +58,7 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     return smaller.eval()
 
 
-def _stack(model: nn.Module, count: int) -> str:
+def stack_of(model: nn.Module, count: int) -> str:
     """The path of the list that holds the layers."""
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -14,6 +14,7 @@ from . import (
     env,
     estimate,
     evaluate,
+    federate,
     helper,
     inspect,
     listing,
@@ -46,6 +47,7 @@ app.command("query")(query.query)
 app.command("precompute")(precompute.precompute)
 app.command("spool")(spool.spool)
 app.command("distill")(distill.distill)
+app.command("federate")(federate.federate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("search")(search.search)
 app.command("estimate")(estimate.estimate)

@@ -1,0 +1,142 @@
+# pyright: reportMissingImports=false
+"""How a round's updates reach the strategy: each by itself, as a sum, or as a sum of which the server sees no part.
+
+In all three the replies are looked at before they count: one that is refused is named, and the round goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+from torch import Tensor
+
+from .messages import ARRAYS, METRICS, SECURE, VECTOR, WEIGHT, name_of, reason, record, summary, tensors
+from .privacy import Budget
+from .secure_server import Send, Session
+from .settings import FederateError, Settings
+from .subject import check_like
+from .updates import EXTRA, clipped, flat, unflat
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class Collected:
+    """`replies` are what the strategy gets; `taken` the clients in them, `lost` why each of the others is not."""
+
+    replies: list[Message]
+    taken: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    loss: float | None = None
+
+
+def collect(messages: list[Message], now: Tensors, settings: Settings, budget: Budget, send: Send) -> Collected:
+    """Send the round's messages and take in the answers. Errors: FederateError if too few are left for a secure sum."""
+    if settings.secagg:
+        return _secure(messages, now, budget, settings, send)
+    replies = send(messages)
+    lost = _silent(messages, replies)
+    if settings.dp == "none":
+        return _each(replies, now, lost)
+    return _summed(messages, replies, now, budget, lost)
+
+
+def _each(replies: list[Message], now: Tensors, lost: dict[str, str]) -> Collected:
+    good, taken, losses, weights = [], [], [], []
+    for reply in replies:
+        name, why = name_of(reply), reason(reply) or _faults(reply, now)
+        if why is not None:
+            lost[name] = why
+            continue
+        good.append(reply)
+        taken.append(name)
+        found: Any = reply.content.metric_records[METRICS]
+        weights.append(float(found[WEIGHT]))
+        losses.append(float(found["loss"]))
+    total = sum(weights)
+    loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / total if total else None
+    return Collected(good, taken, lost, loss)
+
+
+def _faults(reply: Message, now: Tensors) -> str | None:
+    """Why an update does not count; None if it does."""
+    arrays, metrics = reply.content.array_records, reply.content.metric_records
+    if set(arrays) != {ARRAYS} or set(metrics) != {METRICS}:
+        return "its reply lacks an update"
+    found: Any = metrics[METRICS]
+    weight = found.get(WEIGHT)
+    if not isinstance(weight, float) or not 0 < weight < 2**31:
+        return "its number of examples is none"
+    values = tensors(arrays[ARRAYS])
+    try:
+        check_like(values, now)
+    except FederateError as error:
+        return f"its update is of a wrong shape: {error}"
+    if not all(bool(v.isfinite().all()) for v in values.values()):
+        return "its update holds NaN or infinity"
+    return None
+
+
+def _summed(
+    messages: list[Message], replies: list[Message], now: Tensors, budget: Budget, lost: dict[str, str]
+) -> Collected:
+    """Clipped updates, added up here: the server sees each, and adds the noise unless they have their own."""
+    size = sum(v.numel() for v in now.values()) + EXTRA
+    total, taken = torch.zeros(size, dtype=torch.float64), []
+    for reply in replies:
+        name, why = name_of(reply), reason(reply)
+        vector = None if why else tensors(next(iter(reply.content.array_records.values()))).get(VECTOR)
+        if why is None and (vector is None or vector.shape != (size,)):
+            why = "its update is of a wrong shape"
+        if why is None and vector is not None and not bool(vector.isfinite().all()):
+            why = "its update holds NaN or infinity"
+        if why is not None or vector is None:
+            lost[name] = why or "its update is of a wrong shape"
+            continue
+        vector = vector.double()
+        if budget.settings.dp == "central":  # whoever did not clip is clipped here
+            vector[:-EXTRA] = clipped(vector[:-EXTRA], budget.clip)
+            vector[-EXTRA:] = torch.stack([torch.ones(()), torch.zeros(()), vector[-1].clamp(-0.5, 0.5)])
+        total += vector
+        taken.append(name)
+    return _from_sum(messages, total, taken, now, budget, lost)
+
+
+def _secure(messages: list[Message], now: Tensors, budget: Budget, settings: Settings, send: Send) -> Collected:
+    session = Session(send, sum(v.numel() for v in now.values()) + EXTRA)
+    content = {message.metadata.dst_node_id: message.content for message in messages}
+    left = session.prepare(content)
+    asked = [
+        Message(RecordDict({**content[node], SECURE: session.request(node)}), node, messages[0].metadata.message_type)
+        for node in left
+    ]
+    replies = send(asked)
+    session.lost |= _silent(asked, replies)
+    total, names = session.total(replies)
+    return _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+
+
+def _from_sum(
+    messages: list[Message], total: Tensor, taken: list[str], now: Tensors, budget: Budget, lost: dict[str, str]
+) -> Collected:
+    """One reply that stands for all: the start of the round and the mean update."""
+    weight, loss = float(total[-EXTRA]), None
+    if budget.settings.dp != "none":
+        mean = budget.release(total, taken)
+    elif weight > 0:
+        mean, loss = total[:-EXTRA] / weight, float(total[-EXTRA + 1]) / weight
+    else:
+        return Collected([], taken, lost)
+    values = unflat(flat(now) + mean, now)
+    content = RecordDict({ARRAYS: record(values), METRICS: summary(1.0, None)})
+    return Collected([Message(content, reply_to=messages[0])], taken, lost, loss)
+
+
+def _silent(messages: Iterable[Message], replies: Iterable[Message]) -> dict[str, str]:
+    """Who did not answer before the round's time was over."""
+    missing = {m.metadata.dst_node_id for m in messages} - {r.metadata.src_node_id for r in replies}
+    return {f"node {node}": "did not answer in time" for node in missing}

@@ -1,0 +1,80 @@
+"""The examples that a client trains on: its part of a public data set, or its own file or folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models.data import DataError, Dataset, Examples, load_data
+from ..models.data.files import read_file
+from ..models.data.registry import cleaned
+from ..models.task import image_files, open_image
+from .partitions import deal
+from .settings import FederateError, Settings
+
+PARTITION, OWN, NAME = "partition-id", "data", "name"
+"""Keys of a node's configuration: its part's number, or the path of its own examples; and what it is called."""
+
+
+class Source:
+    """Where clients' examples come from. Keeps what it has read: clients of one process share a data set."""
+
+    def __init__(self, dataset: Dataset | None = None) -> None:
+        self._dataset = dataset
+        self._parts: list[list[int]] = []
+
+    def examples(self, node: Mapping[str, Any], settings: Settings, labels: Sequence[str], side: int) -> Examples:
+        """Errors: DataError, FederateError."""
+        if OWN in node:
+            return own_examples(Path(str(node[OWN])), labels, side)
+        if PARTITION not in node:
+            raise FederateError(f"has neither {PARTITION} nor {OWN} in its configuration; give it one")
+        number = int(node[PARTITION])
+        if not 0 <= number < settings.clients:
+            raise FederateError(f"partition {number}: there are {settings.clients} clients; use 0 and up")
+        if self._dataset is None:
+            self._dataset = load_data(settings.data, seed=settings.seed)
+        if not self._parts:
+            self._parts = deal(self._dataset.train.labels, settings.clients, settings.alpha, settings.seed)
+        return self._dataset.train.take(self._parts[number])
+
+
+def client_name(node: Mapping[str, Any], node_id: int) -> str:
+    """What a client is called in reports: its name, or its part's number."""
+    if NAME in node:
+        return str(node[NAME])
+    return f"client {node[PARTITION]}" if PARTITION in node else f"node {node_id}"
+
+
+def own_examples(path: Path, labels: Sequence[str], side: int) -> Examples:
+    """All examples of a table of texts, or of a folder with a folder of images for each label.
+
+    Errors: DataError for what cannot be read, or labels that the server does not have.
+    """
+    path = path.expanduser()
+    index = {name.casefold(): i for i, name in enumerate(labels)}
+
+    def number(name: str) -> int:
+        if name.casefold() not in index:
+            raise DataError(f"{path}: label {name!r} is none of the server's: {', '.join(labels[:8])}")
+        return index[name.casefold()]
+
+    if side == 0:
+        rows = read_file(path)
+        if not isinstance(rows.inputs, list):
+            raise DataError(f"{path}: holds images, the model takes texts")
+        return Examples([cleaned(text) for text in rows.inputs], [number(rows.names[i]) for i in rows.labels])
+    if not path.is_dir():
+        raise DataError(f"{path}: is no folder; give one with a folder of images for each label")
+    images, found = [], []
+    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+        for file in image_files([folder]):
+            grey = open_image(file).convert("L").resize((side, side))
+            images.append(torch.from_numpy(np.asarray(grey).copy()))
+            found.append(number(folder.name))
+    empty = torch.empty((0, side, side), dtype=torch.uint8)
+    return Examples(torch.stack(images) if images else empty, found)

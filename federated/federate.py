@@ -1,0 +1,131 @@
+# pyright: reportMissingImports=false
+"""The whole of it on this machine: clients, rounds, and a Hugging Face folder that runs privately as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..approximations import Plan, approximate, calibrate, out_of_range, restore
+from ..models.building import CALIBRATION_IMAGES
+from ..models.data import Dataset, load_data
+from ..models.distillation.batches import in_order
+from ..models.distillation.checkpoints import locked, storing
+from ..models.distillation.teacher import judged
+from ..models.loading import quiet
+from ..models.task import image_of
+from .examples import PARTITION, Source
+from .partitions import deal
+from .rounds import Federation, Progress, Round
+from .settings import FederateError, Settings
+from .strategies import check_strategy
+from .subject import Subject, begin
+
+REPORT, WORK = "federation.json", ".federation"
+CALIBRATION = 256  # of the server's own examples that the final plan is calibrated on
+IMAGES = 64  # of them that are stored beside a model of images, which cannot be compiled without any
+
+
+@dataclass
+class Federated:
+    """The result. `report`: what is in federation.json."""
+
+    folder: Path
+    plan: Plan
+    rounds: list[Round]
+    report: dict[str, Any]
+
+
+def federate(
+    out: str | Path,
+    data: Dataset | None = None,
+    *,
+    nodes: Mapping[int, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Federated:
+    """Train a compact model among clients, all in this process, and store it.
+
+    out        a new folder; one with an unfinished run of the same settings is gone on with
+    data       a data set, instead of `settings.data`
+    nodes      configurations of the clients by number (default: one for each part of the data set)
+    settings   fields of `Settings`
+
+    Errors: BlindformerError or PlanError, one line with the remedy.
+    """
+    chosen, out = Settings(**settings), Path(out)
+    check_strategy(chosen.strategy)
+    try:
+        from .client import client_app
+        from .grids import LocalGrid
+    except ImportError:
+        raise FederateError("federated training needs Flower; run: pip install 'blindformer[federated]'") from None
+    with locked(out, "trains"):
+        dataset = data or load_data(chosen.data, seed=chosen.seed)
+        if nodes is None:
+            deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens
+        run, plan = prepare(chosen, dataset, out, progress)
+        parts = nodes or {i + 1: {PARTITION: i} for i in range(chosen.clients)}
+        run.run(LocalGrid(client_app(Source(run.data)), parts, chosen.to_config()))
+        return finish(run, plan, out)
+
+
+def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | None) -> tuple[Federation, Plan]:
+    """The server's side before its first round. Errors: FederateError if `out` holds a model already."""
+    if (out / "config.json").exists() and not (out / WORK).exists():
+        raise FederateError(f"{out}: holds a model already; give a new folder")
+    subject, plan, about = begin(data, settings)
+    return Federation(settings, data, subject, about, out / WORK, progress), plan
+
+
+def finish(run: Federation, plan: Plan, out: Path) -> Federated:
+    """Calibrate the plan on the server's own examples, and write everything."""
+    subject, data = run.subject, run.data
+    restore(subject.model)
+    known: Any = subject.encode(data.validation.subset(CALIBRATION, run.settings.seed))
+    batches = [known.batch(some) for some in in_order(known.lengths, 32)]
+    plan = calibrate(subject.model, batches, plan)
+    test: Any = subject.encode(data.test)
+    left = out_of_range(subject.model, [test.batch(some) for some in in_order(test.lengths, 32)], plan)
+    approximate(subject.model, plan)
+    with torch.no_grad():
+        accuracy = judged(subject.model, test)["accuracy"]
+    restore(subject.model)
+    report = {
+        "data": {"name": data.name, "labels": list(data.labels), "train": len(data.train),
+                 "validation": len(data.validation), "test": len(data.test)},
+        "settings": run.settings.model_dump(),
+        "weights_that_travel": sum(p.numel() for p in subject.trained().values()),
+        "test_accuracy": accuracy,
+        "epsilon": run.history[-1].epsilon if run.history else None,
+        "sites_out_of_range": sorted(left),
+        "rounds": [asdict(r) for r in run.history],
+    }  # fmt: skip
+    _save(subject, data, plan, report, out)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    return Federated(out, plan, run.history, report)
+
+
+def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], out: Path) -> None:
+    model: Any = subject.model
+    with storing(str(out)), quiet():
+        out.mkdir(exist_ok=True)
+        subject.processor.save_pretrained(out)
+        plan.save(out)
+        (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if data.kind == "image":
+            _save_images(data, out / CALIBRATION_IMAGES)
+        model.save_pretrained(out)
+
+
+def _save_images(data: Dataset, folder: Path) -> None:
+    """Some of the server's own images, never a client's: ranges of the compiled program are measured on them."""
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(data.validation.subset(IMAGES).items):
+        image_of(image).save(folder / f"{number:02d}.png")

@@ -1,0 +1,59 @@
+# pyright: reportMissingImports=false
+"""What travels between server and clients, as Flower's records: names, and how they are read on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor, from_numpy
+
+ARRAYS, CONFIG, METRICS, CLIENT, SECURE = "arrays", "config", "metrics", "client", "secure"
+WEIGHT = "num-examples"
+VECTOR = "vector"
+KEYS, SHARES, TRAIN, UNMASK = "train.keys", "train.shares", "train", "train.unmask"
+REFUSED, NAME = "refused", "name"
+
+
+def record(values: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value.detach().numpy()) for name, value in values.items()})
+
+
+def tensors(found: ArrayRecord) -> dict[str, Tensor]:
+    """Copies, writable."""
+    return {name: from_numpy(array.numpy().copy()) for name, array in found.items()}
+
+
+def answer(message: Message, name: str, **records: Any) -> Message:
+    """A client's reply, under its name."""
+    return Message(RecordDict({CLIENT: ConfigRecord({NAME: name}), **records}), reply_to=message)
+
+
+def refusal(message: Message, name: str, why: str) -> Message:
+    """A client's reply where it cannot take part: the round goes on without it."""
+    return Message(RecordDict({CLIENT: ConfigRecord({NAME: name, REFUSED: why})}), reply_to=message)
+
+
+def reason(message: Message) -> str | None:
+    """Why a reply does not count; None if it has content."""
+    if message.has_error():
+        lines = (message.error.reason or "no reason was given").strip().splitlines()
+        return f"failed: {lines[-1][:200]}"
+    client = message.content.config_records.get(CLIENT)
+    if client is None:
+        return "sent no name: is it another app?"
+    return str(client[REFUSED]) if REFUSED in client else None
+
+
+def name_of(message: Message) -> str:
+    """The client's own name, or its node's number."""
+    if not message.has_error():
+        client = message.content.config_records.get(CLIENT)
+        if client is not None and NAME in client:
+            return str(client[NAME])
+    return f"node {message.metadata.src_node_id}"
+
+
+def summary(weight: float, loss: float | None) -> MetricRecord:
+    return MetricRecord({WEIGHT: weight} if loss is None else {WEIGHT: weight, "loss": loss})

@@ -1,0 +1,137 @@
+"""Differential privacy of clients: clipped updates, Gaussian noise, and what an accountant says of both.
+
+H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, arXiv:1710.06963: each client takes part in a round with probability q,
+its update is clipped to norm C, and the sum gets noise of deviation z C and is divided by q N, the expected number. A
+client that drops out makes the sum smaller and costs no privacy. Flower's own wrappers divide by the number that
+replied and draw from numpy's global generator; their accounted mode takes neither sampled nor dropped clients.
+
+Adaptive clipping: G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, arXiv:1905.03871, algorithm 1.
+Local: every client adds its own noise. Any two updates may differ by 2 C, so its deviation is 2 z C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..protocols.streams import Stream, new_seed
+from .settings import FederateError, Settings
+
+QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm
+_BITS = 52
+
+
+def gaussian(count: int, seed: bytes | None = None) -> Tensor:
+    """Standard normal numbers, float64, by Box and Muller from a fresh stream of the system's randomness."""
+    half = -(-count // 2)
+    stream = Stream(seed or new_seed(), "federated noise")
+    radius, angle = ((stream.integers(label, (half,)) >> (64 - _BITS)).double() for label in ("radius", "angle"))
+    u = (radius + 2.0 ** (_BITS - 1) + 0.5) / 2.0**_BITS  # in (0, 1)
+    length, turn = torch.sqrt(-2 * torch.log(u)), angle * (2 * math.pi / 2.0**_BITS)
+    return torch.cat([length * torch.cos(turn), length * torch.sin(turn)])[:count]
+
+
+def accountant() -> Any:
+    """Opacus' accountant of Renyi differential privacy. Errors: FederateError if the library is missing."""
+    try:
+        from opacus.accountants import RDPAccountant  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise FederateError("dp needs Opacus' accountant; run: pip install 'blindformer[federated]'") from None
+    return RDPAccountant()
+
+
+def spent(noise: float, rate: float, steps: int, delta: float) -> float:
+    """Epsilon of so many rounds. No noise is no privacy: infinity."""
+    if steps == 0:
+        return 0.0
+    if noise == 0:
+        return math.inf
+    counted = accountant()
+    counted.history = [(noise, rate, steps)]
+    return float(counted.get_epsilon(delta=delta))
+
+
+def noise_for(settings: Settings) -> float:
+    """The multiplier: what is set, or what the wanted epsilon needs for all rounds."""
+    if settings.dp == "none":
+        return 0.0
+    if settings.noise:
+        return settings.noise
+    accountant()
+    from opacus.accountants.utils import get_noise_multiplier  # pyright: ignore[reportMissingImports]
+
+    try:
+        return float(
+            get_noise_multiplier(
+                target_epsilon=settings.epsilon,
+                target_delta=settings.delta,
+                sample_rate=1.0 if settings.dp == "local" else settings.fraction,
+                steps=settings.rounds,
+                accountant="rdp",
+            )
+        )
+    except ValueError as error:
+        raise FederateError(f"epsilon {settings.epsilon:g} cannot be kept ({error}); raise it") from None
+
+
+@dataclass
+class Budget:
+    """What has been released so far. `clip`: the norm of the next round.
+
+    rounds   with noise on the sum (central)
+    sent     updates with noise of its own, by client (local)
+    """
+
+    settings: Settings
+    noise: float
+    clip: float
+    rounds: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Budget:
+        return cls(settings, noise_for(settings), settings.clip)
+
+    @property
+    def expected(self) -> float:
+        """Clients of a round, on average."""
+        return self.settings.fraction * self.settings.clients
+
+    def epsilon(self) -> float | None:
+        """Spent so far, by the accountant, for the sampling as it was; None without differential privacy."""
+        settings = self.settings
+        if settings.dp == "central":
+            return spent(self.noise, settings.fraction, self.rounds, settings.delta)
+        if settings.dp == "local":
+            return spent(self.noise, 1.0, max(self.sent.values(), default=0), settings.delta)
+        return None
+
+    def release(self, total: Tensor, taken: Iterable[str]) -> Tensor:
+        """The mean update, from the sum of clipped updates and what follows them (see updates.EXTRA)."""
+        settings, update = self.settings, total[:-3]
+        if settings.dp == "local":
+            self.sent.update(taken)
+            return update / max(1.0, float(total[-3]))
+        noise = self.noise
+        if settings.adaptive:
+            counting = max(self.expected / 20, self.noise)
+            noise = (self.noise**-2 - (2 * counting) ** -2) ** -0.5
+            short = 0.5 + (float(total[-1]) + counting * float(gaussian(1))) / self.expected
+        released = (update + noise * self.clip * gaussian(len(update))) / self.expected
+        if settings.adaptive:
+            self.clip *= math.exp(-SPEED * (short - QUANTILE))
+        self.rounds += 1
+        return released
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"noise": self.noise, "clip": self.clip, "rounds": self.rounds, "sent": dict(self.sent)}
+
+    @classmethod
+    def restored(cls, settings: Settings, kept: Mapping[str, Any]) -> Budget:
+        return cls(settings, kept["noise"], kept["clip"], kept["rounds"], Counter(kept["sent"]))

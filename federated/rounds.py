@@ -1,0 +1,177 @@
+# pyright: reportMissingImports=false
+"""The server's rounds: whom to ask, what becomes of the answers, how good the model is, and a checkpoint."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from ..models.data import Dataset
+from ..models.distillation.checkpoints import read, write
+from ..models.distillation.teacher import judged
+from .collecting import Collected, collect
+from .grids import Chosen
+from .learning import rate_at
+from .messages import record, tensors
+from .privacy import Budget
+from .settings import FederateError, Settings
+from .strategies import memory, remember, strategy_of
+from .subject import About, Subject
+
+CHECKPOINT = "round.safetensors"
+_POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one round.
+
+    accuracy  of the model after it, on the server's validation examples
+    loss      mean of the clients', where the server may know it
+    lost      clients whose update did not count, and why
+    epsilon   spent up to here
+    """
+
+    number: int
+    accuracy: float
+    loss: float | None
+    clients: int
+    lost: dict[str, str]
+    epsilon: float | None
+    seconds: float
+
+
+Progress = Callable[[Round, int], None]
+
+
+@dataclass
+class Federation:
+    """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none."""
+
+    settings: Settings
+    data: Dataset
+    subject: Subject
+    about: About
+    work: Path | None = None
+    progress: Progress | None = None
+    history: list[Round] = field(default_factory=list)
+
+    def run(self, grid: Grid) -> list[Round]:
+        """All rounds that are left. The subject has the result's weights. Errors: FederateError."""
+        settings = self.settings
+        strategy, budget = strategy_of(settings), Budget.of(settings)
+        strategy, budget = self._resume(strategy, budget)
+        validation: Any = self.subject.encode(self.data.validation)
+        for number in range(len(self.history) + 1, settings.rounds + 1):
+            started = time.monotonic()
+            now = self.subject.state()
+            found = self._round(grid, strategy, budget, number, now)
+            with torch.no_grad():
+                accuracy = judged(self.subject.model, validation)["accuracy"]
+            made = Round(
+                number,
+                accuracy,
+                found.loss,
+                len(found.taken),
+                found.lost,
+                budget.epsilon(),
+                time.monotonic() - started,
+            )
+            self.history.append(made)
+            self._keep(strategy, budget)
+            if self.progress:
+                self.progress(made, settings.rounds)
+        return self.history
+
+    def _round(self, grid: Grid, strategy: Any, budget: Budget, number: int, now: Mapping[str, Tensor]) -> Collected:
+        nodes = self._sample(grid, number)
+        if not nodes and self.settings.dp != "central":
+            return Collected([])
+        config = ConfigRecord(
+            {
+                "about": self.about.to_json(),
+                "rate": rate_at(self.settings, self.settings.rate or self.subject.rate, number),
+                "clip": budget.clip,
+                "noise": budget.noise,
+            }
+        )
+        messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
+
+        def send(some: Iterable[Message]) -> list[Message]:
+            # In the order of nodes: the strategy draws one by chance, and sums of floats depend on it.
+            replies = grid.send_and_receive(some, timeout=self.settings.timeout)
+            return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+        try:
+            found = collect(messages, now, self.settings, budget, send)
+        except FederateError as error:  # too few for a secure sum: the model stays as it was
+            return Collected([], lost={"round": str(error)})
+        if found.replies:
+            arrays, _ = strategy.aggregate_train(number, found.replies)
+            if arrays is not None:
+                self.subject.set(tensors(arrays))
+        return found
+
+    def _sample(self, grid: Grid, number: int) -> list[int]:
+        """Nodes of this round. With differential privacy each by itself and unpredictably, as the accountant has it."""
+        settings = self.settings
+        nodes = sorted(self._connected(grid))
+        if settings.fraction == 1:
+            return nodes
+        if settings.dp == "central":
+            chance = secrets.SystemRandom()
+            return [node for node in nodes if chance.random() < settings.fraction]
+        count = max(1, round(settings.fraction * len(nodes)))
+        random = np.random.default_rng((settings.seed, number))
+        return sorted(nodes[i] for i in random.choice(len(nodes), count, replace=False))
+
+    def _connected(self, grid: Grid) -> list[int]:
+        """Waits for all clients before the first round; later for any. Errors: FederateError."""
+        wanted = self.settings.clients if not self.history else 1
+        until = time.monotonic() + self.settings.timeout
+        while len(nodes := list(grid.get_node_ids())) < wanted:
+            if time.monotonic() > until:
+                raise FederateError(
+                    f"{self.settings.clients} clients asked for, {len(nodes)} connected in "
+                    f"{self.settings.timeout:g} s; start the others, or ask for fewer"
+                )
+            time.sleep(_POLL)
+        return nodes
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+    def _keep(self, strategy: Any, budget: Budget) -> None:
+        if self.work is None:
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        kept = {f"model.{n}": t for n, t in self.subject.state().items()}
+        kept |= {f"strategy.{n}": t for n, t in memory(strategy).items()}
+        state = {
+            "fingerprint": self.settings.fingerprint(),
+            "history": [asdict(r) for r in self.history],
+            "budget": budget.to_dict(),
+        }
+        write(self.work / CHECKPOINT, kept, state)
+
+    def _resume(self, strategy: Any, budget: Budget) -> tuple[Any, Budget]:
+        stored = None if self.work is None else read(self.work / CHECKPOINT)
+        if stored is None:
+            return strategy, budget
+        kept, state = stored
+        if state["fingerprint"] != self.settings.fingerprint():
+            raise FederateError(
+                f"{self.work}: belongs to a run with other settings; give another folder, or remove this one"
+            )
+        self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
+        remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})
+        self.history = [Round(**row) for row in state["history"]]
+        return strategy, Budget.restored(self.settings, state["budget"])

@@ -1,0 +1,132 @@
+# pyright: reportMissingImports=false
+"""A client's part of secure aggregation: four messages of one session, in order, each answered once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from ..protocols.streams import new_seed
+from .messages import SECURE
+from .secure import Member, agreed, encoded, mask, new_key, opened, pair_mask, sealed, share, threshold_of
+from .settings import FederateError
+
+
+@dataclass
+class Part:
+    """What a client keeps between the messages of a session, in its own node alone.
+
+    stage      the last one that was answered: keys, shares, vector, done
+    members    ids (as texts) and public keys, hexadecimal, of all in the session
+    boxes      sealed shares that the others sent, by id
+    """
+
+    session: str = ""
+    stage: str = ""
+    me: int = 0
+    mask_key: str = ""
+    seal_key: str = ""
+    own: str = ""
+    members: dict[str, list[str]] = field(default_factory=dict)
+    boxes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def kept(cls, state: RecordDict) -> Part:
+        found = state.config_records.get(SECURE)
+        return cls() if found is None else cls(**json.loads(str(found["part"])))
+
+    def keep(self, state: RecordDict) -> None:
+        state[SECURE] = ConfigRecord({"part": json.dumps(asdict(self))})
+
+    def expect(self, session: str, stage: str) -> None:
+        """Errors: FederateError for a message out of its order, or repeated."""
+        if (self.session, self.stage) != (session, stage):
+            raise FederateError("a message of secure aggregation came twice, or too late; begin the round again")
+
+    @property
+    def roster(self) -> dict[int, Member]:
+        return {int(i): Member(bytes.fromhex(m), bytes.fromhex(s)) for i, (m, s) in self.members.items()}
+
+
+def keys(session: str, me: int) -> tuple[Part, ConfigRecord]:
+    """First message: two fresh pairs of keys. A new session forgets the last one."""
+    mask_key, mask_public = new_key()
+    seal_key, seal_public = new_key()
+    part = Part(session, "keys", me, mask_key.hex(), seal_key.hex())
+    part.members = {str(me): [mask_public.hex(), seal_public.hex()]}
+    return part, ConfigRecord({"mask": mask_public, "seal": seal_public})
+
+
+def shares(part: Part, given: ConfigRecord) -> ConfigRecord:
+    """Second message: everybody's keys arrive; shares of the own mask's seed and of the key of the pairs go out."""
+    part.expect(str(given["session"]), "keys")
+    ids: Any = given["ids"]
+    masks: Any = given["masks"]
+    seals: Any = given["seals"]
+    members = {str(i): [m.hex(), s.hex()] for i, m, s in zip(ids, masks, seals, strict=True)}
+    public = [key for pair in members.values() for key in pair]
+    if members.get(str(part.me)) != part.members[str(part.me)] or len(set(public)) != len(public):
+        raise FederateError("the keys of the session are not those that were sent; the server may be lying")
+    if len(members) < 3:
+        raise FederateError(f"{len(members)} clients in the session: a sum of so few says too much")
+    part.members, part.stage = members, "shares"
+    own = new_seed()
+    part.own = own.hex()
+    roster = part.roster
+    need = threshold_of(len(roster))
+    of_own = share(own, need, list(roster))
+    of_key = share(bytes.fromhex(part.mask_key), need, list(roster))
+    others = [i for i in sorted(roster) if i != part.me]
+    boxes = [sealed(_seal(part, roster[i]), of_own[i] + of_key[i], f"{part.session} {part.me} {i}") for i in others]
+    part.boxes = {str(part.me): (of_own[part.me] + of_key[part.me]).hex()}
+    return ConfigRecord({"ids": others, "boxes": boxes})
+
+
+def begin_vector(part: Part, given: ConfigRecord) -> None:
+    """Third message, before training: who sent shares. Vectors are masked for these alone."""
+    part.expect(str(given["session"]), "shares")
+    ids: Any = given["ids"]
+    boxes: Any = given["boxes"]
+    roster = part.roster
+    if not set(ids) <= set(roster) - {part.me} or len(set(ids)) + 1 < threshold_of(len(roster)):
+        raise FederateError("too few clients of the session are left, or strangers came; begin the round again")
+    part.boxes |= {str(i): box.hex() for i, box in zip(ids, boxes, strict=True)}
+
+
+def masked(part: Part, vector: Tensor) -> Tensor:
+    """The vector in fixed point, under the own mask and one a pair: uniform to whoever lacks one of them."""
+    roster = part.roster
+    made = encoded(vector, len(roster)) + mask(bytes.fromhex(part.own), part.session, len(vector))
+    for i in map(int, part.boxes):
+        if i != part.me:
+            made += pair_mask(bytes.fromhex(part.mask_key), roster[i].mask, part.session, len(vector), part.me, i)
+    part.stage = "vector"
+    return made
+
+
+def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
+    """Fourth message: for who is in the sum, the share of its own mask; for who dropped, of its key. Never both."""
+    part.expect(str(given["session"]), "vector")
+    present: Any = given["present"]
+    dropped: Any = given["dropped"]
+    known = {int(i) for i in part.boxes}
+    if set(present) & set(dropped) or set(present) | set(dropped) != known or part.me not in present:
+        raise FederateError("the server asks for shares that would open a client's vector; refused")
+    if len(present) < threshold_of(len(part.members)):
+        raise FederateError("too few clients are in the sum: their vectors would not stay hidden")
+    part.stage = "done"
+    roster, half = part.roster, {}
+    for i in sorted(known):
+        box = bytes.fromhex(part.boxes[str(i)])
+        both = box if i == part.me else opened(_seal(part, roster[i]), box, f"{part.session} {i} {part.me}")
+        middle = len(both) // 2
+        half[i] = both[:middle] if i in present else both[middle:]
+    return ConfigRecord({"ids": list(half), "shares": list(half.values())})
+
+
+def _seal(part: Part, other: Member) -> bytes:
+    return agreed(bytes.fromhex(part.seal_key), other.seal, f"seal {part.session}")

@@ -1,0 +1,107 @@
+"""What a federated run may be told. The same values travel to server and clients as the Flower app's configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..protocols.errors import BlindformerError
+
+ROBUST = ("fedmedian", "fedtrimmedavg")
+"""Strategies that compare the clients' updates, and so have to see each."""
+
+
+class FederateError(BlindformerError):
+    """A federated run that cannot start, go on or be stored."""
+
+
+class Settings(BaseModel):
+    """Everything that decides a run's result. Names with dashes are those of `[tool.flwr.app.config]`.
+
+    data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
+                the rest stays with the server, to calibrate and to judge by
+    clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
+    model       for texts: the folder of a classifier or encoder that training begins with; images begin from nothing
+    trained     for texts: how many of the last layers are trained (0: all), beside the head
+    layers      of the compact model; for texts, evenly spaced ones of `model` (0: all)
+    hidden      width of the model for images
+    fraction    of the clients that take part in a round
+    epochs      of a client over its own examples in a round; rate falls in a line over the rounds
+    proximal    weight of FedProx's pull towards the round's start
+    secagg      secure aggregation: the server sees sums alone
+    dp          none; central: the server adds noise to the sum; local: each client to its own update
+    adaptive    the clipping norm follows the median of the updates' norms (central only)
+    noise       multiplier of the clipping norm (0: what `epsilon` needs for all rounds)
+    timeout     seconds that a round waits for a client
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    data: str = "digits"
+    clients: int = Field(default=10, ge=1)
+    rounds: int = Field(default=20, ge=1)
+    strategy: str = "fedavg"
+    alpha: float = Field(default=0.0, ge=0)
+    plan: str = "fast"
+    seed: int = Field(default=0, ge=0)
+    model: str = "minilm"
+    trained: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0)
+    hidden: int = Field(default=64, ge=8)
+    length: int = Field(default=32, ge=8)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=16, ge=1)
+    rate: float = Field(default=0.0, ge=0)
+    proximal: float = Field(default=0.0, ge=0)
+    secagg: bool = False
+    dp: Literal["none", "central", "local"] = "none"
+    adaptive: bool = False
+    clip: float = Field(default=1.0, gt=0)
+    noise: float = Field(default=0.0, ge=0)
+    epsilon: float = Field(default=8.0, gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    timeout: float = Field(default=600.0, gt=0)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise FederateError(
+                    f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
+                ) from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise FederateError(f"setting {where}: {message}" if where else message) from None
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        hidden = "secagg" if self.secagg else "dp" if self.dp != "none" else ""
+        if hidden and self.strategy in ROBUST:
+            raise ValueError(
+                f"strategy {self.strategy} compares single updates, which {hidden} hides; use fedavg, or leave it out"
+            )
+        if self.adaptive and self.dp != "central":
+            raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
+        if self.secagg and self.clients < 3:
+            raise ValueError(f"secagg with {self.clients} clients hides nothing: give 3 or more")
+        return self
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Settings:
+        """From a Flower app's configuration. Errors: FederateError."""
+        return cls(**dict(config))
+
+    def to_config(self) -> dict[str, Any]:
+        """As a Flower app's configuration: numbers, texts and truth values by name."""
+        return self.model_dump()
+
+    def fingerprint(self) -> str:
+        """What a checkpoint belongs to. More rounds, or more patience, may be asked for when a run goes on."""
+        fixed = self.model_copy(update={"timeout": 1.0})
+        return hashlib.sha256(fixed.model_dump_json().encode()).hexdigest()[:16]

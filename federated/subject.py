@@ -1,0 +1,138 @@
+"""What is learned: a model, how examples become its input, and which of its weights travel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..approximations import Plan, approximate
+from ..models.data import Dataset, Examples
+from ..models.distillation.batches import tokenise
+from ..models.distillation.student import in_training, settled
+from ..models.loading import load
+from . import images, texts
+from .rows import Rows
+from .settings import FederateError, Settings
+
+SETTLED_ON = 64  # examples that a plan's trained constants are fitted to
+
+
+@dataclass(eq=False)
+class Subject:
+    """`rate`: the learning rate unless one is set. `processor`: the tokenizer or image processor of the result."""
+
+    model: nn.Module
+    encode: Callable[[Examples], Rows]
+    processor: Any
+    rate: float
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained, and travel, by name."""
+        return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of their values."""
+        return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    def set(self, values: Mapping[str, Tensor]) -> None:
+        """Give them values. Errors: FederateError if these are another model's."""
+        wanted = self.trained()
+        check_like(values, wanted)
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(values[name])
+
+    def frozen_digest(self) -> str:
+        """Of the weights that stay as they are: who trains the top must have the same below."""
+        made = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            if not parameter.requires_grad:
+                made.update(name.encode())
+                made.update(parameter.detach().contiguous().numpy().tobytes())
+        return made.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the server tells its clients of the subject.
+
+    side     pixels a side of an image, 0 for texts
+    plan     JSON, with the constants that are trained with
+    frozen   digest of the weights that do not travel
+    version  of this package: an update of another one may mean something else
+    """
+
+    labels: tuple[str, ...]
+    side: int
+    plan: str
+    frozen: str
+    version: str
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def of(cls, text: str) -> About:
+        fields = json.loads(text)
+        return cls(**{**fields, "labels": tuple(fields["labels"])})
+
+
+def app_version() -> str:
+    try:
+        return version("blindformer")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
+
+
+def check_like(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Errors: FederateError unless both have the same names and shapes."""
+    if set(values) != set(wanted):
+        odd = sorted(set(values) ^ set(wanted))
+        raise FederateError(f"weights {odd[0]!r} are on one side alone ({len(odd)} such names); use the same settings")
+    for name, value in values.items():
+        if value.shape != wanted[name].shape:
+            raise FederateError(
+                f"{name} has shape {list(value.shape)}, not {list(wanted[name].shape)}; use the same settings"
+            )
+
+
+def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject:
+    """The subject before training, the same on every side. Errors: those of `load`, FederateError."""
+    if side:
+        return Subject(images.vision_model(labels, side, settings), images.pixels, images.processor(side), images.RATE)
+    loaded = load(settings.model)
+    return Subject(
+        texts.text_model(loaded, labels, settings),
+        lambda examples: tokenise(loaded, examples, settings.length),
+        loaded.processor,
+        texts.RATE,
+    )
+
+
+def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
+    """The server's part: the subject with the plan in force, the plan with the constants it is trained with."""
+    side = images.side_of(data.train) if data.kind == "image" else 0
+    subject = new_subject(data.labels, side, settings)
+    known = subject.encode(data.validation.subset(SETTLED_ON, settings.seed))
+    plan = settled(subject.model, [known.batch(range(len(known)))], Plan.preset(settings.plan))
+    approximate(subject.model, in_training(plan))
+    about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), app_version())
+    return subject, plan, about
+
+
+def join(about: About, settings: Settings) -> Subject:
+    """A client's part. Errors: FederateError if it runs another version, or has another base model."""
+    if about.version != app_version():
+        raise FederateError(f"runs blindformer {app_version()}, the server {about.version}; install the same")
+    subject = new_subject(about.labels, about.side, settings)
+    if subject.frozen_digest() != about.frozen:
+        raise FederateError(f"its base model {settings.model} has other weights than the server's; copy the server's")
+    approximate(subject.model, in_training(Plan.from_json(about.plan, "the server's plan")))
+    return subject

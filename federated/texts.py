@@ -1,0 +1,59 @@
+"""A compact text classifier: some layers of an encoder that everybody has, the last of them trained, and a head.
+
+Only what is trained travels, so a round is small. The word table and the layers below stay as they are; the digest of
+what stays is compared, so that nobody trains the top of another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..models.distillation.student import layer_count, spread, stack_of, with_layers
+from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
+from ..models.loading import Loaded
+from .settings import FederateError, Settings
+
+RATE = 2e-4
+
+
+def text_model(loaded: Loaded, labels: Sequence[str], settings: Settings) -> nn.Module:
+    """The model that training begins with. Errors: FederateError, DistillError, DataError."""
+    if is_classifier(loaded):
+        if len(loaded.labels) != len(labels):
+            raise FederateError(
+                f"{loaded.name}: has {len(loaded.labels)} classes, the data {len(labels)}; give another model"
+            )
+        model: nn.Module = loaded.model
+    else:
+        model = classifier_of(loaded, labels, settings.seed)
+    count = layer_count(model)
+    model = with_layers(model, spread(settings.layers or count, count))
+    freeze(model, settings.trained)
+    return model.eval()
+
+
+def freeze(model: nn.Module, trained: int) -> None:
+    """Leave the word table as it is, and all but the last `trained` layers (0: all are trained) and the head."""
+    count = layer_count(model)
+    if trained > count:
+        raise FederateError(f"trained {trained}: the model has {count} layers; give a number up to {count}")
+    model.requires_grad_(True)
+    freeze_embeddings(model)
+    if not trained:
+        return
+    stack = stack_of(model, count)
+    base: Any = model.base_model
+    for name, parameter in base.named_parameters(prefix=_prefix(model)):
+        if "pooler" in name:
+            continue  # part of the head: it begins from random weights
+        inside = name.removeprefix(f"{stack}.")
+        at = inside.split(".")[0]
+        kept = inside != name and at.isdigit() and int(at) >= count - trained
+        parameter.requires_grad_(kept)
+
+
+def _prefix(model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is model.base_model)

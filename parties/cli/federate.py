@@ -1,0 +1,141 @@
+"""`blindformer federate`: a compact model is trained where the examples are, and comes out ready to run privately."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .data_options import DataFolderOption, DataOption, SeedOption
+from .output import Format, FormatOption, Phases, PlanOption, console, emit, prepare, table, use_threads
+
+
+def federate(
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
+    clients: Annotated[int, typer.Option("--clients", min=1, help="How many the training examples are dealt to.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of training and averaging.")] = 20,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
+    ] = "fedavg",
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, help="Of the Dirichlet shares of each class (0: all clients alike).")
+    ] = 0.0,
+    plan: PlanOption = "fast",
+    model: Annotated[str, typer.Option("--model", help="For texts: the model that training begins with.")] = "minilm",
+    layers: Annotated[int, typer.Option("--layers", min=0, help="Layers of the model (default: by its kind).")] = 0,
+    trained: Annotated[
+        int, typer.Option("--trained", min=0, help="For texts: how many of the last layers are trained (0: all).")
+    ] = 0,
+    fraction: Annotated[
+        float, typer.Option("--fraction", min=0.0, max=1.0, help="Of the clients, asked in each round.")
+    ] = 1.0,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Of a client over its examples, in each round.")
+    ] = None,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Learning rate of the clients (0: by the kind).")] = 0.0,
+    secagg: Annotated[
+        bool, typer.Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
+    ] = False,
+    dp: Annotated[
+        str, typer.Option("--dp", help="Differential privacy of clients: none, central (noise on the sum), local.")
+    ] = "none",
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
+    ] = False,
+    clip: Annotated[float, typer.Option("--clip", min=0, help="Norm that an update is clipped to (with dp).")] = 1.0,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, help="Deviation of the noise, in clipping norms (0: by --epsilon).")
+    ] = 0.0,
+    epsilon: Annotated[float, typer.Option("--epsilon", min=0, help="Budget of all rounds, if no noise is set.")] = 8.0,
+    delta: Annotated[
+        float, typer.Option("--delta", min=0, max=1, help="Probability that epsilon may not hold.")
+    ] = 1e-5,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="A picture (.png) of accuracy and epsilon over the rounds.")
+    ] = None,
+    seed: SeedOption = 0,
+    data_folder: DataFolderOption = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
+    form: FormatOption = Format.text,
+) -> None:
+    """Train among clients that keep their examples, all simulated in this process; write a model with its plan."""
+    prepare()
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower logs every step to the terminal
+    given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ...federated.federate import federate as run
+        from ...federated.settings import Settings
+        from ...models.data import load_data
+        from ...protocols.errors import BlindformerError
+
+        if plot is not None and plot.suffix != ".png":
+            raise BlindformerError(f"{plot}: the plot is a picture (.png); name it so")
+        chosen = Settings(
+            data=data, clients=clients, rounds=rounds, strategy=strategy, alpha=alpha, plan=plan, seed=seed,
+            model=model, layers=layers, trained=trained, fraction=fraction, rate=rate, secagg=secagg, dp=dp,
+            adaptive=adaptive, clip=clip, noise=noise, epsilon=epsilon, delta=delta, **given,
+        )  # fmt: skip
+        dataset = load_data(data, seed=seed, folder=data_folder)
+        phases.end("load")
+
+        def show(made: Any, total: int) -> None:
+            phases.step("rounds", made.number, total)
+            phases.note("rounds", _line(made))
+
+        found = run(out, dataset, progress=show, **chosen.model_dump())
+    if plot is not None:
+        _draw(plot, found)
+    if form is Format.json:
+        emit({"folder": str(found.folder), **found.report})
+        return
+    _show(found, data)
+
+
+def _line(made: Any) -> str:
+    spent = "" if made.epsilon is None else f"   epsilon {made.epsilon:.2f}"
+    lost = f"   lost {len(made.lost)}" if made.lost else ""
+    return f"round {made.number}   accuracy {made.accuracy:.3f}{spent}{lost}"
+
+
+def _draw(plot: Path, found: Any) -> None:
+    from ...federated.figures import rounds_figure
+    from ...protocols.errors import BlindformerError
+
+    try:
+        plot.write_bytes(rounds_figure(found))
+    except OSError as error:
+        raise BlindformerError(f"{plot}: cannot be written ({error.strerror}); choose another file") from None
+
+
+def _show(found: Any, data: str) -> None:
+    out, report = console(), found.report
+    settings, counts = report["settings"], report["data"]
+    spread = f"Dirichlet {settings['alpha']:g}" if settings["alpha"] else "alike"
+    private = ["secure sums"] if settings["secagg"] else []
+    private += [f"dp {settings['dp']}"] if settings["dp"] != "none" else []
+    out.print(
+        f"{settings['strategy']}   plan {settings['plan']}   {settings['clients']} clients, {spread}   "
+        f"{', '.join(private) or 'updates are seen by the server'}\n"
+        f"data {counts['name']}: {counts['train']} among clients, {counts['validation']} to watch and calibrate by\n"
+    )
+    headings = ["round", "accuracy", "loss", "clients"] + (["epsilon"] if settings["dp"] != "none" else [])
+    rows = table(*headings, "seconds", right=tuple(range(len(headings) + 1)))
+    for made in found.rounds:
+        cells = [str(made.number), f"{made.accuracy:.3f}", "" if made.loss is None else f"{made.loss:.3f}"]
+        cells += [str(made.clients)] + ([] if made.epsilon is None else [f"{made.epsilon:.2f}"])
+        rows.add_row(*cells, f"{made.seconds:.1f}")
+    out.print(rows)
+    for made in found.rounds:
+        for name, why in made.lost.items():
+            out.print(f"round {made.number}: {name}: {why}")
+    if report["epsilon"] is not None:
+        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of a client's whole data")
+    out.print(
+        f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
+        f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"
+    )

@@ -1,0 +1,115 @@
+"""Differential privacy: clipping bounds a client, noise has its size, epsilon is the accountant's for what was done."""
+
+import math
+
+import pytest
+import torch
+from blindformer.federated import privacy
+from blindformer.federated.client import client_app
+from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.federate import federate, prepare
+from blindformer.federated.grids import LocalGrid
+from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
+from blindformer.federated.settings import Settings
+from blindformer.federated.updates import clipped, flat
+
+from .conftest import SMALL
+
+accountants = pytest.importorskip("opacus.accountants", reason="the extra `federated` is not installed")
+PRIVATE = {**SMALL, "epochs": 1, "dp": "central", "noise": 0.5, "clip": 0.1}
+
+
+def accounted(noise, rate, steps, delta=1e-5):
+    """Opacus' accountant, told step by step."""
+    counted = accountants.RDPAccountant()
+    for _ in range(steps):
+        counted.step(noise_multiplier=noise, sample_rate=rate)
+    return counted.get_epsilon(delta=delta)
+
+
+@pytest.mark.parametrize("secagg", [False, True])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_epsilon_is_the_accountants_for_the_rounds_that_ran(data, tmp_path, secagg, fraction):
+    found = federate(tmp_path / "out", data, **{**PRIVATE, "secagg": secagg, "fraction": fraction, "noise": 1.0})
+    released = [r for r in found.rounds if "round" not in r.lost]  # a secure sum of too few is not released
+    expected = [accounted(1.0, fraction, n + 1) for n in range(len(released))]
+    assert [r.epsilon for r in released] == pytest.approx(expected)
+    assert found.report["epsilon"] == found.rounds[-1].epsilon
+    assert all(r.loss is None for r in found.rounds)  # it is not in the accounting, so it is not told
+
+
+def test_local_noise_is_accounted_for_each_client(data, tmp_path):
+    found = federate(tmp_path / "out", data, **{**PRIVATE, "dp": "local", "noise": 2.0})
+    assert found.report["epsilon"] == pytest.approx(accounted(2.0, 1.0, 2))
+
+
+def test_the_noise_that_a_budget_needs_spends_it():
+    settings = Settings(dp="central", epsilon=8.0, rounds=10, clients=100, fraction=0.1)
+    noise = noise_for(settings)
+    assert 0.97 * 8 < accounted(noise, 0.1, 10) <= 8.0
+    assert spent(noise, 0.1, 10, 1e-5) == pytest.approx(accounted(noise, 0.1, 10))
+    assert spent(0.0, 0.1, 1, 1e-5) == math.inf
+    assert spent(1.0, 0.1, 0, 1e-5) == 0.0
+
+
+def test_noise_is_normal_and_fresh():
+    drawn = gaussian(40001)
+    assert drawn.shape == (40001,)
+    assert abs(float(drawn.mean())) < 4 / 200
+    assert float(drawn.std()) == pytest.approx(1.0, abs=4 / 280)
+    assert float((drawn.abs() < 1.959964).double().mean()) == pytest.approx(0.95, abs=0.005)
+    assert float((drawn**4).mean()) == pytest.approx(3.0, abs=0.2)
+    assert not torch.equal(drawn, gaussian(40001))
+    assert torch.equal(gaussian(3, b"k" * 16), gaussian(3, b"k" * 16))
+
+
+def test_one_client_moves_the_sum_by_the_norm_at_most():
+    update = torch.randn(50, generator=torch.Generator().manual_seed(0)).double()
+    assert float(clipped(update, 0.1).norm()) == pytest.approx(0.1)
+    assert torch.equal(clipped(update, 100.0), update)
+
+
+def test_the_released_mean_has_the_noise_that_is_accounted_for():
+    budget = Budget(Settings(dp="central", clients=8, fraction=0.5, noise=3.0, clip=0.2), 3.0, 0.2)
+    total = torch.zeros(20003, dtype=torch.float64)
+    released = budget.release(total, [])
+    assert float(released.std()) == pytest.approx(3.0 * 0.2 / 4, rel=0.03)  # z C over the expected number of clients
+    assert budget.rounds == 1
+
+
+def test_the_norm_follows_the_median():
+    """Andrew et al., algorithm 1: all updates shorter than the norm lower it, all longer ones raise it."""
+    settings = Settings(dp="central", clients=4000, adaptive=True, noise=1.0, clip=1.0)
+    for bit, change in ((0.5, math.exp(-0.1)), (-0.5, math.exp(0.1))):
+        budget = Budget(settings, 1.0, 1.0)
+        budget.release(torch.tensor([0.0, 4000.0, 0.0, 4000 * bit], dtype=torch.float64), [])
+        assert budget.clip == pytest.approx(change, rel=0.05)
+
+
+def test_a_client_that_does_not_clip_is_clipped_by_the_server(data, tmp_path):
+    settings = Settings(**{**PRIVATE, "rounds": 1, "noise": 1e-9})
+    made, _ = prepare(settings, data, tmp_path / "out", None)
+    made.work = None
+    before = flat(made.subject.state())
+    wild = {**settings.to_config(), "clip": 1e9}
+
+    class Unclipped(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            for message in messages:
+                message.content.config_records["config"]["clip"] = 1e9
+            return super().send_and_receive(messages, timeout=timeout)
+
+    made.run(Unclipped(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(4)}, wild))
+    assert float((flat(made.subject.state()) - before).norm()) <= settings.clip * 1.001
+
+
+def test_a_client_that_drops_costs_no_more(data, tmp_path):
+    found = federate(
+        tmp_path / "out",
+        data,
+        nodes={1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {PARTITION: 2}, 4: {"data": "nothing", "name": "ward"}},
+        **{**PRIVATE, "rounds": 1, "noise": 1.0},
+    )
+    assert list(found.rounds[0].lost) == ["ward"]
+    assert found.report["epsilon"] == pytest.approx(accounted(1.0, 1.0, 1))
+    assert privacy.accountant() is not None

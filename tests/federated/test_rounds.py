@@ -1,0 +1,220 @@
+"""A run in one process: it learns, repeats, goes on after a kill, and names the clients whose updates do not count."""
+
+import json
+
+import pytest
+import torch
+from blindformer.federated.client import client_app
+from blindformer.federated.examples import OWN, PARTITION, Source
+from blindformer.federated.federate import REPORT, WORK, federate, prepare
+from blindformer.federated.grids import LocalGrid
+from blindformer.federated.messages import ARRAYS, METRICS, answer, record, refusal, summary
+from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.strategies import STRATEGIES
+from blindformer.federated.subject import About
+from blindformer.models.building import compile_folder
+from blindformer.models.loading import load
+from blindformer.parties.evaluation import evaluate
+from flwr.clientapp import ClientApp
+
+from .conftest import SMALL, squares
+
+
+def weights(found):
+    return load(found.folder).model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    return federate(tmp_path_factory.mktemp("trained") / "out", data, **{**SMALL, "rounds": 6, "alpha": 0.5})
+
+
+def test_it_learns_and_says_so(trained):
+    assert trained.rounds[-1].accuracy > trained.rounds[0].accuracy or trained.rounds[0].accuracy == 1.0
+    assert trained.report["test_accuracy"] >= 0.9
+    assert [r.clients for r in trained.rounds] == [4] * 6
+    assert trained.report["epsilon"] is None
+    assert json.loads((trained.folder / REPORT).read_text()) == trained.report
+    assert not (trained.folder / WORK).exists()
+
+
+def test_what_comes_out_compiles_and_is_judged_as_it_is(trained, data, tmp_path):
+    """With the plan of its folder, in fixed point: no step between training and private runs."""
+    pytest.importorskip("PIL")
+    loaded = load(trained.folder)
+    compile_folder(loaded, tmp_path / "compiled")
+    assert {p.name for p in (tmp_path / "compiled").iterdir()} >= {"server", "client"}
+    found = evaluate(loaded, data, protocols=("torch", "clear"))
+    row = found.row("approximated", "clear")
+    assert row.accuracy.value == pytest.approx(trained.report["test_accuracy"], abs=0.051)
+    assert (row.refused, found.plan) == (0, "fast")
+
+
+def test_files_are_read_as_they_were_trained_on(trained, data):
+    image = pytest.importorskip("PIL.Image")
+    from blindformer.federated.images import pixels
+
+    loaded = load(trained.folder)
+    one = data.test.take([3])
+    read = loaded.encode_image(image.fromarray(one.inputs[0].numpy()))["pixel_values"]
+    assert torch.allclose(read, pixels(one).values, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, tmp_path):
+    settings = {**SMALL, "strategy": "fedadam", "rounds": 3}
+
+    class Killed(Exception):
+        pass
+
+    def kill(made, total):
+        if made.number == 2:
+            raise Killed
+
+    whole = federate(tmp_path / "whole", data, **settings)
+    with pytest.raises(Killed):
+        federate(tmp_path / "killed", data, progress=kill, **settings)
+    seen = []
+    again = federate(tmp_path / "killed", data, progress=lambda made, total: seen.append(made.number), **settings)
+    assert seen == [3]
+    assert [r.number for r in again.rounds] == [1, 2, 3]
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+def test_a_folder_belongs_to_one_run(data, tmp_path):
+    settings = Settings(**SMALL)
+    run, _ = prepare(settings, data, tmp_path, None)
+    run.settings = settings.model_copy(update={"rounds": 1})
+    run.run(LocalGrid(client_app(Source(data)), nodes(4), run.settings.to_config()))
+    with pytest.raises(FederateError, match="belongs to a run with other settings"):
+        federate(tmp_path, data, **{**SMALL, "seed": 5})
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_finishes_a_round(strategy, data, tmp_path):
+    found = federate(tmp_path / "out", data, **{**SMALL, "rounds": 1, "epochs": 1, "strategy": strategy})
+    assert found.rounds[0].clients == 4
+
+
+def test_fewer_clients_a_round(data, tmp_path):
+    found = federate(tmp_path / "out", data, **{**SMALL, "rounds": 2, "epochs": 1, "fraction": 0.5})
+    assert [r.clients for r in found.rounds] == [2, 2]
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def nodes(count):
+    return {i + 1: {PARTITION: i} for i in range(count)}
+
+
+def faulty(data, **faults):
+    """An app whose clients answer as `faults` says by their number; the others do as they should."""
+    good, app = client_app(Source(data)), ClientApp()
+
+    @app.train()
+    def train(message, context):
+        fault = faults.get(f"client_{context.node_config.get(PARTITION)}")
+        return good(message, context) if fault is None else fault(message, good(message, context))
+
+    return app
+
+
+def changed(change):
+    def fault(message, reply):
+        values = {name: change(torch.from_numpy(a.numpy().copy())) for name, a in reply.content[ARRAYS].items()}
+        return answer(message, "client x", **{ARRAYS: record(values), METRICS: summary(3.0, 0.1)})
+
+    return fault
+
+
+def crash(message, reply):
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (changed(lambda v: v * float("nan")), "its update holds NaN or infinity"),
+        (changed(lambda v: v.reshape(-1)[:3]), "its update is of a wrong shape: classifier"),
+        (lambda m, r: answer(m, "client x"), "its reply lacks an update"),
+        (
+            lambda m, r: answer(m, "client x", **{ARRAYS: r.content[ARRAYS], METRICS: summary(-1.0, 0.1)}),
+            "its number of examples is none",
+        ),
+        (lambda m, r: refusal(m, "client x", "has no examples; give it some"), "has no examples"),
+        (crash, "failed: RuntimeError: out of memory"),
+    ],
+)
+def test_a_bad_update_is_named_and_the_round_goes_on(data, fault, why):
+    settings = Settings(**{**SMALL, "rounds": 1, "epochs": 1})
+    run, _ = prepare(settings, data, data_folder := _nowhere(), None)
+    assert not data_folder.exists()
+    run.work = None
+    (made,) = run.run(LocalGrid(faulty(data, client_2=fault), nodes(4), settings.to_config()))
+    assert made.clients == 3
+    assert len(made.lost) == 1
+    assert next(iter(made.lost.values())).startswith(why)
+    assert all(bool(p.isfinite().all()) for p in run.subject.state().values())
+
+
+def _nowhere():
+    from pathlib import Path
+
+    return Path("no such folder")
+
+
+def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path):
+    settings = Settings(**{**SMALL, "rounds": 1, "epochs": 1})
+    run, _ = prepare(settings, data, tmp_path / "out", None)
+    empty = tmp_path / "own"
+    (empty / "upper left").mkdir(parents=True)
+    configs = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {PARTITION: 2}, 4: {OWN: str(empty), "name": "ward"}}
+    (made,) = run.run(LocalGrid(client_app(Source(data)), configs, settings.to_config()))
+    assert list(made.lost) == ["ward"]
+    assert "holds no images" in made.lost["ward"]
+    run, _ = prepare(settings, data, tmp_path / "other", None)
+    run.about = About(**{**vars(run.about), "version": "9.9"})
+    (made,) = run.run(LocalGrid(client_app(Source(data)), nodes(4), settings.to_config()))
+    assert made.clients == 0
+    assert all(why.endswith("the server 9.9; install the same") for why in made.lost.values())
+
+
+def test_a_client_with_its_own_folder_of_images(data, tmp_path):
+    """Of one class alone: it takes part, as Dirichlet parts do."""
+    image = pytest.importorskip("PIL.Image")
+    own = tmp_path / "own" / "Lower right"
+    own.mkdir(parents=True)
+    for number, pixels in enumerate(squares(16, 9).items):
+        if number % 4 == 3:
+            image.fromarray(pixels.numpy()).save(own / f"{number}.png")
+    settings = {**SMALL, "clients": 3, "rounds": 1, "epochs": 1}
+    configs = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {OWN: str(own.parent), "name": "ward"}}
+    found = federate(tmp_path / "out", data, nodes=configs, **settings)
+    assert (found.rounds[0].clients, found.rounds[0].lost) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clients": 90}, "90 clients: there are 96 examples to share"),
+        ({"strategy": "best"}, "unknown strategy 'best': use one of fedavg, "),
+        ({"strategy": "fedmedian", "secagg": True}, "compares single updates, which secagg hides"),
+        ({"secagg": True, "clients": 2}, "secagg with 2 clients hides nothing"),
+        ({"adaptive": True}, "adaptive clipping goes with dp central"),
+        ({"dp": "perhaps"}, "setting dp: "),
+        ({"colour": 1}, "unknown setting 'colour'"),
+        ({"hidden": 18}, "give a multiple of 4"),
+    ],
+)
+def test_what_cannot_be_is_one_line(data, tmp_path, settings, message):
+    with pytest.raises(FederateError, match=message) as found:
+        federate(tmp_path / "out", data, **{**SMALL, **settings})
+    assert "\n" not in str(found.value)
+
+
+def test_clients_that_never_come(data):
+    settings = Settings(**{**SMALL, "clients": 5, "timeout": 0.1})
+    run, _ = prepare(settings, data, _nowhere(), None)
+    with pytest.raises(FederateError, match=r"5 clients asked for, 4 connected in 0.1 s; start the others"):
+        run.run(LocalGrid(client_app(Source(data)), nodes(4), settings.to_config()))
