@@ -47,7 +47,8 @@ class Kind:
     """`save(compiled, folder)` writes what `start(folder, parties, **options)` opens a session of; `report(parties)`
     makes reports of its queries.
 
-    `who`: who takes part, in words. `fixed`: how many parties it has, if that is not for the user to say. `insecure`: why it is, in one line.
+    `who`: who takes part, in words. `fixed`: how many parties it has, if that is not for the user to say. `insecure`:
+    why it is, in one line.
     """
 
     start: Callable[..., LocalSession]

@@ -57,7 +57,8 @@ def make_private(
 
     plan         a preset's name, or a plan (calibrated or not)
     protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
-                 second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing; "crypten-insecure": for comparison
+                 second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing;
+                 "crypten-insecure": for comparison
     example      inputs of the shapes to come: compiles now instead of at the first call
     calibration  batches of inputs with the shapes of the queries; without them the first inputs calibrate: thin
     where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests

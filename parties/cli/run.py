@@ -37,7 +37,9 @@ def run(
     plan: OwnPlanOption = None,
     protocol: Annotated[
         Protocol,
-        typer.Option("--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear, crypten-insecure: to compare."),
+        typer.Option(
+            "--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear, crypten-insecure: to compare."
+        ),
     ] = Protocol.beaver,
     parties: Annotated[
         int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")
