@@ -15,6 +15,7 @@ import ipaddress
 import json
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -33,8 +34,9 @@ from ..protocols.errors import BlindformerError
 
 Role = Literal["server", "client", "dealer", "helper"]
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+SERVED = ("beaver", "ckks")  # protocols of long-lived services; `crypten` has parties
 _COMMANDS = {
-    "beaver": 'say protocol = "crypten" there, or start its parties with serve, dealer and query',
+    **dict.fromkeys(SERVED, 'say protocol = "crypten" there, or start serve and query'),
     "crypten": "start its parties with `blindformer party`",
 }
 _FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
@@ -282,12 +284,12 @@ class Settings(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_settings(path: Path | None = None, protocol: str = "beaver", /, **flags: Any) -> Settings:
+def load_settings(path: Path | None = None, protocols: Collection[str] = SERVED, /, **flags: Any) -> Settings:
     """Settings of the file at `path`, under `flags`, over the defaults.
 
     Flags are named by their key ("server.listen"), so call with `**{"server.listen": "0.0.0.0:7443"}`; one that is None
     was not given. A relative path in the file is relative to the file; a `Path` among the flags to the working folder.
-    `protocol`: the caller's; settings of another are refused.
+    `protocols`: the caller's; settings of another are refused.
 
     Errors: `ConfigError`, naming the file, the key and what is allowed.
     """
@@ -308,9 +310,9 @@ def load_settings(path: Path | None = None, protocol: str = "beaver", /, **flags
     except ValidationError as error:
         raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
     settings._file = path.absolute() if path else None
-    if settings.session.protocol != protocol:
+    if settings.session.protocol not in protocols:
         where = "the command line" if "session.protocol" in given or path is None else path
-        what = f"session.protocol = {settings.session.protocol}: this is for protocol {protocol}"
+        what = f"session.protocol = {settings.session.protocol}: this is for {' or '.join(protocols)}"
         raise ConfigError([f"{where}: {what}; {_COMMANDS[settings.session.protocol]}"])
     return settings
 

@@ -50,7 +50,7 @@ def dealer(
         "dealer", certs, timeout, listen=listen, sessions=sessions, workers=workers, queue=queue, share=share,
         idle=idle, query_seconds=query_seconds, metrics=metrics, grace=grace, log_format=log_format,
     )  # fmt: skip
-    settings = load_settings(config, **flags)
+    settings = load_settings(config, ("beaver",), **flags)
     from ..service.dealer import Dealing
 
     run(

@@ -69,7 +69,7 @@ def helper(
         "parties.dealer.address": dealer,
         "session.topology": "helper",
     }
-    settings = load_settings(config, **flags, **own)
+    settings = load_settings(config, ("beaver",), **flags, **own)
     from ..helper.serving import Helping
 
     run(

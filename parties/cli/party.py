@@ -69,7 +69,7 @@ def party(
             "crypten.length": length,
             "dealer.listen": listen if name == DEALER else None,
         }
-        settings = load_settings(config, "crypten", **flags)
+        settings = load_settings(config, ("crypten",), **flags)
         if not name:
             known = ", ".join([*settings.crypten.parties, DEALER])
             raise RosterError(f"--party: is not given; choose one of {known}")

@@ -45,6 +45,7 @@ def precompute(
 
     settings = load_settings(
         config,
+        ("beaver",),
         **{
             "parties.server.address": server,
             "parties.dealer.address": dealer,

@@ -286,10 +286,10 @@ def test_the_files_of_the_page_are_good(tmp_path):
     page = (Path(__file__).resolve().parents[2] / "docs" / "parties.md").read_text(encoding="utf-8")
     whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "a.toml").write_text(whole)
-    roster = roster_of(load_settings(tmp_path / "a.toml", "crypten"))
+    roster = roster_of(load_settings(tmp_path / "a.toml", ("crypten",)))
     assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")
     (tmp_path / "b.toml").write_text(whole.partition("[crypten.parties.bob]")[0] + parties)
-    assert roster_of(load_settings(tmp_path / "b.toml", "crypten")).owners == {"text": "bob", "image": "carol"}
+    assert roster_of(load_settings(tmp_path / "b.toml", ("crypten",))).owners == {"text": "bob", "image": "carol"}
 
 
 def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classifier):
@@ -301,7 +301,7 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
 
     def hashed(changed: str) -> str:
         file.write_text(changed)
-        return load_settings(file, "crypten").shared_hash()
+        return load_settings(file, ("crypten",)).shared_hash()
 
     before = hashed(text)
     assert hashed(text.replace(f'folder = "{classifier}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')) == before
