@@ -144,7 +144,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any]:
     torch.set_num_threads(1)
     computer, folder = machine(), Path(chosen.folder)
-    loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed)
+    loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed, folder=chosen.data_folder)
     data = data.matched(loaded.labels)
     compiled = compiled_for(loaded, data, chosen.rows, chosen.length)
     encrypted = Encrypted(compiled)
@@ -187,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser("python -m bench.he_models", description=(__doc__ or "").splitlines()[0])
     options.add_argument("folder", help="a student distilled with plan he")
     options.add_argument("--data", default="uci")
+    options.add_argument("--data-folder", default=None, help="where its files lie, if not in their usual place")
     options.add_argument("--seed", type=int, default=0, help="of the data's split")
     options.add_argument("--rows", type=int, default=4, help="texts or images in a request (default 4)")
     options.add_argument("--length", type=int, default=32, help="tokens of a text (default 32)")
@@ -194,7 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--precision", action="store_true", help="one more request: what CKKS loses, by layer")
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
-    given = [Path(a).name if a == chosen.folder else a for a in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = [Path(a).name if a in (chosen.folder, chosen.data_folder) else a for a in arguments]  # no machine's paths
     command = shlex.join(["python", "-m", "bench.he_models", *given])
 
     def work(say: Say) -> None:

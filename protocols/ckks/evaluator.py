@@ -23,13 +23,29 @@ from .parameters import CkksError, Parameters
 
 
 class Evaluator:
-    """One circuit with its encoded weights, for any client's keys."""
+    """One circuit with its encoded weights, for any client's keys.
 
-    def __init__(self, circuit: Circuit, parameters: Parameters) -> None:
+    keep_mb   of encoded weights that are kept for the next request; the others are encoded again each time
+    """
+
+    def __init__(self, circuit: Circuit, parameters: Parameters, keep_mb: int = 4000) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
         self.circuit, self.ring = circuit, Ring(parameters)
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
+        self.room = keep_mb * 1_000_000
+
+    def encoded(self, key: tuple[int, int, int, int, float], diagonal: Any, depth: int) -> Any:
+        """A diagonal at a scale (the key's last part), encoded; None if it is 0."""
+        if key in self.plaintexts:
+            return self.plaintexts[key]
+        plain = self.ring.encode(diagonal, key[-1], depth)
+        found = None if plain.is_zero() else plain
+        size = 8 * self.ring.parameters.degree * (self.ring.parameters.levels + 1 - depth)
+        if size <= self.room:
+            self.room -= size
+            self.plaintexts[key] = found
+        return found
 
     def run(
         self,
@@ -57,7 +73,7 @@ class Evaluator:
 
 class _Run:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
-        self.ring, self.plaintexts = evaluator.ring, evaluator.plaintexts
+        self.ring, self.encoded = evaluator.ring, evaluator.encoded
         self.seal = seal.Evaluator(self.ring.context)
         self.held, self.keys = held, keys
         self.last: dict[int, int] = {}
@@ -133,14 +149,11 @@ class _Run:
                 for position, item in enumerate(products):
                     x = self._baby(item.source, item.baby, depth)
                     scale = wanted * self.ring.prime(depth) / x.scale
-                    key = (number, index, giant, position, scale)
-                    if key not in self.plaintexts:
-                        plain = self.ring.encode(item.diagonal, scale, depth)
-                        self.plaintexts[key] = None if plain.is_zero() else plain
-                    if self.plaintexts[key] is None:  # SEAL refuses a product with nothing
+                    plain = self.encoded((number, index, giant, position, scale), item.diagonal, depth)
+                    if plain is None:  # SEAL refuses a product with nothing
                         continue
                     out = seal.Ciphertext()
-                    self.seal.multiply_plain(x, self.plaintexts[key], out)
+                    self.seal.multiply_plain(x, plain, out)
                     out.scale = wanted * self.ring.prime(depth)
                     inner = self._sum(inner, out)
                 if inner is not None:

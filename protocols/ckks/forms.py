@@ -181,9 +181,10 @@ def total(form: Form) -> Form:
 
 
 def stack(forms: Sequence[Form]) -> Form:
-    """All elements of the forms, one after the other, each in a row of its own: shape [elements, 1]."""
-    singles = [gather(form, np.arange(form.size).reshape(-1, 1)) for form in forms]
-    counts = [single.size for single in singles]
+    """All elements, one form after the other: rows as they are if all are of one width, else one element a row."""
+    width = forms[0].shape[-1] if len({form.shape[-1] for form in forms}) == 1 else 1
+    singles = [f if f.shape[-1] == width else gather(f, np.arange(f.size).reshape(-1, 1)) for f in forms]
+    counts = [len(single.constant) for single in singles]
     terms = []
     for i, single in enumerate(singles):
         before, after = sum(counts[:i]), sum(counts[i + 1 :])
@@ -197,7 +198,7 @@ def stack(forms: Sequence[Form]) -> Form:
                     np.concatenate([t.matrix, np.zeros((1, *t.matrix.shape[1:]))]),
                 )
             )
-    return Form((sum(counts), 1), tuple(terms), np.concatenate([single.constant for single in singles]))
+    return Form((sum(counts), width), tuple(terms), np.concatenate([single.constant for single in singles]))
 
 
 @dataclass(frozen=True)

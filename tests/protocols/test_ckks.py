@@ -86,6 +86,14 @@ def test_a_layer_costs_six_levels(encrypted):
     assert encrypted.circuit.levels == 6 * 2 + 4
 
 
+def test_what_is_lost_is_known_by_layer(encrypted):
+    rows = encrypted.precision_by_layer(make("bert-labels", "he").batches[0])
+    assert [row.path for row in rows] == [path for path, _, _ in encrypted.circuit.by_path()]
+    assert rows[-1].levels == encrypted.circuit.levels
+    assert 0 < rows[-1].error < ERROR
+    assert all(row.bits > 12 for row in rows)
+
+
 def test_an_answer_for_another_key_is_an_error(encrypted):
     from blindformer.models.encrypted import Encrypted, real_values
 
@@ -120,7 +128,9 @@ def test_a_program_too_deep_says_by_how_many_levels_and_where(monkeypatch):
 
     for degree in MOST_BITS:
         monkeypatch.setitem(MOST_BITS, degree, 300)  # of which 16 levels need 564
-    with pytest.raises(TooDeep, match=r"layer\.1\..*needs 16 levels and N = 32768 holds 7 at 128 bits; 9 too many"):
+    with pytest.raises(
+        TooDeep, match=r"layer\.1\..*needs 16 levels and N = 32768 holds 7 at 128 bits; 9 too many.*up to bert"
+    ):
         circuit_for(make("bert-labels", "he").compiled)
 
 

@@ -1,0 +1,51 @@
+"""A compact Transformer of patches, trained from nothing, and its student."""
+
+import pytest
+import torch
+from blindformer.models.data import Rows
+from blindformer.models.data.registry import split
+from blindformer.models.distillation import DistillError, distill
+from blindformer.models.loading import load
+
+SMALL = {"teacher_epochs": 8, "logit_epochs": 4, "hidden": 16, "heads": 2}
+
+
+def bright(count):
+    """Which half is bright, the upper or the lower?"""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 80, (count, 8, 8), generator=generator)
+    labels = [i % 2 for i in range(count)]
+    for image, label in zip(images, labels, strict=True):
+        image[4 * label : 4 * label + 4] += 120
+    return split("halves", Rows(images.byte(), labels, ("upper", "lower")), 0)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return distill("vit", bright(160), tmp_path_factory.mktemp("vit"), "he", **SMALL)
+
+
+def test_it_learns_with_torchs_functions_and_then_with_the_plans(student):
+    accuracy = student.report["validation_accuracy"]
+    assert accuracy["teacher"] == 1.0
+    assert accuracy["student"] >= 0.9
+
+
+def test_any_transformers_script_loads_both(student):
+    from transformers import AutoModelForImageClassification
+
+    for folder in (student.folder, student.folder / "teacher"):
+        model = AutoModelForImageClassification.from_pretrained(folder)
+        assert (model.config.image_size, model.config.patch_size, model.config.hidden_size) == (8, 2, 16)
+
+
+def test_its_processor_makes_what_it_was_trained_on(student):
+    image = pytest.importorskip("PIL.Image")
+    loaded, grey = load(student.folder), bright(160).test.inputs[0]
+    made = loaded.encode_image(image.fromarray(grey.numpy()))["pixel_values"]
+    assert (made[0] - (grey.float() / 127.5 - 1.0)).abs().max() < 1e-5
+
+
+def test_texts_are_refused(few, tmp_path):
+    with pytest.raises(DistillError, match="holds texts"):
+        distill("vit", few, tmp_path / "out", "he")

@@ -1,0 +1,37 @@
+"""The circuit itself, on real numbers and without keys: planning, packing and rotations of every kind of model."""
+
+import numpy as np
+import pytest
+from blindformer.models.encrypted import real_values
+from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
+from blindformer.protocols.ckks.exact import Exact
+from blindformer.tests.models.conftest import make
+from blindformer.tests.protocols.test_ckks import ERROR, clear, small
+
+
+def exact(name):
+    """(circuit, its results, those of `clear`) for a padded text, or an image."""
+    compiled, batch = make(name, "he").compiled, make(name, "he").batches[1]
+    circuit, _ = small(compiled)
+    values = real_values(compiled, compiled.encode_inputs(batch))
+    return circuit, Exact(circuit, values).run(), clear(compiled, batch)
+
+
+# Padding, eager attention, a causal mask, rotary positions and grouped queries, an image and its concatenated token.
+@pytest.mark.parametrize("name", ["bert-labels", "bert-eager", "gpt2", "llama", "vit-labels"])
+def test_a_circuit_computes_what_clear_does(name):
+    _, found, expected = exact(name)
+    for output, value in expected.items():
+        size = max(1.0, float(value.abs().max()))
+        assert np.abs(found[output] - value.numpy()).max() < 2 * ERROR * size
+
+
+def test_attention_of_one_query_is_one_product_with_all_keys():
+    """The first layer is for all tokens of a text, the last one for the token that the pooler reads."""
+    circuit, _, _ = exact("bert-labels")
+    kinds = {
+        kind: [step for step in circuit.steps if type(step) is kind] for kind in (Scores, Mix, QueryScores, QueryMix)
+    }
+    assert [len(found) for found in kinds.values()] == [1, 1, 1, 1]
+    assert len(kinds[Scores][0].results) == 8
+    assert len(kinds[QueryScores][0].results) == 1
