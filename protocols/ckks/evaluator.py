@@ -12,28 +12,31 @@ Products are relinearised once for a sum, not once each, and rescaled after. Enc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
 from .circuit import Affine, Circuit, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
+from .diagonals import Product
 from .keys import EvaluationKeys, Ring
 from .parameters import CkksError, Parameters
+from .workers import each
 
 
 class Evaluator:
     """One circuit with its encoded weights, for any client's keys.
 
     keep_mb   of encoded weights that are kept for the next request; the others are encoded again each time
+    workers   processes over independent ciphertexts (workers.py)
     """
 
-    def __init__(self, circuit: Circuit, parameters: Parameters, keep_mb: int = 4000) -> None:
+    def __init__(self, circuit: Circuit, parameters: Parameters, keep_mb: int = 4000, workers: int = 1) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
         self.circuit, self.ring = circuit, Ring(parameters)
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
-        self.room = keep_mb * 1_000_000
+        self.room, self.workers = keep_mb * 1_000_000, workers
 
     def encoded(self, key: tuple[int, int, int, int, float], diagonal: Any, depth: int) -> Any:
         """A diagonal at a scale (the key's last part), encoded; None if it is 0."""
@@ -73,7 +76,7 @@ class Evaluator:
 
 class _Run:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
-        self.ring, self.encoded = evaluator.ring, evaluator.encoded
+        self.ring, self.encoded, self.workers = evaluator.ring, evaluator.encoded, evaluator.workers
         self.seal = seal.Evaluator(self.ring.context)
         self.held, self.keys = held, keys
         self.last: dict[int, int] = {}
@@ -140,40 +143,57 @@ class _Run:
 
     # --- steps -------------------------------------------------------------------------------------------------------
     def _affine(self, number: int, step: Affine) -> list[Any]:
-        depth, wanted = step.work, self.ring.parameters.scale
-        results = []
-        for index, block in enumerate(step.blocks):
-            total = None
-            for giant, products in block.giants.items():
-                inner = None
-                for position, item in enumerate(products):
-                    x = self._baby(item.source, item.baby, depth)
-                    scale = wanted * self.ring.prime(depth) / x.scale
-                    plain = self.encoded((number, index, giant, position, scale), item.diagonal, depth)
-                    if plain is None:  # SEAL refuses a product with nothing
-                        continue
-                    out = seal.Ciphertext()
-                    self.seal.multiply_plain(x, plain, out)
-                    out.scale = wanted * self.ring.prime(depth)
-                    inner = self._sum(inner, out)
-                if inner is not None:
-                    total = self._sum(total, self._rotate(inner, giant))
-            if total is None:
-                raise CkksError(f"{step.path or 'model'}: a layer of zeros alone; there is nothing to compute")
-            self.seal.rescale_to_next_inplace(total)
-            total.scale = wanted
-            if block.constant.any():
-                self.seal.add_plain_inplace(total, self.ring.encode(block.constant, wanted, depth + 1))
-            results.append(total)
-        return results
+        if self.workers > 1:  # what several blocks read is rotated and encoded here, once
+            for index, block in enumerate(step.blocks):
+                for giant, products in block.giants.items():
+                    for position, item in enumerate(products):
+                        self._weighed(number, step, (index, giant, position), item)
+        return self._each(range(len(step.blocks)), lambda index: self._block(number, step, index))
+
+    def _weighed(self, number: int, step: Affine, at: tuple[int, int, int], item: Product) -> tuple[Any, Any]:
+        """A rotated source, and what it is multiplied by so that the product has the wanted scale a level down."""
+        x = self._baby(item.source, item.baby, step.work)
+        scale = self.ring.parameters.scale * self.ring.prime(step.work) / x.scale
+        return x, self.encoded((number, *at, scale), item.diagonal, step.work)
+
+    def _block(self, number: int, step: Affine, index: int) -> Any:
+        depth, wanted, block = step.work, self.ring.parameters.scale, step.blocks[index]
+        total = None
+        for giant, products in block.giants.items():
+            inner = None
+            for position, item in enumerate(products):
+                x, plain = self._weighed(number, step, (index, giant, position), item)
+                if plain is None:  # SEAL refuses a product with nothing
+                    continue
+                out = seal.Ciphertext()
+                self.seal.multiply_plain(x, plain, out)
+                out.scale = wanted * self.ring.prime(depth)
+                inner = self._sum(inner, out)
+            if inner is not None:
+                total = self._sum(total, self._rotate(inner, giant))
+        if total is None:
+            raise CkksError(f"{step.path or 'model'}: a layer of zeros alone; there is nothing to compute")
+        self.seal.rescale_to_next_inplace(total)
+        total.scale = wanted
+        if block.constant.any():
+            self.seal.add_plain_inplace(total, self.ring.encode(block.constant, wanted, depth + 1))
+        return total
 
     def _multiply(self, number: int, step: Multiply) -> list[Any]:
-        results = []
-        for left, right in step.pairs:
+        def product(pair: tuple[Operand, Operand]) -> Any:
+            left, right = pair
             x = self._with(left, step.work)
-            y = x if right is left else self._with(right, step.work)
-            results.append(self._closed(self._product(x, y)))
-        return results
+            return self._closed(self._product(x, x if right is left else self._with(right, step.work)))
+
+        return self._each(step.pairs, product)
+
+    def _each(self, parts: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
+        return each(parts, work, self._loaded, self.workers)
+
+    def _loaded(self, file: str) -> Any:
+        out = seal.Ciphertext()
+        out.load(self.ring.context, file)
+        return out
 
     def _twice(self, operands: list[Operand], step: Scores | Mix) -> list[list[Any]]:
         """Every text's tokens twice in a row, rotated by each baby step: by block, by step."""
@@ -188,13 +208,15 @@ class _Run:
         keys = self._twice(step.keys, step)
         queries = [self._with(operand, step.work) for operand in step.queries]
         moved = {0: queries, **{g: [self._rotate(q, -g) for q in queries] for g in step.giants()}}
-        results = []
-        for giant, baby in step.offsets():
+
+        def score(offset: tuple[int, int]) -> Any:
+            giant, baby = offset
             total = None
             for query, key in zip(moved[giant], keys, strict=True):
                 total = self._sum(total, self._product(query, key[baby]))
-            results.append(self._summed(self._closed(total), step.sums))
-        return results
+            return self._summed(self._closed(total), step.sums)
+
+        return self._each(list(step.offsets()), score)
 
     def _summed(self, x: Any, rotations: Iterable[int]) -> Any:
         """The sum of a ciphertext's rotations by all sums of these."""

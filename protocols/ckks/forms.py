@@ -92,7 +92,7 @@ def gather(form: Form, at: Array) -> Form:
     rows = np.where(at == ZERO, 0, rows)
     constant = np.where(at == ZERO, 0.0, form.constant[rows, columns])
     gathered = [_gathered(term, rows, columns, at == ZERO) for term in form.terms]
-    return Form(shape, tuple(gathered), constant)
+    return Form(shape, tuple(term for term in gathered if term.matrix.any()), constant)
 
 
 def _gathered(term: Term, rows: Array, columns: Array, missing: Array) -> Term:

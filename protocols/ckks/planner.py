@@ -331,6 +331,9 @@ class Planner:
         if weights is not None and y.at.shape[:-1] == (*x.at.shape[:-2], x.at.shape[-1]):
             return self._mixed(x, y, item.shape, factor)
         turned = y.viewed(np.swapaxes(y.at, -1, -2))
+        query = self._form(x).known() if x.form is not None else None
+        if query is not None and _attend(x.at.shape, turned.at.shape) and item.shape[-2] == 1:
+            return self._known_query(query, turned, item.shape, factor)
         if not _attend(x.at.shape, turned.at.shape):
             raise self._fail(
                 f"a product of secrets [{_text(x.at)}] x [{_text(y.at)}]; ckks knows attention over the tokens "
@@ -369,6 +372,14 @@ class Planner:
         )  # fmt: skip
         layout = score_layout(self.packing, texts, heads, tokens, giant)
         return self._result(layout, False, factor, shape, numbers, tokens)
+
+    def _known_query(self, query: Array, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+        """Scores of a query that is no secret, as of the first layer's class token: a linear map of the keys."""
+        texts, heads, tokens = shape[0], shape[1] if len(shape) == 4 else 1, shape[-1]
+        check_scores(self.packing, heads, self.path)
+        form = forms.gather(forms.total(forms.times(self._form(y), query)), _numbers(shape)).scaled(factor)
+        base = self._laid_out(form, query_layout(self.packing, texts, heads, tokens))
+        return self._result(base.layout, True, 1.0, shape, base.ciphertexts, tokens)
 
     def _mixed(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
         weights, values = self._held(x, x.at.shape, None), self._clean(y)

@@ -18,6 +18,7 @@ from blindformer.protocols.ckks.parameters import (
     most_levels,
     parameters_for,
 )
+from blindformer.protocols.ckks.workers import each
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import make
 from hypothesis import given
@@ -84,6 +85,24 @@ def test_a_classifier_of_one_layer_at_128_bits():
 def test_a_layer_costs_six_levels(encrypted):
     """Per layer six, then the map to the pooler, its cubic (two), and the classifier."""
     assert encrypted.circuit.levels == 6 * 2 + 4
+
+
+def test_worker_processes_find_the_same(encrypted):
+    from blindformer.models.encrypted import real_values
+    from blindformer.protocols.ckks.evaluator import Evaluator
+
+    batch = make("bert-labels", "he").batches[1]
+    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+    evaluator = Evaluator(encrypted.circuit, encrypted.parameters, keep_mb=0, workers=2)
+    answers = evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    assert not evaluator.plaintexts, "there is no room for any"
+    expected = clear(encrypted.compiled, batch)["logits"]
+    assert (encrypted.decode(answers)["logits"] - expected).abs().max() < ERROR
+
+
+def test_a_worker_that_fails_is_an_error():
+    with pytest.raises(CkksError, match="ended before"):
+        each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
 
 
 def test_what_is_lost_is_known_by_layer(encrypted):
