@@ -61,6 +61,19 @@ def test_a_file_a_teacher_and_a_folder(call, file, tiny_encoder, tmp_path):
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "tokenizer.json"}
 
 
+def test_a_compact_student_and_a_transfer_set(call, file, tiny_encoder, tmp_path):
+    more = tmp_path / "more.csv"
+    more.write_text("text,label\nit is red,0\nit is blue,1\n" + "".join(f"my {i},{i % 2}\n" for i in range(20)))
+    code, printed, errors = call(
+        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", tmp_path / "out", "--plan", "he", "--hidden", "8",
+        "--heads", "2", "--transfer", more, "--teacher-epochs", "1", "--logit-epochs", "1", "--format", "json",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    found = json.loads(printed)
+    assert (found["settings"]["hidden"], found["settings"]["heads"]) == (8, 2)
+    assert found["transfer"] == {"name": "more.csv", "texts": 22}
+
+
 def test_in_words(call, file, tiny_encoder, tmp_path):
     out = tmp_path / "out"
     code, printed, errors = call("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from blindformer.models.compile import compile
 from blindformer.models.encrypted import real_values
+from blindformer.models.heads import SentenceEncoder
 from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.tests.models.conftest import make
@@ -24,6 +26,18 @@ def test_a_circuit_computes_what_clear_does(name):
     for output, value in expected.items():
         size = max(1.0, float(value.abs().max()))
         assert np.abs(found[output] - value.numpy()).max() < 2 * ERROR * size
+
+
+def test_the_mean_of_a_text_without_its_padding():
+    """The denominator is the client's own, so nothing is divided by."""
+    model = SentenceEncoder(make("bert", "he").model, "mean")
+    batches = make("bert", "he").batches
+    compiled = compile(model, batches, "he")
+    circuit, _ = small(compiled)
+    found = Exact(circuit, real_values(compiled, compiled.encode_inputs(batches[1]))).run()
+    (expected,) = clear(compiled, batches[1]).values()
+    (value,) = found.values()
+    assert np.abs(value - expected.numpy()).max() < 2 * ERROR * max(1.0, float(expected.abs().max()))
 
 
 def test_attention_of_one_query_is_one_product_with_all_keys():
