@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..models.artifacts import ArtifactError
+from ..models.artifacts import ArtifactError, CircuitPart
+from ..models.artifacts.circuits import read_circuit
 from ..models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
 from ..models.pricing import price
 from ..models.program import Program
+from ..protocols.ckks.frames import most
 from .report import Layer, layers
 
 
@@ -22,6 +24,25 @@ class Part:
     files: int
     format: int
     versions: dict[str, str]
+
+
+@dataclass
+class CircuitSizes:
+    """Encrypted queries of one length. Bytes are the most that can travel; SEAL's compression saves a quarter or so.
+
+    `levels`: (module, levels used in it, levels used after it), in order.
+    """
+
+    degree: int
+    scale_bits: int
+    texts: int
+    depth: int
+    rotations: int
+    key_bytes: int
+    key_memory_bytes: int
+    request_bytes: int
+    reply_bytes: int
+    levels: list[tuple[str, int, int]] = field(repr=False)
 
 
 @dataclass
@@ -41,6 +62,7 @@ class Priced:
     setup_bytes: int
     macs: int
     layers: list[Layer] = field(repr=False)
+    circuit: CircuitSizes | None = None
 
     def share(self, layer: Layer) -> float:
         """A layer's part of all bytes, online and offline."""
@@ -76,7 +98,7 @@ def inspect(folder: str | Path) -> Inspection:
 
     Errors: ArtifactError for damage, and where the parts are of different compilations.
     """
-    parts, programs, about = {}, {}, {}
+    parts, programs, about, circuits = {}, {}, {}, {}
     for name, path in parts_of(folder).items():
         part = find_part(path, name)
         parts[name] = _part(part)
@@ -89,6 +111,7 @@ def inspect(folder: str | Path) -> Inspection:
             )
         programs = found
         about |= _about(part, name)
+        circuits |= {length: read_circuit(part, length) for length in programs if name != "helper"}
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
@@ -98,7 +121,7 @@ def inspect(folder: str | Path) -> Inspection:
         plan=about.get("plan", ""),
         plan_hash=first.plan,
         parts=parts,
-        lengths={length: _priced(length, program) for length, program in programs.items()},
+        lengths={length: _priced(length, program, circuits.get(length)) for length, program in programs.items()},
         released=tuple(sorted({name for program in programs.values() for name in program.released})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
@@ -122,7 +145,23 @@ def _about(part: Path, name: str) -> dict[str, str]:
     return {}
 
 
-def _priced(length: int, program: Program) -> Priced:
+def _sizes(found: CircuitPart) -> CircuitSizes:
+    facts = found.facts
+    return CircuitSizes(
+        degree=facts.parameters.degree,
+        scale_bits=facts.parameters.scale_bits,
+        texts=facts.texts,
+        depth=facts.parameters.levels,
+        rotations=len(facts.elements),
+        key_bytes=most(facts.key_items()),
+        key_memory_bytes=facts.key_memory(),
+        request_bytes=most(facts.request_items()),
+        reply_bytes=most(facts.reply_items()),
+        levels=found.levels,
+    )
+
+
+def _priced(length: int, program: Program, circuit: CircuitPart | None) -> Priced:
     found = price(program)
     return Priced(
         length=length,
@@ -138,4 +177,5 @@ def _priced(length: int, program: Program) -> Priced:
         setup_bytes=found.setup_bytes,
         macs=found.macs,
         layers=layers(found),
+        circuit=None if circuit is None else _sizes(circuit),
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .inspect import show_circuits
 from .output import (
     MB,
     EmbeddingOption,
@@ -43,6 +44,12 @@ def compile_model(
     outputs: Annotated[
         str | None, typer.Option("--outputs", help="Names of outputs to reveal, with commas (default: all).")
     ] = None,
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            "--texts", min=1, help="Texts or images of one query (default: 1; encrypted ones: as many as fill it)."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads to compile with.")] = 1,
     form: FormatOption = Format.text,
 ) -> None:
@@ -67,6 +74,7 @@ def compile_model(
             calibration=[calibrate] if calibrate and loaded.kind == "image" else read_texts(calibrate),
             embedding=embedding,
             outputs=[name.strip() for name in outputs.split(",")] if outputs else None,
+            texts=texts,
             stage=lambda stage: phases.note("compile", stage),
         )
         phases.end("compile")
@@ -108,6 +116,7 @@ def _show(found: Any, folder: Path) -> None:
             f"{item.offline_bytes / MB:.2f}",
         )
     out.print(rows)
+    show_circuits(out, found, layers=False)
     server, client = found.parts["server"], found.parts["client"]
     out.print(
         f"\n{folder}/server  {server.bytes / MB:.1f} MB: the weights; it stays with their owner\n"

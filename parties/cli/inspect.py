@@ -83,7 +83,29 @@ def _show(found: Any) -> None:
             "100.0%",
         )
         out.print(rows)
+    show_circuits(out, found, layers=True)
     out.print("\n(share: of all bytes. Layers share rounds, so their rounds add up to more than the total)")
+
+
+def show_circuits(out: Any, found: Any, layers: bool) -> None:
+    """What encrypted queries take, where a folder is compiled for them."""
+    circuits = {length: item.circuit for length, item in found.lengths.items() if item.circuit}
+    if not circuits:
+        return
+    rows = table(
+        "length", "texts", "N", "scale", "levels", "rotations", "keys MB", "in memory MB", "request MB", "reply MB",
+        title="\nencrypted queries (ckks), at most", right=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
+    )  # fmt: skip
+    for length, item in circuits.items():
+        sizes = (item.key_bytes, item.key_memory_bytes, item.request_bytes, item.reply_bytes)
+        numbers = (item.texts, item.degree, item.scale_bits, item.depth, item.rotations)
+        rows.add_row(_length(length), *map(str, numbers), *(f"{size / MB:.2f}" for size in sizes))
+    out.print(rows)
+    for length, item in circuits.items() if layers else ():
+        rows = table("layer", "levels", "used up", title=f"\n{_length(length)} tokens, encrypted", right=(1, 2))
+        for path, own, after in item.levels:
+            rows.add_row(path or "(model)", str(own), str(after))
+        out.print(rows)
 
 
 def _length(number: int) -> str:

@@ -24,6 +24,7 @@ from .pool import Pool
 from .refusals import Refusal, busy
 from .store import KeySet, KeyStore
 
+FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
 NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 LINES: dict[int | str, dict[str, Any]] = {
@@ -103,7 +104,10 @@ class Desk:
         return self.facts[program]
 
     async def take(self, item: KeySet, request: Request) -> None:
-        """A client's keys onto the disk, checked as they come, then loaded once by a worker. Errors: Refusal."""
+        """A client's keys onto the disk, held to their sizes as they come. The first query that needs them loads them.
+
+        Errors: Refusal, SealedError.
+        """
         if self.uploading >= self.uploads:
             raise busy("others are sending keys", 10)
         if item.taking or item.whole:
@@ -116,11 +120,9 @@ class Desk:
                 for part, data in reader.feed(piece):
                     await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
             reader.end()
-            async with self.pool.place(item.owner, item.name) as worker:
-                await worker.ask(
-                    {"do": "check", "keys": item.name, "program": item.facts.program, "folder": str(item.folder)}
-                )
             item.whole = True
+        except OSError:
+            raise busy("it has no room for keys on its disk", 60) from None
         finally:
             self.uploading, item.taking = self.uploading - 1, False
             if not item.whole:
@@ -146,7 +148,10 @@ class Desk:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         try:
-            await job.first()
+            async with asyncio.timeout(FIRST_SECONDS):
+                await job.first()
+        except TimeoutError:
+            pass  # it waits for a worker: whatever is wrong with it, a line will say
         except BaseException:
             job.abandon()
             raise

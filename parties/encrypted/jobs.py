@@ -12,6 +12,8 @@ from .pool import Pool, Worker
 from .refusals import Refusal
 from .store import KeySet
 
+PULSE_SECONDS = 10.0
+
 
 @dataclass
 class Job:
@@ -68,7 +70,15 @@ class Job:
             raise news
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
-        while (news := await self._news.get()) is not None:
+        """What happens; where nothing does for a while, that it is still on its way."""
+        while True:
+            try:
+                news = await asyncio.wait_for(self._news.get(), PULSE_SECONDS)
+            except TimeoutError:
+                yield {"waiting": True}
+                continue
+            if news is None:
+                return
             yield {"error": str(news), "status": news.status} if isinstance(news, Refusal) else news
 
     def abandon(self) -> None:

@@ -76,9 +76,9 @@ class Worker:
 
     async def end(self) -> None:
         with contextlib.suppress(ProcessLookupError, AttributeError):
-            self._writer.close()
             self._process.kill()
             await self._process.wait()
+            self._writer.close()
 
 
 class Pool:
@@ -167,9 +167,11 @@ class Pool:
     async def forget(self, keys: str) -> None:
         """Let idle workers drop a client's keys. A busy one drops them when it needs the room."""
         for worker in [worker for worker in self._free if keys in worker.held]:
-            worker.held.discard(keys)
+            if worker not in self._free or self._places.locked():
+                continue
+            await self._places.acquire()  # at once: it is not locked
             self._free.remove(worker)
-            await self._places.acquire()
+            worker.held.discard(keys)
             with contextlib.suppress(WorkerDied, Refusal):
                 await worker.ask({"do": "forget", "keys": keys})
             self._give(worker)

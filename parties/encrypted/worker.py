@@ -65,11 +65,6 @@ class Worker:
             except BlindformerError as error:
                 self._say({"failed": str(error)})
 
-    def do_check(self, head: dict[str, Any], body: bytes) -> None:
-        """Load a client's keys, and say whether they are any."""
-        self._load(head)
-        self._say({"good": True})
-
     def do_forget(self, head: dict[str, Any], body: bytes) -> None:
         self.keys.pop(head["keys"], None)
         self._say({"good": True})
