@@ -35,9 +35,9 @@ def client(site):
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def keyed(client):
-    """The client's keys, which the server has."""
+    """The client's keys, which the server has now."""
     client.query(TEXTS[0])
     (found,) = client._keyed.values()
     return found
@@ -100,9 +100,7 @@ def test_several_clients_are_answered(site, made):
 
 
 def test_keys_that_the_server_forgot_are_sent_again(client, keyed, api):
-    client.query(TEXTS[0])
-    (now,) = client._keyed.values()
-    api.ask("DELETE", f"/v1/keys/{now.name}")
+    api.ask("DELETE", f"/v1/keys/{keyed.name}")
     result = client.query(TEXTS[0])
     assert "never sent, or expired" in result.retried
     assert result.value
@@ -177,9 +175,9 @@ def test_an_answer_to_another_key_is_an_error(site, client, keyed):
     with site.client() as mine:
         mine.query(TEXTS[0])
         (stranger,) = mine._keyed.values()
-        name, stranger.name = stranger.name, keyed.name
+        stranger.name = keyed.name
         result = next(iter(mine.stream([TEXTS[0]])))[1]
-        stranger.name = name
+        mine._keyed.clear()  # they are the other client's
     assert isinstance(result.error, AnswerOutOfRange)
 
 
@@ -201,8 +199,6 @@ def refused(api, method, path, body=None):
 
 @pytest.mark.usefixtures("unharmed")
 def test_requests_that_are_none_are_refused(client, keyed, api, program):
-    client.query(TEXTS[0])
-    (keyed,) = client._keyed.values()
     path = f"/v1/keys/{keyed.name}/queries"
     good = request_of(client, keyed.keys, TEXTS[:2])
     noise = bytes(range(256)) * 40
@@ -255,9 +251,7 @@ def test_keys_that_are_none_are_refused(client, api, program):
     assert "is not served here" in refused(api, "POST", f"/v1/models/{'cd' * 32}/keys")
 
 
-def test_keys_are_their_certificates_alone(client, api, other):
-    client.query(TEXTS[0])
-    (keyed,) = client._keyed.values()
+def test_keys_are_their_certificates_alone(client, keyed, api, other):
     assert api.ask("GET", f"/v1/keys/{keyed.name}")["keys"] == keyed.name
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/queries")):
         with pytest.raises(KeysGone):
@@ -273,8 +267,6 @@ def test_a_certificate_of_another_role_is_refused(site):
 @pytest.mark.usefixtures("unharmed")
 def test_more_than_the_queue_holds_are_told_when_to_come_back(client, keyed, api):
     """One runs, one waits; share 1 lets one certificate have both."""
-    client.query(TEXTS[0])
-    (keyed,) = client._keyed.values()
     body, outcomes = request_of(client, keyed.keys, TEXTS[:2]), []
 
     def ask():
@@ -294,8 +286,6 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(client, keyed, api
 
 @pytest.mark.usefixtures("unharmed")
 def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, keyed, api):
-    client.query(TEXTS[0])
-    (keyed,) = client._keyed.values()
     workers = [p for p in site.service.children() if "blindformer.parties.encrypted.worker" in p.cmdline()]
     lines = api.lines(f"/v1/keys/{keyed.name}/queries", [request_of(client, keyed.keys, TEXTS[:2])])
     next(lines)
@@ -307,8 +297,6 @@ def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, 
 
 @pytest.mark.usefixtures("unharmed")
 def test_a_client_that_leaves_stops_its_query(site, client, keyed, api):
-    client.query(TEXTS[0])
-    (keyed,) = client._keyed.values()
     lines = api.lines(f"/v1/keys/{keyed.name}/queries", [request_of(client, keyed.keys, TEXTS[:2])])
     next(lines)
     lines.close()
