@@ -21,7 +21,7 @@ from ..protocols.ckks.exact import Exact
 from ..protocols.ckks.facts import Facts, facts_of
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
-from .compile import AnswerOutOfRange, Compiled, decode_outputs
+from .compile import AnswerOutOfRange, decode_outputs
 from .program import Program, check_offers
 
 Chosen = tuple[Circuit, Parameters]
@@ -41,6 +41,12 @@ class Weighted(Programmed, Protocol):
     def constants(self) -> dict[str, Tensor]: ...
 
 
+class Whole(Weighted, Protocol):
+    """A compiled model, with both sides' parts."""
+
+    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 class Encrypted:
     """A model's circuit, one client's keys and the server's evaluator.
 
@@ -49,7 +55,7 @@ class Encrypted:
     Errors: those of `circuit_for`; CkksError where TenSEAL is not installed.
     """
 
-    def __init__(self, compiled: Compiled, chosen: Chosen | None = None) -> None:
+    def __init__(self, compiled: Whole, chosen: Chosen | None = None) -> None:
         try:
             from ..protocols.ckks.evaluator import Evaluator
             from ..protocols.ckks.keys import ClientKeys

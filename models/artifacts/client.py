@@ -56,11 +56,14 @@ class Question:
 
 
 def sources_of(questions: Sequence[Question]) -> dict[str, Tensor]:
-    """The sources of one query that answers all of these, which are of one length; places that are left repeat the
-    last one."""
-    part = questions[0].part
-    rows = [questions[min(place, len(questions) - 1)].inputs for place in range(part.texts)]
-    return part.encode_inputs({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+    """The sources of one query that answers all of these, which are of one length."""
+    return questions[0].part.encode_inputs(together(questions))
+
+
+def together(questions: Sequence[Question]) -> dict[str, Tensor]:
+    """The model's inputs for all of these; places that are left repeat the last one."""
+    rows = [questions[min(place, len(questions) - 1)].inputs for place in range(questions[0].part.texts)]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 @dataclass
@@ -100,8 +103,9 @@ class ClientPart:
             )
         return fitting[0]
 
-    def encode(self, item: Any, length: int | None = None) -> Question:
-        """A text (padded to `length`; None: the least that fits) or an image (a file, or a PIL image).
+    def encode(self, item: Any, length: int | None = None, truncate: bool = False) -> Question:
+        """A text (padded to `length`; None: the least that fits) or an image (a file, or a PIL image). `truncate`: cut
+        a text that is longer than its length.
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
@@ -111,7 +115,7 @@ class ClientPart:
         else:
             length = self.length_for(item) if length is None else length
             part = self.for_length(length)
-            inputs = self.task.encode_text(item, length)
+            inputs = self.task.encode_text(item, length, truncate)
         program = part.program
         taken = {name: value for name, value in inputs.items() if name in program.inputs}
         for name, value in taken.items():

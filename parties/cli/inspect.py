@@ -15,6 +15,12 @@ def inspect(
     length: Annotated[
         int | None, typer.Option("--length", min=0, help="Show the layers of this length only (default: of all).")
     ] = None,
+    precision: Annotated[
+        bool,
+        typer.Option(
+            "--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."
+        ),
+    ] = False,
     form: FormatOption = Format.text,
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
@@ -26,10 +32,23 @@ def inspect(
     if length is not None:
         only(found.lengths, length, folder)
         found.lengths = {length: found.lengths[length]}
+    lost = _precision(folder, found) if precision else {}
     if form is Format.json:
-        emit(found.to_dict())
+        emit({**found.to_dict(), **({"precision": lost} if lost else {})})
         return
     _show(found)
+    for number, layers in lost.items():
+        title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
+        rows = table("layer", "largest", "error", "bits", title=title, right=(1, 2, 3))
+        for row in layers:
+            rows.add_row(row["path"] or "(model)", f"{row['size']:.3g}", f"{row['error']:.1e}", f"{row['bits']:.1f}")
+        console().print(rows)
+
+
+def _precision(folder: Path, found: Any) -> dict[int, list[dict[str, Any]]]:
+    from ..precision import precision
+
+    return {number: [{**vars(row), "bits": row.bits} for row in precision(folder, number)] for number in found.lengths}
 
 
 def _show(found: Any) -> None:

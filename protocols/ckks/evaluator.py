@@ -67,10 +67,10 @@ class Evaluator:
         run = _Run(self, dict(inputs), keys)
         for number, step in enumerate(self.circuit.steps):
             run.step(number, step)
-            if progress:
-                progress(number + 1, len(self.circuit.steps))
             if watch:
                 watch(step, run.held)
+            if progress:
+                progress(number + 1, len(self.circuit.steps))
         return {number: run.held[number] for output in self.circuit.outputs for number in output.ciphertexts}
 
 

@@ -13,6 +13,7 @@ from blindformer.parties.cli import main
 from blindformer.parties.encrypted.client import EncryptedClient
 from blindformer.parties.encrypted.kept import KeptKeys, KeyFileError
 from blindformer.parties.inspect import inspect
+from blindformer.parties.precision import precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
 from blindformer.tests.parties.encrypted.conftest import TEXTS
@@ -65,6 +66,12 @@ def test_inspect_names_parameters_levels_and_sizes(call, made):
     assert code == 0
     assert "encrypted queries (ckks), at most" in out
     assert "bert.encoder.layer.0" in out
+
+
+def test_precision_is_measured_layer_by_layer(made):
+    rows = precision(made.folder, texts=TEXTS, any_ring=True)
+    assert [row.path for row in rows] == [path for path, _, _ in load_client(made.folder).for_length().circuit.levels]
+    assert all(12 < row.bits < 40 for row in rows)
 
 
 def test_parts_say_the_same_of_the_circuit_and_only_the_client_knows_places(made):
