@@ -122,12 +122,12 @@ def service_flags(role: str, certs: Path | None, timeout: float | None, **own: A
 
 def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
-    from ..service.running import ADVERSARY, SECURITY_BITS
+    from ..service.running import SECURITY_BITS
 
     limits, out = said.limits, Console(stderr=True, highlight=False, soft_wrap=True)
     until = datetime.datetime.fromtimestamp(said.expires, datetime.UTC)
     out.print(f"[bold]Blindformer {said.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
-    out.print(f"secure against  {ADVERSARY}")
+    out.print(f"secure against  {said.adversary}")
     out.print(f"with the help of  {said.helpers}")
     out.print(f"serves  {escape(said.about)}")
     for program in said.programs:

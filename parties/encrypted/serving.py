@@ -40,6 +40,7 @@ from .store import KeyStore
 
 ROLE = "server"
 HELPERS = "nobody: the client encrypts, and this server computes on ciphertexts"
+ADVERSARY = "a server that follows the protocol; it learns sizes and times alone"
 UPLOADS = 4  # clients that send keys at the same time
 TICK = 1.0
 GB = 1e9
@@ -117,6 +118,7 @@ class Serving:
                 ),
                 limits=self.limits,
                 expires=self.identity.expires,
+                adversary=ADVERSARY,
             )  # fmt: skip
             self.stats.set("started", time.time())
             (announce or (lambda said: log_ready(said, self.log)))(said)

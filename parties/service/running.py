@@ -46,6 +46,7 @@ class Announcement:
     about: str
     limits: Limits
     expires: float
+    adversary: str = ADVERSARY
 
 
 class Made(Served, Protocol):
@@ -153,7 +154,7 @@ def log_ready(said: Announcement, log: Log) -> None:
         "ready",
         address=str(said.address),
         metrics="" if said.metrics is None else str(said.metrics),
-        adversary=ADVERSARY,
+        adversary=said.adversary,
         helpers=said.helpers,
         security_bits=SECURITY_BITS,
         programs=said.programs,

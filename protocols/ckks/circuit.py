@@ -242,11 +242,12 @@ class Circuit:
         """(module, levels used up in it, levels used up after it), in order."""
         rows: list[tuple[str, int, int]] = []
         for step in self.steps:
+            before = rows[-1][2] if rows else 0
+            after = max(before, step.work + 1)
+            own = after - before
             if rows and rows[-1][0] == step.path:
-                rows[-1] = (step.path, rows[-1][1] + step.work + 1 - rows[-1][2], max(rows[-1][2], step.work + 1))
-            else:
-                before = rows[-1][2] if rows else 0
-                rows.append((step.path, step.work + 1 - before, max(before, step.work + 1)))
+                own += rows.pop()[1]
+            rows.append((step.path, own, after))
         return rows
 
 

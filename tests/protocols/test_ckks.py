@@ -85,6 +85,8 @@ def test_a_classifier_of_one_layer_at_128_bits():
 def test_a_layer_costs_six_levels(encrypted):
     """Per layer six, then the map to the pooler, its cubic (two), and the classifier."""
     assert encrypted.circuit.levels == 6 * 2 + 4
+    rows = encrypted.circuit.by_path()
+    assert sum(own for _, own, _ in rows) == rows[-1][2] == encrypted.circuit.levels
 
 
 def test_worker_processes_find_the_same(encrypted):
