@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ class EncryptedClient(Asking):
         any_ring: bool = False,
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
+        if find_spec("tenseal") is None:
+            raise CkksError("protocol ckks: tenseal is missing; install blindformer[he]")
         local = server == LOCAL
         self.settings = load_settings(
             None if config is None else Path(config),

@@ -125,6 +125,30 @@ def test_a_key_that_others_can_read_is_not_used(made, tmp_path):
         kept.load()
 
 
+def test_the_python_of_the_page_runs(site, tmp_path, capsys):
+    import blindformer as bf
+    from blindformer.tests.test_docs import blocks
+
+    (block,) = blocks_called(blocks("python"), "ckks-client")
+    where = f"{site.address!r}, folder={str(site.made.folder)!r}, certificates={str(site.made.certificates)!r}"
+    for shown, run in (
+        ('"server.example.org:7443", folder="compiled/client", certificates="certs"', where),
+        ('keys="keys"', f"keys={str(tmp_path)!r}, any_ring=True"),
+        ("What a day!", TEXTS[0]),
+        ("Never again.", TEXTS[1]),
+    ):
+        assert shown in block
+        block = block.replace(shown, run)
+    exec(compile(block, "encrypted-queries.md", "exec"), {"bf": bf})
+    out = capsys.readouterr().out
+    assert out.count("'label'") == 2
+    assert "protocol ckks" in out
+
+
+def blocks_called(found, word):
+    return [block.text for block in found if word in block.words]
+
+
 def test_a_program_for_several_texts_answers_one(made):
     """Other protocols ask for one text: it fills all places, and the first is read."""
     from blindformer.models.interpreter import interpret
