@@ -13,7 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,9 @@ class Latency:
     machine: dict[str, Any]
 
 
-def measure(work: Workload, plan: str, *, timeout: float = 600, say: Say | None = None) -> Latency:
-    """Compile the workload, run all its queries in one session, and compare with torch.
-
-    timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
-    """
-    say = say or (lambda stage: None)
-    computer = machine()
-    say("plaintext")
-    plaintext = plaintext_seconds(work.model, work.queries[-1])
+@contextmanager
+def built(work: Workload, plan: str, say: Say) -> Iterator[tuple[Path, Plan]]:
+    """The workload compiled: its folder while the block lasts, and the fitted plan."""
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
             work.model,
@@ -99,6 +94,23 @@ def measure(work: Workload, plan: str, *, timeout: float = 600, say: Say | None 
         )
         folder, fitted = save(compiled, Path(name)), compiled.plan
         del compiled  # its weights are in the folder now; the parties need the memory
+        yield folder, fitted
+
+
+def measure(
+    work: Workload, plan: str, *, timeout: float = 600, say: Say | None = None, found: tuple[Path, Plan] | None = None
+) -> Latency:
+    """Compile the workload (unless `found`, of `built`, is given), run all its queries in one session, and compare
+    with torch.
+
+    timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
+    """
+    say = say or (lambda stage: None)
+    computer = machine()
+    say("plaintext")
+    plaintext = plaintext_seconds(work.model, work.queries[-1])
+    with ExitStack() as stack:
+        folder, fitted = found or stack.enter_context(built(work, plan, say))
         say("private")
         run = run_local(
             folder,

@@ -1,4 +1,4 @@
-"""Blindformer beside plain CrypTen: one model, one text, one machine, one run. The peer needs the extra `crypten`.
+"""Blindformer beside plain CrypTen and SPU: one model, one text, one machine, one run. Needs the extra `crypten`.
 
     python -m bench.peers --model minilm --length 128
 
@@ -8,39 +8,37 @@ README.md says what each figure means, and in what the two set-ups differ.
 import importlib.util
 import statistics
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from .contestants import Row, measure_many, measure_spu, of_latency
 from .crypten_plain import CryptenResult, run_crypten
-from .latency import (
-    Latency,
-    Say,
-    deviation,
-    exact,
-    measure,
-    megabytes,
-    parser,
-    provenance_line,
-    run_command,
-    seconds,
-)
+from .latency import Say, built, deviation, exact, measure, parser, provenance_line, run_command
+from .picture import plot
 from .provenance import json_line, versions
+from .spu_plain import PARTIES
 from .workloads import Workload, WorkloadError, build
 
+SPU_SKIPPED = (
+    "spu was left out: `python3.11 -m venv FOLDER`, `FOLDER/bin/pip install spu==0.9.5 'jax[cpu]'`, then "
+    "--spu-python FOLDER/bin/python"
+)
 NOTES = (
-    "INSECURE peer: CrypTen's default provider lets party 0, the model's owner, make every triple, so party 0 can read "
-    "all that party 1 sends. Its triples cost no traffic, and making them is part of its online time.",
-    "The peer has no TLS; Blindformer's processes talk over mutual TLS 1.3.",
+    "INSECURE peer: plain CrypTen is protocol `crypten-insecure`. Its default provider lets party 0, the model's "
+    "owner, make every triple, so party 0 can read all that party 1 sends. Its triples cost no traffic, and making "
+    "them is part of its online time. SPU's SEMI2K is set up alike.",
+    "The peers have no TLS; Blindformer's processes talk over mutual TLS 1.3. SPU's parties are threads of a process.",
     "Blindformer's correlations come from a dealer of its own, offline; the ratios `*_with_offline` count that too.",
-    "The peer runs CrypTen's own functions and defaults on the encoder, from embedded activations. On the real MiniLM "
-    "weights its output diverges (GELU's tanh leaves the range of CrypTen's sigmoid); its time and bytes are the same "
-    "for any values.",
-    "Bytes both ways: at the peer, TCP payload as the kernel counts it; here, the protocol's payload, without framing "
-    "and TLS (wire_overhead_bytes has those of the whole session). Rounds: exchanges that wait for one another; at the "
-    "peer, calls to its communicator, a batch counting once.",
+    "Plain CrypTen runs CrypTen's own functions and defaults on the encoder, from embedded activations. On the real "
+    "MiniLM weights its output diverges (GELU's tanh leaves the range of CrypTen's sigmoid); its time and bytes are "
+    "the same for any values.",
+    "Bytes of all parties, each message once: at plain CrypTen, TCP payload as the kernel counts it; at SPU, what its "
+    "links count; here, the protocol's payload, without framing and TLS. Rounds: exchanges that wait for one another; "
+    "at plain CrypTen, calls to its communicator, a batch counting once.",
 )
 
 
@@ -104,46 +102,98 @@ def measure_crypten(work: Workload, *, timeout: float = 600) -> Crypten:
     )
 
 
-def ratios(ours: Latency, peer: Crypten) -> dict[str, float]:
+def ratios(ours: Row, peer: Row) -> dict[str, float]:
     """The peer's figure over ours: above 1, ours is smaller."""
-    return {
+    whole, moved = ours.online_s + (ours.offline_s or 0), ours.online_bytes + (ours.offline_bytes or 0)
+    found = {
         "time": peer.online_s / ours.online_s,
-        "time_with_offline": peer.online_s / (ours.online_s + ours.offline_s),
+        "time_with_offline": peer.online_s / whole,
         "bytes": peer.online_bytes / ours.online_bytes,
-        "bytes_with_offline": peer.online_bytes / (ours.online_bytes + ours.offline_bytes),
-        "rounds": peer.rounds / ours.rounds,
-        "memory": peer.peak_rss_mb / ours.peak_rss_mb,
+        "bytes_with_offline": peer.online_bytes / moved,
     }
+    return found | ({"rounds": peer.rounds / ours.rounds} if peer.rounds and ours.rounds else {})
 
 
-def table(ours: Latency, peer: Crypten) -> Table:
-    found = ratios(ours, peer)
-    title = f"{ours.model}, length {ours.length}, {ours.weights} weights, plan {ours.plan}"
+def of_crypten(found: Crypten) -> Row:
+    return Row(
+        "crypten, plain",
+        2,
+        "party 0",
+        False,
+        found.online_s,
+        found.online_s_all,
+        None,
+        found.online_bytes,
+        None,
+        found.rounds,
+        found.max_abs_error,
+        found.cosine_min,
+    )
+
+
+def table(title: str, rows: list[Row], peer: Row) -> Table:
+    """Ratios: plain CrypTen's figure over the row's."""
     grid = Table(title=title)
-    for name in ("", "Blindformer", "CrypTen", "CrypTen / Blindformer"):
+    names = (
+        "",
+        "parties",
+        "dealer",
+        "TLS",
+        "online",
+        "offline",
+        "MB online",
+        "MB offline",
+        "rounds",
+        "error",
+        "cosine",
+    )
+    for name in (*names, "time", "traffic"):
         grid.add_column(name, justify="right" if name else "left")
-
-    def row(name: str, mine: str, theirs: str, ratio: str = "") -> None:
-        grid.add_row(name, mine, theirs, f"{found[ratio]:.2f}" if ratio else "")
-
-    row("online", seconds(ours.online_s), seconds(peer.online_s), "time")
-    both = seconds(ours.online_s + ours.offline_s)
-    row("online and offline", both, f"{seconds(peer.online_s)} (triples by party 0)", "time_with_offline")
-    row("online traffic", megabytes(ours.online_bytes), megabytes(peer.online_bytes), "bytes")
-    both = megabytes(ours.online_bytes + ours.offline_bytes)
-    row("online and offline traffic", both, megabytes(peer.online_bytes), "bytes_with_offline")
-    row("rounds", str(ours.rounds), str(peer.rounds), "rounds")
-    row("memory, largest party", f"{ours.peak_rss_mb:.0f} MB", f"{peer.peak_rss_mb:.0f} MB", "memory")
-    row("largest error, float32", f"{ours.max_abs_error:.2e}", f"{peer.max_abs_error:.2e}")
-    row("least cosine of a token", f"{ours.cosine_min:.6f}", f"{peer.cosine_min:.6f}")
-    row("TLS", "yes", "no")
-    row("plaintext, one thread", seconds(ours.plaintext_s), "")
+    for row in rows:
+        found = ratios(row, peer)
+        cells = [row.name, str(row.parties), row.dealer, "yes" if row.tls else "no", f"{row.online_s:.2f} s"]
+        cells += ["" if row.offline_s is None else f"{row.offline_s:.2f} s", f"{row.online_bytes / 1e6:.1f}"]
+        cells += ["" if row.offline_bytes is None else f"{row.offline_bytes / 1e6:.1f}", str(row.rounds or "")]
+        cells += [f"{row.max_abs_error:.1e}", f"{row.cosine_min:.5f}"]
+        grid.add_row(*cells, f"{found['time']:.1f}", f"{found['bytes']:.1f}")
     return grid
 
 
+def compete(work: Workload, plan: str, parties: list[int], spu: str | None, timeout: float, say: Say) -> dict[str, Any]:
+    """Everybody on one workload, one after the other, never at once: parties have two cores."""
+    with built(work, plan, say) as found:
+        ours = measure(work, plan, timeout=timeout, say=say, found=found)
+        rows = [of_latency(ours)]
+        for count in parties:
+            say(f"crypten, {count} parties")
+            rows.append(measure_many(work, found[0], count, timeout=timeout))
+    say("crypten, plain")
+    plain = measure_crypten(work, timeout=timeout)
+    rows.append(of_crypten(plain))
+    for protocol in PARTIES if spu else ():
+        say(f"spu, {protocol}")
+        assert spu is not None
+        rows.append(measure_spu(work, spu, protocol, timeout=timeout))
+    shape = {key: getattr(ours, key) for key in ("model", "weights", "length", "batch", "plan", "commit", "machine")}
+    peer = next(row for row in rows if row.name == "crypten, plain")
+    own = [{"name": row.name, "parties": row.parties, **ratios(row, peer)} for row in rows if row.offline_s is not None]
+    figures = {
+        "rows": [asdict(row) for row in rows],
+        "ratios": own,
+        "blindformer": asdict(ours),
+        "crypten": asdict(plain),
+    }
+    return shape | figures | {"notes": list(NOTES), "skipped": None if spu else SPU_SKIPPED}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parser("python -m bench.peers", "Measure Blindformer and plain CrypTen side by side.")
-    options.add_argument("--repeat", type=int, default=1, help="queries of ours and runs of the peer's (default 1)")
+    options = parser("python -m bench.peers", "Measure Blindformer, plain CrypTen and SPU side by side.")
+    options.add_argument("--repeat", type=int, default=1, help="queries of ours and runs of the peers' (default 1)")
+    options.add_argument("--parties", type=int, nargs="*", default=[2, 3], help="of protocol crypten (default 2 3)")
+    options.add_argument(
+        "--spu-python", metavar="PATH", help="a Python with spu 0.9.5 and jax; without it SPU is left out"
+    )
+    options.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it (extra `plots`)")
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
@@ -151,20 +201,20 @@ def main(arguments: list[str] | None = None) -> int:
         if importlib.util.find_spec("crypten") is None:
             raise WorkloadError("crypten is not installed; run: pip install -e '.[crypten]'")
         workload = build(chosen.model, chosen.length, queries=chosen.repeat)
-        # One after the other, never at once: two parties have two cores.
-        ours = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
-        say("crypten")
-        peer = measure_crypten(workload, timeout=chosen.timeout)
+        found = compete(workload, chosen.plan, chosen.parties, chosen.spu_python, chosen.timeout, say)
+        rows = [Row(**row) for row in found["rows"]]
+        title = f"{found['model']}, length {found['length']}, {found['weights']} weights, plan {found['plan']}"
+        if chosen.plot:
+            plot(chosen.plot, title, rows)
         if chosen.format == "json":
-            shape = {key: getattr(ours, key) for key in ("model", "weights", "length", "batch", "plan")}
-            figures = {"blindformer": asdict(ours), "crypten": asdict(peer), "ratios": ratios(ours, peer)}
-            print(json_line(shape | figures | {"notes": list(NOTES)}))
+            print(json_line(found))
             return
-        console = Console()
-        console.print(table(ours, peer))
-        for note in NOTES:
+        console = Console(width=max(Console().width, 150))
+        console.print(table(title, rows, next(row for row in rows if row.name == "crypten, plain")))
+        for note in [*NOTES, *([found["skipped"]] if found["skipped"] else [])]:
             console.print(f"- {note}", soft_wrap=True)
-        console.print(provenance_line(ours.commit, peer.versions, ours.machine), style="dim", soft_wrap=True)
+        used = found["crypten"]["versions"]
+        console.print(provenance_line(found["commit"], used, found["machine"]), style="dim", soft_wrap=True)
 
     return run_command("bench.peers", work)
 

@@ -20,35 +20,50 @@ from bench import peers
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    stdout = io.StringIO()
+def found(tmp_path_factory: Any) -> dict[str, Any]:
+    stdout, picture = io.StringIO(), tmp_path_factory.mktemp("peers") / "peers.png"
+    arguments = ["--model", "bert-tiny", "--length", "8", "--parties", "3", "--plot", str(picture), "--format", "json"]
     with contextlib.redirect_stdout(stdout):
-        assert peers.main(["--model", "bert-tiny", "--length", "8", "--plan", "faithful", "--format", "json"]) == 0
+        assert peers.main(arguments) == 0
     assert stdout.getvalue().count("\n") == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
     return json.loads(stdout.getvalue())
 
 
 def test_ratios_are_quotients(found: dict[str, Any]) -> None:
-    ours, peer, ratios = found["blindformer"], found["crypten"], found["ratios"]
-    assert ratios["time"] == pytest.approx(peer["online_s"] / ours["online_s"])
-    assert ratios["bytes"] == pytest.approx(peer["online_bytes"] / ours["online_bytes"])
-    assert ratios["rounds"] == pytest.approx(peer["rounds"] / ours["rounds"])
-    whole = ours["online_s"] + ours["offline_s"]
-    assert ratios["time_with_offline"] == pytest.approx(peer["online_s"] / whole)
-    whole = ours["online_bytes"] + ours["offline_bytes"]
-    assert ratios["bytes_with_offline"] == pytest.approx(peer["online_bytes"] / whole)
+    rows = {row["name"]: row for row in found["rows"]}
+    peer = rows["crypten, plain"]
+    assert {row["name"] for row in found["ratios"]} == {"blindformer, beaver", "blindformer, crypten"}
+    for ratios in found["ratios"]:
+        ours = rows[ratios["name"]]
+        assert ratios["time"] == pytest.approx(peer["online_s"] / ours["online_s"])
+        assert ratios["bytes"] == pytest.approx(peer["online_bytes"] / ours["online_bytes"])
+        assert ratios["rounds"] == pytest.approx(peer["rounds"] / ours["rounds"])
+        whole = ours["online_s"] + ours["offline_s"]
+        assert ratios["time_with_offline"] == pytest.approx(peer["online_s"] / whole)
+        whole = ours["online_bytes"] + ours["offline_bytes"]
+        assert ratios["bytes_with_offline"] == pytest.approx(peer["online_bytes"] / whole)
 
 
-def test_both_are_right_on_seeded_weights(found: dict[str, Any]) -> None:
+def test_all_are_right_on_seeded_weights(found: dict[str, Any]) -> None:
     assert found["weights"] == "seeded"
-    assert found["blindformer"]["max_abs_error"] < 0.005
-    assert found["crypten"]["max_abs_error"] < 0.05
-    assert min(found["blindformer"]["cosine_min"], found["crypten"]["cosine_min"]) > 0.9999
+    assert [row["parties"] for row in found["rows"]] == [2, 3, 2]
+    assert [row["max_abs_error"] < limit for row, limit in zip(found["rows"], (0.005, 0.005, 0.05), strict=True)] == [
+        True
+    ] * 3
+    assert min(row["cosine_min"] for row in found["rows"]) > 0.9999
+
+
+def test_a_program_costs_the_same_rounds_on_either_protocol(found: dict[str, Any]) -> None:
+    beaver, crypten, _ = found["rows"]
+    assert beaver["rounds"] == crypten["rounds"]
+    assert beaver["offline_bytes"] == pytest.approx(crypten["offline_bytes"], rel=0.01), "to one party, whatever N"
+    assert crypten["online_bytes"] > 2 * beaver["online_bytes"]
 
 
 def test_says_what_differs(found: dict[str, Any]) -> None:
-    assert (found["blindformer"]["tls"], found["crypten"]["tls"]) == (True, False)
-    assert found["blindformer"]["threads"] == found["crypten"]["threads"]
+    assert [row["tls"] for row in found["rows"]] == [True, True, False]
     assert "party 0" in " ".join(found["notes"])
     assert "INSECURE" in found["notes"][0]
     assert found["crypten"]["versions"]["crypten"]
+    assert "--spu-python" in found["skipped"]
