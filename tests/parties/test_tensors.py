@@ -36,6 +36,7 @@ def work(session):
     x = crypten.cryptensor(X, src=1)
     layer = session.linear(WEIGHT if mine else None, (8, 4), src=1)  # the second party's weight
     first, again = session(x=x)["y"], session(x=x + 1)["y"]
+    assert first.device == layer(first).device == x.device
     found = {
         "program": first.get_plain_text(),
         "again": again.get_plain_text(),
