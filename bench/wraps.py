@@ -12,8 +12,10 @@ shares of consecutive inferences, and change nothing of them.
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import json
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,9 +94,11 @@ class Checker:
         self.total.wrong += int((wrong & ~outside).sum())
 
 
-def count_ours(compiled: Compiled, queries: list[Batch], say: Say) -> Counted:
-    total = Counted("blindformer, crypten, exact rescale")
+def count_ours(compiled: Compiled, queries: list[Batch], say: Say, seconds: float = math.inf) -> Counted:
+    total, end = Counted("blindformer, crypten, exact rescale"), time.monotonic() + seconds
     for number, query in enumerate(queries):
+        if time.monotonic() > end:
+            break
         say(f"ours: {number + 1}/{len(queries)}, {total.wrong} wrong")
         before = total.wrong
         infer(compiled, query, Checker(compiled, total).observe)
@@ -174,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser("python -m bench.wraps", "Count truncations that go wrong, ours and CrypTen's.")
     options.set_defaults(length=32, timeout=7200.0)
     options.add_argument("--inferences", type=int, default=100, help="consecutive queries (default 100)")
+    options.add_argument("--seconds", type=float, default=math.inf, help="begin no inference of ours after so long")
     options.add_argument("--only", choices=["ours", "crypten"], help="one of the two")
     chosen = options.parse_args(arguments)
 
@@ -184,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         if chosen.only != "crypten":
             compiled = compile(workload.model, workload.calibration, chosen.plan, outputs=[OUTPUT], name=workload.name)
-            rows.append(count_ours(compiled, queries, say))
+            rows.append(count_ours(compiled, queries, say, chosen.seconds))
         if chosen.only != "ours":
             say("crypten")
             rows.append(count_crypten(workload, queries, chosen.timeout))
