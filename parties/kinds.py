@@ -16,7 +16,7 @@ from ..models.compile import Compiled
 from ..protocols.errors import BlindformerError
 from .launcher import LocalAnswer, LocalParties
 from .many.launcher import ManyLocal
-from .many.roster import RosterError, numbered
+from .many.roster import Roster, RosterError, numbered
 from .report import Report, beaver_report, ckks_local_report, many_report
 
 REFERENCE = "clear"  # in this process; hides nothing
@@ -44,7 +44,7 @@ class LocalSession(Session, Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """`save(compiled, folder)` writes what `start(folder, parties, **options)` opens a session of; `report(parties)`
+    """`save(compiled, folder)` writes what `start(folder, roster, **options)` opens a session of; `report(roster)`
     makes reports of its queries.
 
     `who`: who takes part, in words. `fixed`: how many parties it has, if that is not for the user to say. `insecure`:
@@ -52,7 +52,7 @@ class Kind:
     """
 
     start: Callable[..., LocalSession]
-    report: Callable[[int], Callable[..., Report]]
+    report: Callable[[Roster], Callable[..., Report]]
     who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
     save: Callable[[Compiled, Path], Any] = save
     check: Callable[[], None] = lambda: None
@@ -60,15 +60,15 @@ class Kind:
     insecure: str = ""
 
 
-def _beaver(folder: Path, parties: int, **options: Any) -> LocalParties:
+def _beaver(folder: Path, roster: Roster, **options: Any) -> LocalParties:
     return LocalParties(folder, **options)
 
 
-def _crypten(folder: Path, parties: int, *, first_party: bool = False, **options: Any) -> ManyLocal:
-    return ManyLocal(folder, numbered(parties), first_party=first_party, **options)
+def _crypten(folder: Path, roster: Roster, *, first_party: bool = False, **options: Any) -> ManyLocal:
+    return ManyLocal(folder, roster, first_party=first_party, **options)
 
 
-def _encrypted(folder: Path, parties: int, **options: Any) -> LocalSession:
+def _encrypted(folder: Path, roster: Roster, **options: Any) -> LocalSession:
     from .encrypted.local import LocalEncrypted
 
     return LocalEncrypted(folder, **options)
@@ -80,8 +80,8 @@ def _save_encrypted(compiled: Compiled, folder: Path) -> None:
     save(compiled, folder, circuits={text_length(compiled.program): circuit_for(compiled)})
 
 
-def _many(protocol: str, parties: int) -> Callable[..., Report]:
-    return partial(many_report, roster=numbered(parties), protocol=protocol)
+def _many(protocol: str, roster: Roster) -> Callable[..., Report]:
+    return partial(many_report, roster=roster, protocol=protocol)
 
 
 def _check_crypten() -> None:
@@ -93,13 +93,13 @@ def _check_crypten() -> None:
 KINDS: dict[str, Kind] = {
     "beaver": Kind(
         _beaver,
-        lambda parties: beaver_report,
+        lambda roster: beaver_report,
         who="two parties and an offline dealer, semi-honest, 128 bits",
         fixed=2,
     ),
     "ckks": Kind(
         _encrypted,
-        lambda parties: ckks_local_report,
+        lambda roster: ckks_local_report,
         who="one server, which computes on ciphertexts   CKKS, 128 bits",
         save=_save_encrypted,
         fixed=2,

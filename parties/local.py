@@ -23,6 +23,7 @@ from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
 from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
+from .many.roster import Roster, numbered
 from .report import Report, clear_report
 from .session import rss_mb
 from .witness import uniformity
@@ -104,11 +105,13 @@ def compare(
     progress: Progress | None = None,
     audit: bool = False,
     parties: int = 2,
+    roster: Roster | None = None,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
 
-    `parties`: of protocol `crypten`, each a process, and the dealer one more.
+    `parties`: of protocol `crypten`, each a process, and the dealer one more; `roster`: who of them owns what.
     """
+    roster = roster or numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads)
     answers, reports, counts = [], [], []
     if protocol == REFERENCE:
@@ -118,11 +121,11 @@ def compare(
             answers.append(decode_outputs(compiled.program, interpret(compiled.program, engine).outputs))
             reports.append(clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started))
         return Comparison(compiled, answers, clear, reports, seconds)
-    kind = find_kind(protocol, parties)
+    kind = find_kind(protocol, len(roster.names))
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
         kind.save(compiled, Path(folder))
         options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
-        session, report = kind.start(Path(folder), parties, **options), kind.report(parties)
+        session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
         with session:
             for number, item in enumerate(inputs):
                 if progress:

@@ -21,6 +21,7 @@ from ..protocols.clear import ClearEngine
 from ..protocols.errors import BlindformerError
 from .kinds import KINDS, REFERENCE, Session, find_kind
 from .launcher import Progress
+from .many.roster import numbered
 from .report import Report, clear_report
 from .threads import ThreadParties
 
@@ -90,7 +91,8 @@ class PrivateModel:
     """
 
     def __init__(self, model: nn.Module, plan: Plan | str, protocol: str, where: str, parties: int = 2) -> None:
-        self.model, self.plan, self.protocol, self.where, self.parties = model, plan, protocol, where, parties
+        self.model, self.plan, self.protocol, self.where = model, plan, protocol, where
+        self.roster = numbered(parties)
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
@@ -116,7 +118,7 @@ class PrivateModel:
                     self.close()
                 raise
             found = answer.outputs
-            self.report = KINDS[self.protocol].report(self.parties)(
+            self.report = KINDS[self.protocol].report(self.roster)(
                 compiled.program,
                 compiled.plan.name,
                 answer.timings,
@@ -181,7 +183,7 @@ class PrivateModel:
             self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
             kind, folder = KINDS[self.protocol], Path(self._folder.name)
             kind.save(compiled, folder)
-            session = kind.start(folder, self.parties, **options)
+            session = kind.start(folder, self.roster, **options)
         self._session, self._of = session, compiled
         return session
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -27,6 +28,11 @@ from .output import (
 ROLES = ("server", "client", "dealer")
 
 
+class Priced(enum.StrEnum):
+    beaver = "beaver"
+    crypten = "crypten"
+
+
 def estimate(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens.")] = 128,
@@ -40,11 +46,16 @@ def estimate(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", min=0.001, help="Mbit/s each way, as doctor says.")
     ] = None,
+    protocol: Annotated[Priced, typer.Option("--protocol", help="beaver; or crypten: N parties.")] = Priced.beaver,
+    parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
     form: FormatOption = Format.text,
 ) -> None:
-    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret."""
+    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
+
+    With protocol crypten: bytes of each party, and rounds; no seconds.
+    """
     prepare()
     with Phases() as phases:
         phases.begin("load")
@@ -55,7 +66,12 @@ def estimate(
         from ..estimate import estimate as priced
         from ..estimate import find_network
         from ..local import compile_text, versions
+        from ..many.pricing import price
+        from ..many.roster import RosterError, numbered
 
+        if protocol is Priced.beaver and parties != 2:
+            raise RosterError(f"--parties {parties}: protocol beaver has two; use --protocol crypten")
+        roster = numbered(parties) if protocol is Priced.crypten else None
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         chosen, texts = read_plan(plan) if plan else None, read_texts(calibrate)
         loaded = load(model)
@@ -69,13 +85,30 @@ def estimate(
         )
         phases.end("compile")
         phases.begin("rehearse")
-        found = priced(compiled, chosen_network)
+        found = priced(compiled, chosen_network) if roster is None else price(compiled.program, roster)
         phases.end("rehearse")
     if form is Format.json:
-        head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": "beaver"}
+        head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol.value}
         emit({**head, **asdict(found), "versions": versions()})
-        return
-    _show(loaded.name, length, compiled.plan.name, found)
+    elif roster is None:
+        _show(loaded.name, length, compiled.plan.name, found)
+    else:
+        _show_many(loaded.name, length, compiled.plan.name, found)
+
+
+def _show_many(name: str, length: int, plan: str, found: Any) -> None:
+    out, size = console(), len(found.sent)
+    out.print(f"[bold]{name}[/]   length {length}   plan {plan}   protocol crypten   {size} parties\n")
+    rows = table("party", "sends MB", "receives MB", right=(1, 2))
+    for party in found.sent:
+        rows.add_row(party, f"{found.sent[party] / MB:.2f}", f"{found.received[party] / MB:.2f}")
+    out.print(rows)
+    out.print(
+        f"\nonline   {found.online_bytes / MB:.1f} MB in all, {found.rounds} rounds whatever the number of parties\n"
+        f"offline  {found.offline_bytes / MB:.1f} MB from the dealer to the first party\n"
+        f"set-up   {found.setup_bytes / MB:.1f} MB of masked weights, once, from the first party to the others\n"
+        "seconds are not estimated for this protocol"
+    )
 
 
 def _show(name: str, length: int, plan: str, found: Any) -> None:

@@ -44,6 +44,13 @@ def run(
     parties: Annotated[
         int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")
     ] = DEFAULT_PARTIES,
+    recipient: Annotated[
+        str | None, typer.Option("--recipient", help="Of protocol crypten: who gets the answers (default: bob).")
+    ] = None,
+    owner: Annotated[
+        list[str] | None,
+        typer.Option("--owner", help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable."),
+    ] = None,
     length: LengthOption = "auto",
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
@@ -56,17 +63,17 @@ def run(
 ) -> None:
     """Run texts privately: server, dealer and client as three processes of this machine, over TLS.
 
-    With protocol crypten: a dealer and as many parties as you say. The first owns the model, the second the texts.
+    With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
+    second the texts.
     """
     prepare()
-    _check_parties(protocol, parties)
+    roster = _roster(protocol, parties, recipient, owner or [])
     texts = list(text)
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
-        from ..kinds import KINDS, REFERENCE
         from ..local import compare, compile_text
 
         chosen = read_plan(plan) if plan else None
@@ -97,13 +104,14 @@ def run(
             threads=threads,
             timeout=timeout,
             progress=phases.step,
-            parties=parties,
+            roster=roster,
         )
     task = loaded.task
     values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
     results = [{"text": name, **as_json(task.pipeline, value)} for name, value in zip(texts, values, strict=True)]
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
-    summary |= {"parties": parties} if protocol != REFERENCE and KINDS[protocol].fixed is None else {}
+    if roster is not None:
+        summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
     if task.pipeline == "sentence-embedding" and len(texts) > 1:
         summary["similarities"] = similarities(texts, values)
     if form is Format.json:
@@ -112,12 +120,25 @@ def run(
     _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary)
 
 
-def _check_parties(protocol: Protocol, parties: int) -> None:
-    """Refuse what cannot be before anything slow happens. Errors: RosterError, CryptenError."""
-    from ..kinds import REFERENCE, find_kind
+def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: list[str]) -> Any:
+    """Who is who among N parties; None for another protocol. Refuses what cannot be before anything slow happens.
 
-    if protocol != REFERENCE or parties != DEFAULT_PARTIES:
-        find_kind(protocol.value, parties)
+    Errors: RosterError, CryptenError.
+    """
+    from ..kinds import REFERENCE, find_kind
+    from ..many.roster import Roster, RosterError, numbered
+
+    kind = None if protocol == REFERENCE and parties == DEFAULT_PARTIES else find_kind(protocol.value, parties)
+    if kind is not None and kind.fixed is None:
+        pairs = [item.rpartition("=") for item in owners]
+        for name, equals, _ in pairs:
+            if not name or not equals:
+                raise RosterError("--owner: say INPUT=NAME, such as attention_mask=carol")
+        return Roster(numbered(parties).names, {name: who for name, _, who in pairs}, recipient or "")
+    for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
+        if given:
+            raise RosterError(f"{option}: protocol {protocol.value} has fixed parties; use --protocol crypten")
+    return None
 
 
 def _setting(summary: dict[str, Any]) -> str:
@@ -134,6 +155,8 @@ def _setting(summary: dict[str, Any]) -> str:
 def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any]) -> None:
     out = console()
     out.print(_setting(summary))
+    if "recipient" in summary:
+        out.print(f"the answers go to {summary['recipient']}")
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
     words = [(item, in_words(task, value)) for item, value in answers]

@@ -13,5 +13,6 @@ ahead     the same correlations, kept in memory for queries to come, within boun
 roster.py    who is who            meeting.py   who dials whom
 party.py     one party             dealer.py    the dealer, and what the leader asks of it
 worker.py    a process each        launcher.py  all of them on this machine
+pricing.py   what a query costs all
 member.py    a process of its own, from a deployment's settings        seating.py   who is who, by these
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.artifacts import ClientPart, load_client, load_helper, load_server
+from ...models.artifacts.layout import parts_of
 from ...models.program import check_offers
 from ...protocols.channel import Channel
 from ...protocols.crypten import PROTOCOL
@@ -30,17 +31,20 @@ def load_held(
     The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
     them all. Errors: ArtifactError, RosterError, ProgramError.
     """
-    client = load_client(folder) if roster.reads(rank) else None
+    client = None
     if rank == LEADER:
         server = load_server(folder).for_length(length)
         held = Held(server.program, server.constants, server.weights)
-    elif client is not None:
+    elif roster.reads(rank) or "helper" not in parts_of(folder):
+        client = load_client(folder)
         part = client.for_length(length)
         held = Held(part.program, part.constants)
     else:
         helper = load_helper(folder).for_length(length)
         held = Held(helper.program, helper.constants)
-    roster.sources(held.program)
+    owners = roster.owns_data(held.program)
+    if client is None and (roster.reads(rank) or rank in owners):
+        client = load_client(folder)
     check_offers(held.program, PROTOCOL)
     return client, held
 

@@ -68,7 +68,7 @@ class Roster:
         return self.names.index(name)
 
     def reads(self, rank: int) -> bool:
-        """Whether a party may have to make inputs or read answers: then it holds the client's part of the model."""
+        """Whether a party is named for inputs or answers: then it needs the client's part of any model."""
         known = {self.asker, self.recipient_rank, *(self.rank(name) for name in self.owners.values())}
         return rank in known
 

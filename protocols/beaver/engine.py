@@ -16,6 +16,7 @@ from .primitive import Cost, Primitive, primitives
 from .source import CountingSource, Source
 from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
 
+_A_ROUND = [Swap(None, None)]  # of a price, whose walk counts rounds: bytes are declared
 AFFINE = ("add", "sub", "neg")  # these keep the opening of bits, so that products of sums of bits stay free
 
 
@@ -91,33 +92,34 @@ class PricingEngine(OfflineEngine):
         self.costs[key] = primitive.cost(shape, width, *shared, **attributes)
 
     def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
-        openings = _openings(op, args)
+        openings = self.openings(op, args)
         result = self.prepare(key, op, shape, width, args, attributes)
         steps = list(self.costs[key].steps) if key in self.costs else []
-        first = {opening: number for number, opening in enumerate(o for o in openings if o not in self.opened)}
+        first = [opening for opening in openings if opening not in self.opened]
         if openings:
-            opening_step = steps.pop(0) if first and steps else (0, 0)
-            yield from together(*(self._open(o, opening_step if first.get(o) == 0 else (0, 0)) for o in openings))
-        for down, up in steps:
-            yield [_priced(down, up)]
+            if first and steps:
+                steps.pop(0)
+            yield from together(*(self._open(opening) for opening in openings))
+        for _ in steps:
+            yield _A_ROUND
         return result
 
-    def _open(self, opening: tuple[str, str], step: tuple[int, int]) -> Step:
+    def openings(self, op: str, args: list[Any]) -> list[tuple[str, str]]:
+        """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
+        return openings_of(op, args)
+
+    def _open(self, opening: tuple[str, str]) -> Step:
         """As online: the first reader of a value opens it, a round; one that comes meanwhile waits for that."""
         if opening not in self.opened:
             self.opened.add(opening)
             self.under_way.add(opening)
-            yield [_priced(*step)]
+            yield _A_ROUND
             self.under_way.discard(opening)
         while opening in self.under_way:
             yield []
 
 
-def _priced(down: int, up: int) -> Swap:
-    return Swap(torch.empty(down, device="meta"), (up,), 1)
-
-
-def _openings(op: str, args: list[Any]) -> list[tuple[str, str]]:
+def openings_of(op: str, args: list[Any]) -> list[tuple[str, str]]:
     """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
     if op in ("mul", "polynomial", "less"):
         opened = ("scaled", "bit") if op == "mul" else ("scaled",)

@@ -34,7 +34,7 @@ class ManyOffline(Offline):
 
     def others(self, x: Trace, owner: int) -> Tensor:
         """The mask under which x goes to `owner`: A, of which each other party knows its share."""
-        name = _but(owner)
+        name = but(owner)
         if name not in x.half:
             x.half[name] = self.masks.others(f"{x.key}/{name}", x.shape, owner)
             if self.masks.rank != owner:
@@ -51,7 +51,7 @@ class ManyOnline(Online):
 
     def others(self, x: Share, owner: int) -> Generator[list[Swap], list[Any], Tensor]:
         """x goes to `owner` under the mask A of the others. Returns x - A there, this party's share of A elsewhere."""
-        name = _but(owner)
+        name = but(owner)
         while name not in x.half and name in x.pending:
             yield []
         if name not in x.half:
@@ -72,5 +72,6 @@ def role(rank: int) -> str:
     return "server" if rank == LEADER else "client"
 
 
-def _but(owner: int) -> str:
+def but(owner: int) -> str:
+    """The kind of opening in which a value goes to `owner` alone."""
     return f"all but {owner}"

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..beaver.primitive import Primitive, Steps
+from ..beaver.primitive import Primitive, Steps, size
 from ..beaver.values import Shape, Share, Trace, mask_bytes
 from ..errors import CorrelationError
 from ..rounds import Swap, together
 from ..wire import wire_bytes
-from .context import ManyOffline, ManyOnline, Owned
+from .context import ManyOffline, ManyOnline, Owned, but
+from .costs import ManyCost, Moved
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,6 +42,9 @@ class Linear(Primitive):
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
         return (yield from _run(online, key, width, x, weight, product))
 
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
+        return _cost(shape, width, *args)
+
 
 class MultiplyPrivate(Primitive):
     """Elementwise x * v with broadcasting, x shared, v known to one party."""
@@ -54,6 +58,18 @@ class MultiplyPrivate(Primitive):
     def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
         x, value = args
         return (yield from _run(online, key, width, x, value, _times))
+
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
+        return _cost(shape, width, *args)
+
+
+def _cost(shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
+    """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
+    gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
+    known = value.owner == "server" or value.mask is not None
+    spread = 0 if known else wire_bytes(value.width) * size(value.shape)
+    moved = Moved(gathered=gathered, spread=spread, one=value.rank)
+    return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..beaver.primitive import Primitive, Steps
+from ..beaver.primitive import Primitive, Steps, size
 from ..beaver.values import Shape, Share, Trace, mask_bytes
 from ..operations import OWNER
 from ..ring import sign_extend
 from ..rounds import Swap
 from ..wire import wire_bytes
+from .costs import RECIPIENT, ManyCost, Moved
 
 
 class Reveal(Primitive):
@@ -44,3 +45,7 @@ class Reveal(Primitive):
             return None
         (theirs,) = yield [Swap(None, x.shape, wire_bytes(width))]
         return sign_extend(share + theirs, width)
+
+    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
+        steps = () if attributes["to"] == OWNER else (Moved(gathered=wire_bytes(width) * size(shape), one=RECIPIENT),)
+        return ManyCost(steps, mask_bytes(width) * size(shape))

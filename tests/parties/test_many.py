@@ -15,7 +15,9 @@ from blindformer.models.artifacts import save
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import load
 from blindformer.parties.local import compile_text
+from blindformer.parties.many.joining import load_held
 from blindformer.parties.many.launcher import ManyLocal
+from blindformer.parties.many.pricing import price
 from blindformer.parties.many.roster import Roster, RosterError, numbered
 from blindformer.parties.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
@@ -52,6 +54,11 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
                 scale = compiled.program.instructions[compiled.program.outputs[name]].scale
                 assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
             assert set(answer.by_party) == {"alice", "bob", "carol"}
+            declared = price(compiled.program, numbered(3))
+            for name, timings in answer.by_party.items():
+                assert (timings.online.sent, timings.online.received) == (declared.sent[name], declared.received[name])
+                assert timings.rounds == declared.rounds
+            assert answer.timings.online.sent == declared.online_bytes
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
@@ -94,5 +101,14 @@ def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
     assert set(carols.sources(compiled.program).values()) == {2}
 
 
+def test_who_needs_the_clients_part_of_the_model_reads_it(folder):
+    """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
+    roster = Roster(("alice", "bob", "carol", "dave"), {"attention_mask": "carol"})
+    assert [load_held(folder, roster, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
+    alone = Roster(("alice", "bob"), recipient="alice")
+    assert load_held(folder, alone, 0)[0] is not None
+
+
 def test_a_rosters_hash_tells_other_numbers_of_parties_apart():
     assert numbered(2).hash() != numbered(3).hash()
+    assert numbered(2).hash() != Roster(("alice", "bob"), data="alice").hash()
