@@ -112,8 +112,9 @@ def party(
 
 def _items(member: Any, texts: list[str], files: list[Path]) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
-    if texts and not files and all(text.endswith(".safetensors") for text in texts):
-        return texts
+    named = [*texts, *map(str, files)]
+    if named and all(item.endswith(".safetensors") for item in named):
+        return named
     image = member.client is not None and member.client.kind == "image"
     return [str(item) for item in read_items(image, texts, files)]
 

@@ -188,3 +188,35 @@ def test_demo(call):
     assert found["max_abs_error"] < 0.005
     assert found["server_received"]["p_value"] > 1e-6
     assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in found["pairs"])
+
+
+def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_classifier):
+    arguments = ("estimate", tiny_classifier, "--length", "16", *known, "--format", "json")
+    found = {}
+    for parties in (2, 3):
+        code, out, errors = call(*arguments, "--protocol", "crypten", "--parties", parties)
+        assert code == 0, errors
+        found[parties] = json.loads(out)
+    assert list(found[3]["sent"]) == ["alice", "bob", "carol"]
+    assert sum(found[3]["sent"].values()) == sum(found[3]["received"].values())
+    assert (
+        2 < sum(found[3]["sent"].values()) / sum(found[2]["sent"].values()) < 3
+    )  # N (N - 1), but for what goes to one
+    for same in ("rounds", "offline_bytes", "protocol"):
+        assert found[2][same] == found[3][same]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "nowhere", "a text", "--recipient", "alice"), "--recipient: protocol beaver has fixed parties"),
+        (("run", "nowhere", "a text", "--parties", "3"), "--parties: protocol beaver has fixed parties"),
+        (("estimate", "nowhere", "--parties", "3"), "--parties 3: protocol beaver has two"),
+        (("estimate", "nowhere", "--protocol", "crypten", "--parties", "1"), "parties: 1 are named"),
+    ],
+)
+def test_parties_of_the_wrong_protocol_or_number(call, arguments, line):
+    code, out, errors = call(*arguments)
+    assert (code, out) == (1, "")
+    assert line in errors
+    assert len(errors.splitlines()) == 1

@@ -136,7 +136,7 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
     for name in ("dealer", "alice"):
         site.start(name, "--format", "json")
     site.start("bob", "text0.safetensors", "text1.safetensors", "--ahead", 1)
-    site.start("carol", "image0.safetensors", "image1.safetensors")
+    site.start("carol", "--file", "image0.safetensors", "--file", "image1.safetensors")
     found = site.end()
     assert [code for code, _, _ in found.values()] == [0] * 4, found
     for name, (_, _, errors) in found.items():
