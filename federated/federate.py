@@ -44,7 +44,7 @@ class Federated:
 
 def federate(
     out: str | Path,
-    data: Dataset | None = None,
+    dataset: Dataset | None = None,
     *,
     nodes: Mapping[int, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
@@ -53,7 +53,7 @@ def federate(
     """Train a compact model among clients, all in this process, and store it.
 
     out        a new folder; one with an unfinished run of the same settings is gone on with
-    data       a data set, instead of `settings.data`
+    dataset    instead of the one that the setting `data` names
     nodes      configurations of the clients by number (default: one for each part of the data set)
     settings   fields of `Settings`
 
@@ -67,7 +67,7 @@ def federate(
     except ImportError:
         raise FederateError("federated training needs Flower; run: pip install 'blindformer[federated]'") from None
     with locked(out, "trains"):
-        dataset = data or load_data(chosen.data, seed=chosen.seed)
+        dataset = dataset or load_data(chosen.data, seed=chosen.seed)
         if nodes is None:
             deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens
         run, plan = prepare(chosen, dataset, out, progress)

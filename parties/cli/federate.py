@@ -53,6 +53,9 @@ def federate(
     delta: Annotated[
         float, typer.Option("--delta", min=0, max=1, help="Probability that epsilon may not hold.")
     ] = 1e-5,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="A picture (.png) of accuracy and epsilon over the rounds.")
     ] = None,
@@ -61,25 +64,27 @@ def federate(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
     form: FormatOption = Format.text,
 ) -> None:
-    """Train among clients that keep their examples, all simulated in this process; write a model with its plan."""
+    """Train among clients that keep their examples, simulated in one process; write a model with its plan."""
     prepare()
     logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower logs every step to the terminal
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
+        from ...federated.deploy import deploy as in_processes
         from ...federated.federate import federate as run
-        from ...federated.settings import Settings
+        from ...federated.settings import FederateError, Settings
         from ...models.data import load_data
-        from ...protocols.errors import BlindformerError
 
         if plot is not None and plot.suffix != ".png":
-            raise BlindformerError(f"{plot}: the plot is a picture (.png); name it so")
+            raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = Settings(
             data=data, clients=clients, rounds=rounds, strategy=strategy, alpha=alpha, plan=plan, seed=seed,
             model=model, layers=layers, trained=trained, fraction=fraction, rate=rate, secagg=secagg, dp=dp,
             adaptive=adaptive, clip=clip, noise=noise, epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
+        if deploy and data_folder is not None:
+            raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for those of --deploy")
         dataset = load_data(data, seed=seed, folder=data_folder)
         phases.end("load")
 
@@ -87,7 +92,10 @@ def federate(
             phases.step("rounds", made.number, total)
             phases.note("rounds", _line(made))
 
-        found = run(out, dataset, progress=show, **chosen.model_dump())
+        if deploy:
+            found = in_processes(out, progress=show, **chosen.model_dump())
+        else:
+            found = run(out, dataset, progress=show, **chosen.model_dump())
     if plot is not None:
         _draw(plot, found)
     if form is Format.json:

@@ -1,4 +1,4 @@
-"""Secure aggregation: the sum is right, the server sees no part of it, a client that drops does not lose the round."""
+"""Secure aggregation: the sum is right, the server sees no part of it, one client that drops loses no round."""
 
 import numpy as np
 import pytest

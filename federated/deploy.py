@@ -1,0 +1,243 @@
+"""Flower's deployment engine on one machine: a SuperLink and one SuperNode a client, each a process of its own.
+
+They talk over TLS; the SuperLink takes registered nodes alone, each known by its own key (P-384). A process that dies
+is started again: a node goes on with the next message; after a SuperLink's death the run is submitted again and goes on
+from its last checkpoint. docs/federated.md does the same by hand, across machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ..approximations import Plan
+from ..parties.certificates import make_certificates
+from .examples import PARTITION
+from .federate import REPORT, WORK, Federated
+from .rounds import Progress, Round
+from .settings import FederateError, Settings
+
+LINK, NAME = "superlink", "here"
+START_SECONDS = 120.0
+POLL = 0.5
+DEATHS = 5  # of one process, before it is given up
+
+APP = """[project]
+name = "federation"
+version = "0.1.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "blindformer"
+
+[tool.flwr.app.components]
+serverapp = "blindformer.federated.server:app"
+clientapp = "blindformer.federated.client:app"
+
+[tool.flwr.app.config]
+"""
+
+
+def deploy(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
+    """Train as `federate` does, in processes of Flower's deployment engine. Errors: FederateError."""
+    chosen, out = Settings(**settings), Path(out).absolute()
+    if (out / REPORT).exists():
+        raise FederateError(f"{out}: holds a model already; give a new folder")
+    with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, Deployment(chosen, Path(folder)) as run:
+        run.start()
+        run.submit(out)
+        run.wait(out, progress)
+    report = json.loads((out / REPORT).read_text())
+    return Federated(out, Plan.load(out), [Round(**row) for row in report["rounds"]], report)
+
+
+class Deployment:
+    """The processes, by name: `superlink`, `node 0` and so on. Leaving it ends them all."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.deaths: dict[str, int] = {}
+        self.ports = _free_ports(settings.clients + 1)
+        self._commands: dict[str, list[str]] = {}
+
+    def start(self) -> None:
+        """SuperLink, keys, registrations, SuperNodes. Errors: FederateError."""
+        certs = self.folder / "certs"
+        make_certificates(certs, roles=[LINK])
+        (self.folder / "home").mkdir()
+        (self.folder / "home" / "config.toml").write_text(
+            f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "127.0.0.1:{self.ports[0]}"\n'
+            f'root-certificates = "{certs / "ca.pem"}"\n'
+        )
+        self._start(LINK, [
+            "flower-superlink", "--ssl-certfile", f"{certs / LINK}.pem", "--ssl-keyfile", f"{certs / LINK}.key",
+            "--ssl-ca-certfile", f"{certs / 'ca.pem'}", "--enable-supernode-auth",
+            "--database", str(self.folder / "state.db"), "--host", "127.0.0.1", "--port", str(self.ports[0]),
+            "--disable-runtime-dependency-installation",
+        ])  # fmt: skip
+        self._await_link()
+        for number in range(self.settings.clients):
+            self.start_node(number, registered=True)
+
+    def start_node(self, number: int, registered: bool) -> None:
+        """A SuperNode for a part of the data, with a new key that the SuperLink is told of, or is not."""
+        key = self.folder / f"node-{number}.key"
+        public = new_node_key(key)
+        if registered:
+            self._flwr("supernode", "register", str(public), NAME)
+        self._start(f"node {number}", [
+            "flower-supernode", "--root-certificates", str(self.folder / "certs" / "ca.pem"),
+            "--superlink", f"127.0.0.1:{self.ports[0]}", "--auth-supernode-private-key", str(key),
+            "--node-config", f"{PARTITION}={number}", "--port", str(_free_ports(1)[0]),
+        ])  # fmt: skip
+
+    def submit(self, out: Path) -> None:
+        """The app is a file that names this package: nodes run what they have installed, and compare versions."""
+        app = self.folder / "app"
+        app.mkdir(exist_ok=True)
+        config = {**self.settings.to_config(), "out": str(out)}
+        (app / "pyproject.toml").write_text(APP + "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
+        self._flwr("run", str(app), NAME)
+
+    def wait(self, out: Path, progress: Progress | None) -> None:
+        """Until the result is there; starts again what dies. Errors: FederateError with the run's own words."""
+        from .server import FAILURE, PROGRESS
+
+        seen = 0
+        while not (out / REPORT).exists() or (out / WORK).exists():
+            time.sleep(POLL)
+            with contextlib.suppress(OSError):
+                rows = (out / WORK / PROGRESS).read_text().splitlines()
+                for row in rows[seen:] if progress else ():
+                    progress(Round(**json.loads(row)), self.settings.rounds)
+                seen = len(rows)
+            with contextlib.suppress(OSError):
+                raise FederateError(json.loads((out / WORK / FAILURE).read_text())["error"])
+            for name in [name for name, process in self.processes.items() if process.poll() is not None]:
+                self._again(name)
+                if name == LINK:
+                    self._await_link()
+                    self.submit(out)
+
+    def log(self, name: str) -> str:
+        """What a process has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.processes.values():
+                _signal(process, ending)
+            until = time.monotonic() + 5
+            for process in self.processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+    def _start(self, name: str, command: list[str]) -> None:
+        self._commands[name] = command
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [_program(command[0]), *command[1:]],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its children end with it
+            )
+
+    def _again(self, name: str) -> None:
+        _signal(self.processes[name], signal.SIGKILL)  # what it has started
+        self.deaths[name] = self.deaths.get(name, 0) + 1
+        if self.deaths[name] > DEATHS:
+            raise FederateError(f"{name} died {self.deaths[name]} times: {_last_line(self.log(name))}")
+        self._start(name, self._commands[name])
+
+    def _await_link(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            if self.processes[LINK].poll() is not None:
+                raise FederateError(f"the SuperLink does not start: {_last_line(self.log(LINK))}")
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.ports[0]), 1).close()
+                return
+            time.sleep(POLL)
+        raise FederateError(f"the SuperLink does not listen after {START_SECONDS:g} s; is the machine too busy?")
+
+    def _flwr(self, *words: str) -> None:
+        done = subprocess.run(
+            [_program("flwr"), *words, "--format", "json"], env=self._environment(), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        try:
+            good = json.loads(done.stdout[done.stdout.index("{") :])["success"]
+        except (ValueError, KeyError):
+            good = False
+        if not good:
+            raise FederateError(f"flwr {words[0]} failed: {_last_line(done.stderr + done.stdout)}")
+
+    def _environment(self) -> dict[str, str]:
+        programs = str(Path(_program("flwr")).parent)
+        return {
+            **os.environ,
+            "FLWR_HOME": str(self.folder / "home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")]),
+        }
+
+
+def new_node_key(file: Path) -> Path:
+    """A SuperNode's private key, in OpenSSH's form, and its public one beside it (`.pub`), which is returned."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    form = serialization.PrivateFormat.OpenSSH
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    public = file.with_name(f"{file.name}.pub")
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    )
+    return public
+
+
+def _program(name: str) -> str:
+    """One of Flower's, from this environment. Errors: FederateError."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FederateError(f"{name} is not installed; run: pip install 'blindformer[federated]'")
+    return found
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _free_ports(count: int) -> list[int]:
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"

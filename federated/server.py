@@ -1,0 +1,55 @@
+# pyright: reportMissingImports=false
+"""The server's half of the Flower app, for Flower's own runtimes: rounds, checkpoints, and the folder that comes out.
+
+Its configuration is that of the settings, and `out`: the folder, on the server's machine. A run that was cut off goes
+on from its last round when it is submitted again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ..models.data import load_data
+from ..models.distillation.checkpoints import locked
+from .federate import WORK, finish, prepare
+from .rounds import Round
+from .settings import FederateError, Settings
+from .strategies import check_strategy
+
+PROGRESS = "progress.jsonl"
+FAILURE = "failure.json"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Errors: BlindformerError, PlanError; what went wrong is in the folder, too, for whoever submitted the run."""
+    config = dict(context.run_config)
+    out = Path(str(config.pop("out", "")))
+    if not out.is_absolute():
+        raise FederateError(f"out {str(out)!r}: give the server's folder in full")
+    work = out / WORK
+    with locked(out, "trains"):
+        work.mkdir(parents=True, exist_ok=True)
+        (work / FAILURE).unlink(missing_ok=True)
+        try:
+            settings = Settings.of(config)
+            check_strategy(settings.strategy)
+
+            def show(made: Round, total: int) -> None:
+                with (work / PROGRESS).open("a") as file:
+                    file.write(json.dumps(asdict(made)) + "\n")
+
+            run, plan = prepare(settings, load_data(settings.data, seed=settings.seed), out, show)
+            run.run(grid)
+            finish(run, plan, out)
+        except Exception as error:
+            if work.exists():
+                (work / FAILURE).write_text(json.dumps({"error": str(error) or type(error).__name__}) + "\n")
+            raise

@@ -1,0 +1,38 @@
+"""The Flower app that pyproject.toml names is this one, with the settings' own defaults."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+from blindformer.federated.settings import Settings
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.supercore.object_ref import load_app, validate
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+
+
+def test_the_configuration_is_the_settings():
+    assert APP["config"] == {**Settings().to_config(), "out": ""}
+
+
+def test_flower_finds_both_halves():
+    for part, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
+        reference = APP["components"][part]
+        assert validate(reference, project_dir=ROOT) == (True, None)
+        assert isinstance(load_app(reference, Exception), kind)
+
+
+def test_the_deployed_app_is_the_same():
+    from blindformer.federated.deploy import APP as written
+
+    assert tomllib.loads(written)["tool"]["flwr"]["app"]["components"] == APP["components"]
+
+
+def test_the_command_knows_every_setting():
+    """Or the setting is one of those that the command leaves at their defaults."""
+    source = ast.parse((ROOT / "parties" / "cli" / "federate.py").read_text())
+    given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Settings"
+             for k in n.keywords if k.arg}  # fmt: skip
+    assert set(Settings.model_fields) - given == {"batch", "epochs", "hidden", "length", "proximal", "timeout"}
