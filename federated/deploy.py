@@ -33,7 +33,7 @@ from .settings import FederateError, Settings
 LINK, NAME = "superlink", "here"
 START_SECONDS = 120.0
 POLL = 0.5
-DEATHS = 5  # of one process, before it is given up
+DEATHS = 10  # of one process, before it is given up; a node that comes back too soon is sent away once or twice
 
 APP = """[project]
 name = "federation"

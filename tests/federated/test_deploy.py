@@ -36,7 +36,7 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_a_node(tmp_pa
         run.submit(out)
         run.wait(out, None)
         thread.join()
-        assert run.deaths["node 1"] == 1
+        assert run.deaths["node 1"] >= 1
         os.killpg(stranger.pid, signal.SIGKILL)
         stranger.wait()
     report = json.loads((out / REPORT).read_text())

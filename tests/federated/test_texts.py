@@ -1,0 +1,90 @@
+"""Texts: the head and the last layers travel, what is below stays and has to be the same everywhere."""
+
+import pytest
+import torch
+from blindformer.federated.client import client_app
+from blindformer.federated.examples import OWN, PARTITION, Source, own_examples
+from blindformer.federated.federate import federate, prepare
+from blindformer.federated.grids import LocalGrid
+from blindformer.federated.settings import FederateError, Settings
+from blindformer.models.data import DataError, Dataset, Examples
+from blindformer.models.loading import load
+from blindformer.parties.evaluation import evaluate
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+
+from .conftest import SMALL
+
+
+def sentences(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    words = ["the", "a", "is", "it", "what", "my", "your"]
+    draws = torch.randint(0, len(words), (count, 4), generator=generator)
+    texts = [" ".join(words[i] for i in draw) + (" good" if n % 2 else " bad") for n, draw in enumerate(draws)]
+    return Examples(texts, [n % 2 for n in range(count)])
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return Dataset("words", "text", ("negative", "positive"), sentences(48, 0), sentences(16, 1), sentences(24, 2), {})
+
+
+def encoder(folder, seed):
+    from transformers import BertModel
+
+    torch.manual_seed(seed)
+    BertModel(tiny_config(num_hidden_layers=2, initializer_range=0.2)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return encoder(tmp_path_factory.mktemp("base"), 0)
+
+
+TEXTS = {**{k: v for k, v in SMALL.items() if k not in ("hidden", "layers")}, "rate": 5e-3, "length": 8}
+
+
+def test_a_classifier_comes_out_that_is_judged_as_it_is(texts, base, tmp_path):
+    found = federate(tmp_path / "out", texts, **{**TEXTS, "model": base, "trained": 1, "rounds": 4, "epochs": 4})
+    assert found.report["test_accuracy"] >= 0.9
+    loaded = load(found.folder)
+    assert (loaded.kind, loaded.labels) == ("classifier", {0: "negative", 1: "positive"})
+    clear = evaluate(loaded, texts, protocols=("clear",), longest=16).row("approximated", "clear")
+    assert clear.accuracy.value >= 0.85
+    weights, start = loaded.model.state_dict(), load(base).model.state_dict()
+    below = "encoder.layer.0.intermediate.dense.weight"
+    assert torch.equal(weights[f"bert.{below}"], start[below])
+
+
+def test_only_the_head_and_the_last_layers_travel(texts, base, tmp_path):
+    made, _ = prepare(Settings(**{**TEXTS, "model": base, "trained": 1}), texts, tmp_path / "out", None)
+    names = set(made.subject.trained())
+    assert {n.split(".")[3] for n in names if ".layer." in n} == {"1"}
+    assert {"classifier.weight", "bert.pooler.dense.weight"} <= names
+    assert not any("embeddings" in n for n in names)
+    with pytest.raises(FederateError, match="trained 3: the model has 2 layers"):
+        prepare(Settings(**{**TEXTS, "model": base, "trained": 3}), texts, tmp_path / "out", None)
+
+
+def test_another_base_model_is_refused_and_named(texts, base, tmp_path):
+    settings = Settings(**{**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1})
+    made, _ = prepare(settings, texts, tmp_path / "out", None)
+    made.work = None
+    config = {**settings.to_config(), "model": encoder(tmp_path / "other", 1)}
+    (only,) = made.run(LocalGrid(client_app(Source(texts)), {i + 1: {PARTITION: i} for i in range(4)}, config))
+    assert only.clients == 0
+    assert all("has other weights than the server's" in why for why in only.lost.values())
+
+
+def test_a_client_with_its_own_table(texts, base, tmp_path):
+    own, odd = tmp_path / "own.csv", tmp_path / "odd.csv"
+    own.write_text("text,label\nit is good,positive\nit is bad,Negative\n")
+    odd.write_text("text,label\nit is good,fine\nit is bad,poor\n")
+    settings = {**TEXTS, "model": base, "clients": 3, "rounds": 1, "epochs": 1, "trained": 1}
+    nodes = {1: {PARTITION: 0}, 2: {OWN: str(own), "name": "ward"}, 3: {OWN: str(odd), "name": "clinic"}}
+    found = federate(tmp_path / "out", texts, nodes=nodes, **settings)
+    assert list(found.rounds[0].lost) == ["clinic"]
+    assert "label 'fine' is none of the server's: negative, positive" in found.rounds[0].lost["clinic"]
+    with pytest.raises(DataError, match="is no folder"):
+        own_examples(own, ("a",), 8)
