@@ -1,0 +1,24 @@
+"""The benchmark trains what is missing, and takes what is there."""
+
+import json
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `federated` is not installed")
+pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
+
+from blindformer.bench import federated
+
+
+def test_rows_come_from_the_folders_that_are_there(tmp_path, capsys, monkeypatch):
+    for place, accuracy in (("central", 0.9), ("alike", 0.88), ("dirichlet", 0.87)):
+        folder = tmp_path / "digits-0" / place
+        folder.mkdir(parents=True)
+        report = {"test_accuracy": accuracy, "weights_that_travel": 7, "settings": {"rounds": 2}}
+        (folder / federated.REPORT).write_text(json.dumps({**report, "rounds": [{"accuracy": 0.5}]}))
+    monkeypatch.setattr(federated, "_seconds", lambda *given: 1.5)
+    assert federated.main(["--work", str(tmp_path), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["below"] for row in found["rows"]] == pytest.approx([0.0, 2.0, 3.0])
+    assert found["round_s"] == {"plain": 1.5, "secure aggregation": 1.5}
+    assert found["versions"]["flwr"]
