@@ -62,10 +62,10 @@ class Site:
         self.folder, self.processes = folder, {}
         make_certificates(folder / "certs", (*NAMES, "dealer"))
 
-    def write(self, compiled: Path, *, wait: float = 60, **seats: str) -> None:
+    def write(self, compiled: Path, *, wait: float = 240, **seats: str) -> None:
         """`seats`: what the file says of each party."""
         ports = [_free_port() for _ in range(len(seats) + 1)]
-        parts = [f'[session]\nprotocol = "crypten"\ntimeout = 30.0\n[crypten]\nwait = {float(wait)}']
+        parts = [f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}']
         parts += [f'[parties.dealer]\naddress = "localhost:{ports[0]}"\n[dealer]\nlisten = "127.0.0.1:{ports[0]}"']
         for port, (name, said) in zip(ports[1:], seats.items(), strict=True):
             parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{said}')
@@ -87,7 +87,7 @@ class Site:
         """Exit code, stdout and stderr of each."""
         found = {}
         for name, process in self.processes.items():
-            out, errors = process.communicate(timeout=150)
+            out, errors = process.communicate(timeout=400)
             found[name] = process.returncode, out, errors
         return found
 
@@ -164,7 +164,7 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
     alice = site.processes["alice"]
     while (line := alice.stderr.readline()) and "program" not in line:
         pass
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not _connections(alice.pid, 3) and alice.poll() is None:  # bob, carol and the dealer
         assert time.monotonic() < deadline
         time.sleep(0.1)
