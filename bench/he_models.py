@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models.calibration_texts import calibration_texts
-from blindformer.models.compile import Compiled, compile
+from blindformer.models.compile import Compiled, compile, decode_outputs
 from blindformer.models.data import Dataset, Examples, load_data
 from blindformer.models.distillation.batches import pixels
-from blindformer.models.encrypted import Encrypted, real_values
+from blindformer.models.encrypted import Encrypted, Whole, real_values
 from blindformer.models.evaluation import OUTPUT, encode, wilson
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import Loaded, load
@@ -62,9 +62,9 @@ def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compi
     return compile(loaded.model, examples, plan or "he", outputs=[OUTPUT], name=loaded.name)
 
 
-def clear(compiled: Compiled, batch: Batch) -> Tensor:
+def clear(compiled: Whole, batch: Batch) -> Tensor:
     sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
-    return compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs)[OUTPUT]
+    return decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)[OUTPUT]
 
 
 def accuracies(loaded: Loaded, compiled: Compiled, data: Dataset, rows: int, length: int, say: Say) -> dict[str, Any]:

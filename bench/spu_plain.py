@@ -10,6 +10,9 @@ secret-shared before the clock starts.
 SEMI2K's triples are made by its trusted first party, party 0. There is no network: parties share memory.
 """
 
+# pyright: reportMissingImports=false
+# (jax and spu live in an environment of their own)
+
 import json
 import math
 import sys

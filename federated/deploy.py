@@ -122,8 +122,9 @@ class Deployment:
             time.sleep(POLL)
             with contextlib.suppress(OSError):
                 rows = (out / WORK / PROGRESS).read_text().splitlines()
-                for row in rows[seen:] if progress else ():
-                    progress(Round(**json.loads(row)), self.settings.rounds)
+                for row in rows[seen:]:
+                    if progress is not None:
+                        progress(Round(**json.loads(row)), self.settings.rounds)
                 seen = len(rows)
             with contextlib.suppress(OSError):
                 raise FederateError(json.loads((out / WORK / FAILURE).read_text())["error"])
