@@ -95,8 +95,8 @@ class _Run:
         say: Say,
     ) -> None:
         self.loaded, self.data, self.transfer, self.out = loaded, data, transfer, out
-        self.plan = self._settled(plan)
         self.settings, self.progress, self.say = settings, progress, say
+        self.plan = self._for_clients(plan)
         self.work = out / _WORK
         self.history: dict[str, list[dict[str, float]]] = {}
 
@@ -135,7 +135,7 @@ class _Run:
     def _read(self, examples: Examples) -> Any:
         return tokenise(self.loaded, examples, self.settings.length)
 
-    def _settled(self, plan: Plan) -> Plan:
+    def _for_clients(self, plan: Plan) -> Plan:
         return in_clear(plan) if self._is_compact() else plan
 
     def _is_compact(self) -> bool:

@@ -244,10 +244,8 @@ class Circuit:
         for step in self.steps:
             before = rows[-1][2] if rows else 0
             after = max(before, step.work + 1)
-            own = after - before
-            if rows and rows[-1][0] == step.path:
-                own += rows.pop()[1]
-            rows.append((step.path, own, after))
+            used = rows.pop()[1] if rows and rows[-1][0] == step.path else 0
+            rows.append((step.path, used + after - before, after))
         return rows
 
 

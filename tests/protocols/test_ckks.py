@@ -84,6 +84,7 @@ def test_a_classifier_of_one_layer_at_128_bits():
 
 def test_a_layer_costs_six_levels(encrypted):
     """Per layer six, then the map to the pooler, its cubic (two), and the classifier."""
+    assert sum(used for _, used, _ in encrypted.circuit.by_path()) == encrypted.circuit.levels
     assert encrypted.circuit.levels == 6 * 2 + 4
     rows = encrypted.circuit.by_path()
     assert sum(own for _, own, _ in rows) == rows[-1][2] == encrypted.circuit.levels
