@@ -19,9 +19,9 @@ def test_an_image_model_at_128_bits(tmp_path, monkeypatch, capsys):
     arguments = [str(tmp_path / "halves"), "--data", "halves", "--rows", "4", "--count", "8", "--format", "json"]
     assert he_models.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["degree"], found["levels"], found["model"]) == (16384, 7, "halves")
+    assert (found["degree"], found["levels"], found["model"]) == (16384, 6, "halves")
     assert found["ckks"]["same_as_clear"] == found["ckks"]["asked"] == 8
-    assert found["ckks"]["largest_error"] < 2.0**-12
+    assert found["ckks"]["largest_error"] < 2.0**-10  # most of it are clear's roundings
     assert set(found["ckks"]["cpu_s_by_layer"]) == set(found["levels_by_layer"])
     assert found["accuracy"]["torch"]["value"] > 0.9
     assert str(tmp_path) not in json.dumps(found)
