@@ -29,7 +29,7 @@ def test_the_end_in_the_middle_of_a_frame():
     channel, raw = raw_pair()
     raw.sendall(b"T" + (10).to_bytes(7, "big") + b"abc")
     raw.close()
-    with pytest.raises(PeerGone, match=r"client: closed the connection in the middle of a frame; see the client's own"):
+    with pytest.raises(PeerGone, match=r"client: closed the connection in the middle of a frame; see client's own"):
         channel.recv(10)
     with pytest.raises(PeerGone, match="middle of a frame"):
         channel.recv(10)
