@@ -28,7 +28,7 @@ from ..parties.certificates import make_certificates
 from .examples import PARTITION
 from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
-from .settings import FederateError, Settings
+from .settings import OUT, FederateError, Settings
 
 LINK, NAME = "superlink", "here"
 START_SECONDS = 120.0
@@ -109,7 +109,7 @@ class Deployment:
         """The app is a file that names this package: nodes run what they have installed, and compare versions."""
         app = self.folder / "app"
         app.mkdir(exist_ok=True)
-        config = {**self.settings.to_config(), "out": str(out)}
+        config = {**self.settings.to_config(), OUT: str(out)}
         (app / "pyproject.toml").write_text(APP + "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
         self._flwr("run", str(app), NAME)
 
@@ -123,7 +123,7 @@ class Deployment:
             with contextlib.suppress(OSError):
                 rows = (out / WORK / PROGRESS).read_text().splitlines()
                 for row in rows[seen:]:
-                    if progress is not None:
+                    if progress:
                         progress(Round(**json.loads(row)), self.settings.rounds)
                 seen = len(rows)
             with contextlib.suppress(OSError):

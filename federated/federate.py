@@ -85,7 +85,13 @@ def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | N
 
 
 def finish(run: Federation, plan: Plan, out: Path) -> Federated:
-    """Calibrate the plan on the server's own examples, and write everything."""
+    """Calibrate the plan on the server's own examples, and write everything.
+
+    Errors: FederateError if no client ever took part: what there is was not trained.
+    """
+    if not any(r.clients for r in run.history):
+        name, why = next(((n, w) for r in run.history for n, w in r.lost.items()), ("nobody", "was asked"))
+        raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
     restore(subject.model)
     known: Any = subject.encode(data.validation.subset(CALIBRATION, run.settings.seed))

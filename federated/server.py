@@ -18,7 +18,7 @@ from ..models.data import load_data
 from ..models.distillation.checkpoints import locked
 from .federate import WORK, finish, prepare
 from .rounds import Round
-from .settings import FederateError, Settings
+from .settings import OUT, FederateError, Settings
 from .strategies import check_strategy
 
 PROGRESS = "progress.jsonl"
@@ -30,8 +30,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Errors: BlindformerError, PlanError; what went wrong is in the folder, too, for whoever submitted the run."""
-    config = dict(context.run_config)
-    out = Path(str(config.pop("out", "")))
+    out = Path(str(context.run_config.get(OUT, "")))
     if not out.is_absolute():
         raise FederateError(f"out {str(out)!r}: give the server's folder in full")
     work = out / WORK
@@ -39,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         work.mkdir(parents=True, exist_ok=True)
         (work / FAILURE).unlink(missing_ok=True)
         try:
-            settings = Settings.of(config)
+            settings = Settings.of(context.run_config)
             check_strategy(settings.strategy)
 
             def show(made: Round, total: int) -> None:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..protocols.errors import BlindformerError
 
+OUT = "out"
+"""The one key of an app's configuration that is no setting: the server's folder."""
+
 ROBUST = ("fedmedian", "fedtrimmedavg")
 """Strategies that compare the clients' updates, and so have to see each."""
 
@@ -94,8 +97,8 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        """From a Flower app's configuration. Errors: FederateError."""
-        return cls(**dict(config))
+        """From a Flower app's configuration, which both sides get whole. Errors: FederateError."""
+        return cls(**{key: value for key, value in config.items() if key != OUT})
 
     def to_config(self) -> dict[str, Any]:
         """As a Flower app's configuration: numbers, texts and truth values by name."""

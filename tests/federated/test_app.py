@@ -17,6 +17,10 @@ def test_the_configuration_is_the_settings():
     assert APP["config"] == {**Settings().to_config(), "out": ""}
 
 
+def test_both_halves_read_the_configuration_that_both_get():
+    assert Settings.of({**APP["config"], "out": "/models/digits", "clients": 3}) == Settings(clients=3)
+
+
 def test_flower_finds_both_halves():
     for part, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
         reference = APP["components"][part]

@@ -40,8 +40,8 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_a_node(tmp_pa
         os.killpg(stranger.pid, signal.SIGKILL)
         stranger.wait()
     report = json.loads((out / REPORT).read_text())
-    assert [r["clients"] for r in report["rounds"]][-1] == 3
-    assert max(r["clients"] for r in report["rounds"]) == 3
+    assert max(r["clients"] for r in report["rounds"]) <= 3
+    assert report["rounds"][-1]["clients"] == 3, report["rounds"][-1]["lost"]
     if all(r["clients"] == 3 for r in report["rounds"]):  # nobody's message was lost with the node
         assert report["rounds"][-1]["loss"] == pytest.approx(simulated.rounds[-1].loss, abs=1e-3)
 

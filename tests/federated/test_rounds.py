@@ -180,6 +180,13 @@ def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path)
     assert all(why.endswith("the server 9.9; install the same") for why in made.lost.values())
 
 
+def test_a_run_without_any_client_is_no_model(data, tmp_path):
+    nobody = {1: {"name": "ward"}}
+    with pytest.raises(FederateError, match="no client took part in any round; ward: has neither partition-id nor"):
+        federate(tmp_path / "out", data, nodes=nobody, **{**SMALL, "clients": 1, "rounds": 1})
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
 def test_a_client_with_its_own_folder_of_images(data, tmp_path):
     """Of one class alone: it takes part, as Dirichlet parts do."""
     image = pytest.importorskip("PIL.Image")
