@@ -108,9 +108,13 @@ class Federation:
         messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
 
         def send(some: Iterable[Message]) -> list[Message]:
-            # In the order of nodes: the strategy draws one by chance, and sums of floats depend on it.
-            replies = grid.send_and_receive(some, timeout=self.settings.timeout)
-            return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+            # In the order of nodes: the strategy draws one by chance, and sums of floats depend on it. A SuperLink
+            # answers in its own name for a node that is gone: that is silence.
+            asked = list(some)
+            nodes = {message.metadata.dst_node_id for message in asked}
+            replies = grid.send_and_receive(asked, timeout=self.settings.timeout)
+            good = [reply for reply in replies if reply.metadata.src_node_id in nodes]
+            return sorted(good, key=lambda reply: reply.metadata.src_node_id)
 
         try:
             found = collect(messages, now, self.settings, budget, send)
