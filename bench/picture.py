@@ -27,6 +27,7 @@ def plot(file: Path, title: str, rows: list[Row]) -> None:
     for axes, unit, online, offline in sides:
         axes.barh(names, online, color="#2a6f97", label="online")
         axes.barh(names, offline, left=online, color="#a9d6e5", label="offline, ahead")
+        axes.set_xlim(0, 1.05 * max(a + b for a, b in zip(online, offline, strict=True)))
         axes.set_xlabel(unit)
         axes.grid(axis="x", alpha=0.3)
     left.invert_yaxis()
