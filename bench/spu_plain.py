@@ -11,7 +11,7 @@ SEMI2K's triples are made by its trusted first party, party 0. There is no netwo
 """
 
 # pyright: reportMissingImports=false
-# (jax and spu live in an environment of their own)
+# (spu and jax live in a Python of their own)
 
 import json
 import math
