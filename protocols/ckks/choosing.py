@@ -9,7 +9,8 @@ import numpy as np
 from .circuit import Circuit, parameters_of, too_deep
 from .packing import packing_for
 from .parameters import MOST_BITS, CkksError, Parameters
-from .planner import Instruction, Planner
+from .planner import Planner
+from .values import Instruction
 
 Array = np.ndarray
 

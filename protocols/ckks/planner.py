@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..local import LOCAL
 from . import forms
 from .circuit import (
     Affine,
@@ -33,58 +29,9 @@ from .diagonals import blocks_of
 from .forms import Form
 from .packing import Layout, Packing, baby_steps, query_layout, score_layout, span
 from .parameters import CkksError
+from .values import VIEWS, Base, Held, Instruction, Value, element_numbers, equal, is_rows, scaled, value_of, viewed
 
 Array = np.ndarray
-VIEWS = ("reshape", "permute", "expand", "slice", "index", "unfold")
-
-
-class Instruction(Protocol):
-    """What the planner reads of a program's instruction (models/program.py)."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def args(self) -> tuple[int, ...]: ...
-    @property
-    def attributes(self) -> dict[str, Any]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def scale(self) -> int: ...
-    @property
-    def path(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value of the program: elements `at` of a form, or of what the client calls `client`, times a factor."""
-
-    at: Array
-    form: Form | None = None
-    client: str = ""
-    factor: float = 1.0
-
-    def viewed(self, at: Array) -> Value:
-        return Value(at, self.form, self.client, self.factor)
-
-
-@dataclass(frozen=True)
-class Base:
-    """A value in ciphertexts. `clean`: zero in all slots where no element lies. `tokens`: of scores; else 0."""
-
-    layout: Layout
-    ciphertexts: list[int]
-    clean: bool
-    tokens: int = 0
-
-
-@dataclass
-class Held:
-    """What a product reads: ciphertexts with what is added to them, and the factor that is left for its readers."""
-
-    base: Base
-    operands: list[Operand]
-    factor: float = 1.0
 
 
 @dataclass
@@ -111,7 +58,7 @@ class Planner:
             if item.op == "client":
                 name = item.attributes["name"]
                 ref = self.clients.get(name, name)
-                self.whole[ref] = _numbers(item.shape)
+                self.whole[ref] = element_numbers(item.shape)
                 self.finest[ref] = max(self.finest.get(ref, (item.scale, name)), (item.scale, name))
 
     def run(self, outputs: Mapping[str, int]) -> Circuit:
@@ -133,17 +80,17 @@ class Planner:
         scales = [self.instructions[arg].scale for arg in item.args]
         if item.op == "client":
             return Value(
-                _numbers(item.shape), client=self.clients.get(item.attributes["name"], item.attributes["name"])
+                element_numbers(item.shape), client=self.clients.get(item.attributes["name"], item.attributes["name"])
             )
         if item.op in ("weight", "constant"):
-            return _of(forms.known(self.known[item.attributes["name"]]), item.shape)
+            return value_of(forms.known(self.known[item.attributes["name"]]), item.shape)
         if item.op in VIEWS:
-            return _scaled(_viewed(item.op, args[0], item.attributes), scales[0] - item.scale)
+            return scaled(viewed(item.op, args[0], item.attributes), scales[0] - item.scale)
         if item.op in ("shift", "rescale"):
             bits = item.attributes["bits"] * (1 if item.op == "shift" else -1)
-            return _scaled(args[0], scales[0] + bits - item.scale)
+            return scaled(args[0], scales[0] + bits - item.scale)
         if item.op in ("reveal", "neg"):
-            return _scaled(args[0], scales[0] - item.scale, -1.0 if item.op == "neg" else 1.0)
+            return scaled(args[0], scales[0] - item.scale, -1.0 if item.op == "neg" else 1.0)
         handler: Callable[..., Value] | None = getattr(self, f"_{item.op}", None)
         if handler is None:
             raise self._fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")
@@ -158,7 +105,7 @@ class Planner:
         if value.form is not None:
             return forms.gather(value.form, at).scaled(value.factor)
         whole = self.whole[value.client]
-        if _is_rows(at, whole.shape):  # sent once, with the rows that others read
+        if is_rows(at, whole.shape):  # sent once, with the rows that others read
             return forms.gather(forms.identity(self._input(value.client, whole), whole.shape), at).scaled(value.factor)
         base = self._input(value.client, at)
         return forms.identity(base, at.shape or (1,)).scaled(value.factor)
@@ -180,12 +127,12 @@ class Planner:
     def _result(self, layout: Layout, clean: bool, factor: float, shape: tuple[int, ...], numbers: list[int],
                 tokens: int = 0) -> Value:  # fmt: skip
         base = self._base(Base(layout, numbers, clean, tokens))
-        return _of(forms.identity(base, shape).scaled(factor), shape)
+        return value_of(forms.identity(base, shape).scaled(factor), shape)
 
     # --- what is linear ----------------------------------------------------------------------------------------------
     def _add(self, item: Instruction, args: list[Value], scales: list[int], sign: float = 1.0) -> Value:
         x, y = (self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True))
-        return _of(forms.add(x, y.scaled(sign)), item.shape)
+        return value_of(forms.add(x, y.scaled(sign)), item.shape)
 
     def _sub(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
         return self._add(item, args, scales, -1.0)
@@ -195,14 +142,14 @@ class Planner:
         kept = [d for d in range(args[0].at.ndim) if d not in dims]
         at = args[0].at.transpose(*kept, *dims)
         at = at.reshape(*at.shape[: len(kept)], -1)
-        return _of(forms.total(self._form(args[0], at)).scaled(2.0 ** (scales[0] - item.scale)), item.shape)
+        return value_of(forms.total(self._form(args[0], at)).scaled(2.0 ** (scales[0] - item.scale)), item.shape)
 
     def _concat(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
         parts = [self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True)]
         starts = np.cumsum([0, *(part.size for part in parts)])
-        numbers = [start + _numbers(value.at.shape) for start, value in zip(starts, args, strict=False)]
+        numbers = [start + element_numbers(value.at.shape) for start, value in zip(starts, args, strict=False)]
         at = np.concatenate(numbers, axis=item.attributes["dim"])
-        return _of(forms.gather(forms.stack(parts), at), item.shape)
+        return value_of(forms.gather(forms.stack(parts), at), item.shape)
 
     def _linear(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
         weight = self._form(args[1]).known()
@@ -211,7 +158,7 @@ class Planner:
         x = args[0]
         if not x.form and x.at.ndim > 3:  # patches: their rows are tokens
             x = x.viewed(x.at.reshape(len(x.at), -1, x.at.shape[-1]))
-        return _of(forms.linear(self._form(x), weight).scaled(2.0 ** (sum(scales) - item.scale)), item.shape)
+        return value_of(forms.linear(self._form(x), weight).scaled(2.0 ** (sum(scales) - item.scale)), item.shape)
 
     # --- products ----------------------------------------------------------------------------------------------------
     def _mul(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
@@ -219,10 +166,10 @@ class Planner:
         for one, other in (args, args[::-1]):
             value = self._form(other).known() if other.form is not None else None
             if value is not None:
-                return _of(forms.times(self._form(one), value).scaled(factor), item.shape)
+                return value_of(forms.times(self._form(one), value).scaled(factor), item.shape)
         wide = [value.viewed(np.broadcast_to(value.at, item.shape)) for value in args]
         left = right = self._held(wide[0], item.shape, self._scores(wide[1]))
-        if not _equal(wide[0], wide[1]):
+        if not equal(wide[0], wide[1]):
             right = self._held(wide[1], item.shape, left.base.layout)
             if not left.base.layout.same(right.base.layout):
                 left = self._held(wide[0], item.shape, right.base.layout, again=True)
@@ -286,10 +233,10 @@ class Planner:
         while len(c) > 1 and c[-1] == 0:
             c.pop()
         if len(c) == 3:  # c2 (x + c1 / 2 c2)^2 + the rest: a square of one affine map
-            shifted = _of(forms.add(self._form(args[0]), forms.known(np.array([c[1] / (2 * c[2])]))), item.shape)
+            shifted = value_of(forms.add(self._form(args[0]), forms.known(np.array([c[1] / (2 * c[2])]))), item.shape)
             held = self._held(shifted, item.shape, None)
             square = self._form(self._multiplied(held, held, item.shape, c[2]))
-            return _of(forms.add(square, forms.known(np.array([c[0] - c[1] ** 2 / (4 * c[2])]))), item.shape)
+            return value_of(forms.add(square, forms.known(np.array([c[0] - c[1] ** 2 / (4 * c[2])]))), item.shape)
         held = self._held(args[0], item.shape, None)
         powers = {1: held}
         out = forms.add(self._form(args[0]).scaled(c[1] if len(c) > 1 else 0.0), forms.known(np.array([c[0]])))
@@ -300,7 +247,7 @@ class Planner:
                 out = forms.add(out, self._form(self._power(powers, k, item.shape)).scaled(c[k]))
         if len(c) > 2 and c[1] != 0:
             out = forms.add(out, self._read(held, item.shape).scaled(c[1]))
-        return _of(out, item.shape)
+        return value_of(out, item.shape)
 
     def _power(self, powers: dict[int, Held], k: int, shape: tuple[int, ...]) -> Value:
         """x^k, its ciphertexts kept for higher ones. Half of k is rounded to a power of two: products are shared."""
@@ -377,7 +324,7 @@ class Planner:
         """Scores of a query that is no secret, as of the first layer's class token: a linear map of the keys."""
         texts, heads, tokens = shape[0], shape[1] if len(shape) == 4 else 1, shape[-1]
         check_scores(self.packing, heads, self.path)
-        form = forms.gather(forms.total(forms.times(self._form(y), query)), _numbers(shape)).scaled(factor)
+        form = forms.gather(forms.total(forms.times(self._form(y), query)), element_numbers(shape)).scaled(factor)
         base = self._laid_out(form, query_layout(self.packing, texts, heads, tokens))
         return self._result(base.layout, True, 1.0, shape, base.ciphertexts, tokens)
 
@@ -408,43 +355,6 @@ def _attend(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
         len(queries) in (3, 4)
         and (*queries[:-2], queries[-1]) == (*keys[:-2], keys[-1])
         and queries[-2] in (1, keys[-2])
-    )
-
-
-def _numbers(shape: tuple[int, ...]) -> Array:
-    return np.arange(int(np.prod(shape))).reshape(shape)
-
-
-def _is_rows(at: Array, shape: tuple[int, ...]) -> bool:
-    """Whether elements `at` [texts, some, features] of a value [texts, tokens, features] are some of its rows."""
-    if len(shape) != 3 or at.ndim != 3 or at.shape[-1] != shape[-1] or (at == forms.ZERO).any():
-        return False
-    return bool((at % shape[-1] == np.arange(shape[-1])).all())
-
-
-def _of(form: Form, shape: tuple[int, ...]) -> Value:
-    return Value(_numbers(shape), form)
-
-
-def _viewed(op: str, value: Value, attributes: dict[str, Any]) -> Value:
-    moved: Tensor = LOCAL[op](torch.from_numpy(np.ascontiguousarray(value.at) + 1), **attributes)
-    return value.viewed(moved.numpy() - 1)  # what padding adds is number 0, and then none
-
-
-def _scaled(value: Value, power: int, factor: float = 1.0) -> Value:
-    return Value(value.at, value.form, value.client, value.factor * factor * 2.0**power)
-
-
-def _equal(x: Value, y: Value) -> bool:
-    """Whether two values are one: the same elements of equal forms."""
-    if x.client or y.client or x.form is None or y.form is None or x.factor != y.factor:
-        return False
-    if not np.array_equal(x.at, y.at) or not np.array_equal(x.form.constant, y.form.constant):
-        return False
-    pairs = zip(x.form.terms, y.form.terms, strict=False)
-    return len(x.form.terms) == len(y.form.terms) and all(
-        a is b or (a.like(b) and np.array_equal(a.kind, b.kind) and np.array_equal(a.matrix, b.matrix))
-        for a, b in pairs
     )
 
 
