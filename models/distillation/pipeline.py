@@ -33,7 +33,9 @@ from .training import Progress, Stage, train
 REPORT = "distillation.json"
 TEACHER = "teacher"
 _WORK = ".distillation"
-_CALIBRATION = 256  # training texts that the final plan is calibrated on, beside the built-in ones
+_CALIBRATION = 256  # training texts that ranges are first measured on, beside the built-in ones
+_FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut short, one answer in a hundred was refused
+_LONGEST = 128  # tokens of these, however short the texts of training were cut
 
 
 @dataclass
@@ -191,7 +193,7 @@ class _Run:
             before = judged(teacher, self.validation)["accuracy"]
             trained = judged(student, self.validation)["accuracy"]
         restore(student)
-        plan = calibrate(student, self._calibration(), self.plan)
+        plan = calibrate(student, self._calibration(_FINAL, _LONGEST), self.plan)
         left = out_of_range(student, [self.validation.batch(i) for i in in_order(self.validation.lengths, 32)], plan)
         approximate(student, plan)
         with torch.no_grad():
@@ -227,10 +229,11 @@ class _Run:
                 (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             model.save_pretrained(folder)  # type: ignore[operator]
 
-    def _calibration(self) -> list[dict[str, Tensor]]:
-        """Training texts and the built-in ones, padded to each length that a private run will pad them to."""
-        texts = self.data.train.subset(_CALIBRATION, self.settings.seed).texts + calibration_texts()
-        tokens = tokenise(self.loaded, Examples(texts, [0] * len(texts)), self.settings.length)
+    def _calibration(self, count: int = _CALIBRATION, longest: int = 0) -> list[dict[str, Tensor]]:
+        """Training texts and the built-in ones, padded to each length that a private run will pad them to. `longest`:
+        the tokens that they are cut at, if not those of training."""
+        texts = self.data.train.subset(count, self.settings.seed).texts + calibration_texts()
+        tokens = tokenise(self.loaded, Examples(texts, [0] * len(texts)), max(longest, self.settings.length))
         lengths = tokens.lengths
         batches = []
         for bucket in BUCKETS:
@@ -258,8 +261,8 @@ class _OfImages(_Run):
     def _extended(self) -> Any:
         return self.train
 
-    def _calibration(self) -> list[dict[str, Tensor]]:
-        few = pixels(self.data.train.subset(_CALIBRATION, self.settings.seed))
+    def _calibration(self, count: int = _CALIBRATION, longest: int = 0) -> list[dict[str, Tensor]]:
+        few = pixels(self.data.train.subset(count, self.settings.seed))
         return [few.batch(indices) for indices in in_order(few.lengths, 32)]
 
 
