@@ -34,7 +34,7 @@ REPORT = "distillation.json"
 TEACHER = "teacher"
 _WORK = ".distillation"
 _CALIBRATION = 256  # training texts that ranges are first measured on, beside the built-in ones
-_FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut short, one answer in a hundred was refused
+_FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut short, an answer in a hundred was refused
 _LONGEST = 128  # tokens of these, however short the texts of training were cut
 
 
