@@ -56,8 +56,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Two at a time: most tests start processes of their own.
+TESTERS ?= 2
 test: lint
-	$(BIN)/python -m pytest -r fE --durations 10
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz

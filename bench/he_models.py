@@ -136,7 +136,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
         "cpu_s": round(median(cpus[1:] or cpus), 2),
         "wall_s": round(median(walls[1:] or walls), 2),
         "cpu_s_by_layer": layers,
-        "bytes": {**sizes, "keys": size(keys.galois) + size(keys.relinearise)},
+        "bytes": {**sizes, "keys": sum(map(size, [*keys.galois.values(), keys.relinearise]))},
         "mb_a_text": round(sum(sizes.values()) / rows / 1e6, 2),
     }
 

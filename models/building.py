@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..approximations import Plan, calibrate
 from ..approximations.plan import FILE_NAME
+from ..approximations.registry import KINDS
 from .artifacts import save
 from .calibration_texts import calibration_texts
 from .compile import Compiled, compile
@@ -78,12 +79,22 @@ def compile_folder(
 
 
 def _circuits(found: Mapping[int, Compiled], stage: Stage | None) -> dict[int, Chosen]:
-    """For encrypted queries, where all programs have their operations. Errors: TooDeep, CkksError."""
-    if not all(can_be_encrypted(compiled.program) for compiled in found.values()):
+    """For encrypted queries, where all programs have their operations and no division, which takes too many levels.
+
+    Errors: TooDeep, CkksError.
+    """
+    if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in found.values()):
         return {}
     if stage:
         stage("plan ciphertexts")
     return {length: circuit_for(compiled) for length, compiled in found.items()}
+
+
+def _divides(plan: Plan) -> bool:
+    """Whether a plan iterates for reciprocals and roots."""
+    chosen = [getattr(plan, kind) for kind in KINDS]
+    chosen += [choice for by_kind in plan.overrides.values() for choice in by_kind.values()]
+    return any(choice.name == "goldschmidt" for choice in chosen)
 
 
 def own_plan(loaded: Loaded) -> Plan | str:

@@ -312,7 +312,7 @@ def load_settings(path: Path | None = None, protocols: Collection[str] = SERVED,
     settings._file = path.absolute() if path else None
     if settings.session.protocol not in protocols:
         where = "the command line" if "session.protocol" in given or path is None else path
-        what = f"session.protocol = {settings.session.protocol}: this is for {' or '.join(protocols)}"
+        what = f"session.protocol = {settings.session.protocol}: this is for protocol {' or '.join(protocols)}"
         raise ConfigError([f"{where}: {what}; {_COMMANDS[settings.session.protocol]}"])
     return settings
 

@@ -210,7 +210,7 @@ def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_cla
     ("arguments", "line"),
     [
         (("run", "nowhere", "a text", "--recipient", "alice"), "--recipient: protocol beaver has fixed parties"),
-        (("run", "nowhere", "a text", "--parties", "3"), "--parties: protocol beaver has fixed parties"),
+        (("run", "nowhere", "a text", "--parties", "3"), "3 parties: protocol beaver has 2; use protocol crypten"),
         (("estimate", "nowhere", "--parties", "3"), "--parties 3: protocol beaver has two"),
         (("estimate", "nowhere", "--protocol", "crypten", "--parties", "1"), "parties: 1 are named"),
     ],

@@ -1,5 +1,8 @@
 """`ckks` beside `clear`: the same Program, on ciphertexts, within a stated error. Rings here are small and insecure."""
 
+import multiprocessing
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +93,19 @@ def test_a_layer_costs_six_levels(encrypted):
     assert sum(own for _, own, _ in rows) == rows[-1][2] == encrypted.circuit.levels
 
 
+def in_one_thread(work):
+    """In a process of its own: a worker of the tests may have threads, and workers refuse to be forked then."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
 def test_worker_processes_find_the_same(encrypted):
+    in_one_thread(lambda: _workers_find_the_same(encrypted))
+
+
+def _workers_find_the_same(encrypted):
     from blindformer.models.encrypted import real_values
     from blindformer.protocols.ckks.evaluator import Evaluator
 
@@ -104,8 +119,23 @@ def test_worker_processes_find_the_same(encrypted):
 
 
 def test_a_worker_that_fails_is_an_error():
-    with pytest.raises(CkksError, match="ended before"):
-        each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
+    def fails():
+        with pytest.raises(CkksError, match="ended before"):
+            each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
+
+    in_one_thread(fails)
+
+
+def test_workers_are_not_forked_beside_threads():
+    done = threading.Event()
+    beside = threading.Thread(target=done.wait)
+    beside.start()
+    try:
+        with pytest.raises(CkksError, match="one thread"):
+            each([1, 2], lambda part: part, lambda file: file, workers=2)
+    finally:
+        done.set()
+        beside.join()
 
 
 def test_what_is_lost_is_known_by_layer(encrypted):
