@@ -168,6 +168,8 @@ class Deployment:
         self.deaths[name] = self.deaths.get(name, 0) + 1
         if self.deaths[name] > DEATHS:
             raise FederateError(f"{name} died {self.deaths[name]} times: {_last_line(self.log(name))}")
+        # The SuperLink sends a node away that it believes to be there still, until its last sign of life is old enough.
+        time.sleep(min(2.0 * (self.deaths[name] - 1), 15.0))
         self._start(name, self._commands[name])
 
     def _await_link(self) -> None:

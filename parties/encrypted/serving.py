@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -63,6 +64,8 @@ def serve(
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
     mine = settings.server
     identity = Identity(settings.certificates.folder, ROLE)
+    # It warns of a worker that its own close has reaped before its watcher; how workers end is in our log.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{ROLE}-") as scratch:
         asyncio.run(Serving(settings, identity, scratch, more).run(listener, announce, lifeline))
 
