@@ -13,7 +13,7 @@ from blindformer.federated.settings import FederateError, Settings
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
-SETTINGS = {"clients": 3, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1}
+SETTINGS = {"clients": 3, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1, "timeout": 120.0}
 
 
 @pytest.mark.slow
