@@ -71,6 +71,29 @@ class Multiply(Step):
 
 
 @dataclass
+class Scored(Step):
+    """What scores read. `sums`: rotations that add up the features of every head."""
+
+    queries: list[Operand] = field(default_factory=list)
+    keys: list[Operand] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
+
+
+@dataclass
+class Mixed(Step):
+    """What mixing reads."""
+
+    weights: list[Operand] = field(default_factory=list)
+    values: list[Operand] = field(default_factory=list)
+
+    def reads(self) -> Iterator[int]:
+        yield from (operand.ciphertext for operand in (*self.weights, *self.values))
+
+
+@dataclass
 class Attention(Step):
     """What scores and their mixing share. `tokens`: of a text; `giant`: see packing.baby_steps."""
 
@@ -90,15 +113,8 @@ class Attention(Step):
 
 
 @dataclass
-class Scores(Attention):
-    """Queries times keys, by offset. `sums`: rotations that add up the features of every head."""
-
-    queries: list[Operand] = field(default_factory=list)
-    keys: list[Operand] = field(default_factory=list)
-    sums: list[int] = field(default_factory=list)
-
-    def reads(self) -> Iterator[int]:
-        yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
+class Scores(Scored, Attention):
+    """Queries times keys, by offset."""
 
     def rotations(self) -> Iterator[int]:
         yield -self.tokens
@@ -108,14 +124,8 @@ class Scores(Attention):
 
 
 @dataclass
-class Mix(Attention):
+class Mix(Mixed, Attention):
     """Weights by offset times values."""
-
-    weights: list[Operand] = field(default_factory=list)
-    values: list[Operand] = field(default_factory=list)
-
-    def reads(self) -> Iterator[int]:
-        yield from (operand.ciphertext for operand in (*self.weights, *self.values))
 
     def rotations(self) -> Iterator[int]:
         yield -self.tokens
@@ -135,15 +145,8 @@ class OneQuery(Step):
 
 
 @dataclass
-class QueryScores(OneQuery):
-    """One query, copied to every lane of its text, times keys. `sums`: as in `Scores`."""
-
-    queries: list[Operand] = field(default_factory=list)
-    keys: list[Operand] = field(default_factory=list)
-    sums: list[int] = field(default_factory=list)
-
-    def reads(self) -> Iterator[int]:
-        yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
+class QueryScores(Scored, OneQuery):
+    """One query, copied to every lane of its text, times keys."""
 
     def rotations(self) -> Iterator[int]:
         yield from (-steps for steps in self.doublings())
@@ -151,14 +154,8 @@ class QueryScores(OneQuery):
 
 
 @dataclass
-class QueryMix(OneQuery):
+class QueryMix(Mixed, OneQuery):
     """Weights times values, summed over the lanes of a text into its first one."""
-
-    weights: list[Operand] = field(default_factory=list)
-    values: list[Operand] = field(default_factory=list)
-
-    def reads(self) -> Iterator[int]:
-        yield from (operand.ciphertext for operand in (*self.weights, *self.values))
 
     def rotations(self) -> Iterator[int]:
         yield from self.doublings()
