@@ -1,6 +1,9 @@
 """What travels between an encrypting client and its server: of known sizes, and harmless to whoever reads it."""
 
+import multiprocessing
 import random
+import resource
+import struct
 
 import pytest
 from blindformer.protocols.ckks import sealed
@@ -151,19 +154,40 @@ def test_a_ciphertext_of_another_scale_or_ring_is_refused(keys):
         load_request(ring, {0: fresh(other, 0, 2.0**39)}, {0: 0})
 
 
-def bomb(inner: int, blocks: int) -> bytes:
-    """A stream of SEAL's form that inflates to 128 KiB a block of four bytes."""
+def bomb(inner: int, blocks: int, first: bytes = b"", version: tuple[int, int] = (4, 1)) -> bytes:
+    """A stream of SEAL's form that inflates to 128 KiB a block of four bytes, after blocks that are given."""
     body = b"".join(
         (int(n == blocks - 1) | 1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0" for n in range(blocks)
     )
-    frame = b"\x28\xb5\x2f\xfd\xa0" + inner.to_bytes(4, "little") + body
-    return sealed.HEADER.pack(0xA15E, 16, 4, 1, 2, 0, 16 + len(frame)) + frame
+    frame = b"\x28\xb5\x2f\xfd\xa0" + inner.to_bytes(4, "little") + first + body
+    return sealed.HEADER.pack(0xA15E, 16, *version, 2, 0, 16 + len(frame)) + frame
 
 
 def test_what_would_grow_beyond_its_size_is_refused():
     inner = sealed.ciphertext_bytes(2048, 4, seeded=True)
     with pytest.raises(SealedError, match="grows beyond its size"):
         check_sealed(bomb(inner, 5000), inner, "bomb")
+
+
+def test_an_object_within_an_object_does_not_grow_beyond_what_is_read(keys):
+    """SEAL's loader inflates as it reads: a ciphertext's data may be a stream of their own, but never all of it."""
+    ring, count = keys.ring, 2 * 2 * 2048  # two parts of two primes: one block of zstd's
+    data = struct.pack("<Q", count) + bytes(8 * count)
+    stored = (len(data) << 3).to_bytes(3, "little") + data  # a block as it is, before 131 MB in blocks of four bytes
+    version = sealed.HEADER.unpack_from(fresh(keys, 2))[2:4]
+    within = bomb(len(data) + (1000 << 17), 1000, stored, version)
+    about = struct.pack("<4Q?3QdQ", *ring.ids[2], True, 2, 2048, 2, PARAMETERS.scale, 1) + within
+    outer = bomb(len(about), 0, (len(about) << 3 | 1).to_bytes(3, "little") + about, version)
+
+    def load():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert from_bytes(seal.Ciphertext, ring.context, outer, "bomb").size() == 2
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # kB
+
+    process = multiprocessing.get_context("fork").Process(target=load)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
