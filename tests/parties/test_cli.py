@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from blindformer.parties.cli import main
 
 SHARED = {
     *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
@@ -16,20 +15,6 @@ SHARED = {
 
 # The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
 KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
+from functools import partial
 
 import pytest
-from blindformer.parties.cli import main
 
 EPOCHS = ("--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        import signal
-
-        before = signal.getsignal(signal.SIGTERM)
-        monkeypatch.setattr(sys, "argv", ["blindformer", "distill", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
+def call(call):
+    return partial(call, "distill")
 
 
 @pytest.fixture

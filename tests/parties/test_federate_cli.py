@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import pytest
-from blindformer.parties.cli import main
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
@@ -15,23 +14,8 @@ QUICK = ("--data", "digits", "--clients", "3", "--rounds", "2", "--epochs", "1",
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        import signal
-
-        before = signal.getsignal(signal.SIGTERM)
-        monkeypatch.setattr(sys, "argv", ["blindformer", "federate", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
+def call(call):
+    return partial(call, "federate")
 
 
 def test_a_folder_a_picture_and_one_object(call, tmp_path):

@@ -18,7 +18,6 @@ from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.models.loading import load
 from blindformer.parties.certificates import make_certificates
-from blindformer.parties.cli import main
 from blindformer.parties.local import compile_text
 from safetensors.torch import save_file
 
@@ -106,16 +105,12 @@ def site(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, site):
-    """`call(*arguments)` gives (exit code, stdout, stderr), in the site's folder and in this process."""
+def call(call, monkeypatch, site):
+    """In the site's folder."""
 
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.chdir(site.folder)
-        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+        return call(*arguments)
 
     return run
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.models.compile import decode_outputs
-from blindformer.parties.cli import main
 from blindformer.parties.encrypted.client import EncryptedClient
 from blindformer.parties.encrypted.kept import KeptKeys, KeyFileError
 from blindformer.parties.inspect import inspect
@@ -17,20 +15,6 @@ from blindformer.parties.precision import precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
 from blindformer.tests.parties.encrypted.conftest import TEXTS
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 def test_query_answers_as_the_library_does(call, site, tmp_path):
