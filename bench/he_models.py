@@ -13,7 +13,6 @@ request takes on a quiet core, `wall_s` what it took here.
 import argparse
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from blindformer.models.encrypted import Encrypted, Whole, real_values
 from blindformer.models.evaluation import OUTPUT, encode, wilson
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import Loaded, load
+from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.clear import ClearEngine
 from rich.console import Console
 from rich.table import Table
@@ -94,14 +94,6 @@ def exactly(folder: Path, data: Dataset, rows: int) -> float | None:
     return float((torch.cat(found) == labels).float().mean())
 
 
-def size(value: Any) -> int:
-    """Bytes of a key or ciphertext, as SEAL writes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "value"
-        value.save(str(file))
-        return file.stat().st_size
-
-
 def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: int, count: int, say: Say
         ) -> dict[str, Any]:  # fmt: skip
     """`count` test examples by way of ciphertexts, beside `clear`."""
@@ -111,6 +103,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
     for batch, here in batches(loaded, data.test.take(range(count)), rows, length):
         values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
         request = encrypted.keys.encrypt(values)
+        sent = sum(map(len, encrypted.keys.sealed_request(values)))
         layers, began = {}, [time.process_time()]
 
         def mark(number: int, total: int, layers: dict[str, float] = layers, began: list[float] = began) -> None:
@@ -126,8 +119,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
         same += int((got.argmax(-1) == expected.argmax(-1)).sum())
         largest, done = max(largest, float((got - expected).abs().max())), done + here
         say(f"ckks {done}/{count}")
-    sizes = {"request": sum(map(size, request.values())), "reply": sum(map(size, reply.values()))}
-    keys = encrypted.keys.evaluation
+    sizes = {"request": sent, "reply": sum(len(to_bytes(item)) for item in reply.values())}
     return {
         "asked": done,
         "same_as_clear": same,
@@ -136,7 +128,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
         "cpu_s": round(median(cpus[1:] or cpus), 2),
         "wall_s": round(median(walls[1:] or walls), 2),
         "cpu_s_by_layer": layers,
-        "bytes": {**sizes, "keys": sum(map(size, [*keys.galois.values(), keys.relinearise]))},
+        "bytes": {**sizes, "keys": sum(map(len, encrypted.keys.sealed_evaluation()))},
         "mb_a_text": round(sum(sizes.values()) / rows / 1e6, 2),
     }
 

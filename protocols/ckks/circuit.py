@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from .diagonals import Block
 from .packing import Layout, Packing
 from .parameters import MOST_BITS, CkksError, Parameters, TooDeep, most_levels, parameters_for
+from .turns import chain, compose
 
 Array = np.ndarray
 
@@ -38,6 +40,7 @@ class Step:
         raise NotImplementedError
 
     def rotations(self) -> Iterator[int]:
+        """Each one that it makes, as often as it makes it."""
         yield from ()
 
 
@@ -47,16 +50,33 @@ class Affine(Step):
 
     blocks: list[Block] = field(default_factory=list)
 
+    @property
+    def slots(self) -> int:
+        return len(self.blocks[0].constant)
+
+    @cached_property
+    def babies(self) -> dict[int, dict[int, int]]:
+        """The chain of baby steps by source."""
+        found: dict[int, set[int]] = {}
+        for block in self.blocks:
+            for products in block.giants.values():
+                for product in products:
+                    found.setdefault(product.source, set()).add(product.baby)
+        return {source: chain(steps, self.slots) for source, steps in found.items()}
+
+    @cached_property
+    def giants(self) -> list[dict[int, int]]:
+        """The chain of giant steps by block."""
+        return [chain(block.giants, self.slots) for block in self.blocks]
+
     def reads(self) -> Iterator[int]:
         for block in self.blocks:
             for products in block.giants.values():
                 yield from (product.source for product in products)
 
     def rotations(self) -> Iterator[int]:
-        for block in self.blocks:
-            yield from block.giants
-            for products in block.giants.values():
-                yield from (product.baby for product in products)
+        for found in (*self.babies.values(), *self.giants):
+            yield from (to - before for to, before in found.items())
 
 
 @dataclass
@@ -105,11 +125,13 @@ class Attention(Step):
         """(giant step, baby step) of each offset, in order."""
         yield from ((r // self.giant * self.giant, r % self.giant) for r in range(self.tokens))
 
-    def babies(self) -> range:
-        return range(1, min(self.giant, self.tokens))
+    def babies(self) -> list[int]:
+        """One after the other."""
+        return [1] * (min(self.giant, self.tokens) - 1)
 
-    def giants(self) -> range:
-        return range(self.giant, self.tokens, self.giant)
+    def giants(self) -> list[int]:
+        """One after the other."""
+        return [self.giant] * len(range(self.giant, self.tokens, self.giant))
 
 
 @dataclass
@@ -117,10 +139,12 @@ class Scores(Scored, Attention):
     """Queries times keys, by offset."""
 
     def rotations(self) -> Iterator[int]:
-        yield -self.tokens
-        yield from self.babies()
-        yield from (-g for g in self.giants())
-        yield from self.sums
+        for _ in self.keys:
+            yield from (-self.tokens, *self.babies())
+        for _ in self.queries:
+            yield from (-g for g in self.giants())
+        for _ in self.results:
+            yield from self.sums
 
 
 @dataclass
@@ -128,9 +152,8 @@ class Mix(Mixed, Attention):
     """Weights by offset times values."""
 
     def rotations(self) -> Iterator[int]:
-        yield -self.tokens
-        yield from self.babies()
-        yield from self.giants()
+        for _ in self.values:
+            yield from (-self.tokens, *self.babies(), *self.giants())
 
 
 @dataclass
@@ -149,7 +172,8 @@ class QueryScores(Scored, OneQuery):
     """One query, copied to every lane of its text, times keys."""
 
     def rotations(self) -> Iterator[int]:
-        yield from (-steps for steps in self.doublings())
+        for _ in self.queries:
+            yield from (-steps for steps in self.doublings())
         yield from self.sums
 
 
@@ -158,7 +182,8 @@ class QueryMix(Mixed, OneQuery):
     """Weights times values, summed over the lanes of a text into its first one."""
 
     def rotations(self) -> Iterator[int]:
-        yield from self.doublings()
+        for _ in self.values:
+            yield from self.doublings()
 
 
 @dataclass(frozen=True)
@@ -226,10 +251,20 @@ class Circuit:
     def levels(self) -> int:
         return max((self.depth[number] for output in self.outputs for number in output.ciphertexts), default=0)
 
+    def turns(self) -> dict[int, tuple[int, ...]]:
+        """Every rotation that is made, modulo the slots, without 0 -> the rotations with keys that make it."""
+        work: dict[int, float] = {}
+        for step in self.steps:
+            primes = self.levels + 1 - step.work
+            for rotation in step.rotations():
+                steps = rotation % self.packing.slots
+                work[steps] = work.get(steps, 0.0) + primes * (primes + 1)  # transforms of a key switch
+        work.pop(0, None)
+        return compose(work, self.packing.slots)
+
     def rotations(self) -> list[int]:
-        """Every step that a ciphertext is rotated by, modulo the slots, without 0: the Galois keys that are needed."""
-        slots = self.packing.slots
-        return sorted({r % slots for step in self.steps for r in step.rotations()} - {0})
+        """The rotations that Galois keys are needed for."""
+        return sorted({key for made in self.turns().values() for key in made})
 
     def ends(self) -> Ends:
         numbers = [number for end in (*self.inputs, *self.outputs) for number in end.ciphertexts]

@@ -34,7 +34,7 @@ class Evaluator:
     def __init__(self, circuit: Circuit, parameters: Parameters, keep_mb: int = 4000, workers: int = 1) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
-        self.circuit, self.ring = circuit, Ring(parameters)
+        self.circuit, self.ring, self.turns = circuit, Ring(parameters), circuit.turns()
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
         self.room, self.workers = keep_mb * 1_000_000, workers
 
@@ -61,7 +61,8 @@ class Evaluator:
 
         Errors: CkksError for keys that lack a rotation.
         """
-        missing = [r for r in self.circuit.rotations() if self.ring.element(r) not in keys.galois]
+        wanted = {key for made in self.turns.values() for key in made}
+        missing = [r for r in wanted if self.ring.element(r) not in keys.galois]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
         run = _Run(self, dict(inputs), keys)
@@ -77,6 +78,7 @@ class Evaluator:
 class _Run:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
         self.ring, self.encoded, self.workers = evaluator.ring, evaluator.encoded, evaluator.workers
+        self.turns = evaluator.turns
         self.seal = seal.Evaluator(self.ring.context)
         self.held, self.keys = held, keys
         self.last: dict[int, int] = {}
@@ -102,18 +104,30 @@ class _Run:
         return out
 
     def _rotate(self, x: Any, steps: int) -> Any:
-        if steps % self.ring.parameters.slots == 0:
-            return x
-        out = seal.Ciphertext()
-        element = self.ring.element(steps)
-        self.seal.apply_galois(x, element, self.keys.galois[element], out)
-        return out
+        steps %= self.ring.parameters.slots
+        for key in self.turns[steps] if steps else ():
+            out = seal.Ciphertext()
+            element = self.ring.element(key)
+            self.seal.apply_galois(x, element, self.keys.galois[element], out)
+            x = out
+        return x
 
-    def _baby(self, number: int, steps: int, depth: int) -> Any:
-        key = (number, steps, depth)
+    def _baby(self, number: int, steps: int, step: Affine) -> Any:
+        key = (number, steps, step.work)
         if key not in self.rotated:
-            self.rotated[key] = self._rotate(self._at(number, depth), steps)
+            if steps:
+                before = step.babies[number][steps]
+                self.rotated[key] = self._rotate(self._baby(number, before, step), steps - before)
+            else:
+                self.rotated[key] = self._at(number, step.work)
         return self.rotated[key]
+
+    def _following(self, x: Any, rotations: Iterable[int]) -> list[Any]:
+        """The ciphertext, and each of the rotations applied to the one before."""
+        found = [x]
+        for steps in rotations:
+            found.append(self._rotate(found[-1], steps))
+        return found
 
     def _product(self, x: Any, y: Any) -> Any:
         out = seal.Ciphertext()
@@ -124,8 +138,9 @@ class _Run:
         return out
 
     def _sum(self, x: Any, y: Any) -> Any:
-        if x is None:
-            return y
+        """x + y, in place of x; None is 0."""
+        if x is None or y is None:
+            return y if x is None else x
         self.seal.add_inplace(x, y)
         return x
 
@@ -152,13 +167,13 @@ class _Run:
 
     def _weighed(self, number: int, step: Affine, at: tuple[int, int, int], item: Product) -> tuple[Any, Any]:
         """A rotated source, and what it is multiplied by so that the product has the wanted scale a level down."""
-        x = self._baby(item.source, item.baby, step.work)
+        x = self._baby(item.source, item.baby, step)
         scale = self.ring.parameters.scale * self.ring.prime(step.work) / x.scale
         return x, self.encoded((number, *at, scale), item.diagonal, step.work)
 
     def _block(self, number: int, step: Affine, index: int) -> Any:
         depth, wanted, block = step.work, self.ring.parameters.scale, step.blocks[index]
-        total = None
+        sums: dict[int, Any] = {}
         for giant, products in block.giants.items():
             inner = None
             for position, item in enumerate(products):
@@ -169,8 +184,12 @@ class _Run:
                 self.seal.multiply_plain(x, plain, out)
                 out.scale = wanted * self.ring.prime(depth)
                 inner = self._sum(inner, out)
+            sums[giant] = inner
+        for giant, before in reversed(step.giants[index].items()):
+            inner = sums.pop(giant)
             if inner is not None:
-                total = self._sum(total, self._rotate(inner, giant))
+                sums[before] = self._sum(sums.get(before), self._rotate(inner, giant - before))
+        total = sums.get(0)
         if total is None:
             raise CkksError(f"{step.path or 'model'}: a layer of zeros alone; there is nothing to compute")
         self.seal.rescale_to_next_inplace(total)
@@ -201,19 +220,20 @@ class _Run:
         for operand in operands:
             x = self._with(operand, step.work)
             self.seal.add_inplace(x, self._rotate(x, -step.tokens))
-            found.append([x, *(self._rotate(x, b) for b in step.babies())])
+            found.append(self._following(x, step.babies()))
         return found
 
     def _scores(self, number: int, step: Scores) -> list[Any]:
         keys = self._twice(step.keys, step)
-        queries = [self._with(operand, step.work) for operand in step.queries]
-        moved = {0: queries, **{g: [self._rotate(q, -g) for q in queries] for g in step.giants()}}
+        moved = [
+            self._following(self._with(operand, step.work), (-g for g in step.giants())) for operand in step.queries
+        ]
 
         def score(offset: tuple[int, int]) -> Any:
             giant, baby = offset
             total = None
-            for query, key in zip(moved[giant], keys, strict=True):
-                total = self._sum(total, self._product(query, key[baby]))
+            for query, key in zip(moved, keys, strict=True):
+                total = self._sum(total, self._product(query[giant // step.giant], key[baby]))
             return self._summed(self._closed(total), step.sums)
 
         return self._each(list(step.offsets()), score)
@@ -238,9 +258,11 @@ class _Run:
             for block, value in enumerate(values):
                 row[block] = self._sum(row[block], self._product(weight, value[baby]))
         results: list[Any] = [None] * len(values)
-        for giant, row in sums.items():
+        for giant, row in reversed(sums.items()):
             for block, total in enumerate(row):
-                results[block] = self._sum(results[block], self._rotate(self._closed(total), giant))
+                results[block] = self._sum(self._closed(total), results[block])
+                if giant:
+                    results[block] = self._rotate(results[block], step.giant)
         return results
 
     def _query_scores(self, number: int, step: QueryScores) -> list[Any]:
