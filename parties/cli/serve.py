@@ -83,6 +83,9 @@ def serve(
     keys_seconds: Annotated[
         float | None, typer.Option("--keys-seconds", help="ckks: seconds of no use after which keys are gone.")
     ] = None,
+    query_processes: Annotated[
+        int | None, typer.Option("--query-processes", help="ckks: processes that share one query (default: 1).")
+    ] = None,
     metrics: MetricsOption = None,
     grace: GraceOption = None,
     log_format: LogFormatOption = None,
@@ -99,6 +102,7 @@ def serve(
         "server", certs, timeout, listen=listen, folder=folder, spool=spool, sessions=sessions, workers=workers,
         queue=queue, share=share, idle=idle, query_seconds=query_seconds, metrics=metrics, grace=grace,
         log_format=log_format, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,
+        query_processes=query_processes,
     )  # fmt: skip
     shared = {
         "session.protocol": None if protocol is None else protocol.value,

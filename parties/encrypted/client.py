@@ -33,6 +33,7 @@ from ..certificates import client_context
 from ..client_local import LOCAL, LocalServices
 from ..config import load_settings
 from ..report import MB, Report, ckks_report
+from ..service.limits import cores
 from ..session import Progress, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
 from .kept import KeptKeys
@@ -247,7 +248,8 @@ class EncryptedClient(Asking):
             return self._api
         settings, timeout = self.settings, self.settings.session.timeout
         if self._start_local:
-            more = ("--any-ring",) if self.any_ring else ()
+            more = ["--workers", "1", "--query-processes", str(cores())]  # there is one client, this one
+            more += ["--any-ring"] if self.any_ring else []
             self._local = LocalServices(settings.client.folder, timeout, self.protocol, more)
         folder = self._local.certificates if self._local else settings.certificates.folder
         address = self._local.addresses[SERVER] if self._local else settings.address(SERVER)

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
@@ -82,24 +81,23 @@ class Worker:
 
 
 class Pool:
-    """`queue`: jobs that may wait; `each`: of them, how many of one certificate (its running ones among them).
+    """`count` workers, started with `words` (worker.py).
 
+    queue  jobs that may wait
+    each   of them, how many of one certificate (its running ones among them)
     died   is told why, whenever a worker did
     """
 
     def __init__(
         self,
         count: int,
-        folder: Path,
-        memory: int,
+        words: Sequence[str],
         *,
         queue: int,
         each: int,
         seconds: float,
         died: Callable[[str], None],
-        more: Sequence[str] = (),
     ) -> None:
-        words = [str(folder), str(memory), *more]
         self.workers = [Worker(words) for _ in range(count)]
         self._free: list[Worker] = []
         self._places = asyncio.Semaphore(0)

@@ -78,13 +78,11 @@ class Serving:
         self.exporter = exporter_at(self.mine.metrics, self.log)
         self.pool = Pool(
             self.limits.workers,
-            self.mine.folder,
-            int(self.mine.keys_memory_gb * GB),
+            [str(self.mine.folder), str(int(self.mine.keys_memory_gb * GB)), str(self.mine.query_processes), *more],
             queue=self.limits.queue,
             each=self.limits.queue_each,
             seconds=self.limits.query_seconds,
             died=self._died,
-            more=more,
         )
         self._forgotten: list[str] = []
         self.store = KeyStore(

@@ -34,9 +34,9 @@ class Stopped(Exception):
 
 
 class Worker:
-    """`memory`: bytes that evaluation keys may take here; at least one client's are held."""
+    """`memory`: bytes that evaluation keys may take here; at least one client's are held. `processes`: for a query."""
 
-    def __init__(self, sock: socket.socket, folder: Path, memory: int, secure: bool = True) -> None:
+    def __init__(self, sock: socket.socket, folder: Path, memory: int, processes: int, secure: bool = True) -> None:
         from ...protocols.ckks.evaluator import Evaluator
 
         self.sock, self.memory = sock, memory
@@ -48,7 +48,7 @@ class Worker:
                 raise ArtifactError(f"{part.folder}: is not compiled for encrypted queries; compile with --plan he")
             facts = facts_from(item.circuit.facts.to_json(), secure=secure)
             self.facts[program] = facts
-            self.evaluators[program] = Evaluator(circuit_in(item, facts), facts.parameters)
+            self.evaluators[program] = Evaluator(circuit_in(item, facts), facts.parameters, workers=processes)
         self.about = {"name": part.model.get("name", "model"), "plan": part.plan.name}
         self.keys: OrderedDict[str, tuple[int, Any]] = OrderedDict()  # by name: bytes in memory, and the keys
 
@@ -117,10 +117,10 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the service ends its workers
     torch.set_num_threads(1)
     keep_freed_memory()
-    number, folder, memory, *more = arguments
+    number, folder, memory, processes, *more = arguments
     with socket.socket(fileno=int(number)) as sock:
         try:
-            Worker(sock, Path(folder), int(memory), secure="--any-ring" not in more).run()
+            Worker(sock, Path(folder), int(memory), int(processes), secure="--any-ring" not in more).run()
         except BlindformerError as error:
             sock.sendall(packed({"failed": str(error)}))
             return 1

@@ -40,12 +40,15 @@ def each(parts: Sequence[Part], work: Callable[[Part], Any], load: Callable[[str
 
 
 def _forked(parts: Sequence[Part], work: Callable[[Part], Any], folder: Path, mine: range) -> int:
+    parent = os.getpid()
     child = os.fork()
     if child:
         return child
     status = 1
     try:
         for number in mine:
+            if os.getppid() != parent:  # it was killed, and nobody waits for this
+                break
             work(parts[number]).save(str(folder / str(number)))
         status = 0
     finally:

@@ -146,7 +146,7 @@ def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
 
 def test_places_are_bounded_for_all_and_for_each(tmp_path):
     async def run():
-        pool = Pool(1, tmp_path, 0, queue=2, each=2, seconds=5, died=lambda why: None)
+        pool = Pool(1, [], queue=2, each=2, seconds=5, died=lambda why: None)
         (worker,) = pool.workers
         pool._give(worker)
         order = []

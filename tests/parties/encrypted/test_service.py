@@ -346,8 +346,11 @@ def test_metrics_and_health(site, client, api):
     assert api.ask("GET", "/v1/health") == {"healthy": True, "stopping": False}
 
 
-def test_it_stops_in_order(made):
-    with Site(made, "--workers", "1") as site:
+def test_processes_share_a_query_and_it_stops_in_order(made):
+    with Site(made, "--workers", "1", "--query-processes", "2") as site:
+        with site.client() as client:
+            expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
+            assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
         assert site.service.stop() == 0
         assert not site.service.noise
 
