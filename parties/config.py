@@ -186,6 +186,8 @@ class Server(Service):
     """Protocol ckks: what those that are in use may take in the memory of one worker; one client's always may."""
     keys_seconds: float = Field(default=86400.0, gt=0, le=31536000, allow_inf_nan=False)
     """Protocol ckks: seconds of no use after which a client's keys are gone."""
+    weights_memory_gb: float = Field(default=4.0, ge=0, le=1e6, allow_inf_nan=False)
+    """Protocol ckks: what encoded weights may take in the memory of one worker; the others are encoded each time."""
     query_processes: int = Field(default=1, ge=1, le=256)
     """Protocol ckks: processes that share one query's ciphertexts; with few clients, one for each core."""
 

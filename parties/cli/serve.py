@@ -83,6 +83,9 @@ def serve(
     keys_seconds: Annotated[
         float | None, typer.Option("--keys-seconds", help="ckks: seconds of no use after which keys are gone.")
     ] = None,
+    weights_memory_gb: Annotated[
+        float | None, typer.Option("--weights-memory-gb", help="ckks: what encoded weights may take there.")
+    ] = None,
     query_processes: Annotated[
         int | None, typer.Option("--query-processes", help="ckks: processes that share one query (default: 1).")
     ] = None,
@@ -102,7 +105,7 @@ def serve(
         "server", certs, timeout, listen=listen, folder=folder, spool=spool, sessions=sessions, workers=workers,
         queue=queue, share=share, idle=idle, query_seconds=query_seconds, metrics=metrics, grace=grace,
         log_format=log_format, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,
-        query_processes=query_processes,
+        weights_memory_gb=weights_memory_gb, query_processes=query_processes,
     )  # fmt: skip
     shared = {
         "session.protocol": None if protocol is None else protocol.value,

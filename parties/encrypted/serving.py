@@ -78,7 +78,13 @@ class Serving:
         self.exporter = exporter_at(self.mine.metrics, self.log)
         self.pool = Pool(
             self.limits.workers,
-            [str(self.mine.folder), str(int(self.mine.keys_memory_gb * GB)), str(self.mine.query_processes), *more],
+            [
+                str(self.mine.folder),
+                str(int(self.mine.keys_memory_gb * GB)),
+                str(int(self.mine.weights_memory_gb * GB)),
+                str(self.mine.query_processes),
+                *more,
+            ],
             queue=self.limits.queue,
             each=self.limits.queue_each,
             seconds=self.limits.query_seconds,

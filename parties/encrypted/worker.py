@@ -34,9 +34,15 @@ class Stopped(Exception):
 
 
 class Worker:
-    """`memory`: bytes that evaluation keys may take here; at least one client's are held. `processes`: for a query."""
+    """One process. `processes`: those that share a query.
 
-    def __init__(self, sock: socket.socket, folder: Path, memory: int, processes: int, secure: bool = True) -> None:
+    memory    bytes that evaluation keys may take here; at least one client's are held
+    weights   bytes that encoded weights may take
+    """
+
+    def __init__(
+        self, sock: socket.socket, folder: Path, memory: int, weights: int, processes: int, secure: bool = True
+    ) -> None:
         from ...protocols.ckks.evaluator import Evaluator
 
         self.sock, self.memory = sock, memory
@@ -48,7 +54,8 @@ class Worker:
                 raise ArtifactError(f"{part.folder}: is not compiled for encrypted queries; compile with --plan he")
             facts = facts_from(item.circuit.facts.to_json(), secure=secure)
             self.facts[program] = facts
-            self.evaluators[program] = Evaluator(circuit_in(item, facts), facts.parameters, workers=processes)
+            circuit, share = circuit_in(item, facts), weights // len(part)
+            self.evaluators[program] = Evaluator(circuit, facts.parameters, share, processes)
         self.about = {"name": part.model.get("name", "model"), "plan": part.plan.name}
         self.keys: OrderedDict[str, tuple[int, Any]] = OrderedDict()  # by name: bytes in memory, and the keys
 
@@ -117,10 +124,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the service ends its workers
     torch.set_num_threads(1)
     keep_freed_memory()
-    number, folder, memory, processes, *more = arguments
+    number, folder, memory, weights, processes, *more = arguments
     with socket.socket(fileno=int(number)) as sock:
         try:
-            Worker(sock, Path(folder), int(memory), int(processes), secure="--any-ring" not in more).run()
+            sizes = int(memory), int(weights), int(processes)
+            Worker(sock, Path(folder), *sizes, secure="--any-ring" not in more).run()
         except BlindformerError as error:
             sock.sendall(packed({"failed": str(error)}))
             return 1

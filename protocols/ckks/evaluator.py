@@ -27,16 +27,16 @@ from .workers import each
 class Evaluator:
     """One circuit with its encoded weights, for any client's keys.
 
-    keep_mb   of encoded weights that are kept for the next request; the others are encoded again each time
+    keep      bytes of encoded weights that are kept for the next request; the others are encoded again each time
     workers   processes over independent ciphertexts (workers.py)
     """
 
-    def __init__(self, circuit: Circuit, parameters: Parameters, keep_mb: int = 4000, workers: int = 1) -> None:
+    def __init__(self, circuit: Circuit, parameters: Parameters, keep: int = 4_000_000_000, workers: int = 1) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
         self.circuit, self.ring, self.turns = circuit, Ring(parameters), circuit.turns()
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
-        self.room, self.workers = keep_mb * 1_000_000, workers
+        self.room, self.workers = keep, workers
 
     def encoded(self, key: tuple[int, int, int, int, float], diagonal: Any, depth: int) -> Any:
         """A diagonal at a scale (the key's last part), encoded; None if it is 0."""
@@ -57,7 +57,7 @@ class Evaluator:
         progress: Callable[[int, int], None] | None = None,
         watch: Callable[[Step, Mapping[int, Any]], None] | None = None,
     ) -> dict[int, Any]:
-        """The answers' ciphertexts by number. `watch` sees each step with all ciphertexts so far.
+        """The answers' ciphertexts by number. `watch` sees each step with its results, and what is still to be read.
 
         Errors: CkksError for keys that lack a rotation.
         """
@@ -70,6 +70,7 @@ class Evaluator:
             run.step(number, step)
             if watch:
                 watch(step, run.held)
+            run.drop(number)
             if progress:
                 progress(number + 1, len(self.circuit.steps))
         return {number: run.held[number] for output in self.circuit.outputs for number in output.ciphertexts}
@@ -84,6 +85,8 @@ class _Run:
         self.last: dict[int, int] = {}
         for number, step in enumerate(evaluator.circuit.steps):
             self.last.update(dict.fromkeys(step.reads(), number))
+        for output in evaluator.circuit.outputs:
+            self.last.update(dict.fromkeys(output.ciphertexts, len(evaluator.circuit.steps)))
         self.rotated: dict[tuple[int, int, int], Any] = {}  # of (ciphertext, baby step, depth): readers share them
         self.kinds: dict[type[Step], Callable[[int, Any], list[Any]]] = {
             Affine: self._affine, Multiply: self._multiply, Scores: self._scores, Mix: self._mix,
@@ -93,8 +96,13 @@ class _Run:
     def step(self, number: int, step: Step) -> None:
         for result, value in zip(step.results, self.kinds[type(step)](number, step), strict=True):
             self.held[result] = value
+
+    def drop(self, number: int) -> None:
+        """What no step after this one reads."""
         for key in [key for key in self.rotated if self.last[key[0]] <= number]:
             del self.rotated[key]
+        for key in [key for key in self.held if self.last.get(key, -1) <= number]:
+            del self.held[key]
 
     # --- ciphertexts -------------------------------------------------------------------------------------------------
     def _at(self, number: int, depth: int) -> Any:

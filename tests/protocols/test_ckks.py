@@ -111,7 +111,7 @@ def _workers_find_the_same(encrypted):
 
     batch = make("bert-labels", "he").batches[1]
     values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
-    evaluator = Evaluator(encrypted.circuit, encrypted.parameters, keep_mb=0, workers=2)
+    evaluator = Evaluator(encrypted.circuit, encrypted.parameters, keep=0, workers=2)
     answers = evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
     assert not evaluator.plaintexts, "there is no room for any"
     expected = clear(encrypted.compiled, batch)["logits"]
