@@ -61,6 +61,8 @@ class Worker:
 
     def run(self) -> None:
         self._say({"ready": [facts.to_json() for facts in self.facts.values()], **self.about})
+        for evaluator in self.evaluators.values():  # while the first client makes its keys
+            evaluator.prepare()
         while (message := receive(self.sock)) is not None:
             head, body = message
             try:

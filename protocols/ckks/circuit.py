@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .diagonals import Block
+from .diagonals import Block, Product
 from .packing import Layout, Packing
 from .parameters import MOST_BITS, CkksError, Parameters, TooDeep, most_levels, parameters_for
 from .turns import chain, compose
@@ -43,6 +43,10 @@ class Step:
         """Each one that it makes, as often as it makes it."""
         yield from ()
 
+    def factors(self) -> Iterator[tuple[int, int]]:
+        """The two ciphertexts that each result is a product of, or a sum of such products; none of an affine map."""
+        yield from ()
+
 
 @dataclass
 class Affine(Step):
@@ -58,10 +62,8 @@ class Affine(Step):
     def babies(self) -> dict[int, dict[int, int]]:
         """The chain of baby steps by source."""
         found: dict[int, set[int]] = {}
-        for block in self.blocks:
-            for products in block.giants.values():
-                for product in products:
-                    found.setdefault(product.source, set()).add(product.baby)
+        for _, product in self.products():
+            found.setdefault(product.source, set()).add(product.baby)
         return {source: chain(steps, self.slots) for source, steps in found.items()}
 
     @cached_property
@@ -69,10 +71,14 @@ class Affine(Step):
         """The chain of giant steps by block."""
         return [chain(block.giants, self.slots) for block in self.blocks]
 
+    def products(self) -> Iterator[tuple[tuple[int, int, int], Product]]:
+        """Each with its place: block, giant step, position."""
+        for index, block in enumerate(self.blocks):
+            for giant, products in block.giants.items():
+                yield from (((index, giant, position), product) for position, product in enumerate(products))
+
     def reads(self) -> Iterator[int]:
-        for block in self.blocks:
-            for products in block.giants.values():
-                yield from (product.source for product in products)
+        yield from (product.source for _, product in self.products())
 
     def rotations(self) -> Iterator[int]:
         for found in (*self.babies.values(), *self.giants):
@@ -86,8 +92,11 @@ class Multiply(Step):
     pairs: list[tuple[Operand, Operand]] = field(default_factory=list)
 
     def reads(self) -> Iterator[int]:
-        for left, right in self.pairs:
-            yield from (left.ciphertext, right.ciphertext)
+        for factors in self.factors():
+            yield from factors
+
+    def factors(self) -> Iterator[tuple[int, int]]:
+        yield from ((left.ciphertext, right.ciphertext) for left, right in self.pairs)
 
 
 @dataclass
@@ -101,6 +110,9 @@ class Scored(Step):
     def reads(self) -> Iterator[int]:
         yield from (operand.ciphertext for operand in (*self.queries, *self.keys))
 
+    def factors(self) -> Iterator[tuple[int, int]]:
+        yield from [(self.queries[0].ciphertext, self.keys[0].ciphertext)] * len(self.results)
+
 
 @dataclass
 class Mixed(Step):
@@ -111,6 +123,9 @@ class Mixed(Step):
 
     def reads(self) -> Iterator[int]:
         yield from (operand.ciphertext for operand in (*self.weights, *self.values))
+
+    def factors(self) -> Iterator[tuple[int, int]]:
+        yield from [(self.weights[0].ciphertext, self.values[0].ciphertext)] * len(self.results)
 
 
 @dataclass

@@ -50,6 +50,20 @@ class Evaluator:
             self.plaintexts[key] = found
         return found
 
+    def prepare(self) -> None:
+        """Encode what is kept of the weights now, and not when the first request comes."""
+        scales = {n: self.ring.parameters.scale for item in self.circuit.inputs for n in item.ciphertexts}
+        for number, step in enumerate(self.circuit.steps):
+            scales.update(dict.fromkeys(step.results, self.ring.parameters.scale))
+            for result, (one, other) in zip(step.results, step.factors(), strict=False):
+                scales[result] = scales[one] * scales[other] / self.ring.prime(step.work)
+            for at, item in step.products() if isinstance(step, Affine) else ():
+                self.encoded((number, *at, self.weight_scale(scales[item.source], step.work)), item.diagonal, step.work)
+
+    def weight_scale(self, scale: float, depth: int) -> float:
+        """A weight's, so that its product with a ciphertext of this scale has the wanted one a level down."""
+        return self.ring.parameters.scale * self.ring.prime(depth) / scale
+
     def run(
         self,
         inputs: Mapping[int, Any],
@@ -78,8 +92,8 @@ class Evaluator:
 
 class _Run:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
-        self.ring, self.encoded, self.workers = evaluator.ring, evaluator.encoded, evaluator.workers
-        self.turns = evaluator.turns
+        self.ring, self.turns, self.workers = evaluator.ring, evaluator.turns, evaluator.workers
+        self.encoded, self.weight_scale = evaluator.encoded, evaluator.weight_scale
         self.seal = seal.Evaluator(self.ring.context)
         self.held, self.keys = held, keys
         self.last: dict[int, int] = {}
@@ -167,17 +181,14 @@ class _Run:
     # --- steps -------------------------------------------------------------------------------------------------------
     def _affine(self, number: int, step: Affine) -> list[Any]:
         if self.workers > 1:  # what several blocks read is rotated and encoded here, once
-            for index, block in enumerate(step.blocks):
-                for giant, products in block.giants.items():
-                    for position, item in enumerate(products):
-                        self._weighed(number, step, (index, giant, position), item)
+            for at, item in step.products():
+                self._weighed(number, step, at, item)
         return self._each(range(len(step.blocks)), lambda index: self._block(number, step, index))
 
     def _weighed(self, number: int, step: Affine, at: tuple[int, int, int], item: Product) -> tuple[Any, Any]:
-        """A rotated source, and what it is multiplied by so that the product has the wanted scale a level down."""
+        """A rotated source, and what it is multiplied by."""
         x = self._baby(item.source, item.baby, step)
-        scale = self.ring.parameters.scale * self.ring.prime(step.work) / x.scale
-        return x, self.encoded((number, *at, scale), item.diagonal, step.work)
+        return x, self.encoded((number, *at, self.weight_scale(x.scale, step.work)), item.diagonal, step.work)
 
     def _block(self, number: int, step: Affine, index: int) -> Any:
         depth, wanted, block = step.work, self.ring.parameters.scale, step.blocks[index]

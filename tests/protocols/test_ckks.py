@@ -118,6 +118,20 @@ def _workers_find_the_same(encrypted):
     assert (encrypted.decode(answers)["logits"] - expected).abs().max() < ERROR
 
 
+def test_weights_that_are_encoded_ahead_are_those_that_a_request_meets(encrypted):
+    from blindformer.models.encrypted import real_values
+    from blindformer.protocols.ckks.evaluator import Evaluator
+
+    evaluator = Evaluator(encrypted.circuit, encrypted.parameters)
+    evaluator.prepare()
+    ahead = set(evaluator.plaintexts)
+    batch = make("bert-labels", "he").batches[1]
+    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+    evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    assert ahead
+    assert set(evaluator.plaintexts) == ahead
+
+
 def test_a_worker_that_fails_is_an_error():
     def fails():
         with pytest.raises(CkksError, match="ended before"):
