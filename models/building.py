@@ -69,7 +69,7 @@ def compile_folder(
         raise LoadError(f"{loaded.name}: takes images, which have no lengths; leave --lengths out")
     found = compiled(texts or 1)
     circuits = _circuits(found, stage)
-    room = min((c.packing.lanes // c.packing.stride for c, _ in circuits.values()), default=1)
+    room = min((circuit.packing.room for circuit, _ in circuits.values()), default=1)
     if texts is None and room > 1:
         found = compiled(room)
         circuits = _circuits(found, stage)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..approximations import Plan, calibrate
-from ..models.artifacts import save
-from ..models.compile import AnswerOutOfRange
+from ..models.artifacts import texts_of
+from ..models.compile import AnswerOutOfRange, Compiled
 from ..models.data import Dataset, Examples
 from ..models.evaluation import (
     OUTPUT,
@@ -28,10 +28,11 @@ from ..models.evaluation import (
     torch_answers,
 )
 from ..models.loading import Loaded
-from .launcher import LocalParties
-from .local import versions
+from .kinds import KINDS, REFERENCE, Kind, Session, find_kind
+from .local import compile_for, in_queries, versions
+from .many.roster import numbered
 
-PROTOCOLS = ("torch", "clear", "beaver")
+PROTOCOLS = ("torch", REFERENCE, *KINDS)
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
 TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, untouched", "approximated"
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -81,8 +82,9 @@ def evaluate(
                is calibrated on training texts
     teacher    what agreement is measured with; without one, the model itself in float32
     protocols  torch: float32, and the same with the approximations; for a teacher also with the plan's approximations
-               put into it untouched, to show what distillation won. clear: fixed point, the whole test set. beaver:
-               private sessions on this machine, for `private` texts, stratified and drawn with the seed
+               put into it untouched, to show what distillation won. clear: fixed point, the whole test set. Any
+               other (kinds.py): private sessions on this machine, for `private` texts, stratified and drawn with the
+               seed, as many to a query as it takes
     longest    tokens that texts are cut at, for every row alike
 
     Errors: EvaluationError, DataError, PlanError, and those of a session.
@@ -122,12 +124,15 @@ def evaluate(
         run(EXACT, "torch", lambda p: torch_answers(loaded, test, longest, progress=p))
     if "clear" in protocols:
         run(APPROXIMATED, "clear", lambda p: clear_answers(loaded, test, longest, fitted, fitting, progress=p))
-    subset = 0
-    if "beaver" in protocols:
-        positions = _subset(data.test, private, seed)
-        subset = len(positions)
-        options: dict[str, Any] = {"threads": threads, "timeout": timeout}
-        run(APPROXIMATED, "beaver", lambda p: _private(loaded, test, positions, longest, fitted, fitting, p, **options))
+    sessions = [protocol for protocol in PROTOCOLS if protocol in protocols and protocol in KINDS]
+    positions = _subset(data.test, private, seed) if sessions else []
+    for protocol in sessions:
+        asking = Private(protocol, find_kind(protocol), {"threads": threads, "timeout": timeout})
+        run(
+            APPROXIMATED,
+            protocol,
+            lambda p, asking=asking: asking.answers(loaded, test, positions, longest, fitted, fitting, p),
+        )
     return Evaluation(
         model=loaded.name,
         plan=fitted.name,
@@ -138,7 +143,7 @@ def evaluate(
         longest=longest,
         lengths=lengths,
         test=len(test),
-        subset=subset,
+        subset=len(positions),
         rows=_rows(found, reference, labels, len(data.labels), seed),
         versions=versions(),
     )
@@ -152,7 +157,7 @@ def _rows(
     rows = []
     for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
         others = {} if name == reference else {reference: found[reference, "torch"]}
-        if protocol == "beaver" and (name, "clear") in found:
+        if protocol in KINDS and (name, "clear") in found:
             others["clear"] = found[name, "clear"]
         rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))
     return rows
@@ -184,35 +189,55 @@ def _subset(test: Examples, count: int, seed: int) -> list[int]:
     return [int(i) for i in numbered.subset(count, seed).texts]
 
 
-def _private(
-    loaded: Loaded,
-    texts: Sequence[Any],
-    positions: Sequence[int],
-    longest: int,
-    plan: Plan,
-    fitting: Sequence[Any],
-    progress: Callable[[int, int], None],
-    *,
-    threads: int,
-    timeout: float,
-) -> Answers:
-    """One query a text, as a client would ask it: a session a length, three processes over TLS."""
-    predicted: dict[int, int] = {}
-    seconds: dict[str, list[float]] = {"online": [], "offline": []}
-    chosen = [texts[i] for i in positions]
-    for length, places in by_bucket(loaded, chosen, longest).items():
-        compiled = compile_bucket(loaded, length, plan, fitting)
-        with tempfile.TemporaryDirectory(prefix="blindformer-evaluate-") as folder:
-            save(compiled, Path(folder))
-            with LocalParties(folder, threads=threads, timeout=timeout) as parties:
-                for place in places:
-                    try:
-                        answer = parties.query(encode(loaded, [chosen[place]], length))
-                    except AnswerOutOfRange:
-                        predicted[positions[place]] = REFUSED
-                    else:
-                        predicted[positions[place]] = int(answer.outputs[OUTPUT].argmax())
-                        seconds["online"].append(answer.timings.online_s)
-                        seconds["offline"].append(answer.timings.offline_s)
-                    progress(len(predicted), len(positions))
-    return Answers(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if values})
+@dataclass(frozen=True)
+class Private:
+    """Asks as a client would: sessions of processes over TLS, one a length, with as many texts a query as fill it."""
+
+    protocol: str
+    kind: Kind
+    options: dict[str, Any]
+
+    def answers(
+        self,
+        loaded: Loaded,
+        texts: Sequence[Any],
+        positions: Sequence[int],
+        longest: int,
+        plan: Plan,
+        fitting: Sequence[Any],
+        progress: Callable[[int, int], None],
+    ) -> Answers:
+        """Of the texts at these positions. `fitting`: texts that ranges are measured on."""
+        predicted: dict[int, int] = {}
+        seconds: dict[str, list[float]] = {"online": [], "offline": []}
+        chosen = [texts[i] for i in positions]
+        for length, places in by_bucket(loaded, chosen, longest).items():
+
+            def make(rows: int, length: int = length) -> Compiled:
+                return compile_bucket(loaded, length, plan, fitting, rows=rows)
+
+            compiled = compile_for(self.protocol, len(places), make)
+            with tempfile.TemporaryDirectory(prefix="blindformer-evaluate-") as folder:
+                self.kind.save(compiled, Path(folder))
+                with self.kind.start(Path(folder), numbered(2), **self.options) as session:
+                    for some, count in in_queries(places, texts_of(compiled.program)):
+                        found = _ask(session, loaded, [chosen[place] for place in some], count, length, seconds)
+                        predicted.update(zip((positions[place] for place in some), found, strict=False))
+                        progress(len(predicted), len(positions))
+        return Answers(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)})
+
+
+def _ask(
+    session: Session, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
+) -> list[int]:
+    """Classes of the first `count` texts of one query. One answer out of range spoils those beside it, so that each is
+    asked alone then."""
+    try:
+        answer = session.query(encode(loaded, texts, length))
+    except AnswerOutOfRange:
+        if count == 1:
+            return [REFUSED]
+        return [_ask(session, loaded, [text] * len(texts), 1, length, seconds)[0] for text in texts[:count]]
+    seconds["online"] += [answer.timings.online_s / count] * count
+    seconds["offline"] += [answer.timings.offline_s / count] * count
+    return answer.outputs[OUTPUT].argmax(-1)[:count].tolist()

@@ -12,7 +12,8 @@ from ..models.search import Found
 from ..protocols.errors import BlindformerError
 from .evaluation import Evaluation
 
-COLOURS = {"torch": "#888888", "clear": "#2a78b5", "beaver": "#c44e35"}
+COLOURS = {"torch": "#888888", "clear": "#2a78b5"}
+PRIVATE = "#c44e35"
 
 
 class FigureError(BlindformerError):
@@ -52,7 +53,7 @@ def accuracy_figure(evaluations: Sequence[Evaluation]) -> bytes:
                 yerr=[[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]],
                 fmt="o",
                 capsize=3,
-                color=COLOURS[row.protocol],
+                color=COLOURS.get(row.protocol, PRIVATE),
             )
             prefix = f"{evaluation.model}: " if len(evaluations) > 1 else ""
             axes.annotate(
@@ -101,7 +102,7 @@ def frontier_figure(found: Found) -> bytes:
     ):
         some = [p for p in found.points if p.within is within]
         axes.plot([p.seconds for p in some], [p.loss for p in some], "o", color=colour, label=label)
-    axes.plot(found.chosen.seconds, found.chosen.loss, "*", markersize=15, color=COLOURS["beaver"], label="chosen")
+    axes.plot(found.chosen.seconds, found.chosen.loss, "*", markersize=15, color=PRIVATE, label="chosen")
     axes.axhline(found.budget, color="#bbbbbb", linestyle="--", linewidth=1)
     axes.set_xlabel("seconds of a private query, expected")
     axes.set_ylabel(f"points of {found.metric} lost, untrained")

@@ -17,7 +17,7 @@ from ..protocols.errors import BlindformerError
 from .launcher import LocalAnswer, LocalParties
 from .many.launcher import ManyLocal
 from .many.roster import Roster, RosterError, numbered
-from .report import Report, beaver_report, ckks_local_report, many_report
+from .report import Report, beaver_report, ckks_local_report, many_report, phases_in_words, requests_in_words
 
 REFERENCE = "clear"  # in this process; hides nothing
 
@@ -47,6 +47,7 @@ class Kind:
     """`save(compiled, folder)` writes what `start(folder, roster, **options)` opens a session of; `report(roster)`
     makes reports of its queries.
 
+    `texts(compiled)`: texts or images that fill one query. `costs(reports)`: in a line, what queries cost.
     `who`: who takes part, in words. `fixed`: how many parties it has, if that is not for the user to say. `insecure`:
     why it is, in one line.
     """
@@ -55,6 +56,8 @@ class Kind:
     report: Callable[[Roster], Callable[..., Report]]
     who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
     save: Callable[[Compiled, Path], Any] = save
+    texts: Callable[[Compiled], int] = lambda compiled: 1
+    costs: Callable[[list[Report]], str] = phases_in_words
     check: Callable[[], None] = lambda: None
     fixed: int | None = None
     insecure: str = ""
@@ -80,6 +83,13 @@ def _save_encrypted(compiled: Compiled, folder: Path) -> None:
     save(compiled, folder, circuits={text_length(compiled.program): circuit_for(compiled)})
 
 
+def _texts_encrypted(compiled: Compiled) -> int:
+    from ..models.encrypted import circuit_for
+
+    circuit, _ = circuit_for(compiled)
+    return circuit.packing.room
+
+
 def _many(protocol: str, roster: Roster) -> Callable[..., Report]:
     return partial(many_report, roster=roster, protocol=protocol)
 
@@ -102,6 +112,8 @@ KINDS: dict[str, Kind] = {
         lambda roster: ckks_local_report,
         who="one server, which computes on ciphertexts   CKKS, 128 bits",
         save=_save_encrypted,
+        texts=_texts_encrypted,
+        costs=requests_in_words,
         fixed=2,
     ),
     "crypten": Kind(_crypten, partial(_many, "crypten"), check=_check_crypten),

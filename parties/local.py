@@ -6,16 +6,17 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..approximations import Plan
+from ..approximations import Plan, approximate, restore
+from ..models.artifacts import texts_of
 from ..models.building import Stage, compile_lengths
 from ..models.compile import Compiled, decode_outputs
 from ..models.interpreter import interpret
@@ -28,13 +29,15 @@ from .report import Report, clear_report
 from .session import rss_mb
 from .witness import uniformity
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Comparison:
     """A private run of some inputs beside the same in the clear.
 
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
-    reports          one per input
+    reports          one per query; `texts`: inputs of one, of which the last may have had fewer
     seen             what the server received: `uniformity` of its bytes; None where nothing was received
     """
 
@@ -43,6 +46,7 @@ class Comparison:
     clear: list[dict[str, Tensor]]
     reports: list[Report]
     plaintext_s: float
+    texts: int = 1
     compile_s: float = 0.0
     seen: dict[str, Any] | None = None
 
@@ -73,6 +77,7 @@ class Comparison:
             "cosine_min": self.cosine_min(),
             "peak_rss_mb": max((mb for r in self.reports for mb in r.peak_rss_mb.values()), default=rss_mb()),
             "versions": versions(),
+            **({"texts_a_query": self.texts} if self.texts > 1 else {}),
         }
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -88,10 +93,32 @@ def compile_text(
     embedding: str = "client",
     outputs: list[str] | None = None,
     stage: Stage | None = None,
+    rows: int = 1,
 ) -> Compiled:
-    """Compile a text model for one length. `texts` calibrate it (default: the built-in ones, never a user's)."""
-    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage}
+    """Compile a text model for one length, and `rows` texts of one query.
+
+    `texts` calibrate it (default: the built-in ones, never a user's).
+    """
+    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage, "rows": rows}
     return compile_lengths(loaded, [length], plan, **options)[length]
+
+
+def compile_for(protocol: str, count: int, make: Callable[[int], Compiled]) -> Compiled:
+    """What `make(rows)` compiles, for as many of `count` inputs a query as this protocol takes at the price of one.
+
+    Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
+    """
+    compiled = make(1)
+    if count == 1 or protocol == REFERENCE:
+        return compiled
+    rows = min(count, find_kind(protocol).texts(compiled))
+    return compiled if rows == 1 else make(rows)
+
+
+def in_queries(items: Sequence[Item], texts: int) -> list[tuple[list[Item], int]]:
+    """(exactly `texts` of the items, how many of them are not repetitions of the last), in order."""
+    groups = [list(items[at : at + texts]) for at in range(0, len(items), texts)]
+    return [([*group, *group[-1:] * (texts - len(group))], len(group)) for group in groups]
 
 
 def compare(
@@ -106,32 +133,37 @@ def compare(
     audit: bool = False,
     parties: int = 2,
     roster: Roster | None = None,
+    trained: bool = False,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more; `roster`: who of them owns what.
+    `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
     """
     roster = roster or numbered(parties)
-    clear, seconds = _plaintext(loaded, compiled, inputs, threads)
-    answers, reports, counts = [], [], []
+    clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
+    answers: list[dict[str, Tensor]] = []
+    reports, counts, texts = [], [], texts_of(compiled.program)
+    queries = in_queries(inputs, texts)
     if protocol == REFERENCE:
-        for item in inputs:
+        for items, count in queries:
             started = time.perf_counter()
-            engine = ClearEngine({**compiled.encode_inputs(item), **compiled.weights, **compiled.constants})
-            answers.append(decode_outputs(compiled.program, interpret(compiled.program, engine).outputs))
+            sources = {**compiled.encode_inputs(_together(items)), **compiled.weights, **compiled.constants}
+            outputs = interpret(compiled.program, ClearEngine(sources)).outputs
+            answers += _apart(decode_outputs(compiled.program, outputs), texts, count)
             reports.append(clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started))
-        return Comparison(compiled, answers, clear, reports, seconds)
+        return Comparison(compiled, answers, clear, reports, seconds, texts)
     kind = find_kind(protocol, len(roster.names))
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
         kind.save(compiled, Path(folder))
         options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
         session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
         with session:
-            for number, item in enumerate(inputs):
+            for items, count in queries:
                 if progress:
-                    progress("query", number, len(inputs))
-                answer: LocalAnswer = session.query(item)
-                answers.append(answer.outputs)
+                    progress("query", len(answers), len(inputs))
+                answer: LocalAnswer = session.query(_together(items))
+                answers += _apart(answer.outputs, texts, count)
                 reports.append(
                     report(
                         compiled.program,
@@ -145,7 +177,18 @@ def compare(
             if progress:
                 progress("query", len(inputs), len(inputs))
         counts = session.counts if isinstance(session, LocalParties) else []
-    return Comparison(compiled, answers, clear, reports, seconds, seen=uniformity(counts) if counts else None)
+    return Comparison(compiled, answers, clear, reports, seconds, texts, seen=uniformity(counts) if counts else None)
+
+
+def _together(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return items[0] if len(items) == 1 else {name: torch.cat([item[name] for item in items]) for name in items[0]}
+
+
+def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
+    """The outputs of a query for so many texts, of which `count` were asked, by text."""
+    if texts == 1:
+        return [outputs]
+    return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
 
 
 def versions() -> dict[str, str]:
@@ -159,12 +202,14 @@ def versions() -> dict[str, str]:
 
 
 def _plaintext(
-    loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int
+    loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int, trained: bool
 ) -> tuple[list[dict[str, Tensor]], float]:
     """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads."""
     names = list(compiled.program.outputs)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    if trained:
+        approximate(loaded.model, compiled.plan)
     try:
         results, seconds = [], []
         with torch.no_grad():
@@ -176,4 +221,6 @@ def _plaintext(
                 results.append({name: output[name] for name in names})
     finally:
         torch.set_num_threads(before)
+        if trained:
+            restore(loaded.model)
     return results, statistics.median(seconds)

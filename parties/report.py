@@ -214,9 +214,18 @@ def phases_in_words(reports: list[Report]) -> str:
     """Offline and online, on average."""
     count = len(reports)
     return (
-        f"{'on average: ' if count > 1 else ''}"
         f"offline {sum(r.offline_s for r in reports) / count:.2f} s, "
         f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB   "
         f"online {sum(r.online_s for r in reports) / count:.2f} s, "
         f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+    )
+
+
+def requests_in_words(reports: list[Report]) -> str:
+    """One request, on average, and the keys that went before it."""
+    count, keys = len(reports), max(report.setup_bytes for report in reports)
+    return (
+        f"{sum(r.online_s for r in reports) / count:.2f} s a request, "
+        f"{sum(r.online_bytes for r in reports) / count / MB:.2f} MB   "
+        f"evaluation keys {f'{keys / MB:.1f} MB, once' if keys else 'sent earlier'}"
     )

@@ -13,7 +13,7 @@ Every part has a versions.json with the size and SHA-256 of its files, written l
 Nothing is pickled.
 """
 
-from .circuits import CircuitPart
+from .circuits import CircuitPart, texts_of
 from .client import ClientLength, ClientPart, Question, load_client
 from .helper import HelperLength, HelperPart, load_helper
 from .layout import FORMAT, ArtifactError, load_programs, versions
@@ -36,5 +36,6 @@ __all__ = [
     "load_programs",
     "load_server",
     "save",
+    "texts_of",
     "versions",
 ]

@@ -35,7 +35,7 @@ def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders of classifiers, as distill writes.")],
     data: DataOption,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="torch, clear (fixed point) and beaver (private sessions), with commas.")
+        str, typer.Option("--protocol", help="torch, clear (fixed point), beaver, ckks ... (in private), with commas.")
     ] = "torch,clear",
     plan: Annotated[
         str | None, typer.Option("--plan", help="A preset or a plan's file (default: the folder's plan.json).")

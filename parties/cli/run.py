@@ -8,7 +8,6 @@ import typer
 
 from .answers import answer_table, as_json, in_words, similarities
 from .output import (
-    MB,
     CalibrateOption,
     EmbeddingOption,
     Format,
@@ -74,11 +73,12 @@ def run(
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
-        from ..local import compare, compile_text
+        from ..local import compare, compile_for, compile_text
 
         chosen = read_plan(plan) if plan else None
         loaded = load(model)
         chosen = own_plan(loaded) if chosen is None else chosen
+        trained = plan is None and not isinstance(chosen, str)
         images = loaded.kind == "image"
         calibration = None if images else read_texts(calibrate)
         size = 0 if images else loaded.length_for(texts, length)
@@ -89,12 +89,16 @@ def run(
             "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
             "stage": lambda stage: phases.note("compile", stage),
         }
-        if images:
-            compiled = compile_images(loaded, [calibrate] if calibrate else None, chosen, **options)
-        else:
-            compiled = compile_text(loaded, size, chosen, texts=calibration, **options)
+
+        def make(rows: int) -> Any:
+            if images:
+                return compile_images(loaded, [calibrate] if calibrate else None, chosen, rows=rows, **options)
+            return compile_text(loaded, size, chosen, texts=calibration, rows=rows, **options)
+
+        compiled = compile_for(protocol.value, len(texts), make)
         phases.end("compile")
-        warn_undistilled(compiled.plan)
+        if not trained:
+            warn_undistilled(compiled.plan)
         inputs = [loaded.encode_image(item) if images else loaded.encode(item, size) for item in texts]
         found = compare(
             loaded,
@@ -105,6 +109,7 @@ def run(
             timeout=timeout,
             progress=phases.step,
             roster=roster,
+            trained=trained,
         )
     task = loaded.task
     values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
@@ -117,7 +122,7 @@ def run(
     if form is Format.json:
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
         return
-    _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary)
+    _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary, found.reports)
 
 
 def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: list[str]) -> Any:
@@ -152,8 +157,12 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
-def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any]) -> None:
-    out = console()
+def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
+    from ..kinds import KINDS
+    from ..report import phases_in_words
+
+    out, kind, word = console(), KINDS.get(summary["protocol"]), "text" if summary["length"] else "image"
+    texts, costs = summary.get("texts_a_query", 1), phases_in_words if kind is None else kind.costs
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")
@@ -162,9 +171,7 @@ def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[st
     words = [(item, in_words(task, value)) for item, value in answers]
     out.print(answer_table(task, words, summary.get("similarities")))
     out.print(
-        f"\n{'a text' if summary['length'] else 'an image'}: "
-        f"offline {summary['offline_s']:.2f} s, {summary['offline_bytes'] / MB:.1f} MB   online "
-        f"{summary['online_s']:.2f} s, {summary['online_bytes'] / MB:.1f} MB, {summary['rounds']} rounds   "
-        f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
+        f"\n{f'{texts} {word}s' if texts > 1 else 'a text' if word == 'text' else 'an image'}: {costs(reports)}   "
+        f"in the clear {summary['plaintext_s'] * 1000:.0f} ms{' each' if texts > 1 else ''}\n"
         f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
     )

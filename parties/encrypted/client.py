@@ -32,7 +32,7 @@ from ..asking import Asking, ClientError, Result
 from ..certificates import client_context
 from ..client_local import LOCAL, LocalServices
 from ..config import load_settings
-from ..report import MB, Report, ckks_report
+from ..report import Report, ckks_report, requests_in_words
 from ..service.limits import cores
 from ..session import Progress, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
@@ -128,14 +128,7 @@ class EncryptedClient(Asking):
         return f"one server, which computes on ciphertexts   CKKS, N = {degree}, 128 bits   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
-        keys = max(report.setup_bytes for report in reports)
-        count = len(reports)
-        return (
-            f"{'on average: ' if count > 1 else ''}"
-            f"{sum(r.online_s for r in reports) / count:.2f} s a request, "
-            f"{sum(r.online_bytes for r in reports) / count / MB:.2f} MB   "
-            f"evaluation keys {f'{keys / MB:.1f} MB, once' if keys else 'sent earlier'}"
-        )
+        return requests_in_words(reports)
 
     # --- asking ------------------------------------------------------------------------------------------------------
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:

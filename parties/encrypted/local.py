@@ -31,12 +31,23 @@ class LocalEncrypted:
         return self._open
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
-        """The model's outputs for inputs [1, ...] or [texts, ...]. `more` says nothing here: nothing is made ahead."""
+        """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
-        outputs, report, _ = self._client.answer([Question(0, self._part, taken)])
+        outputs, report, _ = self._client.answer([Question(0, self._part, row) for row in self._rows(taken)])
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
-        timings = Timings(online_s=report.online_s, rounds=1, online=Meter(sent=report.online_bytes))
+        timings = Timings(
+            online_s=report.online_s,
+            rounds=1,
+            online=Meter(sent=report.online_bytes),
+            peak_rss_mb=report.peak_rss_mb["client"],
+        )
         return LocalAnswer(outputs, timings, {})
+
+    def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        if self._part.texts == 1:
+            return [inputs]
+        count = len(next(iter(inputs.values())))
+        return [{name: value[n : n + 1] for name, value in inputs.items()} for n in range(count)]
 
     def close(self) -> None:
         self._open = False

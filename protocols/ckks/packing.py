@@ -36,6 +36,11 @@ class Packing:
         """Features of one ciphertext."""
         return self.slots // self.lanes
 
+    @property
+    def room(self) -> int:
+        """Texts that fill the lanes."""
+        return self.lanes // self.stride
+
     def natural(self, shape: tuple[int, ...]) -> Layout:
         """[B, F], [B, L, F] or [B, heads, L, F], and a number or row of its own as [1, F]."""
         if len(shape) > 4:

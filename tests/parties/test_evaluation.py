@@ -4,11 +4,17 @@ import json
 
 import pytest
 import torch
+from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.data import Dataset, Examples
-from blindformer.models.evaluation import EvaluationError
+from blindformer.models.evaluation import EvaluationError, encode
+from blindformer.models.interpreter import interpret
 from blindformer.models.loading import load
 from blindformer.parties.evaluation import evaluate
 from blindformer.parties.figures import accuracy_figure, evaluation_page
+from blindformer.parties.kinds import KINDS, Kind
+from blindformer.parties.launcher import LocalAnswer
+from blindformer.parties.session import Timings
+from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 
 WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
@@ -85,8 +91,62 @@ def test_the_page_and_the_picture(found):
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["accuracy"]["value"] == found.rows[0].accuracy.value
 
 
+class Recorded:
+    """A protocol whose queries take three texts, computed on `clear`; it refuses every query with a certain input."""
+
+    def __init__(self, refused=None):
+        self.refused, self.asked = refused, []
+
+    def kind(self):
+        def save(compiled, folder):
+            self.compiled = compiled
+
+        return Kind(lambda folder, roster, **options: self, lambda roster: None, save=save, texts=lambda compiled: 3)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    setup_s, setup_bytes, open = 0.0, 0, True
+
+    def query(self, inputs, more=False):
+        self.asked.append(inputs["input_ids"])
+        if self.refused is not None and any(torch.equal(row, self.refused) for row in inputs["input_ids"]):
+            raise AnswerOutOfRange("out of range")
+        compiled = self.compiled
+        engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
+        outputs = compiled.decode(interpret(compiled.program, engine).outputs)
+        return LocalAnswer(outputs, Timings(online_s=3.0), {})
+
+
+def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):
+    protocol = Recorded()
+    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    loaded = load(tiny_classifier)
+    labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
+    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
+    row = found.row("approximated", "crypten")
+    assert (row.count, row.refused, row.agreement["clear"].value) == (8, 0, 1.0)
+    assert [tuple(ids.shape) for ids in protocol.asked] == [(3, 16)] * 3
+    assert torch.equal(protocol.asked[2][1], protocol.asked[2][2]), "the last text fills the last query"
+    assert row.seconds == {"online": 1.0}, "of one text"
+
+
+def test_an_answer_out_of_range_is_of_its_own_text_alone(monkeypatch, tiny_classifier, data):
+    loaded = load(tiny_classifier)
+    labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
+    protocol = Recorded(encode(loaded, [data.test.items[0]], 16)["input_ids"][0])
+    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
+    row = found.row("approximated", "crypten")
+    assert (row.count, row.refused) == (20, 1)
+    assert row.agreement["clear"].value == 19 / 20
+
+
 def test_what_cannot_be_judged(tiny_encoder, tiny_classifier, data):
     with pytest.raises(EvaluationError, match="choose among torch, clear, beaver"):
-        evaluate(load(tiny_classifier), data, protocols=("ckks",))
+        evaluate(load(tiny_classifier), data, protocols=("morse",))
     with pytest.raises(EvaluationError, match="no classifier"):
         evaluate(load(tiny_encoder), data)

@@ -171,9 +171,9 @@ def test_run_encrypts_at_128_bits(call, tmp_path):
     config = tiny_config(num_labels=3, hidden_size=16, intermediate_size=16, initializer_range=0.2)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    code, out, errors = call("run", tmp_path, TEXTS[0], "--plan", "he", "--protocol", "ckks", "--length", "8",
+    code, out, errors = call("run", tmp_path, *TEXTS[:3], "--plan", "he", "--protocol", "ckks", "--length", "8",
                              "--format", "json")  # fmt: skip
     assert code == 0, errors
     found = json.loads(out)
     assert found["protocol"] == "ckks"
-    assert found["rounds"] == 1
+    assert (found["rounds"], found["texts_a_query"], len(found["results"])) == (1, 3, 3)
