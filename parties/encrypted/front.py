@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,21 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..service.front import Identity
 from ..tls import role_of
 
 FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
+
+
+def listening(identity: Identity) -> ssl.SSLContext:
+    """To listen with for good: every handshake has the certificates that `identity` has then, its CA among them."""
+    context = identity.accepting
+
+    def choose(tls: ssl.SSLObject, host: str | None, before: ssl.SSLContext) -> None:
+        tls.context = identity.accepting
+
+    context.sni_callback = choose
+    return context
 
 
 class ClientProtocol(H11Protocol):

@@ -35,7 +35,7 @@ from ..service.running import (
 from ..service.stats import Stats
 from .app import Desk, make_app
 from .bodies import Bodies
-from .front import ClientProtocol, Front
+from .front import ClientProtocol, Front, listening
 from .pool import Pool
 from .store import KeyStore
 
@@ -151,7 +151,7 @@ class Serving:
             timeout_graceful_shutdown=max(1, int(self.limits.grace)),
         )
         config.load()
-        config.ssl = self.identity.accepting
+        config.ssl = listening(self.identity)
         return Front(config)
 
     def _hear_signals(self, front: Front, lifeline: int | None) -> None:
@@ -163,7 +163,7 @@ class Serving:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload, front)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         if lifeline is not None:
 
             def listen() -> None:
@@ -173,16 +173,14 @@ class Serving:
 
             loop.add_reader(lifeline, listen)
 
-    def _reload(self, front: Front) -> None:
-        """New certificates for connections to come."""
+    def _reload(self) -> None:
+        """New certificates for connections to come; clients' keys stay."""
         try:
             self.identity.reload()
         except BlindformerError as error:
             self.log.error("certificates-kept", what=str(error))
-            return
-        folder = self.identity.folder
-        front.config.ssl.load_cert_chain(folder / f"{ROLE}.pem", folder / f"{ROLE}.key")  # type: ignore[union-attr]
-        self.log.info("certificates-read")
+        else:
+            self.log.info("certificates-reloaded")
 
     async def _keep_order(self) -> None:
         """Once a second: keys that nobody uses go, and the numbers are handed on."""

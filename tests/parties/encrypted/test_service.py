@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import socket
+import ssl
 import threading
+import time
+from dataclasses import replace
 from urllib.request import urlopen
 
 import psutil
@@ -12,7 +18,7 @@ from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.encrypted import real_values
 from blindformer.models.interpreter import interpret
 from blindformer.parties.admission import Busy
-from blindformer.parties.certificates import client_context
+from blindformer.parties.certificates import add_certificate, client_context, make_certificates
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api, KeysGone
 from blindformer.protocols.ckks.frames import head, pack
@@ -303,10 +309,7 @@ def test_a_client_that_leaves_stops_its_query(site, client, keyed, api):
 
 
 def test_a_strangers_bytes_are_no_request(site):
-    import socket
-
-    host, port = parse_address(site.address)
-    with socket.create_connection((host, port)) as sock:
+    with socket.create_connection(parse_address(site.address)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         sock.settimeout(30)
         assert b"HTTP" not in sock.recv(1000)
@@ -346,13 +349,76 @@ def test_metrics_and_health(site, client, api):
     assert api.ask("GET", "/v1/health") == {"healthy": True, "stopping": False}
 
 
-def test_processes_share_a_query_and_it_stops_in_order(made):
-    with Site(made, "--workers", "1", "--query-processes", "2") as site:
-        with site.client() as client:
-            expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
-            assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
-        assert site.service.stop() == 0
-        assert not site.service.noise
+@pytest.fixture(scope="module")
+def alone(made, tmp_path_factory):
+    """A service with certificates of its own."""
+    certificates = tmp_path_factory.mktemp("alone")
+    make_certificates(certificates, keep_ca_key=True, days=30)
+    with Site(replace(made, certificates=certificates), "--workers", "1", "--query-processes", "2") as running:
+        yield running
+
+
+def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
+    """A new CA, too: who has none of its certificates is no client any more. Keys stay: they are a certificate's."""
+    certificates, service = alone.made.certificates, alone.service
+    with alone.client() as before:
+        before.query(TEXTS[0])
+        old = shutil.copytree(certificates, tmp_path / "old")
+        add_certificate(certificates, "server", days=7, force=True)
+        service.send(signal.SIGHUP)
+        service.wait_for("certificates-reloaded")
+        assert days_left(alone, certificates) <= 7
+        assert before.query(TEXTS[1]).report.setup_bytes > 0, "of the keys that it sent before"
+        assert before.query(TEXTS[1]).retried == ""
+        key = certificates / "server.key"
+        moved = key.rename(key.with_suffix(".moved"))
+        service.send(signal.SIGHUP)
+        assert "server.key" in service.wait_for("certificates-kept")["what"]
+        moved.rename(key)
+        before.query(TEXTS[0])
+    make_certificates(certificates, days=90, force=True)
+    service.send(signal.SIGHUP)
+    service.wait_for("certificates-reloaded")
+    assert 7 < days_left(alone, certificates) <= 90
+    with alone.client() as after:
+        assert after.query(TEXTS[0]).value
+    assert greeted(alone, certificates)
+    assert not greeted(alone, old)
+
+
+def greeted(site, certificates):
+    """Whether the server speaks HTTP with this client, who takes any server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+    with socket.create_connection(parse_address(site.address)) as plain, context.wrap_socket(plain) as tls:
+        try:
+            tls.sendall(b"GET /v1/health HTTP/1.1\r\nHost: here\r\n\r\n")
+            return tls.recv(4) == b"HTTP"
+        except OSError:
+            return False
+
+
+def days_left(site, certificates):
+    """Of the certificate that the server shows now."""
+    context = client_context(certificates, "client")
+    with (
+        socket.create_connection(parse_address(site.address)) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+    ):
+        ends = ssl.cert_time_to_seconds(tls.getpeercert()["notAfter"])
+    return (ends - time.time()) / 86400
+
+
+def test_processes_may_share_a_query(alone, made):
+    with alone.client() as client:
+        expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
+        assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
+
+
+def test_it_stops_in_order(alone):
+    assert alone.service.stop() == 0
+    assert not alone.service.noise
 
 
 def test_nothing_was_written_beside_the_log(site):
