@@ -11,53 +11,36 @@ import errno
 import ipaddress
 import os
 import resource
-import shutil
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 
-from ..protocols.errors import BlindformerError, PeerError, PeerTimeout
+from ..protocols.errors import BlindformerError
 from .certificates import ROLES, CertificateError, client_context, describe, server_context
+from .checks import Check, shown
 from .config import Address, ConfigError, Role, Settings, load_settings
-from .probe import Facts, Probed, my_facts, probe
-from .spool import Spool, SpoolError
-from .spool.spool import LEDGER
-from .tls import dial
+from .doors import checks
 
-Status = Literal["good", "warning", "bad"]
+if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
+    from ..models.program import Program
+
 EXPIRY_DAYS = 14
-CLOCK_SECONDS = 60.0
-SPOOL_QUERIES = 10  # room that a spool should have, in queries
-ANSWER_SECONDS = 10.0  # for a peer to answer at all
 SOCKETS_SPARE = 64  # open files of a service beside its connections
-PROGRAMS_ASKED = 64
-GB = 1e9
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line. `figures`: what a program may want to read of it."""
+class Checks(Protocol):
+    """What a protocol's door has of its own: the roles there are, whom each dials, its files and its peers."""
 
-    name: str
-    status: Status
-    found: str
-    fix: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    ROLES: tuple[Role, ...]
 
-
-def peers_of(role: Role, topology: str) -> tuple[Role, ...]:
-    """Whom a party dials. The dealer only listens."""
-    helped = topology == "helper"
-    dials: dict[str, tuple[Role, ...]] = {
-        "client": ("server", "helper") if helped else ("server", "dealer"),
-        "server": ("dealer",),
-        "helper": ("server", "dealer"),
-    }
-    return dials.get(role, ())
+    def peers(self, role: Role, topology: str) -> tuple[Role, ...]: ...
+    def files(self, settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
+    def reach(
+        self, settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float
+    ) -> Iterator[Check]: ...
 
 
 def guess_role(settings: Settings) -> Role:
@@ -70,10 +53,13 @@ def guess_role(settings: Settings) -> Role:
     return found[0]  # type: ignore[return-value]
 
 
-def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0) -> Iterator[Check]:
-    """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way."""
+def examine(
+    path: Path | None, role: Role | None = None, seconds: float = 3.0, protocol: str | None = None
+) -> Iterator[Check]:
+    """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way.
+    `protocol`: in place of the configuration's."""
     try:
-        settings = load_settings(path)
+        settings = load_settings(path, **{"session.protocol": protocol})
     except ConfigError as error:
         fix = "correct it; docs/blindformer.toml shows every key"
         yield from (Check("config", "bad", problem, fix) for problem in error.problems)
@@ -83,18 +69,24 @@ def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0) -
     except ConfigError as error:
         yield Check("party", "bad", str(error), f"name it with --party: {', '.join(ROLES)}")
         return
-    where = _shown(settings.file) if settings.file else "no file: the defaults"
+    protocol = settings.session.protocol
+    own: Checks = checks(protocol)
+    if role not in own.ROLES:
+        fix = f"name one with --party: {', '.join(own.ROLES)}"
+        yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)
+        return
+    where = shown(settings.file) if settings.file else "no file: the defaults"
     yield Check("config", "good", f"{role} of {where}", figures={"shared": settings.shared_hash()})
     yield from _certificates(settings, role)
     yield from _machine(settings, role)
-    programs = []
-    for check in _artifacts(settings, role):
-        programs = check.figures.get("programs", programs)
-        yield check
+    programs, check = _programs(settings, role)
+    yield check
+    if programs:
+        yield from own.files(settings, role, programs)
     if role != "client":
         yield from _listening(settings, role)
-    for peer in peers_of(role, settings.session.topology):
-        yield from _peer(settings, role, peer, programs, seconds)
+    for peer in own.peers(role, settings.session.topology):
+        yield from own.reach(settings, role, peer, programs, seconds)
 
 
 # Certificates.
@@ -110,7 +102,7 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
         what, _, fix = str(error).partition("; ")
         yield Check("certificate", "bad", what, fix)
         return
-    what = f"{_shown(own.file)}: of {role}, from the CA beside it; its key is this party's alone"
+    what = f"{shown(own.file)}: of {role}, from the CA beside it; its key is this party's alone"
     yield Check("certificate", "good", what)
     yield _expiry(own.file, folder / "ca.pem")
     if role != "client":
@@ -118,7 +110,7 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
     others = [f"{name}.key" for name in ("ca", *ROLES) if name != role and (folder / f"{name}.key").exists()]
     if others:
         fix = "where others have machines of their own, keep this party's key only, and ca.key offline"
-        yield Check("keys", "warning", f"{', '.join(others)} in {_shown(folder)} too", fix)
+        yield Check("keys", "warning", f"{', '.join(others)} in {shown(folder)} too", fix)
 
 
 def _expiry(*files: Path) -> Check:
@@ -175,63 +167,24 @@ def _machine(settings: Settings, role: Role) -> Iterator[Check]:
         yield Check("open files", "warning", what, f"raise the limit (ulimit -n {needed}, or LimitNOFILE={needed})")
 
 
-def _artifacts(settings: Settings, role: Role) -> Iterator[Check]:
+def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
+    """This party's programs, as its topology runs them."""
     if role == "dealer":
-        yield Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
-        return
+        return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
     from ..models.artifacts import load_programs
     from ..models.handover import hand_over
-    from ..models.pricing import price
 
-    part = getattr(settings, role)
+    folder = getattr(settings, role).folder
     try:
-        found = load_programs(part.folder)
+        found = load_programs(folder)
     except BlindformerError as error:
         what, _, fix = str(error).partition("; ")
-        yield Check("artifacts", "bad", what, fix or "compile the model, and copy this party's part here")
-        return
+        return [], Check("artifacts", "bad", what, fix or "compile the model, and copy this party's part here")
     helped = settings.session.topology == "helper"
     programs = [hand_over(program) if helped else program for program in found.values()]
-    prices = [price(program) for program in programs]
     lengths = ", ".join(str(length) for length in found if length)
-    what = f"{_shown(part.folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
-    yield Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
-    if part.spool is not None:
-        # A correlation made ahead takes the server the dealer's corrections, the client a key.
-        query = max(found.offline_bytes for found in prices) if role == "server" else 4096
-        yield _room("spool", part.spool, query, f"{role}.spool")
-        if (part.spool / LEDGER).is_file():
-            yield _ledger(part.spool)
-    if role == ("helper" if helped else "client"):
-        yield _room("cache", part.cache, max(found.setup_bytes for found in prices), f"{role}.cache", wanted=1)
-
-
-def _ledger(folder: Path) -> Check:
-    try:
-        left = Spool(folder, must_exist=True).left()
-    except SpoolError as error:
-        what, _, fix = str(error).partition("; ")
-        return Check("ledger", "bad", what, fix or "see docs/operations.md")
-    return Check("ledger", "good", f"correlations made ahead and ready: {left}", figures={"left": left})
-
-
-def _room(name: str, folder: Path, each: int, key: str, wanted: int = SPOOL_QUERIES) -> Check:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Check(name, "bad", f"{there} cannot be written", f"give this user the folder, or set {key}")
-    free = shutil.disk_usage(there).free
-    figures = {"free_bytes": free, "bytes_each": each}
-    what = f"{_shown(folder)}: {free / GB:.1f} GB free"
-    if each * wanted <= free:
-        return Check(name, "good", what, figures=figures)
-    what += f"; {wanted} need {each * wanted / GB:.1f} GB"
-    return Check(name, "bad" if free < each else "warning", what, f"make room, or set {key}", figures)
-
-
-def _shown(path: Path) -> str:
-    """A path as a reader would write it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
+    return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
 
 
 def _listening(settings: Settings, role: Role) -> Iterator[Check]:
@@ -264,57 +217,3 @@ def _loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-# The others.
-
-
-def _peer(settings: Settings, role: Role, peer: Role, programs: list[str], seconds: float) -> Iterator[Check]:
-    address = settings.address(peer)
-    try:
-        context = client_context(settings.certificates.folder, role)
-    except CertificateError:
-        return  # said already
-    mine = my_facts(role, settings.shared_hash(), programs[:PROGRAMS_ASKED])
-    try:
-        with dial(*address, context, peer, timeout=ANSWER_SECONDS, handshake_seconds=ANSWER_SECONDS) as channel:
-            found = probe(channel, mine, seconds)
-    except PeerTimeout as error:
-        fix = f"{error.remedy}; let firewalls pass TCP port {address.port}"
-        yield Check(f"{peer}: reached", "bad", error.what, fix)
-        return
-    except PeerError as error:
-        yield Check(f"{peer}: reached", "bad", error.what, error.remedy)
-        return
-    yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, TLS 1.3")
-    yield from _agreement(peer, mine, found)
-    yield _network(peer, found)
-
-
-def _agreement(peer: Role, mine: Facts, found: Probed) -> Iterator[Check]:
-    theirs = found.facts
-    if theirs.blindformer == mine.blindformer:
-        yield Check(f"{peer}: version", "good", mine.blindformer)
-    else:
-        what = f"{theirs.blindformer} there, {mine.blindformer} here"
-        yield Check(f"{peer}: version", "bad", what, "install the same version on both sides")
-    if mine.config and theirs.config:
-        same = mine.config == theirs.config
-        what = "the same [session] and [parties]" if same else "another [session] or [parties] there"
-        fix = "" if same else "give all parties one blindformer.toml; flags count too"
-        yield Check(f"{peer}: config", "good" if same else "bad", what, fix)
-    if mine.programs and peer in ("server", "helper"):
-        known = len(theirs.programs)
-        what = f"{known} of {len(mine.programs)} known there"
-        fix = "" if known == len(mine.programs) else "give both sides the parts of one compilation"
-        yield Check(f"{peer}: programs", "bad" if fix else "good", what, fix)
-    ahead = found.clock_s
-    off = abs(ahead) > CLOCK_SECONDS + found.rtt_s
-    what = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's" if off else "as here"
-    fix = "set both clocks (timedatectl): certificates are good for a time" if off else ""
-    yield Check(f"{peer}: clock", "warning" if off else "good", what, fix, {"clock_s": ahead})
-
-
-def _network(peer: Role, found: Probed) -> Check:
-    what = f"{found.rtt_s * 1e3:.1f} ms there and back, {found.up / 1e6:.0f} Mbit/s there, {found.down / 1e6:.0f} back"
-    return Check(f"{peer}: network", "good", what, figures={"rtt_s": found.rtt_s, "up": found.up, "down": found.down})

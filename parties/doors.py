@@ -16,16 +16,18 @@ from ..protocols.errors import BlindformerError
 
 @dataclass(frozen=True)
 class Door:
-    """`client`, `service`: a class and a function, as module:name. `helpers`: roles that a server needs beside it."""
+    """`client`, `service`: a class and a function, as module:name. `checks`: a module, for the doctor (doctor.Checks).
+    `helpers`: roles that a server needs beside it."""
 
     client: str
     service: str
+    checks: str
     helpers: tuple[str, ...] = ()
 
 
 DOORS = {
-    "beaver": Door(".client:Client", ".service.serve:serve", ("dealer",)),
-    "ckks": Door(".encrypted.client:EncryptedClient", ".encrypted.serving:serve"),
+    "beaver": Door(".client:Client", ".service.serve:serve", ".service.checks", ("dealer",)),
+    "ckks": Door(".encrypted.client:EncryptedClient", ".encrypted.serving:serve", ".encrypted.checks"),
 }
 
 
@@ -53,6 +55,11 @@ def open_client(protocol: str, server: str | None, **options: Any) -> Any:
 def service(protocol: str) -> Callable[..., None]:
     """The protocol's `serve(settings, announce, lifeline)`."""
     return _named(door(protocol).service)
+
+
+def checks(protocol: str) -> Any:
+    """What the doctor looks at for the protocol (doctor.Checks)."""
+    return import_module(door(protocol).checks, __package__)
 
 
 def _named(text: str) -> Any:

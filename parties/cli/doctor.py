@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .output import Format, FormatOption, console, emit, prepare, table
+from .output import Door, Format, FormatOption, console, emit, prepare, table
 
 PIPED_WIDTH = 300  # one line a check, for grep
 
@@ -27,6 +27,9 @@ def doctor(
     party: Annotated[
         Party | None, typer.Option("--party", help="Which party this machine is (default: whose key is here).")
     ] = None,
+    protocol: Annotated[
+        Door | None, typer.Option("--protocol", help="beaver or ckks (default: the configuration's).")
+    ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, max=20, help="How long to measure a bandwidth, each way.")
     ] = 3,
@@ -36,7 +39,8 @@ def doctor(
     prepare()
     from ..doctor import examine
 
-    checks = list(examine(config, None if party is None else party.value, seconds))
+    named = None if protocol is None else protocol.value
+    checks = list(examine(config, None if party is None else party.value, seconds, named))
     broken = any(check.status == "bad" for check in checks)
     if form is Format.json:
         emit({"good": not broken, "checks": [asdict(check) for check in checks]})

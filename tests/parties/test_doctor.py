@@ -16,10 +16,11 @@ from blindformer.models.handover import hand_over
 from blindformer.models.loading import load
 from blindformer.parties import certificates as made
 from blindformer.parties.certificates import make_certificates, server_context
-from blindformer.parties.doctor import examine, peers_of
+from blindformer.parties.doctor import examine
 from blindformer.parties.frames import say_why
 from blindformer.parties.local import compile_text
 from blindformer.parties.probe import Facts, answer_probe, my_facts
+from blindformer.parties.service.checks import peers
 from blindformer.parties.spool import Spool
 from blindformer.parties.spool.ledger import Entry
 from blindformer.parties.tls import listen
@@ -155,11 +156,11 @@ def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tm
 
 
 def test_who_dials_whom():
-    assert peers_of("client", "dealer") == ("server", "dealer")
-    assert peers_of("server", "dealer") == ("dealer",)
-    assert peers_of("dealer", "dealer") == ()
-    assert peers_of("client", "helper") == ("server", "helper")
-    assert peers_of("helper", "helper") == ("server", "dealer")
+    assert peers("client", "dealer") == ("server", "dealer")
+    assert peers("server", "dealer") == ("dealer",)
+    assert peers("dealer", "dealer") == ()
+    assert peers("client", "helper") == ("server", "helper")
+    assert peers("helper", "helper") == ("server", "dealer")
 
 
 # Configuration and certificates.

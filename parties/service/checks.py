@@ -1,0 +1,103 @@
+"""What `blindformer doctor` looks at for sessions with a dealer: room for correlations and weights, and the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...models.pricing import price
+from ...models.program import Program
+from ...protocols.errors import PeerError, PeerTimeout
+from ..certificates import CertificateError, client_context
+from ..checks import ANSWER_SECONDS, Check, programs_check, room, version_check
+from ..config import Role, Settings
+from ..probe import Facts, Probed, my_facts, probe
+from ..spool import Spool, SpoolError
+from ..spool.spool import LEDGER
+from ..tls import dial
+
+ROLES: tuple[Role, ...] = ("server", "client", "dealer", "helper")
+CLOCK_SECONDS = 60.0
+SPOOL_QUERIES = 10  # room that a spool should have, in queries
+PROGRAMS_ASKED = 64
+
+
+def peers(role: Role, topology: str) -> tuple[Role, ...]:
+    """Whom a party dials. The dealer only listens."""
+    helped = topology == "helper"
+    dials: dict[str, tuple[Role, ...]] = {
+        "client": ("server", "helper") if helped else ("server", "dealer"),
+        "server": ("dealer",),
+        "helper": ("server", "dealer"),
+    }
+    return dials.get(role, ())
+
+
+def files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    """What this party keeps beside its part of the model."""
+    part, prices = getattr(settings, role), [price(program) for program in programs]
+    if part.spool is not None:
+        # A correlation made ahead takes the server the dealer's corrections, the client a key.
+        query = max(found.offline_bytes for found in prices) if role == "server" else 4096
+        yield room("spool", part.spool, query, f"{role}.spool", SPOOL_QUERIES)
+        if (part.spool / LEDGER).is_file():
+            yield _ledger(part.spool)
+    if role == ("helper" if settings.session.topology == "helper" else "client"):
+        yield room("cache", part.cache, max(found.setup_bytes for found in prices), f"{role}.cache")
+
+
+def _ledger(folder: Path) -> Check:
+    try:
+        left = Spool(folder, must_exist=True).left()
+    except SpoolError as error:
+        what, _, fix = str(error).partition("; ")
+        return Check("ledger", "bad", what, fix or "see docs/operations.md")
+    return Check("ledger", "good", f"correlations made ahead and ready: {left}", figures={"left": left})
+
+
+def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float) -> Iterator[Check]:
+    """A peer that this party dials. `seconds`: how long to measure a bandwidth, each way."""
+    address = settings.address(peer)
+    try:
+        context = client_context(settings.certificates.folder, role)
+    except CertificateError:
+        return  # said already
+    mine = my_facts(role, settings.shared_hash(), [program.hash() for program in programs[:PROGRAMS_ASKED]])
+    dialled = False
+    try:
+        with dial(*address, context, peer, timeout=ANSWER_SECONDS, handshake_seconds=ANSWER_SECONDS) as channel:
+            dialled = True
+            found = probe(channel, mine, seconds)
+    except PeerTimeout as error:
+        fix = f"{error.remedy}; let firewalls pass TCP port {address.port}"
+        yield Check(f"{peer}: reached", "bad", error.what, fix)
+        return
+    except PeerError as error:
+        fix = f"{error.remedy}; or it serves another protocol: see [session] there" if dialled else error.remedy
+        yield Check(f"{peer}: reached", "bad", error.what, fix)
+        return
+    yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, TLS 1.3")
+    yield from _agreement(peer, mine, found)
+    yield _network(peer, found)
+
+
+def _agreement(peer: Role, mine: Facts, found: Probed) -> Iterator[Check]:
+    theirs = found.facts
+    yield version_check(peer, theirs.blindformer, mine.blindformer)
+    if mine.config and theirs.config:
+        same = mine.config == theirs.config
+        what = "the same [session] and [parties]" if same else "another [session] or [parties] there"
+        fix = "" if same else "give all parties one blindformer.toml; flags count too"
+        yield Check(f"{peer}: config", "good" if same else "bad", what, fix)
+    if mine.programs and peer in ("server", "helper"):
+        yield programs_check(peer, len(theirs.programs), len(mine.programs))
+    ahead = found.clock_s
+    off = abs(ahead) > CLOCK_SECONDS + found.rtt_s
+    what = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's" if off else "as here"
+    fix = "set both clocks (timedatectl): certificates are good for a time" if off else ""
+    yield Check(f"{peer}: clock", "warning" if off else "good", what, fix, {"clock_s": ahead})
+
+
+def _network(peer: Role, found: Probed) -> Check:
+    what = f"{found.rtt_s * 1e3:.1f} ms there and back, {found.up / 1e6:.0f} Mbit/s there, {found.down / 1e6:.0f} back"
+    return Check(f"{peer}: network", "good", what, figures={"rtt_s": found.rtt_s, "up": found.up, "down": found.down})
