@@ -1,7 +1,6 @@
 """What travels between an encrypting client and its server: of known sizes, and harmless to whoever reads it."""
 
 import multiprocessing
-import random
 import resource
 import struct
 
@@ -11,6 +10,8 @@ from blindformer.protocols.ckks.facts import Facts, facts_from
 from blindformer.protocols.ckks.frames import HEAD, LENGTH, FrameError, OtherProgram, Reader, head, most, pack, unpack
 from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
 from blindformer.protocols.ckks.sealed import SealedError, check_sealed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 seal = pytest.importorskip("tenseal.sealapi")
 
@@ -190,30 +191,68 @@ def test_an_object_within_an_object_does_not_grow_beyond_what_is_read(keys):
     assert process.exitcode == 0
 
 
+def damaged(good: bytes) -> st.SearchStrategy[bytes]:
+    """Noise, and good bytes with some of them changed, in the headers or anywhere, cut, or sewn to noise."""
+    size, noise = len(good), st.binary(max_size=200)
+
+    def changed(places: int) -> st.SearchStrategy[bytes]:
+        return st.builds(lambda at, value: good[:at] + bytes([value]) + good[at + 1 :],
+                         st.integers(0, places - 1), st.integers(0, 255))  # fmt: skip
+
+    def sewn(at: int, tail: bytes) -> bytes:
+        return good[:at] + (tail * (size // max(1, len(tail)) + 1))[: size - at]
+
+    return st.one_of(
+        noise,
+        st.builds(lambda start, tail: start + good[len(start) :], noise, noise),
+        changed(60),
+        changed(size),
+        st.builds(sewn, st.integers(sealed.HEADER.size, size - 1), noise),
+        st.integers(0, size).map(lambda end: good[:end]),
+    )
+
+
 def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
-    """Noise, good bytes with some of them changed, cut, or sewn to noise: refused, or loaded as what they are."""
-    ring, chance, good, taken = Ring(PARAMETERS), random.Random(0), request_parts[1], 0
-    inner = FACTS.request_items()[1].inner
-    for number in range(10_000):
-        data = bytearray(good)
-        if number % 4 == 0:
-            data = bytearray(chance.randbytes(chance.randrange(len(good))))
-        elif number % 4 == 1:  # anywhere, mostly in what is compressed
-            for _ in range(chance.randrange(1, 4)):
-                data[chance.randrange(len(data))] = chance.randrange(256)
-        elif number % 4 == 2:  # in the headers
-            data[chance.randrange(60)] ^= 1 << chance.randrange(8)
-        else:
-            place = chance.randrange(sealed.HEADER.size, len(data))
-            data[place:] = chance.randbytes(len(data) - place)
+    """They are refused, or loaded as what they are."""
+    ring, good, inner, taken = Ring(PARAMETERS), request_parts[1], FACTS.request_items()[1].inner, []
+
+    def read(data):
         try:
-            check_sealed(bytes(data), inner, "it")
-            made = from_bytes(seal.Ciphertext, ring.context, bytes(data), "it")
-            ring.checked(made, 2, "it", spread=1.0)
-            taken += 1
+            check_sealed(data, inner, "it")
+            ring.checked(from_bytes(seal.Ciphertext, ring.context, data, "it"), 2, "it", spread=1.0)
         except SealedError:
-            continue
-    assert taken < 5_000
+            return False
+        return True
+
+    @settings(max_examples=500)
+    @given(st.lists(damaged(good), min_size=20, max_size=20))
+    def read_twenty(found):
+        taken.extend(map(read, found))
+
+    read_twenty()
+    assert len(taken) >= 10_000
+    assert 0 < sum(taken) < 5_000, "some bytes of a ciphertext are as good as others"
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["relinearisation", "rotation"])
+def test_random_keys_do_no_harm(evaluation, which):
+    ring, item, taken = Ring(PARAMETERS), FACTS.key_items()[which], []
+
+    def read(data):
+        try:
+            check_sealed(data, item.inner, "it")
+            load_evaluation(ring, [(0, evaluation[0]), (item.number, data)])
+        except SealedError:
+            return False
+        return True
+
+    @settings(max_examples=25)
+    @given(st.lists(damaged(evaluation[which]), min_size=20, max_size=20))
+    def read_twenty(found):
+        taken.extend(map(read, found))
+
+    read_twenty()
+    assert 0 < sum(taken) < len(taken) / 2
 
 
 def test_the_head_has_one_length():

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
 import ssl
+import tempfile
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
 import pytest
+from blindformer.models.artifacts import save
 from blindformer.models.artifacts.client import sources_of
+from blindformer.models.building import compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.encrypted import real_values
 from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
 from blindformer.parties.admission import Busy
 from blindformer.parties.certificates import add_certificate, client_context, make_certificates
 from blindformer.parties.config import parse_address
-from blindformer.parties.encrypted.http import Api, KeysGone
+from blindformer.parties.encrypted.http import Api, KeysGone, _Connection
 from blindformer.protocols.ckks.frames import head, pack
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerRefused
@@ -219,18 +226,19 @@ def test_requests_that_are_none_are_refused(client, keyed, api, program):
     ):
         found = refused(api, "POST", path, body)
         assert any(part in found for part in error.split("|")), found
-    assert "of other parameters" in refused(api, "POST", path, of_other_parameters(client, good, program))
+    assert "of other parameters" in refused(
+        api, "POST", path, request_of(client, of_other_parameters(client), TEXTS[:2])
+    )
 
 
-def of_other_parameters(client, good, program):
-    """Ciphertexts of the same sizes from other primes."""
+def of_other_parameters(client):
+    """Keys of the same sizes for other primes."""
     from blindformer.protocols.ckks.keys import ClientKeys
     from blindformer.protocols.ckks.parameters import insecure_parameters
 
     part = client.part.for_length()
     given = part.circuit.facts.parameters
-    keys = ClientKeys(part.circuit.ends, insecure_parameters(given.degree, given.levels, given.scale_bits - 1))
-    return request_of(client, keys, TEXTS[:2])
+    return ClientKeys(part.circuit.ends, insecure_parameters(given.degree, given.levels, given.scale_bits - 1))
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -255,6 +263,65 @@ def test_keys_that_are_none_are_refused(client, api, program):
     body = request_of(client, ClientKeys(part.circuit.ends, part.circuit.facts.parameters), TEXTS[:1])
     assert "is the key of another rotation" in refused(api, "POST", f"/v1/keys/{name}/queries", body)
     assert "is not served here" in refused(api, "POST", f"/v1/models/{'cd' * 32}/keys")
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_keys_of_other_parameters_are_refused(client, api, program):
+    """Of the same sizes, so that only SEAL can tell, which a worker asks when they are needed."""
+    keys = of_other_parameters(client)
+    name = api.ask("POST", f"/v1/models/{program}/keys")["keys"]
+    api.ask("PUT", f"/v1/keys/{name}", pack("keys", program, keys.sealed_evaluation()))
+    body = request_of(client, keys, TEXTS[:2])
+    assert "of other parameters" in refused(api, "POST", f"/v1/keys/{name}/queries", body)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_what_is_longer_than_it_can_be_is_not_kept(site, client, keyed, api, program):
+    """Announced or not, of queries and of keys; what comes is let go, and neither memory nor disk grows by it."""
+
+    def path(kind):
+        if kind == "request":
+            return "POST", f"/v1/keys/{keyed.name}/queries"
+        return "PUT", f"/v1/keys/{api.ask('POST', f'/v1/models/{program}/keys')['keys']}"
+
+    before, megabyte = site.service.memory(), bytes(1 << 20)
+    for kind, length, status in (
+        ("request", 48 << 20, 413),
+        ("request", None, 413),
+        ("keys", 48 << 20, 413),
+        ("keys", None, 400),  # its first object is none
+    ):
+        assert status_of(api, *path(kind), [head(kind, program), *[megabyte] * 48], length)[0] == status
+    assert site.service.memory() - before < 30
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_every_refusal_has_its_status(client, keyed, api, other, program):
+    good, path = request_of(client, keyed.keys, TEXTS[:2]), f"/v1/keys/{keyed.name}"
+    for asking, method, place, body, status in (
+        (api, "POST", f"{path}/queries", b"noise" * 100, 400),
+        (api, "POST", f"{path}/queries", good[:-1], 400),
+        (api, "GET", "/v1/nothing", b"", 404),
+        (api, "POST", f"/v1/models/{'cd' * 32}/keys", b"", 404),
+        (api, "PATCH", path, b"", 405),
+        (api, "POST", f"{path}/queries", head("request", "cd" * 32) + good[38:], 409),
+        (api, "PUT", path, b"", 409),
+        (api, "GET", f"/v1/keys/{'0' * 32}", b"", 410),
+        (other, "POST", f"{path}/queries", good, 410),
+    ):
+        found, said = status_of(asking, method, place, [body])
+        assert (found, set(said)) == (status, {"error"}), (place, found, said)
+
+
+def status_of(api, method, path, body, length=None):
+    """(status, the reply's JSON). `length`: announced; without it the body comes in chunks."""
+    connection = _Connection(api.address, api._context, 60)
+    headers = {"Transfer-Encoding": "chunked"} if length is None else {"Content-Length": str(length)}
+    with closing(connection):
+        connection.connect()
+        connection.request(method, path, iter(body), headers, encode_chunked=length is None)
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
 
 
 def test_keys_are_their_certificates_alone(client, keyed, api, other):
@@ -414,6 +481,38 @@ def test_processes_may_share_a_query(alone, made):
     with alone.client() as client:
         expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
         assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
+
+
+def test_a_session_that_expired_begins_again(made):
+    with Site(made, "--workers", "1", "--keys-seconds", "3") as site, site.client() as mine:
+        mine.query(TEXTS[0])
+        (keyed,) = mine._keyed.values()
+        api, folder = mine._server(), Path(tempfile.gettempdir())
+
+        def gone():
+            return not list(folder.glob(f"bf-server-*/{keyed.name}"))
+
+        assert not gone()
+        eventually(gone, "its keys have left the disk")
+        with pytest.raises(KeysGone, match="send keys again"):
+            api.ask("GET", f"/v1/keys/{keyed.name}")
+        again = mine.query(TEXTS[1])
+        assert "expired" in again.retried
+        assert again.report.setup_bytes > 0
+
+
+@pytest.mark.parametrize(("plan", "said"), [("faithful", "is not compiled for encrypted queries"), ("he", "128 bits")])
+def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_classifier, tmp_path, plan, said):
+    """A program of another plan, and one in a ring for tests."""
+    folder = made.folder
+    if plan != "he":
+        loaded = load(tiny_classifier)
+        folder = save(compile_lengths(loaded, [8], plan, texts=TEXTS), tmp_path, loaded)
+    code, _, errors = call("serve", folder / "server", "--protocol", "ckks", "--certs", made.certificates,
+                           "--listen", "127.0.0.1:0", "--workers", "1")  # fmt: skip
+    assert code == 1
+    assert said in errors
+    assert errors.count("\n") == 1
 
 
 def test_it_stops_in_order(alone):
