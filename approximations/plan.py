@@ -157,6 +157,10 @@ class Plan(BaseModel):
         chosen += [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
         return any(find(kind, choice.name).needs_distillation for kind, choice in chosen)
 
+    def same_functions(self, other: Plan) -> bool:
+        """Whether both choose alike for every module, ranges and fits aside."""
+        return self.overrides == other.overrides and all(getattr(self, k) == getattr(other, k) for k in KINDS)
+
     def trained_fits(self) -> dict[str, Constants]:
         """The fits of approximations that a student is trained with: to fit them again would undo the training."""
         return {site: fit for site, fit in self.fits.items() if self._is_trained(site)}

@@ -22,7 +22,7 @@ from .output import (
     read_texts,
     table,
     use_threads,
-    warn_undistilled,
+    warn_untrained,
 )
 
 
@@ -79,7 +79,8 @@ def compile_model(
         )
         phases.end("compile")
         found = inspect(out)
-    _warn(out)
+        own = loaded.plan()
+    _warn(out, own)
     if form is Format.json:
         emit({"out": str(out), "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
         return
@@ -97,10 +98,10 @@ def _numbers(lengths: str | None) -> list[int] | None:
         raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
 
 
-def _warn(folder: Path) -> None:
+def _warn(folder: Path, own: Any) -> None:
     from ...approximations import Plan
 
-    warn_undistilled(Plan.load(folder / "server"))
+    warn_untrained(Plan.load(folder / "server"), own)
 
 
 def _show(found: Any, folder: Path) -> None:

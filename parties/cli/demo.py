@@ -21,7 +21,7 @@ from .output import (
     read_plan,
     table,
     use_threads,
-    warn_undistilled,
+    warn_untrained,
 )
 
 SENTENCES = (
@@ -57,7 +57,7 @@ def demo(
         phases.begin("compile")
         compiled = compile_text(loaded, length, chosen, stage=lambda stage: phases.note("compile", stage))
         phases.end("compile")
-        warn_undistilled(compiled.plan)
+        warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
         found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)
     pairs = _pairs(found)

@@ -94,11 +94,15 @@ def read_plan(name: str) -> Any:
         raise PlanError(f"{name}: is no plan ({str(error).splitlines()[0]}); write it with Plan.save") from None
 
 
-def warn_undistilled(plan: Any) -> None:
-    """Say, on stderr, when a plan's answers mean nothing for a model that was not trained with it."""
-    if plan.needs_distillation():
+def warn_untrained(plan: Any, own: Any = None) -> None:
+    """Say, on stderr, when a plan's answers mean nothing for a model that was not trained with its functions.
+
+    own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
+    """
+    if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
         Console(stderr=True, highlight=False).print(
-            f"note: plan {plan.name} is for models distilled with it; with other weights its answers are far off"
+            f"note: plan {plan.name} is for models trained with it (distill, federate); "
+            "with other weights its answers are far off"
         )
 
 

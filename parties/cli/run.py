@@ -24,7 +24,7 @@ from .output import (
     read_plan,
     read_texts,
     use_threads,
-    warn_undistilled,
+    warn_untrained,
 )
 
 DEFAULT_PARTIES = 2
@@ -97,8 +97,7 @@ def run(
 
         compiled = compile_for(protocol.value, len(texts), make)
         phases.end("compile")
-        if not trained:
-            warn_undistilled(compiled.plan)
+        warn_untrained(compiled.plan, loaded.plan())
         inputs = [loaded.encode_image(item) if images else loaded.encode(item, size) for item in texts]
         found = compare(
             loaded,
