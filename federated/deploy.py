@@ -3,11 +3,14 @@
 They talk over TLS; the SuperLink takes registered nodes alone, each known by its own key (P-384). A process that dies
 is started again: a node goes on with the next message; after a SuperLink's death the run is submitted again and goes on
 from its last checkpoint. docs/federated.md does the same by hand, across machines.
+
+Flower's simulation is the same without nodes: the SuperLink has Ray's workers play the clients.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -53,10 +56,20 @@ clientapp = "blindformer.federated.client:app"
 
 def deploy(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
     """Train as `federate` does, in processes of Flower's deployment engine. Errors: FederateError."""
-    chosen, out = Settings(**settings), Path(out).absolute()
+    return _carried_out(Deployment, Path(out).absolute(), progress, Settings(**settings))
+
+
+def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
+    """Train as `federate` does, with Ray's workers as clients, several at a time. Errors: FederateError."""
+    if importlib.util.find_spec("ray") is None:
+        raise FederateError("Flower's simulation needs Ray; run: pip install 'blindformer[simulation]'")
+    return _carried_out(Simulation, Path(out).absolute(), progress, Settings(**settings))
+
+
+def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings) -> Federated:
     if (out / REPORT).exists():
         raise FederateError(f"{out}: holds a model already; give a new folder")
-    with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, Deployment(chosen, Path(folder)) as run:
+    with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, kind(chosen, Path(folder)) as run:
         run.start()
         run.submit(out)
         run.wait(out, progress)
@@ -76,6 +89,11 @@ class Deployment:
 
     def start(self) -> None:
         """SuperLink, keys, registrations, SuperNodes. Errors: FederateError."""
+        self._start_link("--enable-supernode-auth")
+        for number in range(self.settings.clients):
+            self.start_node(number, registered=True)
+
+    def _start_link(self, *kind: str) -> None:
         certs = self.folder / "certs"
         make_certificates(certs, roles=[LINK])
         (self.folder / "home").mkdir()
@@ -85,13 +103,11 @@ class Deployment:
         )
         self._start(LINK, [
             "flower-superlink", "--ssl-certfile", f"{certs / LINK}.pem", "--ssl-keyfile", f"{certs / LINK}.key",
-            "--ssl-ca-certfile", f"{certs / 'ca.pem'}", "--enable-supernode-auth",
+            "--ssl-ca-certfile", f"{certs / 'ca.pem'}", *kind,
             "--database", str(self.folder / "state.db"), "--host", "127.0.0.1", "--port", str(self.ports[0]),
             "--disable-runtime-dependency-installation",
         ])  # fmt: skip
         self._await_link()
-        for number in range(self.settings.clients):
-            self.start_node(number, registered=True)
 
     def start_node(self, number: int, registered: bool) -> None:
         """A SuperNode for a part of the data, with a new key that the SuperLink is told of, or is not."""
@@ -105,13 +121,13 @@ class Deployment:
             "--node-config", f"{PARTITION}={number}", "--port", str(_free_ports(1)[0]),
         ])  # fmt: skip
 
-    def submit(self, out: Path) -> None:
+    def submit(self, out: Path, *options: str) -> None:
         """The app is a file that names this package: nodes run what they have installed, and compare versions."""
         app = self.folder / "app"
         app.mkdir(exist_ok=True)
         config = {**self.settings.to_config(), OUT: str(out)}
         (app / "pyproject.toml").write_text(APP + "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
-        self._flwr("run", str(app), NAME)
+        self._flwr("run", str(app), NAME, *options)
 
     def wait(self, out: Path, progress: Progress | None) -> None:
         """Until the result is there; starts again what dies. Errors: FederateError with the run's own words."""
@@ -201,8 +217,23 @@ class Deployment:
             **os.environ,
             "FLWR_HOME": str(self.folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # they share the cores; and one repeats exactly
             "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")]),
         }
+
+
+class Simulation(Deployment):
+    """One process, `superlink`, whose workers are Ray's."""
+
+    def start(self) -> None:
+        self._start_link("--simulation")
+
+    def submit(self, out: Path, *options: str) -> None:
+        size = f"num-supernodes={self.settings.clients} client-resources-num-cpus=1"
+        super().submit(out, "--federation-config", size, *options)
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def new_node_key(file: Path) -> Path:

@@ -22,7 +22,7 @@ from ..models.distillation.teacher import judged
 from .collecting import Collected, collect
 from .grids import Chosen
 from .learning import rate_at
-from .messages import record, tensors
+from .messages import name_of, record, tensors
 from .privacy import Budget
 from .settings import FederateError, Settings
 from .strategies import memory, remember, strategy_of
@@ -108,13 +108,13 @@ class Federation:
         messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
 
         def send(some: Iterable[Message]) -> list[Message]:
-            # In the order of nodes: the strategy draws one by chance, and sums of floats depend on it. A SuperLink
-            # answers in its own name for a node that is gone: that is silence.
+            # In the order of names, which every engine has alike: sums of floats depend on it. A SuperLink answers in
+            # its own name for a node that is gone: that is silence.
             asked = list(some)
             nodes = {message.metadata.dst_node_id for message in asked}
             replies = grid.send_and_receive(asked, timeout=self.settings.timeout)
             good = [reply for reply in replies if reply.metadata.src_node_id in nodes]
-            return sorted(good, key=lambda reply: reply.metadata.src_node_id)
+            return sorted(good, key=lambda reply: (name_of(reply), reply.metadata.src_node_id))
 
         try:
             found = collect(messages, now, self.settings, budget, send)
