@@ -20,6 +20,7 @@ from ..models.distillation.checkpoints import locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading import quiet
 from ..models.task import image_of
+from .adapters import merge
 from .examples import PARTITION, Source
 from .partitions import deal
 from .rounds import Federation, Progress, Round
@@ -93,7 +94,9 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
         name, why = next(((n, w) for r in run.history for n, w in r.lost.items()), ("nobody", "was asked"))
         raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
+    travelled = sum(p.numel() for p in subject.trained().values())
     restore(subject.model)
+    merge(subject.model)
     known: Any = subject.encode(data.validation.subset(CALIBRATION, run.settings.seed))
     batches = [known.batch(some) for some in in_order(known.lengths, 32)]
     plan = calibrate(subject.model, batches, plan)
@@ -107,7 +110,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
         "data": {"name": data.name, "labels": list(data.labels), "train": len(data.train),
                  "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.model_dump(),
-        "weights_that_travel": sum(p.numel() for p in subject.trained().values()),
+        "weights_that_travel": travelled,
         "test_accuracy": accuracy,
         "epsilon": run.history[-1].epsilon if run.history else None,
         "sites_out_of_range": sorted(left),

@@ -29,6 +29,7 @@ class Settings(BaseModel):
     clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
     model       for texts: the folder of a classifier or encoder that training begins with; images begin from nothing
     trained     for texts: how many of the last layers are trained (0: all), beside the head
+    lora        for texts: the rank of adapters that are trained in place of the layers (0: none), beside the head
     layers      of the compact model; for texts, evenly spaced ones of `model` (0: all)
     hidden      width of the model for images
     fraction    of the clients that take part in a round
@@ -52,6 +53,7 @@ class Settings(BaseModel):
     seed: int = Field(default=0, ge=0)
     model: str = "minilm"
     trained: int = Field(default=0, ge=0)
+    lora: int = Field(default=0, ge=0)
     layers: int = Field(default=0, ge=0)
     hidden: int = Field(default=64, ge=8)
     length: int = Field(default=32, ge=8)
@@ -89,6 +91,8 @@ class Settings(BaseModel):
             raise ValueError(
                 f"strategy {self.strategy} compares single updates, which {hidden} hides; use fedavg, or leave it out"
             )
+        if self.lora and self.trained:
+            raise ValueError("lora adapts all layers, trained names some to train whole; leave one of them out")
         if self.adaptive and self.dp != "central":
             raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
         if self.secagg and self.clients < 3:

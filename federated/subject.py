@@ -106,13 +106,15 @@ def check_like(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject:
     """The subject before training, the same on every side. Errors: those of `load`, FederateError."""
     if side:
+        if settings.lora:
+            raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
         return Subject(images.vision_model(labels, side, settings), images.pixels, images.processor(side), images.RATE)
     loaded = load(settings.model)
     return Subject(
         texts.text_model(loaded, labels, settings),
         lambda examples: tokenise(loaded, examples, settings.length),
         loaded.processor,
-        texts.RATE,
+        texts.rate_of(settings),
     )
 
 

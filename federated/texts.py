@@ -1,4 +1,5 @@
-"""A compact text classifier: some layers of an encoder that everybody has, the last of them trained, and a head.
+"""A compact text classifier: some layers of an encoder that everybody has, the last of them or adapters of all trained,
+and a head.
 
 Only what is trained travels, so a round is small. The word table and the layers below stay as they are; the digest of
 what stays is compared, so that nobody trains the top of another model.
@@ -14,6 +15,7 @@ from torch import nn
 from ..models.distillation.student import layer_count, spread, stack_of, with_layers
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
 from ..models.loading import Loaded
+from . import adapters
 from .settings import FederateError, Settings
 
 RATE = 2e-4
@@ -31,8 +33,24 @@ def text_model(loaded: Loaded, labels: Sequence[str], settings: Settings) -> nn.
         model = classifier_of(loaded, labels, settings.seed)
     count = layer_count(model)
     model = with_layers(model, spread(settings.layers or count, count))
-    freeze(model, settings.trained)
+    if settings.lora:
+        _freeze_but_adapters(model, settings)
+    else:
+        freeze(model, settings.trained)
     return model.eval()
+
+
+def rate_of(settings: Settings) -> float:
+    """The learning rate, unless one is set."""
+    return adapters.RATE if settings.lora else RATE
+
+
+def _freeze_but_adapters(model: nn.Module, settings: Settings) -> None:
+    """Adapters are trained, and the head."""
+    base: Any = model.base_model
+    adapters.adapt(model, stack_of(model, layer_count(model)), settings.lora, settings.seed)
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_("pooler" in name or "lora_" in name)
 
 
 def freeze(model: nn.Module, trained: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,11 @@ import typer
 
 from .data_options import DataFolderOption, DataOption, SeedOption
 from .output import Format, FormatOption, Phases, PlanOption, console, emit, prepare, table, use_threads
+
+
+class Engine(enum.StrEnum):
+    here = "here"
+    ray = "ray"
 
 
 def federate(
@@ -26,8 +32,12 @@ def federate(
     plan: PlanOption = "fast",
     model: Annotated[str, typer.Option("--model", help="For texts: the model that training begins with.")] = "minilm",
     layers: Annotated[int, typer.Option("--layers", min=0, help="Layers of the model (default: by its kind).")] = 0,
+    hidden: Annotated[int, typer.Option("--hidden", min=8, help="For images: width of the model.")] = 64,
     trained: Annotated[
         int, typer.Option("--trained", min=0, help="For texts: how many of the last layers are trained (0: all).")
+    ] = 0,
+    lora: Annotated[
+        int, typer.Option("--lora", min=0, help="For texts: rank of adapters that travel in place of layers (0: none).")
     ] = 0,
     fraction: Annotated[
         float, typer.Option("--fraction", min=0.0, max=1.0, help="Of the clients, asked in each round.")
@@ -53,6 +63,9 @@ def federate(
     delta: Annotated[
         float, typer.Option("--delta", min=0, max=1, help="Probability that epsilon may not hold.")
     ] = 1e-5,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="Who plays the clients: this process, one by one, or Ray's workers.")
+    ] = Engine.here,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
     ] = False,
@@ -64,7 +77,7 @@ def federate(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
     form: FormatOption = Format.text,
 ) -> None:
-    """Train among clients that keep their examples, simulated in one process; write a model with its plan."""
+    """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
     prepare()
     logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower logs every step to the terminal
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
@@ -72,6 +85,7 @@ def federate(
         phases.begin("load")
         use_threads(threads)
         from ...federated.deploy import deploy as in_processes
+        from ...federated.deploy import simulate
         from ...federated.federate import federate as run
         from ...federated.settings import FederateError, Settings
         from ...models.data import load_data
@@ -80,11 +94,14 @@ def federate(
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = Settings(
             data=data, clients=clients, rounds=rounds, strategy=strategy, alpha=alpha, plan=plan, seed=seed,
-            model=model, layers=layers, trained=trained, fraction=fraction, rate=rate, secagg=secagg, dp=dp,
-            adaptive=adaptive, clip=clip, noise=noise, epsilon=epsilon, delta=delta, **given,
+            model=model, layers=layers, hidden=hidden, trained=trained, lora=lora, fraction=fraction, rate=rate,
+            secagg=secagg, dp=dp, adaptive=adaptive, clip=clip, noise=noise, epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
-        if deploy and data_folder is not None:
-            raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for those of --deploy")
+        apart = simulate if engine is Engine.ray else in_processes if deploy else None
+        if deploy and engine is Engine.ray:
+            raise FederateError("--deploy has nodes of its own: leave --engine ray out")
+        if apart and data_folder is not None:
+            raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
         dataset = load_data(data, seed=seed, folder=data_folder)
         phases.end("load")
 
@@ -92,8 +109,8 @@ def federate(
             phases.step("rounds", made.number, total)
             phases.note("rounds", _line(made))
 
-        if deploy:
-            found = in_processes(out, progress=show, **chosen.model_dump())
+        if apart:
+            found = apart(out, progress=show, **chosen.model_dump())
         else:
             found = run(out, dataset, progress=show, **chosen.model_dump())
     if plot is not None:

@@ -1,5 +1,7 @@
 """Texts: the head and the last layers travel, what is below stays and has to be the same everywhere."""
 
+import re
+
 import pytest
 import torch
 from blindformer.federated.client import client_app
@@ -65,6 +67,62 @@ def test_only_the_head_and_the_last_layers_travel(texts, base, tmp_path):
     assert not any("embeddings" in n for n in names)
     with pytest.raises(FederateError, match="trained 3: the model has 2 layers"):
         prepare(Settings(**{**TEXTS, "model": base, "trained": 3}), texts, tmp_path / "out", None)
+
+
+@pytest.fixture(scope="module")
+def adapted(texts, base, tmp_path_factory):
+    """Trained by adapters, and what the model was like with adapters still beside its layers."""
+    pytest.importorskip("peft")
+    settings = {**TEXTS, "model": base, "lora": 2, "rounds": 4, "epochs": 4}
+    return federate(tmp_path_factory.mktemp("adapted") / "out", texts, **settings)
+
+
+def test_adapters_are_merged_into_a_model_like_any_other(adapted, texts, base):
+    assert adapted.report["test_accuracy"] >= 0.9
+    loaded, start = load(adapted.folder), load(base).model.state_dict()
+    weights = loaded.model.state_dict()
+    assert not any("lora" in name for name in weights)
+    moved = {n for n in start if n.startswith("encoder.") and not torch.equal(weights[f"bert.{n}"], start[n])}
+    linear = re.compile(r"encoder\..*(dense|query|key|value)\.weight")
+    assert moved == {n for n in start if linear.fullmatch(n)}
+    change = weights["bert.encoder.layer.0.output.dense.weight"] - start["encoder.layer.0.output.dense.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2
+    clear = evaluate(loaded, texts, protocols=("clear",), longest=16).row("approximated", "clear")
+    assert clear.accuracy.value >= 0.85
+
+
+def test_adapters_and_the_head_alone_travel(adapted, texts, base, tmp_path):
+    made, _ = prepare(Settings(**{**TEXTS, "model": base, "lora": 2}), texts, tmp_path / "out", None)
+    names = set(made.subject.trained())
+    assert all("lora_" in n or n.startswith(("classifier.", "bert.pooler.")) for n in names)
+    assert len([n for n in names if "lora_" in n]) == 2 * 2 * 6  # A and B, layers, linear layers of each
+    assert adapted.report["weights_that_travel"] == sum(p.numel() for p in made.subject.trained().values())
+
+
+def test_a_merged_model_answers_as_with_its_adapters(base):
+    pytest.importorskip("peft")
+    from blindformer.federated.adapters import merge
+    from blindformer.federated.texts import text_model
+
+    loaded = load(base)
+    model = text_model(loaded, ("negative", "positive"), Settings(lora=3))
+    tokens = dict(loaded.processor(["the good", "a bad"], return_tensors="pt"))
+    with torch.no_grad():
+        untouched = model(**tokens).logits
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        adapted = model(**tokens).logits
+        merge(model)
+        assert (adapted - untouched).abs().max() > 1e-2
+        assert torch.allclose(model(**tokens).logits, adapted, atol=1e-4)
+
+
+def test_adapters_where_they_cannot_be(texts, data, base, tmp_path):
+    with pytest.raises(FederateError, match="lora adapts all layers, trained names some to train whole"):
+        Settings(lora=2, trained=1)
+    with pytest.raises(FederateError, match="begins from nothing: leave lora out"):
+        prepare(Settings(**{**SMALL, "lora": 2}), data, tmp_path / "out", None)
 
 
 def test_another_base_model_is_refused_and_named(texts, base, tmp_path):

@@ -6,6 +6,8 @@ import json
 from functools import partial
 
 import pytest
+from blindformer import Plan
+from blindformer.parties.cli.output import warn_untrained
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
@@ -49,6 +51,9 @@ def test_in_words(call, tmp_path):
         (("--strategy", "fedmedian", "--secagg"), "compares single updates, which secagg hides"),
         (("--plot", "rounds.pdf"), "the plot is a picture (.png)"),
         (("--plan", "quick"), "unknown preset 'quick'"),
+        (("--lora", "2"), "one of images begins from nothing: leave lora out"),
+        (("--deploy", "--engine", "ray"), "--deploy has nodes of its own: leave --engine ray out"),
+        (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
     ],
 )
 def test_what_cannot_be_is_one_line(call, tmp_path, arguments, message):
@@ -56,3 +61,12 @@ def test_what_cannot_be_is_one_line(call, tmp_path, arguments, message):
     assert (code, printed) == (1, "")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+def test_a_model_trained_with_a_plan_gets_no_warning_about_it(capsys):
+    fast = Plan.preset("fast")
+    warn_untrained(fast.replace(ranges={"encoder/gelu": (-1.0, 1.0)}), own=fast)
+    assert capsys.readouterr().err == ""
+    for own in (None, Plan.preset("faithful"), Plan.preset("he")):
+        warn_untrained(fast, own)
+        assert "note: plan fast is for models trained with it (distill, federate)" in capsys.readouterr().err
