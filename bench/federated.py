@@ -19,9 +19,12 @@ from typing import Any
 
 import torch
 from blindformer.federated.federate import REPORT, WORK, federate
+from blindformer.federated.privacy import noise_for
 from blindformer.federated.rounds import Round
+from blindformer.federated.settings import Settings
+from blindformer.federated.subject import begin
 from blindformer.models.data import Dataset, load_data
-from blindformer.models.evaluation import Interval, wilson
+from blindformer.models.distillation.teacher import judged
 from rich.console import Console
 from rich.table import Table
 
@@ -34,26 +37,50 @@ TIMED_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run. `below`: points of test accuracy below the one client's. `curve`: validation accuracy by round."""
+    """The same run for several seeds, each with a split of its own.
+
+    accuracy  mean test accuracy; accuracies: by seed
+    below     mean points below the one client of the same seed
+    curves    validation accuracy by seed and round
+    """
 
     name: str
     clients: int
     alpha: float
-    accuracy: Interval
+    accuracy: float
+    accuracies: list[float]
     below: float
-    curve: list[float]
+    curves: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A run with central differential privacy. Each round of `curve`: number, validation accuracy, epsilon."""
+
+    clients: int
+    fraction: float
+    hidden: int
+    noise: float
+    accuracy: float
+    epsilon: float
+    curve: list[tuple[int, float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Federations:
-    """round_s: median seconds of a round of one epoch, plain and with secure aggregation, one after the other."""
+    """round_s: median seconds of a round of one epoch, plain and with secure aggregation, one after the other.
+
+    untrained   mean test accuracy of the model that training began with; None for images, which begin from nothing
+    """
 
     data: str
-    seed: int
+    seeds: list[int]
     test: int
     plan: str
     weights_that_travel: int
+    untrained: float | None
     rows: list[Row]
+    private: list[Private]
     round_s: dict[str, float]
     settings: dict[str, Any]
     command: str
@@ -65,47 +92,79 @@ class Federations:
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> Federations:
     """Train what is missing. Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
-    computer, data = machine(), load_data(chosen.data, seed=chosen.seed)
-    folder = Path(chosen.work) / f"{Path(chosen.data).stem}-{chosen.seed}"
-    common = {"data": chosen.data, "seed": chosen.seed, "plan": chosen.plan, "rounds": chosen.rounds}
+    computer = machine()
     runs = {
         CENTRAL: ("central", 1, 0.0),
         f"{chosen.clients} clients, alike": ("alike", chosen.clients, 0.0),
         f"{chosen.clients} clients, Dirichlet {chosen.alpha:g}": ("dirichlet", chosen.clients, chosen.alpha),
     }
-    reports = {
-        name: _trained(folder / place, data, say, name, {**common, "clients": clients, "alpha": alpha})
-        for name, (place, clients, alpha) in runs.items()
-    }
-    best = reports[CENTRAL]["test_accuracy"]
-    rows = [
-        Row(
-            name,
-            clients,
-            alpha,
-            wilson(round(reports[name]["test_accuracy"] * len(data.test)), len(data.test)),
-            100 * (best - reports[name]["test_accuracy"]),
-            [r["accuracy"] for r in reports[name]["rounds"]],
-        )
-        for name, (_, clients, alpha) in runs.items()
-    ]
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    untrained: list[float] = []
+    for seed in chosen.seeds:
+        data = load_data(chosen.data, seed=seed)
+        for name, (place, clients, alpha) in runs.items():
+            folder = _folder(chosen, seed) / place
+            settings = {**_common(chosen, seed), "clients": clients, "alpha": alpha}
+            reports[name].append(_trained(folder, data, say, f"seed {seed}, {name}", settings))
+        if data.kind == "text":
+            untrained.append(_untrained(chosen, seed, data))
+    seed = chosen.seeds[0]
+    data = load_data(chosen.data, seed=seed)
+    best = [report["test_accuracy"] for report in reports[CENTRAL]]
     return Federations(
         data=data.name,
-        seed=chosen.seed,
+        seeds=chosen.seeds,
         test=len(data.test),
         plan=chosen.plan,
-        weights_that_travel=reports[CENTRAL]["weights_that_travel"],
-        rows=rows,
+        weights_that_travel=reports[CENTRAL][0]["weights_that_travel"],
+        untrained=statistics.mean(untrained) if untrained else None,
+        rows=[_row(name, clients, alpha, reports[name], best) for name, (_, clients, alpha) in runs.items()],
+        private=[_private(chosen, data, say, *given) for given in chosen.private],
         round_s={
-            name: _seconds(data, say, name, {**common, "clients": chosen.clients, "secagg": secure})
+            name: _seconds(data, say, name, {**_common(chosen, seed), "clients": chosen.clients, "secagg": secure})
             for name, secure in (("plain", False), ("secure aggregation", True))
         },
-        settings=reports[CENTRAL]["settings"],
+        settings=reports[CENTRAL][0]["settings"],
         command=command,
-        versions=versions("flwr"),
+        versions=versions("flwr", "peft") if chosen.lora else versions("flwr"),
         commit=commit(),
         machine=computer,
     )
+
+
+def _folder(chosen: argparse.Namespace, seed: int) -> Path:
+    return Path(chosen.work) / f"{Path(chosen.data).stem}-{seed}"
+
+
+def _common(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
+    names = ("data", "plan", "rounds", "epochs", "lora", "model")
+    return {name: getattr(chosen, name) for name in names} | {"seed": seed}
+
+
+def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], best: list[float]) -> Row:
+    found = [report["test_accuracy"] for report in reports]
+    curves = [[r["accuracy"] for r in report["rounds"]] for report in reports]
+    below = 100 * statistics.mean(b - a for a, b in zip(found, best, strict=True))
+    return Row(name, clients, alpha, statistics.mean(found), found, below, curves)
+
+
+def _private(
+    chosen: argparse.Namespace, data: Dataset, say: Say, clients: int, fraction: float, hidden: int, clip: float
+) -> Private:
+    settings = {**_common(chosen, chosen.seeds[0]), "clients": clients, "fraction": fraction, "hidden": hidden}
+    settings |= {"dp": "central", "clip": clip}
+    name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}"
+    report = _trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
+    curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
+    noise = noise_for(Settings(**report["settings"]))
+    return Private(clients, fraction, hidden, noise, report["test_accuracy"], report["epsilon"], curve)
+
+
+def _untrained(chosen: argparse.Namespace, seed: int, data: Dataset) -> float:
+    subject, _, _ = begin(data, Settings(**_common(chosen, seed)))
+    test: Any = subject.encode(data.test)
+    with torch.no_grad():
+        return judged(subject.model, test)["accuracy"]
 
 
 def _trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -130,23 +189,38 @@ def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> fl
 
 
 def table(found: Federations) -> Table:
-    grid = Table(title=f"{found.data}, seed {found.seed}, plan {found.plan}, {found.test} test examples")
-    for name in ("trained by", "test accuracy", "95% interval", "points below"):
+    seeds = ", ".join(map(str, found.seeds))
+    grid = Table(title=f"{found.data}, seeds {seeds}, plan {found.plan}, {found.test} test examples")
+    for name in ("trained by", "test accuracy", "by seed", "points below"):
         grid.add_column(name, justify="left" if name == "trained by" else "right")
     for row in found.rows:
-        interval = f"{row.accuracy.low:.3f} to {row.accuracy.high:.3f}"
-        grid.add_row(row.name, f"{row.accuracy.value:.4f}", interval, f"{row.below:.1f}")
+        by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
+        grid.add_row(row.name, f"{row.accuracy:.4f}", by_seed, f"{row.below:.1f}")
+    for run in found.private:
+        name = f"{run.clients} clients, {run.fraction:.0%} a round, width {run.hidden}, epsilon {run.epsilon:.2f}"
+        grid.add_row(name, f"{run.accuracy:.4f}", "", "")
     return grid
+
+
+def private_run(text: str) -> tuple[int, float, int, float]:
+    """CLIENTS,FRACTION,WIDTH,CLIP."""
+    clients, fraction, hidden, clip = text.split(",")
+    return int(clients), float(fraction), int(hidden), float(clip)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser("python -m bench.federated", description="Accuracy of federated training.")
     options.add_argument("--data", default="digits", help="a data set's name (default digits)")
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each splits anew (default 0 1 2)")
     options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
     options.add_argument("--clients", type=int, default=10)
     options.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet shares (default 0.5)")
-    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--epochs", type=int, default=3)
+    options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
+    options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
+    options.add_argument("--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP",
+                         help="runs with differential privacy at epsilon 8, for the first seed")  # fmt: skip
     options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)

@@ -11,14 +11,22 @@ from blindformer.bench import federated
 
 
 def test_rows_come_from_the_folders_that_are_there(tmp_path, capsys, monkeypatch):
-    for place, accuracy in (("central", 0.9), ("alike", 0.88), ("dirichlet", 0.87)):
-        folder = tmp_path / "digits-0" / place
-        folder.mkdir(parents=True)
-        report = {"test_accuracy": accuracy, "weights_that_travel": 7, "settings": {"rounds": 2}}
-        (folder / federated.REPORT).write_text(json.dumps({**report, "rounds": [{"accuracy": 0.5}]}))
+    """Each seed is compared with its own run of one client."""
+    found = {0: {"central": 0.9, "alike": 0.88, "dirichlet": 0.87}, 1: {"central": 0.8, "alike": 0.8, "dirichlet": 0.8}}
+    for seed, runs in found.items():
+        for place, accuracy in runs.items():
+            folder = tmp_path / f"digits-{seed}" / place
+            folder.mkdir(parents=True)
+            report = {"test_accuracy": accuracy, "weights_that_travel": 7, "settings": {"rounds": 2}}
+            (folder / federated.REPORT).write_text(json.dumps({**report, "rounds": [{"accuracy": 0.5}]}))
     monkeypatch.setattr(federated, "_seconds", lambda *given: 1.5)
-    assert federated.main(["--work", str(tmp_path), "--format", "json"]) == 0
+    assert federated.main(["--work", str(tmp_path), "--format", "json", "--seeds", "0", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["below"] for row in found["rows"]] == pytest.approx([0.0, 2.0, 3.0])
+    assert [row["below"] for row in found["rows"]] == pytest.approx([0.0, 1.0, 1.5])
+    assert [row["accuracies"] for row in found["rows"]][1] == [0.88, 0.8]
     assert found["round_s"] == {"plain": 1.5, "secure aggregation": 1.5}
     assert found["versions"]["flwr"]
+
+
+def test_a_private_run_is_four_numbers():
+    assert federated.private_run("100,0.3,16,0.5") == (100, 0.3, 16, 0.5)
