@@ -36,6 +36,7 @@ from .settings import OUT, FederateError, Settings
 LINK, NAME = "superlink", "here"
 START_SECONDS = 120.0
 POLL = 0.5
+QUIET = 30.0  # seconds without a round, before the SuperLink is asked whether the run is alive
 DEATHS = 10  # of one process, before it is given up; a node that comes back too soon is sent away once or twice
 
 APP = """[project]
@@ -133,12 +134,16 @@ class Deployment:
         """Until the result is there; starts again what dies. Errors: FederateError with the run's own words."""
         from .server import FAILURE, PROGRESS
 
-        seen = 0
+        seen, heard = 0, time.monotonic()
         while not (out / REPORT).exists() or (out / WORK).exists():
             time.sleep(POLL)
+            if time.monotonic() - heard > QUIET:
+                self._ask(out)
+                heard = time.monotonic()
             with contextlib.suppress(OSError):
                 rows = (out / WORK / PROGRESS).read_text().splitlines()
                 for row in rows[seen:]:
+                    heard = time.monotonic()
                     if progress:
                         progress(Round(**json.loads(row)), self.settings.rounds)
                 seen = len(rows)
@@ -199,17 +204,28 @@ class Deployment:
             time.sleep(POLL)
         raise FederateError(f"the SuperLink does not listen after {START_SECONDS:g} s; is the machine too busy?")
 
-    def _flwr(self, *words: str) -> None:
+    def _ask(self, out: Path) -> None:
+        """Errors: FederateError if the run is over and left nothing: its app never came to say why."""
+        try:
+            (run,) = self._flwr("list", NAME, "--limit", "1")["runs"]
+        except FederateError:  # the SuperLink does not answer just now; if it is dead, that shows
+            return
+        if str(run["status"]).startswith("finished") and not (out / REPORT).exists():
+            raise FederateError(f"the run ended without a result: {run['status-details']}; is everything installed?")
+
+    def _flwr(self, *words: str) -> dict[str, Any]:
         done = subprocess.run(
             [_program("flwr"), *words, "--format", "json"], env=self._environment(), capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         try:
-            good = json.loads(done.stdout[done.stdout.index("{") :])["success"]
-        except (ValueError, KeyError):
-            good = False
-        if not good:
-            raise FederateError(f"flwr {words[0]} failed: {_last_line(done.stderr + done.stdout)}")
+            found = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            found = {}
+        if not found.get("success"):
+            why = " ".join(found.get("error-message", "").split())[:300] or _last_line(done.stderr + done.stdout)
+            raise FederateError(f"flwr {words[0]} failed: {why}")
+        return found
 
     def _environment(self) -> dict[str, str]:
         programs = str(Path(_program("flwr")).parent)

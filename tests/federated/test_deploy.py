@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from blindformer.federated import deploy as deployment
 from blindformer.federated.deploy import Deployment, deploy, new_node_key, simulate
 from blindformer.federated.federate import REPORT, federate
 from blindformer.federated.settings import FederateError, Settings
@@ -44,6 +45,17 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_kills(tmp_pat
         assert (made["loss"], made["accuracy"], made["clients"]) == (like.loss, like.accuracy, 3), made["lost"]
     # How soon the SuperLink takes the node back is its own matter: the round goes on without it, or waits for it.
     assert rounds[2]["clients"] >= 2, rounds[2]["lost"]
+
+
+def test_a_run_that_is_over_without_a_result_is_not_waited_for(tmp_path, monkeypatch):
+    """Its app never came to say why: a library that nodes lack, say. What still runs is waited for."""
+    run = Deployment(Settings(**SETTINGS), tmp_path)
+    states = [{"status": "running", "status-details": "N/A"}, {"status": "finished:failed", "status-details": "no Ray"}]
+    monkeypatch.setattr(run, "_flwr", lambda *words: {"success": True, "runs": [states.pop(0)]})
+    monkeypatch.setattr(deployment, "QUIET", 0.0)
+    with pytest.raises(FederateError, match="the run ended without a result: no Ray"):
+        run.wait(tmp_path / "out", None)
+    assert not states
 
 
 @pytest.mark.slow

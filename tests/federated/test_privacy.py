@@ -9,6 +9,7 @@ from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, Source
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
+from blindformer.federated.messages import ARRAYS, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
 from blindformer.federated.settings import Settings
 from blindformer.federated.updates import clipped, flat
@@ -115,3 +116,31 @@ def test_a_client_that_drops_costs_no_more(data, tmp_path):
     assert list(found.rounds[0].lost) == ["ward"]
     assert found.report["epsilon"] == pytest.approx(accounted(1.0, 1.0, 1))
     assert privacy.accountant() is not None
+
+
+@pytest.mark.parametrize("dp", ["central", "local"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda v: v * float("nan"), "its update holds NaN or infinity"),
+        (lambda v: v[:5], "its update is of a wrong shape"),
+    ],
+)
+def test_a_bad_update_is_named_before_it_is_added_up(data, tmp_path, dp, change, why):
+    settings = Settings(**{**PRIVATE, "rounds": 1, "dp": dp})
+    made, _ = prepare(settings, data, tmp_path / "out", None)
+    made.work = None
+
+    class Damaged(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            bad = next(r for r in replies if r.metadata.src_node_id == 2)
+            vector = tensors(bad.content.array_records[ARRAYS])[VECTOR]
+            bad.content[ARRAYS] = record({VECTOR: change(vector)})
+            return replies
+
+    (found,) = made.run(
+        Damaged(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
+    )
+    assert (found.clients, found.lost) == (3, {"client 1": why})
+    assert all(bool(p.isfinite().all()) for p in made.subject.state().values())

@@ -187,6 +187,11 @@ def test_a_run_without_any_client_is_no_model(data, tmp_path):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_a_client_that_diverges_says_so_and_sends_nothing(data, tmp_path):
+    with pytest.raises(FederateError, match="client 0: its weights are not finite after training; lower the rate"):
+        federate(tmp_path / "out", data, **{**SMALL, "rounds": 1, "rate": 1e20})
+
+
 def test_a_client_with_its_own_folder_of_images(data, tmp_path):
     """Of one class alone: it takes part, as Dirichlet parts do."""
     image = pytest.importorskip("PIL.Image")

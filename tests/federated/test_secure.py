@@ -8,7 +8,7 @@ from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, Source
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
-from blindformer.federated.messages import SECURE, TRAIN, UNMASK, VECTOR, tensors
+from blindformer.federated.messages import ARRAYS, SECURE, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.settings import FederateError, Settings
 from flwr.app import ConfigRecord
 
@@ -77,6 +77,27 @@ def test_one_may_drop_before_it_gives_its_shares(data, tmp_path):
     _, expected, _ = run(data, tmp_path)
     assert found.clients == 4
     assert largest(weights, expected) == 0
+
+
+def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data, tmp_path):
+    settings = Settings(**SECURELY)
+    made, _ = prepare(settings, data, tmp_path / "nowhere", None)
+    made.work = None
+
+    class Damaged(Wire):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for reply in replies:
+                if reply.metadata.src_node_id == 3 and ARRAYS in reply.content.array_records:
+                    vector = tensors(reply.content.array_records[ARRAYS])[VECTOR]
+                    reply.content[ARRAYS] = record({VECTOR: vector[:-1]})
+            return replies
+
+    nodes = {i + 1: {PARTITION: i} for i in range(4)}
+    (found,) = made.run(Damaged(client_app(Source(data)), nodes, settings.to_config()))
+    assert (found.clients, found.lost) == (3, {"client 2": "its vector has another shape"})
+    _, expected, _ = run(data, tmp_path, dead={TRAIN: [3]})
+    assert largest(made.subject.state(), expected) == 0
 
 
 def test_too_few_leave_the_model_as_it_was(data, tmp_path):
