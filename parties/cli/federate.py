@@ -121,6 +121,10 @@ def federate(
     _show(found, data)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
 def _line(made: Any) -> str:
     spent = "" if made.epsilon is None else f"   epsilon {made.epsilon:.2f}"
     lost = f"   lost {len(made.lost)}" if made.lost else ""
@@ -147,6 +151,8 @@ def _show(found: Any, data: str) -> None:
         f"{settings['strategy']}   plan {settings['plan']}   {settings['clients']} clients, {spread}   "
         f"{', '.join(private) or 'updates are seen by the server'}\n"
         f"data {counts['name']}: {counts['train']} among clients, {counts['validation']} to watch and calibrate by\n"
+        f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
+        f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )
     headings = ["round", "accuracy", "loss", "clients"] + (["epsilon"] if settings["dp"] != "none" else [])
     rows = table(*headings, "seconds", right=tuple(range(len(headings) + 1)))

@@ -38,6 +38,7 @@ def test_in_words(call, tmp_path):
     code, printed, errors = call(*QUICK, "--out", out, "--rounds", "1")
     assert (code, errors) == (0, "")
     assert "3 clients, alike" in printed
+    assert "a round moves 145 kB to each client, 145 kB back" in printed
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
 
 
