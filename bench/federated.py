@@ -32,7 +32,8 @@ from .latency import PLANS, Say, provenance_line, run_command
 from .provenance import commit, json_line, machine, versions
 
 CENTRAL = "one client with all examples"
-TIMED_ROUNDS = 3
+PrivateRun = tuple[int, float, int, float, int]  # clients, fraction, width, clip, rounds
+PRIVATE_EPOCHS = 3  # every release costs, so clients do more between two
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,13 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Federations:
         weights_that_travel=reports[CENTRAL][0]["weights_that_travel"],
         untrained=statistics.mean(untrained) if untrained else None,
         rows=[_row(name, clients, alpha, reports[name], best) for name, (_, clients, alpha) in runs.items()],
-        private=[_private(chosen, data, say, *given) for given in chosen.private],
+        private=[_private(chosen, data, say, given) for given in chosen.private],
         round_s={
-            name: _seconds(data, say, name, {**_common(chosen, seed), "clients": chosen.clients, "secagg": secure})
+            name: _seconds(
+                data, say, name, {**_common(chosen, seed), "clients": chosen.clients, "secagg": secure}, chosen.timed
+            )
             for name, secure in (("plain", False), ("secure aggregation", True))
+            if chosen.timed
         },
         settings=reports[CENTRAL][0]["settings"],
         command=command,
@@ -148,12 +152,11 @@ def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], b
     return Row(name, clients, alpha, statistics.mean(found), found, below, curves)
 
 
-def _private(
-    chosen: argparse.Namespace, data: Dataset, say: Say, clients: int, fraction: float, hidden: int, clip: float
-) -> Private:
+def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> Private:
+    clients, fraction, hidden, clip, rounds = given
     settings = {**_common(chosen, chosen.seeds[0]), "clients": clients, "fraction": fraction, "hidden": hidden}
-    settings |= {"dp": "central", "clip": clip}
-    name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}"
+    settings |= {"dp": "central", "clip": clip, "rounds": rounds, "epochs": PRIVATE_EPOCHS}
+    name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rounds}"
     report = _trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
     curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
     noise = noise_for(Settings(**report["settings"]))
@@ -178,10 +181,10 @@ def _trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[st
     return json.loads((folder / REPORT).read_text())
 
 
-def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> float:
+def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any], rounds: int) -> float:
     say(f"a round, {name}")
     with tempfile.TemporaryDirectory() as folder:
-        found = federate(Path(folder) / "out", data, **{**settings, "rounds": TIMED_ROUNDS, "epochs": 1})
+        found = federate(Path(folder) / "out", data, **{**settings, "rounds": rounds, "epochs": 1})
     return round(statistics.median(r.seconds for r in found.rounds), 2)
 
 
@@ -202,10 +205,10 @@ def table(found: Federations) -> Table:
     return grid
 
 
-def private_run(text: str) -> tuple[int, float, int, float]:
-    """CLIENTS,FRACTION,WIDTH,CLIP."""
-    clients, fraction, hidden, clip = text.split(",")
-    return int(clients), float(fraction), int(hidden), float(clip)
+def private_run(text: str) -> PrivateRun:
+    """CLIENTS,FRACTION,WIDTH,CLIP,ROUNDS."""
+    clients, fraction, hidden, clip, rounds = text.split(",")
+    return int(clients), float(fraction), int(hidden), float(clip), int(rounds)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -215,12 +218,17 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
     options.add_argument("--clients", type=int, default=10)
     options.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet shares (default 0.5)")
-    options.add_argument("--rounds", type=int, default=20)
-    options.add_argument("--epochs", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=60)
+    options.add_argument("--epochs", type=int, default=1)
     options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
     options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
-    options.add_argument("--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP",
-                         help="runs with differential privacy at epsilon 8, for the first seed")  # fmt: skip
+    options.add_argument(
+        "--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP,ROUNDS",
+        help="runs with differential privacy at epsilon 8, for the first seed",
+    )  # fmt: skip
+    options.add_argument(
+        "--timed", type=int, default=3, help="rounds to time, with and without secure sums (default 3)"
+    )
     options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
@@ -234,7 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
         console = Console()
         console.print(table(found))
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found.round_s.items())
-        console.print(f"a round of one epoch: {seconds}")
+        if seconds:
+            console.print(f"a round of one epoch: {seconds}")
         console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
 
     return run_command("bench.federated", work)

@@ -46,7 +46,7 @@ class Settings(BaseModel):
 
     data: str = "digits"
     clients: int = Field(default=10, ge=1)
-    rounds: int = Field(default=20, ge=1)
+    rounds: int = Field(default=60, ge=1)
     strategy: str = "fedavg"
     alpha: float = Field(default=0.0, ge=0)
     plan: str = "fast"
@@ -58,7 +58,7 @@ class Settings(BaseModel):
     hidden: int = Field(default=64, ge=8)
     length: int = Field(default=32, ge=8)
     fraction: float = Field(default=1.0, gt=0, le=1)
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=16, ge=1)
     rate: float = Field(default=0.0, ge=0)
     proximal: float = Field(default=0.0, ge=0)

@@ -22,7 +22,7 @@ def federate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many the training examples are dealt to.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of training and averaging.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of training and averaging.")] = 60,
     strategy: Annotated[
         str, typer.Option("--strategy", help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
     ] = "fedavg",
