@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..parties.figures import COLOURS, new_figure, png
+from ..parties.figures import COLOURS, PRIVATE, new_figure, png
 from .federate import Federated
 
 
@@ -21,9 +21,9 @@ def rounds_figure(found: Federated) -> bytes:
     settings = found.report["settings"]
     if found.report["epsilon"] is not None:
         other = axes.twinx()
-        other.plot(numbers, [r.epsilon for r in found.rounds], "--", color=COLOURS["beaver"])
+        other.plot(numbers, [r.epsilon for r in found.rounds], "--", color=PRIVATE)
         other.set_ylim(bottom=0)
-        other.set_ylabel(f"epsilon at delta {settings['delta']:g} (dashed)", color=COLOURS["beaver"])
+        other.set_ylabel(f"epsilon at delta {settings['delta']:g} (dashed)", color=PRIVATE)
     spread = f" (Dirichlet {settings['alpha']:g})" if settings["alpha"] else ""
     clients = f"{settings['clients']} clients{spread}"
     about = [found.report["data"]["name"], clients, settings["strategy"], f"plan {settings['plan']}"]
