@@ -137,7 +137,7 @@ class Client(Asking):
         return f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
-        return phases_in_words(reports)
+        return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"
 
     # --- one question ------------------------------------------------------------------------------------------------
     def _ask(self, item: Any, question: Question, more: bool, top_k: int | None) -> Result:

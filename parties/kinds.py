@@ -17,7 +17,7 @@ from ..protocols.errors import BlindformerError
 from .launcher import LocalAnswer, LocalParties
 from .many.launcher import ManyLocal
 from .many.roster import Roster, RosterError, numbered
-from .report import Report, beaver_report, ckks_local_report, many_report, phases_in_words, requests_in_words
+from .report import Report, beaver_report, ckks_local_report, each_in_words, many_report, requests_in_words
 
 REFERENCE = "clear"  # in this process; hides nothing
 
@@ -47,7 +47,8 @@ class Kind:
     """`save(compiled, folder)` writes what `start(folder, roster, **options)` opens a session of; `report(roster)`
     makes reports of its queries.
 
-    `texts(compiled)`: texts or images that fill one query. `costs(reports)`: in a line, what queries cost.
+    `texts(compiled)`: texts or images that fill one query. `costs(reports, "a text")`: in a line, what
+    queries cost.
     `who`: who takes part, in words. `fixed`: how many parties it has, if that is not for the user to say. `insecure`:
     why it is, in one line.
     """
@@ -57,7 +58,7 @@ class Kind:
     who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
     save: Callable[[Compiled, Path], Any] = save
     texts: Callable[[Compiled], int] = lambda compiled: 1
-    costs: Callable[[list[Report]], str] = phases_in_words
+    costs: Callable[[list[Report], str], str] = each_in_words
     check: Callable[[], None] = lambda: None
     fixed: int | None = None
     insecure: str = ""

@@ -221,11 +221,18 @@ def phases_in_words(reports: list[Report]) -> str:
     )
 
 
-def requests_in_words(reports: list[Report]) -> str:
-    """One request, on average, and the keys that went before it."""
-    count, keys = len(reports), max(report.setup_bytes for report in reports)
+def each_in_words(reports: list[Report], what: str) -> str:
+    """The same of one `what`, such as "a text"."""
+    return f"{what}: {phases_in_words(reports)}"
+
+
+def requests_in_words(reports: list[Report], what: str = "") -> str:
+    """One request, on average, and the keys that went before it. Answers of one request have one report."""
+    requests = list({id(report): report for report in reports}.values())
+    count, keys = len(requests), max(report.setup_bytes for report in requests)
     return (
-        f"{sum(r.online_s for r in reports) / count:.2f} s a request, "
-        f"{sum(r.online_bytes for r in reports) / count / MB:.2f} MB   "
+        f"{'1 request' if count == 1 else f'{count} requests, on average'}: "
+        f"{sum(r.online_s for r in requests) / count:.2f} s, "
+        f"{sum(r.online_bytes for r in requests) / count / MB:.2f} MB   "
         f"evaluation keys {f'{keys / MB:.1f} MB, once' if keys else 'sent earlier'}"
     )

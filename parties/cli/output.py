@@ -100,7 +100,7 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
     own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
     """
     if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
-        Console(stderr=True, highlight=False).print(
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"note: plan {plan.name} is for models trained with it (distill, federate); "
             "with other weights its answers are far off"
         )

@@ -206,7 +206,7 @@ def _show(client: Any, results: list[Any]) -> None:
     out.print(answer_table(task, words, _pairs(task, results)))
     reports = [result.report for result in results if result.report is not None]
     if reports:
-        out.print(f"\n{'on average: ' if len(reports) > 1 else ''}{client.costs(reports)}")
+        out.print(f"\n{client.costs(reports)}")
     again = sum(bool(result.retried) for result in results)
     if again:
         out.print(f"asked again in a new session: {again}")

@@ -158,10 +158,10 @@ def _setting(summary: dict[str, Any]) -> str:
 
 def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..kinds import KINDS
-    from ..report import phases_in_words
+    from ..report import each_in_words
 
-    out, kind, word = console(), KINDS.get(summary["protocol"]), "text" if summary["length"] else "image"
-    texts, costs = summary.get("texts_a_query", 1), phases_in_words if kind is None else kind.costs
+    out, kind = console(), KINDS.get(summary["protocol"])
+    costs = each_in_words if kind is None else kind.costs
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")
@@ -170,7 +170,7 @@ def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[st
     words = [(item, in_words(task, value)) for item, value in answers]
     out.print(answer_table(task, words, summary.get("similarities")))
     out.print(
-        f"\n{f'{texts} {word}s' if texts > 1 else 'a text' if word == 'text' else 'an image'}: {costs(reports)}   "
-        f"in the clear {summary['plaintext_s'] * 1000:.0f} ms{' each' if texts > 1 else ''}\n"
+        f"\n{costs(reports, 'a text' if summary['length'] else 'an image')}   "
+        f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
         f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
     )

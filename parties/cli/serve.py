@@ -142,4 +142,5 @@ def show(said: Any) -> None:
     out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC")
     if said.metrics is not None:
         out.print(f"metrics  http://{said.metrics}/metrics")
-    out.print(f"takes  {limits.sessions} sessions, {limits.workers} queries at once, {limits.queue} in the queue\n")
+    at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
+    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")

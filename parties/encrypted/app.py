@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ...protocols.ckks.facts import Facts
 from ...protocols.ckks.frames import OtherProgram, Reader, most
 from ...protocols.ckks.sealed import SealedError
+from ..service.logs import Log
 from ..service.stats import Stats
 from .bodies import Bodies
+from .interface import (
+    ABOUT,
+    LINES,
+    Circuit,
+    Health,
+    Interface,
+    Model,
+    Models,
+    Name,
+    Program,
+    Reserved,
+    message,
+    refusals,
+)
 from .jobs import Job
 from .page import page
 from .pool import Pool
@@ -26,61 +41,6 @@ from .store import KeySet, KeyStore
 
 FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
 NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
-BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
-LINES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "One JSON object a line, as the query gets on", "content": {"application/x-ndjson": {}}}
-}
-
-
-class Problem(BaseModel):
-    """What every refusal looks like."""
-
-    error: str
-
-
-class Reserved(BaseModel):
-    """`keys`: the name to upload them under; `expires_s`: seconds of no use after which they go."""
-
-    keys: str
-    expires_s: float
-
-
-class Model(BaseModel):
-    """A program and its circuit: `facts` say parameters, Galois elements, ciphertexts' depths; sizes in bytes."""
-
-    facts: dict[str, Any]
-    keys_most_bytes: int
-    request_most_bytes: int
-    reply_most_bytes: int
-    keys_memory_bytes: int
-
-
-class Models(BaseModel):
-    name: str
-    plan: str
-    version: str
-    models: list[Model]
-
-
-class Health(BaseModel):
-    healthy: bool
-    stopping: bool
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": what}
-    for status, what in {
-        400: "Not what it should be: damaged, of other parameters, not whole",
-        403: "The certificate is not a client's",
-        404: "No such program",
-        408: "The body did not come in time",
-        409: "For another program; or keys that have not arrived whole",
-        410: "Keys that are not there, or no more",
-        413: "Longer than it can be",
-        503: "Busy; Retry-After says when to come back",
-        504: "The query took too long",
-    }.items()
-}
 
 
 class Desk:
@@ -88,11 +48,11 @@ class Desk:
 
     def __init__(
         self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
-        uploads: int,
+        log: Log, uploads: int,
     ) -> None:  # fmt: skip
         self.about, self.facts = about, {item.program: item for item in facts}
         self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
-        self.uploads = uploads
+        self.log, self.uploads = log, uploads
         self.uploading = self.reading = 0
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
@@ -114,13 +74,16 @@ class Desk:
             raise Refusal(409, "these keys are here, or on their way; ask for another name")
         self.uploading, item.taking = self.uploading + 1, True
         try:
-            expected = item.facts.key_items()
+            expected, started, size = item.facts.key_items(), time.perf_counter(), 0
             reader = Reader("keys", item.facts.program, expected)
             async for piece in self.bodies.pieces(request, most(expected)):
+                size += len(piece)
                 for part, data in reader.feed(piece):
                     await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
             reader.end()
             item.whole = True
+            took = time.perf_counter() - started
+            self.log.info("keys-received", session=item.name, owner=item.owner, bytes=size, seconds=took)
         except OSError:
             raise busy("it has no room for keys on its disk", 60) from None
         finally:
@@ -159,7 +122,11 @@ class Desk:
 
     async def _run(self, job: Job) -> None:
         await job.run(self.pool)
+        who: dict[str, Any] = {"session": job.keys.name, "owner": job.keys.owner}
+        if job.refusal is not None and job.refusal.status >= 500 and job.refusal.retry_after is None:
+            self.log.error("query-failed", **who, what=str(job.refusal))
         if job.sent:
+            self.log.info("answered", **who, seconds=job.seconds, bytes=len(job.body) + job.sent)
             self.pool.usual = 0.7 * self.pool.usual + 0.3 * job.seconds
             self.stats.add("queries")
             self.stats.add("bytes", len(job.body), "received")
@@ -199,26 +166,27 @@ class ClientsAlone:
 
 
 def make_app(desk: Desk) -> FastAPI:
-    app = FastAPI(
+    app = Interface(
         title="Blindformer, encrypted queries",
         version=desk.about["version"],
-        description="Text stays with the client: it sends ciphertexts, and gets ciphertexts back. "
-        "docs/encrypted-queries.md describes the messages.",
+        description=ABOUT,
         docs_url=None,
         redoc_url=None,
-        responses=REFUSALS,
     )
 
     app.add_middleware(ClientsAlone, desk=desk)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
-        desk.stats.add("busy" if error.status == 503 else "errors", label="query" if error.status == 503 else "Refusal")
+        busy = error.status == 503
+        desk.stats.add("busy" if busy else "errors", label="query" if busy else "Refusal")
+        desk.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
         return _problem(error)
 
     @app.exception_handler(SealedError)
     async def damaged(request: Request, error: SealedError) -> JSONResponse:
         desk.stats.add("errors", label=type(error).__name__)
+        desk.log.warning("refused", owner=request.state.peer, kind=type(error).__name__, what=str(error))
         return _problem(Refusal(409 if isinstance(error, OtherProgram) else 400, str(error)))
 
     @app.exception_handler(HTTPException)
@@ -229,12 +197,12 @@ def make_app(desk: Desk) -> FastAPI:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _problem(Refusal(400, "the request is not of the form that /docs describes"))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_description="All programs", responses=refusals())
     async def models() -> Models:
         """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
         found = [
             Model(
-                facts=item.to_json(),
+                facts=Circuit(**item.to_json()),
                 keys_most_bytes=most(item.key_items()),
                 request_most_bytes=most(item.request_items()),
                 reply_most_bytes=most(item.reply_items()),
@@ -244,39 +212,52 @@ def make_app(desk: Desk) -> FastAPI:
         ]
         return Models(**desk.about, models=found)
 
-    @app.post("/v1/models/{program}/keys", status_code=201)
-    async def reserve(request: Request, program: str) -> Reserved:
-        """Room for a client's evaluation keys, and the name to upload them under."""
+    @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
+    async def reserve(request: Request, program: Program) -> Reserved:
+        """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
+        keys that were used least lately, of this certificate first."""
         item = desk.store.reserve(request.state.peer, desk.model(program))
         return Reserved(keys=item.name, expires_s=desk.store.seconds)
 
-    @app.put("/v1/keys/{name}", status_code=204, openapi_extra=BINARY)
-    async def upload(request: Request, name: str) -> Response:
-        """The evaluation keys: relinearisation, then one for each Galois element, in order."""
+    @app.put(
+        "/v1/keys/{name}",
+        status_code=204,
+        response_description="All arrived",
+        responses=refusals(400, 408, 409, 410, 413),
+        openapi_extra=message("A message of keys: relinearisation, then one for each Galois element, in order."),
+    )
+    async def upload(request: Request, name: Name) -> Response:
+        """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""
         async with desk.bodies.lingering(request):
             await desk.take(desk.store.find(request.state.peer, name, whole=False), request)
         return Response(status_code=204)
 
-    @app.get("/v1/keys/{name}")
-    async def known(request: Request, name: str) -> Reserved:
-        """Whether keys are still here."""
+    @app.get("/v1/keys/{name}", response_description="They are", responses=refusals(409, 410))
+    async def known(request: Request, name: Name) -> Reserved:
+        """Whether keys are still here. To ask counts as use."""
         return Reserved(keys=desk.store.find(request.state.peer, name).name, expires_s=desk.store.seconds)
 
-    @app.delete("/v1/keys/{name}", status_code=204)
-    async def drop(request: Request, name: str) -> Response:
+    @app.delete("/v1/keys/{name}", status_code=204, response_description="Gone", responses=refusals(410))
+    async def drop(request: Request, name: Name) -> Response:
         """Forget keys."""
         desk.store.drop(desk.store.find(request.state.peer, name, whole=False))
         return Response(status_code=204)
 
-    @app.post("/v1/keys/{name}/queries", responses=LINES, response_class=StreamingResponse, openapi_extra=BINARY)
-    async def query(request: Request, name: str) -> StreamingResponse:
-        """One request: its ciphertexts. The reply is a line after each step, and one with the answer in base64."""
+    @app.post(
+        "/v1/keys/{name}/queries",
+        response_class=StreamingResponse,
+        responses={**LINES, **refusals(400, 408, 409, 410, 413, 500, 504)},
+        openapi_extra=message("A request: its ciphertexts, in order."),
+    )
+    async def query(request: Request, name: Name) -> StreamingResponse:
+        """Ask. The reply is a line after each step, and one with the answer, encrypted. Leave, and it is stopped."""
         async with desk.bodies.lingering(request):
             item = desk.store.find(request.state.peer, name)
             return StreamingResponse(await desk.answer(item, request), media_type="application/x-ndjson")
 
-    @app.get("/v1/health")
+    @app.get("/v1/health", response_description="It answers", responses=refusals())
     async def health() -> Health:
+        """Whether it answers, and goes on to."""
         return Health(healthy=True, stopping=desk.stopping)
 
     @app.get("/docs", include_in_schema=False)

@@ -23,6 +23,7 @@ class Job:
     body: bytes
     seconds: float = 0.0
     sent: int = 0
+    refusal: Refusal | None = None
     _news: asyncio.Queue[dict[str, Any] | Refusal | None] = field(default_factory=asyncio.Queue)
     _abandoned: bool = False
 
@@ -34,6 +35,7 @@ class Job:
                 if not self._abandoned:
                     await self._compute(worker)
         except Refusal as refusal:
+            self.refusal = refusal
             self._news.put_nowait(refusal)
         finally:
             self.keys.users -= 1

@@ -97,7 +97,7 @@ class Serving:
             most_sets=self.limits.sessions,
             each=self.limits.sessions_each,
             seconds=self.mine.keys_seconds,
-            forgotten=self._forgotten.append,
+            forgotten=self._forget,
         )
         self.bodies = Bodies(settings.session.timeout, self.limits.query_seconds)
 
@@ -108,7 +108,7 @@ class Serving:
             ready = await self.pool.start()
             facts = [facts_from(found, secure=False) for found in ready["ready"]]
             about = {"name": ready["name"], "plan": ready["plan"], "version": my_version()}
-            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, UPLOADS)
+            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS)
             front = self._front()
             serving = asyncio.create_task(front.serve(sockets=[listener]))
             while not front.started and not serving.done():
@@ -159,6 +159,7 @@ class Serving:
 
         def stop() -> None:
             front.force_exit = self.desk.stopping  # the second time nobody is waited for
+            self.log.info("stopping", what="running queries may finish", seconds=self.limits.grace)
             self.desk.stopping = front.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -202,6 +203,11 @@ class Serving:
             if self.exporter:
                 with suppress(OSError):
                     self.exporter.feed(self.stats.snapshot())
+
+    def _forget(self, keys: str) -> None:
+        """Of a client: they have left the disk, and workers drop them next."""
+        self._forgotten.append(keys)
+        self.log.info("keys-gone", session=keys)
 
     def _died(self, why: str) -> None:
         self.stats.add("children_killed", label="worker")

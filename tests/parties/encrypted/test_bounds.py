@@ -143,7 +143,7 @@ def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
 
 
 def test_keys_whose_upload_is_cut_leave_nothing(store):
-    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, uploads=1)
+    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=1)
     item = store.reserve("a", FACTS)
     with pytest.raises(Refusal) as found:
         asyncio.run(desk.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
@@ -151,7 +151,7 @@ def test_keys_whose_upload_is_cut_leave_nothing(store):
 
 
 def test_more_uploads_than_there_is_room_for_wait(store):
-    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, uploads=0)
+    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=0)
     with pytest.raises(Refusal, match="others are sending keys") as found:
         asyncio.run(desk.take(store.reserve("a", FACTS), body()))
     assert (found.value.status, found.value.retry_after) == (503, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -338,7 +339,7 @@ def test_a_certificate_of_another_role_is_refused(site):
 
 
 @pytest.mark.usefixtures("unharmed")
-def test_more_than_the_queue_holds_are_told_when_to_come_back(client, keyed, api):
+def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keyed, api):
     """One runs, one waits; share 1 lets one certificate have both."""
     body, outcomes = request_of(client, keyed.keys, TEXTS[:2]), []
 
@@ -355,6 +356,7 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(client, keyed, api
     for thread in threads:
         thread.join()
     assert set(outcomes) == {"answer", "busy"}
+    assert "places are taken" in site.service.logged("busy")[-1]["what"]
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -366,6 +368,7 @@ def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, 
     assert list(lines)[-1] == {"error": "the worker failed on this; it is replaced, and nobody else is affected",
                                "status": 500}  # fmt: skip
     site.service.wait_for("worker-replaced")
+    assert "replaced" in site.service.logged("query-failed")[-1]["what"]
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -388,12 +391,20 @@ def test_a_strangers_bytes_are_no_request(site):
 def test_the_interface_is_described_without_anything_from_elsewhere(api, site):
     schema = api.ask("GET", "/openapi.json")
     assert set(schema["paths"]["/v1/keys/{name}"]) == {"get", "put", "delete"}
-    assert "503" in schema["paths"]["/v1/keys/{name}/queries"]["post"]["responses"]
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)):
+        assert name in schema["components"]["schemas"]
+    query = schema["paths"]["/v1/keys/{name}/queries"]["post"]
+    assert [found["name"] for found in query["parameters"]] == ["name"]
+    assert set(query["responses"]) == {"200", "400", "403", "408", "409", "410", "413", "500", "503", "504"}
+    assert set(schema["paths"]["/v1/health"]["get"]["responses"]) == {"200", "403", "503"}
+    assert "Retry-After" in query["responses"]["503"]["headers"]
     with api._exchange("GET", "/docs", None) as reply:
         page = reply.read().decode()
-    assert "POST /v1/keys/{name}/queries" in page
+    assert "/v1/keys/{name}/queries" in page
     assert "<script" not in page
     assert "src=" not in page
+    for leads in re.findall('href="#(.*?)"', page):
+        assert f'id="{leads}"' in page
     assert "no such" not in refused(api, "GET", "/nothing")
 
 
@@ -518,6 +529,20 @@ def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_cl
 def test_it_stops_in_order(alone):
     assert alone.service.stop() == 0
     assert not alone.service.noise
+
+
+def test_the_log_says_what_happened_and_to_whom(site, program):
+    with site.client() as mine:
+        mine.query(TEXTS[0])
+        (keyed,) = mine._keyed.values()
+        refused(mine._server(), "POST", f"/v1/keys/{keyed.name}/queries", b"noise")
+    session = keyed.name[:8]
+    (line,) = site.service.logged("keys-received", session=session)
+    assert line["bytes"] > 100_000
+    (answered,) = site.service.logged("answered", session=session)
+    assert (answered["owner"], answered["bytes"] > 10_000) == (line["owner"], True)
+    eventually(lambda: site.service.logged("keys-gone", session=session), "the log says that keys are gone")
+    assert site.service.logged("refused", owner=line["owner"])
 
 
 def test_nothing_was_written_beside_the_log(site):
