@@ -14,7 +14,7 @@ from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, in_words, similarities
 from .items import read_items
 from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads
-from .serve import CertsOption, ConfigOption, ListenOption, TimeoutOption
+from .service_options import CertsOption, ConfigOption, ListenOption, TimeoutOption
 
 
 def party(

@@ -35,10 +35,13 @@ class FromSpool(enum.StrEnum):
 
 
 def query(
-    folder: Annotated[Path, typer.Argument(help="The client's part of a compiled folder: DIR/client, or DIR.")],
-    text: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+        typer.Argument(
+            metavar="[FOLDER] [TEXT]...",
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out). Texts, "
+            "or images' files; `-`: standard input, one text a line (also if there are none).",
+        ),
     ] = None,
     file: Annotated[
         list[Path] | None,
@@ -89,7 +92,7 @@ def query(
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
     keep_freed_memory()
-    chosen = _number(length)
+    chosen, (folder, text) = _number(length), _folder_first(words or [], config)
     failed = 0
     with Phases() as phases:
         phases.begin("load")
@@ -117,7 +120,7 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = read_items(client.part.kind == "image", text or [], file or [])
+            items = read_items(client.part.kind == "image", text, file or [])
             phases.end("load")
             results: list[Any] = [None] * len(items)
             for number, result in client.stream(items, top_k=top):
@@ -142,6 +145,19 @@ def _number(length: str) -> int | None:
     if not (length.isascii() and length.isdigit()):
         raise BlindformerError(f"--length {length}: give auto, or one of the compiled lengths")
     return int(length)
+
+
+def _folder_first(words: list[str], config: Path | None) -> tuple[Path | None, list[str]]:
+    """(folder, texts). A configuration names a folder, too: the first word then is a text unless it is a folder."""
+    from ...protocols.errors import BlindformerError
+
+    if config is not None and not (words and Path(words[0]).is_dir()):
+        return None, words
+    if not words:
+        raise BlindformerError(
+            "query: give the client's part of a compiled folder first, or --config FILE that names it"
+        )
+    return Path(words[0]), words[1:]
 
 
 def _complain(number: int, count: int, result: Any) -> int:

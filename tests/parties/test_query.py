@@ -217,6 +217,26 @@ def test_mistakes_are_one_line(ask, arguments, stdin, words):
     assert words in errors
 
 
+def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_path):
+    ask("good")  # the deployment runs
+    site, file = sites["classifier"], tmp_path / "blindformer.toml"
+    file.write_text(
+        f'[parties.server]\naddress = "{site.server.ready["address"]}"\n[parties.dealer]\n'
+        f'address = "{site.dealer.ready["address"]}"\n[certificates]\nfolder = "{site.certificates}"\n'
+        f'[client]\nfolder = "{compiled / "client"}"\ncache = "{site.folder / "cache"}"\n'
+    )
+    for words, stdin in (
+        (["good // bad", "red"], b""),
+        ([compiled / "client", "good // bad", "red"], b""),
+        ([], b"good // bad\nred\n"),
+    ):
+        code, out, errors = call("query", *words, "--config", file, "--format", "jsonl", stdin=stdin)
+        assert code == 0, errors
+        assert [json.loads(line)["text"] for line in out.splitlines()] == ["good // bad", "red"]
+    code, _, errors = call("query", stdin=b"good")
+    assert (code, "or --config FILE that names it" in errors) == (1, True)
+
+
 def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
     for folder, words in (
         (tmp_path, "holds no compiled model; give the folder that compile wrote"),
