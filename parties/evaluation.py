@@ -55,6 +55,15 @@ class Evaluation:
     rows: list[Score]
     versions: dict[str, str]
 
+    @property
+    def items(self) -> str:
+        return "images" if set(self.lengths) == {0} else "texts"
+
+    @property
+    def tested(self) -> str:
+        """In words: how many, and how they were cut."""
+        return f"{self.test} test {self.items}" + (f", cut at {self.longest} tokens" if self.items == "texts" else "")
+
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "labels": list(self.labels), "rows": [row.to_dict() for row in self.rows]}
 

@@ -66,7 +66,7 @@ def accuracy_figure(evaluations: Sequence[Evaluation]) -> bytes:
     axes.set_xscale("log")
     axes.set_xlabel("seconds a text (private: online)")
     axes.set_ylabel("accuracy, %, with 95% intervals")
-    axes.set_title(", ".join(dict.fromkeys(f"{e.data}, {e.test} texts" for e in evaluations)), fontsize=9)
+    axes.set_title(", ".join(dict.fromkeys(f"{e.data}, {e.test} {e.items}" for e in evaluations)), fontsize=9)
     axes.grid(alpha=0.3)
     return png(figure)
 
@@ -78,7 +78,7 @@ def evaluation_page(evaluations: Sequence[Evaluation]) -> str:
     for found in evaluations:
         body.append(f"<h2>{_text(found.model)}, plan {_text(found.plan)}, on {_text(found.data)}</h2>")
         body.append(
-            f"<p>{found.test} test texts (seed {found.seed}), cut at {found.longest} tokens; "
+            f"<p>{found.tested} (seed {found.seed}); "
             f"{found.subset} of them in private sessions. Intervals hold 95%: Wilson's for accuracy and agreement, "
             "a bootstrap's for F1.</p>"
         )

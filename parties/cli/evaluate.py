@@ -111,10 +111,7 @@ def _show(found: Any) -> None:
     from ..figures import HEADINGS, cells
 
     out = console()
-    out.print(
-        f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.test} test texts, "
-        f"cut at {found.longest} tokens\n"
-    )
+    out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")
     rows = table(*HEADINGS, right=(2, 3, 4))
     for row in found.rows:
         rows.add_row(*cells(row))
@@ -127,5 +124,5 @@ def _show(found: Any) -> None:
     out.print(matrix)
     out.print(
         "\nIn brackets: 95% intervals, Wilson's for accuracy, a bootstrap's for F1. Agreement in percent."
-        + (f" Private: {found.subset} texts, stratified." if found.subset else "")
+        + (f" Private: {found.subset} {found.items}, stratified." if found.subset else "")
     )
