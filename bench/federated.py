@@ -32,7 +32,7 @@ from .latency import PLANS, Say, provenance_line, run_command
 from .provenance import commit, json_line, machine, versions
 
 CENTRAL = "one client with all examples"
-PrivateRun = tuple[int, float, int, float, int]  # clients, fraction, width, clip, rounds
+PrivateRun = tuple[int, float, int, float, float, int]  # clients, fraction, width, clip, rate, rounds
 PRIVATE_EPOCHS = 3  # every release costs, so clients do more between two
 
 
@@ -153,10 +153,10 @@ def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], b
 
 
 def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> Private:
-    clients, fraction, hidden, clip, rounds = given
+    clients, fraction, hidden, clip, rate, rounds = given
     settings = {**_common(chosen, chosen.seeds[0]), "clients": clients, "fraction": fraction, "hidden": hidden}
-    settings |= {"dp": "central", "clip": clip, "rounds": rounds, "epochs": PRIVATE_EPOCHS}
-    name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rounds}"
+    settings |= {"dp": "central", "clip": clip, "rate": rate, "rounds": rounds, "epochs": PRIVATE_EPOCHS}
+    name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rate:g}-{rounds}"
     report = _trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
     curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
     noise = noise_for(Settings(**report["settings"]))
@@ -206,9 +206,9 @@ def table(found: Federations) -> Table:
 
 
 def private_run(text: str) -> PrivateRun:
-    """CLIENTS,FRACTION,WIDTH,CLIP,ROUNDS."""
-    clients, fraction, hidden, clip, rounds = text.split(",")
-    return int(clients), float(fraction), int(hidden), float(clip), int(rounds)
+    """CLIENTS,FRACTION,WIDTH,CLIP,RATE,ROUNDS."""
+    clients, fraction, hidden, clip, rate, rounds = text.split(",")
+    return int(clients), float(fraction), int(hidden), float(clip), float(rate), int(rounds)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
     options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
     options.add_argument(
-        "--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP,ROUNDS",
+        "--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP,RATE,ROUNDS",
         help="runs with differential privacy at epsilon 8, for the first seed",
     )  # fmt: skip
     options.add_argument(

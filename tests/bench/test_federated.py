@@ -28,5 +28,5 @@ def test_rows_come_from_the_folders_that_are_there(tmp_path, capsys, monkeypatch
     assert found["versions"]["flwr"]
 
 
-def test_a_private_run_is_five_numbers():
-    assert federated.private_run("100,0.3,16,0.5,20") == (100, 0.3, 16, 0.5, 20)
+def test_a_private_run_is_six_numbers():
+    assert federated.private_run("100,0.3,16,0.5,0.01,20") == (100, 0.3, 16, 0.5, 0.01, 20)
