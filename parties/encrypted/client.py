@@ -134,8 +134,9 @@ class EncryptedClient(Asking):
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
         """(number of the item, its result), a request after the other: grouped by length.
 
-        All items are encoded before the first is asked. An answer that decrypts outside its range, or a server that
-        stays busy, is its own results' error; an error that the next request would meet, too, is raised.
+        All items are encoded before the first is asked. An answer that decrypts outside its range spoils those of its
+        request, so that each is asked alone then, and its own error; a server that stays busy is its results' error. An
+        error that the next request would meet, too, is raised.
         """
         chosen = list(items)
         questions = self._encode_all(chosen)
@@ -174,6 +175,10 @@ class EncryptedClient(Asking):
                 }
                 result.value = self.part.read(question, outputs, top_k, place)
         except (Busy, AnswerOutOfRange) as error:
+            if isinstance(error, AnswerOutOfRange) and len(questions) > 1:
+                for question, result in zip(questions, results, strict=True):
+                    self._ask([question], [result], top_k)
+                return
             for result in results:
                 result.error = error
 

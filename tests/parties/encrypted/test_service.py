@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+import torch
 from blindformer.models.artifacts import save
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_lengths
@@ -96,6 +97,23 @@ def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
             assert (found.outputs["logits"][0] - expected[place]).abs().max() < ERROR
             assert {row["label"] for row in found.value} == {"calm", "glad", "cross"}
     assert client(TEXTS[0])[0].keys() == {"label", "score"}
+
+
+def test_a_text_out_of_range_takes_no_other_with_it(client, monkeypatch):
+    asked, answer = [], client.answer
+
+    def refusing(questions):
+        asked.append(len(questions))
+        if any(torch.equal(question.inputs["input_ids"], wrong) for question in questions):
+            raise AnswerOutOfRange("out of range")
+        return answer(questions)
+
+    wrong = client.part.encode(TEXTS[1]).inputs["input_ids"]
+    monkeypatch.setattr(client, "answer", refusing)
+    first, second = (result for _, result in client.stream(TEXTS[:2]))
+    assert (first.error, first.value is None) == (None, False)
+    assert isinstance(second.error, AnswerOutOfRange)
+    assert asked == [2, 1, 1]
 
 
 def test_several_clients_are_answered(site, made):
