@@ -6,7 +6,7 @@ One row a protocol; nothing else in this room asks for a protocol by its name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -38,8 +38,9 @@ def door(protocol: str) -> Door:
     return DOORS[protocol]
 
 
-def open_client(protocol: str, server: str | None, **options: Any) -> Any:
-    """The protocol's client (asking.Asking). Options that are None were not given.
+def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """The protocol's client (asking.Asking). Options that are None were not given; `hints` are left out where a
+    protocol has no use for them.
 
     Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
     """
@@ -49,7 +50,7 @@ def open_client(protocol: str, server: str | None, **options: Any) -> Any:
     unknown = [name for name in given if name not in known]
     if unknown:
         raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
-    return made(server, **given)
+    return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
 def service(protocol: str) -> Callable[..., None]:

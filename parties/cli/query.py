@@ -104,6 +104,7 @@ def query(
         with open_client(
             load_settings(config, **{"session.protocol": named}).session.protocol,
             server,
+            {"layer": lambda layer: phases.note("online", layer)},
             dealer=dealer,
             helper=helper,
             folder=folder,

@@ -10,7 +10,7 @@ import base64
 import binascii
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -63,6 +63,7 @@ class EncryptedClient(Asking):
     wait           seconds to go on asking a server that is busy, or that comes back
     keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
     progress       called with (phase, done, total)
+    layer          called with the name of the model's module that the server works on, as it gets on
 
     Several texts share a request, as many as the program takes.
 
@@ -83,6 +84,7 @@ class EncryptedClient(Asking):
         wait: float | None = None,
         keys: str | Path | None = None,
         progress: Progress | None = None,
+        layer: Callable[[str], None] | None = None,
         any_ring: bool = False,
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
@@ -103,7 +105,7 @@ class EncryptedClient(Asking):
         if local and (certificates or keys):
             raise ClientError('"local" starts a server itself, with new keys: leave certificates and keys out')
         self.part = load_client(self.settings.client.folder)
-        self.length, self.progress, self.any_ring = length, progress, any_ring
+        self.length, self.progress, self.layer, self.any_ring = length, progress, layer, any_ring
         if length is not None:
             self.part.for_length(length)
         for item in self.part.lengths.values():
@@ -220,8 +222,11 @@ class EncryptedClient(Asking):
         for line in api.lines(f"/v1/keys/{keyed.name}/queries", body):
             if "error" in line:
                 raise refusal(int(line.get("status", 500)), str(line["error"]))
-            if self.progress and isinstance(line.get("done"), int):
-                self.progress("online", line["done"], len(facts.steps))
+            if isinstance(done := line.get("done"), int) and 0 < done <= len(facts.steps):
+                if self.progress:
+                    self.progress("online", done, len(facts.steps))
+                if self.layer:
+                    self.layer(facts.steps[min(done, len(facts.steps) - 1)])
             if "answer" in line:
                 answer = _unwrapped(line["answer"])
         if answer is None:

@@ -84,11 +84,14 @@ def request_of(client, keys, texts):
 
 
 def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
-    told = []
+    told, modules = [], []
     client.progress = lambda phase, done, total: told.append((phase, done, total))
+    client.layer = modules.append
     results = client.query_many(TEXTS[:3])
-    client.progress = None
-    steps = len(client.part.for_length().circuit.facts.steps)
+    client.progress = client.layer = None
+    named = client.part.for_length().circuit.facts.steps
+    assert modules == 2 * [*named[1:], named[-1]], "what it works on next"
+    steps = len(named)
     assert [entry for entry in told if entry[0] == "online"] == 2 * [("online", n + 1, steps) for n in range(steps)]
     for pair in (TEXTS[:2], TEXTS[2:3]):
         expected = clear(made, [client.part.encode(text) for text in pair])["logits"]
