@@ -212,6 +212,7 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
+@pytest.mark.hypothesis
 def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
     """They are refused, or loaded as what they are."""
     ring, good, inner, taken = Ring(PARAMETERS), request_parts[1], FACTS.request_items()[1].inner, []
@@ -235,6 +236,7 @@ def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["relinearisation", "rotation"])
+@pytest.mark.hypothesis
 def test_random_keys_do_no_harm(evaluation, which):
     ring, item, taken = Ring(PARAMETERS), FACTS.key_items()[which], []
 

@@ -1,4 +1,4 @@
-"""A tiny classifier for encrypted queries, in a ring that protects nothing, and one service for a module's tests."""
+"""A tiny classifier for encrypted queries, in a ring that protects nothing, and one service for all tests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts import save
+from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_lengths
 from blindformer.models.compile import Compiled
+from blindformer.models.encrypted import real_values
+from blindformer.models.interpreter import interpret
 from blindformer.models.loading import load
-from blindformer.parties.certificates import add_certificate, make_certificates
+from blindformer.parties.certificates import add_certificate, client_context, make_certificates
+from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.client import EncryptedClient
+from blindformer.parties.encrypted.http import Api
+from blindformer.protocols.ckks.frames import pack
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 from blindformer.tests.parties.service.harness import Running
 from blindformer.tests.protocols.test_ckks import small
@@ -78,8 +86,65 @@ class Site:
         self.service.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(made):
     with Site(made, "--workers", "1", "--queue", "1", "--share", "1", "--sessions", "3",
               "--metrics", "127.0.0.1:0") as running:  # fmt: skip
         yield running
+
+
+ERROR = 2.0**-12
+
+
+def clear(made, questions):
+    sources = {**sources_of(questions), **made.compiled.weights, **made.compiled.constants}
+    return made.compiled.decode(interpret(made.compiled.program, ClearEngine(sources)).outputs)
+
+
+@pytest.fixture(scope="module")
+def client(site):
+    with site.client() as found:
+        yield found
+
+
+@pytest.fixture
+def keyed(client):
+    """The client's keys, which the server has now."""
+    client.query(TEXTS[0])
+    (found,) = client._keyed.values()
+    return found
+
+
+@pytest.fixture
+def api(site):
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client"), 60)
+
+
+@pytest.fixture
+def other(site):
+    """Another client, with a certificate of its own."""
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client", "other"), 60)
+
+
+@pytest.fixture
+def program(made):
+    return made.compiled.program.hash()
+
+
+def request_of(client, keys, texts):
+    questions = [client.part.encode(text) for text in texts]
+    values = real_values(questions[0].part, sources_of(questions))
+    return b"".join(pack("request", questions[0].part.program.hash(), keys.sealed_request(values)))
+
+
+def refused(api, method, path, body=None):
+    with pytest.raises(PeerRefused) as found:
+        api.ask(method, path, None if body is None else [body])
+    return str(found.value)
+
+
+@pytest.fixture
+def unharmed(client, made):
+    yield
+    expected = clear(made, [client.part.encode(TEXTS[1])])["logits"][0]
+    assert (client.query(TEXTS[1]).outputs["logits"][0] - expected).abs().max() < ERROR
