@@ -149,9 +149,14 @@ def test_a_certificate_of_another_role_is_refused(site):
     assert "not a client's" in refused(stranger, "GET", "/v1/models")
 
 
+def workers_of(site):
+    return [p for p in site.service.children() if "blindformer.parties.encrypted.worker" in p.cmdline()]
+
+
 @pytest.mark.usefixtures("unharmed")
 def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keyed, api):
-    """One runs, one waits; share 1 lets one certificate have both."""
+    """A certificate has one place here. The worker stands still meanwhile."""
+    (worker,) = workers_of(site)
     body, outcomes = request_of(client, keyed.keys, TEXTS[:2]), []
 
     def ask():
@@ -162,8 +167,13 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
             outcomes.append("busy" if 1 <= busy.retry_after <= 600 else busy)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
+    worker.suspend()
+    try:
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(outcomes) >= 4, "the others are sent away")
+    finally:
+        worker.resume()
     for thread in threads:
         thread.join()
     assert set(outcomes) == {"answer", "busy"}
@@ -172,10 +182,10 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
 
 @pytest.mark.usefixtures("unharmed")
 def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, keyed, api):
-    workers = [p for p in site.service.children() if "blindformer.parties.encrypted.worker" in p.cmdline()]
+    (worker,) = workers_of(site)
     lines = api.lines(f"/v1/keys/{keyed.name}/queries", [request_of(client, keyed.keys, TEXTS[:2])])
     next(lines)
-    workers[0].kill()
+    worker.kill()
     assert list(lines)[-1] == {"error": "the worker failed on this; it is replaced, and nobody else is affected",
                                "status": 500}  # fmt: skip
     site.service.wait_for("worker-replaced")
