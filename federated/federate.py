@@ -29,7 +29,7 @@ from .strategies import check_strategy
 from .subject import Subject, begin
 
 REPORT, WORK = "federation.json", ".federation"
-CALIBRATION = 256  # of the server's own examples that the final plan is calibrated on
+CALIBRATION = 1024  # of the server's own examples that the final plan is calibrated on
 IMAGES = 64  # of them that are stored beside a model of images, which cannot be compiled without any
 
 
@@ -97,9 +97,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
     travelled = sum(p.numel() for p in subject.trained().values())
     restore(subject.model)
     merge(subject.model)
-    known: Any = subject.encode(data.validation.subset(CALIBRATION, run.settings.seed))
-    batches = [known.batch(some) for some in in_order(known.lengths, 32)]
-    plan = calibrate(subject.model, batches, plan)
+    plan = calibrate(subject.model, subject.measured(data.validation.subset(CALIBRATION, run.settings.seed)), plan)
     test: Any = subject.encode(data.test)
     left = out_of_range(subject.model, [test.batch(some) for some in in_order(test.lengths, 32)], plan)
     approximate(subject.model, plan)

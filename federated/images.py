@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.data import DataError, Examples
+from ..models.distillation.batches import in_order
 from .rows import Pixels
 from .settings import FederateError, Settings
 
@@ -72,6 +73,12 @@ def pixels(examples: Examples) -> Pixels:
     mean, deviation = SCALE
     values = ((examples.inputs.float() / 255 - mean) / deviation)[:, None].expand(-1, 3, -1, -1)
     return Pixels(values, torch.tensor(examples.labels))
+
+
+def calibration(examples: Examples) -> list[dict[str, Tensor]]:
+    """What the final plan's ranges are measured on."""
+    rows = pixels(examples)
+    return [rows.batch(some) for some in in_order(rows.lengths, 32)]
 
 
 def side_of(examples: Examples) -> int:

@@ -26,12 +26,16 @@ SETTLED_ON = 64  # examples that a plan's trained constants are fitted to
 
 @dataclass(eq=False)
 class Subject:
-    """`rate`: the learning rate unless one is set. `processor`: the tokenizer or image processor of the result."""
+    """`rate`: the learning rate unless one is set. `processor`: the tokenizer or image processor of the result.
+
+    measured   batches that the ranges of the final plan are measured on, from the server's own examples
+    """
 
     model: nn.Module
     encode: Callable[[Examples], Rows]
     processor: Any
     rate: float
+    measured: Callable[[Examples], list[dict[str, Tensor]]]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, and travel, by name."""
@@ -108,13 +112,15 @@ def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject
     if side:
         if settings.lora:
             raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
-        return Subject(images.vision_model(labels, side, settings), images.pixels, images.processor(side), images.RATE)
+        model = images.vision_model(labels, side, settings)
+        return Subject(model, images.pixels, images.processor(side), images.RATE, images.calibration)
     loaded = load(settings.model)
     return Subject(
         texts.text_model(loaded, labels, settings),
         lambda examples: tokenise(loaded, examples, settings.length),
         loaded.processor,
         texts.rate_of(settings),
+        lambda examples: texts.calibration(loaded, examples, settings.length),
     )
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..models.calibration_texts import calibration_texts
+from ..models.data import Examples
+from ..models.distillation.batches import by_private_length, tokenise
 from ..models.distillation.student import layer_count, spread, stack_of, with_layers
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
 from ..models.loading import Loaded
@@ -19,6 +22,7 @@ from . import adapters
 from .settings import FederateError, Settings
 
 RATE = 2e-4
+LONGEST = 128  # tokens of a text that ranges are measured on
 
 
 def text_model(loaded: Loaded, labels: Sequence[str], settings: Settings) -> nn.Module:
@@ -38,6 +42,13 @@ def text_model(loaded: Loaded, labels: Sequence[str], settings: Settings) -> nn.
     else:
         freeze(model, settings.trained)
     return model.eval()
+
+
+def calibration(loaded: Loaded, examples: Examples, length: int) -> list[dict[str, Tensor]]:
+    """What the final plan's ranges are measured on: these texts and the built-in ones, longer than in training, padded
+    as private runs pad them."""
+    texts = examples.texts + calibration_texts()
+    return by_private_length(tokenise(loaded, Examples(texts, [0] * len(texts)), max(length, LONGEST)))
 
 
 def rate_of(settings: Settings) -> float:

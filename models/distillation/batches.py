@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import DataError, Examples
-from ..loading import Loaded
+from ..loading import BUCKETS, Loaded
 
 _PADDED_TO = 8  # lengths are multiples of this: some padding is seen in training, as it is in a private run
 
@@ -120,3 +120,13 @@ def in_order(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Positions of all texts in batches, sorted by length: to judge, where the order does not matter."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [order[start : start + size].tolist() for start in range(0, len(order), size)]
+
+
+def by_private_length(tokens: Tokens, size: int = 32) -> list[dict[str, Tensor]]:
+    """Batches padded to each length that a private run will pad their texts to: what ranges are to be measured on."""
+    batches = []
+    for bucket in BUCKETS:
+        least = max([b for b in BUCKETS if b < bucket], default=0)
+        fitting = [i for i, n in enumerate(tokens.lengths) if least < n <= bucket]
+        batches += [tokens.batch(fitting[at : at + size], bucket) for at in range(0, len(fitting), size)]
+    return batches

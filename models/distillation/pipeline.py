@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
-from ..loading import BUCKETS, Loaded, load, quiet
+from ..loading import Loaded, load, quiet
 from .augment import UNLABELLED, with_variants
-from .batches import in_order, pixels, tokenise
+from .batches import by_private_length, in_order, pixels, tokenise
 from .checkpoints import locked, storing
 from .compact import compact_student, freeze, in_clear
 from .images import IMAGES, VIT, new_vit
@@ -234,13 +234,7 @@ class _Run:
         the tokens that they are cut at, if not those of training."""
         texts = self.data.train.subset(count, self.settings.seed).texts + calibration_texts()
         tokens = tokenise(self.loaded, Examples(texts, [0] * len(texts)), max(longest, self.settings.length))
-        lengths = tokens.lengths
-        batches = []
-        for bucket in BUCKETS:
-            least = max([b for b in BUCKETS if b < bucket], default=0)
-            fitting = [i for i, n in enumerate(lengths) if least < n <= bucket]
-            batches += [tokens.batch(fitting[at : at + 32], bucket) for at in range(0, len(fitting), 32)]
-        return batches
+        return by_private_length(tokens)
 
 
 class _OfImages(_Run):

@@ -9,8 +9,9 @@ from blindformer.federated.examples import OWN, PARTITION, Source, own_examples
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
-from blindformer.models.loading import load
+from blindformer.models.loading import BUCKETS, load
 from blindformer.parties.evaluation import evaluate
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 
@@ -57,6 +58,15 @@ def test_a_classifier_comes_out_that_is_judged_as_it_is(texts, base, tmp_path):
     weights, start = loaded.model.state_dict(), load(base).model.state_dict()
     below = "encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(weights[f"bert.{below}"], start[below])
+
+
+def test_ranges_are_measured_on_texts_as_long_and_padded_as_private_ones(texts, base):
+    """Of short ones alone, a division left its range on longer texts."""
+    batches = calibration(load(base), texts.validation, length=8)
+    widths = {batch["input_ids"].shape[1] for batch in batches}
+    assert widths <= set(BUCKETS)
+    assert max(widths) >= 32
+    assert sum(len(batch["input_ids"]) for batch in batches) > len(texts.validation)
 
 
 def test_only_the_head_and_the_last_layers_travel(texts, base, tmp_path):
