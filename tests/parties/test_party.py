@@ -156,14 +156,13 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
     for name in ("dealer", "alice", "carol"):
         site.start(name)
     site.start("bob", "--file", "texts")
-    alice = site.processes["alice"]
-    while (line := alice.stderr.readline()) and "program" not in line:
-        pass
+    met = {"dealer": 1, "alice": 3, "bob": 2, "carol": 2}  # the dealer speaks to the first party alone
     deadline = time.monotonic() + 300
-    while not _connections(alice.pid, 3) and alice.poll() is None:  # bob, carol and the dealer
+    while not all(_connections(site.processes[name].pid, count) for name, count in met.items()):
         assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in site.processes.values())
         time.sleep(0.1)
-    time.sleep(2.5)
+    time.sleep(5)  # for handshakes, and the first of many queries
     site.processes["carol"].kill()
     found = site.end()
     for name in ("alice", "bob", "dealer"):
