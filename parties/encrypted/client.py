@@ -136,9 +136,8 @@ class EncryptedClient(Asking):
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
         """(number of the item, its result), a request after the other: grouped by length.
 
-        All items are encoded before the first is asked. An answer that decrypts outside its range spoils those of its
-        request, so that each is asked alone then, and its own error; a server that stays busy is its results' error. An
-        error that the next request would meet, too, is raised.
+        All items are encoded before the first is asked. An answer that decrypts outside its range, or a server that
+        stays busy, is the error of all results of its request; an error that the next request would meet is raised.
         """
         chosen = list(items)
         questions = self._encode_all(chosen)
@@ -177,11 +176,7 @@ class EncryptedClient(Asking):
                 }
                 result.value = self.part.read(question, outputs, top_k, place)
         except (Busy, AnswerOutOfRange) as error:
-            if isinstance(error, AnswerOutOfRange) and len(questions) > 1:
-                for question, result in zip(questions, results, strict=True):
-                    self._ask([question], [result], top_k)
-                return
-            for result in results:
+            for result in results:  # never asked again by itself: that would tell the server how an answer decrypts
                 result.error = error
 
     def answer(self, questions: list[Question]) -> tuple[dict[str, Tensor], Report, str]:
