@@ -8,6 +8,7 @@ nobody anything. It must be forked from a process of one thread: a lock that ano
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -47,9 +48,11 @@ def _forked(parts: Sequence[Part], work: Callable[[Part], Any], folder: Path, mi
     status = 1
     try:
         for number in mine:
-            if os.getppid() != parent:  # it was killed, and nobody waits for this
+            if os.getppid() != parent:
                 break
             work(parts[number]).save(str(folder / str(number)))
         status = 0
     finally:
+        if os.getppid() != parent:  # it was killed: nobody waits for this, and nobody else clears it away
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(status)

@@ -1,9 +1,12 @@
 """`ckks` beside `clear`: the same Program, on ciphertexts, within a stated error. Rings here are small and insecure."""
 
 import multiprocessing
+import tempfile
 import threading
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
@@ -24,6 +27,7 @@ from blindformer.protocols.ckks.parameters import (
 from blindformer.protocols.ckks.workers import each
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import make
+from blindformer.tests.parties.service.harness import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,6 +142,21 @@ def test_a_worker_that_fails_is_an_error():
             each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
 
     in_one_thread(fails)
+
+
+def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def begin():
+        each([1, 2], lambda part: time.sleep(1), lambda file: file, workers=2)
+
+    process = multiprocessing.get_context("fork").Process(target=begin)
+    process.start()
+    eventually(lambda: len(psutil.Process(process.pid).children()) == 2, "its processes")
+    assert list(tmp_path.iterdir())
+    process.kill()
+    process.join()
+    eventually(lambda: not list(tmp_path.iterdir()), "nothing is left")
 
 
 def test_workers_are_not_forked_beside_threads():
