@@ -127,7 +127,7 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     if seen:
         measured = (
             f"received {seen['bytes'] / MB:.0f} MB from the client in all; chi-square test of these bytes against "
-            f"uniform: p = {seen['p_value']:.2f}"
+            f"uniform: p = {seen['p_value']:.2g}"
         )
     rows = table("party", "saw", right=())
     rows.show_header = False
