@@ -70,6 +70,13 @@ def end(*met):
             channel.close()
 
 
+def join(site: Site, name: str):
+    """The channel of a party that has met alice when this returns, and goes no further."""
+    channel = dial(*site.addresses["alice"], client_context(site.certs, name), "alice", timeout=20)
+    hello(channel, hello_of(PROGRAM, name, Roster(NAMES), ""), "alice")
+    return channel
+
+
 def failure(future) -> PeerError:
     error = future.exception(30)
     assert isinstance(error, PeerError)
@@ -110,15 +117,15 @@ def test_who_waits_at_the_door_of_a_party_that_gives_up_is_told_why(site):
 
 def test_a_second_process_of_one_party_is_turned_away_and_the_first_goes_on(site):
     told = []
-    alice, bob = site.meet("alice", refused=told.append), site.meet("bob")
-    while not bob.running():
-        time.sleep(0.01)
-    time.sleep(0.3)  # the first bob is in
+    alice = site.meet("alice", refused=told.append)
+    bob = join(site, "bob")
     second = failure(site.meet("bob", listener=False))
     assert str(second).startswith("alice: stopped and said: bob: is here already, from another process")
+    carol = join(site, "carol")
+    end(alice)
     assert [error.party for error in told] == ["bob"]
-    carol = site.meet("carol")
-    end(alice, bob, carol)
+    bob.close()
+    carol.close()
 
 
 def test_who_counts_the_parties_otherwise_is_turned_away(site):
