@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -34,6 +35,7 @@ from .rounds import Progress, Round
 from .settings import OUT, FederateError, Settings
 
 LINK, NAME = "superlink", "here"
+MARK = "BLINDFORMER_STARTED_AS"  # in the environment of a process, and of all that it starts: whose they are
 START_SECONDS = 120.0
 POLL = 0.5
 QUIET = 30.0  # seconds without a round, before the SuperLink is asked whether the run is alive
@@ -141,19 +143,26 @@ class Deployment:
                 self._ask(out)
                 heard = time.monotonic()
             with contextlib.suppress(OSError):
-                rows = (out / WORK / PROGRESS).read_text().splitlines()
+                rows = (out / WORK / PROGRESS).read_text().split("\n")[:-1]  # the last may be half written
                 for row in rows[seen:]:
                     heard = time.monotonic()
                     if progress:
                         progress(Round(**json.loads(row)), self.settings.rounds)
                 seen = len(rows)
-            with contextlib.suppress(OSError):
-                raise FederateError(json.loads((out / WORK / FAILURE).read_text())["error"])
+            failure = _read_failure(out / WORK / FAILURE)
             for name in [name for name, process in self.processes.items() if process.poll() is not None]:
+                # Flower gives the SuperLink's app a session of its own, and it would hold the folder, or call the run
+                # failed for want of its SuperLink.
+                _kill_marked({self._mark(name)})
+                if name == LINK:
+                    (out / WORK / FAILURE).unlink(missing_ok=True)
+                    failure = None
                 self._again(name)
                 if name == LINK:
                     self._await_link()
                     self.submit(out)
+            if failure is not None:
+                raise FederateError(failure)
 
     def log(self, name: str) -> str:
         """What a process has said so far."""
@@ -170,6 +179,7 @@ class Deployment:
             for process in self.processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, until - time.monotonic()))
+        _kill_marked({self._mark(name) for name in self.processes})
 
     # --- processes ---------------------------------------------------------------------------------------------------
     def _start(self, name: str, command: list[str]) -> None:
@@ -177,15 +187,17 @@ class Deployment:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [_program(command[0]), *command[1:]],
-                env=self._environment(),
+                env={**self._environment(), MARK: self._mark(name)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # its children end with it
             )
 
+    def _mark(self, name: str) -> str:
+        return str(self.folder / name)
+
     def _again(self, name: str) -> None:
-        _signal(self.processes[name], signal.SIGKILL)  # what it has started
         self.deaths[name] = self.deaths.get(name, 0) + 1
         if self.deaths[name] > DEATHS:
             raise FederateError(f"{name} died {self.deaths[name]} times: {_last_line(self.log(name))}")
@@ -278,6 +290,24 @@ def _program(name: str) -> str:
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+
+
+def _kill_marked(marks: set[str]) -> None:
+    """Kill all processes that were started as one of these, or by one of these, and wait until they are gone."""
+    killed = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # of somebody else, or gone
+            if process.environ().get(MARK) in marks:
+                process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=10)
+
+
+def _read_failure(file: Path) -> str | None:
+    """What the app says that it failed of, if it did."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text())["error"]
+    return None
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..protocols.errors import BlindformerError
 from .graph import Node
-from .reference import run
+from .reference import fixed_values, run
 
 
 class CalibrationFailure(BlindformerError):
@@ -52,6 +52,10 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
         else:
             found[id(node)] = Range(low, high)
 
+    fixed = fixed_values(nodes)
+    for node in nodes:
+        if id(node) in fixed:
+            observe(node, fixed[id(node)], [])
     for batch in batches:
-        run(nodes, batch, observe)
+        run(nodes, batch, observe, fixed)
     return found

@@ -41,17 +41,25 @@ def compute(node: Node, args: list[Tensor]) -> Tensor:
     return _COMPUTE[node.op](*args, **node.attributes)
 
 
+def fixed_values(nodes: list[Node]) -> dict[int, Tensor]:
+    """Values of what is the same in every run: weights and constants, float64."""
+    return {id(node): compute(node, []) for node in nodes if node.op in ("weight", "constant")}
+
+
 def run(
     nodes: list[Node],
     clients: Mapping[str, Tensor] | None = None,
     observe: Callable[[Node, Tensor, list[Tensor]], None] | None = None,
+    fixed: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Values of all nodes, float64. `clients`: the client's tensors by name (default: the example's).
 
-    `observe` sees each node with its value and its arguments' values.
+    `observe` sees each node with its value and its arguments' values, but none of `fixed`: values known already.
     """
-    values: dict[int, Tensor] = {}
+    values = dict(fixed or {})
     for node in nodes:
+        if id(node) in values:
+            continue
         args = [values[id(arg)] for arg in node.args]
         if node.op == "client" and clients is not None:
             value = clients[node.name].to(torch.float64)

@@ -4,11 +4,13 @@ import json
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 from blindformer.federated import deploy as deployment
 from blindformer.federated.deploy import Deployment, deploy, new_node_key, simulate
-from blindformer.federated.federate import REPORT, federate
+from blindformer.federated.federate import REPORT, WORK, federate
+from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, Settings
 from blindformer.models.loading import load
 
@@ -56,6 +58,46 @@ def test_a_run_that_is_over_without_a_result_is_not_waited_for(tmp_path, monkeyp
     with pytest.raises(FederateError, match="the run ended without a result: no Ray"):
         run.wait(tmp_path / "out", None)
     assert not states
+
+
+def orphaned(run, name):
+    """Start a process that starts one in a session of its own, and is gone."""
+    child = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid)"
+    run._start(name, ["python", "-c", child])
+    run.processes[name].wait()
+    return psutil.Process(int(run.log(name)))
+
+
+def test_what_a_dead_superlink_leaves_running_is_ended_and_not_believed(tmp_path, monkeypatch):
+    """Its app has a session of its own: it would hold the folder, and call the run failed for want of a SuperLink."""
+    run, out = Deployment(Settings(**SETTINGS), tmp_path), tmp_path / "out"
+    app = orphaned(run, "superlink")
+    (out / WORK).mkdir(parents=True)
+    (out / WORK / FAILURE).write_text('{"error": "connection refused"}')
+    submitted = []
+
+    def submit(out):
+        assert not app.is_running()
+        assert not (out / WORK / FAILURE).exists()
+        submitted.append(out)
+        (out / WORK).rmdir()
+        (out / REPORT).write_text("{}")
+
+    monkeypatch.setattr(run, "_again", lambda name: None)
+    monkeypatch.setattr(run, "_await_link", lambda: None)
+    monkeypatch.setattr(run, "submit", submit)
+    run.wait(out, None)
+    assert submitted == [out]
+
+
+def test_leaving_a_deployment_ends_what_its_processes_have_started(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with Deployment(Settings(**SETTINGS), tmp_path) as run:
+        left, others = orphaned(run, "superlink"), orphaned(Deployment(Settings(**SETTINGS), other), "superlink")
+    assert not left.is_running()
+    assert others.is_running()
+    others.kill()
 
 
 @pytest.mark.slow
