@@ -157,7 +157,7 @@ def test_a_peer_that_closes_wakes_the_one_that_waits(make_pair, aside):
     time.sleep(0.1)
     client.close()
     with pytest.raises(PeerGone):
-        waiting.result(5)
+        waiting.result(30)
 
 
 def test_a_silent_peer_times_out_and_may_be_waited_for_again(make_pair):

@@ -162,13 +162,22 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in site.processes.values())
         time.sleep(0.1)
-    time.sleep(5)  # for handshakes, and the first of many queries
+    spent = {name: _seconds(site.processes[name].pid) for name in ("alice", "bob", "carol")}
+    while any(_seconds(site.processes[name].pid) < before + 1.5 for name, before in spent.items()):
+        assert time.monotonic() < deadline  # handshakes are over, and they are in the first of many queries
+        time.sleep(0.1)
     site.processes["carol"].kill()
     found = site.end()
     for name in ("alice", "bob", "dealer"):
         code, _, errors = found[name]
         assert code == 1
         assert "carol: closed the connection" in errors.splitlines()[-1]
+
+
+def _seconds(pid: int) -> float:
+    import psutil
+
+    return psutil.Process(pid).cpu_times().user
 
 
 def _connections(pid: int, count: int) -> bool:

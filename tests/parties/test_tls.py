@@ -35,9 +35,9 @@ def stranger_context(folder, name: str) -> ssl.SSLContext:
 
 
 def still_accepts(listener, certificates, aside) -> None:
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     with dial(*listener.address, client_context(certificates, "client"), "server", timeout=5) as client:
-        server = accepting.result(5)
+        server = accepting.result(30)
         client.send(b"ok")
         assert server.recv(2) == b"ok"
         server.close()
@@ -45,7 +45,7 @@ def still_accepts(listener, certificates, aside) -> None:
 
 def refused_on_both_sides(listener, context, aside, here: str, there: str) -> None:
     """The listener says `here`; the dialler, at the latest at its first read, hears `there`."""
-    accepting = aside(listener.accept, 5, {"client"})
+    accepting = aside(listener.accept, 30, {"client"})
 
     def dial_and_read():
         with dial(*listener.address, context, "server", timeout=5) as channel:
@@ -55,13 +55,13 @@ def refused_on_both_sides(listener, context, aside, here: str, there: str) -> No
     with pytest.raises(PeerRefused, match=there):
         dial_and_read()
     with pytest.raises(PeerRefused, match=here):
-        accepting.result(5)
+        accepting.result(30)
 
 
 def test_roles_come_from_the_certificates(listener, certificates, aside):
-    accepting = aside(listener.accept, 5, {"client", "dealer"})
+    accepting = aside(listener.accept, 30, {"client", "dealer"})
     client = dial(*listener.address, client_context(certificates, "client"), "server")
-    server = accepting.result(5)
+    server = accepting.result(30)
     assert isinstance(server, TlsChannel)
     assert (server.peer, client.peer) == ("client", "server")
     client.close()
@@ -88,10 +88,10 @@ def test_a_server_cannot_be_a_client(listener, certificates, aside):
 
 
 def test_a_listener_of_another_role_is_refused_by_the_dialler(listener, certificates, aside):
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     with pytest.raises(PeerRefused, match="dealer: showed the certificate of a server where a dealer was expected"):
         dial(*listener.address, client_context(certificates, "client"), "dealer")
-    server = accepting.result(5)
+    server = accepting.result(30)
     with pytest.raises(PeerRefused, match="client: stopped and said"):
         server.recv(4)
     server.close()
@@ -99,20 +99,20 @@ def test_a_listener_of_another_role_is_refused_by_the_dialler(listener, certific
 
 def test_a_clients_certificate_cannot_listen_at_all(certificates, aside):
     with listen("127.0.0.1", 0, server_context(certificates, "client")) as listener:
-        accepting = aside(listener.accept, 5)
+        accepting = aside(listener.accept, 30)
         with pytest.raises(PeerRefused, match="dealer: its certificate is not made for this role"):
             dial(*listener.address, client_context(certificates, "server"), "dealer")
         with pytest.raises(PeerRefused, match="not made for this role"):
-            accepting.result(5)
+            accepting.result(30)
 
 
 def test_another_ca(listener, certificates, aside, tmp_path):
     make_certificates(tmp_path)
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     with pytest.raises(PeerRefused, match="server: its certificate comes from another CA; all parties need"):
         dial(*listener.address, client_context(tmp_path, "client"), "server")
     with pytest.raises(PeerRefused, match=r"refused this side's certificate"):
-        accepting.result(5)
+        accepting.result(30)
     # An attacker who trusts our CA but has a certificate of another one.
     context = stranger_context(certificates, "")
     context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
@@ -146,11 +146,11 @@ def test_no_certificate(listener, certificates, aside):
 def test_a_host_the_certificate_does_not_name(certificates, aside):
     add_certificate(certificates, "server", hosts=["model.example"], name="elsewhere", force=True)
     with listen("127.0.0.1", 0, server_context(certificates, "server", "elsewhere")) as listener:
-        accepting = aside(listener.accept, 5)
+        accepting = aside(listener.accept, 30)
         with pytest.raises(PeerRefused, match="server: its certificate names another address"):
             dial(*listener.address, client_context(certificates, "client"), "server")
         with pytest.raises(PeerRefused):
-            accepting.result(5)
+            accepting.result(30)
 
 
 def test_older_tls_is_refused(listener, certificates, aside):
@@ -160,35 +160,35 @@ def test_older_tls_is_refused(listener, certificates, aside):
 
 
 def test_plain_tcp_at_the_tls_port(listener, certificates, aside):
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     channel = dial(*listener.address, None, "server", insecure=True, timeout=5)
     channel.send_message({"hello": 1})
     with pytest.raises(PeerRefused, match="server: speaks TLS, this side plain TCP"):
         channel.recv_message()
     with pytest.raises(PeerRefused, match=r"peer at 127\.0\.0\.1: does not speak TLS"):
-        accepting.result(5)
+        accepting.result(30)
     channel.close()
     still_accepts(listener, certificates, aside)
 
 
 def test_tls_at_a_plain_port(certificates, aside):
     with listen("127.0.0.1", 0, None, insecure=True) as listener:
-        accepting = aside(listener.accept, 5, {"client"})
+        accepting = aside(listener.accept, 30, {"client"})
         dialling = aside(dial, *listener.address, client_context(certificates, "client"), "server")
-        server = accepting.result(5)
+        server = accepting.result(30)
         assert server.peer == "client"
         with pytest.raises(PeerRefused, match="client: speaks TLS"):
             server.recv_message()
         server.close()
         with pytest.raises(PeerRefused, match="server: closed the connection during the TLS handshake"):
-            dialling.result(5)
+            dialling.result(30)
 
 
 def test_a_stranger_who_says_nothing_holds_up_nobody(listener, certificates, aside):
     silent = [socket.create_connection(listener.address) for _ in range(5)]
     still_accepts(listener, certificates, aside)
     with pytest.raises(PeerRefused, match=r"did not finish the TLS handshake in 0\.5 seconds"):
-        listener.accept(5)
+        listener.accept(30)
     for sock in silent:
         sock.close()
 
@@ -198,7 +198,7 @@ def test_strangers_are_counted(certificates, aside):
         accepting = aside(listener.accept, 20)
         silent = [socket.create_connection(listener.address) for _ in range(80)]
         with dial(*listener.address, client_context(certificates, "client"), "server"):
-            accepting.result(5).close()
+            accepting.result(30).close()
         assert len(listener._strangers) <= 64
         for sock in silent:
             sock.close()
@@ -206,13 +206,13 @@ def test_strangers_are_counted(certificates, aside):
 
 def test_refusals_can_be_reported_while_accepting_goes_on(listener, certificates, aside):
     refusals = []
-    accepting = aside(listener.accept, 5, {"client"}, refusals.append)
+    accepting = aside(listener.accept, 30, {"client"}, refusals.append)
     for junk in (b"GET / HTTP/1.0\r\n\r\n", b"\x00" * 50):
         with socket.create_connection(listener.address) as sock:
             sock.sendall(junk)
             assert sock.recv(100) is not None
     with dial(*listener.address, client_context(certificates, "client"), "server"):
-        accepting.result(5).close()
+        accepting.result(30).close()
     assert len(refusals) == 2
     assert "HTTP" in str(refusals[0])
 
@@ -242,8 +242,8 @@ def test_dialling_waits_for_a_late_listener(certificates, aside):
     )
     time.sleep(0.3)
     with listen("127.0.0.1", port, server_context(certificates, "server")) as listener:
-        listener.accept(5).close()
-        dialling.result(5).close()
+        listener.accept(30).close()
+        dialling.result(30).close()
 
 
 def test_a_listener_that_never_shakes_hands(certificates):
@@ -265,10 +265,10 @@ def test_garbage_inside_tls_gives_a_typed_error(listener, certificates, data, he
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(1) as pool:
-            accepting = pool.submit(listener.accept, 5)
-            raw.settimeout(5)
+            accepting = pool.submit(listener.accept, 30)
+            raw.settimeout(30)
             raw.do_handshake()
-            server = accepting.result(5)
+            server = accepting.result(30)
         raw.sendall(header + data)
         raw.close()
     with pytest.raises(PeerError) as caught:
@@ -278,9 +278,9 @@ def test_garbage_inside_tls_gives_a_typed_error(listener, certificates, data, he
 
 
 def test_altered_ciphertext_is_noticed(listener, certificates, aside):
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     client = dial(*listener.address, client_context(certificates, "client"), "server")
-    server = accepting.result(5)
+    server = accepting.result(30)
     client._wire.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
     with pytest.raises(PeerError, match="client: sent bytes that TLS does not accept"):
         server.recv(4)
@@ -289,9 +289,9 @@ def test_altered_ciphertext_is_noticed(listener, certificates, aside):
 
 
 def test_a_key_wears_out(listener, certificates, aside):
-    accepting = aside(listener.accept, 5)
+    accepting = aside(listener.accept, 30)
     with dial(*listener.address, client_context(certificates, "client"), "server") as client:
-        server = accepting.result(5)
+        server = accepting.result(30)
         client.send(bytes(100_000))
         server.recv(100_000)
         assert client._wire.records == 7
@@ -355,7 +355,7 @@ def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certific
     context = client_context(certificates, "client")
     sock, dialling = accepted(lambda address: dial(*address, context, "server", timeout=5))
     server = welcome(sock, server_context(certificates, "server"), {"client"}, timeout=5)
-    client = dialling.result(5)
+    client = dialling.result(30)
     assert (server.peer, client.peer) == ("client", "server")
     own = {
         name: hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / f"{name}.pem").read_text())).hexdigest()
@@ -385,7 +385,7 @@ def test_who_is_not_welcome_is_told_and_its_socket_closed(accepted, certificates
             welcome(sock, context, {"client"}, timeout=5)
         assert sock.fileno() == -1
         with pytest.raises(PeerRefused):
-            dialling.result(5)
+            dialling.result(30)
 
 
 def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates):
@@ -405,7 +405,7 @@ def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates
         welcome(sock, server_context(certificates, "server"), {"client"}, handshake_seconds=0.3)
     assert time.monotonic() - started < 5
     stop.set()
-    dialling.result(5)
+    dialling.result(30)
 
 
 def test_the_wire_shows_no_payload(certificates, aside):
@@ -433,15 +433,15 @@ def test_the_wire_shows_no_payload(certificates, aside):
                         sink.sendall(data)
 
         relaying = aside(forward)
-        accepting = aside(listener.accept, 5)
+        accepting = aside(listener.accept, 30)
         client = dial(*relay.getsockname(), client_context(certificates, "client"), "server")
-        server = accepting.result(5)
+        server = accepting.result(30)
         client.send(b"the private text" * 10)
         client.send_message({"program": "0123456789abcdef"})
         server.recv(160)
         server.recv_message()
         client.close()
-        relaying.result(5)
+        relaying.result(30)
         server.close()
     assert len(seen) > 200
     assert b"private text" not in seen
