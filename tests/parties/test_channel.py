@@ -165,7 +165,7 @@ def test_a_silent_peer_times_out_and_may_be_waited_for_again(make_pair):
     start = time.monotonic()
     with pytest.raises(PeerTimeout, match=r"client: sent nothing for 0\.2 seconds; .*still runs"):
         server.recv(4)
-    assert 0.15 < time.monotonic() - start < 2
+    assert 0.15 < time.monotonic() - start < 10
     client.send(b"late")
     assert server.recv(4) == b"late"
     assert server.meter.seconds_waiting > 0.15

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 @pytest.fixture
 def listener(certificates):
-    with listen("127.0.0.1", 0, server_context(certificates, "server"), timeout=5, handshake_seconds=0.5) as listener:
+    with listen("127.0.0.1", 0, server_context(certificates, "server"), timeout=20, handshake_seconds=20) as listener:
         yield listener
 
 
@@ -184,13 +184,14 @@ def test_tls_at_a_plain_port(certificates, aside):
             dialling.result(30)
 
 
-def test_a_stranger_who_says_nothing_holds_up_nobody(listener, certificates, aside):
-    silent = [socket.create_connection(listener.address) for _ in range(5)]
-    still_accepts(listener, certificates, aside)
-    with pytest.raises(PeerRefused, match=r"did not finish the TLS handshake in 0\.5 seconds"):
-        listener.accept(30)
-    for sock in silent:
-        sock.close()
+def test_a_stranger_who_says_nothing_holds_up_nobody(certificates, aside):
+    with listen("127.0.0.1", 0, server_context(certificates, "server"), handshake_seconds=2) as listener:
+        silent = [socket.create_connection(listener.address) for _ in range(5)]
+        still_accepts(listener, certificates, aside)
+        with pytest.raises(PeerRefused, match=r"did not finish the TLS handshake in 2 seconds"):
+            listener.accept(30)
+        for sock in silent:
+            sock.close()
 
 
 def test_strangers_are_counted(certificates, aside):
@@ -230,7 +231,7 @@ def test_nobody_listens(certificates):
     start = time.monotonic()
     with pytest.raises(PeerGone, match=r"server: nobody listens at .*; start the server"):
         dial("127.0.0.1", port, context, "server", retry_seconds=0.3)
-    assert 0.1 < time.monotonic() - start < 3
+    assert 0.1 < time.monotonic() - start < 10
 
 
 def test_dialling_waits_for_a_late_listener(certificates, aside):
@@ -403,7 +404,7 @@ def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates
     started = time.monotonic()
     with pytest.raises(PeerTimeout, match=r"did not finish the TLS handshake in 0\.3 seconds"):
         welcome(sock, server_context(certificates, "server"), {"client"}, handshake_seconds=0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     stop.set()
     dialling.result(30)
 
