@@ -395,7 +395,7 @@ def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates
 
     def trickle(address):
         with socket.create_connection(address) as sock, contextlib.suppress(OSError):
-            for byte in b"\x16\x03\x01\x02\x00" + bytes(100):
+            for byte in b"\x16\x03\x01\x02\x00" + bytes(1000):
                 sock.sendall(bytes([byte]))
                 if stop.wait(0.05):
                     return
