@@ -6,6 +6,7 @@ the one in the clear. All of it happens at the client.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ _PIPELINES = {
     "encoder": "feature-extraction",
     "tensors": "tensors",
 }
+_TOKENIZING = threading.Lock()  # a tokenizer keeps how it pads and cuts as its own state, and models share tokenizers
 
 
 class InputError(BlindformerError):
@@ -59,18 +61,20 @@ class Task:
     # --- in ----------------------------------------------------------------------------------------------------------
     def tokens(self, text: str) -> int:
         """Tokens of a text, special ones included."""
-        return len(self._tokenizer()(_written(text), verbose=False)["input_ids"])
+        with _TOKENIZING:
+            return len(self._tokenizer()(_written(text), verbose=False)["input_ids"])
 
     def encode_text(self, text: str, length: int, truncate: bool = False) -> dict[str, Tensor]:
         """Whatever the tokenizer makes of a text, padded on the right: each [1, length]. Errors: InputError."""
-        encoded = self._tokenizer()(
-            _written(text),
-            padding="max_length",
-            max_length=length,
-            truncation=truncate,
-            return_tensors="pt",
-            padding_side="right",
-        )
+        with _TOKENIZING:
+            encoded = self._tokenizer()(
+                _written(text),
+                padding="max_length",
+                max_length=length,
+                truncation=truncate,
+                return_tensors="pt",
+                padding_side="right",
+            )
         found = encoded["input_ids"].shape[-1]
         if found > length:
             raise InputError(f"text has {found} tokens, the length is {length}: shorten it, or split it into several")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from blindformer.models.loading import load
@@ -99,6 +101,17 @@ def test_scores_follow_the_configuration():
     assert score_function(Config(num_labels=1)) == "sigmoid"
     assert score_function(Config(num_labels=3)) == "softmax"
     assert score_function(None) == "softmax"
+
+
+def test_threads_that_encode_at_different_lengths_do_not_disturb_each_other(tiny_classifier):
+    task = load(tiny_classifier).task
+
+    def lengths(length: int) -> set[int]:
+        found = [task.encode_text("how good is my password ?", length) for _ in range(300)]
+        return {one["input_ids"].shape[-1] for one in found} | {task.tokens("how good")}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lengths, (8, 12, 16, 20))) == [{8, 4}, {12, 4}, {16, 4}, {20, 4}]
 
 
 def test_wrong_inputs_are_explained(tmp_path):
