@@ -56,8 +56,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Two at a time: most tests start processes of their own.
-TESTERS ?= 2
+# One more than two cores: many tests wait, for a peer that stalls, or for a node to come back.
+TESTERS ?= 3
 test: lint
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.fx.config as fx_config
 from torch import Tensor, nn
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
@@ -187,6 +189,21 @@ def _check_weights(model: nn.Module) -> None:
             raise LoweringError(f"{name}: holds NaN or infinite weights; repair or retrain the model")
 
 
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Nobody reads where in a model's code an operation stands, and to find it takes a quarter of an export's time."""
+    name = "do_not_emit_stack_traces"  # of later versions
+    before = getattr(fx_config, name, None)
+    if before is None:
+        yield
+        return
+    setattr(fx_config, name, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, name, before)
+
+
 def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
     kwargs = dict(batch)
     parameters = inspect.signature(model.forward).parameters
@@ -195,7 +212,8 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
     with torch.no_grad():
         sample = model(**kwargs)
         try:
-            exported = torch.export.export(model, (), kwargs, strict=False)
+            with _without_stack_traces():
+                exported = torch.export.export(model, (), kwargs, strict=False)
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
