@@ -86,6 +86,8 @@ class Budget:
 
     rounds   with noise on the sum (central)
     sent     updates with noise of its own, by client (local)
+    begun    the last round that clients may have answered, finished or not
+    cut_off  rounds that a crash ended: their updates were seen, and are sent again with new noise (local)
     """
 
     settings: Settings
@@ -93,6 +95,8 @@ class Budget:
     clip: float
     rounds: int = 0
     sent: Counter[str] = field(default_factory=Counter)
+    begun: int = 0
+    cut_off: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Budget:
@@ -109,7 +113,7 @@ class Budget:
         if settings.dp == "central":
             return spent(self.noise, settings.fraction, self.rounds, settings.delta)
         if settings.dp == "local":
-            return spent(self.noise, 1.0, max(self.sent.values(), default=0), settings.delta)
+            return spent(self.noise, 1.0, max(self.sent.values(), default=0) + self.cut_off, settings.delta)
         return None
 
     def release(self, total: Tensor, taken: Iterable[str]) -> Tensor:
@@ -130,8 +134,12 @@ class Budget:
         return released
 
     def to_dict(self) -> dict[str, Any]:
-        return {"noise": self.noise, "clip": self.clip, "rounds": self.rounds, "sent": dict(self.sent)}
+        kept = {name: getattr(self, name) for name in ("noise", "clip", "rounds", "begun", "cut_off")}
+        return {**kept, "sent": dict(self.sent)}
 
     @classmethod
-    def restored(cls, settings: Settings, kept: Mapping[str, Any]) -> Budget:
-        return cls(settings, kept["noise"], kept["clip"], kept["rounds"], Counter(kept["sent"]))
+    def restored(cls, settings: Settings, kept: Mapping[str, Any], finished: int) -> Budget:
+        """As it was kept, after so many finished rounds."""
+        budget = cls(settings, **{**kept, "sent": Counter(kept["sent"])})
+        budget.cut_off += budget.begun > finished
+        return budget

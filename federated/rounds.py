@@ -75,6 +75,9 @@ class Federation:
         for number in range(len(self.history) + 1, settings.rounds + 1):
             started = time.monotonic()
             now = self.subject.state()
+            if settings.dp == "local":  # what clients send is spent, whether or not this server lives to sum it
+                budget.begun = number
+                self._keep(strategy, budget)
             found = self._round(grid, strategy, budget, number, now)
             with torch.no_grad():
                 accuracy = judged(self.subject.model, validation)["accuracy"]
@@ -178,4 +181,4 @@ class Federation:
         self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
         remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})
         self.history = [Round(**row) for row in state["history"]]
-        return strategy, Budget.restored(self.settings, state["budget"])
+        return strategy, Budget.restored(self.settings, state["budget"], len(self.history))

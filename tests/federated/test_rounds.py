@@ -9,6 +9,7 @@ from blindformer.federated.examples import OWN, PARTITION, Source
 from blindformer.federated.federate import REPORT, WORK, federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, METRICS, answer, record, refusal, summary
+from blindformer.federated.privacy import spent
 from blindformer.federated.settings import FederateError, Settings
 from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
@@ -18,6 +19,10 @@ from blindformer.parties.evaluation import evaluate
 from flwr.clientapp import ClientApp
 
 from .conftest import SMALL, squares
+
+
+class Killed(Exception):
+    """The server's end."""
 
 
 def weights(found):
@@ -73,9 +78,6 @@ def test_files_are_read_as_they_were_trained_on(trained, data):
 def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, tmp_path):
     settings = {**SMALL, "strategy": "fedadam", "rounds": 3}
 
-    class Killed(Exception):
-        pass
-
     def kill(made, total):
         if made.number == 2:
             raise Killed
@@ -89,6 +91,25 @@ def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, t
     assert [r.number for r in again.rounds] == [1, 2, 3]
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name
+
+
+def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_path):
+    """With noise of their own: the server has seen it, and they send anew, with new noise."""
+
+    class Cut(LocalGrid):
+        def send_and_receive(self, *messages, **options):
+            super().send_and_receive(*messages, **options)
+            raise Killed
+
+    given = {**SMALL, "rounds": 2, "epochs": 1, "dp": "local", "noise": 2.0}
+    settings = Settings(**given)
+    for _ in range(2):
+        run, _ = prepare(settings, data, tmp_path, None)
+        with pytest.raises(Killed):
+            run.run(Cut(client_app(Source(data)), nodes(4), settings.to_config()))
+    found = federate(tmp_path, data, **given)
+    assert [r.epsilon for r in found.rounds] == [spent(2.0, 1.0, 2 + n, settings.delta) for n in (1, 2)]
+    assert found.report["epsilon"] == found.rounds[-1].epsilon
 
 
 def test_a_folder_belongs_to_one_run(data, tmp_path):
