@@ -191,7 +191,7 @@ class Deployment:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # its children end with it
+                start_new_session=True,  # Ctrl-C is for this process, which then ends them in order
             )
 
     def _mark(self, name: str) -> str:

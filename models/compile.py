@@ -191,7 +191,7 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """Nobody reads where in a model's code an operation stands, and to find it takes a quarter of an export's time."""
+    """Nobody reads where in a model's code an operation stands, and to find it takes long."""
     name = "do_not_emit_stack_traces"  # of later versions
     before = getattr(fx_config, name, None)
     if before is None:
