@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..frames import HEADER_BYTES
 from ..service.front import Identity
 from ..tls import role_of
 
@@ -47,6 +48,13 @@ class ClientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._first.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None and b"\0" in data[:HEADER_BYTES]:
+            # A party of sessions has dialled this door: h11 would wait for the end of a line that never comes.
+            self.transport.abort()
+            return
+        super().data_received(data)
 
     def _silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

@@ -68,12 +68,12 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
         with dial(*address, context, peer, timeout=ANSWER_SECONDS, handshake_seconds=ANSWER_SECONDS) as channel:
             dialled = True
             found = probe(channel, mine, seconds)
-    except PeerTimeout as error:
-        fix = f"{error.remedy}; let firewalls pass TCP port {address.port}"
-        yield Check(f"{peer}: reached", "bad", error.what, fix)
-        return
     except PeerError as error:
-        fix = f"{error.remedy}; or it serves another protocol: see [session] there" if dialled else error.remedy
+        fix = error.remedy
+        if dialled:
+            fix += "; or it serves another protocol: see [session] there"
+        elif isinstance(error, PeerTimeout):
+            fix += f"; let firewalls pass TCP port {address.port}"
         yield Check(f"{peer}: reached", "bad", error.what, fix)
         return
     yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, TLS 1.3")

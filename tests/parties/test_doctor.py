@@ -20,6 +20,7 @@ from blindformer.parties.doctor import examine
 from blindformer.parties.frames import say_why
 from blindformer.parties.local import compile_text
 from blindformer.parties.probe import Facts, answer_probe, my_facts
+from blindformer.parties.service import checks as session_checks
 from blindformer.parties.service.checks import peers
 from blindformer.parties.spool import Spool
 from blindformer.parties.spool.ledger import Entry
@@ -321,6 +322,29 @@ def test_a_peer_of_another_ca_and_one_of_another_role(place, tmp_path):
         checks = found(place("client", addresses(server=port, dealer=port)))
         assert "the certificate of a dealer" in checks["server: reached"].found
         assert checks["dealer: reached"].status == "good"
+
+
+def test_a_peer_that_is_silent_before_tls_and_after_it(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(session_checks, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # nobody accepts, and the kernel does
+        fix = found(place("client", addresses(server=mute.getsockname()[1], dealer=1)))["server: reached"].fix
+        assert "let firewalls pass" in fix
+        assert "another protocol" not in fix
+    with listen("127.0.0.1", 0, server_context(tmp_path / "all", "server")) as listener:
+        done = threading.Event()
+
+        def shake_hands() -> None:
+            with listener.accept(10):
+                done.wait(10)
+
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        row = found(place("client", addresses(server=listener.address[1], dealer=1)))["server: reached"]
+        done.set()
+        thread.join()
+    assert "sent nothing" in row.found
+    assert "another protocol" in row.fix
+    assert "firewalls" not in row.fix
 
 
 def test_what_the_peer_has_otherwise(place, tmp_path):
