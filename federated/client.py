@@ -20,6 +20,7 @@ from .messages import ARRAYS, CONFIG, METRICS, SECURE, VECTOR, answer, record, r
 from .privacy import gaussian
 from .secure import SCALE
 from .settings import FederateError, Settings
+from .steps import private_step
 from .subject import About, Subject, join
 from .updates import clipped, difference
 
@@ -101,19 +102,20 @@ def _train(message: Message, context: Context, source: Source, made: _Made) -> d
     before = tensors(message.content.array_records[ARRAYS])
     subject.set(before)
     name = client_name(context.node_config, context.node_id)
-    loss = learn(
-        subject,
-        subject.encode(examples),
-        settings,
-        rate=float(config["rate"]),
-        proximal=float(config["proximal-mu"]) if "proximal-mu" in config else 0.0,
-        draw=_draw(settings.seed, name, int(config["server-round"])),
-    )
+    rows, rate = subject.encode(examples), float(config["rate"])
+    clip, noise = float(config["clip"]), float(config["noise"])
+    if settings.dp == "example":
+        private_step(subject, rows, rate=rate, share=settings.sample, clip=clip, noise=noise)
+        loss = None
+    else:
+        proximal = float(config["proximal-mu"]) if "proximal-mu" in config else 0.0
+        draw = _draw(settings.seed, name, int(config["server-round"]))
+        loss = learn(subject, rows, settings, rate=rate, proximal=proximal, draw=draw)
     after = subject.state()
-    if part is None and settings.dp == "none":
+    if part is None and not settings.clips_updates:
         return {ARRAYS: record(after), METRICS: summary(float(len(examples)), loss)}
     weight, update = float(len(examples)), difference(after, before)
-    vector = _vector(update, weight, loss, settings, float(config["clip"]), float(config["noise"]))
+    vector = _vector(update, weight, loss or 0.0, settings, clip, noise)
     if part is None:
         return {ARRAYS: record({VECTOR: vector.float()}), METRICS: summary(1.0, None)}
     sent = secure.masked(part, vector)
@@ -124,9 +126,9 @@ def _train(message: Message, context: Context, source: Source, made: _Made) -> d
 def _vector(update: Tensor, weight: float, loss: float, settings: Settings, clip: float, noise: float) -> Tensor:
     """What is added up: the update times its weight, and the three numbers after it (see updates.EXTRA).
 
-    With differential privacy every client weighs the same, its update is clipped, and its loss is not told.
+    Where clients are protected every one weighs the same, its update is clipped, and its loss is not told.
     """
-    if settings.dp == "none":
+    if not settings.clips_updates:
         return torch.cat([update * weight, torch.tensor([weight, weight * loss, 0.0], dtype=torch.float64)])
     if settings.secagg:  # rounding to fixed point may not make it longer than the norm
         clip -= len(update) ** 0.5 * 2.0 ** -(SCALE + 1)

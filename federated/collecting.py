@@ -6,6 +6,7 @@ In all three the replies are looked at before they count: one that is refused is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +41,10 @@ def collect(messages: list[Message], now: Tensors, settings: Settings, budget: B
         return _secure(messages, now, budget, settings, send)
     replies = send(messages)
     lost = _silent(messages, replies)
-    if settings.dp == "none":
-        return _each(replies, now, lost)
-    return _summed(messages, replies, now, budget, lost)
+    budget.arrived((name_of(reply) for reply in replies), late=lost)
+    if settings.clips_updates:
+        return _summed(messages, replies, now, budget, lost)
+    return _each(replies, now, lost)
 
 
 def _each(replies: list[Message], now: Tensors, lost: dict[str, str]) -> Collected:
@@ -56,10 +58,10 @@ def _each(replies: list[Message], now: Tensors, lost: dict[str, str]) -> Collect
         taken.append(name)
         found: Any = reply.content.metric_records[METRICS]
         weights.append(float(found[WEIGHT]))
-        losses.append(float(found["loss"]))
+        losses.append(float(found.get("loss", math.nan)))
     total = sum(weights)
-    loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / total if total else None
-    return Collected(good, taken, lost, loss)
+    loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / total if total else math.nan
+    return Collected(good, taken, lost, None if math.isnan(loss) else loss)
 
 
 def _faults(reply: Message, now: Tensors) -> str | None:
@@ -117,6 +119,7 @@ def _secure(messages: list[Message], now: Tensors, budget: Budget, settings: Set
     replies = send(asked)
     session.lost |= _silent(asked, replies)
     total, names = session.total(replies)
+    budget.arrived(names.values())  # a vector that is late stays under its mask
     return _from_sum(messages, total, list(names.values()), now, budget, session.lost)
 
 
@@ -125,10 +128,11 @@ def _from_sum(
 ) -> Collected:
     """One reply that stands for all: the start of the round and the mean update."""
     weight, loss = float(total[-EXTRA]), None
-    if budget.settings.dp != "none":
-        mean = budget.release(total, taken)
+    if budget.settings.clips_updates:
+        mean = budget.release(total)
     elif weight > 0:
-        mean, loss = total[:-EXTRA] / weight, float(total[-EXTRA + 1]) / weight
+        mean = total[:-EXTRA] / weight
+        loss = float(total[-EXTRA + 1]) / weight if budget.settings.dp == "none" else None
     else:
         return Collected([], taken, lost)
     values = unflat(flat(now) + mean, now)

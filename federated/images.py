@@ -20,7 +20,7 @@ from .settings import FederateError, Settings
 LAYERS = 1
 HEADS = 4
 SCALE = (0.5, 0.5)  # mean and deviation that pixels from 0 to 1 are scaled with
-RATE = 4e-3
+RATE, PRIVATE_RATE = 4e-3, 2.0  # of AdamW; of plain steps with noise
 
 
 def vision_model(labels: Sequence[str], side: int, settings: Settings) -> nn.Module:
@@ -46,6 +46,11 @@ def vision_model(labels: Sequence[str], side: int, settings: Settings) -> nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return ViTForImageClassification(config).eval()
+
+
+def rate_of(settings: Settings) -> float:
+    """The learning rate, unless one is set."""
+    return PRIVATE_RATE if settings.dp == "example" else RATE
 
 
 def _patch(side: int) -> int:

@@ -1,4 +1,4 @@
-"""Differential privacy of clients: clipped updates, Gaussian noise, and what an accountant says of both.
+"""Differential privacy: clipped updates, Gaussian noise, and what an accountant says of both.
 
 H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, arXiv:1710.06963: each client takes part in a round with probability q,
 its update is clipped to norm C, and the sum gets noise of deviation z C and is divided by q N, the expected number. A
@@ -7,13 +7,17 @@ replied and draw from numpy's global generator; their accounted mode takes neith
 
 Adaptive clipping: G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, arXiv:1905.03871, algorithm 1.
 Local: every client adds its own noise. Any two updates may differ by 2 C, so its deviation is 2 z C.
+Example: every client adds noise to a step of its own (steps.py). Clients share no example, so epsilon is that of the
+one that took part most often.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +50,14 @@ def accountant() -> Any:
     return RDPAccountant()
 
 
+@contextmanager
+def _unworried() -> Iterator[None]:
+    """Without the accountant's warning that more orders might make epsilon smaller: what it says holds as it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        yield
+
+
 def spent(noise: float, rate: float, steps: int, delta: float) -> float:
     """Epsilon of so many rounds. No noise is no privacy: infinity."""
     if steps == 0:
@@ -54,7 +66,13 @@ def spent(noise: float, rate: float, steps: int, delta: float) -> float:
         return math.inf
     counted = accountant()
     counted.history = [(noise, rate, steps)]
-    return float(counted.get_epsilon(delta=delta))
+    with _unworried():
+        return float(counted.get_epsilon(delta=delta))
+
+
+def sampling(settings: Settings) -> float:
+    """How likely what is protected is in a round, as nobody can foresee it."""
+    return {"central": settings.fraction, "local": 1.0, "example": settings.sample}[settings.dp]
 
 
 def noise_for(settings: Settings) -> float:
@@ -67,15 +85,16 @@ def noise_for(settings: Settings) -> float:
     from opacus.accountants.utils import get_noise_multiplier  # pyright: ignore[reportMissingImports]
 
     try:
-        return float(
-            get_noise_multiplier(
-                target_epsilon=settings.epsilon,
-                target_delta=settings.delta,
-                sample_rate=1.0 if settings.dp == "local" else settings.fraction,
-                steps=settings.rounds,
-                accountant="rdp",
+        with _unworried():
+            return float(
+                get_noise_multiplier(
+                    target_epsilon=settings.epsilon,
+                    target_delta=settings.delta,
+                    sample_rate=sampling(settings),
+                    steps=settings.rounds,
+                    accountant="rdp",
+                )
             )
-        )
     except ValueError as error:
         raise FederateError(f"epsilon {settings.epsilon:g} cannot be kept ({error}); raise it") from None
 
@@ -85,9 +104,10 @@ class Budget:
     """What has been released so far. `clip`: the norm of the next round.
 
     rounds   with noise on the sum (central)
-    sent     updates with noise of its own, by client (local)
+    sent     updates with noise of their own, by client (local, example)
+    late     rounds that a node was asked in and silent, by node: its update may have come after the timeout
     begun    the last round that clients may have answered, finished or not
-    cut_off  rounds that a crash ended: their updates were seen, and are sent again with new noise (local)
+    cut_off  rounds that a crash ended: their updates were seen, and are sent again with new noise
     """
 
     settings: Settings
@@ -95,6 +115,7 @@ class Budget:
     clip: float
     rounds: int = 0
     sent: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
     begun: int = 0
     cut_off: int = 0
 
@@ -110,17 +131,26 @@ class Budget:
     def epsilon(self) -> float | None:
         """Spent so far, by the accountant, for the sampling as it was; None without differential privacy."""
         settings = self.settings
-        if settings.dp == "central":
-            return spent(self.noise, settings.fraction, self.rounds, settings.delta)
-        if settings.dp == "local":
-            return spent(self.noise, 1.0, max(self.sent.values(), default=0) + self.cut_off, settings.delta)
-        return None
+        if settings.dp == "none":
+            return None
+        rounds = self._most() if settings.own_noise else self.rounds
+        return spent(self.noise, sampling(settings), rounds, settings.delta)
 
-    def release(self, total: Tensor, taken: Iterable[str]) -> Tensor:
+    def _most(self) -> int:
+        """Rounds whose update somebody may have seen, of any one client. A silent node is known by number alone, so
+        it may be any of them."""
+        return max(self.sent.values(), default=0) + max(self.late.values(), default=0) + self.cut_off
+
+    def arrived(self, sent: Iterable[str], late: Iterable[str] = ()) -> None:
+        """Count what clients sent with noise of their own, and who may have."""
+        if self.settings.own_noise:
+            self.sent.update(sent)
+            self.late.update(late)
+
+    def release(self, total: Tensor) -> Tensor:
         """The mean update, from the sum of clipped updates and what follows them (see updates.EXTRA)."""
         settings, update = self.settings, total[:-3]
         if settings.dp == "local":
-            self.sent.update(taken)
             return update / max(1.0, float(total[-3]))
         noise = self.noise
         if settings.adaptive:
@@ -135,11 +165,12 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("noise", "clip", "rounds", "begun", "cut_off")}
-        return {**kept, "sent": dict(self.sent)}
+        return {**kept, "sent": dict(self.sent), "late": dict(self.late)}
 
     @classmethod
     def restored(cls, settings: Settings, kept: Mapping[str, Any], finished: int) -> Budget:
         """As it was kept, after so many finished rounds."""
-        budget = cls(settings, **{**kept, "sent": Counter(kept["sent"])})
+        counted = {name: Counter(kept[name]) for name in ("sent", "late")}
+        budget = cls(settings, **{**kept, **counted})
         budget.cut_off += budget.begun > finished
         return budget

@@ -75,7 +75,7 @@ class Federation:
         for number in range(len(self.history) + 1, settings.rounds + 1):
             started = time.monotonic()
             now = self.subject.state()
-            if settings.dp == "local":  # what clients send is spent, whether or not this server lives to sum it
+            if settings.own_noise:  # what clients send is spent, whether or not this server lives to sum it
                 budget.begun = number
                 self._keep(strategy, budget)
             found = self._round(grid, strategy, budget, number, now)

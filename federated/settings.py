@@ -36,7 +36,9 @@ class Settings(BaseModel):
     epochs      of a client over its own examples in a round; rate falls in a line over the rounds
     proximal    weight of FedProx's pull towards the round's start
     secagg      secure aggregation: the server sees sums alone
-    dp          none; central: the server adds noise to the sum; local: each client to its own update
+    dp          none; central: the server adds noise to the sum; local: each client to its own update (both protect
+                clients); example: each client to the one step that it then makes in a round (protects single examples)
+    sample      share of its examples that a client draws for that step
     adaptive    the clipping norm follows the median of the updates' norms (central only)
     noise       multiplier of the clipping norm (0: what `epsilon` needs for all rounds)
     timeout     seconds that a round waits for a client
@@ -63,7 +65,8 @@ class Settings(BaseModel):
     rate: float = Field(default=0.0, ge=0)
     proximal: float = Field(default=0.0, ge=0)
     secagg: bool = False
-    dp: Literal["none", "central", "local"] = "none"
+    dp: Literal["none", "central", "local", "example"] = "none"
+    sample: float = Field(default=1.0, gt=0, le=1)
     adaptive: bool = False
     clip: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
@@ -86,7 +89,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
-        hidden = "secagg" if self.secagg else "dp" if self.dp != "none" else ""
+        hidden = "secagg" if self.secagg else "dp" if self.clips_updates else ""
         if hidden and self.strategy in ROBUST:
             raise ValueError(
                 f"strategy {self.strategy} compares single updates, which {hidden} hides; use fedavg, or leave it out"
@@ -95,9 +98,23 @@ class Settings(BaseModel):
             raise ValueError("lora adapts all layers, trained names some to train whole; leave one of them out")
         if self.adaptive and self.dp != "central":
             raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
+        if self.sample < 1 and self.dp != "example":
+            raise ValueError("sample goes with dp example; choose it, or leave sample out")
+        if self.epochs > 1 and self.dp == "example":
+            raise ValueError("with dp example a round is one step, not epochs; leave epochs out, and raise rounds")
         if self.secagg and self.clients < 3:
             raise ValueError(f"secagg with {self.clients} clients hides nothing: give 3 or more")
         return self
+
+    @property
+    def clips_updates(self) -> bool:
+        """Whether what is protected is a client: its update has a bounded norm, and no weight but one."""
+        return self.dp in ("central", "local")
+
+    @property
+    def own_noise(self) -> bool:
+        """Whether clients add the noise: what they send is spent, whatever becomes of it."""
+        return self.dp in ("local", "example")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:

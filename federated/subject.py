@@ -113,7 +113,7 @@ def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject
         if settings.lora:
             raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
         model = images.vision_model(labels, side, settings)
-        return Subject(model, images.pixels, images.processor(side), images.RATE, images.calibration)
+        return Subject(model, images.pixels, images.processor(side), images.rate_of(settings), images.calibration)
     loaded = load(settings.model)
     return Subject(
         texts.text_model(loaded, labels, settings),

@@ -21,7 +21,7 @@ from ..models.loading import Loaded
 from . import adapters
 from .settings import FederateError, Settings
 
-RATE = 2e-4
+RATE, PRIVATE_RATE = 2e-4, 1.0  # of AdamW; of plain steps with noise
 LONGEST = 128  # tokens of a text that ranges are measured on
 
 
@@ -53,6 +53,8 @@ def calibration(loaded: Loaded, examples: Examples, length: int) -> list[dict[st
 
 def rate_of(settings: Settings) -> float:
     """The learning rate, unless one is set."""
+    if settings.dp == "example":
+        return PRIVATE_RATE
     return adapters.RATE if settings.lora else RATE
 
 

@@ -50,12 +50,21 @@ def federate(
         bool, typer.Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
     ] = False,
     dp: Annotated[
-        str, typer.Option("--dp", help="Differential privacy of clients: none, central (noise on the sum), local.")
+        str,
+        typer.Option(
+            "--dp",
+            help="Differential privacy: none; of clients: central (noise on the sum), local; of examples: example.",
+        ),
     ] = "none",
+    sample: Annotated[
+        float, typer.Option("--sample", min=0, max=1, help="Share of a client's examples in its step (dp example).")
+    ] = 1.0,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
     ] = False,
-    clip: Annotated[float, typer.Option("--clip", min=0, help="Norm that an update is clipped to (with dp).")] = 1.0,
+    clip: Annotated[
+        float, typer.Option("--clip", min=0, help="Norm that an update, or an example's gradient, is clipped to.")
+    ] = 1.0,
     noise: Annotated[
         float, typer.Option("--noise", min=0, help="Deviation of the noise, in clipping norms (0: by --epsilon).")
     ] = 0.0,
@@ -79,7 +88,6 @@ def federate(
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
     prepare()
-    logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower logs every step to the terminal
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     with Phases() as phases:
         phases.begin("load")
@@ -90,12 +98,14 @@ def federate(
         from ...federated.settings import FederateError, Settings
         from ...models.data import load_data
 
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = Settings(
             data=data, clients=clients, rounds=rounds, strategy=strategy, alpha=alpha, plan=plan, seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=lora, fraction=fraction, rate=rate,
-            secagg=secagg, dp=dp, adaptive=adaptive, clip=clip, noise=noise, epsilon=epsilon, delta=delta, **given,
+            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
+            epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
         apart = simulate if engine is Engine.ray else in_processes if deploy else None
         if deploy and engine is Engine.ray:
@@ -165,7 +175,8 @@ def _show(found: Any, data: str) -> None:
         for name, why in made.lost.items():
             out.print(f"round {made.number}: {name}: {why}")
     if report["epsilon"] is not None:
-        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of a client's whole data")
+        what = "an example" if settings["dp"] == "example" else "a client's whole data"
+        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of {what}")
     out.print(
         f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
         f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"

@@ -46,6 +46,51 @@ def test_local_noise_is_accounted_for_each_client(data, tmp_path):
     assert found.report["epsilon"] == pytest.approx(accounted(2.0, 1.0, 2))
 
 
+@pytest.mark.parametrize("secagg", [False, True])
+@pytest.mark.parametrize("fraction", [1.0, 0.75])
+def test_noise_of_single_steps_is_accounted_for_each_client(data, tmp_path, secagg, fraction):
+    """Clients share no example, so the one that took part most often decides."""
+    drawn = {"dp": "example", "noise": 1.5, "sample": 0.5, "secagg": secagg, "fraction": fraction, "rounds": 3}
+    found = federate(tmp_path / "out", data, **{**PRIVATE, **drawn})
+    epsilons = [accounted(1.5, 0.5, n + 1) for n in range(3)]
+    if fraction == 1:
+        assert [r.epsilon for r in found.rounds] == pytest.approx(epsilons)
+    assert found.report["epsilon"] in [pytest.approx(e) for e in epsilons[1:]]  # of 4 clients, 3 in each of 3 rounds
+    assert all(r.loss is None for r in found.rounds)
+    assert [r.clients for r in found.rounds] == [4 * fraction] * 3
+
+
+def test_an_update_that_may_have_come_too_late_is_spent():
+    """A node that is silent has no name yet: it may be any client."""
+    budget = Budget(Settings(dp="local"), 2.0, 1.0)
+    budget.arrived(["ward", "clinic"])
+    budget.arrived(["ward"], late=["node 7"])
+    budget.arrived(["ward"], late=["node 7"])
+    budget.arrived(["clinic"], late=["node 8"])
+    again = Budget.restored(budget.settings, budget.to_dict(), finished=4)
+    assert again.epsilon() == pytest.approx(accounted(2.0, 1.0, 3 + 2))
+    central = Budget(Settings(dp="central"), 2.0, 1.0)
+    central.arrived(["ward"], late=["node 7"])
+    assert central.epsilon() == 0.0
+
+
+def test_an_update_that_is_refused_is_spent(data, tmp_path):
+    settings = Settings(**{**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1})
+    made, _ = prepare(settings, data, tmp_path / "out", None)
+    made.work = None
+
+    class Emptied(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                del reply.content["metrics"]
+            return replies
+
+    app = client_app(Source(data))
+    (found,) = made.run(Emptied(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+    assert (found.clients, found.epsilon) == (0, pytest.approx(accounted(2.0, 1.0, 1)))
+
+
 def test_the_noise_that_a_budget_needs_spends_it():
     settings = Settings(dp="central", epsilon=8.0, rounds=10, clients=100, fraction=0.1)
     noise = noise_for(settings)
@@ -75,7 +120,7 @@ def test_one_client_moves_the_sum_by_the_norm_at_most():
 def test_the_released_mean_has_the_noise_that_is_accounted_for():
     budget = Budget(Settings(dp="central", clients=8, fraction=0.5, noise=3.0, clip=0.2), 3.0, 0.2)
     total = torch.zeros(20003, dtype=torch.float64)
-    released = budget.release(total, [])
+    released = budget.release(total)
     assert float(released.std()) == pytest.approx(3.0 * 0.2 / 4, rel=0.03)  # z C over the expected number of clients
     assert budget.rounds == 1
 
@@ -85,7 +130,7 @@ def test_the_norm_follows_the_median():
     settings = Settings(dp="central", clients=4000, adaptive=True, noise=1.0, clip=1.0)
     for bit, change in ((0.5, math.exp(-0.1)), (-0.5, math.exp(0.1))):
         budget = Budget(settings, 1.0, 1.0)
-        budget.release(torch.tensor([0.0, 4000.0, 0.0, 4000 * bit], dtype=torch.float64), [])
+        budget.release(torch.tensor([0.0, 4000.0, 0.0, 4000 * bit], dtype=torch.float64))
         assert budget.clip == pytest.approx(change, rel=0.05)
 
 

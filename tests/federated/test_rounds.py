@@ -93,7 +93,8 @@ def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, t
         assert torch.equal(value, weights(again)[name]), name
 
 
-def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_path):
+@pytest.mark.parametrize("dp", ["local", "example"])
+def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_path, dp):
     """With noise of their own: the server has seen it, and they send anew, with new noise."""
 
     class Cut(LocalGrid):
@@ -101,7 +102,7 @@ def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_pa
             super().send_and_receive(*messages, **options)
             raise Killed
 
-    given = {**SMALL, "rounds": 2, "epochs": 1, "dp": "local", "noise": 2.0}
+    given = {**SMALL, "rounds": 2, "epochs": 1, "dp": dp, "noise": 2.0}
     settings = Settings(**given)
     for _ in range(2):
         run, _ = prepare(settings, data, tmp_path, None)
@@ -245,6 +246,8 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
         ({"strategy": "fedmedian", "secagg": True}, "compares single updates, which secagg hides"),
         ({"secagg": True, "clients": 2}, "secagg with 2 clients hides nothing"),
         ({"adaptive": True}, "adaptive clipping goes with dp central"),
+        ({"sample": 0.5}, "sample goes with dp example"),
+        ({"dp": "example"}, "with dp example a round is one step, not epochs"),
         ({"dp": "perhaps"}, "setting dp: "),
         ({"colour": 1}, "unknown setting 'colour'"),
         ({"hidden": 18}, "give a multiple of 4"),

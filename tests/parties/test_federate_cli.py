@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -31,6 +33,36 @@ def test_a_folder_a_picture_and_one_object(call, tmp_path):
     assert found["epsilon"] > 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "calibration"}
+
+
+def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
+    """Flower logs every step, and sets its level when it is imported."""
+    options = [
+        *QUICK,
+        "--rounds",
+        "1",
+        "--dp",
+        "example",
+        "--sample",
+        "0.5",
+        "--hidden",
+        "8",
+        "--out",
+        tmp_path / "out",
+    ]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "blindformer.parties.cli",
+        "federate",
+        *map(str, options),
+        "--format",
+        "json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["epsilon"] == pytest.approx(8.0, abs=0.1)
 
 
 def test_in_words(call, tmp_path):

@@ -1,0 +1,59 @@
+"""A step that protects each example: gradients of one example each, clipped, and Gaussian noise on their sum.
+
+M. Abadi et al., Deep Learning with Differential Privacy, arXiv:1607.00133, algorithm 1. An example is in a step with
+probability q, by itself and unpredictably; its gradient is clipped to norm C, the sum gets noise of deviation z C and
+is divided by q N, the expected number. Clients' steps are averaged before the next one, and most of the noise with
+them: several steps on a client's own noise lead further astray. Neither the update nor any model made of it says more
+of an example than epsilon, whoever looks: the server, other clients, users of the result. How many examples a client
+has is no secret.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .privacy import gaussian
+from .rows import Rows
+from .settings import FederateError
+from .subject import Subject
+from .updates import clipped, flat, unflat
+
+
+def private_step(subject: Subject, rows: Rows, *, rate: float, share: float, clip: float, noise: float) -> None:
+    """One step, in place. The server's strategy may add momentum, which costs no privacy.
+
+    clip   the norm C of an example's gradient; share: q; noise: the multiplier z
+
+    Errors: FederateError if a gradient is not finite.
+    """
+    now = subject.state()
+    total = torch.zeros(sum(p.numel() for p in now.values()), dtype=torch.float64)
+    for index in drawn(len(rows), share):
+        total += clipped(gradient(subject, rows, index), clip)
+    if not bool(total.isfinite().all()):
+        raise FederateError("its gradient is not finite; lower the rate")
+    total += noise * clip * gaussian(len(total))
+    subject.set(unflat(flat(now) - rate / (share * len(rows)) * total, now))
+
+
+def gradient(subject: Subject, rows: Rows, index: int) -> Tensor:
+    """Of one example's loss, as one vector (see updates.flat).
+
+    One after the other: a plan's functions are operators of their own, which torch.func cannot map over examples.
+    """
+    parameters = subject.trained()
+    logits = subject.model(**rows.batch([index])).logits
+    loss = F.cross_entropy(logits, rows.labels[index : index + 1])
+    return flat(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+
+
+def drawn(count: int, share: float) -> list[int]:
+    """Each of so many by itself with this probability, from the system's randomness: the accountant counts on it."""
+    if share == 1:
+        return list(range(count))
+    chance = secrets.SystemRandom()
+    return [index for index in range(count) if chance.random() < share]

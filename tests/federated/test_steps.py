@@ -1,0 +1,89 @@
+"""A private step: one example moves it by its clipped gradient at most, noise has the size that is accounted for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blindformer.federated import steps
+from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.steps import drawn, gradient, private_step
+from blindformer.federated.subject import begin
+from blindformer.federated.updates import clipped, flat
+
+from .conftest import SMALL
+
+CLIP = 0.5
+
+
+@pytest.fixture(scope="module", params=["fast", "he"])
+def learning(request, data):
+    subject, _, _ = begin(data, Settings(**{**SMALL, "plan": request.param}))
+    return subject, subject.encode(data.train.subset(12, 0))
+
+
+@pytest.fixture
+def moved(learning):
+    """`moved(rows, ...)`: by how much one step moves the weights."""
+    subject, _ = learning
+    before = subject.state()
+
+    def step(rows, rate=1.0, share=1.0, clip=CLIP, noise=0.0):
+        private_step(subject, rows, rate=rate, share=share, clip=clip, noise=noise)
+        found = flat(subject.state()) - flat(before)
+        subject.set(before)
+        return found
+
+    return step
+
+
+def test_without_clipping_and_noise_it_is_gradient_descent(learning, moved):
+    subject, rows = learning
+    loss = F.cross_entropy(subject.model(**rows.batch(range(12))).logits, rows.labels)
+    parameters = subject.trained()
+    whole = flat(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+    torch.testing.assert_close(moved(rows, rate=0.1, clip=1e9), -0.1 * whole, atol=1e-6, rtol=1e-4)
+
+
+def test_every_example_is_clipped_by_itself(learning, moved):
+    subject, rows = learning
+    gradients = [gradient(subject, rows, i) for i in range(12)]
+    assert max(float(g.norm()) for g in gradients) > CLIP
+    expected = sum(clipped(g, CLIP) for g in gradients) / 12
+    torch.testing.assert_close(moved(rows), -expected, atol=1e-6, rtol=1e-4)
+
+
+def test_one_example_more_moves_the_sum_by_the_norm_at_most(monkeypatch, learning, moved):
+    """Neighbours in the accountant's sense. The draw is held still, and the expected number."""
+    _, rows = learning
+    monkeypatch.setattr(steps, "drawn", lambda count, share: list(range(12)))
+    whole = moved(rows) * 12
+    for left_out in (0, 5, 11):
+        monkeypatch.setattr(steps, "drawn", lambda count, share, i=left_out: [j for j in range(12) if j != i])
+        assert float((whole - moved(rows) * 12).norm()) <= CLIP * 1.0001
+
+
+def test_the_noise_is_the_one_that_is_accounted_for(monkeypatch, learning, moved):
+    _, rows = learning
+    monkeypatch.setattr(steps, "drawn", lambda count, share: [])
+    found = moved(rows, rate=2.0, share=0.25, noise=3.0)
+    deviation = 2.0 * 3.0 * CLIP / (0.25 * 12)  # rate z C over the expected number
+    assert float(found.std()) == pytest.approx(deviation, rel=5 / len(found) ** 0.5)
+    assert not torch.equal(found, moved(rows, rate=2.0, share=0.25, noise=3.0))
+
+
+def test_examples_are_drawn_each_by_itself_and_unforeseeably():
+    counts = [len(drawn(200, 0.3)) for _ in range(200)]
+    mean, deviation = torch.tensor(counts, dtype=torch.float64).mean(), torch.tensor(counts, dtype=torch.float64).std()
+    assert float(mean) == pytest.approx(60, abs=5 * 6.5 / 200**0.5)
+    assert float(deviation) == pytest.approx(42**0.5, rel=0.3)  # a binomial's, not that of a fixed number
+    torch.manual_seed(0)
+    first = drawn(200, 0.3)
+    torch.manual_seed(0)
+    assert drawn(200, 0.3) != first
+    assert drawn(3, 1.0) == [0, 1, 2]
+
+
+def test_a_gradient_that_is_not_finite_is_refused(monkeypatch, learning, moved):
+    _, rows = learning
+    monkeypatch.setattr(steps, "gradient", lambda subject, rows, index: torch.full((1,), float("nan")))
+    with pytest.raises(FederateError, match="is not finite"):
+        moved(rows)
