@@ -106,7 +106,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Federations:
         for name, (place, clients, alpha) in runs.items():
             folder = _folder(chosen, seed) / place
             settings = {**_common(chosen, seed), "clients": clients, "alpha": alpha}
-            reports[name].append(_trained(folder, data, say, f"seed {seed}, {name}", settings))
+            reports[name].append(trained(folder, data, say, f"seed {seed}, {name}", settings))
         if data.kind == "text":
             untrained.append(_untrained(chosen, seed, data))
     seed = chosen.seeds[0]
@@ -157,7 +157,7 @@ def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: Private
     settings = {**_common(chosen, chosen.seeds[0]), "clients": clients, "fraction": fraction, "hidden": hidden}
     settings |= {"dp": "central", "clip": clip, "rate": rate, "rounds": rounds, "epochs": PRIVATE_EPOCHS}
     name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rate:g}-{rounds}"
-    report = _trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
+    report = trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
     curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
     noise = noise_for(Settings(**report["settings"]))
     return Private(clients, fraction, hidden, noise, report["test_accuracy"], report["epsilon"], curve)
@@ -170,7 +170,7 @@ def _untrained(chosen: argparse.Namespace, seed: int, data: Dataset) -> float:
         return judged(subject.model, test)["accuracy"]
 
 
-def _trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The report of the run in `folder`, trained if it is not there yet."""
 
     def show(made: Round, total: int) -> None:

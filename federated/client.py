@@ -105,6 +105,8 @@ def _train(message: Message, context: Context, source: Source, made: _Made) -> d
     rows, rate = subject.encode(examples), float(config["rate"])
     clip, noise = float(config["clip"]), float(config["noise"])
     if settings.dp == "example":
+        if part is not None:  # the noise of the others is in the sum, too
+            noise /= secure.others(part) ** 0.5
         private_step(subject, rows, rate=rate, share=settings.sample, clip=clip, noise=noise)
         loss = None
     else:

@@ -108,6 +108,11 @@ def masked(part: Part, vector: Tensor) -> Tensor:
     return made
 
 
+def others(part: Part) -> int:
+    """How many other clients are in any sum that is opened, at least: `unmask` sees to it."""
+    return threshold_of(len(part.members)) - 1
+
+
 def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
     """Fourth message: for who is in the sum, the share of its own mask; for who dropped, of its key. Never both."""
     part.expect(str(given["session"]), "vector")

@@ -6,6 +6,10 @@ is divided by q N, the expected number. Clients' steps are averaged before the n
 them: several steps on a client's own noise lead further astray. Neither the update nor any model made of it says more
 of an example than epsilon, whoever looks: the server, other clients, users of the result. How many examples a client
 has is no secret.
+
+Under secure aggregation only sums are seen, so clients share the noise: deviation z C / sqrt(k) each, where k others
+are in any sum at least. Who is in the sum can take its own noise out, and z C is left. Rounding to fixed point is a
+millionth of it.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from blindformer.federated import privacy
+from blindformer.federated import privacy, steps
 from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, Source
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
+from blindformer.federated.secure import threshold_of
 from blindformer.federated.settings import Settings
 from blindformer.federated.updates import clipped, flat
 
@@ -58,6 +59,20 @@ def test_noise_of_single_steps_is_accounted_for_each_client(data, tmp_path, seca
     assert found.report["epsilon"] in [pytest.approx(e) for e in epsilons[1:]]  # of 4 clients, 3 in each of 3 rounds
     assert all(r.loss is None for r in found.rounds)
     assert [r.clients for r in found.rounds] == [4 * fraction] * 3
+
+
+def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data, tmp_path):
+    """Of 8, any sum that is opened has 5 at least. Whoever takes its own noise out leaves the whole."""
+    monkeypatch.setattr(steps, "drawn", lambda count, share: [])
+    given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
+    settings = Settings(**given)
+    made, _ = prepare(settings, data, tmp_path / "out", None)
+    made.work = None
+    before = flat(made.subject.state())
+    made.run(LocalGrid(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(8)}, settings.to_config()))
+    summed = (flat(made.subject.state()) - before) * len(data.train) / settings.rate
+    assert float(summed.std()) == pytest.approx(3.0 * 0.1 * (8 / 4) ** 0.5, rel=5 / len(summed) ** 0.5)
+    assert threshold_of(8) == 5
 
 
 def test_an_update_that_may_have_come_too_late_is_spent():

@@ -1,0 +1,152 @@
+"""What it costs in accuracy to protect single examples in federated training, for several budgets.
+
+    python -m bench.federated_examples --data digits --secagg --epsilons 2 8 --rate 3 --work runs --format json
+
+Trains what is not in --work yet (a run that was cut off goes on). docs/federated.md says what each row means.
+"""
+
+# pyright: reportMissingImports=false
+
+import argparse
+import shlex
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blindformer.federated.privacy import noise_for
+from blindformer.federated.settings import Settings
+from blindformer.models.data import load_data
+from rich.console import Console
+from rich.table import Table
+
+from .federated import trained
+from .latency import PLANS, Say, provenance_line, run_command
+from .provenance import commit, json_line, machine, versions
+
+SETTINGS = ("data", "plan", "clients", "alpha", "rounds", "sample", "clip", "rate", "hidden", "lora", "model", "secagg")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One budget, for several seeds, each with a split of its own.
+
+    epsilon     spent, by the accountant, at the settings' delta
+    noise       deviation of a step's noise in clipping norms
+    accuracy    mean test accuracy; accuracies: by seed
+    curves      by seed: validation accuracy and epsilon after each round
+    """
+
+    epsilon: float
+    noise: float
+    accuracy: float
+    accuracies: list[float]
+    curves: list[list[tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    data: str
+    seeds: list[int]
+    train: int
+    test: int
+    weights_that_travel: int
+    rows: list[Row]
+    settings: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+    commit: str | None
+    machine: dict[str, Any]
+
+
+def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
+    """Train what is missing. Errors: BlindformerError, one line."""
+    torch.set_num_threads(1)
+    computer, rows = machine(), []
+    common = {name: getattr(chosen, name) for name in SETTINGS} | {"dp": "example"}
+    report: dict[str, Any] = {}
+    for budget in chosen.epsilons:
+        reports = []
+        for seed in chosen.seeds:
+            data = load_data(chosen.data, seed=seed)
+            shared = "shared-" if chosen.secagg else ""
+            place = Path(chosen.work) / f"{data.name}-{seed}" / f"examples-{shared}{budget:g}"
+            settings = {**common, "seed": seed, "epsilon": budget}
+            report = trained(place, data, say, f"epsilon {budget:g}, seed {seed}", settings)
+            reports.append(report)
+        rows.append(_row(reports))
+    return Protected(
+        data=report["data"]["name"],
+        seeds=chosen.seeds,
+        train=report["data"]["train"],
+        test=report["data"]["test"],
+        weights_that_travel=report["weights_that_travel"],
+        rows=rows,
+        settings=report["settings"],
+        command=command,
+        versions=versions("flwr", "opacus"),
+        commit=commit(),
+        machine=computer,
+    )
+
+
+def _row(reports: list[dict[str, Any]]) -> Row:
+    found = [report["test_accuracy"] for report in reports]
+    curves = [[(r["accuracy"], r["epsilon"]) for r in report["rounds"]] for report in reports]
+    noise = noise_for(Settings(**reports[0]["settings"]))
+    return Row(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
+
+
+# The command line.
+
+
+def table(found: Protected) -> Table:
+    seeds, settings = ", ".join(map(str, found.seeds)), found.settings
+    title = f"{found.data}, {settings['clients']} clients, seeds {seeds}, plan {settings['plan']}, {found.test} to test"
+    grid = Table(title=title)
+    for name in ("epsilon of an example", "noise", "test accuracy", "by seed"):
+        grid.add_column(name, justify="right")
+    for row in found.rows:
+        by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
+        grid.add_row(f"{row.epsilon:.2f}", f"{row.noise:.2f}", f"{row.accuracy:.4f}", by_seed)
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser("python -m bench.federated_examples", description="Accuracy of private steps.")
+    options.add_argument("--data", default="digits", help="a data set's name (default digits)")
+    options.add_argument("--epsilons", type=float, nargs="+", default=[8.0], help="budgets (default 8)")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each splits anew (default 0 1 2)")
+    options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
+    options.add_argument("--clients", type=int, default=10)
+    options.add_argument("--alpha", type=float, default=0.0, help="of the Dirichlet shares (default: alike)")
+    options.add_argument("--rounds", type=int, default=200, help="steps, too: one in each round (default 200)")
+    options.add_argument("--sample", type=float, default=0.25, help="share of the examples in a step (default 0.25)")
+    options.add_argument("--clip", type=float, default=1.0, help="norm of an example's gradient (default 1)")
+    options.add_argument("--rate", type=float, default=0.0, help="of a step (default: by the kind)")
+    options.add_argument("--hidden", type=int, default=64, help="for images: width of the model (default 64)")
+    options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
+    options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
+    options.add_argument("--secagg", action="store_true", help="secure aggregation: clients share the noise")
+    options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen = options.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "bench.federated_examples", *words])
+
+    def work(say: Say) -> None:
+        found = measure(chosen, command, say)
+        if chosen.format == "json":
+            print(json_line(asdict(found)))
+            return
+        console = Console()
+        console.print(table(found))
+        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+
+    return run_command("bench.federated_examples", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
