@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
+CLOCK_SECONDS = 60.0
 GB = 1e9
 
 
@@ -54,3 +55,11 @@ def programs_check(peer: str, known: int, mine: int) -> Check:
     """`known` there, of `mine` here."""
     fix = "" if known == mine else "give both sides the parts of one compilation"
     return Check(f"{peer}: programs", "bad" if fix else "good", f"{known} of {mine} known there", fix)
+
+
+def clock_check(peer: str, ahead: float, trip: float) -> Check:
+    """`ahead`: seconds that the peer's clock is ahead of ours, known to within `trip`."""
+    off = abs(ahead) > CLOCK_SECONDS + trip
+    what = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's" if off else "as here"
+    fix = "set both clocks (timedatectl): certificates are good for a time" if off else ""
+    return Check(f"{peer}: clock", "warning" if off else "good", what, fix, {"clock_s": ahead})

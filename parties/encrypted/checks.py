@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import PeerError, PeerTimeout
 from ..admission import Busy
 from ..certificates import CertificateError, client_context
-from ..checks import ANSWER_SECONDS, GB, Check, programs_check, room, version_check
+from ..checks import ANSWER_SECONDS, GB, Check, clock_check, programs_check, room, version_check
 from ..config import Role, Settings
 from ..meeting import my_version
 from .http import Api
@@ -99,6 +100,7 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
         started = time.perf_counter()
         health = api.ask("GET", "/v1/health")
         took = time.perf_counter() - started
+        ahead = _ahead(api.date)
         about = api.ask("GET", "/v1/models")
     except PeerTimeout as error:
         fix = f"{error.remedy}; let firewalls pass TCP port {address.port}"
@@ -116,8 +118,18 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
     yield version_check(peer, str(about.get("version", "")), my_version())
     if programs:
         yield from _same(peer, about, settings.client.folder, programs)
+    if ahead is not None:
+        yield clock_check(peer, ahead, took)
     what = f"{took * 1e3:.1f} ms a request, with its handshake"
     yield Check(f"{peer}: network", "good", what, figures={"request_s": took})
+
+
+def _ahead(date: str | None) -> float | None:
+    """Seconds by which the clock that wrote this Date header is ahead of ours, to the second."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp() - time.time()
+    except ValueError:
+        return None
 
 
 def _same(peer: Role, about: dict[str, Any], folder: Path, programs: Sequence[Program]) -> Iterator[Check]:

@@ -27,11 +27,13 @@ class KeysGone(PeerRefused):
 
 
 class Api:
-    """Asks the server at an address. `sent`, `received`: bytes of bodies. Errors of all methods: PeerError, Busy."""
+    """Asks the server at an address. `sent`, `received`: bytes of bodies; `date`: the last reply's, by the server's
+    clock. Errors of all methods: PeerError, Busy."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
         self.address, self._context, self._timeout = address, context, timeout
         self.sent = self.received = 0
+        self.date: str | None = None
 
     def ask(self, method: str, path: str, body: Iterable[bytes] | None = None) -> dict[str, Any]:
         """One request, and its reply as JSON ({} if there is none)."""
@@ -54,6 +56,7 @@ class Api:
             with _explained():
                 connection.connect()
             reply = self._sent(connection, method, path, body)
+            self.date = reply.headers.get("date")
             with _explained():
                 if reply.status >= 400:
                     raise self._refusal(reply)

@@ -9,7 +9,7 @@ from ...models.pricing import price
 from ...models.program import Program
 from ...protocols.errors import PeerError, PeerTimeout
 from ..certificates import CertificateError, client_context
-from ..checks import ANSWER_SECONDS, Check, programs_check, room, version_check
+from ..checks import ANSWER_SECONDS, Check, clock_check, programs_check, room, version_check
 from ..config import Role, Settings
 from ..probe import Facts, Probed, my_facts, probe
 from ..spool import Spool, SpoolError
@@ -17,7 +17,6 @@ from ..spool.spool import LEDGER
 from ..tls import dial
 
 ROLES: tuple[Role, ...] = ("server", "client", "dealer", "helper")
-CLOCK_SECONDS = 60.0
 SPOOL_QUERIES = 10  # room that a spool should have, in queries
 PROGRAMS_ASKED = 64
 
@@ -91,11 +90,7 @@ def _agreement(peer: Role, mine: Facts, found: Probed) -> Iterator[Check]:
         yield Check(f"{peer}: config", "good" if same else "bad", what, fix)
     if mine.programs and peer in ("server", "helper"):
         yield programs_check(peer, len(theirs.programs), len(mine.programs))
-    ahead = found.clock_s
-    off = abs(ahead) > CLOCK_SECONDS + found.rtt_s
-    what = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's" if off else "as here"
-    fix = "set both clocks (timedatectl): certificates are good for a time" if off else ""
-    yield Check(f"{peer}: clock", "warning" if off else "good", what, fix, {"clock_s": ahead})
+    yield clock_check(peer, found.clock_s, found.rtt_s)
 
 
 def _network(peer: Role, found: Probed) -> Check:

@@ -55,6 +55,7 @@ def test_a_server_is_recognised_and_has_these_programs(site, config):
     assert "HTTPS" in rows["server: reached"].found
     assert rows["server: programs"].found == "1 of 1 known there"
     assert rows["server: network"].figures["request_s"] > 0
+    assert abs(rows["server: clock"].figures["clock_s"]) < 30
     assert not any(name.startswith("dealer") for name in rows)
 
 
@@ -87,6 +88,18 @@ def test_a_client_of_sessions_at_this_server(site, config):
     assert (row.status, "another protocol" in row.fix) == ("bad", True)
 
 
+@pytest.mark.parametrize(("ahead", "said"), [(300, "ahead of"), (-300, "behind"), (20, "as here")])
+def test_a_server_whose_clock_is_off(site, config, monkeypatch, ahead, said):
+    monkeypatch.setattr(checks.time, "time", lambda here=checks.time.time: here() - ahead)
+    row = found(config(site.address))["server: clock"]
+    assert (row.status, said in row.found) == ("good" if said == "as here" else "warning", True)
+
+
+def test_a_date_that_is_none():
+    assert checks._ahead(None) is None
+    assert checks._ahead("yesterday") is None
+
+
 @pytest.mark.parametrize(
     ("answers", "name", "said"),
     [
@@ -106,6 +119,8 @@ def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name,
     about = {"version": answers.get("version", my_version()), "models": models}
 
     class Answering:
+        date = None
+
         def __init__(self, *more):
             pass
 
