@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from .messages import ARRAYS, METRICS, SECURE, VECTOR, WEIGHT, name_of, reason, record, summary, tensors
+from .messages import ARRAYS, METRICS, SECURE, WEIGHT, name_of, reason, record, summary, tensors, vector_of
 from .privacy import Budget
 from .secure_server import Send, Session
 from .settings import FederateError, Settings
@@ -73,11 +73,18 @@ def _faults(reply: Message, now: Tensors) -> str | None:
     weight = found.get(WEIGHT)
     if not isinstance(weight, float) or not 0 < weight < 2**31:
         return "its number of examples is none"
-    values = tensors(arrays[ARRAYS])
+    if not isinstance(found.get("loss", 0.0), float):
+        return "its loss is no number"
+    try:
+        values = tensors(arrays[ARRAYS])
+    except FederateError as error:
+        return f"its update {error}"
     try:
         check_like(values, now)
     except FederateError as error:
         return f"its update is of a wrong shape: {error}"
+    if not all(v.is_floating_point() for v in values.values()):
+        return "its update holds no floating-point numbers"
     if not all(bool(v.isfinite().all()) for v in values.values()):
         return "its update holds NaN or infinity"
     return None
@@ -91,8 +98,8 @@ def _summed(
     total, taken = torch.zeros(size, dtype=torch.float64), []
     for reply in replies:
         name, why = name_of(reply), reason(reply)
-        vector = None if why else tensors(next(iter(reply.content.array_records.values()))).get(VECTOR)
-        if why is None and (vector is None or vector.shape != (size,)):
+        vector = None if why else vector_of(reply)
+        if why is None and (vector is None or vector.shape != (size,) or not vector.is_floating_point()):
             why = "its update is of a wrong shape"
         if why is None and vector is not None and not bool(vector.isfinite().all()):
             why = "its update holds NaN or infinity"

@@ -9,6 +9,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, from_numpy
 
+from .settings import FederateError
+
 ARRAYS, CONFIG, METRICS, CLIENT, SECURE = "arrays", "config", "metrics", "client", "secure"
 WEIGHT = "num-examples"
 VECTOR = "vector"
@@ -21,8 +23,22 @@ def record(values: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def tensors(found: ArrayRecord) -> dict[str, Tensor]:
-    """Copies, writable."""
-    return {name: from_numpy(array.numpy().copy()) for name, array in found.items()}
+    """Copies, writable. Errors: FederateError for what is no array of numbers."""
+    try:
+        return {name: from_numpy(array.numpy().copy()) for name, array in found.items()}
+    except Exception as error:  # somebody else's bytes: numpy's reader may fail of them in any way
+        raise FederateError("holds what is no array of numbers") from error
+
+
+def vector_of(message: Message) -> Tensor | None:
+    """The one vector of a client's reply, whatever its shape; None if there is none."""
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        return None
+    try:
+        return tensors(records[0]).get(VECTOR)
+    except FederateError:
+        return None
 
 
 def answer(message: Message, name: str, **records: Any) -> Message:

@@ -30,8 +30,10 @@ SCALE = 24
 """Fractional bits: half a unit of the last place, 2^-25, is what rounding may change in a client's vector."""
 _MOST = 2.0**62
 _PRIME = 2**521 - 1  # of the field of shares: a Mersenne prime above 256-bit keys
+KEY_BYTES = 32
 SHARE_BYTES = 66
-NONCE_BYTES = 12
+NONCE_BYTES, TAG_BYTES = 12, 16
+BOX_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES  # shares of both of a client's masks, sealed
 
 
 def encoded(vector: Tensor, clients: int) -> Tensor:
@@ -55,6 +57,15 @@ def new_key() -> tuple[bytes, bytes]:
     return key.private_bytes_raw(), key.public_key().public_bytes(
         serialization.Encoding.Raw, serialization.PublicFormat.Raw
     )
+
+
+def usable(public: bytes) -> bool:
+    """Whether others can agree on a seed with the owner of this key."""
+    try:
+        agreed(new_key()[0], public, "")
+    except FederateError:
+        return False
+    return True
 
 
 def agreed(private: bytes, public: bytes, label: str) -> bytes:

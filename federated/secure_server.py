@@ -5,7 +5,7 @@ masks off the sum. At no time does it know a client's vector."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,21 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from ..protocols.streams import SEED_BYTES
-from .messages import KEYS, SECURE, SHARES, UNMASK, VECTOR, name_of, reason, tensors
-from .secure import Member, combine, decoded, mask, pair_mask, threshold_of
+from .messages import KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
+from .secure import (
+    BOX_BYTES,
+    KEY_BYTES,
+    SHARE_BYTES,
+    Member,
+    combine,
+    decoded,
+    mask,
+    pair_mask,
+    threshold_of,
+    usable,
+)
 from .settings import FederateError
 
-KEY_BYTES = 32
 Send = Callable[[Iterable[Message]], list[Message]]
 
 
@@ -35,7 +45,7 @@ class Session:
 
     def prepare(self, nodes: Iterable[int]) -> list[int]:
         """Keys and shares. Returns who is still there. Errors: FederateError if too few are."""
-        replies = self._ask({i: {} for i in nodes}, KEYS)
+        replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply))
         self.members = {i: Member(bytes(r["mask"]), bytes(r["seal"])) for i, r in replies.items()}
         if len(self.members) < 3:
             raise FederateError(f"{len(self.members)} clients are left: a secure sum needs 3 or more")
@@ -45,7 +55,11 @@ class Session:
             "masks": [self.members[i].mask for i in ids],
             "seals": [self.members[i].seal for i in ids],
         }
-        replies = self._ask(dict.fromkeys(ids, roster), SHARES)
+        replies = self._ask(
+            dict.fromkeys(ids, roster),
+            SHARES,
+            lambda node, reply: parts_fit(reply, "boxes", [i for i in ids if i != node], BOX_BYTES),
+        )
         self.boxes = {i: {} for i in replies}
         for sender, reply in replies.items():
             for receiver, box in zip(reply["ids"], reply["boxes"], strict=True):
@@ -72,7 +86,11 @@ class Session:
         self._enough(len(vectors))
         present, dropped = sorted(vectors), sorted(set(self.boxes) - set(vectors))
         asked = {"present": present, "dropped": dropped}
-        found = self._ask(dict.fromkeys(present, asked), UNMASK)
+        found = self._ask(
+            dict.fromkeys(present, asked),
+            UNMASK,
+            lambda node, reply: parts_fit(reply, "shares", list(self.boxes), SHARE_BYTES),
+        )
         total = torch.stack([vectors[i] for i in present]).sum(0)
         holders, need = sorted(self.members), threshold_of(len(self.members))
         shares: dict[int, dict[int, bytes]] = {i: {} for i in self.boxes}
@@ -88,13 +106,14 @@ class Session:
         return decoded(total), names
 
     def _vector(self, reply: Message) -> Tensor | None:
-        records = list(reply.content.array_records.values())
-        vector = tensors(records[0]).get(VECTOR) if len(records) == 1 else None
+        vector = vector_of(reply)
         fits = vector is not None and vector.dtype == torch.int64 and vector.shape == (self.size,)
         return vector if fits and reply.metadata.src_node_id in self.boxes else None
 
-    def _ask(self, asked: Mapping[int, Mapping[str, Any]], kind: str) -> dict[int, Any]:
-        """The answers of those that gave one, by node."""
+    def _ask(
+        self, asked: Mapping[int, Mapping[str, Any]], kind: str, fits: Callable[[int, ConfigRecord], bool]
+    ) -> dict[int, Any]:
+        """The answers that fit, by node."""
         messages = [
             Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what})}), node, kind)
             for node, what in asked.items()
@@ -102,11 +121,12 @@ class Session:
         answers, silent = {}, set(asked)
         for reply in self.send(messages):
             silent.discard(reply.metadata.src_node_id)
-            why = reason(reply)
-            if why is None and SECURE in reply.content.config_records:
-                answers[reply.metadata.src_node_id] = reply.content.config_records[SECURE]
+            node, why = reply.metadata.src_node_id, reason(reply)
+            found = reply.content.config_records.get(SECURE) if why is None else None
+            if found is not None and fits(node, found):
+                answers[node] = found
             else:
-                self.lost[name_of(reply)] = why or "sent no share"
+                self.lost[name_of(reply)] = why or f"sent what is no answer to {kind}"
         for node in silent:
             self.lost[f"node {node}"] = "did not answer in time"
         return answers
@@ -115,3 +135,17 @@ class Session:
         need = threshold_of(len(self.members))
         if count < need:
             raise FederateError(f"{count} of {len(self.members)} clients are left, {need} are needed for a secure sum")
+
+
+def keys_fit(found: ConfigRecord) -> bool:
+    """Whether these are a client's two public keys."""
+    return all(isinstance(key := found.get(name), bytes) and usable(key) for name in ("mask", "seal"))
+
+
+def parts_fit(found: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:
+    """Whether there is one part of `size` bytes for each of these ids, and nothing else."""
+    given, parts = found.get("ids"), found.get(name)
+    if not isinstance(given, list) or not isinstance(parts, list) or len(given) != len(parts):
+        return False
+    sizes = {len(part) if isinstance(part, bytes) else -1 for part in parts}
+    return sorted(given, key=str) == sorted(ids, key=str) and sizes <= {size}

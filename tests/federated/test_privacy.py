@@ -184,6 +184,7 @@ def test_a_client_that_drops_costs_no_more(data, tmp_path):
     [
         (lambda v: v * float("nan"), "its update holds NaN or infinity"),
         (lambda v: v[:5], "its update is of a wrong shape"),
+        (lambda v: v.long(), "its update is of a wrong shape"),
     ],
 )
 def test_a_bad_update_is_named_before_it_is_added_up(data, tmp_path, dp, change, why):

@@ -1,7 +1,9 @@
 """A run in one process: it learns, repeats, goes on after a kill, and names the clients whose updates do not count."""
 
+import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from blindformer.federated.client import client_app
@@ -16,6 +18,7 @@ from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
 from blindformer.models.loading import load
 from blindformer.parties.evaluation import evaluate
+from flwr.app import Array, ArrayRecord
 from flwr.clientapp import ClientApp
 
 from .conftest import SMALL, squares
@@ -160,6 +163,22 @@ def changed(change):
     return fault
 
 
+def unreadable(data, kind="numpy.ndarray"):
+    """An update whose first array is these bytes."""
+
+    def fault(message, reply):
+        values = {name: Array("float32", (1,), kind, data) for name in reply.content[ARRAYS]}
+        return answer(message, "client x", **{ARRAYS: ArrayRecord(values), METRICS: summary(3.0, 0.1)})
+
+    return fault
+
+
+def npz():
+    """A file that numpy's reader takes, and gives no array for."""
+    np.savez(made := io.BytesIO(), a=np.zeros(2))
+    return made.getvalue()
+
+
 def crash(message, reply):
     raise RuntimeError("out of memory")
 
@@ -169,6 +188,15 @@ def crash(message, reply):
     [
         (changed(lambda v: v * float("nan")), "its update holds NaN or infinity"),
         (changed(lambda v: v.reshape(-1)[:3]), "its update is of a wrong shape: classifier"),
+        (changed(lambda v: v.long()), "its update holds no floating-point numbers"),
+        (unreadable(b"garbage"), "its update holds what is no array of numbers"),
+        (unreadable(b""), "its update holds what is no array of numbers"),
+        (unreadable(npz()), "its update holds what is no array of numbers"),
+        (unreadable(b"garbage", "pickle"), "its update holds what is no array of numbers"),
+        (
+            lambda m, r: answer(m, "client x", **{ARRAYS: r.content[ARRAYS], METRICS: summary(3.0, [0.1])}),
+            "its loss is no number",
+        ),
         (lambda m, r: answer(m, "client x"), "its reply lacks an update"),
         (
             lambda m, r: answer(m, "client x", **{ARRAYS: r.content[ARRAYS], METRICS: summary(-1.0, 0.1)}),

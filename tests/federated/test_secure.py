@@ -100,6 +100,35 @@ def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data, tmp_path
     assert largest(made.subject.state(), expected) == 0
 
 
+ODD = {
+    "train.keys": [{"mask": b"short"}, {"mask": "text"}, {"seal": bytes(32)}],  # the last is a point of low order
+    "train.shares": [{"ids": [1, 2, 2]}, {"ids": 7}, {"boxes": [b"short"] * 3}, {"boxes": ["text"] * 3}],
+    UNMASK: [{"ids": [1, 2, 3]}, {"shares": [bytes(65)] * 4}, {"shares": 1.5}],
+}
+
+
+@pytest.mark.parametrize(("kind", "change"), [(kind, change) for kind, changes in ODD.items() for change in changes])
+def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, tmp_path, kind, change):
+    settings = Settings(**SECURELY)
+    made, _ = prepare(settings, data, tmp_path / "nowhere", None)
+    made.work = None
+
+    class Odd(Wire):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for reply in replies:
+                if (reply.metadata.src_node_id, reply.metadata.message_type) == (3, kind):
+                    reply.content[SECURE] = ConfigRecord({**reply.content[SECURE], **change})
+            return replies
+
+    nodes = {i + 1: {PARTITION: i} for i in range(4)}
+    (found,) = made.run(Odd(client_app(Source(data)), nodes, settings.to_config()))
+    assert (found.clients, found.lost) == (
+        4 if kind == UNMASK else 3,
+        {"client 2": f"sent what is no answer to {kind}"},
+    )
+
+
 def test_too_few_leave_the_model_as_it_was(data, tmp_path):
     before = prepare(Settings(**SECURELY), data, tmp_path / "nowhere", None)[0].subject.state()
     found, weights, _ = run(data, tmp_path, dead={TRAIN: [1, 2]})
