@@ -12,11 +12,14 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..frames import HEADER_BYTES
+from ..frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
 from ..service.front import Identity
 from ..tls import role_of
 
 FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
+_ANOTHER_DOOR = pack_message(
+    {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
+)
 
 
 def listening(identity: Identity) -> ssl.SSLContext:
@@ -52,7 +55,8 @@ class ClientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.cycle is None and b"\0" in data[:HEADER_BYTES]:
             # A party of sessions has dialled this door: h11 would wait for the end of a line that never comes.
-            self.transport.abort()
+            self.transport.write(pack_header(MESSAGE, len(_ANOTHER_DOOR)) + _ANOTHER_DOOR)
+            self.transport.close()
             return
         super().data_received(data)
 

@@ -9,13 +9,14 @@ import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.parties.admission import Busy
 from blindformer.parties.certificates import make_certificates, server_context
+from blindformer.parties.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import examine
 from blindformer.parties.encrypted import checks
 from blindformer.parties.meeting import my_version
 from blindformer.parties.tls import listen
 from blindformer.protocols.ckks.facts import facts_from
-from blindformer.protocols.errors import PeerError
+from blindformer.protocols.errors import PeerError, PeerRefused
 
 
 @pytest.fixture
@@ -81,11 +82,15 @@ def test_a_server_that_speaks_something_else(config, made):
     assert (row.status, "protocol ckks?" in row.fix) == ("bad", True)
 
 
-def test_a_client_of_sessions_at_this_server(site, config):
+def test_a_client_of_sessions_at_this_server(site, config, made):
     file = config(site.address)
     file.write_text(file.read_text().replace("ckks", "beaver"))
     row = found(file)["server: reached"]
     assert (row.status, "another protocol" in row.fix) == ("bad", True)
+    assert "encrypted queries are served here; ask with protocol ckks" in row.found
+    where = {"dealer": "localhost:1", "folder": made.folder / "client", "certificates": made.certificates}
+    with Client(site.address, **where) as client, pytest.raises(PeerRefused, match="ask with protocol ckks"):
+        client("how is my password ?")
 
 
 @pytest.mark.parametrize(("ahead", "said"), [(300, "ahead of"), (-300, "behind"), (20, "as here")])
