@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, from_numpy
 
+from ..parties.frames import printable
 from .settings import FederateError
 
 ARRAYS, CONFIG, METRICS, CLIENT, SECURE = "arrays", "config", "metrics", "client", "secure"
@@ -16,6 +17,7 @@ WEIGHT = "num-examples"
 VECTOR = "vector"
 KEYS, SHARES, TRAIN, UNMASK = "train.keys", "train.shares", "train", "train.unmask"
 REFUSED, NAME = "refused", "name"
+LONGEST = 200  # of what a client says of itself
 
 
 def record(values: Mapping[str, Tensor]) -> ArrayRecord:
@@ -55,11 +57,11 @@ def reason(message: Message) -> str | None:
     """Why a reply does not count; None if it has content."""
     if message.has_error():
         lines = (message.error.reason or "no reason was given").strip().splitlines()
-        return f"failed: {lines[-1][:200]}"
+        return f"failed: {printable(lines[-1], LONGEST)}"
     client = message.content.config_records.get(CLIENT)
     if client is None:
         return "sent no name: is it another app?"
-    return str(client[REFUSED]) if REFUSED in client else None
+    return printable(str(client[REFUSED]), LONGEST) if REFUSED in client else None
 
 
 def name_of(message: Message) -> str:
@@ -67,7 +69,7 @@ def name_of(message: Message) -> str:
     if not message.has_error():
         client = message.content.config_records.get(CLIENT)
         if client is not None and NAME in client:
-            return str(client[NAME])
+            return printable(str(client[NAME]), LONGEST)
     return f"node {message.metadata.src_node_id}"
 
 

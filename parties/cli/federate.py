@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from .data_options import DataFolderOption, DataOption, SeedOption
 from .output import Format, FormatOption, Phases, PlanOption, console, emit, prepare, table, use_threads
@@ -128,7 +129,7 @@ def federate(
     if form is Format.json:
         emit({"folder": str(found.folder), **found.report})
         return
-    _show(found, data)
+    show_result(found, data)
 
 
 def _size(count: int) -> str:
@@ -151,7 +152,7 @@ def _draw(plot: Path, found: Any) -> None:
         raise BlindformerError(f"{plot}: cannot be written ({error.strerror}); choose another file") from None
 
 
-def _show(found: Any, data: str) -> None:
+def show_result(found: Any, data: str) -> None:
     out, report = console(), found.report
     settings, counts = report["settings"], report["data"]
     spread = f"Dirichlet {settings['alpha']:g}" if settings["alpha"] else "alike"
@@ -173,7 +174,7 @@ def _show(found: Any, data: str) -> None:
     out.print(rows)
     for made in found.rounds:
         for name, why in made.lost.items():
-            out.print(f"round {made.number}: {name}: {why}")
+            out.print(f"round {made.number}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
         what = "an example" if settings["dp"] == "example" else "a client's whole data"
         out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of {what}")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from blindformer import Plan
@@ -13,6 +14,10 @@ from blindformer.parties.cli.output import warn_untrained
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
+
+from blindformer.federated.federate import Federated
+from blindformer.federated.rounds import Round
+from blindformer.parties.cli.federate import show_result
 
 QUICK = ("--data", "digits", "--clients", "3", "--rounds", "2", "--epochs", "1", "--layers", "1")
 
@@ -103,3 +108,14 @@ def test_a_model_trained_with_a_plan_gets_no_warning_about_it(capsys):
     for own in (None, Plan.preset("faithful"), Plan.preset("he")):
         warn_untrained(fast, own)
         assert "note: plan fast is for models trained with it (distill, federate)" in capsys.readouterr().err
+
+
+def test_a_clients_words_are_no_markup(capsys):
+    lost = {"[bold]ward": "[/red] it says"}
+    settings = {"strategy": "fedavg", "plan": "fast", "clients": 3, "alpha": 0.0, "secagg": False, "dp": "none"}
+    counts = {"name": "digits", "train": 9, "validation": 3, "test": 3}
+    report = {"settings": settings, "data": counts, "weights_that_travel": 7, "epsilon": None, "test_accuracy": 0.5}
+    show_result(
+        Federated(Path("out"), Plan.preset("fast"), [Round(1, 0.5, None, 2, lost, None, 1.0)], report), "digits"
+    )
+    assert "round 1: [bold]ward: [/red] it says" in capsys.readouterr().out
