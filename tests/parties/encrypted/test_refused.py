@@ -166,18 +166,25 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
         except Busy as busy:
             outcomes.append("busy" if 1 <= busy.retry_after <= 600 else busy)
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
+    threads, told = [], len(site.service.logged("busy"))
+
+    def one_more():
+        """Whether the reason was the certificate's place: of several at once, some may find others still sending."""
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
+        return any("places are taken" in row["what"] for row in site.service.logged("busy")[told:])
+
     worker.suspend()
     try:
-        for thread in threads:
-            thread.start()
-        eventually(lambda: len(outcomes) >= 4, "the others are sent away")
+        for _ in range(5):
+            one_more()
+        eventually(one_more, "one is told that its certificate's place is taken")
+        eventually(lambda: len(outcomes) >= len(threads) - 2, "the others are sent away")
     finally:
         worker.resume()
     for thread in threads:
         thread.join()
     assert set(outcomes) == {"answer", "busy"}
-    assert "places are taken" in site.service.logged("busy")[-1]["what"]
 
 
 @pytest.mark.usefixtures("unharmed")
