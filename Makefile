@@ -59,7 +59,8 @@ lint: $(READY)
 # One more than two cores: many tests wait, for a peer that stalls, or for a node to come back.
 TESTERS ?= 3
 test: lint
-	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
+	@# Hundreds of processes start: they need not compile every module anew where an environment asks for that.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
