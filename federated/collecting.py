@@ -41,7 +41,7 @@ def collect(messages: list[Message], now: Tensors, settings: Settings, budget: B
         return _secure(messages, now, budget, settings, send)
     replies = send(messages)
     lost = _silent(messages, replies)
-    budget.arrived((name_of(reply) for reply in replies), late=lost)
+    budget.arrived((name_of(reply) for reply in replies), late=list(lost))
     if settings.clips_updates:
         return _summed(messages, replies, now, budget, lost)
     return _each(replies, now, lost)

@@ -128,7 +128,7 @@ def _ahead(date: str | None) -> float | None:
     """Seconds by which the clock that wrote this Date header is ahead of ours, to the second."""
     try:
         return parsedate_to_datetime(date or "").timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -61,7 +61,7 @@ class ClientProtocol(H11Protocol):
         super().data_received(data)
 
     def _silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if self.cycle is None:  # one that was turned away and does not hang up, too
             self.transport.abort()
 
 

@@ -89,6 +89,23 @@ def test_an_update_that_may_have_come_too_late_is_spent():
     assert central.epsilon() == 0.0
 
 
+@pytest.mark.parametrize("dp", ["local", "example"])
+def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, tmp_path, dp):
+    settings = Settings(**{**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2})
+    made, _ = prepare(settings, data, tmp_path / "out", None)
+
+    class Silent(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return super().send_and_receive(
+                [m for m in messages if m.metadata.dst_node_id != 3], timeout=timeout
+            )  # fmt: skip
+
+    app = client_app(Source(data))
+    found = made.run(Silent(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+    assert [(r.clients, r.lost) for r in found] == [(3, {"node 3": "did not answer in time"})] * 2
+    assert [r.epsilon for r in found] == pytest.approx([accounted(2.0, 1.0, 2), accounted(2.0, 1.0, 4)])
+
+
 def test_an_update_that_is_refused_is_spent(data, tmp_path):
     settings = Settings(**{**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1})
     made, _ = prepare(settings, data, tmp_path / "out", None)
