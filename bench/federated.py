@@ -13,7 +13,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from blindformer.federated.settings import Settings
 from blindformer.federated.subject import begin
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation.teacher import judged
-from rich.console import Console
 from rich.table import Table
 
-from .latency import PLANS, Say, provenance_line, run_command
-from .provenance import commit, json_line, machine, versions
+from .latency import PLANS, Say, publish, run_command
+from .provenance import commit, machine, versions
 
 CENTRAL = "one client with all examples"
 PrivateRun = tuple[int, float, int, float, float, int]  # clients, fraction, width, clip, rate, rounds
@@ -236,15 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         found = measure(chosen, command, say)
-        if chosen.format == "json":
-            print(json_line(asdict(found)))
-            return
-        console = Console()
-        console.print(table(found))
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found.round_s.items())
-        if seconds:
-            console.print(f"a round of one epoch: {seconds}")
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        publish(found, chosen.format, table, *([f"a round of one epoch: {seconds}"] if seconds else []))
 
     return run_command("bench.federated", work)
 

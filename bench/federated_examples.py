@@ -11,7 +11,7 @@ import argparse
 import shlex
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import torch
 from blindformer.federated.privacy import noise_for
 from blindformer.federated.settings import Settings
 from blindformer.models.data import load_data
-from rich.console import Console
 from rich.table import Table
 
 from .federated import trained
-from .latency import PLANS, Say, provenance_line, run_command
-from .provenance import commit, json_line, machine, versions
+from .latency import PLANS, Say, publish, run_command
+from .provenance import commit, machine, versions
 
 SETTINGS = ("data", "plan", "clients", "alpha", "rounds", "sample", "clip", "rate", "hidden", "lora", "model", "secagg")
 
@@ -138,12 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         found = measure(chosen, command, say)
-        if chosen.format == "json":
-            print(json_line(asdict(found)))
-            return
-        console = Console()
-        console.print(table(found))
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        publish(found, chosen.format, table)
 
     return run_command("bench.federated_examples", work)
 

@@ -267,6 +267,18 @@ def run_command(name: str, work: Callable[[Say], None]) -> int:
     return 0
 
 
+def publish(found: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:
+    """A measurement as one JSON line, or as a table with notes and its provenance below."""
+    if form == "json":
+        print(json_line(asdict(found)))
+        return
+    console = Console()
+    console.print(table(found))
+    for note in notes:
+        console.print(note, highlight=False)
+    console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The options that all benchmarks share."""
     options = argparse.ArgumentParser(prog=prog, description=description)
@@ -288,12 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         say("load")
         workload = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
         found = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
-        if chosen.format == "json":
-            print(json_line(asdict(found)))
-            return
-        console = Console()
-        console.print(table(found))
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        publish(found, chosen.format, table)
 
     return run_command("bench.latency", work)
 

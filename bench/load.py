@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,11 @@ from blindformer.parties.admission import Busy
 from blindformer.parties.certificates import add_certificate
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
-from rich.console import Console
 from rich.table import Table
 
 from .clients import Asker, ClientProcess
-from .latency import PLANS, Say, provenance_line, run_command
-from .provenance import commit, json_line, machine, versions
+from .latency import PLANS, Say, publish, run_command
+from .provenance import commit, machine, versions
 from .site import MODELS, SMALL, Site, compile_into, deploy
 
 PATIENCE = 120.0  # seconds for a client to open its session, or to end it
@@ -276,14 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal wrong
         found = run(chosen, say)
         wrong = found.single.wrong + found.many.wrong
-        if chosen.format == "json":
-            print(json_line(asdict(found)))
-            return
-        console = Console()
-        console.print(table(found))
-        console.print(f"{found.many.clients} clients reach {found.ratio:.2f} of what one reaches", highlight=False)
-        line = provenance_line(found.commit, found.versions, found.machine)
-        console.print(line, style="dim", soft_wrap=True)
+        said = f"{found.many.clients} clients reach {found.ratio:.2f} of what one reaches"
+        publish(found, chosen.format, table, said)
 
     return run_command("bench.load", work) or int(bool(wrong))
 

@@ -10,7 +10,7 @@ README.md says what each figure means.
 
 import statistics
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from blindformer.models.compile import compile
 from blindformer.models.pricing import Network
 from blindformer.parties.estimate import estimate
 from blindformer.parties.launcher import run_local
-from rich.console import Console
 from rich.table import Table
 
-from .latency import OUTPUT, Say, megabytes, parser, provenance_line, run_command, seconds
-from .provenance import commit, json_line, machine, versions
+from .latency import OUTPUT, Say, megabytes, parser, publish, run_command, seconds
+from .provenance import commit, machine, versions
 from .workloads import Workload, build
 
 
@@ -151,12 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         workload = build(chosen.model, chosen.length, queries=chosen.queries)
         network = Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
         found = measure(workload, chosen.plan, network, timeout=chosen.timeout, say=say)
-        if chosen.format == "json":
-            print(json_line(asdict(found)))
-            return
-        console = Console()
-        console.print(table(found))
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        publish(found, chosen.format, table)
 
     return run_command("bench.network", work)
 
