@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..protocols.errors import BlindformerError
@@ -47,6 +48,8 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
         if not magnitude.numel():
             return
+        if node.coarse:
+            high = max(high, _spread(args, node.coarse))
         if id(node) in found:
             found[id(node)].widen(low, high)
         else:
@@ -58,4 +61,27 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             observe(node, fixed[id(node)], [])
     for batch in batches:
         run(nodes, batch, observe, fixed)
+    _any_place(nodes, found)
     return found
+
+
+def _spread(halves: list[Tensor], dim: int) -> float:
+    """The largest difference of any two elements of a row, given its two halves."""
+    ends = [torch.stack([half.amax(dim), -half.amin(dim)]) for half in halves]
+    return float(torch.maximum(*ends).sum(0).max())
+
+
+def _any_place(nodes: list[Node], found: dict[int, Range]) -> None:
+    """In the search for a row's maximum, what meets what depends on the length of the text: whether the elements that
+    meet last are words or padding. So each step is given the reach of the whole row."""
+    reach: dict[int, float] = {}
+    for node in nodes:
+        if id(node) not in found or node.op not in ("sub", "mul", "slice", "concat"):
+            continue
+        before = max((reach.get(id(arg), 0.0) for arg in node.args), default=0.0)
+        if node.coarse:
+            before = max(before, found[id(node)].high)
+        if before:
+            reach[id(node)] = before
+        if node.coarse or node.op == "mul":
+            found[id(node)].widen(found[id(node)].low, before)
