@@ -24,11 +24,11 @@ SCRIPTS = {
     "emoji": (0x1F300, 0x1F5FF),
     "faces": (0x1F600, 0x1F64F),
 }
-WORDS = (
-    "hi hey test ok yes nope please why help asdf qwerty lol hmm cat banana the of and a I you me zebra Tuesday Paris "
-    "quantum gravity ketchup password umbrella idiosyncratic antidisestablishmentarianism xylophone "
-    "null None undefined True NaN import return SELECT DROP TABLE foo bar baz localhost README"
-).split()
+WORDS = """
+hi hey test ok yes nope please why help asdf qwerty lol hmm cat banana the of and a I you me zebra Tuesday Paris quantum
+gravity ketchup password umbrella idiosyncratic antidisestablishmentarianism xylophone null None undefined True NaN
+import return SELECT DROP TABLE foo bar baz localhost README
+""".split()  # noqa: SIM905
 
 
 def _word(r: random.Random) -> str:
