@@ -13,6 +13,8 @@ from ..protocols.errors import BlindformerError
 from .graph import Node
 from .reference import fixed_values, run
 
+MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
+
 
 class CalibrationFailure(BlindformerError):
     """A value became NaN or infinite on the calibration inputs."""
@@ -20,13 +22,22 @@ class CalibrationFailure(BlindformerError):
 
 @dataclass
 class Range:
-    """Magnitudes of one value: `high` the largest, `low` the smallest seen."""
+    """Magnitudes of one value: `high` the largest seen, `low` the smallest; `second`: the largest of all inputs but the
+    one that showed `high` (0: there was one input)."""
 
     low: float
     high: float
+    second: float = 0.0
 
     def widen(self, low: float, high: float) -> None:
+        """By what one more input shows."""
+        self.second = max(self.second, min(self.high, high))
         self.low, self.high = min(self.low, low), max(self.high, high)
+
+    @property
+    def reach(self) -> float:
+        """What the next input may come to, before headroom: one that passed all others by a factor may be passed so."""
+        return self.high * min(max(1.0, self.high / self.second / 2), MOST) if self.second else self.high
 
 
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
@@ -84,4 +95,4 @@ def _any_place(nodes: list[Node], found: dict[int, Range]) -> None:
         if before:
             reach[id(node)] = before
         if node.coarse or node.op == "mul":
-            found[id(node)].widen(found[id(node)].low, before)
+            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, before))
