@@ -14,13 +14,16 @@ from torch import nn
 
 
 def test_the_largest_of_all_inputs_but_one_tells_how_far_the_next_may_go():
-    even, tailed = Range(0.0, 4.0), Range(0.0, 1.0)
-    even.widen(0.0, 3.0)
-    assert (even.high, even.second, even.reach) == (4.0, 3.0, 4.0)
-    tailed.widen(0.0, 16.0)
-    tailed.widen(0.0, 2.0)
-    assert (tailed.high, tailed.second, tailed.reach) == (16.0, 2.0, 64.0)
-    assert Range(0.0, 4.0).reach == 4.0  # one input shows no tail
+    def seen(*highs):
+        found = Range(0.0, highs[0])
+        for high in highs[1:]:
+            found.widen(0.0, high)
+        return found.reach
+
+    assert seen(4, 3, 1, 1, 1, 1, 1, 1) == 4
+    assert seen(1, 16, 2, 1, 1, 1, 1, 1) == 64
+    assert seen(1, 1e9, 2, 1, 1, 1, 1, 1) == 8e9
+    assert seen(1, 16, 2, 1, 1, 1, 1) == 16  # too few to tell
 
 
 class Attention(nn.Module):
