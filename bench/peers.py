@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ from .contestants import Row, measure_many, measure_spu, of_latency
 from .crypten_plain import CryptenResult, run_crypten
 from .latency import Say, built, deviation, exact, measure, parser, provenance_line, run_command
 from .picture import plot
-from .provenance import json_line, versions
+from .provenance import json_line
 from .spu_plain import PARTIES
 from .workloads import Workload, WorkloadError, build
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +20,7 @@ from ..models.compile import Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..protocols.clear import ClearEngine
+from ..versions import versions
 from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
 from .many.roster import Roster, numbered
@@ -189,16 +188,6 @@ def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str,
     if texts == 1:
         return [outputs]
     return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("blindformer", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _plaintext(

@@ -187,7 +187,7 @@ def _costs(result: Any) -> dict[str, Any]:
 
 
 def _summary(client: Any, results: list[Any]) -> dict[str, Any]:
-    from ..local import versions
+    from ...versions import versions
 
     part, task = client.part, client.task
     good = [result for result in results if result.report is not None]

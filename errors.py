@@ -1,0 +1,10 @@
+"""The base of every error, which all rooms share: whoever catches it catches them all."""
+
+from __future__ import annotations
+
+
+class BlindformerError(Exception):
+    """Base of every error that is not a bug. Its message is one line: what happened, where, and the remedy.
+
+    Messages never carry values, shares or keys.
+    """
