@@ -5,6 +5,9 @@
 README.md says what each figure means, and in what the two set-ups differ.
 """
 
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
 import importlib.util
 import statistics
 from dataclasses import asdict, dataclass

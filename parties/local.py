@@ -19,6 +19,7 @@ from ..models.building import Stage, compile_lengths
 from ..models.compile import Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
+from ..models.structure import tensors_of
 from ..protocols.clear import ClearEngine
 from ..versions import versions
 from .kinds import REFERENCE, find_kind
@@ -207,7 +208,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                results.append({name: output[name] for name in names})
+                found = tensors_of(output)
+                results.append({name: found[name] for name in names})
     finally:
         torch.set_num_threads(before)
         if trained:

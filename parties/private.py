@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan
@@ -98,14 +97,14 @@ class PrivateModel:
         self.session_options: dict[str, Any] = {}
         self.report: Report | None = None
         self.compiled: Compiled | None = None
-        self._programs: dict[tuple, tuple[Compiled, Any]] = {}  # by shapes: program, and an output to be like
+        self._programs: dict[tuple, Compiled] = {}  # by shapes
         self._session: Session | None = None
         self._of: Compiled | None = None  # whose session is open
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, **inputs: Any) -> Any:
         """One private query. Tensors must have the model's input names; other arguments are compiled in."""
-        compiled, like = self.prepare(inputs)
+        compiled = self.prepare(inputs)
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
         if self.protocol == REFERENCE:
             found = self._in_the_clear(compiled, tensors)
@@ -126,9 +125,9 @@ class PrivateModel:
                 session.setup_s,
                 session.setup_bytes,
             )
-        return _like(like, found)
+        return compiled.answer(found)
 
-    def prepare(self, inputs: Inputs) -> tuple[Compiled, Any]:
+    def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
         shapes = _shapes(inputs)
         if shapes not in self._programs:
@@ -145,12 +144,9 @@ class PrivateModel:
                     "pass calibration=[...] with some dozens of typical batches",
                     stacklevel=3,
                 )
-            compiled = compile(self.model, batches, self.plan, **self.options)
-            with torch.no_grad():
-                like = self.model(**batches[0])
-            self._programs[shapes] = (compiled, like)
-        self.compiled = self._programs[shapes][0]
-        return self._programs[shapes]
+            self._programs[shapes] = compile(self.model, batches, self.plan, **self.options)
+        self.compiled = self._programs[shapes]
+        return self.compiled
 
     def close(self) -> None:
         """End the session and its processes. The model can be called again; that opens a new one."""
@@ -202,14 +198,3 @@ def _shapes(inputs: Inputs) -> tuple:
 
 def _describe(shapes: tuple) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in shapes if isinstance(shape, tuple))
-
-
-def _like(sample: Any, found: dict[str, Tensor]) -> Any:
-    """The results in the form that the model itself returns. Outputs not asked for are None, or left out of a dict."""
-    if isinstance(sample, Tensor):
-        return next(iter(found.values()))
-    if hasattr(sample, "keys"):
-        kept = {name: found[name] for name in sample if name in found}
-        return kept if type(sample) is dict else type(sample)(**kept)
-    ordered = list(found.values())
-    return type(sample)(ordered) if isinstance(sample, tuple | list) else ordered

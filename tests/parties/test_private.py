@@ -66,6 +66,14 @@ def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
     assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
 
 
+@pytest.mark.parametrize("where", ["calibration", "query"])
+def test_ids_outside_the_vocabulary_are_named(loaded, batches, where):
+    wrong = {**batches[0], "input_ids": batches[0]["input_ids"] + 1000}
+    private = bf.make_private(loaded.model, protocol="clear", calibration=[batches[1], wrong][: 2 - (where == "query")])
+    with pytest.raises(bf.BlindformerError, match=r"^inputs: hold an id .* encode with .* own tokenizer"):
+        private(**wrong)
+
+
 def test_one_example_is_thin_and_said_so(loaded, batches):
     with pytest.warns(UserWarning, match="calibrating on one example"):
         private = bf.make_private(loaded.model, protocol="clear", example=batches[0])
@@ -89,14 +97,14 @@ def test_wrong_wishes_are_explained(loaded, batches):
     with pytest.raises(PrivateError, match=r"no calibration batch has these inputs' shapes .*input_ids \[1, 8\]"):
         private(**loaded.encode("good", 8))
     with pytest.raises(bf.BlindformerError, match="network moon"):
-        bf.estimate(private.prepare(batches[0])[0], "moon")
+        bf.estimate(private.prepare(batches[0]), "moon")
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
     from blindformer.parties.threads import ThreadParties
 
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
-    compiled, _ = private.prepare(batches[0])
+    compiled = private.prepare(batches[0])
     compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
     with pytest.raises(KeyError):
         ThreadParties(compiled, timeout=10)
