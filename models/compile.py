@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx.config as fx_config
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..protocols.errors import BlindformerError
 from ..protocols.ring import Ring
+from .accepted import module_of
 from .graph import Node, order
 from .lowering import Lowered, Lowering, LoweringError
 from .passes import optimise
@@ -25,6 +27,9 @@ from .program import Program, ProgramError, Step
 from .ranges import measure
 from .scales import Precision, Scaled, Scaler
 from .structure import Structure, tensors_of
+
+if TYPE_CHECKING:
+    from .loading import Loaded
 
 Progress = Callable[[str], None]
 
@@ -97,7 +102,7 @@ def encode_client(
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | Loaded | str | Path,
     example: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     plan: Plan | str = "faithful",
     *,
@@ -107,8 +112,9 @@ def compile(
     progress: Progress | None = None,
     name: str = "",
 ) -> Compiled:
-    """Compile `model` for inputs of the example's shapes.
+    """Compile a model for inputs of the example's shapes.
 
+    model       a module, what `load` returned, or a folder's or model's name
     example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
                 first is exported
     plan        a preset's name (calibrated here) or a calibrated plan
@@ -124,6 +130,7 @@ def compile(
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
     say = progress or (lambda stage: None)
+    model = module_of(model)
     _check_weights(model)
     was_training, previous = model.training, plan_of(model)
     model.eval()
