@@ -119,7 +119,9 @@ class Task:
 
     def _tokenizer(self) -> Any:
         if self.kind == "tensors":
-            raise InputError(f"{self.name}: takes more than one text or image; call it with tensors, from Python")
+            raise InputError(
+                f"{self.name}: takes tensors alone (it has no tokenizer, or takes more than one text); call it from Python"
+            )
         if self.processor is None or self.kind == "image":
             raise InputError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
         return self.processor
