@@ -8,3 +8,8 @@ class BlindformerError(Exception):
 
     Messages never carry values, shares or keys.
     """
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, short enough to stand in one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

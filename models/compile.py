@@ -16,7 +16,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
 from ..protocols.ring import Ring
 from .accepted import module_of
 from .graph import Node, order
@@ -252,8 +252,14 @@ def _arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    with torch.no_grad():
-        return model(**_arguments(model, batch))
+    """The model's own output, in the clear. Errors: LoweringError, with its reason, if it does not take the inputs."""
+    try:
+        with torch.no_grad():
+            return model(**_arguments(model, batch))
+    except IndexError:  # of a table: said below, as for the other batches
+        raise
+    except Exception as error:  # a model may raise anything here; all mean the same to a user
+        raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
 
 
 def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
@@ -265,7 +271,7 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
-            line = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            line = first_line(error, 300)
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
     return exported, _traced(exported)
 

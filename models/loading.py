@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..approximations.plan import FILE_NAME as PLAN_FILE
 from ..approximations.plan import Plan
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
 from .heads import MaskedToken, NextToken, SentenceEncoder
 from .processors import read_processor
 from .task import InputError, Item, Task, score_function
@@ -197,9 +197,8 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200]
         raise LoadError(
-            f"{folder / 'config.json'}: cannot be read ({line}); update transformers, or repair it"
+            f"{folder / 'config.json'}: cannot be read ({first_line(error)}); update transformers, or repair it"
         ) from None
 
 
@@ -237,8 +236,7 @@ def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
         with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"{folder}: the model cannot be loaded ({lines[0][:200]}); download it again") from error
+        raise LoadError(f"{folder}: the model cannot be loaded ({first_line(error)}); download it again") from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
 from .answers import Answer, read
 
 Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
@@ -120,7 +120,7 @@ class Task:
     def _tokenizer(self) -> Any:
         if self.kind == "tensors":
             raise InputError(
-                f"{self.name}: takes tensors alone (it has no tokenizer, or takes more than one text); call it from Python"
+                f"{self.name}: takes tensors alone (it has no tokenizer, or takes more than a text); use it from Python"
             )
         if self.processor is None or self.kind == "image":
             raise InputError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
@@ -199,7 +199,7 @@ def open_image(image: Any) -> Any:
         except FileNotFoundError:
             raise InputError(f"{image}: there is no such file; give an image's path") from None
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise InputError(f"{image}: is no image that can be read ({_first_line(error)})") from None
+            raise InputError(f"{image}: is no image that can be read ({first_line(error)})") from None
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     raise InputError(f"an image is a file's path or a PIL image, not {type(image).__name__}")
@@ -231,11 +231,6 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise InputError(f"{path}: there is no such file; give an image or a folder of images")
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _with_mask(text: str, mask: str, number: int) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from ...errors import first_line
 from ...versions import versions
 from ..compile import Compiled
 from ..encrypted import Chosen
@@ -192,4 +193,4 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or first_line(error)

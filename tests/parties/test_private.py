@@ -205,6 +205,8 @@ def test_what_cannot_be_traced_is_named():
     }.items():
         with pytest.raises(bf.BlindformerError, match=words):
             bf.make_private(model, protocol="clear")
+    with pytest.raises(bf.BlindformerError, match=r"^Linear: does not run on these inputs: mat1 and mat2 shapes"):
+        bf.compile(torch.nn.Linear(4, 3), {"input": torch.zeros(1, 5)})
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
