@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,10 @@ class Compiled:
     def answer(self, outputs: Mapping[str, Tensor]) -> Any:
         """Decoded outputs in the form that the model itself returns."""
         return self.structure.fill(outputs)
+
+
+class NearWidth(UserWarning):
+    """Values that come close to what the bits given to them hold: an unusual input may not fit."""
 
 
 class AnswerOutOfRange(BlindformerError):
@@ -176,6 +181,7 @@ def compile(
     )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
+    check_room(scaled.near)
     return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
 
 
@@ -214,6 +220,16 @@ def _assemble(
         nodes,
         scaled.placed,
     )
+
+
+def check_room(near: Mapping[str, float]) -> None:
+    """Refuse a program whose values do not fit on the calibration inputs themselves; warn where they nearly do not."""
+    for module, room in sorted(near.items(), key=lambda item: item[1]):
+        advice = "calibrate on more inputs, or choose another plan for this module"
+        if room < 1:
+            raise ProgramError(f"{module}: values of the calibration inputs do not fit the ring; {advice}")
+        text = f"{module}: inputs {room:.1f} times as large as those of calibration do not fit the ring; {advice}"
+        warnings.warn(text, NearWidth, stacklevel=3)
 
 
 def _digest(value: Tensor, scale: int) -> str:
