@@ -23,8 +23,8 @@ class CalibrationFailure(BlindformerError):
 
 @dataclass
 class Range:
-    """Magnitudes of one value: `high` the largest seen, `low` the smallest. `second`: the largest of all `inputs` but the
-    one that showed `high`."""
+    """Magnitudes of one value over `inputs`: `high` the largest, `low` the smallest, `second` the largest but for the
+    input that showed `high`."""
 
     low: float
     high: float
