@@ -18,7 +18,7 @@ from ..models.data import Dataset, load_data
 from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import locked, storing
 from ..models.distillation.teacher import judged
-from ..models.loading import quiet
+from ..models.huggingface import huggingface
 from ..models.task import image_of
 from .adapters import merge
 from .examples import PARTITION, Source
@@ -121,7 +121,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
 
 def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], out: Path) -> None:
     model: Any = subject.model
-    with storing(str(out)), quiet():
+    with storing(str(out)), huggingface():
         out.mkdir(exist_ok=True)
         subject.processor.save_pretrained(out)
         plan.save(out)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from ..approximations.plan import FILE_NAME as PLAN_FILE
 from ..approximations.plan import Plan
-from ..protocols.errors import BlindformerError
 from .heads import NextToken, SentenceEncoder
+from .huggingface import FILES_ALONE, LoadError, first_line, huggingface, refused
 from .processors import read_processor
 from .task import InputError, Task, score_function
 
@@ -25,10 +24,6 @@ BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so th
 MINILM = "minilm"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
-
-
-class LoadError(BlindformerError):
-    """A model folder that cannot be used, or a length that the model does not take."""
 
 
 @dataclass
@@ -166,8 +161,6 @@ def _download(name: str) -> Path:
 
 
 def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
     if not (folder / "config.json").is_file():
         hint = ""
         if any((folder / part).is_dir() for part in ("server", "client")):
@@ -176,11 +169,11 @@ def _config(folder: Path) -> Any:
     if not any(list(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise LoadError(f"{folder}: holds no weights (model.safetensors); copy them there, or download the model again")
     try:
-        return AutoConfig.from_pretrained(folder)
+        with huggingface() as transformers:
+            return transformers.AutoConfig.from_pretrained(folder, **FILES_ALONE)
     except (OSError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise LoadError(
-            f"{folder / 'config.json'}: cannot be read ({line}); update transformers, or repair it"
+        raise refused(folder, error) or LoadError(
+            f"{folder / 'config.json'}: cannot be read ({first_line(error)}); update transformers, or repair it"
         ) from None
 
 
@@ -199,19 +192,18 @@ def _kind(folder: Path, config: Any) -> tuple[str, str]:
 
 
 def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
-    import transformers
-
-    cls = getattr(transformers, factory)
-    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    options: dict[str, Any] = {"dtype": torch.float32}
     trained_with_pooler = kind != "sentence" and (getattr(config, "architectures", None) or [""])[0].endswith("Model")
     if factory == "AutoModel" and not trained_with_pooler and _takes_pooling(config):
         options["add_pooling_layer"] = False
     try:
-        with quiet():
-            model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+        with huggingface() as transformers:
+            cls = getattr(transformers, factory)
+            model, info = cls.from_pretrained(folder, output_loading_info=True, **options, **FILES_ALONE)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"{folder}: the model cannot be loaded ({lines[0][:200]}); download it again") from error
+        raise refused(folder, error) or LoadError(
+            f"{folder}: the model cannot be loaded ({first_line(error)}); download it again"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(
@@ -221,26 +213,9 @@ def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
     return model
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and reports from transformers: what matters in them is checked here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _takes_pooling(config: Any) -> bool:
-    from transformers import MODEL_MAPPING
-
-    found = MODEL_MAPPING.get(type(config), None)
+    with huggingface() as transformers:
+        found = transformers.MODEL_MAPPING.get(type(config), None)
     found = found[0] if isinstance(found, tuple) else found
     return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
-from ..loading import Loaded, load, quiet
+from ..huggingface import huggingface
+from ..loading import Loaded, load
 from .augment import UNLABELLED, with_variants
 from .batches import by_private_length, in_order, pixels, tokenise
 from .checkpoints import locked, storing
@@ -219,7 +220,7 @@ class _Run:
         self, model: nn.Module, folder: Path, plan: Plan | None = None, report: dict[str, Any] | None = None
     ) -> None:
         # A run that is cut off here is repeated from its checkpoints: their folder goes last.
-        with storing(str(folder)), quiet():
+        with storing(str(folder)), huggingface():
             folder.mkdir(exist_ok=True)
             if self.loaded.processor is not None:
                 self.loaded.processor.save_pretrained(folder)
