@@ -21,7 +21,9 @@ from ..models.distillation.teacher import judged
 from ..models.huggingface import huggingface
 from ..models.task import image_of
 from .adapters import merge
+from .client import client_app
 from .examples import PARTITION, Source
+from .grids import LocalGrid
 from .partitions import deal
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, Settings
@@ -62,11 +64,6 @@ def federate(
     """
     chosen, out = Settings(**settings), Path(out)
     check_strategy(chosen.strategy)
-    try:
-        from .client import client_app
-        from .grids import LocalGrid
-    except ImportError:
-        raise FederateError("federated training needs Flower; run: pip install 'blindformer[federated]'") from None
     with locked(out, "trains"):
         dataset = dataset or load_data(chosen.data, seed=chosen.seed)
         if nodes is None:

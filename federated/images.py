@@ -61,13 +61,16 @@ def _patch(side: int) -> int:
 
 
 def processor(side: int) -> Any:
-    """What makes a model's input of an image file, the same numbers as `pixels`."""
+    """What makes a model's input of an image file, the same numbers as `pixels`. Errors: FederateError."""
     mean, deviation = SCALE
     sides = {"height": side, "width": side}
     with huggingface() as transformers:
-        return transformers.ViTImageProcessorPil(
-            size=sides, image_mean=[mean] * 3, image_std=[deviation] * 3, do_convert_rgb=True
-        )
+        try:
+            return transformers.ViTImageProcessorPil(
+                size=sides, image_mean=[mean] * 3, image_std=[deviation] * 3, do_convert_rgb=True
+            )
+        except ImportError:  # in many lines
+            raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'") from None
 
 
 def pixels(examples: Examples) -> Pixels:

@@ -96,8 +96,10 @@ def federate(
         from ...federated.deploy import deploy as in_processes
         from ...federated.deploy import simulate
         from ...federated.federate import federate as run
+        from ...federated.figures import rounds_figure
         from ...federated.settings import FederateError, Settings
         from ...models.data import load_data
+        from ...protocols.errors import writing
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
@@ -124,12 +126,13 @@ def federate(
             found = apart(out, progress=show, **chosen.model_dump())
         else:
             found = run(out, dataset, progress=show, **chosen.model_dump())
-    if plot is not None:
-        _draw(plot, found)
     if form is Format.json:
         emit({"folder": str(found.folder), **found.report})
-        return
-    show_result(found, data)
+    else:
+        show_result(found, data)
+    if plot is not None:
+        with writing(plot, "choose another file"):
+            plot.write_bytes(rounds_figure(found))
 
 
 def _size(count: int) -> str:
@@ -140,16 +143,6 @@ def _line(made: Any) -> str:
     spent = "" if made.epsilon is None else f"   epsilon {made.epsilon:.2f}"
     lost = f"   lost {len(made.lost)}" if made.lost else ""
     return f"round {made.number}   accuracy {made.accuracy:.3f}{spent}{lost}"
-
-
-def _draw(plot: Path, found: Any) -> None:
-    from ...federated.figures import rounds_figure
-    from ...protocols.errors import BlindformerError
-
-    try:
-        plot.write_bytes(rounds_figure(found))
-    except OSError as error:
-        raise BlindformerError(f"{plot}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def show_result(found: Any, data: str) -> None:

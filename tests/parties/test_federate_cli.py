@@ -59,6 +59,26 @@ def test_in_words(call, tmp_path):
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
 
 
+def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
+    code = (
+        "import sys; sys.modules['flwr'] = None\n"
+        f"sys.argv = ['blindformer', 'federate', '--data', 'digits', '--out', {str(tmp_path / 'out')!r}]\n"
+        "from blindformer.parties.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("run: pip install 'blindformer[federated]'\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
+    plot = tmp_path / "none" / "rounds.png"
+    code, printed, errors = call(*QUICK, "--rounds", "1", "--hidden", "8", "--plot", plot, "--out", tmp_path / "out")
+    assert code == 1
+    assert "test accuracy" in printed
+    assert errors == f"blindformer: {plot}: cannot be written (No such file or directory); choose another file\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
