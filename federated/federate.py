@@ -27,8 +27,7 @@ from .grids import LocalGrid
 from .partitions import deal
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, Settings
-from .strategies import check_strategy
-from .subject import Subject, begin
+from .subject import Subject, begin, settle
 
 REPORT, WORK = "federation.json", ".federation"
 CALIBRATION = 1024  # of the server's own examples that the final plan is calibrated on
@@ -63,9 +62,9 @@ def federate(
     Errors: BlindformerError or PlanError, one line with the remedy.
     """
     chosen, out = Settings(**settings), Path(out)
-    check_strategy(chosen.strategy)
     with locked(out, "trains"):
         dataset = dataset or load_data(chosen.data, seed=chosen.seed)
+        chosen = settle(chosen, dataset)
         if nodes is None:
             deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens
         run, plan = prepare(chosen, dataset, out, progress)
@@ -78,6 +77,7 @@ def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | N
     """The server's side before its first round. Errors: FederateError if `out` holds a model already."""
     if (out / "config.json").exists() and not (out / WORK).exists():
         raise FederateError(f"{out}: holds a model already; give a new folder")
+    settings = settle(settings, data)
     subject, plan, about = begin(data, settings)
     return Federation(settings, data, subject, about, out / WORK, progress), plan
 

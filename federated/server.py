@@ -19,7 +19,6 @@ from ..models.distillation.checkpoints import locked
 from .federate import WORK, finish, prepare
 from .rounds import Round
 from .settings import OUT, FederateError, Settings
-from .strategies import check_strategy
 
 PROGRESS = "progress.jsonl"
 FAILURE = "failure.json"
@@ -39,7 +38,6 @@ def main(grid: Grid, context: Context) -> None:
         (work / FAILURE).unlink(missing_ok=True)
         try:
             settings = Settings.of(context.run_config)
-            check_strategy(settings.strategy)
 
             def show(made: Round, total: int) -> None:
                 with (work / PROGRESS).open("a") as file:
