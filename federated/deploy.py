@@ -28,9 +28,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..approximations import Plan
-from ..models.data import load_data
 from ..parties.certificates import make_certificates
-from .examples import PARTITION
+from .examples import PARTITION, dataset_of
 from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
 from .settings import OUT, FederateError, Settings
@@ -74,7 +73,7 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
 def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings) -> Federated:
     if (out / REPORT).exists():
         raise FederateError(f"{out}: holds a model already; give a new folder")
-    chosen = settle(chosen, load_data(chosen.data, seed=chosen.seed))
+    chosen = settle(chosen, dataset_of(chosen))
     with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, kind(chosen, Path(folder)) as run:
         run.start()
         run.submit(out)

@@ -14,7 +14,7 @@ import torch
 
 from ..approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..models.building import CALIBRATION_IMAGES
-from ..models.data import Dataset, load_data
+from ..models.data import Dataset
 from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import locked, storing
 from ..models.distillation.teacher import judged
@@ -22,7 +22,7 @@ from ..models.huggingface import huggingface
 from ..models.task import image_of
 from .adapters import merge
 from .client import client_app
-from .examples import PARTITION, Source
+from .examples import PARTITION, Source, dataset_of
 from .grids import LocalGrid
 from .partitions import deal
 from .rounds import Federation, Progress, Round
@@ -63,7 +63,7 @@ def federate(
     """
     chosen, out = Settings(**settings), Path(out)
     with locked(out, "trains"):
-        dataset = dataset or load_data(chosen.data, seed=chosen.seed)
+        dataset = dataset or dataset_of(chosen)
         chosen = settle(chosen, dataset)
         if nodes is None:
             deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens

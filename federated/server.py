@@ -14,8 +14,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..models.data import load_data
 from ..models.distillation.checkpoints import locked
+from .examples import dataset_of
 from .federate import WORK, finish, prepare
 from .rounds import Round
 from .settings import OUT, FederateError, Settings
@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
                 with (work / PROGRESS).open("a") as file:
                     file.write(json.dumps(asdict(made)) + "\n")
 
-            run, plan = prepare(settings, load_data(settings.data, seed=settings.seed), out, show)
+            run, plan = prepare(settings, dataset_of(settings), out, show)
             run.run(grid)
             finish(run, plan, out)
         except Exception as error:

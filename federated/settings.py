@@ -34,6 +34,7 @@ class Settings(BaseModel):
 
     data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
                 the rest stays with the server, to calibrate and to judge by
+    text, label columns of a table (default: by their usual names); encoding: of its file
     clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
     rounds      of training and averaging (0: by the kind of data, as BY_KIND has it)
     plan        a preset, or a plan's JSON file ("": the plan in the model's folder, else by the kind)
@@ -58,6 +59,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     data: str = "digits"
+    text: str = ""
+    label: str = ""
+    encoding: str = "utf-8"
     clients: int = Field(default=10, ge=1)
     rounds: int = Field(default=0, ge=0)
     strategy: str = "fedavg"

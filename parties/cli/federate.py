@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .data_options import DataFolderOption, DataOption, SeedOption
+from .data_options import (
+    DataFolderOption,
+    DataOption,
+    EncodingOption,
+    LabelColumnOption,
+    SeedOption,
+    TextColumnOption,
+)
 from .output import Format, FormatOption, Phases, console, emit, prepare, table, use_threads
 
 
@@ -92,6 +99,9 @@ def federate(
         Path | None, typer.Option("--plot", help="A picture (.png) of accuracy and epsilon over the rounds.")
     ] = None,
     seed: SeedOption = 0,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
+    encoding: EncodingOption = "utf-8",
     data_folder: DataFolderOption = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
     form: FormatOption = Format.text,
@@ -104,19 +114,20 @@ def federate(
         use_threads(threads)
         from ...federated.deploy import deploy as in_processes
         from ...federated.deploy import simulate
+        from ...federated.examples import dataset_of
         from ...federated.federate import federate as run
         from ...federated.figures import rounds_figure
         from ...federated.partitions import deal
         from ...federated.settings import FederateError, Settings
         from ...federated.subject import settle
-        from ...models.data import load_data
         from ...protocols.errors import writing
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = Settings(
-            data=data, clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
+            data=data, text=text_column or "", label=label_column or "", encoding=encoding,
+            clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
@@ -127,7 +138,7 @@ def federate(
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
         if apart and data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = load_data(data, seed=seed, folder=data_folder)
+        dataset = dataset_of(chosen, data_folder)
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # refuses too many clients before anything is said
         phases.end("load")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -59,6 +60,38 @@ def test_in_words(call, tmp_path):
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
 
 
+@pytest.fixture
+def table(tmp_path):
+    """Sentences in a file of somebody's own."""
+    path = tmp_path / "mine.csv"
+    rows = [f"it is {'good' if i % 2 else 'bad'}, my é {'the ' * (i // 2)};{['no', 'yes'][i % 2]}" for i in range(40)]
+    path.write_text("what;how\n" + "\n".join(rows) + "\n", encoding="cp1252")
+    return path
+
+
+OWN = ("--text-column", "what", "--label-column", "how", "--encoding", "cp1252")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_texts_are_trained_by_adapters_unless_told_otherwise(call, table, tiny_encoder, tmp_path, own):
+    """With the plan that the model was trained with, or else one whose functions are close to its own."""
+    model = shutil.copytree(tiny_encoder, tmp_path / "model")
+    if own:
+        Plan.preset("fast").save(model)
+    out = tmp_path / "out"
+    code, printed, errors = call("--data", table, *OWN, "--model", model, "--clients", "3", "--out", out)
+    assert (code, errors) == (0, "")
+    first = " ".join(" ".join(printed.split("\n\n")[0].split()).replace(f"{tmp_path}/", "").split())
+    assert first == (
+        "mine.csv: texts, 29 among 3 clients, alike; 3 to watch and calibrate by "
+        f"plan {'fast' if own else 'faithful'} trained: adapters of rank 8 (LoRA) and the head of model "
+        "10 rounds of 1 epoch fedavg updates are seen by the server"
+    )
+    settings = json.loads((out / "federation.json").read_text())["settings"]
+    assert (settings["lora"], settings["rounds"]) == (8, 10)
+    assert Plan.load(out).same_functions(Plan.preset("fast" if own else "faithful"))
+
+
 def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
     code = (
         "import sys; sys.modules['flwr'] = None\n"
@@ -83,6 +116,12 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
     ("arguments", "message"),
     [
         (("--data", "nothing"), "no such file or folder, and no data set of that name"),
+        (("--data", "TABLE"), "is not utf-8; name the file's encoding with --encoding"),
+        (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
+        (("--data", "FOLDER"), "is no folder that the library datasets wrote"),
+        (("--data", "EMPTY"), "holds no examples; give rows with a text and a label"),
+        (("--data", "ALIKE"), "every example is 'good'; a classifier needs two classes or more"),
+        (("--data", "THREE"), "class 'bad' has 1 examples, none of them for validation; add some, or leave the class"),
         (("--clients", "5000"), "5000 clients: there are 1294 examples to share; give fewer clients"),
         (("--strategy", "best"), "unknown strategy 'best'"),
         (("--dp", "perhaps"), "setting dp: "),
@@ -94,8 +133,13 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
         (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, tmp_path, arguments, message):
-    code, printed, errors = call(*QUICK, *arguments, "--out", tmp_path / "out")
+def test_what_cannot_be_is_one_line(call, table, tmp_path, arguments, message):
+    rows = {"EMPTY": "", "ALIKE": "a,good\nb,good\n", "THREE": "a,good\nb,bad\nc,good\n"}
+    for name, text in rows.items():
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text}")
+    places = {"TABLE": table, "FOLDER": tmp_path, **{name: tmp_path / f"{name}.csv" for name in rows}}
+    given = [places.get(argument, argument) for argument in arguments]
+    code, printed, errors = call(*QUICK, *given, "--out", tmp_path / "out")
     assert (code, printed) == (1, "")
     assert message in errors
     assert errors.count("\n") == 1

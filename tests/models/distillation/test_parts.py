@@ -130,7 +130,7 @@ def test_a_compact_student_keeps_layers_evenly_and_the_last(layers, of, kept):
 
 @pytest.mark.parametrize("layers", [0, 7])
 def test_more_or_fewer_layers_than_there_are(layers):
-    with pytest.raises(DistillError, match="the teacher has 6"):
+    with pytest.raises(DistillError, match="the model has 6"):
         spread(layers, 6)
 
 
