@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..approximations import Plan
+from ..models.distillation.checkpoints import check_new
 from ..parties.certificates import make_certificates
 from .examples import PARTITION, dataset_of
 from .federate import REPORT, WORK, Federated
@@ -71,8 +72,7 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
 
 
 def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings) -> Federated:
-    if (out / REPORT).exists():
-        raise FederateError(f"{out}: holds a model already; give a new folder")
+    check_new(out, out / WORK)
     chosen = settle(chosen, dataset_of(chosen))
     with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, kind(chosen, Path(folder)) as run:
         run.start()

@@ -16,7 +16,7 @@ from ..approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..models.building import CALIBRATION_IMAGES
 from ..models.data import Dataset
 from ..models.distillation.batches import in_order
-from ..models.distillation.checkpoints import locked, storing
+from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.huggingface import huggingface
 from ..models.task import image_of
@@ -74,9 +74,8 @@ def federate(
 
 
 def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | None) -> tuple[Federation, Plan]:
-    """The server's side before its first round. Errors: FederateError if `out` holds a model already."""
-    if (out / "config.json").exists() and not (out / WORK).exists():
-        raise FederateError(f"{out}: holds a model already; give a new folder")
+    """The server's side before its first round. Errors: DistillError if `out` holds a model already."""
+    check_new(out, out / WORK)
     settings = settle(settings, data)
     subject, plan, about = begin(data, settings)
     return Federation(settings, data, subject, about, out / WORK, progress), plan

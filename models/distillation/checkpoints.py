@@ -44,6 +44,12 @@ def locked(folder: Path, does: str = "distils") -> Iterator[None]:
         yield
 
 
+def check_new(folder: Path, work: Path) -> None:
+    """Errors: DistillError if `folder` holds a model, and not an unfinished run, whose folder is `work`."""
+    if (folder / "config.json").exists() and not work.exists():
+        raise DistillError(f"{folder}: holds a model already; give a new folder")
+
+
 @contextmanager
 def storing(what: str) -> Iterator[None]:
     """Turns what a full disk raises, here or inside a library, into a DistillError with the remedy."""

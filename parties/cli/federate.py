@@ -115,11 +115,13 @@ def federate(
         from ...federated.deploy import deploy as in_processes
         from ...federated.deploy import simulate
         from ...federated.examples import dataset_of
+        from ...federated.federate import WORK
         from ...federated.federate import federate as run
         from ...federated.figures import rounds_figure
         from ...federated.partitions import deal
         from ...federated.settings import FederateError, Settings
         from ...federated.subject import settle
+        from ...models.distillation.checkpoints import check_new
         from ...protocols.errors import writing
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
@@ -140,7 +142,8 @@ def federate(
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
         dataset = dataset_of(chosen, data_folder)
         chosen = settle(chosen, dataset)
-        deal(dataset.train.labels, clients, alpha, seed)  # refuses too many clients before anything is said
+        deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
+        check_new(out, out / WORK)
         phases.end("load")
     if form is Format.text:
         show_start(chosen, dataset)

@@ -58,6 +58,7 @@ def test_in_words(call, tmp_path):
     assert "3 clients, alike" in printed
     assert "a round moves 145 kB to each client, 145 kB back" in printed
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
+    assert call(*QUICK, "--out", out) == (1, "", f"blindformer: {out}: holds a model already; give a new folder\n")
 
 
 @pytest.fixture
