@@ -28,10 +28,14 @@ def classifier_of(loaded: Loaded, labels: Sequence[str], seed: int) -> nn.Module
     Errors: DistillError if transformers has no classifier of this architecture; DataError for an image model.
     """
     if loaded.kind == "image":
-        raise DataError(f"{loaded.name}: is an image model; distill takes models of texts")
+        raise DataError(f"{loaded.name}: is an image model; give a model of texts")
     with huggingface() as transformers, torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.from_pretrained(loaded.folder, **FILES_ALONE)
         config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        if (
+            getattr(config, "pad_token_id", None) is None
+        ):  # a causal model's: its classifier reads the last token before the padding
+            config.pad_token_id = getattr(loaded.processor, "pad_token_id", None)
         torch.manual_seed(seed)
         try:
             of_kind = transformers.AutoModelForSequenceClassification
