@@ -19,6 +19,7 @@ from .registry import Constants, find
 Batch = Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
+_EPSILONS = [10.0**-digits for digits in range(4, 13)]  # what a norm adds to the variance, which is 0 of zeros
 _DIVISIONS = frozenset(("layer_norm", "reciprocal", "rsqrt"))
 
 
@@ -30,6 +31,10 @@ class _Ranges:
         self.refuse_nan = refuse_nan
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
+        if kind in ("layer_norm", "rsqrt"):
+            # Attention that sees no key gives zeros, and their norm is zeros whatever the factor.
+            other = value[~torch.isin(value, torch.tensor(_EPSILONS, dtype=value.dtype, device=value.device))]
+            value = other if other.numel() else value
         low, high = (float(v) for v in value.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             if self.refuse_nan:

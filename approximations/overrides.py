@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .attention import keep_and_scores, scaled_scores, split_mask
+from .attention import all_or_kept, keep_and_scores, scaled_scores, split_mask
 from .linear import Affine, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
 from .plan import DENOMINATOR, FULL_BITS, Plan
@@ -135,7 +135,7 @@ class Overrides(TorchFunctionMode):
         self._show(site, "softmax", scores)
         if found.function is None:
             return exactly()
-        numerators, denominators = found.function(scores, keep, **constants)
+        numerators, denominators = found.function(scores, all_or_kept(keep), **constants)
         result = mix(numerators, denominators, None, lambda d: self._divide(site, d))
         return result if last else result.transpose(dim, -1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -214,6 +215,10 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         try:
             with _without_stack_traces():
                 exported = torch.export.export(model, (), kwargs, strict=False)
+            if any(_writes(item) for item in exported.graph.nodes):
+                with warnings.catch_warnings():  # torch warns of itself
+                    warnings.simplefilter("ignore", FutureWarning)
+                    exported = exported.run_decompositions({})  # to values alone: no view is written through
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
@@ -221,6 +226,12 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
     names = list(sample.keys()) if hasattr(sample, "keys") else []
     return exported, [n for n in names if isinstance(sample[n], Tensor)]
+
+
+def _writes(item: torch.fx.Node) -> bool:
+    """Whether an operation writes to its argument. To detach a constant in place changes no number."""
+    schema = getattr(item.target, "_schema", None)
+    return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
 
 
 def _give_examples(exported: torch.export.ExportedProgram, lowering: Lowering, batch: Mapping[str, Any]) -> None:

@@ -46,7 +46,10 @@ class Rules:
     def __init__(self) -> None:
         self.table: dict[str, Rule] = {}
         for module in pkgutil.iter_modules(importlib.import_module(__name__).__path__):
-            for item in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            found = importlib.import_module(f"{__name__}.{module.name}")
+            for item in vars(found).values():
+                if getattr(item, "__module__", "") != found.__name__:
+                    continue  # what a file imports is a rule where it comes from
                 for name in getattr(item, _RULE, ()):
                     if name in self.table:
                         raise RuntimeError(f"operation {name} has two rules")
