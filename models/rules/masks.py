@@ -41,7 +41,7 @@ def is_infinite(node: Node) -> bool:
 def where(lowering: Any, condition: Any, x: Any, y: Any) -> Node:
     node = lowering.builder.where(*(lowering.as_node(_finite(v)) for v in (condition, x, y)))
     for scores, other, keeps in ((x, y, "aten.clone.default"), (y, x, "aten.logical_not.default")):
-        if _is_low(other) and _is_known(condition) and not _is_known(scores):
+        if _is_low(other) and _is_known(condition):
             lowering.hiding[id(node)] = node, lowering.apply(keeps, condition), lowering.as_node(scores)
     return node
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..graph import Node
 from . import rule
@@ -148,13 +149,12 @@ def index_put(lowering: Any, x: Any, indices: Any, values: Any, accumulate: bool
     used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
     if len(used) != 1 or accumulate:
         raise lowering.fail("a write at several indices has a rule for one vector of them, without accumulate")
-    dim: int = used[0][0]
-    wanted: Any = used[0][1]
-    known = wanted.value is not None and values.value is not None
-    if known and wanted.value.dtype == torch.bool and values.value.numel() == 1:
-        rest = len(lowering.as_node(x).shape) - dim - wanted.value.dim()
-        bits = lowering.apply("aten.reshape.default", wanted, [*wanted.value.shape, *[1] * rest])
-        return lowering.rules.find("where")(lowering, bits, lowering.apply("aten.reshape.default", values, []), x)
+    dim, wanted = used[0]
+    bits, number = wanted.value, values.value
+    if isinstance(bits, Tensor) and bits.dtype == torch.bool and isinstance(number, Tensor) and number.numel() == 1:
+        rest = len(lowering.as_node(x).shape) - dim - bits.dim()
+        where = lowering.apply("aten.reshape.default", wanted, [*bits.shape, *[1] * rest])
+        return lowering.rules.find("where")(lowering, where, lowering.apply("aten.reshape.default", values, []), x)
     return _replaced(lowering, lowering.as_node(x), values, dim, _public_indices(lowering, wanted))
 
 
