@@ -53,6 +53,10 @@ class Compiled:
         return decode_outputs(self.program, outputs)
 
 
+class NearWidth(UserWarning):
+    """Values that come close to what the bits given to them hold: an unusual input may not fit."""
+
+
 class AnswerOutOfRange(BlindformerError):
     """A result so far from what calibration saw that it cannot be trusted."""
 
@@ -147,6 +151,7 @@ def compile(
     )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
+    check_room(scaled.near)
     return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, nodes)
 
 
@@ -176,6 +181,16 @@ def _assemble(scaled: Scaled, draft: Program, lowered: Lowered, plan: Plan, name
         nodes,
         scaled.placed,
     )
+
+
+def check_room(near: Mapping[str, float]) -> None:
+    """Refuse a program whose values do not fit on the calibration inputs themselves; warn where they nearly do not."""
+    for module, room in sorted(near.items(), key=lambda item: item[1]):
+        advice = "calibrate on more inputs, or choose another plan for this module"
+        if room < 1:
+            raise ProgramError(f"{module}: values of the calibration inputs do not fit the ring; {advice}")
+        text = f"{module}: inputs {room:.1f} times as large as those of calibration do not fit the ring; {advice}"
+        warnings.warn(text, NearWidth, stacklevel=3)
 
 
 def _digest(value: Tensor, scale: int) -> str:

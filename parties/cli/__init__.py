@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -11,6 +12,7 @@ def main() -> None:
     """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
+    warnings.showwarning = lambda message, *_, **__: print(f"blindformer: warning: {message}", file=sys.stderr)
     from .app import app
 
     try:
