@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -351,6 +352,19 @@ def _addmm(overrides: Overrides, func: Any, input: Tensor, mat1: Tensor, mat2: T
     return func(input if bias is None else bias, mat1, weight, **kwargs)
 
 
+_multi_head = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""torch's own, which does not hand itself over as a whole: its parts are to be answered."""
+
+
+def _attention_layer(overrides: Overrides, func: Any, *args: Any, **kwargs: Any) -> Any:
+    with overrides:
+        return _multi_head(*args, **kwargs)
+
+
 _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     F.gelu: _elementwise("gelu"),
     F.silu: _silu,
@@ -372,6 +386,7 @@ _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     torch.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
+    F.multi_head_attention_forward: _attention_layer,
     F.linear: _linear,
     torch.addmm: _addmm,
 }
