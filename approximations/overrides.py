@@ -20,6 +20,7 @@ from .attention import all_or_kept, keep_and_scores, scaled_scores, split_mask
 from .linear import Affine, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
 from .plan import DENOMINATOR, FULL_BITS, Plan
+from .primitives import inverse
 from .registry import EXACT, KINDS, Approximation, Constants
 from .softmax import mix
 
@@ -283,6 +284,19 @@ def _elementwise(kind: str) -> Callable[..., Tensor]:
     return answer
 
 
+def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    exact = func(input, *args, **kwargs)
+    found = overrides.elementwise("reciprocal", input, lambda: exact)
+    return exact if found is exact else inverse(found, input)
+
+
+def _divided_by(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
+    """number / x, by the name that x has for it."""
+    if not input.is_floating_point():
+        return func(input, other)
+    return _reciprocal(overrides, torch.reciprocal, input) * other
+
+
 def _silu(overrides: Overrides, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
     return overrides.elementwise("silu", input, lambda: func(input, inplace=inplace))
 
@@ -376,8 +390,10 @@ _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     F.sigmoid: _elementwise("sigmoid"),
     torch.rsqrt: _elementwise("rsqrt"),
     Tensor.rsqrt: _elementwise("rsqrt"),
-    torch.reciprocal: _elementwise("reciprocal"),
-    Tensor.reciprocal: _elementwise("reciprocal"),
+    torch.reciprocal: _reciprocal,
+    Tensor.reciprocal: _reciprocal,
+    Tensor.__rdiv__: _divided_by,
+    Tensor.__rtruediv__: _divided_by,
     F.softmax: _softmax,
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,

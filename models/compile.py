@@ -239,6 +239,7 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
             line = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
+    exported.graph.eliminate_dead_code()
     names = list(sample.keys()) if hasattr(sample, "keys") else []
     return exported, [n for n in names if isinstance(sample[n], Tensor)]
 

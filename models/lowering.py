@@ -22,9 +22,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from ..approximations.attention import MASKED
-from ..protocols.errors import BlindformerError
 from .graph import Builder, Node
 from .prelude import ALLOWED, operation
+from .problems import LoweringError, Problems
 from .program import Step
 from .rules import Rules
 from .rules.masks import is_infinite
@@ -36,10 +36,6 @@ REARRANGES = {
 }  # fmt: skip
 ROW_BY_ROW = {"sum", "clamp", "div"}  # of a mask: how its rows are made to add up to 1
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
-
-
-class LoweringError(BlindformerError):
-    """The model contains something that has no rule, or cannot be made private as asked."""
 
 
 @dataclass(eq=False)
@@ -79,6 +75,7 @@ class Lowering:
     applied: dict[tuple[Any, ...], tuple[Value, Any]] = field(default_factory=dict)
     hiding: dict[int, tuple[Node, Value, Node]] = field(default_factory=dict)  # scores with a mask (rules/masks.py)
     rules: Rules = field(default_factory=Rules)
+    problems: Problems = field(default_factory=Problems)
     path: str = ""
 
     def run(self, exported: ExportedProgram, outputs: list[str] | None, names: list[str]) -> Lowered:
@@ -93,11 +90,16 @@ class Lowering:
                 stack = item.meta.get("nn_module_stack") or {}
                 self.path = next(reversed(stack.values()))[0] if stack else ""
                 self.builder.path = self.path
-                self.values[item.name] = self._call(item)
+                try:
+                    self.values[item.name] = self._call(item)
+                except LoweringError as error:  # go on, to name all that has no rule at once
+                    self.problems.add(self.path, *error.args)
+                    self.values[item.name] = _unknown(item)
             elif item.op == "output":
                 specs = exported.graph_signature.output_specs  # what a model writes to its buffers is no answer of it
                 answers = [a for a, s in zip(item.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
                 found = [self.values[arg.name] for arg in answers if isinstance(arg, fx.Node)]
+        self.problems.check()
         if len(found) != len(names):
             names = [f"output_{i}" for i in range(len(found))]
         missing = set(outputs or []) - set(names)
@@ -106,7 +108,7 @@ class Lowering:
         kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
         nodes = [self.as_node(v) for _, v in kept]
         for (name, _), node in zip(kept, nodes, strict=True):
-            if is_infinite(node):
+            if is_infinite(self, node):
                 raise LoweringError(
                     f"output {name}: holds a mask's minus infinity, which has no fixed point; return it without"
                 )
@@ -147,8 +149,9 @@ class Lowering:
         """The largest number that the steps to a client's value mention, as a negative one."""
         return -max(_mentioned(self.steps, value.ref), default=0.0)
 
-    def fail(self, what: str) -> LoweringError:
-        return LoweringError(f"{self.path or 'model'}: {what}")
+    def fail(self, what: str, advice: str = "") -> LoweringError:
+        """For a rule to raise: what cannot be done, and the way out, which many may share."""
+        return LoweringError(what, advice)
 
     # --- sources -----------------------------------------------------------------------------------------------------
     def _source(self, item: fx.Node, sources: dict[str, Any], exported: ExportedProgram, inputs: list[str]) -> Value:
@@ -177,6 +180,8 @@ class Lowering:
         owner = self._owner(short, found, _narrows(item, short, args))
         if owner == "shared":
             return self._shared(short, target, args, kwargs)
+        if short == "inverse":  # whoever has the number divides by it
+            return self.apply("aten.reciprocal.default", args[1])
         value = _concrete(item.target, args, kwargs)
         parameters = frozenset().union(*(v.parameters for v in found))
         if owner in ("public", "server"):
@@ -199,8 +204,13 @@ class Lowering:
     def _shared(self, short: str, target: str, args: Any, kwargs: Any) -> Any:
         rule = self.rules.find(short)
         if rule is None:
-            raise self.fail(f"operation {short} ({target}) has no private form; {self.rules.advice(short)}")
-        result = rule(self, *args, **kwargs)
+            raise self.fail(f"operation {short} ({target}) has no private form", self.rules.advice(short))
+        try:
+            result = rule(self, *args, **kwargs)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise self.fail(
+                f"operation {short} ({target}) is called in a way that its rule does not know; call it more simply"
+            ) from error
         if isinstance(result, list | tuple):
             return [Value("shared", node=n) for n in result]
         return result if isinstance(result, Value) else Value("shared", node=result)
@@ -215,9 +225,8 @@ class Lowering:
             if v.owner == "server":
                 self._release(v)
         if short not in ALLOWED:
-            raise self.fail(
-                f"operation {short} ({item.target}) of the inputs alone cannot run at the client; do it beforehand"
-            )
+            text = f"operation {short} ({item.target}) of the inputs alone cannot run at the client"
+            self.problems.add(self.path, text, "do it beforehand")
         return self._at_client(item.name, str(item.target), args, kwargs, value)
 
     def _at_client(self, name: str, target: str, args: Any, kwargs: Any, value: Any) -> Any:
@@ -251,6 +260,14 @@ class Lowering:
             v.ref = f"released.{len(self.released)}"
         self.released[v.ref] = v.value.detach()
         self.origins[v.ref] = v.parameters
+
+
+def _unknown(item: fx.Node) -> Any:
+    """What stands for a result that there is no rule for: its shape."""
+    found = item.meta.get("val")
+    parts = found if isinstance(found, list | tuple) else [found]
+    made = [Value("shared", node=Node("unknown", shape=tuple(getattr(part, "shape", ())))) for part in parts]
+    return made if isinstance(found, list | tuple) else made[0]
 
 
 def _short(target: Any) -> str:

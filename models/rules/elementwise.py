@@ -70,6 +70,20 @@ def div(lowering: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> N
     raise lowering.fail(f"division of a secret by a value of the {y.owner}; multiply by its inverse instead")
 
 
+@rule("inverse")
+def inverse(lowering: Any, approximated: Any, x: Any) -> Node:
+    """1 / x of a secret, by the plan's reciprocal."""
+    return lowering.as_node(approximated)
+
+
+@rule("reciprocal")
+def reciprocal(lowering: Any, x: Any) -> Node:
+    raise lowering.fail(
+        "division by a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
+        "keeps it above 0, and choose a reciprocal in the plan"
+    )
+
+
 @rule("pow", "square")
 def power(lowering: Any, x: Any, exponent: Any = 2) -> Node:
     b, node = lowering.builder, lowering.as_node(x)

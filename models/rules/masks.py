@@ -17,7 +17,7 @@ from ...approximations.attention import MASKED
 from ..graph import Node
 from . import rule
 
-HIDDEN = 64 * MASKED
+HIDDEN = 8 * MASKED
 """What minus infinity becomes: far below any score, and finite."""
 INFINITE = -1e9
 """Nothing but a mask is as low."""
@@ -32,9 +32,9 @@ def bounded(lowering: Any, value: Any) -> Any:
     return lowering.apply("aten.clamp.default", value, HIDDEN) if infinite else value
 
 
-def is_infinite(node: Node) -> bool:
-    """Whether a value holds what stands for minus infinity."""
-    return _reads(node, lambda source: bool((source.value == HIDDEN).any()))
+def is_infinite(lowering: Any, node: Node) -> bool:
+    """Whether a value holds what stands for minus infinity, where a mask hides it."""
+    return bool(_apart(lowering, node)[0]) and _reads(node, lambda source: bool((source.value == HIDDEN).any()))
 
 
 @rule("where")
@@ -167,9 +167,10 @@ def _is_low(value: Any) -> bool:
 def _finite(value: Any) -> Any:
     from ..lowering import Value
 
-    if not _is_low(value):
+    number = torch.as_tensor(getattr(value, "value", value), dtype=torch.float64) if _is_low(value) else None
+    if number is None or float(number.min()) > INFINITE:
         return value
-    return Value("public", torch.as_tensor(getattr(value, "value", value), dtype=torch.float64).clamp(min=HIDDEN))
+    return Value("public", number.clamp(min=HIDDEN))
 
 
 def is_mask(lowering: Any, value: Any) -> bool:
