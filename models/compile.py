@@ -107,11 +107,13 @@ def compile(
     """Compile `model` for inputs of the example's shapes.
 
     example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
-    first is exported plan        a preset's name (calibrated here) or a calibrated plan
+                first is exported
+    plan        a preset's name (calibrated here) or a calibrated plan
     outputs     names of the model's outputs to compute and reveal to the client (default: all)
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
 
-    Errors: LoweringError (no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one line each.
+    Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
+    line each.
     """
     if embedding not in ("client", "private"):
         raise ProgramError(f"embedding={embedding!r}: choose client or private")

@@ -12,6 +12,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from ..problems import LoweringError
+
 Rule = Callable[..., Any]
 _RULE = "_blindformer_rule"
 
@@ -52,11 +54,14 @@ class Rules:
                     continue  # what a file imports is a rule where it comes from
                 for name in getattr(item, _RULE, ()):
                     if name in self.table:
-                        raise RuntimeError(f"operation {name} has two rules")
+                        others = self.table[name].__module__.rsplit(".", 1)[-1]
+                        raise LoweringError(
+                            f"operation {name}: has rules in {others}.py and {module.name}.py; keep one"
+                        )
                     self.table[name] = item
 
     def find(self, name: str) -> Rule | None:
-        return self.table.get(name) or self.table.get(name.rstrip("_"))
+        return self.table.get(name)
 
     def advice(self, name: str) -> str:
         """What to do about an operation without a rule."""

@@ -17,7 +17,7 @@ from ...approximations.attention import MASKED
 from ..graph import Node
 from . import rule
 
-HIDDEN = 8 * MASKED
+HIDDEN = -4e3
 """What minus infinity becomes: far below any score, and finite."""
 INFINITE = -1e9
 """Nothing but a mask is as low."""

@@ -13,8 +13,8 @@ from . import rule
 
 
 @rule(
-    "contiguous", "clone", "alias", "detach", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy", "lift_fresh",
-    "feature_dropout", "native_dropout",
+    "contiguous", "clone", "alias", "detach", "detach_", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy",
+    "lift_fresh", "feature_dropout", "native_dropout",
 )  # fmt: skip
 def same(lowering: Any, x: Any, *options: Any, **named: Any) -> Node:
     """Copies, and conversions between real types (a comparison's result is 0 or 1 already)."""
