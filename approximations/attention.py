@@ -7,8 +7,26 @@ import math
 import torch
 from torch import Tensor
 
-MASKED = -1e4
-"""An additive mask below this hides a key; above it, it is a bias (relative positions, ALiBi)."""
+MASKED = -512.0
+"""A score below this is one that a mask hides; an additive mask above it is a bias (relative positions, ALiBi)."""
+
+
+@torch.library.custom_op("blindformer::keeps", mutates_args=())
+def _keeps(x: Tensor) -> Tensor:
+    return (x > MASKED).to(x.dtype)
+
+
+@torch.library.custom_op("blindformer::unmasked", mutates_args=())
+def _unmasked(x: Tensor) -> Tensor:
+    return torch.where(x > MASKED, x, 0.0)
+
+
+_keeps.register_fake(torch.empty_like)
+_unmasked.register_fake(torch.empty_like)
+_unmasked.register_autograd(
+    lambda ctx, gradient: gradient * ctx.saved_tensors[0],
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(_keeps(inputs[0])),
+)
 
 
 def scaled_scores(query: Tensor, key: Tensor, scale: float | None, bias: Tensor | None) -> tuple[Tensor, float]:
@@ -30,8 +48,7 @@ def split_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
     if mask is not None and mask.dtype == torch.bool:
         keep = mask.to(query.dtype)
     elif mask is not None:
-        seen = mask > MASKED
-        keep, bias = seen.to(query.dtype), torch.where(seen, mask, 0.0)
+        keep, bias = keep_and_scores(mask)
     if causal:
         length, keys = query.shape[-2], key.shape[-2]
         seen = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril().to(query.dtype)
@@ -40,6 +57,16 @@ def split_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
 
 
 def keep_and_scores(masked: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of scores that an additive mask was added to: lowering recognises ``scores + mask > -1e4``."""
-    seen = masked > MASKED
-    return seen.to(masked.dtype), torch.where(seen, masked, 0.0)
+    """The same of scores that a mask hides some of. Lowering finds the mask in them (models/rules/masks.py)."""
+    return _keeps(masked.detach()), _unmasked(masked)
+
+
+def all_or_kept(keep: Tensor) -> Tensor:
+    """The mask, but rows that keep no key keep all: torch's softmax of equal scores weighs all alike, where its
+    attention weighs none."""
+    return (keep >= keep.amax(-1, keepdim=True)).to(keep.dtype)
+
+
+def none_kept(keep: Tensor) -> Tensor:
+    """1 in rows [..., 1] that keep no key, as a padded query behind a window has: 0 / 0, unless something is added."""
+    return 1.0 - keep.amax(-1, keepdim=True)

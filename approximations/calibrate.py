@@ -19,23 +19,31 @@ from .registry import Constants, find
 Batch = Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
+_GROWN = (
+    "the model does not, but its values grow so with this plan; train a student with it (blindformer distill), or take "
+    "the plan faithful"
+)
+_DIVERGED = "the model does not, but with the plan's approximations; choose others for the modules before it"
+_EPSILONS = [10.0**-digits for digits in range(4, 13)]  # what a norm adds to the variance, which is 0 of zeros
 _DIVISIONS = frozenset(("layer_norm", "reciprocal", "rsqrt"))
 
 
 class _Ranges:
     """An observer that keeps the least and the largest value by site; NaN is refused, or counts as infinite."""
 
-    def __init__(self, refuse_nan: bool = True) -> None:
+    def __init__(self, refuse_nan: bool = True, why: str = "check the model and the calibration inputs there") -> None:
         self.seen: dict[str, Range] = {}
-        self.refuse_nan = refuse_nan
+        self.refuse_nan, self.why = refuse_nan, why
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
+        if kind in ("layer_norm", "rsqrt"):
+            # Attention that sees no key gives zeros, and their norm is zeros whatever the factor.
+            other = value[~torch.isin(value, torch.tensor(_EPSILONS, dtype=value.dtype, device=value.device))]
+            value = other if other.numel() else value
         low, high = (float(v) for v in value.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             if self.refuse_nan:
-                raise CalibrationError(
-                    f"{site} meets NaN or infinity: check the model and the calibration inputs there"
-                )
+                raise CalibrationError(f"{site} meets NaN or infinity: {self.why}")
             low, high = -math.inf, math.inf
         known = self.seen.get(site, (low, high))
         self.seen[site] = (min(low, known[0]), max(high, known[1]))
@@ -63,7 +71,7 @@ def calibrate(
     kept = plan.trained_fits()
     plan = plan.replace(ranges={}, fits={})
     total = 2 * len(batches)
-    first, second = _Ranges(), _Ranges()
+    first, second = _Ranges(), _Ranges(why=_GROWN if plan.needs_distillation() else _DIVERGED)
     with in_force(model, plan) as overrides:
         overrides.exact = ALL_KINDS
         _run(model, overrides, batches, first, _counted(progress, 0, total))
@@ -128,6 +136,8 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constant
             fits[site] = kept[site]
             continue
         low, high = ranged.widened(site) or found.default_range
+        if kind == "reciprocal" and ranged.ranges[site][0] <= 0 and not site.endswith(DENOMINATOR):
+            continue  # it may well divide by no secret; if it does, lowering refuses
         if site.endswith(DENOMINATOR):
             softmax = find("softmax", plan.choice("softmax", path).name)
             low = max(low, softmax.least)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .attention import keep_and_scores, scaled_scores, split_mask
+from .attention import all_or_kept, keep_and_scores, scaled_scores, split_mask
 from .linear import Affine, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
 from .plan import DENOMINATOR, FULL_BITS, Plan
+from .primitives import inverse
 from .registry import EXACT, KINDS, Approximation, Constants
 from .softmax import mix
 
@@ -135,7 +137,7 @@ class Overrides(TorchFunctionMode):
         self._show(site, "softmax", scores)
         if found.function is None:
             return exactly()
-        numerators, denominators = found.function(scores, keep, **constants)
+        numerators, denominators = found.function(scores, all_or_kept(keep), **constants)
         result = mix(numerators, denominators, None, lambda d: self._divide(site, d, found.most * scores.shape[-1]))
         return result if last else result.transpose(dim, -1)
 
@@ -282,6 +284,19 @@ def _elementwise(kind: str) -> Callable[..., Tensor]:
     return answer
 
 
+def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    exact = func(input, *args, **kwargs)
+    found = overrides.elementwise("reciprocal", input, lambda: exact)
+    return exact if found is exact else inverse(found, input)
+
+
+def _divided_by(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
+    """number / x, by the name that x has for it."""
+    if not input.is_floating_point():
+        return func(input, other)
+    return _reciprocal(overrides, torch.reciprocal, input) * other
+
+
 def _silu(overrides: Overrides, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
     return overrides.elementwise("silu", input, lambda: func(input, inplace=inplace))
 
@@ -351,6 +366,19 @@ def _addmm(overrides: Overrides, func: Any, input: Tensor, mat1: Tensor, mat2: T
     return func(input if bias is None else bias, mat1, weight, **kwargs)
 
 
+_multi_head = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""torch's own, which does not hand itself over as a whole: its parts are to be answered."""
+
+
+def _attention_layer(overrides: Overrides, func: Any, *args: Any, **kwargs: Any) -> Any:
+    with overrides:
+        return _multi_head(*args, **kwargs)
+
+
 _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     F.gelu: _elementwise("gelu"),
     F.silu: _silu,
@@ -362,8 +390,10 @@ _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     F.sigmoid: _elementwise("sigmoid"),
     torch.rsqrt: _elementwise("rsqrt"),
     Tensor.rsqrt: _elementwise("rsqrt"),
-    torch.reciprocal: _elementwise("reciprocal"),
-    Tensor.reciprocal: _elementwise("reciprocal"),
+    torch.reciprocal: _reciprocal,
+    Tensor.reciprocal: _reciprocal,
+    Tensor.__rdiv__: _divided_by,
+    Tensor.__rtruediv__: _divided_by,
     F.softmax: _softmax,
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,
@@ -372,6 +402,7 @@ _ANSWERS: dict[Any, Callable[..., Tensor]] = {
     torch.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
+    F.multi_head_attention_forward: _attention_layer,
     F.linear: _linear,
     torch.addmm: _addmm,
 }

@@ -127,10 +127,13 @@ class Plan(BaseModel):
         return chosen
 
     def constants(self, kind: str, site: str, path: str) -> tuple[Approximation, Constants]:
-        """The approximation for a call site and its constants: fitted if calibrated, else for the default range."""
+        """The approximation for a call site and its constants: fitted if calibrated, else for the default range; exact
+        where the calibrated range has no fit."""
         choice = self.choice(kind, path)
         found = find(kind, choice.name)
         fitted = self.fits.get(site)
+        if fitted is None and found.fit is not None and site in self.ranges:
+            return find(kind, EXACT), {}
         if fitted is None or found.function is None:
             return found, found.constants(None, choice.options)
         if not found.accepts(fitted):

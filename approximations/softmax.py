@@ -2,7 +2,8 @@
 
 Every function takes scores [..., keys], keep, a mask of 1 and 0 that broadcasts to the scores (or None), and scale, a
 factor that the scores still lack, and returns (numerators [..., keys], denominators [..., 1]), the second the sum of
-the first, or None where nothing is divided by. A mask is a factor or a public shift; minus infinity never appears.
+the first, or None where nothing is divided by. A mask is a factor or a public shift; minus infinity never appears. A
+row that keeps no key has numerators 0, and a denominator that is not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attention import none_kept
 from .minimax import minimax
 from .primitives import above, polynomial
 from .registry import Constants, approximation
@@ -22,8 +24,10 @@ from .registry import Constants, approximation
 Parts = tuple[Tensor, Tensor | None]
 
 
-def _parts(numerators: Tensor) -> Parts:
-    return numerators, numerators.sum(-1, keepdim=True)
+def _parts(numerators: Tensor, keep: Tensor | None, alone: float = 1.0) -> Parts:
+    """Numerators and their sum; ``alone``: what it is where no key is kept, which nothing is divided by in earnest."""
+    total = numerators.sum(-1, keepdim=True)
+    return numerators, total if keep is None else total + none_kept(keep) * alone
 
 
 def _power_of_two(number: float) -> float | None:
@@ -45,7 +49,7 @@ def two_quad(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: 
         scores, scale, factor = scores * scale, 1.0, 1.0
     shifted = scores + shift / scale
     squares = shifted * shifted * factor
-    return _parts(squares if keep is None else squares * keep)
+    return _parts(squares if keep is None else squares * keep, keep, shift * shift)
 
 
 def fit_square(low: float, high: float, shift: float = 5.0) -> Constants:
@@ -81,16 +85,19 @@ def square(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: fl
 def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon: float = 2.0**-5) -> Parts:
     """(relu(x) + epsilon / n) over its sum. Epsilon keeps a row without a positive score from dividing by zero."""
     numerators = torch.relu(scores * scale) + epsilon / scores.shape[-1]
-    return _parts(numerators if keep is None else numerators * keep)
+    return _parts(numerators if keep is None else numerators * keep, keep)
 
 
 MOST = 1.1  # of a numerator: 1, and what a maximum in few bits may miss, which all numerators of a row then share
 
 
 def _below_maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
-    """Scores minus their row's largest; masked ones are first pushed down by ``gap``, a function of the mask only."""
-    shifted = scores if keep is None else scores + (keep - 1.0) * gap
-    return shifted - shifted.amax(-1, keepdim=True)
+    """Scores minus their row's largest; masked ones are first pushed down by ``gap``, a function of the mask only, and
+    once more where no key is kept."""
+    if keep is None:
+        return scores - scores.amax(-1, keepdim=True)
+    shifted = scores + (keep - 1.0) * gap
+    return shifted - (shifted.amax(-1, keepdim=True) + none_kept(keep) * gap)
 
 
 def _gap(low: float, high: float, cut: float) -> float:
@@ -166,7 +173,7 @@ def exp(
     x = _below_maximum(scores * scale, keep, gap)
     shift = 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings))
     base = polynomial(x * shift, coefficients, domain=cut * shift) * above(x, -cut)
-    return _parts(_squared(base, squarings))
+    return _parts(_squared(base, squarings), keep)
 
 
 def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float = 7) -> Constants:
@@ -191,7 +198,7 @@ def exp_limit(
 ) -> Parts:
     """(1 + x/2^n)^(2^n) above the cut, 0 below it: n squarings one after the other."""
     x = _below_maximum(scores * scale, keep, gap)
-    return _parts(_squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings))
+    return _parts(_squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings), keep)
 
 
 def _squared(x: Tensor, times: float) -> Tensor:

@@ -129,7 +129,8 @@ def compile(
                 `hidden_states` or one of its own, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
 
-    Errors: LoweringError (no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one line each.
+    Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
+    line each.
     """
     if embedding not in ("client", "private"):
         raise ProgramError(f"embedding={embedding!r}: choose client or private")
@@ -298,11 +299,16 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         try:
             with _without_stack_traces():
                 exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
+            if any(_writes(item) for item in exported.graph.nodes):
+                with warnings.catch_warnings():  # torch warns of itself
+                    warnings.simplefilter("ignore", FutureWarning)
+                    exported = exported.run_decompositions({})  # to values alone: no view is written through
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
             line = first_line(error, 300)
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
+    exported.graph.eliminate_dead_code()
     return exported, _names(exported)
 
 
@@ -313,6 +319,12 @@ def _names(exported: torch.export.ExportedProgram) -> list[str]:
     args = [item.arg for item in made]
     leaves = [torch.empty(()) if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in args]
     return list(tensors_of(pytree.tree_unflatten(leaves, spec)))
+
+
+def _writes(item: torch.fx.Node) -> bool:
+    """Whether an operation writes to its argument. To detach a constant in place changes no number."""
+    schema = getattr(item.target, "_schema", None)
+    return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
 
 
 def _give_examples(exported: torch.export.ExportedProgram, lowering: Lowering, batch: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ the lookup is a product with a secret one-hot matrix.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..protocols.errors import BlindformerError
+from ..approximations.attention import MASKED
 from .graph import Builder, Node
-from .prelude import ALLOWED
+from .prelude import ALLOWED, operation
+from .problems import LoweringError, Problems
 from .program import Step
 from .rules import Rules
+from .rules.masks import is_infinite
 
 MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "baddbmm"}
 REARRANGES = {
@@ -32,10 +36,6 @@ REARRANGES = {
 }  # fmt: skip
 ROW_BY_ROW = {"sum", "clamp", "div"}  # of a mask: how its rows are made to add up to 1
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
-
-
-class LoweringError(BlindformerError):
-    """The model contains something that has no rule, or cannot be made private as asked."""
 
 
 @dataclass(eq=False)
@@ -72,7 +72,10 @@ class Lowering:
     steps: list[Step] = field(default_factory=list)
     released: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    applied: dict[tuple[Any, ...], tuple[Value, Any]] = field(default_factory=dict)
+    hiding: dict[int, tuple[Node, Value, Node]] = field(default_factory=dict)  # scores with a mask (rules/masks.py)
     rules: Rules = field(default_factory=Rules)
+    problems: Problems = field(default_factory=Problems)
     path: str = ""
 
     def run(self, exported: ExportedProgram, outputs: list[str] | None, names: list[str]) -> Lowered:
@@ -87,17 +90,30 @@ class Lowering:
                 stack = item.meta.get("nn_module_stack") or {}
                 self.path = next(reversed(stack.values()))[0] if stack else ""
                 self.builder.path = self.path
-                self.values[item.name] = self._call(item)
+                try:
+                    self.values[item.name] = self._call(item)
+                except LoweringError as error:  # go on, to name all that has no rule at once
+                    self.problems.add(self.path, *error.args)
+                    self.values[item.name] = _unknown(item)
             elif item.op == "output":
-                found = [self.values[arg.name] for arg in item.args[0] if isinstance(arg, fx.Node)]
-                found = found[len(found) - len(names) :]  # buffers that the model changes come first
+                specs = exported.graph_signature.output_specs  # what a model writes to its buffers is no answer of it
+                answers = [a for a, s in zip(item.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
+                found = [self.values[arg.name] for arg in answers if isinstance(arg, fx.Node)]
+        self.problems.check()
         kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
         nodes = [self.as_node(v) for _, v in kept]
+        for (name, _), node in zip(kept, nodes, strict=True):
+            if is_infinite(self, node):
+                raise LoweringError(
+                    f"output {name}: holds a mask's minus infinity, which has no fixed point; return it without"
+                )
         return Lowered(nodes, [n for n, _ in kept], self.steps, self.released, self.origins, inputs)
 
     # --- for rules ---------------------------------------------------------------------------------------------------
     def as_node(self, value: Any) -> Node:
-        """The graph's node for any lowered value, tensor or number."""
+        """The graph's node for any lowered value, tensor or number; a node is its own."""
+        if isinstance(value, Node):
+            return value
         if not isinstance(value, Value):
             return self.builder.constant(value)
         if value.node is None:
@@ -108,18 +124,36 @@ class Lowering:
             value.node = Node(op, [], attributes, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
         return value.node
 
-    def looks_like_mask(self, value: Value) -> bool:
-        """Whether a client's float tensor is made with a type's minimum: a mask that happens to hide nothing."""
-        return value.value.dim() >= 2 and _has_minimum(self.steps, value.ref)
+    def apply(self, target: str, *args: Any) -> Value:
+        """A listed operation (models/prelude.py) on values of one owner, public ones aside: done now, and by the client
+        in every query if it is the owner. Equal calls are one value."""
+        key = (target, *((a.ref or id(a.value)) if isinstance(a, Value) else repr(a) for a in args))
+        if key not in self.applied:
+            found = list(_values(args))
+            owner = next((o for o in ("client", "server") if any(v.owner == o for v in found)), "public")
+            value = _concrete(operation(target), args, {})
+            if owner == "client":
+                name = f"{next(v.ref for v in found if v.owner == owner)}.{_short(target)}.{len(self.steps)}"
+                made = self._at_client(name, target, args, {}, value)
+            else:
+                made = Value(owner, value, parameters=frozenset().union(*(v.parameters for v in found)))
+            self.applied[key] = made, args  # which keeps their identities
+        return self.applied[key][0]
 
-    def fail(self, what: str) -> LoweringError:
-        return LoweringError(f"{self.path or 'model'}: {what}")
+    def least_number(self, value: Value) -> float:
+        """The largest number that the steps to a client's value mention, as a negative one."""
+        return -max(_mentioned(self.steps, value.ref), default=0.0)
+
+    def fail(self, what: str, advice: str = "") -> LoweringError:
+        """For a rule to raise: what cannot be done, and the way out, which many may share."""
+        return LoweringError(what, advice)
 
     # --- sources -----------------------------------------------------------------------------------------------------
     def _source(self, item: fx.Node, sources: dict[str, Any], exported: ExportedProgram, inputs: list[str]) -> Value:
         kind, target, value = sources[item.name]
         if kind == "parameter":
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            # Minus infinity is what a mask that a model keeps as a buffer hides with.
+            if value.is_floating_point() and not bool((value < math.inf).all()):
                 raise LoweringError(f"{target}: holds NaN or infinite weights; repair or retrain the model")
             return Value("server", value, ref=target, parameters=frozenset({target}))
         if kind == "public":
@@ -141,6 +175,8 @@ class Lowering:
         owner = self._owner(short, found, _narrows(item, short, args))
         if owner == "shared":
             return self._shared(short, target, args, kwargs)
+        if short == "inverse":  # whoever has the number divides by it
+            return self.apply("aten.reciprocal.default", args[1])
         value = _concrete(item.target, args, kwargs)
         parameters = frozenset().union(*(v.parameters for v in found))
         if owner in ("public", "server"):
@@ -163,8 +199,13 @@ class Lowering:
     def _shared(self, short: str, target: str, args: Any, kwargs: Any) -> Any:
         rule = self.rules.find(short)
         if rule is None:
-            raise self.fail(f"operation {short} ({target}) has no private form; {self.rules.advice(short)}")
-        result = rule(self, *args, **kwargs)
+            raise self.fail(f"operation {short} ({target}) has no private form", self.rules.advice(short))
+        try:
+            result = rule(self, *args, **kwargs)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise self.fail(
+                f"operation {short} ({target}) is called in a way that its rule does not know; call it more simply"
+            ) from error
         if isinstance(result, list | tuple):
             return [Value("shared", node=n) for n in result]
         return result if isinstance(result, Value) else Value("shared", node=result)
@@ -179,45 +220,49 @@ class Lowering:
             if v.owner == "server":
                 self._release(v)
         if short not in ALLOWED:
-            raise self.fail(
-                f"operation {short} ({item.target}) of the inputs alone cannot run at the client; do it beforehand"
-            )
+            text = f"operation {short} ({item.target}) of the inputs alone cannot run at the client"
+            self.problems.add(self.path, text, "do it beforehand")
+        return self._at_client(item.name, str(item.target), args, kwargs, value)
+
+    def _at_client(self, name: str, target: str, args: Any, kwargs: Any, value: Any) -> Any:
+        """The client's value of a step of its prelude."""
+        short, found = _short(target), list(_values([args, kwargs]))
         embedded = short == "embedding" or any(v.embedded for v in found)
-        self.steps.append(
-            Step(name=item.name, target=str(item.target), args=_encode(args, self), kwargs=_encode(kwargs, self))
-        )
+        self.steps.append(Step(name=name, target=target, args=_encode(args, self), kwargs=_encode(kwargs, self)))
         if isinstance(value, list | tuple):
             results = []
             for number, part in enumerate(value):
-                name = f"{item.name}.{number}"
-                self.steps.append(Step(name=name, target="getitem", args=[{"ref": item.name}, number]))
-                results.append(Value("client", part, ref=name, embedded=embedded))
+                self.steps.append(Step(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
+                results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded))
             return results
-        binary = value.dtype == torch.bool or (short in REARRANGES and all(v.binary for v in found))
-        factors = self._of_keys(item, short, args, kwargs) or _factors(short, args)
-        return Value("client", value, ref=item.name, embedded=embedded, binary=binary, factors=factors)
+        rearranged = short in REARRANGES and all(v.binary for v in found)
+        binary = value.dtype == torch.bool or short == "keeps" or rearranged
+        factors = self._of_keys(target, args, kwargs) or _factors(short, args)
+        return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors)
 
-    def _of_keys(self, item: fx.Node, short: str, args: Any, kwargs: Any) -> tuple[Value, ...]:
+    def _of_keys(self, target: str, args: Any, kwargs: Any) -> tuple[Value, ...]:
         """Where the rows of a mask are all alike, what is computed of each is computed of one: a mask of keys."""
-        if short not in ROW_BY_ROW or (short == "sum" and list(args[1:]) != [[-1], True]):
+        short = _short(target)
+        if short not in ROW_BY_ROW or kwargs or (short == "sum" and list(args[1:]) != [[-1], True]):
             return ()
         narrow = [_one_row(v) if isinstance(v, Value) and v.owner == "client" else v for v in args]
         if not isinstance(args[0], Value) or any(v is None for v in narrow):
             return ()
-        step = Step(
-            name=f"{item.name}.keys",
-            target=str(item.target),
-            args=_encode(narrow, self),
-            kwargs=_encode(kwargs, self),
-        )
-        self.steps.append(step)
-        return (Value("client", _concrete(item.target, narrow, kwargs), ref=step.name),)
+        return (self.apply(target, *narrow),)
 
     def _release(self, v: Value) -> None:
         if not v.ref:
             v.ref = f"released.{len(self.released)}"
         self.released[v.ref] = v.value.detach()
         self.origins[v.ref] = v.parameters
+
+
+def _unknown(item: fx.Node) -> Any:
+    """What stands for a result that there is no rule for: its shape."""
+    found = item.meta.get("val")
+    parts = found if isinstance(found, list | tuple) else [found]
+    made = [Value("shared", node=Node("unknown", shape=tuple(getattr(part, "shape", ())))) for part in parts]
+    return made if isinstance(found, list | tuple) else made[0]
 
 
 def _short(target: Any) -> str:
@@ -278,8 +323,9 @@ def _values(tree: Any) -> Any:
             yield from _values(item)
 
 
-def _has_minimum(steps: list[Step], ref: str) -> bool:
-    """Whether any step that leads to `ref` mentions a number such as a floating-point type's minimum."""
+def _mentioned(steps: list[Step], ref: str) -> Iterator[float]:
+    """Sizes of the numbers in the steps that lead to `ref`, those that only mean "to the end" aside. What comes before
+    a bound from below by a number that hides nothing cannot be low any more."""
     table = {step.name: step for step in steps}
     todo, seen = [ref], set()
     while todo:
@@ -287,12 +333,13 @@ def _has_minimum(steps: list[Step], ref: str) -> bool:
         if step is None or step.name in seen:
             continue
         seen.add(step.name)
+        if _short(step.target) == "clamp" and isinstance(step.args[1], float) and step.args[1] >= MASKED:
+            continue
         for arg in [*step.args, *step.kwargs.values()]:
-            if isinstance(arg, float | int) and not isinstance(arg, bool) and arg < -1e9:
-                return True
+            if isinstance(arg, float) or (isinstance(arg, int) and abs(arg) < 2**31):
+                yield abs(arg)
             if isinstance(arg, dict) and "ref" in arg:
                 todo.append(arg["ref"])
-    return False
 
 
 def _map(tree: Any, function: Any) -> Any:

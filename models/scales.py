@@ -355,7 +355,8 @@ class Scaler:
         if id(node) in self.ranges:
             self.ranges[id(total)] = self.ranges[id(node)]
         self.kept.append(total)  # ids of nodes are keys: they must not be recycled
-        self.opened.update((id(square), id(product.args[1])))
+        factors = product.args[0].args if product.op == "ldexp" else product.args
+        self.opened.update((id(square), *(id(factor) for factor in factors if factor is not x)))
         for made in _new_nodes(total, {id(x)}):
             if made.op not in ("client", "weight", "constant"):
                 getattr(self, f"_{made.op}", self._local)(made)

@@ -12,6 +12,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from ..problems import LoweringError
+
 Rule = Callable[..., Any]
 _RULE = "_blindformer_rule"
 
@@ -46,14 +48,20 @@ class Rules:
     def __init__(self) -> None:
         self.table: dict[str, Rule] = {}
         for module in pkgutil.iter_modules(importlib.import_module(__name__).__path__):
-            for item in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            found = importlib.import_module(f"{__name__}.{module.name}")
+            for item in vars(found).values():
+                if getattr(item, "__module__", "") != found.__name__:
+                    continue  # what a file imports is a rule where it comes from
                 for name in getattr(item, _RULE, ()):
                     if name in self.table:
-                        raise RuntimeError(f"operation {name} has two rules")
+                        others = self.table[name].__module__.rsplit(".", 1)[-1]
+                        raise LoweringError(
+                            f"operation {name}: has rules in {others}.py and {module.name}.py; keep one"
+                        )
                     self.table[name] = item
 
     def find(self, name: str) -> Rule | None:
-        return self.table.get(name) or self.table.get(name.rstrip("_"))
+        return self.table.get(name)
 
     def advice(self, name: str) -> str:
         """What to do about an operation without a rule."""

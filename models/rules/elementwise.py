@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..program import Step
 from . import rule
-
-MASKED = -1e3
-"""A comparison with less than this asks whether an additive mask hides an element."""
-HIDDEN = -4e3
-"""What an additive mask's minus infinity becomes: far below any score, and finite."""
+from .masks import bounded, is_mask
 
 
 def _is(value: Any, owner: str) -> bool:
@@ -24,7 +19,7 @@ def _is(value: Any, owner: str) -> bool:
 @rule("add")
 def add(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
     b = lowering.builder
-    left, right = lowering.as_node(_bounded(lowering, x)), lowering.as_node(_bounded(lowering, y))
+    left, right = lowering.as_node(bounded(lowering, x)), lowering.as_node(bounded(lowering, y))
     if alpha != 1:
         right = b.scale(right, float(alpha))
     return b.add(left, right)
@@ -32,8 +27,11 @@ def add(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
 
 @rule("sub")
 def sub(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
-    right = lowering.as_node(y)
-    b = lowering.builder
+    if not _is(y, "shared") and isinstance(getattr(y, "value", None), Tensor):
+        negative = lowering.apply("aten.neg.default", y)
+        if is_mask(lowering, negative):  # which is taken away
+            return add(lowering, x, negative, alpha=alpha)
+    b, right = lowering.builder, lowering.as_node(y)
     return b.sub(lowering.as_node(x), right if alpha == 1 else b.scale(right, float(alpha)))
 
 
@@ -72,6 +70,20 @@ def div(lowering: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> N
     raise lowering.fail(f"division of a secret by a value of the {y.owner}; multiply by its inverse instead")
 
 
+@rule("inverse")
+def inverse(lowering: Any, approximated: Any, x: Any) -> Node:
+    """1 / x of a secret, by the plan's reciprocal."""
+    return lowering.as_node(approximated)
+
+
+@rule("reciprocal")
+def reciprocal(lowering: Any, x: Any) -> Node:
+    raise lowering.fail(
+        "division by a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
+        "keeps it above 0, and choose a reciprocal in the plan"
+    )
+
+
 @rule("pow", "square")
 def power(lowering: Any, x: Any, exponent: Any = 2) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
@@ -102,8 +114,7 @@ def absolute(lowering: Any, x: Any) -> Node:
     return b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1))
 
 
-# --- comparisons
-# ---------------------------------------------------------------------------------------------------------
+# --- comparisons -----------------------------------------------------------------------------------------------------
 @rule("lt", "le")
 def less(lowering: Any, x: Any, y: Any) -> Any:
     return _compare(lowering, x, y, flip=False)
@@ -119,66 +130,8 @@ def _compare(lowering: Any, x: Any, y: Any, flip: bool) -> Any:
     if not _is(y, "public") or (isinstance(number, Tensor) and number.numel() != 1):
         raise lowering.fail("comparison of two tensors; compare their difference with a number")
     threshold, b = float(number), lowering.builder
-    node = lowering.as_node(x)
-    hidden = _additive_mask(node) if flip and threshold <= MASKED else None
-    if hidden is not None:
-        return _kept(lowering, hidden, threshold)
-    bit = b.less(node, threshold)
+    bit = b.less(lowering.as_node(x), threshold)
     return b.complement(bit) if flip else bit
-
-
-def _additive_mask(node: Node) -> Node | None:
-    """The client's mask in `scores + mask`, if that is what the node is."""
-    if node.op == "add":
-        for arg in node.args:
-            if arg.op == "client":
-                return arg
-    return None
-
-
-def _kept(lowering: Any, mask: Node, threshold: float) -> Any:
-    """`scores + mask > threshold`, decided by the mask alone at the client (scores are far from the threshold)."""
-    from ..lowering import Value
-
-    name = f"{mask.name}.kept"
-    if not any(step.name == name for step in lowering.steps):
-        lowering.steps.append(Step(name=name, target="aten.gt.Scalar", args=[{"ref": mask.name}, HIDDEN / 2]))
-    assert mask.value is not None
-    return Value("client", mask.value > HIDDEN / 2, ref=name, binary=True)
-
-
-def _bounded(lowering: Any, value: Any) -> Any:
-    """An additive mask of minus infinity (or the type's minimum) enters fixed point as a large finite number."""
-    from ..lowering import Value
-
-    limit = HIDDEN
-    if not _is(value, "client") or not isinstance(value.value, Tensor) or not value.value.is_floating_point():
-        return value
-    if not bool((value.value < limit).any()) and not lowering.looks_like_mask(value):
-        return value
-    name = f"{value.ref}.bounded"
-    if not any(step.name == name for step in lowering.steps):
-        lowering.steps.append(Step(name=name, target="aten.clamp.default", args=[{"ref": value.ref}, limit]))
-    return Value("client", value.value.clamp(min=limit), ref=name)
-
-
-@rule("where")
-def where(lowering: Any, condition: Any, x: Any, y: Any) -> Node:
-    b = lowering.builder
-    bit, left, right = lowering.as_node(condition), lowering.as_node(x), lowering.as_node(y)
-    if _is(condition, "client") and left.op == "add" and any(a.op == "client" for a in left.args):
-        # where(scores + mask is kept, scores + mask, 0): the mask adds nothing where it keeps
-        left = next(a for a in left.args if a.op != "client")
-    return b.where(bit, left, right)
-
-
-@rule("masked_fill")
-def masked_fill(lowering: Any, x: Any, mask: Any, value: Any) -> Node:
-    node = lowering.as_node(value)
-    if float(node.value.reshape(-1)[0]) < HIDDEN:  # type: ignore[union-attr]
-        node = lowering.builder.constant(HIDDEN)
-    b = lowering.builder
-    return b.where(lowering.as_node(mask), node, lowering.as_node(x))
 
 
 @rule("bitwise_not", "logical_not")

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..graph import Node
 from ..program import Step
 from . import rule
+from .elementwise import add
 
 
 def _weight(lowering: Any, value: Any, transform: Any) -> Any:
@@ -38,9 +39,8 @@ def matmul(lowering: Any, x: Any, y: Any) -> Node:
 
 @rule("addmm", "baddbmm")
 def addmm(lowering: Any, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Node:
-    b = lowering.builder
-    product = b.scale(_product(lowering, lowering.as_node(x), lowering.as_node(y)), float(alpha))
-    return b.add(product, b.scale(lowering.as_node(bias), float(beta)) if beta != 1 else lowering.as_node(bias))
+    product = lowering.builder.scale(_product(lowering, lowering.as_node(x), lowering.as_node(y)), float(alpha))
+    return add(lowering, product, bias, alpha=beta)
 
 
 @rule("conv2d", "convolution")
@@ -105,7 +105,7 @@ def _product(lowering: Any, x: Node, y: Node) -> Node:
         raise lowering.fail("a product with a vector has no rule; unsqueeze it first")
     if y.owner == "public" and x.owner == "shared":
         raise lowering.fail("a matrix product with a public matrix has no rule; make it a parameter")
-    if x.owner == "server" and y.owner == "shared":  # W X = (X^T W^T)^T
+    if x.owner == "server" and y.owner == "shared" and len(x.shape) == 2:  # W X = (X^T W^T)^T
         flipped = Node("weight", [], {}, tuple(reversed(x.shape)), "server", x.path, x.name, _t(x.value))
         return b.transpose(b.matmul(b.transpose(y, -1, -2), flipped), -1, -2)
     return b.matmul(x, y)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..graph import Node
 from ..program import Step
@@ -13,8 +14,8 @@ from . import rule
 
 
 @rule(
-    "contiguous", "clone", "alias", "detach", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy", "lift_fresh",
-    "feature_dropout", "native_dropout",
+    "contiguous", "clone", "alias", "detach", "detach_", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy",
+    "lift_fresh", "feature_dropout", "native_dropout",
 )  # fmt: skip
 def same(lowering: Any, x: Any, *options: Any, **named: Any) -> Node:
     """Copies, and conversions between real types (a comparison's result is 0 or 1 already)."""
@@ -147,6 +148,58 @@ def _public_indices(lowering: Any, indices: Any) -> list[int]:
     if value.dim() != 1:
         raise lowering.fail(f"indexing by a tensor of {value.dim()} dimensions; use a vector")
     return value.nonzero().flatten().tolist() if value.dtype == torch.bool else value.tolist()
+
+
+@rule("slice_scatter")
+def slice_scatter(
+    lowering: Any, x: Any, source: Any, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> Node:
+    """x with a slice of it replaced: what is left of a write to a view."""
+    node = lowering.as_node(x)
+    return _replaced(lowering, node, source, dim, list(range(node.shape[dim])[slice(start, stop, step)]))
+
+
+@rule("select_scatter")
+def select_scatter(lowering: Any, x: Any, source: Any, dim: int, index: int) -> Node:
+    return _replaced(lowering, lowering.as_node(x), unsqueeze(lowering, source, dim), dim, [index])
+
+
+@rule("index_put")
+def index_put(lowering: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Node:
+    """x[:, i] = values with a public vector i; x[bits] = number with bits that somebody has in the clear."""
+    used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
+    if len(used) != 1 or accumulate:
+        raise lowering.fail("a write at several indices has a rule for one vector of them, without accumulate")
+    dim, wanted = used[0]
+    bits, number = wanted.value, values.value
+    if isinstance(bits, Tensor) and bits.dtype == torch.bool and isinstance(number, Tensor) and number.numel() == 1:
+        rest = len(lowering.as_node(x).shape) - dim - bits.dim()
+        where = lowering.apply("aten.reshape.default", wanted, [*bits.shape, *[1] * rest])
+        return lowering.rules.find("where")(lowering, where, lowering.apply("aten.reshape.default", values, []), x)
+    return _replaced(lowering, lowering.as_node(x), values, dim, _public_indices(lowering, wanted))
+
+
+def _replaced(lowering: Any, node: Node, source: Any, dim: int, places: list[int]) -> Node:
+    """The node with these places of a dimension replaced, in order, by those of the source."""
+    b, size = lowering.builder, node.shape[dim]
+    shape = list(node.shape)
+    shape[dim] = len(places)
+    wide = b.concat([node, b.expand(lowering.as_node(source), tuple(shape))], dim)
+    now = list(range(size))
+    for number, place in enumerate(places):
+        now[place] = size + number
+    return b.index(wide, dim, now)
+
+
+@rule("copy")
+def copy(lowering: Any, x: Any, source: Any, *options: Any) -> Node:
+    """The source, in the shape of x."""
+    return lowering.builder.expand(lowering.as_node(source), lowering.as_node(x).shape)
+
+
+@rule("fill")
+def fill(lowering: Any, x: Any, value: Any) -> Node:
+    return copy(lowering, x, value)
 
 
 @rule("cat", "concat")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from blindformer.approximations import CalibrationError
 from blindformer.models.compile import compile
 from blindformer.models.lowering import LoweringError
 from blindformer.models.program import ProgramError
@@ -44,6 +45,10 @@ UNSUPPORTED = {
     ),
     "log": (lambda x: torch.log(x * x), r"operation log .*has no private form"),
     "cumsum": (lambda x: x.cumsum(-1), r"operation cumsum .*has no private form"),
+    "number over what may be 0": (
+        lambda x: 1 / x,
+        "division by a secret that is not above 0 on all calib",
+    ),
     "division": (lambda x: x / (x * x + 1), r"division by a secret; use torch.reciprocal"),
     "high power": (lambda x: x**7, r"a secret to the power 7; the rule knows 1 to 4"),
     "comparison": (lambda x: (x < x[0]).to(x.dtype), "comparison of two tensors"),
@@ -57,6 +62,40 @@ def test_an_unsupported_operation_names_module_operation_and_alternative(what):
     with pytest.raises(LoweringError, match=rf"^layers\.1: .*?{message}") as caught:
         compile(Model(function), BATCHES, "faithful")
     assert "\n" not in str(caught.value)
+
+
+def test_all_that_has_no_rule_is_named_at_once():
+    def several(x):
+        kept = torch.where(x > 0, torch.exp(x), torch.sort(x).values)
+        return kept.topk(6).values + torch.exp(kept)
+
+    model = Model(several)
+    model.layers[0].function = torch.exp
+    with pytest.raises(LoweringError) as caught:
+        compile(model, BATCHES, "faithful")
+    line = str(caught.value)
+    assert line.startswith("layers.0: operation exp (aten.exp.default) has no private form (and in 1 other modules); ")
+    assert "also layers.1: operation sort " in line
+    assert "also layers.1: operation topk " in line
+    assert line.count("rewrite the module with one of") == line.count("use amax") == 1
+    assert "\n" not in line
+
+
+def test_minus_infinity_is_no_answer():
+    model = Model(torch.relu)
+    model.layers[1].function = lambda x: x.masked_fill(torch.ones(4, 6, dtype=torch.bool).triu(1), -float("inf"))
+    with pytest.raises(LoweringError, match=r"^output y: holds a mask's minus infinity"):
+        compile(model, BATCHES, "faithful")
+
+
+def test_values_that_grow_under_a_plan_are_told_from_a_broken_model():
+    def larger(x):
+        for _ in range(8):
+            x = torch.nn.functional.silu(30 * x)  # about 30 x; with the plan, about x^2
+        return x
+
+    with pytest.raises(CalibrationError, match=r"NaN or infinity: the model does not, but its values grow so"):
+        compile(Model(larger), BATCHES, "he")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

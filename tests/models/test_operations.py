@@ -15,7 +15,22 @@ def drawn(*shape: int, seed: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
+def written(m, x):
+    """Every way of writing into a value, and into a view of it."""
+    h, own = m.hide(x), x * 2
+    h[:, :4].mul_(2)
+    h[1] = x[0]
+    h[torch.tensor([3, 0])] = own[:2]
+    h[:, torch.arange(6) > 4] = 7.0
+    own[0].add_(h[0, 0])
+    return h + own
+
+
 OPERATIONS = {
+    "writes to views": written,
+    "number over secret": lambda m, x: 3.0 / (m.hide(x).square() + 0.5),
+    "number over the client's": lambda m, x: m.hide(x) * (2 / (x.sum() - 50)),
+    "batch of the server's": lambda m, x: m.side.view(2, 2, 6)[:, :, :3] @ m.hide(x).view(2, 3, 4),
     "sum of everything": lambda m, x: m.hide(x) + m.side + x + 1.5,
     "difference": lambda m, x: (1.0 - m.hide(x)) - m.side,
     "product": lambda m, x: m.hide(x) * (x + m.side),
