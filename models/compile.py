@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,19 @@ from .ranges import measure
 from .scales import Precision, Scaled, Scaler
 
 Progress = Callable[[str], None]
-_TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
+
+
+class _OneAtATime(ContextDecorator):
+    """For one thread: torch.export patches modules for all, and a model that is compiled has a plan in force."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 @dataclass
@@ -90,6 +102,7 @@ def encode_client(
     return {name: ring.encode(values[program.client[name]], scales[name], program.client[name]) for name in names}
 
 
+@_OneAtATime()
 def compile(
     model: nn.Module,
     example: Mapping[str, Any] | Sequence[Mapping[str, Any]],
@@ -117,8 +130,25 @@ def compile(
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
     say = progress or (lambda stage: None)
     _check_weights(model)
-    with _TRACING:
-        lowered, plan = _traced(model, batches, plan, Lowering(embedding=embedding), outputs, say)
+    was_training, previous = model.training, plan_of(model)
+    model.eval()
+    try:
+        if isinstance(plan, str) or not plan.ranges:
+            say("calibrate")
+            plan = calibrate(model, batches, plan)
+        say("export")
+        approximate(model, plan)
+        exported, names = _export(model, batches[0])
+        say("lower")
+        lowering = Lowering(embedding=embedding)
+        _give_examples(exported, lowering, batches[0])
+        lowered = lowering.run(exported, outputs, names)
+    finally:
+        model.train(was_training)
+        if previous is None:
+            restore(model)
+        else:
+            approximate(model, previous)
     say("optimise")
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
@@ -132,35 +162,6 @@ def compile(
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
     return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, nodes)
-
-
-def _traced(
-    model: nn.Module,
-    batches: list[Mapping[str, Any]],
-    plan: Plan | str,
-    lowering: Lowering,
-    outputs: list[str] | None,
-    say: Progress,
-) -> tuple[Lowered, Plan]:
-    """The lowered graph and the calibrated plan; the model is left as it was."""
-    was_training, previous = model.training, plan_of(model)
-    model.eval()
-    try:
-        if isinstance(plan, str) or not plan.ranges:
-            say("calibrate")
-            plan = calibrate(model, batches, plan)
-        say("export")
-        approximate(model, plan)
-        exported, names = _export(model, batches[0])
-        say("lower")
-        _give_examples(exported, lowering, batches[0])
-        return lowering.run(exported, outputs, names), plan
-    finally:
-        model.train(was_training)
-        if previous is None:
-            restore(model)
-        else:
-            approximate(model, previous)
 
 
 def _assemble(scaled: Scaled, draft: Program, lowered: Lowered, plan: Plan, name: str, nodes: list[Node]) -> Compiled:
