@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .items import read_lines
+
 MB = 1e6
 
 
@@ -108,17 +110,7 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
 
 def read_texts(path: Path | None) -> list[str] | None:
     """One text a line; None if there is no file."""
-    from ...protocols.errors import BlindformerError
-
-    if path is None:
-        return None
-    try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BlindformerError(f"{path}: cannot be read ({error}); give a text file, one text a line") from None
-    if not texts:
-        raise BlindformerError(f"{path}: holds no texts; write one a line")
-    return texts
+    return None if path is None else [line for line in read_lines(path) if line]
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .answers import answer_table, as_json, in_words, similarities
+from .items import FieldOption, FileOption, complain, raise_if_all, read_items
 from .output import (
     CalibrateOption,
     EmbeddingOption,
@@ -32,7 +33,12 @@ DEFAULT_PARTIES = 2
 
 def run(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
-    text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+    ] = None,
+    file: FileOption = None,
+    field: FieldOption = None,
     plan: OwnPlanOption = None,
     protocol: Annotated[
         Protocol,
@@ -67,13 +73,12 @@ def run(
     """
     prepare()
     roster = _roster(protocol, parties, recipient, owner or [])
-    texts = list(text)
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
-        from ..local import compare, compile_for, compile_text
+        from ..local import compare, compile_for, compile_text, encode_each
 
         chosen = read_plan(plan) if plan else None
         loaded = load(model)
@@ -81,7 +86,13 @@ def run(
         trained = plan is None and not isinstance(chosen, str)
         images = loaded.kind == "image"
         calibration = None if images else read_texts(calibrate)
-        size = 0 if images else loaded.length_for(texts, length)
+        items = read_items(images, text or [], file or [], field)
+        fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
+        places = list(fitting)
+        size, encoded, refused = encode_each(loaded, list(fitting.values()), length)
+        errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
+        errors |= {places[place]: error for place, error in refused.items()}
+        raise_if_all(items, errors)
         phases.end("load")
         phases.begin("compile")
         options: dict[str, Any] = {
@@ -95,10 +106,10 @@ def run(
                 return compile_images(loaded, [calibrate] if calibrate else None, chosen, rows=rows, **options)
             return compile_text(loaded, size, chosen, texts=calibration, rows=rows, **options)
 
-        compiled = compile_for(protocol.value, len(texts), make)
+        compiled = compile_for(protocol.value, len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
-        inputs = [loaded.encode_image(item) if images else loaded.encode(item, size) for item in texts]
+        inputs = list(encoded.values())
         found = compare(
             loaded,
             compiled,
@@ -110,18 +121,34 @@ def run(
             roster=roster,
             trained=trained,
         )
-    task = loaded.task
-    values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
-    results = [{"text": name, **as_json(task.pipeline, value)} for name, value in zip(texts, values, strict=True)]
+    task, asked = loaded.task, [places[place] for place in encoded]
+    errors |= {asked[place]: error for place, error in found.errors.items()}
+    answers = zip(asked, found.private, inputs, strict=True)
+    values = {index: task.read(private, given) for index, private, given in answers if index not in errors}
+    results = [
+        {**item.row(task.pipeline), **_answer(task.pipeline, index, values, errors)} for index, item in enumerate(items)
+    ]
+    for index in sorted(errors):
+        complain(items, index, errors[index])
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
     if roster is not None:
         summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
-    if task.pipeline == "sentence-embedding" and len(texts) > 1:
-        summary["similarities"] = similarities(texts, values)
+    if task.pipeline == "sentence-embedding" and len(values) > 1:
+        summary["similarities"] = similarities([items[index].value for index in values], list(values.values()))
     if form is Format.json:
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
-        return
-    _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary, found.reports)
+    else:
+        words = [
+            (item.value, in_words(task.pipeline, values[index]) if index in values else "no answer")
+            for index, item in enumerate(items)
+        ]
+        _show(loaded.name, task.pipeline, words, summary, found.reports)
+    if errors:
+        raise typer.Exit(1)
+
+
+def _answer(task: str, index: int, values: dict[int, Any], errors: dict[int, Any]) -> dict[str, Any]:
+    return as_json(task, values[index]) if index in values else {"error": str(errors[index])}
 
 
 def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: list[str]) -> Any:
@@ -156,7 +183,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
-def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[tuple[str, str]], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..kinds import KINDS
     from ..report import each_in_words
 
@@ -167,8 +194,7 @@ def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[st
         out.print(f"the answers go to {summary['recipient']}")
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
-    words = [(item, in_words(task, value)) for item, value in answers]
-    out.print(answer_table(task, words, summary.get("similarities")))
+    out.print(answer_table(task, answers, summary.get("similarities")))
     out.print(
         f"\n{costs(reports, 'a text' if summary['length'] else 'an image')}   "
         f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"

@@ -75,6 +75,20 @@ def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
     assert "bert.encoder.layer.0" in out
 
 
+def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text(f"good\n\n{'good ' * 80}\nbad blue\n")
+    code, out, errors = call("run", tiny_encoder, "--file", file, "--protocol", "clear", *known, "--format", "json")
+    assert code == 1
+    first, bad, last = json.loads(out)["results"]
+    assert [row["number"] for row in (first, bad, last)] == [row["line"] for row in (first, bad, last)] == [1, 3, 4]
+    assert (len(first["embedding"]), len(last["embedding"])) == (32, 32)
+    assert errors == f"blindformer: {file}, line 3: {bad['error']}\n"
+    assert len(json.loads(out)["similarities"]) == 1
+    code, out, errors = call("run", tiny_encoder, "", "good " * 80, "--protocol", "clear", *known)
+    assert (code, out, errors) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out\n")
+
+
 def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
     file = tmp_path / "texts"
     file.write_text("good\n\nthe red password\n")
