@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import Format, FormatOption, console, emit, table
-
-PLANS = ("faithful", "fast", "he", "exact")
+from .output import PLANS, PRIVATE_PLANS, Format, FormatOption, console, emit, table
 
 
 class What(enum.StrEnum):
@@ -82,6 +80,7 @@ def _plans() -> list[dict[str, Any]]:
     return [
         {
             "name": plan.name,
+            "runs_on_secrets": plan.name in PRIVATE_PLANS,
             "needs_distillation": plan.needs_distillation(),
             "linear_bits": plan.linear_bits,
             **{kind: getattr(plan, kind).name for kind in KINDS},

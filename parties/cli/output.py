@@ -20,6 +20,11 @@ from .items import read_lines
 
 MB = 1e6
 
+# Here by name, so that help does not wait for torch; tests hold them to the registries.
+PRIVATE_PLANS = ("faithful", "fast", "he")
+PLANS = (*PRIVATE_PLANS, "exact")
+_PRESET = f"A preset ({', '.join(PRIVATE_PLANS)}) or a plan's JSON file"
+
 
 class Format(enum.StrEnum):
     text = "text"
@@ -42,14 +47,12 @@ class Door(enum.StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="text, or one JSON object on stdout.")]
-PlanOption = Annotated[
-    str, typer.Option("--plan", help="A preset (faithful, fast) or a plan's JSON file; see `blindformer list plans`.")
-]
+PlanOption = Annotated[str, typer.Option("--plan", help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlanOption = Annotated[
     str | None,
     typer.Option(
         "--plan",
-        help="A preset (faithful, fast) or a plan's JSON file (default: the model's own plan.json, else faithful).",
+        help=f"{_PRESET} (default: the model's own plan.json, else faithful).",
     ),
 ]
 LengthOption = Annotated[
@@ -79,14 +82,19 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def read_plan(name: str) -> Any:
-    """A preset's name as it is, or the plan in a JSON file."""
+def read_plan(name: str, private: bool = True) -> Any:
+    """A preset's name as it is, or the plan in a JSON file. `private`: one that runs on secrets. Errors: PlanError."""
     from ...approximations import Plan
     from ...approximations.errors import PlanError
 
     path = Path(name)
     if path.suffix != ".json":
         Plan.preset(name)  # a miss names the presets, before anything slow happens
+        if private and name not in PRIVATE_PLANS:
+            raise PlanError(
+                f"plan {name}: is torch's own functions, which do not run on secrets; choose one of "
+                f"{', '.join(PRIVATE_PLANS)}"
+            )
         return name
     try:
         return Plan.model_validate_json(path.read_text())

@@ -105,6 +105,7 @@ def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
     [
         (["run", "/no/such/folder", "hi"], "there is no such folder"),
         (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
+        (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
         (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
         (["run", "{classifier}", "good", "--outputs", "nonsense"], "nonsense"),
         (["run", "{classifier}", "good", "--embedding", "both"], "choose client or private"),
@@ -151,13 +152,22 @@ def test_lists(call, what):
     assert all(row["name"] in out for row in rows)
 
 
-def test_the_listed_plans_are_the_presets():
+def test_names_in_the_help_are_those_of_the_registries():
     from blindformer.approximations import Plan, PlanError
-    from blindformer.parties.cli.listing import PLANS
+    from blindformer.approximations.registry import KINDS, find
+    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS, Door, Protocol
+    from blindformer.parties.doors import DOORS
+    from blindformer.parties.kinds import KINDS as SESSIONS
+    from blindformer.parties.kinds import REFERENCE
 
     with pytest.raises(PlanError) as caught:
         Plan.preset("no such plan")
     assert str(caught.value).endswith(", ".join(PLANS))
+    plans = [Plan.preset(name) for name in PLANS]
+    runs = [p.name for p in plans if all(find(kind, getattr(p, kind).name).function for kind in KINDS)]
+    assert runs == list(PRIVATE_PLANS)
+    assert set(Protocol) == {*SESSIONS, REFERENCE}
+    assert set(Door) == set(DOORS)
 
 
 def test_env(call):
