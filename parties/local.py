@@ -199,7 +199,11 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
         kind.save(compiled, Path(folder))
         options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+        if progress:
+            progress("start", 0, 1)
         session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
+        if progress:
+            progress("start", 1, 1)
         with session:
 
             def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .output import (
+    COMPILE_NOTES,
     MB,
     CalibrateOption,
     EmbeddingOption,
@@ -58,7 +59,8 @@ def estimate(
     """
     prepare()
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(1)
         from ...models.building import own_plan
         from ...models.loading import load
@@ -74,12 +76,13 @@ def estimate(
         roster = numbered(parties) if protocol is Priced.crypten else None
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         chosen, texts = read_plan(plan) if plan else None, read_texts(calibrate)
+        phases.note("load", "the model")
         loaded = load(model)
         chosen = own_plan(loaded) if chosen is None else chosen
         if loaded.positions is not None and length > loaded.positions:
             raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
         phases.end("load")
-        phases.begin("compile")
+        phases.begin("compile", COMPILE_NOTES)
         compiled = compile_text(
             loaded, length, chosen, texts=texts, embedding=embedding, stage=lambda stage: phases.note("compile", stage)
         )

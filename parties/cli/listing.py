@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import PLANS, PRIVATE_PLANS, Format, FormatOption, console, emit, table
+from .output import PLANS, PRIVATE_PLANS, Format, FormatOption, Phases, console, emit, table
 
 
 class What(enum.StrEnum):
@@ -20,7 +20,9 @@ def list_names(
     what: Annotated[What, typer.Argument(help="protocols, approximations or plans.")], form: FormatOption = Format.text
 ) -> None:
     """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
-    rows = {What.protocols: _protocols, What.approximations: _approximations, What.plans: _plans}[what]()
+    with Phases() as phases:
+        phases.begin("load")
+        rows = {What.protocols: _protocols, What.approximations: _approximations, What.plans: _plans}[what]()
     if form is Format.json:
         emit({what.value: rows})
         return

@@ -48,25 +48,27 @@ def precompute(
     keep_freed_memory()
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
-    use_threads(threads)
-    from ..config import load_settings
-    from ..precompute import precompute as make
-
-    settings = load_settings(
-        config,
-        ("beaver",),
-        **{
-            "parties.server.address": server,
-            "parties.dealer.address": dealer,
-            "session.timeout": timeout,
-            "certificates.folder": certs,
-            "client.folder": folder,
-            "client.cache": cache,
-            "client.spool": spool,
-            "client.wait": wait,
-        },
-    )
     with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ..config import load_settings
+        from ..precompute import precompute as make
+
+        settings = load_settings(
+            config,
+            ("beaver",),
+            **{
+                "parties.server.address": server,
+                "parties.dealer.address": dealer,
+                "session.timeout": timeout,
+                "certificates.folder": certs,
+                "client.folder": folder,
+                "client.cache": cache,
+                "client.spool": spool,
+                "client.wait": wait,
+            },
+        )
+        phases.end("load")
         found = make(settings, count, length, phases.step)
     if form is Format.json:
         emit({**asdict(found), "stopped": None if found.stopped is None else str(found.stopped)})

@@ -94,13 +94,15 @@ def query(
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
     broken: Exception | None = None
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...protocols.errors import BlindformerError
         from ..asking import Result
         from ..config import load_settings
         from ..doors import open_client
 
+        phases.note("load", "the model's client part")
         named = None if protocol is None else protocol.value
         with open_client(
             load_settings(config, **{"session.protocol": named}).session.protocol,

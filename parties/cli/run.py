@@ -9,6 +9,7 @@ import typer
 from .answers import answer_table, as_json, in_words, similarities
 from .items import FieldOption, FileOption, complain, raise_if_all, read_items
 from .output import (
+    COMPILE_NOTES,
     CalibrateOption,
     EmbeddingOption,
     Format,
@@ -74,13 +75,15 @@ def run(
     prepare()
     roster = _roster(protocol, parties, recipient, owner or [])
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
         from ..local import compare, compile_for, compile_text, encode_each
 
         chosen = read_plan(plan) if plan else None
+        phases.note("load", "the model")
         loaded = load(model)
         chosen = own_plan(loaded) if chosen is None else chosen
         trained = plan is None and not isinstance(chosen, str)
@@ -94,7 +97,7 @@ def run(
         errors |= {places[place]: error for place, error in refused.items()}
         raise_if_all(items, errors)
         phases.end("load")
-        phases.begin("compile")
+        phases.begin("compile", COMPILE_NOTES)
         options: dict[str, Any] = {
             "embedding": embedding,
             "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,

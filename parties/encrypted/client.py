@@ -248,6 +248,8 @@ class EncryptedClient(Asking):
         if self._api is not None:
             return self._api
         settings, timeout = self.settings, self.settings.session.timeout
+        if self.progress:
+            self.progress("connect", 0, 1)
         if self._start_local:
             more = ["--workers", "1", "--query-processes", str(cores())]  # there is one client, this one
             more += ["--any-ring"] if self.any_ring else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -168,6 +169,36 @@ def test_names_in_the_help_are_those_of_the_registries():
     assert runs == list(PRIVATE_PLANS)
     assert set(Protocol) == {*SESSIONS, REFERENCE}
     assert set(Door) == set(DOORS)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
+    from blindformer.parties.cli import output
+
+    monkeypatch.delenv(output.PROGRESS)
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.setattr(output, "PATIENCE", 0.1)
+    monkeypatch.setattr(output, "PAUSE", 0.1)
+    with output.Phases() as phases:
+        phases.begin("compile", 4)
+        phases.note("compile", "export")
+        phases.note("compile", "lower")
+        time.sleep(0.35)
+        phases.end("compile")
+        phases.step("query", 3, 4)
+        time.sleep(0.35)
+    out, errors = capsys.readouterr()
+    assert out == ""
+    if terminal:
+        assert " 25%" in errors
+        assert " 75%" in errors
+    else:
+        assert errors == "compile 25%  lower\nquery 75%\n"
+    monkeypatch.setenv(output.PROGRESS, "off")
+    with output.Phases() as phases:
+        phases.begin("load")
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
 
 
 def test_env(call):
