@@ -99,8 +99,8 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     out, report = console(), found.reports[-1]
     count = len(found.reports)
     out.print(
-        "[bold]Blindformer[/]   two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   "
-        f"plan {report.plan}"
+        f"[bold]Blindformer[/]   protocol {report.protocol}: two parties and an offline dealer, semi-honest, 128 bits"
+        f"   TLS 1.3   plan {report.plan}"
     )
     out.print(
         f"model  {loaded.name}, {loaded.model.config.num_hidden_layers} layers, {loaded.parameters / 1e6:.1f} M "

@@ -223,7 +223,7 @@ def _pairs(task: str, asked: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
 
 def _show(client: Any, asked: list[tuple[Item, Any]]) -> None:
     out, part, task = console(), client.part, client.task
-    out.print(f"{client.who}   plan {part.about['plan']}")
+    out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
     lengths = sorted({result.length for _, result in asked if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(asked)}{padded}\n")

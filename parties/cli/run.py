@@ -180,10 +180,10 @@ def _setting(summary: dict[str, Any]) -> str:
 
     kind = KINDS.get(summary["protocol"])
     if kind is None:
-        return "protocol clear: the reference, in one process; it hides nothing"
+        return f"protocol clear: the reference, in one process; it hides nothing   plan {summary['plan']}"
     if kind.insecure:
-        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}"
-    return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
+        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}   plan {summary['plan']}"
+    return f"protocol {summary['protocol']}: {kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
 def _show(name: str, task: str, answers: list[tuple[str, str]], summary: dict[str, Any], reports: list[Any]) -> None:

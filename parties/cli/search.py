@@ -102,8 +102,9 @@ def _show(found: Any, network: str) -> None:
     out = console()
     exact = found.exact
     out.print(
-        f"[bold]{found.model}[/]   length {found.length}   {found.texts} validation texts   float32 accuracy "
-        f"{100 * exact.accuracy.value:.1f}   budget {found.budget:g} points of {found.metric}\n"
+        f"[bold]{found.model}[/]   length {found.length}   from plan {found.points[0].plan.name}   {found.texts} "
+        f"validation texts   float32 accuracy {100 * exact.accuracy.value:.1f}   budget {found.budget:g} points of "
+        f"{found.metric}\n"
     )
     rows = table("layer", "kind", "choice", "KL, nats", "agreement", "saves, s", "", right=(3, 4, 5))
     for item in found.sensitivities[:SHOWN]:

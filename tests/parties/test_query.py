@@ -176,7 +176,8 @@ def test_a_query_in_every_format(ask, tiny_classifier):
     assert (code, errors) == (0, "")
     assert expected[0][0]["label"] in out
     assert "padded to 8 tokens" in out
-    assert "two parties and an offline dealer" in out
+    assert "protocol beaver: two parties and an offline dealer" in out
+    assert "plan faithful" in out
 
 
 def test_texts_from_files_and_standard_input(ask, tmp_path):
