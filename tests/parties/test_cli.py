@@ -60,6 +60,12 @@ def test_run_and_estimate_agree(call, known, tiny_encoder):
     assert len(run["results"][0]["embedding"]) == 32
 
 
+def test_an_image_is_estimated_too(call, tiny_vision, pictures):
+    code, out, errors = call("estimate", tiny_vision, "--calibrate", pictures)
+    assert (code, errors) == (0, "")
+    assert f"{tiny_vision.name}   an image   plan faithful   protocol beaver   network lan" in out
+
+
 def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
     code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear", *known)
     assert code == 0
