@@ -69,7 +69,9 @@ EmbeddingOption = Annotated[
 ]
 CalibrateOption = Annotated[
     Path | None,
-    typer.Option("--calibrate", help="Texts to calibrate on, one a line (default: built-in ones)."),
+    typer.Option(
+        "--calibrate", help="Texts to calibrate on, one a line (default: built-in ones); images: a folder of them."
+    ),
 ]
 
 
