@@ -129,8 +129,9 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constant
             continue
         low, high = ranged.widened(site) or found.default_range
         if site.endswith(DENOMINATOR):
-            low = max(low, find("softmax", plan.choice("softmax", path).name).least)
-            high = max(low, high)
+            softmax = find("softmax", plan.choice("softmax", path).name)
+            low = max(low, softmax.least)
+            high = max(low, ranged.ranges[site][1] if softmax.most else high)  # no more than that is possible
         try:
             fits[site] = found.constants((low, high), choice.options)
         except CalibrationError as error:

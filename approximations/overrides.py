@@ -136,7 +136,7 @@ class Overrides(TorchFunctionMode):
         if found.function is None:
             return exactly()
         numerators, denominators = found.function(scores, keep, **constants)
-        result = mix(numerators, denominators, None, lambda d: self._divide(site, d))
+        result = mix(numerators, denominators, None, lambda d: self._divide(site, d, found.most * scores.shape[-1]))
         return result if last else result.transpose(dim, -1)
 
     def attention(
@@ -167,7 +167,7 @@ class Overrides(TorchFunctionMode):
         numerators, denominators = found.function(scores, keep, scale, **constants)
         if dropout > 0.0:
             numerators = F.dropout(numerators, dropout)
-        return mix(numerators, denominators, value, lambda d: self._divide(site, d))
+        return mix(numerators, denominators, value, lambda d: self._divide(site, d, found.most * key.shape[-2]))
 
     def layer_norm(
         self,
@@ -229,9 +229,12 @@ class Overrides(TorchFunctionMode):
             return result
         return result.view_as(result)
 
-    def _divide(self, site: str, denominators: Tensor) -> Tensor:
+    def _divide(self, site: str, denominators: Tensor, most: float) -> Tensor:
+        """`most`: the largest denominator there can be; 0: not known."""
         site += DENOMINATOR
         self._show(site, "reciprocal", denominators)
+        if most:
+            self._show(site, "reciprocal", torch.full((1,), most))
         found, constants = self._find("reciprocal", site)
         return denominators.reciprocal() if found.function is None else found.function(denominators, **constants)
 

@@ -34,7 +34,7 @@ class Approximation:
     domain              the interval the error is stated on
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
-    least               a bound from below that the fitted quantity keeps by construction (softmax: its denominators)
+    least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Approximation:
     fit: Callable[..., Constants] | None = None
     default_range: tuple[float, float] = (-8.0, 8.0)
     least: float = 0.0
+    most: float = 0.0
 
     def options(self) -> tuple[str, ...]:
         """The options a plan may set: those of the fit or, without one, the keyword constants of the function."""

@@ -84,6 +84,9 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
     return _parts(numerators if keep is None else numerators * keep)
 
 
+MOST = 1.1  # of a numerator: 1, and what a maximum in few bits may miss, which all numerators of a row then share
+
+
 def _below_maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
     """Scores minus their row's largest; masked ones are first pushed down by ``gap``, a function of the mask only."""
     shifted = scores if keep is None else scores + (keep - 1.0) * gap
@@ -144,6 +147,7 @@ def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squar
     fit=fit_exp,
     default_range=(-120.0, 120.0),
     least=0.99,
+    most=MOST,
 )
 def exp(
     scores: Tensor,
@@ -180,6 +184,7 @@ def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float =
     fit=fit_exp_limit,
     default_range=(-120.0, 120.0),
     least=0.99,
+    most=MOST,
 )
 def exp_limit(
     scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, gap: float, cut: float, squarings: float

@@ -72,10 +72,49 @@ TEXTS = (
 )
 
 
+# What people type besides sentences, from one token to more than any length: longer ones are cut.
+ODD = (
+    "a",
+    "7",
+    "?",
+    "Thanks",
+    "No idea",
+    "Call me later",
+    "A" * 60,
+    "!" * 700,
+    "word " * 700,
+    "the " * 700,
+    "ha " * 9,
+    "0 " * 350,
+    "x" * 3000,
+    "12 999 31.12.2031 0x1F 6e23 -40 007 1/3 88,000,000 +49 30 901820",
+    "3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3 2 3 8 4 6 2 6 4 3 3 8 3 2 7 9 5",
+    "@#$ %^& *() [] {} <> ~` |\\ _=+ ;: '\" ,. /? -- ... !!",
+    "(((((((((((((((((((([[[[[[[[[[[[[[[[[[[[{{{{{{{{{{{{{{{{{{{{",
+    "\U0001f642\U0001f44d\U0001f389 \u2764\ufe0f \U0001f680\U0001f697",
+    "\u2192 \u2211 \u221e \u2260 \u00b1 \u20ac \u00a9 \u00b0 \u00bd \u266b",
+    "Сегодня хорошая погода, и мы идём в парк.",
+    "今日は雨が降っているので、家で本を読みます。",
+    "今天天气很好我们去公园散步吧",
+    "오늘은 날씨가 좋아서 산책을 갑니다",
+    "الطقس جميل اليوم وسنذهب إلى الحديقة",
+    "מזג האוויר נעים היום ואנחנו הולכים לים",
+    "आज मौसम अच्छा है और हम बाज़ार जा रहे हैं",
+    "Σήμερα ο καιρός είναι καλός και πάμε βόλτα",
+    "วันนี้อากาศดีมาก เราไปเดินเล่นกัน",
+    "Çok güzel bir gün, żółta łódka, čtyři říčky, Þórður ætlar",
+    "tHe qUiCk zzkq wvxj plorf GRBLX; mnnnng ~ kjhgfdsa",
+)
+
+
 def calibration_texts(most: int = 60) -> list[str]:
-    """Up to `most` texts: the sentences above, spread over the list, and some passages made of many of them."""
+    """Up to `most` texts: odd ones, sentences spread over the list, and some passages made of many of these."""
     passages = [" ".join(TEXTS[start : start + count]) for start, count in ((0, 60), (20, 40), (40, 12), (8, 6))]
-    wanted = max(1, most - len(passages))
-    step = max(1, len(TEXTS) / wanted)
-    chosen = [TEXTS[int(i * step)] for i in range(min(wanted, len(TEXTS)))]
-    return [*passages[: max(0, most - len(chosen))], *chosen]
+    odd = _spread(ODD, most // 2)
+    sentences = _spread(TEXTS, max(1, most - len(odd) - len(passages)))
+    return [*odd, *passages[: max(0, most - len(odd) - len(sentences))], *sentences]
+
+
+def _spread(texts: tuple[str, ...], count: int) -> list[str]:
+    step = max(1.0, len(texts) / max(1, count))
+    return [texts[int(i * step)] for i in range(min(count, len(texts)))]

@@ -27,7 +27,7 @@ class Node:
     path: str = ""
     name: str = ""
     value: Tensor | None = None
-    coarse: bool = False  # only used to find a maximum: few fractional bits do
+    coarse: int = 0  # a difference that only finds the maximum of a row: the row's dimension, counted from the last
 
     def key(self) -> tuple[Any, ...]:
         """Equal keys compute equal values."""
@@ -148,7 +148,7 @@ class Builder:
             half = x.shape[dim] // 2
             a, b = self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half)
             difference = self.sub(a, b)
-            difference.coarse = True
+            difference.coarse = dim - len(x.shape)
             best = self.sub(a, self.mul(self.less(difference, 0.0), difference))
             rest = self.slice(x, dim, 2 * half, x.shape[dim])
             x = self.concat([best, rest], dim) if rest.shape[dim] else best

@@ -76,7 +76,7 @@ class Lowering:
     path: str = ""
 
     def run(self, exported: ExportedProgram, outputs: list[str] | None, names: list[str]) -> Lowered:
-        """`names`: names of the model's outputs in order; `outputs`: those wanted (default: all)."""
+        """`names`: names of the model's outputs in order; `outputs`: those wanted (None: all)."""
         sources = _sources(exported)
         inputs: list[str] = []
         found: list[Any] = []
@@ -90,11 +90,7 @@ class Lowering:
                 self.values[item.name] = self._call(item)
             elif item.op == "output":
                 found = [self.values[arg.name] for arg in item.args[0] if isinstance(arg, fx.Node)]
-        if len(found) != len(names):
-            names = [f"output_{i}" for i in range(len(found))]
-        missing = set(outputs or []) - set(names)
-        if missing:
-            raise LoweringError(f"output {sorted(missing)[0]}: the model returns {', '.join(names)}; name one of these")
+                found = found[len(found) - len(names) :]  # buffers that the model changes come first
         kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
         nodes = [self.as_node(v) for _, v in kept]
         return Lowered(nodes, [n for n, _ in kept], self.steps, self.released, self.origins, inputs)

@@ -24,7 +24,7 @@ from .graph import Builder, Node, order
 from .program import Instruction, ProgramError
 from .ranges import Range
 from .reference import compute
-from .widths import place_widths
+from .widths import near_width, place_widths
 
 GUARD = 10  # bits of a polynomial's leading coefficient
 COARSE_BITS = 21  # a comparison this wide needs one round less
@@ -55,6 +55,7 @@ class Scaled:
     clients: dict[str, tuple[Node, int]] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
+    near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
 
 
 class Scaler:
@@ -71,6 +72,7 @@ class Scaler:
         self.extra: dict[int, int] = {}
         self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
+        self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
@@ -84,6 +86,7 @@ class Scaler:
             source, scale = self._value(node)
             self.result.outputs[name] = self._emit("reveal", node, [source], scale, to="client")
         self.result.instructions = place_widths(self.result.instructions, self.needed)
+        self.result.near = near_width(self.result.instructions, self.bounded)
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
 
@@ -114,7 +117,7 @@ class Scaler:
     def _bits(self, node: Node) -> int:
         """Bits before the binary point that the value's magnitude needs."""
         found = self.ranges.get(id(node))
-        return max(-40, math.ceil(math.log2(found.high))) if found and found.high > 0 else 0
+        return max(-40, math.ceil(math.log2(found.reach))) if found and found.high > 0 else 0
 
     def _target(self, node: Node) -> int:
         """Fractional bits a rescaled value keeps."""
@@ -211,6 +214,8 @@ class Scaler:
     # --- operations --------------------------------------------------------------------------------------------------
     def _local(self, node: Node) -> None:
         scale = max((self.scale[id(a)] for a in node.args if id(a) in self.scale), default=self.precision.fraction + 2)
+        if not self._fits(node, scale - 1):  # a sum of many; its reader's rescale has a bit to spare
+            scale = self.precision.room - self._bits(node)
         args = [self._exactly(arg, scale) for arg in node.args]
         self._set(node, self._emit(node.op, node, args, scale, **node.attributes), scale)
 
@@ -310,7 +315,7 @@ class Scaler:
         degree = len(coefficients) - 1
         found = self.ranges.get(id(x))
         domain = node.attributes["domain"]
-        top = domain or (found.high if found else 1.0)
+        top = domain or (found.reach if found else 1.0)
         shift = math.ceil(math.log2(top)) if top > 0 else 0  # x 2^-shift is at most 1 where it counts
         headroom = 0 if domain else self.precision.headroom
         ceiling = 61 - headroom - max(0, self._bits(node))
@@ -320,6 +325,8 @@ class Scaler:
         scale = min(lowered + shift, (ceiling - guard) // degree)
         if scale < wanted - 1 and degree > 2:
             self._split_polynomial(node)
+            if domain:
+                self.bounded.add(self.number[id(node)])
             return
         number = self._exactly(x, scale - shift)
         scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
@@ -327,6 +334,8 @@ class Scaler:
         out = min(exact, degree * scale + guard + 2, ceiling)
         integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
         self._set(node, self._emit("polynomial", node, [number], out, coefficients=integers), out)
+        if domain:
+            self.bounded.add(self.number[id(node)])
 
     def _relative(self, node: Node) -> bool:
         """Whether a value's relative error is what counts."""
@@ -374,7 +383,7 @@ class Scaler:
         x, threshold = node.args[0], node.attributes["threshold"]
         number, scale = self._lowered(x)
         found = self.ranges.get(id(x))
-        limit = (found.high if found and found.high else 1.0) * 2.0**self.precision.headroom
+        limit = (found.reach if found and found.high else 1.0) * 2.0**self.precision.headroom
         # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
         threshold = max(-limit, min(limit, threshold))
         bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)

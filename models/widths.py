@@ -11,6 +11,33 @@ from __future__ import annotations
 
 from .program import Instruction
 
+ROOM = 2.0  # an input may show twice what calibration saw, everywhere
+
+
+def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, float]:
+    """Modules with a value whose width ends less than `ROOM` times above what calibration saw, and how many times.
+
+    `bounded`: instructions whose values cannot pass what was seen.
+    """
+    found: dict[str, float] = {}
+    for item in instructions:
+        if item.op not in ("rescale", "less", "reveal"):
+            continue
+        number = item.args[0]
+        while instructions[number].op == "shift":
+            number = instructions[number].args[0]
+        source = instructions[item.args[0]]
+        if number in bounded or not source.bound:
+            continue
+        if item.op == "less":
+            limit = 2.0 ** (item.attributes["bits"] - 1) - abs(item.attributes["threshold"])
+        else:
+            limit = 2.0 ** (item.attributes["ring"] - 2 if item.op == "rescale" else item.width - 1)
+        room = limit * 2.0**-source.scale / source.bound
+        if room < ROOM:
+            found[item.path or "model"] = min(room, found.get(item.path or "model", room))
+    return found
+
 
 def _round(bits: int) -> int:
     """Whole bytes."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +19,11 @@ from ..models.building import Stage, compile_lengths
 from ..models.compile import AnswerOutOfRange, Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
+from ..models.structure import tensors_of
 from ..models.task import InputError
 from ..protocols.clear import ClearEngine
 from ..protocols.errors import BlindformerError
+from ..versions import versions
 from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
 from .many.roster import Roster, numbered
@@ -32,6 +32,7 @@ from .session import rss_mb
 from .witness import uniformity
 
 Item = TypeVar("Item")
+SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
 
 @dataclass
@@ -89,13 +90,13 @@ class Comparison:
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         rows = zip(self.inputs, self.private, self.clear, strict=True)
-        return [(_real(p[n], given), _real(c[n], given)) for given, p, c in rows for n in p]
+        return [(_real(n, p[n], given), _real(n, c[n], given)) for given, p, c in rows for n in p]
 
 
-def _real(output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """The positions of an output [1, length, ...] that hold tokens: nobody reads what padding gives."""
-    mask = inputs.get("attention_mask")
-    if mask is None or output.ndim != 3 or output.shape[1] != mask.shape[-1]:
+    mask, per_token = inputs.get("attention_mask"), output.ndim == 3 or name in SPAN
+    if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
         return output
     return output[:, mask[0].bool()]
 
@@ -262,16 +263,6 @@ def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str,
     return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("blindformer", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def _plaintext(
     loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int, trained: bool
 ) -> tuple[list[dict[str, Tensor]], float]:
@@ -289,7 +280,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                results.append({name: output[name] for name in names})
+                found = tensors_of(output)
+                results.append({name: found[name] for name in names})
     finally:
         torch.set_num_threads(before)
         if trained:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,27 +37,27 @@ FieldOption = Annotated[
 
 @dataclass(frozen=True)
 class Item:
-    """A text, or an image's file.
+    """A text, a pair of texts, or an image's file.
 
     number       its place in all that was given, from 1; an empty line counts, too
     file, line   where a text was read, the line from 1
     error        why it cannot be asked
     """
 
-    value: str
+    value: Any
     number: int
     file: str = ""
     line: int = 0
     error: BlindformerError | None = None
 
     @property
+    def place(self) -> dict[str, Any]:
+        """How JSON names its place."""
+        return {"number": self.number, **({"file": self.file, "line": self.line} if self.file else {})}
+
+    @property
     def where(self) -> str:
         return f"{self.file}, line {self.line}" if self.file else f"input {self.number}"
-
-    def row(self, task: str) -> dict[str, Any]:
-        """How JSON names it."""
-        place = {"file": self.file, "line": self.line} if self.file else {}
-        return {"number": self.number, **place, "image" if task.startswith("image") else "text": self.value}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -109,6 +109,22 @@ def _sources(arguments: list[str], files: list[Path]) -> Iterator[tuple[str, lis
         yield str(file), read_lines(file)
     if not (arguments or files or sys.stdin.isatty()):
         yield _STANDARD_INPUT, _lines(_STANDARD_INPUT, sys.stdin.buffer.read())
+
+
+def paired(items: list[Item], pairs: list[str]) -> list[Item]:
+    """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
+    from ...protocols.errors import BlindformerError
+
+    if not pairs:
+        return items
+    if len(pairs) != len(items):
+        raise BlindformerError(f"--pair: {len(pairs)} given for {len(items)} texts; give it once for each text")
+    return [replace(item, value=(item.value, pair)) for item, pair in zip(items, pairs, strict=True)]
+
+
+def shown(item: Any) -> str:
+    """What was asked, on a line: a text, an image's file, or a pair of texts."""
+    return " | ".join(item) if isinstance(item, tuple) else str(item)
 
 
 def _lines(name: str, content: bytes) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..heap import keep_freed_memory
-from .answers import answer_table, as_json, in_words, similarities
-from .items import FieldOption, FileOption, Item, complain, folder_first, raise_if_all, read_items
-from .output import Door, Phases, console, emit, prepare, use_threads
+from .answers import answer_table, as_json, asked, in_words, similarities
+from .items import FieldOption, FileOption, Item, complain, folder_first, paired, raise_if_all, read_items
+from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
@@ -46,6 +46,7 @@ def query(
     ] = None,
     file: FileOption = None,
     field: FieldOption = None,
+    pair: PairOption = None,
     protocol: Annotated[
         Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
     ] = None,
@@ -124,7 +125,7 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = read_items(client.part.kind == "image", text, file or [], field)
+            items = paired(read_items(client.part.kind == "image", text, file or [], field), pair or [])
             phases.end("load")
             results: dict[int, Any] = {}
 
@@ -179,7 +180,7 @@ def _number(length: str) -> int | None:
 
 
 def _row(task: str, item: Item, result: Any) -> dict[str, Any]:
-    row = item.row(task)
+    row = {**item.place, **asked(task, item.value)}
     if result.length:
         row["length"] = result.length
     if result.error is not None:
@@ -195,44 +196,44 @@ def _costs(result: Any) -> dict[str, Any]:
     return {name: getattr(report, name) for name in names}
 
 
-def _emit(client: Any, asked: list[tuple[Item, Any]]) -> None:
-    from ..local import versions
+def _emit(client: Any, answered: list[tuple[Item, Any]]) -> None:
+    from ...versions import versions
 
     part, task = client.part, client.task
-    reports = [result.report for _, result in asked if result.report is not None]
+    reports = [result.report for _, result in answered if result.report is not None]
     found = {
         "model": part.name,
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [{**_row(task, item, result), **_costs(result)} for item, result in asked],
+        "results": [{**_row(task, item, result), **_costs(result)} for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),
     }
-    pairs = _pairs(task, asked)
+    pairs = _pairs(task, answered)
     emit({**found, "similarities": pairs} if pairs else found)
 
 
-def _pairs(task: str, asked: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
-    good = [result for _, result in asked if result.error is None]
+def _pairs(task: str, answered: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
+    good = [result for _, result in answered if result.error is None]
     if task != "sentence-embedding" or not 1 < len(good) <= PAIRS_OF:
         return []
     return similarities([result.item for result in good], [result.value for result in good])
 
 
-def _show(client: Any, asked: list[tuple[Item, Any]]) -> None:
+def _show(client: Any, answered: list[tuple[Item, Any]]) -> None:
     out, part, task = console(), client.part, client.task
     out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
-    lengths = sorted({result.length for _, result in asked if result.error is None})
+    lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
-    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(asked)}{padded}\n")
+    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(answered)}{padded}\n")
     words = [
-        (result.item, in_words(task, result.value) if result.error is None else "no answer") for _, result in asked
+        (result.item, in_words(task, result.value) if result.error is None else "no answer") for _, result in answered
     ]
-    out.print(answer_table(task, words, _pairs(task, asked)))
-    reports = [result.report for _, result in asked if result.report is not None]
+    out.print(answer_table(task, words, _pairs(task, answered)))
+    reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")
-    again = sum(bool(result.retried) for _, result in asked)
+    again = sum(bool(result.retried) for _, result in answered)
     if again:
         out.print(f"asked again in a new session: {again}")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .answers import answer_table, as_json, in_words, similarities
-from .items import FieldOption, FileOption, complain, raise_if_all, read_items
+from .answers import answer_table, as_json, asked, in_words, similarities
+from .items import FieldOption, FileOption, complain, paired, raise_if_all, read_items
 from .output import (
     COMPILE_NOTES,
     CalibrateOption,
@@ -16,6 +16,7 @@ from .output import (
     FormatOption,
     LengthOption,
     OwnPlanOption,
+    PairOption,
     Phases,
     Protocol,
     ThreadsOption,
@@ -40,6 +41,7 @@ def run(
     ] = None,
     file: FileOption = None,
     field: FieldOption = None,
+    pair: PairOption = None,
     plan: OwnPlanOption = None,
     protocol: Annotated[
         Protocol,
@@ -89,7 +91,7 @@ def run(
         trained = plan is None and not isinstance(chosen, str)
         images = loaded.kind == "image"
         calibration = None if images else read_texts(calibrate)
-        items = read_items(images, text or [], file or [], field)
+        items = paired(read_items(images, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         places = list(fitting)
         size, encoded, refused = encode_each(loaded, list(fitting.values()), length)
@@ -124,12 +126,16 @@ def run(
             roster=roster,
             trained=trained,
         )
-    task, asked = loaded.task, [places[place] for place in encoded]
-    errors |= {asked[place]: error for place, error in found.errors.items()}
-    answers = zip(asked, found.private, inputs, strict=True)
-    values = {index: task.read(private, given) for index, private, given in answers if index not in errors}
+    task, order = loaded.task, [places[place] for place in encoded]
+    errors |= {order[place]: error for place, error in found.errors.items()}
+    values = {
+        index: task.read(private, given, item=None if images else items[index].value)
+        for index, private, given in zip(order, found.private, inputs, strict=True)
+        if index not in errors
+    }
     results = [
-        {**item.row(task.pipeline), **_answer(task.pipeline, index, values, errors)} for index, item in enumerate(items)
+        {**item.place, **asked(task.pipeline, item.value), **_answer(task.pipeline, index, values, errors)}
+        for index, item in enumerate(items)
     ]
     for index in sorted(errors):
         complain(items, index, errors[index])
@@ -186,7 +192,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"protocol {summary['protocol']}: {kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
-def _show(name: str, task: str, answers: list[tuple[str, str]], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..kinds import KINDS
     from ..report import each_in_words
 

@@ -78,3 +78,24 @@ def test_compiled_is_torch(name):
             got = compiled.decode(outputs)["y"]
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 2.0**-10 * max(1.0, float(expected.abs().max()))
+
+
+def test_the_reach_of_a_maximum_does_not_depend_on_where_words_end():
+    """Calibrated on rows whose last half is padding, asked with padding everywhere but at one place."""
+
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x):
+            return {"y": (x * self.weight).amax(-1)}
+
+    generator, padding = torch.Generator().manual_seed(0), torch.full((1, 8), -200.0)
+    long = torch.cat([torch.randn(1, 4, generator=generator), padding[:, :4]], -1)
+    compiled = compile(Largest(), [{"x": long}], "faithful")
+    for place in range(8):
+        short = padding.index_fill(1, torch.tensor(place), 0.5)
+        case = Case(compiled.program, compiled.encode_inputs({"x": short}), compiled.weights, compiled.constants)
+        for outputs in (interpret(case.program, ClearEngine(case.sources)).outputs, run_beaver(case).outputs):
+            assert abs(float(compiled.decode(outputs)["y"]) - 0.5) < 2.0**-4

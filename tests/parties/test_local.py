@@ -47,5 +47,7 @@ def test_errors_are_of_positions_that_hold_tokens():
     )
     assert found.max_abs_error() == 0.25
     assert found.cosine_min() == pytest.approx(6.25 / math.sqrt(6 * (5 + 1.25**2)))
+    found.private, found.clear = [{"end_logits": private[:, :, 0]}], [{"end_logits": clear[:, :, 0]}]
+    assert found.max_abs_error() == 0.25
     found.private, found.clear = [{"logits": private[:, :, 0]}], [{"logits": clear[:, :, 0]}]  # classes, not tokens
     assert found.max_abs_error() == 10.0

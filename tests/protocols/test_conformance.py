@@ -55,6 +55,16 @@ def test_any_program(run, case, owner_away):
     check(case, run(case))
 
 
+@pytest.mark.parametrize("past", [0.0, 0.25, 1.0])
+def test_a_rescale_out_of_range_loses_its_ring_as_often_as_in_clear(run, past):
+    """Of arguments (1 + past) 2^(w-2), past / 2 lose 2^w: `clear` draws what parties leave to chance."""
+    d, count, edge = Draft(), 20000, 1 << 38
+    x = d("mul_private", d.client(torch.tensor([edge + int(past * edge) - 1])), d.weight(torch.ones(count)), width=40)
+    d("rescale", x, bits=12, ring=40)
+    low = sum(int((value < 0).sum()) for name, value in run(d.case()).items() if int(name) > x)
+    assert abs(low / count - past / 2) < 0.02
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if "rescale" not in CASES[name]().program.needs()])
 def test_without_roundings_the_result_is_that_of_clear(run, name):
     case = CASES[name]()
