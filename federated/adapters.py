@@ -27,7 +27,7 @@ def adapt(model: nn.Module, stack: str, rank: int, seed: int) -> None:
         raise FederateError("lora needs peft; run: pip install 'blindformer[federated]'") from None
     linear = [n for n, m in model.named_modules() if n.startswith(f"{stack}.") and isinstance(m, nn.Linear)]
     if not linear:
-        raise FederateError(f"lora: {type(model).__name__} has no linear layers in {stack}; leave it out")
+        raise FederateError(f"lora: {type(model).__name__} has no linear layers in {stack}; set lora to 0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=round(GAIN * rank), target_modules=linear), model)

@@ -28,11 +28,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..approximations import Plan
+from ..models.distillation.checkpoints import check_new
 from ..parties.certificates import make_certificates
-from .examples import PARTITION
+from .examples import PARTITION, dataset_of
 from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
 from .settings import OUT, FederateError, Settings
+from .subject import settle
 
 LINK, NAME = "superlink", "here"
 MARK = "BLINDFORMER_STARTED_AS"  # in the environment of a process, and of all that it starts: whose they are
@@ -70,8 +72,8 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
 
 
 def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings) -> Federated:
-    if (out / REPORT).exists():
-        raise FederateError(f"{out}: holds a model already; give a new folder")
+    check_new(out, out / WORK)
+    chosen = settle(chosen, dataset_of(chosen))
     with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, kind(chosen, Path(folder)) as run:
         run.start()
         run.submit(out)

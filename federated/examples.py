@@ -18,6 +18,17 @@ from .settings import FederateError, Settings
 
 PARTITION, OWN, NAME = "partition-id", "data", "name"
 """Keys of a node's configuration: its part's number, or the path of its own examples; and what it is called."""
+TABLE = ("text", "label", "encoding")
+"""More keys, for a table of its own: its columns, unless they have usual names, and its encoding."""
+
+
+def dataset_of(settings: Settings, folder: Path | None = None) -> Dataset:
+    """The data set that the settings name. `folder`: where its files lie, if not in the usual place.
+
+    Errors: DataError.
+    """
+    table = {"text": settings.text or None, "label": settings.label or None, "encoding": settings.encoding}
+    return load_data(settings.data, seed=settings.seed, folder=folder, **table)
 
 
 class Source:
@@ -30,14 +41,15 @@ class Source:
     def examples(self, node: Mapping[str, Any], settings: Settings, labels: Sequence[str], side: int) -> Examples:
         """Errors: DataError, FederateError."""
         if OWN in node:
-            return own_examples(Path(str(node[OWN])), labels, side)
+            table = {key: str(node[key]) for key in TABLE if key in node}
+            return own_examples(Path(str(node[OWN])), labels, side, **table)
         if PARTITION not in node:
             raise FederateError(f"has neither {PARTITION} nor {OWN} in its configuration; give it one")
         number = int(node[PARTITION])
         if not 0 <= number < settings.clients:
             raise FederateError(f"partition {number}: there are {settings.clients} clients; use 0 and up")
         if self._dataset is None:
-            self._dataset = load_data(settings.data, seed=settings.seed)
+            self._dataset = dataset_of(settings)
         if not self._parts:
             self._parts = deal(self._dataset.train.labels, settings.clients, settings.alpha, settings.seed)
         return self._dataset.train.take(self._parts[number])
@@ -50,8 +62,8 @@ def client_name(node: Mapping[str, Any], node_id: int) -> str:
     return f"client {node[PARTITION]}" if PARTITION in node else f"node {node_id}"
 
 
-def own_examples(path: Path, labels: Sequence[str], side: int) -> Examples:
-    """All examples of a table of texts, or of a folder with a folder of images for each label.
+def own_examples(path: Path, labels: Sequence[str], side: int, **table: str) -> Examples:
+    """All examples of a table of texts, or of a folder with a folder of images for each label. `table`: see TABLE.
 
     Errors: DataError for what cannot be read, or labels that the server does not have.
     """
@@ -64,7 +76,7 @@ def own_examples(path: Path, labels: Sequence[str], side: int) -> Examples:
         return index[name.casefold()]
 
     if side == 0:
-        rows = read_file(path)
+        rows = read_file(path, **table)
         if not isinstance(rows.inputs, list):
             raise DataError(f"{path}: holds images, the model takes texts")
         return Examples([cleaned(text) for text in rows.inputs], [number(rows.names[i]) for i in rows.labels])

@@ -14,19 +14,20 @@ import torch
 
 from ..approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..models.building import CALIBRATION_IMAGES
-from ..models.data import Dataset, load_data
+from ..models.data import Dataset
 from ..models.distillation.batches import in_order
-from ..models.distillation.checkpoints import locked, storing
+from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
-from ..models.loading import quiet
+from ..models.huggingface import huggingface
 from ..models.task import image_of
 from .adapters import merge
-from .examples import PARTITION, Source
+from .client import client_app
+from .examples import PARTITION, Source, dataset_of
+from .grids import LocalGrid
 from .partitions import deal
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, Settings
-from .strategies import check_strategy
-from .subject import Subject, begin
+from .subject import Subject, begin, settle
 
 REPORT, WORK = "federation.json", ".federation"
 CALIBRATION = 1024  # of the server's own examples that the final plan is calibrated on
@@ -61,14 +62,9 @@ def federate(
     Errors: BlindformerError, one line with the remedy.
     """
     chosen, out = Settings(**settings), Path(out)
-    check_strategy(chosen.strategy)
-    try:
-        from .client import client_app
-        from .grids import LocalGrid
-    except ImportError:
-        raise FederateError("federated training needs Flower; run: pip install 'blindformer[federated]'") from None
     with locked(out, "trains"):
-        dataset = dataset or load_data(chosen.data, seed=chosen.seed)
+        dataset = dataset or dataset_of(chosen)
+        chosen = settle(chosen, dataset)
         if nodes is None:
             deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens
         run, plan = prepare(chosen, dataset, out, progress)
@@ -78,9 +74,9 @@ def federate(
 
 
 def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | None) -> tuple[Federation, Plan]:
-    """The server's side before its first round. Errors: FederateError if `out` holds a model already."""
-    if (out / "config.json").exists() and not (out / WORK).exists():
-        raise FederateError(f"{out}: holds a model already; give a new folder")
+    """The server's side before its first round. Errors: DistillError if `out` holds a model already."""
+    check_new(out, out / WORK)
+    settings = settle(settings, data)
     subject, plan, about = begin(data, settings)
     return Federation(settings, data, subject, about, out / WORK, progress), plan
 
@@ -121,7 +117,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
 
 def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], out: Path) -> None:
     model: Any = subject.model
-    with storing(str(out)), quiet():
+    with storing(str(out)), huggingface():
         out.mkdir(exist_ok=True)
         subject.processor.save_pretrained(out)
         plan.save(out)

@@ -26,6 +26,6 @@ def rounds_figure(found: Federated) -> bytes:
         other.set_ylabel(f"epsilon at delta {settings['delta']:g} (dashed)", color=PRIVATE)
     spread = f" (Dirichlet {settings['alpha']:g})" if settings["alpha"] else ""
     clients = f"{settings['clients']} clients{spread}"
-    about = [found.report["data"]["name"], clients, settings["strategy"], f"plan {settings['plan']}"]
+    about = [found.report["data"]["name"], clients, settings["strategy"], f"plan {found.plan.name}"]
     axes.set_title(", ".join(about), fontsize=9)
     return png(figure)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models.data import DataError, Examples
 from ..models.distillation.batches import in_order
+from ..models.huggingface import huggingface
 from .rows import Pixels
 from .settings import FederateError, Settings
 
@@ -25,27 +26,25 @@ RATE, PRIVATE_RATE = 4e-3, 2.0  # of AdamW; of plain steps with noise
 
 def vision_model(labels: Sequence[str], side: int, settings: Settings) -> nn.Module:
     """A model for square images of `side` pixels, with weights drawn from the seed."""
-    from transformers import ViTConfig, ViTForImageClassification
-
     if settings.hidden % HEADS:
         raise FederateError(f"hidden {settings.hidden}: the model has {HEADS} heads; give a multiple of {HEADS}")
-    config = ViTConfig(
-        hidden_size=settings.hidden,
-        num_hidden_layers=settings.layers or LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=2 * settings.hidden,
-        image_size=side,
-        patch_size=_patch(side),
-        num_channels=3,  # image files are read as RGB
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,  # narrow layers; 0.02 takes epochs to leave the start
-        id2label=dict(enumerate(labels)),
-        label2id={name: i for i, name in enumerate(labels)},
-    )
-    with torch.random.fork_rng(devices=[]):
+    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ViTForImageClassification(config).eval()
+        config = transformers.ViTConfig(
+            hidden_size=settings.hidden,
+            num_hidden_layers=settings.layers or LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=2 * settings.hidden,
+            image_size=side,
+            patch_size=_patch(side),
+            num_channels=3,  # image files are read as RGB
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.1,  # narrow layers; 0.02 takes epochs to leave the start
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+        )
+        return transformers.ViTForImageClassification(config).eval()
 
 
 def rate_of(settings: Settings) -> float:
@@ -62,13 +61,16 @@ def _patch(side: int) -> int:
 
 
 def processor(side: int) -> Any:
-    """What makes a model's input of an image file, the same numbers as `pixels`."""
-    from transformers import ViTImageProcessorPil
-
+    """What makes a model's input of an image file, the same numbers as `pixels`. Errors: FederateError."""
     mean, deviation = SCALE
-    return ViTImageProcessorPil(
-        size={"height": side, "width": side}, image_mean=[mean] * 3, image_std=[deviation] * 3, do_convert_rgb=True
-    )
+    sides = {"height": side, "width": side}
+    with huggingface() as transformers:
+        try:
+            return transformers.ViTImageProcessorPil(
+                size=sides, image_mean=[mean] * 3, image_std=[deviation] * 3, do_convert_rgb=True
+            )
+        except ImportError:  # in many lines
+            raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'") from None
 
 
 def pixels(examples: Examples) -> Pixels:

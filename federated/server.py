@@ -14,12 +14,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..models.data import load_data
 from ..models.distillation.checkpoints import locked
+from .examples import dataset_of
 from .federate import WORK, finish, prepare
 from .rounds import Round
 from .settings import OUT, FederateError, Settings
-from .strategies import check_strategy
 
 PROGRESS = "progress.jsonl"
 FAILURE = "failure.json"
@@ -39,13 +38,12 @@ def main(grid: Grid, context: Context) -> None:
         (work / FAILURE).unlink(missing_ok=True)
         try:
             settings = Settings.of(context.run_config)
-            check_strategy(settings.strategy)
 
             def show(made: Round, total: int) -> None:
                 with (work / PROGRESS).open("a") as file:
                     file.write(json.dumps(asdict(made)) + "\n")
 
-            run, plan = prepare(settings, load_data(settings.data, seed=settings.seed), out, show)
+            run, plan = prepare(settings, dataset_of(settings), out, show)
             run.run(grid)
             finish(run, plan, out)
         except Exception as error:

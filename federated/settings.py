@@ -17,6 +17,14 @@ ROBUST = ("fedmedian", "fedtrimmedavg")
 """Strategies that compare the clients' updates, and so have to see each."""
 
 
+BY_KIND: dict[str, dict[str, Any]] = {
+    "image": {"plan": "fast", "rounds": 60, "lora": 0},
+    "text": {"plan": "faithful", "rounds": 10, "lora": 8},
+}
+"""What works best for each kind of data, where nothing is set. A model of texts knows its language already: with a
+plan's own functions put below what is trained, it would have to learn it anew."""
+
+
 class FederateError(BlindformerError):
     """A federated run that cannot start, go on or be stored."""
 
@@ -26,10 +34,14 @@ class Settings(BaseModel):
 
     data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
                 the rest stays with the server, to calibrate and to judge by
+    text, label columns of a table (default: by their usual names); encoding: of its file
     clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
+    rounds      of training and averaging (0: by the kind of data, as BY_KIND has it)
+    plan        a preset, or a plan's JSON file ("": the plan in the model's folder, else by the kind)
     model       for texts: the folder of a classifier or encoder that training begins with; images begin from nothing
-    trained     for texts: how many of the last layers are trained (0: all), beside the head
-    lora        for texts: the rank of adapters that are trained in place of the layers (0: none), beside the head
+    lora        for texts: the rank of adapters that are trained in place of the layers, beside the head (0: none;
+                -1: by the kind, unless `trained` is set)
+    trained     for texts: how many of the last layers are trained whole, beside the head (0, without adapters: all)
     layers      of the compact model; for texts, evenly spaced ones of `model` (0: all)
     hidden      width of the model for images
     fraction    of the clients that take part in a round
@@ -47,15 +59,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     data: str = "digits"
+    text: str = ""
+    label: str = ""
+    encoding: str = "utf-8"
     clients: int = Field(default=10, ge=1)
-    rounds: int = Field(default=60, ge=1)
+    rounds: int = Field(default=0, ge=0)
     strategy: str = "fedavg"
     alpha: float = Field(default=0.0, ge=0)
-    plan: str = "fast"
+    plan: str = ""
     seed: int = Field(default=0, ge=0)
     model: str = "minilm"
     trained: int = Field(default=0, ge=0)
-    lora: int = Field(default=0, ge=0)
+    lora: int = Field(default=-1, ge=-1)
     layers: int = Field(default=0, ge=0)
     hidden: int = Field(default=64, ge=8)
     length: int = Field(default=32, ge=8)
@@ -94,7 +109,7 @@ class Settings(BaseModel):
             raise ValueError(
                 f"strategy {self.strategy} compares single updates, which {hidden} hides; use fedavg, or leave it out"
             )
-        if self.lora and self.trained:
+        if self.lora > 0 and self.trained:
             raise ValueError("lora adapts all layers, trained names some to train whole; leave one of them out")
         if self.adaptive and self.dp != "central":
             raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
@@ -105,6 +120,13 @@ class Settings(BaseModel):
         if self.secagg and self.clients < 3:
             raise ValueError(f"secagg with {self.clients} clients hides nothing: give 3 or more")
         return self
+
+    def by_kind(self, kind: str) -> Settings:
+        """The same with what was left to the kind of data, image or text: alike on every side."""
+        known = BY_KIND[kind]
+        lora = self.lora if self.lora >= 0 else 0 if self.trained else known["lora"]
+        made = {"rounds": self.rounds or known["rounds"], "plan": self.plan or known["plan"], "lora": lora}
+        return self.model_copy(update=made)
 
     @property
     def clips_updates(self) -> bool:

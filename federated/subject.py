@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan, approximate
+from ..approximations.plan import FILE_NAME
 from ..models.data import Dataset, Examples
 from ..models.distillation.batches import tokenise
-from ..models.distillation.student import in_training, settled
+from ..models.distillation.student import check_modules, in_training, settled
 from ..models.loading import load
 from ..versions import my_version
 from . import images, texts
 from .rows import Rows
 from .settings import FederateError, Settings
+from .strategies import check_strategy
 
 SETTLED_ON = 64  # examples that a plan's trained constants are fitted to
 
@@ -103,8 +105,6 @@ def check_like(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject:
     """The subject before training, the same on every side. Errors: those of `load`, FederateError."""
     if side:
-        if settings.lora:
-            raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
         model = images.vision_model(labels, side, settings)
         return Subject(model, images.pixels, images.processor(side), images.rate_of(settings), images.calibration)
     loaded = load(settings.model)
@@ -117,12 +117,37 @@ def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject
     )
 
 
+def settle(settings: Settings, data: Dataset) -> Settings:
+    """The settings with all that was left open: by the model's own plan, if it has one, and by the kind of data.
+
+    Errors: FederateError for what cannot be done with this data, those of `load`.
+    """
+    check_strategy(settings.strategy)
+    if data.kind == "image" and settings.lora > 0:
+        raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
+    if data.kind == "text" and not settings.plan:
+        loaded = load(settings.model)
+        if loaded.plan() is not None:
+            settings = settings.model_copy(update={"plan": str((loaded.folder / FILE_NAME).absolute())})
+    return settings.by_kind(data.kind)
+
+
+def plan_for(settings: Settings) -> Plan:
+    """The preset, or the plan in the file, to be fitted and calibrated anew. Errors: PlanError."""
+    if settings.plan.endswith(".json"):
+        return Plan.load(settings.plan).replace(ranges={}, fits={})
+    return Plan.preset(settings.plan)
+
+
 def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
     """The server's part: the subject with the plan in force, the plan with the constants it is trained with."""
+    settings = settle(settings, data)
     side = images.side_of(data.train) if data.kind == "image" else 0
     subject = new_subject(data.labels, side, settings)
     known = subject.encode(data.validation.subset(SETTLED_ON, settings.seed))
-    plan = settled(subject.model, [known.batch(range(len(known)))], Plan.preset(settings.plan))
+    wanted = plan_for(settings)
+    check_modules(subject.model, wanted)
+    plan = settled(subject.model, [known.batch(range(len(known)))], wanted)
     approximate(subject.model, in_training(plan))
     about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), my_version())
     return subject, plan, about
@@ -132,7 +157,7 @@ def join(about: About, settings: Settings) -> Subject:
     """A client's part. Errors: FederateError if it runs another version, or has another base model."""
     if about.version != my_version():
         raise FederateError(f"runs blindformer {my_version()}, the server {about.version}; install the same")
-    subject = new_subject(about.labels, about.side, settings)
+    subject = new_subject(about.labels, about.side, settings.by_kind("image" if about.side else "text"))
     if subject.frozen_digest() != about.frozen:
         raise FederateError(f"its base model {settings.model} has other weights than the server's; copy the server's")
     approximate(subject.model, in_training(Plan.from_json(about.plan, "the server's plan")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .loading import Loaded
 
 Progress = Callable[[str], None]
+_TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
 
 
 @dataclass
@@ -137,6 +139,33 @@ def compile(
     say = progress or (lambda stage: None)
     model = module_of(model)
     _check_weights(model)
+    with _TRACING:
+        lowered, plan, structure = _traced(model, batches, plan, Lowering(embedding=embedding), outputs, say)
+    say("optimise")
+    nodes = optimise(lowered.outputs)
+    steps, clients = _client_steps(nodes, lowered.prelude)
+    inputs = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
+    draft = Program(inputs=inputs, prelude=tuple(steps))
+    say("measure")
+    ranges = measure(
+        order(nodes),
+        ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches),
+    )
+    precision = precision or Precision()
+    scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
+    check_room(scaled.near)
+    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
+
+
+def _traced(
+    model: nn.Module,
+    batches: list[Mapping[str, Any]],
+    plan: Plan | str,
+    lowering: Lowering,
+    outputs: list[str] | None,
+    say: Progress,
+) -> tuple[Lowered, Plan, Structure]:
+    """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
     model.eval()
     try:
@@ -154,9 +183,8 @@ def compile(
                 f"outputs={[name for name in wanted if name in names]}"
             )
         say("lower")
-        lowering = Lowering(embedding=embedding)
         _give_examples(exported, lowering, batches[0])
-        lowered = lowering.run(exported, wanted, names)
+        return lowering.run(exported, wanted, names), plan, structure
     except IndexError as error:
         if "index out of range in self" not in str(error):  # torch's words for a row that a table does not have
             raise
@@ -169,20 +197,6 @@ def compile(
             restore(model)
         else:
             approximate(model, previous)
-    say("optimise")
-    nodes = optimise(lowered.outputs)
-    steps, clients = _client_steps(nodes, lowered.prelude)
-    inputs = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
-    draft = Program(inputs=inputs, prelude=tuple(steps))
-    say("measure")
-    ranges = measure(
-        order(nodes),
-        ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches),
-    )
-    precision = precision or Precision()
-    scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
-    check_room(scaled.near)
-    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
 
 
 def _assemble(
@@ -289,10 +303,10 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
             line = first_line(error, 300)
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
-    return exported, _traced(exported)
+    return exported, _names(exported)
 
 
-def _traced(exported: torch.export.ExportedProgram) -> list[str]:
+def _names(exported: torch.export.ExportedProgram) -> list[str]:
     """Names of the traced outputs, by the form that they have there: an approximation may change it."""
     spec: Any = exported.call_spec.out_spec
     made = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]

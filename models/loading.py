@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from ..approximations.plan import FILE_NAME as PLAN_FILE
 from ..approximations.plan import Plan
-from ..errors import BlindformerError, first_line
+from ..errors import first_line
 from .heads import MaskedToken, NextToken, SentenceEncoder
+from .huggingface import FILES_ALONE, LoadError, huggingface, refused
 from .processors import read_processor
 from .task import InputError, Item, Task, score_function
 
@@ -36,10 +36,6 @@ _KINDS = {  # by how an architecture's name ends; any other is loaded, too, and 
 }
 _POOLED = (".Transformer", ".Pooling", ".Normalize")  # the modules of a sentence encoder that are computed here
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
-
-
-class LoadError(BlindformerError):
-    """A model folder that cannot be used, or a length that the model does not take."""
 
 
 @dataclass
@@ -185,8 +181,6 @@ def _download(name: str) -> Path:
 
 
 def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
     if not (folder / "config.json").is_file():
         hint = ""
         if any((folder / part).is_dir() for part in ("server", "client")):
@@ -195,25 +189,26 @@ def _config(folder: Path) -> Any:
     if not any(list(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise LoadError(f"{folder}: holds no weights (model.safetensors); copy them there, or download the model again")
     try:
-        return AutoConfig.from_pretrained(folder)
+        with huggingface() as transformers:
+            return transformers.AutoConfig.from_pretrained(folder, **FILES_ALONE)
     except (OSError, ValueError, KeyError) as error:
-        raise LoadError(
+        raise refused(folder, error) or LoadError(
             f"{folder / 'config.json'}: cannot be read ({first_line(error)}); update transformers, or repair it"
         ) from None
 
 
 def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     """(kind, the transformers class that loads it): the class that the configuration names, so with its head."""
-    import transformers
-
     name = (getattr(config, "architectures", None) or [""])[0]
+    with huggingface() as transformers:
+        encoder, cls = transformers.AutoModel, getattr(transformers, name, None) if name else transformers.AutoModel
+        version = transformers.__version__
     if (folder / "1_Pooling").is_dir() or (folder / "modules.json").is_file():
-        return "sentence", transformers.AutoModel
-    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+        return "sentence", encoder
     if cls is None:
         raise LoadError(
-            f"{folder}: transformers {transformers.__version__} has no {name}; update it, or load the model with "
-            "its own code and give it to make_private"
+            f"{folder}: transformers {version} has no {name}; update it, or load the model with its own code and give "
+            "it to make_private"
         )
     for ending, kind in _KINDS.items():
         if name.endswith(ending):
@@ -227,16 +222,18 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
 
 
 def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
-    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    options: dict[str, Any] = {"dtype": torch.float32}
     name = (getattr(config, "architectures", None) or [""])[0]
     headless = kind == "sentence" or not name
     if headless and _takes_pooling(config):
         options["add_pooling_layer"] = False
     try:
-        with quiet():
-            model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+        with huggingface():
+            model, info = cls.from_pretrained(folder, output_loading_info=True, **options, **FILES_ALONE)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
-        raise LoadError(f"{folder}: the model cannot be loaded ({first_line(error)}); download it again") from error
+        raise refused(folder, error) or LoadError(
+            f"{folder}: the model cannot be loaded ({first_line(error)}); download it again"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(
@@ -252,26 +249,9 @@ def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
     return model
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and reports from transformers: what matters in them is checked here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _takes_pooling(config: Any) -> bool:
-    from transformers import MODEL_MAPPING
-
-    found = MODEL_MAPPING.get(type(config), None)
+    with huggingface() as transformers:
+        found = transformers.MODEL_MAPPING.get(type(config), None)
     found = found[0] if isinstance(found, tuple) else found
     return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
 

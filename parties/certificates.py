@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..protocols.errors import BlindformerError
+from ..protocols.errors import BlindformerError, writing
 from .tls import ROLE_URI
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
+MOST_DAYS = 36500  # a century: dates end in the year 9999
 CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
 CLOCK_SKEW = datetime.timedelta(hours=1)  # certificates are good from an hour ago, for machines whose clocks differ
 
@@ -34,6 +35,8 @@ CLOCK_SKEW = datetime.timedelta(hours=1)  # certificates are good from an hour a
 # we look at its role.
 _USAGES = {"client": [ExtendedKeyUsageOID.CLIENT_AUTH], "dealer": [ExtendedKeyUsageOID.SERVER_AUTH]}
 _BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+
+_ELSEWHERE = "choose a folder that you may write to"
 
 
 class CertificateError(BlindformerError):
@@ -74,24 +77,27 @@ def make_certificates(
     The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
     A CA whose key is kept is good for CA_DAYS, another one for `days`.
 
-    Errors: `CertificateError` if a file is already there and `force` is not set, or a role is no plain word.
+    Errors: `CertificateError` if a file is already there and `force` is not set, a role is no plain word, or the folder
+    cannot be written.
     """
     folder = Path(folder)
     names = ["ca.pem", *(["ca.key"] if keep_ca_key else [])]
     for role in roles:
         _check_word(role)
         names += [f"{role}.pem", f"{role}.key"]
+    _check_promises(days, hosts)  # before anything is replaced
     if not force:
         _refuse_overwriting(folder, names)
     authority = _make_authority(max(days, CA_DAYS if keep_ca_key else 1))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(folder / "ca.pem", _pem(authority.certificate))
-    if keep_ca_key:
-        _write(folder / "ca.key", _key_pem(authority.key), mode=0o600)
-    else:
-        (folder / "ca.key").unlink(missing_ok=True)  # with force: the key of the CA that is no more
-    for role in roles:
-        _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
+    with writing(folder, _ELSEWHERE, CertificateError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(folder / "ca.pem", _pem(authority.certificate))
+        if keep_ca_key:
+            _write(folder / "ca.key", _key_pem(authority.key), mode=0o600)
+        else:
+            (folder / "ca.key").unlink(missing_ok=True)  # with force: the key of the CA that is no more
+        for role in roles:
+            _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
     return [folder / name for name in names]
 
 
@@ -106,25 +112,23 @@ def add_certificate(
 ) -> list[Path]:
     """Add a certificate of the CA in `folder`, as `<name>.pem` and `<name>.key` (`name` is the role if not given).
 
-    Errors: `CertificateError` if the CA's key was not kept, it expires before, or a file is there and `force` is not
-    set.
+    Errors: `CertificateError` if the CA's key was not kept, it expires before, a file is there and `force` is not set,
+    or the folder cannot be written.
     """
     folder = Path(folder)
     name = name or role
     _check_word(role)
     _check_word(name)
+    _check_promises(days, hosts)
     if not force:
         _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
-    if not (folder / "ca.key").is_file():
-        raise CertificateError(f"{folder / 'ca.key'} is missing; make the certificates again with keep_ca_key")
-    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    authority = _Authority(_load(folder / "ca.pem"), key)
+    authority = _Authority(_load(folder / "ca.pem"), _authority_key(folder))
     ends = authority.certificate.not_valid_after_utc
     if _now() + datetime.timedelta(days=days) > ends:
         what = f"{folder / 'ca.pem'} is good until {ends:%Y-%m-%d} only"
         raise CertificateError(f"{what}; ask for fewer days, or a new CA")
-    _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
+    with writing(folder, _ELSEWHERE, CertificateError):
+        _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
     return [folder / f"{name}.pem", folder / f"{name}.key"]
 
 
@@ -209,6 +213,22 @@ def _make_authority(days: float) -> _Authority:
     return _Authority(builder.sign(key, hashes.SHA256()), key)
 
 
+def _authority_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    file = folder / "ca.key"
+    if not file.is_file():
+        raise CertificateError(
+            f"{file} is missing, which signs what is added; copy it back, or make all certificates anew: "
+            f"blindformer certs make {folder} --keep-ca-key --force"
+        )
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"{file} is not a key that `blindformer certs` has made; copy that one back")
+    return key
+
+
 def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: _Authority) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blindformer {name}"[:64])])
@@ -261,6 +281,10 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9*]([A-Za-z0-9._-]*[A-Za-z0-9])?", host):
+            raise CertificateError(
+                f"{host!r} is neither a host's name in ASCII nor an address; give one such as server.example.org"
+            ) from None
         return x509.DNSName(host)
 
 
@@ -300,10 +324,19 @@ def _check_word(word: str) -> None:
         raise CertificateError(f"{word!r} cannot name a party; use a short lower-case word such as server")
 
 
+def _check_promises(days: float, hosts: Sequence[str]) -> None:
+    if days > MOST_DAYS:
+        raise CertificateError(f"{days:g} days are too many for a certificate; give at most {MOST_DAYS}")
+    for host in hosts:
+        _general_name(host)
+
+
 def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if (folder / name).exists():
-            raise CertificateError(f"{folder / name} is already there; choose another folder, or force it")
+            raise CertificateError(
+                f"{folder / name} is already there; choose another folder, or replace it with --force"
+            )
 
 
 def _write(file: Path, content: bytes, mode: int = 0o644) -> None:

@@ -6,7 +6,19 @@ values, shares or keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..errors import BlindformerError
+
+
+@contextmanager
+def writing(what: object, remedy: str, kind: type[BlindformerError] = BlindformerError) -> Iterator[None]:
+    """The system's refusal to write `what`, a file or folder, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 class PeerError(BlindformerError):

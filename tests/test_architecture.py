@@ -145,6 +145,24 @@ def test_nothing_from_a_peer_is_unpickled():
     ] == []
 
 
+def test_nobody_is_asked_whether_a_models_code_may_run():
+    """Auto classes run a folder's Python files on a yes at the terminal, unless they are told not to ask."""
+
+    def told(call: ast.Call) -> bool:
+        given = {k.arg or ast.unparse(k.value) for k in call.keywords}
+        return bool(given & {"trust_remote_code", "FILES_ALONE", "NO_CODE"})
+
+    assert [
+        f"{name(path)}:{node.lineno}"
+        for path in files(*MAY_IMPORT, "bench")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith((".from_pretrained", ".from_config"))
+        and not ast.unparse(node.func).startswith("Bert")  # no Auto class
+        and not told(node)
+    ] == []
+
+
 def test_every_file_says_what_it_is_for():
     empty = [name(p) for p in files(*MAY_IMPORT) if p.read_text().strip() and not ast.get_docstring(parse(p))]
     assert empty == []

@@ -15,7 +15,7 @@ from ..processors import read_processor
 from ..program import Program, ProgramError
 from ..task import InputError, Item, Task
 from .circuits import CircuitPart, read_circuit, texts_of
-from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
+from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors
 
 
@@ -153,6 +153,13 @@ class ClientPart:
 def load_client(folder: str | Path) -> ClientPart:
     """The client's part of a compiled folder, DIR or DIR/client. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "client")
+    try:
+        return _client_part(part)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{part}: is not as this version of Blindformer writes it; compile again") from None
+
+
+def _client_part(part: Path) -> ClientPart:
     about = read_json(part / "client.json")
     held, lengths = read_tensors(part / TENSORS), {}
     for number, program in read_programs(part).items():

@@ -61,9 +61,19 @@ def versions(part: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         was = found.get("format") if isinstance(found, dict) else None
         raise ArtifactError(f"{part}: has format {was}, this version reads {FORMAT}; compile again")
-    if found.get("part") not in PARTS or not isinstance(found.get("files"), dict):
+    if found.get("part") not in PARTS or not (
+        _names_files(found.get("files")) and _has_lengths(found.get("programs", {}))
+    ):
         raise ArtifactError(f"{part / VERSIONS}: is damaged; copy the part again, or compile again")
     return found
+
+
+def _names_files(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(about, dict) for about in found.values())
+
+
+def _has_lengths(found: Any) -> bool:
+    return isinstance(found, dict) and all(name.isdecimal() for name in found)
 
 
 def describe_files(part: Path) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -93,7 +94,7 @@ def _lines(path: Path, encoding: str) -> list[str]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that can") from None
     try:
         decoded = raw.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
     except LookupError:
@@ -106,7 +107,8 @@ def _lines(path: Path, encoding: str) -> list[str]:
         ) from None
     if "\0" in decoded:
         raise DataError(f"{path}: is not text in {encoding}; name the file's encoding with --encoding (utf-16, ...)")
-    return decoded.splitlines(keepends=True)
+    # Not splitlines: texts hold U+0085, U+2028 and form feeds, which end no line of a table.
+    return list(io.StringIO(decoded, newline=""))
 
 
 def _table(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:

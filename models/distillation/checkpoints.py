@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...protocols.errors import writing
 from .settings import DistillError
 
 LOCK = ".lock"
@@ -30,11 +31,9 @@ def locked(folder: Path, does: str = "distils") -> Iterator[None]:
 
     does   what the other process does there, for the error
     """
-    try:
+    with writing(folder, "give a folder of your own", DistillError):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("a")
-    except OSError as error:
-        raise DistillError(f"{folder}: cannot be written ({error.strerror}); give a folder of your own") from None
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +42,12 @@ def locked(folder: Path, does: str = "distils") -> Iterator[None]:
                 f"{folder}: another process {does} into it; wait for it, or give another folder"
             ) from None
         yield
+
+
+def check_new(folder: Path, work: Path) -> None:
+    """Errors: DistillError if `folder` holds a model, and not an unfinished run, whose folder is `work`."""
+    if (folder / "config.json").exists() and not work.exists():
+        raise DistillError(f"{folder}: holds a model already; give a new folder")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...approximations.registry import EXACT
+from ..huggingface import huggingface
 from .settings import DistillError, Settings
 
 EMBEDDINGS = "electra.embeddings.*"
@@ -29,8 +30,6 @@ def compact_student(
 
     Errors: DistillError for a teacher without BERT's embeddings, or a width that is none.
     """
-    from transformers import ElectraConfig, ElectraForSequenceClassification
-
     given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads
     words = given["word_embeddings.weight"]
     if hidden is None or hidden > words.shape[1] or hidden % heads:
@@ -38,10 +37,10 @@ def compact_student(
             f"hidden {hidden}, heads {heads}: give a multiple of the heads, at most the teacher's {words.shape[1]}"
         )
     config: Any = teacher.config
-    with torch.random.fork_rng(devices=[]):
+    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        student: Any = ElectraForSequenceClassification._from_config(
-            ElectraConfig(
+        student: Any = transformers.ElectraForSequenceClassification._from_config(
+            transformers.ElectraConfig(
                 vocab_size=words.shape[0],
                 embedding_size=words.shape[1],
                 hidden_size=hidden,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
+from ..huggingface import huggingface
 from ..loading import Loaded
 from .settings import DistillError, Settings
 
@@ -34,12 +35,10 @@ def new_vit(data: Dataset, settings: Settings) -> Loaded:
     if not isinstance(images, Tensor) or images.shape[1] != images.shape[2] or images.shape[1] % _ACROSS:
         what = f"images of {images.shape[1]} x {images.shape[2]}" if isinstance(images, Tensor) else "texts"
         raise DistillError(f"{data.name}: holds {what}; the teacher vit takes square images of a multiple of {_ACROSS}")
-    from transformers import ViTConfig, ViTForImageClassification
-
     size, hidden = images.shape[1], settings.hidden or IMAGES["hidden"]
-    with torch.random.fork_rng(devices=[]):
+    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        config = ViTConfig(
+        config = transformers.ViTConfig(
             image_size=size,
             patch_size=size // _ACROSS,
             hidden_size=hidden,
@@ -51,15 +50,16 @@ def new_vit(data: Dataset, settings: Settings) -> Loaded:
             id2label=dict(enumerate(data.labels)),
             label2id={name: i for i, name in enumerate(data.labels)},
         )
-        model = ViTForImageClassification._from_config(config, attn_implementation="sdpa").eval()
+        model = transformers.ViTForImageClassification._from_config(config, attn_implementation="sdpa").eval()
     labels = dict(enumerate(data.labels))
     return Loaded(f"{VIT} for {data.name}", Path(VIT), model, "image", _processor(size), labels=labels)
 
 
 def _processor(size: int) -> Any:
     """None where the libraries for images are missing: the model then takes tensors alone."""
-    try:
-        from transformers import ViTImageProcessorPil
-    except ImportError:
-        return None
-    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    sides = {"height": size, "width": size}
+    with huggingface() as transformers:
+        try:
+            return transformers.ViTImageProcessorPil(size=sides, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        except ImportError:
+            return None

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
-from ..loading import Loaded, load, quiet
+from ..huggingface import huggingface
+from ..loading import Loaded, load
 from .augment import UNLABELLED, with_variants
 from .batches import by_private_length, in_order, pixels, tokenise
-from .checkpoints import locked, storing
+from .checkpoints import check_new, locked, storing
 from .compact import compact_student, freeze, in_clear
 from .images import IMAGES, VIT, new_vit
 from .ranges import RangePenalty, extremes, observed
-from .settings import DistillError, Settings
+from .settings import Settings
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import check_modules, in_training, layer_count, settled, spread, with_layers
 from .teacher import classifier_of, freeze_embeddings, is_classifier, judged, teacher_stage
@@ -103,8 +104,7 @@ class _Run:
         self.history: dict[str, list[dict[str, float]]] = {}
 
     def run(self) -> Distilled:
-        if (self.out / "config.json").exists() and not self.work.exists():
-            raise DistillError(f"{self.out}: holds a model already; give a new folder")
+        check_new(self.out, self.work)
         self.work.mkdir(exist_ok=True)
         given = is_classifier(self.loaded)
         if given:
@@ -219,7 +219,7 @@ class _Run:
         self, model: nn.Module, folder: Path, plan: Plan | None = None, report: dict[str, Any] | None = None
     ) -> None:
         # A run that is cut off here is repeated from its checkpoints: their folder goes last.
-        with storing(str(folder)), quiet():
+        with storing(str(folder)), huggingface():
             folder.mkdir(exist_ok=True)
             if self.loaded.processor is not None:
                 self.loaded.processor.save_pretrained(folder)

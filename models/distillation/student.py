@@ -24,7 +24,7 @@ def spread(layers: int, of: int) -> list[int]:
     Errors: DistillError.
     """
     if not 1 <= layers <= of:
-        raise DistillError(f"{layers} layers: the teacher has {of}; give a number from 1 to {of}")
+        raise DistillError(f"{layers} layers: the model has {of}; give a number from 1 to {of}")
     return [round((i + 1) * of / layers) - 1 for i in range(layers)]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import DataError
+from ..huggingface import FILES_ALONE, NO_CODE, huggingface
 from ..loading import Loaded
 from .batches import Tokens, in_order
 from .settings import DistillError, Settings
@@ -26,16 +27,19 @@ def classifier_of(loaded: Loaded, labels: Sequence[str], seed: int) -> nn.Module
 
     Errors: DistillError if transformers has no classifier of this architecture; DataError for an image model.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
     if loaded.kind == "image":
-        raise DataError(f"{loaded.name}: is an image model; distill takes models of texts")
-    config = AutoConfig.from_pretrained(loaded.folder)
-    config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-    with torch.random.fork_rng(devices=[]):
+        raise DataError(f"{loaded.name}: is an image model; give a model of texts")
+    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
+        config = transformers.AutoConfig.from_pretrained(loaded.folder, **FILES_ALONE)
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        if (
+            getattr(config, "pad_token_id", None) is None
+        ):  # a causal model's: its classifier reads the last token before the padding
+            config.pad_token_id = getattr(loaded.processor, "pad_token_id", None)
         torch.manual_seed(seed)
         try:
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            of_kind = transformers.AutoModelForSequenceClassification
+            model = of_kind.from_config(config, dtype=torch.float32, **NO_CODE)
         except ValueError:
             raise DistillError(
                 f"{loaded.name}: transformers has no text classifier of this kind ({config.model_type}); give another"

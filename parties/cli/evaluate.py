@@ -65,7 +65,7 @@ def evaluate(
         phases.begin("load")
         use_threads(threads)
         from ...models.loading import load
-        from ...protocols.errors import BlindformerError
+        from ...protocols.errors import BlindformerError, writing
         from ..evaluation import evaluate as run
         from ..figures import accuracy_figure, evaluation_page
 
@@ -93,19 +93,17 @@ def evaluate(
                     **options,
                 )
             )
-        if report is not None:
-            try:
-                if report.suffix == ".png":
-                    report.write_bytes(accuracy_figure(found))
-                else:
-                    report.write_text(evaluation_page(found), encoding="utf-8")
-            except OSError as error:
-                raise BlindformerError(f"{report}: cannot be written ({error.strerror}); choose another file") from None
     if form is Format.json:
         emit({"evaluations": [one.to_dict() for one in found]})
-        return
-    for one in found:
-        _show(one)
+    else:
+        for one in found:
+            _show(one)
+    if report is not None:  # last: what was found is not lost with it
+        with writing(report, "choose another file"):
+            if report.suffix == ".png":
+                report.write_bytes(accuracy_figure(found))
+            else:
+                report.write_text(evaluation_page(found), encoding="utf-8")
 
 
 def _show(found: Any) -> None:

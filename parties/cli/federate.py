@@ -10,8 +10,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .data_options import DataFolderOption, DataOption, SeedOption
-from .output import Format, FormatOption, Phases, PlanOption, console, emit, prepare, table, use_threads
+from .data_options import (
+    DataFolderOption,
+    DataOption,
+    EncodingOption,
+    LabelColumnOption,
+    SeedOption,
+    TextColumnOption,
+)
+from .output import Format, FormatOption, Phases, console, emit, prepare, table, use_threads
 
 
 class Engine(enum.StrEnum):
@@ -23,22 +30,31 @@ def federate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many the training examples are dealt to.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of training and averaging.")] = 60,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Of training and averaging (default: texts 10, images 60).")
+    ] = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
     ] = "fedavg",
     alpha: Annotated[
         float, typer.Option("--alpha", min=0, help="Of the Dirichlet shares of each class (0: all clients alike).")
     ] = 0.0,
-    plan: PlanOption = "fast",
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            help="A preset or a plan's JSON file (default for texts: the model's own, else faithful; images: fast).",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="For texts: the model that training begins with.")] = "minilm",
     layers: Annotated[int, typer.Option("--layers", min=0, help="Layers of the model (default: by its kind).")] = 0,
     hidden: Annotated[int, typer.Option("--hidden", min=8, help="For images: width of the model.")] = 64,
-    trained: Annotated[
-        int, typer.Option("--trained", min=0, help="For texts: how many of the last layers are trained (0: all).")
-    ] = 0,
     lora: Annotated[
-        int, typer.Option("--lora", min=0, help="For texts: rank of adapters that travel in place of layers (0: none).")
+        int | None,
+        typer.Option("--lora", min=0, help="For texts: rank of adapters that travel in place of layers (default: 8)."),
+    ] = None,
+    trained: Annotated[
+        int, typer.Option("--trained", min=0, help="For texts: train so many last layers whole (0 with --lora 0: all).")
     ] = 0,
     fraction: Annotated[
         float, typer.Option("--fraction", min=0.0, max=1.0, help="Of the clients, asked in each round.")
@@ -83,6 +99,9 @@ def federate(
         Path | None, typer.Option("--plot", help="A picture (.png) of accuracy and epsilon over the rounds.")
     ] = None,
     seed: SeedOption = 0,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
+    encoding: EncodingOption = "utf-8",
     data_folder: DataFolderOption = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
     form: FormatOption = Format.text,
@@ -95,16 +114,24 @@ def federate(
         use_threads(threads)
         from ...federated.deploy import deploy as in_processes
         from ...federated.deploy import simulate
+        from ...federated.examples import dataset_of
+        from ...federated.federate import WORK
         from ...federated.federate import federate as run
+        from ...federated.figures import rounds_figure
+        from ...federated.partitions import deal
         from ...federated.settings import FederateError, Settings
-        from ...models.data import load_data
+        from ...federated.subject import settle
+        from ...models.distillation.checkpoints import check_new
+        from ...protocols.errors import writing
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = Settings(
-            data=data, clients=clients, rounds=rounds, strategy=strategy, alpha=alpha, plan=plan, seed=seed,
-            model=model, layers=layers, hidden=hidden, trained=trained, lora=lora, fraction=fraction, rate=rate,
+            data=data, text=text_column or "", label=label_column or "", encoding=encoding,
+            clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
+            model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
+            fraction=fraction, rate=rate,
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
             epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
@@ -113,8 +140,14 @@ def federate(
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
         if apart and data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = load_data(data, seed=seed, folder=data_folder)
+        dataset = dataset_of(chosen, data_folder)
+        chosen = settle(chosen, dataset)
+        deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
+        check_new(out, out / WORK)
         phases.end("load")
+    if form is Format.text:
+        show_start(chosen, dataset)
+    with Phases() as phases:
 
         def show(made: Any, total: int) -> None:
             phases.step("rounds", made.number, total)
@@ -124,12 +157,13 @@ def federate(
             found = apart(out, progress=show, **chosen.model_dump())
         else:
             found = run(out, dataset, progress=show, **chosen.model_dump())
-    if plot is not None:
-        _draw(plot, found)
     if form is Format.json:
         emit({"folder": str(found.folder), **found.report})
-        return
-    show_result(found, data)
+    else:
+        show_result(found, data)
+    if plot is not None:
+        with writing(plot, "choose another file"):
+            plot.write_bytes(rounds_figure(found))
 
 
 def _size(count: int) -> str:
@@ -142,26 +176,39 @@ def _line(made: Any) -> str:
     return f"round {made.number}   accuracy {made.accuracy:.3f}{spent}{lost}"
 
 
-def _draw(plot: Path, found: Any) -> None:
-    from ...federated.figures import rounds_figure
-    from ...protocols.errors import BlindformerError
+def show_start(settings: Any, data: Any) -> None:
+    """What is about to be done, with all that was left to the kind of data."""
+    from ...federated.subject import plan_for
 
-    try:
-        plot.write_bytes(rounds_figure(found))
-    except OSError as error:
-        raise BlindformerError(f"{plot}: cannot be written ({error.strerror}); choose another file") from None
+    spread = f"Dirichlet {settings.alpha:g}" if settings.alpha else "alike"
+    private = ["secure sums"] if settings.secagg else []
+    private += [f"dp {settings.dp}"] if settings.dp != "none" else []
+    epochs = "one step" if settings.dp == "example" else _many(settings.epochs, "epoch")
+    console().print(
+        f"{data.name}: {data.kind}s, {len(data.train)} among {settings.clients} clients, {spread}; "
+        f"{len(data.validation)} to watch and calibrate by\n"
+        f"plan {plan_for(settings).name}   trained: {_trained(settings, data.kind)}\n"
+        f"{_many(settings.rounds, 'round')} of {epochs}   {settings.strategy}   "
+        f"{', '.join(private) or 'updates are seen by the server'}\n"
+    )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _trained(settings: Any, kind: str) -> str:
+    if kind == "image":
+        return f"a new model of width {settings.hidden}"
+    layers = f"the last {settings.trained} layers" if settings.trained else "all layers"
+    what = f"adapters of rank {settings.lora} (LoRA)" if settings.lora else layers
+    return f"{what} and the head of {settings.model}"
 
 
 def show_result(found: Any, data: str) -> None:
     out, report = console(), found.report
     settings, counts = report["settings"], report["data"]
-    spread = f"Dirichlet {settings['alpha']:g}" if settings["alpha"] else "alike"
-    private = ["secure sums"] if settings["secagg"] else []
-    private += [f"dp {settings['dp']}"] if settings["dp"] != "none" else []
     out.print(
-        f"{settings['strategy']}   plan {settings['plan']}   {settings['clients']} clients, {spread}   "
-        f"{', '.join(private) or 'updates are seen by the server'}\n"
-        f"data {counts['name']}: {counts['train']} among clients, {counts['validation']} to watch and calibrate by\n"
         f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
         f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )

@@ -12,6 +12,7 @@ from blindformer.federated.deploy import Deployment, deploy, new_node_key, simul
 from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, Settings
+from blindformer.models.distillation.settings import DistillError
 from blindformer.models.loading import load
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
@@ -119,6 +120,6 @@ def test_a_nodes_key_is_for_its_owner_alone(tmp_path):
 
 
 def test_a_finished_folder_is_left_alone(tmp_path):
-    (tmp_path / REPORT).write_text("{}")
-    with pytest.raises(FederateError, match="holds a model already; give a new folder"):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DistillError, match="holds a model already; give a new folder"):
         deploy(tmp_path, **SETTINGS)

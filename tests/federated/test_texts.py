@@ -147,10 +147,11 @@ def test_another_base_model_is_refused_and_named(texts, base, tmp_path):
 
 def test_a_client_with_its_own_table(texts, base, tmp_path):
     own, odd = tmp_path / "own.csv", tmp_path / "odd.csv"
-    own.write_text("text,label\nit is good,positive\nit is bad,Negative\n")
+    own.write_text("said,mood\nit is good,positive\nit is bad,Negative\n")
     odd.write_text("text,label\nit is good,fine\nit is bad,poor\n")
     settings = {**TEXTS, "model": base, "clients": 3, "rounds": 1, "epochs": 1, "trained": 1}
-    nodes = {1: {PARTITION: 0}, 2: {OWN: str(own), "name": "ward"}, 3: {OWN: str(odd), "name": "clinic"}}
+    nodes = {1: {PARTITION: 0}, 2: {OWN: str(own), "name": "ward", "text": "said", "label": "mood"},
+             3: {OWN: str(odd), "name": "clinic"}}  # fmt: skip
     found = federate(tmp_path / "out", texts, nodes=nodes, **settings)
     assert list(found.rounds[0].lost) == ["clinic"]
     assert "label 'fine' is none of the server's: negative, positive" in found.rounds[0].lost["clinic"]

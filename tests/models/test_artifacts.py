@@ -22,6 +22,7 @@ from blindformer.models.artifacts import (
     save,
     versions,
 )
+from blindformer.models.artifacts.layout import describe_files
 from blindformer.models.building import compile_folder, compile_images, compile_lengths, default_lengths
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import Loaded, LoadError, load
@@ -275,7 +276,8 @@ def test_versions_are_checked(made, copy):
     file.write_text(json.dumps({**found, "format": FORMAT - 1}))
     with pytest.raises(ArtifactError, match=f"has format {FORMAT - 1}, this version reads {FORMAT}; compile again"):
         load_server(copy)
-    for damage in ("[]", "{", json.dumps({"format": FORMAT, "part": "server"})):
+    odd = [{}, {"files": {"a": 3}}, {"files": {}, "programs": {"long": ""}}, {"files": {}, "programs": [8]}]
+    for damage in ("[]", "{", *(json.dumps({"format": FORMAT, "part": "server", **more}) for more in odd)):
         file.write_text(damage)
         with pytest.raises(ArtifactError, match=r"compile"):
             load_server(copy)
@@ -298,6 +300,19 @@ def test_a_damaged_file_is_named(copy, part, name):
     file.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         read(copy)
+
+
+@pytest.mark.parametrize(("name", "key"), [("client.json", "scores"), ("lengths/8/tensors.json", "scales")])
+def test_a_client_part_of_another_version_is_one_line(copy, name, key):
+    """Whole by its digests, and yet without what this version reads."""
+    part = copy / "client"
+    fields = json.loads((part / name).read_text())
+    del fields[key]
+    (part / name).write_text(json.dumps(fields))
+    known = json.loads((part / "versions.json").read_text())
+    (part / "versions.json").write_text(json.dumps({**known, "files": describe_files(part)}))
+    with pytest.raises(ArtifactError, match=r"is not as this version of Blindformer writes it; compile again$"):
+        load_client(copy)
 
 
 def test_a_part_without_versions_is_none(copy):

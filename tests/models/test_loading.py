@@ -11,6 +11,7 @@ from blindformer.models.calibration_texts import TEXTS, calibration_texts
 from blindformer.models.compile import compile
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import BUCKETS, LoadError, load
+from blindformer.models.processors import read_processor
 from blindformer.models.task import InputError
 from blindformer.protocols.clear import ClearEngine
 
@@ -177,6 +178,66 @@ def test_wrong_folders_are_explained(tmp_path, tiny_classifier):
         with pytest.raises(LoadError, match=words) as caught:
             load(folder)
         assert "\n" not in str(caught.value)
+
+
+PYTHON = """open({ran!r}, "w").close()
+from transformers import BertForSequenceClassification, BertTokenizer, PretrainedConfig
+class Config(PretrainedConfig):
+    model_type = "own"
+class Tokenizer(BertTokenizer): ...
+class Model(BertForSequenceClassification): ...
+"""
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("what", ["configuration", "model", "tokenizer"])
+def test_code_that_a_folder_brings_never_runs(tmp_path, tiny_classifier, monkeypatch, what):
+    """Transformers would ask at the terminal, and take a yes."""
+    folder, ran = shutil.copytree(tiny_classifier, tmp_path / "model"), tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    (folder / "own.py").write_text(PYTHON.format(ran=str(ran)))
+    names = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    if what == "tokenizer":
+        edit(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Tokenizer"] * 2})
+        (folder / "config.json").unlink()  # as in the client's part of a compiled folder
+        failing = lambda: read_processor(folder, "classifier")  # noqa: E731
+    else:
+        edit(folder / "config.json", auto_map=names, **({"model_type": "own"} if what == "configuration" else {}))
+        failing = lambda: load(folder)  # noqa: E731
+    if what == "model":  # of a type that transformers has: its own class reads it
+        assert type(failing().model).__module__.startswith("transformers.")
+    else:
+        with pytest.raises(LoadError, match=r"needs Python code of its own .* never run; give a model of a class"):
+            failing()
+    assert not ran.exists()
+
+
+class Opened:
+    """Leaves a file where it is unpickled without care."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return open, (str(self.ran), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tmp_path, tiny_classifier, zipped):
+    folder, ran = shutil.copytree(tiny_classifier, tmp_path / "model"), tmp_path / "ran"
+    weights = load(folder).model.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert load(folder).kind == "classifier"
+    torch.save({**weights, "more": Opened(ran)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(LoadError, match=r"could run code; save the model as safetensors where its author") as caught:
+        load(folder)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
 
 
 def test_unknown_hub_ids_are_explained_offline():

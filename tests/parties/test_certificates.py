@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 import shutil
 import ssl
+from pathlib import Path
 
 import pytest
 from blindformer.parties.certificates import (
@@ -29,7 +31,7 @@ def test_files_and_their_modes(tmp_path):
 def test_nothing_is_overwritten_unless_forced(tmp_path):
     make_certificates(tmp_path, keep_ca_key=True)
     before = (tmp_path / "server.pem").read_bytes()
-    with pytest.raises(CertificateError, match="already there; choose another folder, or force it"):
+    with pytest.raises(CertificateError, match="already there; choose another folder, or replace it with --force"):
         make_certificates(tmp_path)
     with pytest.raises(CertificateError, match="already there"):
         add_certificate(tmp_path, "client")
@@ -37,8 +39,31 @@ def test_nothing_is_overwritten_unless_forced(tmp_path):
     make_certificates(tmp_path, force=True)
     assert (tmp_path / "server.pem").read_bytes() != before
     assert not (tmp_path / "ca.key").exists()
-    with pytest.raises(CertificateError, match=r"ca.key is missing"):
+    with pytest.raises(CertificateError, match=r"ca.key is missing.* certs make .* --keep-ca-key --force$"):
         add_certificate(tmp_path, "client", name="client-2")
+    (tmp_path / "ca.key").write_text("nonsense")
+    with pytest.raises(CertificateError, match=r"ca.key is not a key that"):
+        add_certificate(tmp_path, "client", name="client-2")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(call, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "certs", Path("/proc/certs")):
+        code, printed, errors = call("certs", "make", folder)
+        assert (code, printed) == (1, "")
+        assert re.fullmatch(rf"blindformer: {folder}: cannot be written \(.+\); choose a folder .*\n", errors)
+
+
+def test_what_no_certificate_can_promise_replaces_nothing(tmp_path):
+    make_certificates(tmp_path)
+    before = (tmp_path / "ca.pem").read_bytes()
+    with pytest.raises(CertificateError, match="days are too many for a certificate; give at most 36500"):
+        make_certificates(tmp_path, days=1e9, force=True)
+    for host in ("", "münchen.example", "two words"):
+        with pytest.raises(CertificateError, match="is neither a host's name in ASCII nor an address"):
+            make_certificates(tmp_path, hosts=["localhost", host], force=True)
+    assert (tmp_path / "ca.pem").read_bytes() == before
 
 
 def test_describe(certificates, tmp_path):

@@ -233,6 +233,22 @@ def test_threads_may_share_a_client(site, connect, aside, classify):
         nested(found.result(60).value, classify(text, top_k=None), TOLERANCE)
 
 
+def test_clients_may_be_made_by_many_threads_at_once(folder):
+    """In a fresh process, where they all are the first to need the library of tokenizers."""
+    code = (
+        "import threading, blindformer as bf\n"
+        "clients, start = [], threading.Barrier(50)\n"
+        "def make():\n"
+        "    start.wait()\n"
+        f"    clients.append(bf.Client('local', folder={str(folder)!r}).part.task.tokens('good'))\n"
+        "threads = [threading.Thread(target=make) for _ in range(50)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(clients == 50 * [3])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_masked_weights_travel_once(site, connect):
     first, second = connect(site), connect(site)
     assert first.query(TEXTS[0]).report.setup_bytes > 0

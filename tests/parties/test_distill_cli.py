@@ -73,7 +73,7 @@ def test_in_words(call, file, tiny_encoder, tmp_path):
         (("--data", "FILE", "--encoding", "cp1252"), "which column is the text"),
         (("--data", "FILE", "--text-column", "what", "--label-column", "how"), "line 2: is not utf-8"),
         (("--data", "FILE", *NAMED, "--plan", "quick"), "unknown preset 'quick'"),
-        (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the teacher has 1"),
+        (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the model has 1"),
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
     ],
 )

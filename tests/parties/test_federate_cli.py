@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -57,12 +58,71 @@ def test_in_words(call, tmp_path):
     assert "3 clients, alike" in printed
     assert "a round moves 145 kB to each client, 145 kB back" in printed
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
+    assert call(*QUICK, "--out", out) == (1, "", f"blindformer: {out}: holds a model already; give a new folder\n")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Sentences in a file of somebody's own."""
+    path = tmp_path / "mine.csv"
+    rows = [f"it is {'good' if i % 2 else 'bad'}, my é {'the ' * (i // 2)};{['no', 'yes'][i % 2]}" for i in range(40)]
+    path.write_text("what;how\n" + "\n".join(rows) + "\n", encoding="cp1252")
+    return path
+
+
+OWN = ("--text-column", "what", "--label-column", "how", "--encoding", "cp1252")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_texts_are_trained_by_adapters_unless_told_otherwise(call, table, tiny_encoder, tmp_path, own):
+    """With the plan that the model was trained with, or else one whose functions are close to its own."""
+    model = shutil.copytree(tiny_encoder, tmp_path / "model")
+    if own:
+        Plan.preset("fast").save(model)
+    out = tmp_path / "out"
+    code, printed, errors = call("--data", table, *OWN, "--model", model, "--clients", "3", "--out", out)
+    assert (code, errors) == (0, "")
+    first = " ".join(" ".join(printed.split("\n\n")[0].split()).replace(f"{tmp_path}/", "").split())
+    assert first == (
+        "mine.csv: texts, 29 among 3 clients, alike; 3 to watch and calibrate by "
+        f"plan {'fast' if own else 'faithful'} trained: adapters of rank 8 (LoRA) and the head of model "
+        "10 rounds of 1 epoch fedavg updates are seen by the server"
+    )
+    settings = json.loads((out / "federation.json").read_text())["settings"]
+    assert (settings["lora"], settings["rounds"]) == (8, 10)
+    assert Plan.load(out).same_functions(Plan.preset("fast" if own else "faithful"))
+
+
+def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
+    code = (
+        "import sys; sys.modules['flwr'] = None\n"
+        f"sys.argv = ['blindformer', 'federate', '--data', 'digits', '--out', {str(tmp_path / 'out')!r}]\n"
+        "from blindformer.parties.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("run: pip install 'blindformer[federated]'\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
+    plot = tmp_path / "none" / "rounds.png"
+    code, printed, errors = call(*QUICK, "--rounds", "1", "--hidden", "8", "--plot", plot, "--out", tmp_path / "out")
+    assert code == 1
+    assert "test accuracy" in printed
+    assert errors == f"blindformer: {plot}: cannot be written (No such file or directory); choose another file\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--data", "nothing"), "no such file or folder, and no data set of that name"),
+        (("--data", "TABLE"), "is not utf-8; name the file's encoding with --encoding"),
+        (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
+        (("--data", "FOLDER"), "is no folder that the library datasets wrote"),
+        (("--data", "EMPTY"), "holds no examples; give rows with a text and a label"),
+        (("--data", "ALIKE"), "every example is 'good'; a classifier needs two classes or more"),
+        (("--data", "THREE"), "class 'bad' has 1 examples, none of them for validation; add some, or leave the class"),
         (("--clients", "5000"), "5000 clients: there are 1294 examples to share; give fewer clients"),
         (("--strategy", "best"), "unknown strategy 'best'"),
         (("--dp", "perhaps"), "setting dp: "),
@@ -74,8 +134,13 @@ def test_in_words(call, tmp_path):
         (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, tmp_path, arguments, message):
-    code, printed, errors = call(*QUICK, *arguments, "--out", tmp_path / "out")
+def test_what_cannot_be_is_one_line(call, table, tmp_path, arguments, message):
+    rows = {"EMPTY": "", "ALIKE": "a,good\nb,good\n", "THREE": "a,good\nb,bad\nc,good\n"}
+    for name, text in rows.items():
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text}")
+    places = {"TABLE": table, "FOLDER": tmp_path, **{name: tmp_path / f"{name}.csv" for name in rows}}
+    given = [places.get(argument, argument) for argument in arguments]
+    code, printed, errors = call(*QUICK, *given, "--out", tmp_path / "out")
     assert (code, printed) == (1, "")
     assert message in errors
     assert errors.count("\n") == 1
@@ -92,9 +157,14 @@ def test_a_model_trained_with_a_plan_gets_no_warning_about_it(capsys):
 
 def test_a_clients_words_are_no_markup(capsys):
     lost = {"[bold]ward": "[/red] it says"}
-    settings = {"strategy": "fedavg", "plan": "fast", "clients": 3, "alpha": 0.0, "secagg": False, "dp": "none"}
-    counts = {"name": "digits", "train": 9, "validation": 3, "test": 3}
-    report = {"settings": settings, "data": counts, "weights_that_travel": 7, "epsilon": None, "test_accuracy": 0.5}
+    settings = {"secagg": False, "dp": "none"}
+    report = {
+        "settings": settings,
+        "data": {"test": 3},
+        "weights_that_travel": 7,
+        "epsilon": None,
+        "test_accuracy": 0.5,
+    }
     show_result(
         Federated(Path("out"), Plan.preset("fast"), [Round(1, 0.5, None, 2, lost, None, 1.0)], report), "digits"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -50,6 +51,20 @@ def test_it_answers_like_the_model(loaded, batches, protocol, where):
         assert estimate.offline_bytes == report.offline_bytes
         assert {"server", "dealer", "client", "public"} <= set(report.learned)
         assert "bert" in str(report)
+
+
+def test_threads_may_make_private_models_at_once(loaded, batches, aside):
+    """Tracing a model has the whole process's modules patched for a while."""
+    example = dict(batches[0])
+
+    def made():
+        private = bf.make_private(copy.deepcopy(loaded.model), protocol="clear", calibration=batches, example=example)
+        return private(**example).logits
+
+    with torch.no_grad():
+        expected = loaded.model(**example).logits
+    for future in [aside(made) for _ in range(4)]:
+        torch.testing.assert_close(future.result(), expected, atol=0.02, rtol=0)
 
 
 @pytest.mark.slow

@@ -162,6 +162,16 @@ def test_json_lines_with_numbers_and_a_split(tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 24, 12)
 
 
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\x0c", "\x1c"])
+def test_only_newlines_end_a_line(tmp_path, odd):
+    """Reviews copied from web pages hold what Unicode, but no table, takes for the end of a line."""
+    texts = [f"it is {odd} good {i}" for i in range(3)]
+    lines = [json.dumps({"text": text, "label": i}, ensure_ascii=False) for i, text in enumerate(texts)]
+    csv_file = write(tmp_path / "a.csv", "text,label\r\n" + "".join(f"{t},{i}\r\n" for i, t in enumerate(texts)))
+    for file in (csv_file, write(tmp_path / "a.jsonl", "\n".join(lines))):
+        assert read_file(file).inputs == texts
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "indices"),
     [

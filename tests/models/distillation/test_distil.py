@@ -190,7 +190,7 @@ def test_an_image_model_cannot_be_a_teacher(few, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": 3}, "3 layers: the teacher has 2; give a number from 1 to 2"),
+        ({"layers": 3}, "3 layers: the model has 2; give a number from 1 to 2"),
         ({"speed": 3}, "unknown setting 'speed': use one of seed, layers"),
         ({"batch": 0}, "setting batch: Input should be greater than or equal to 1"),
     ],

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from blindformer.approximations import Plan, approximate
+from blindformer.models.data import Examples
 from blindformer.models.distillation import DistillError
 from blindformer.models.distillation.batches import Tokens, epoch_batches, tokenise
 from blindformer.models.distillation.losses import answer_loss, state_loss
@@ -33,6 +34,16 @@ def teacher(loaded):
 @pytest.fixture(scope="module")
 def tokens(loaded, few):
     return tokenise(loaded, few.train, 64)
+
+
+def test_a_causal_model_without_padding_becomes_a_classifier_of_batches(tiny_causal):
+    """It takes any token for padding: its answer is that of the last token before it, however long the others are."""
+    causal = load(tiny_causal)
+    model = classifier_of(causal, ("negative", "positive"), seed=0)
+    rows = tokenise(causal, Examples(["how is my password", "the red"], [0, 1]), 64)
+    with torch.no_grad():
+        both, alone = (model(**rows.batch(some)).logits for some in ([0, 1], [1]))
+    torch.testing.assert_close(both[1:], alone)
 
 
 # Batches.
@@ -130,7 +141,7 @@ def test_a_compact_student_keeps_layers_evenly_and_the_last(layers, of, kept):
 
 @pytest.mark.parametrize("layers", [0, 7])
 def test_more_or_fewer_layers_than_there_are(layers):
-    with pytest.raises(DistillError, match="the teacher has 6"):
+    with pytest.raises(DistillError, match="the model has 6"):
         spread(layers, 6)
 
 

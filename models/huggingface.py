@@ -1,0 +1,62 @@
+"""transformers, as this package uses it: one thread at a time, in silence, and running nothing that a folder brings.
+
+It imports its parts at first use, and keeps types, verbosity and progress bars as the process's own state, so threads
+that load at the same time would meet half of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..protocols.errors import BlindformerError
+
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""For every Auto class. Unless told so, transformers asks at the terminal whether to run a folder's Python files."""
+FILES_ALONE: dict[str, Any] = {**NO_CODE, "local_files_only": True}
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class LoadError(BlindformerError):
+    """A model folder that cannot be used, or a length that the model does not take."""
+
+
+@contextmanager
+def huggingface() -> Iterator[Any]:
+    """The module transformers, for this thread alone, without its progress bars and reports."""
+    with _ONE_AT_A_TIME:
+        # Not `import transformers`: while another thread imports it, that statement gives a module without names.
+        library = import_module("transformers")
+        logging = library.utils.logging
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield library
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def refused(folder: Path, error: Exception) -> LoadError | None:
+    """The error for a folder that could only be read by running what it brings; None for every other reason.
+
+    The libraries advise to run it; whose data is to stay private should not.
+    """
+    text = str(error)
+    if "trust_remote_code" in text:
+        return LoadError(
+            f"{folder}: needs Python code of its own (auto_map in its configuration), which is never run; give a model "
+            "of a class that transformers has"
+        )
+    if "weights_only" in text:
+        return LoadError(
+            f"{folder}: its weights are a pickle that is damaged or holds more than tensors, and to open it could run "
+            "code; save the model as safetensors where its author is trusted (save_pretrained), and give that folder"
+        )
+    return None
