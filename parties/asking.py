@@ -62,15 +62,18 @@ class Asking(ABC):
         """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
         made. The first error ends it; `stream` goes on."""
         found: dict[int, Result] = {}
-        for number, result in self.stream(items, top_k=top_k):
+        chosen = list(items)
+        for index, result in self.stream(chosen, top_k=top_k):
+            if isinstance(result.error, InputError) and len(chosen) > 1:
+                raise InputError(f"input {index + 1} of {len(chosen)}: {result.error}") from None
             if result.error is not None:
                 raise result.error
-            found[number] = result
-        return [found[number] for number in sorted(found)]
+            found[index] = result
+        return [found[index] for index in sorted(found)]
 
     @abstractmethod
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(number of the item, its result), each as soon as it is there."""
+        """(index of the item, its result), each as soon as it is there: first those of items that cannot be asked."""
 
     @abstractmethod
     def close(self) -> None:
@@ -115,13 +118,13 @@ class Asking(ABC):
         with suppress(Exception):
             self.close()
 
-    def _encode_all(self, items: list[Any]) -> list[Question]:
-        return [self._encode(item, number, len(items)) for number, item in enumerate(items)]
-
-    def _encode(self, item: Any, number: int, count: int) -> Question:
-        try:
-            return self.part.encode(item, self.length if self.part.kind != "image" else None)
-        except InputError as error:
-            if count == 1:
-                raise
-            raise InputError(f"input {number + 1} of {count}: {error}") from None
+    def _encode_all(self, items: list[Any]) -> tuple[dict[int, Question], list[tuple[int, Result]]]:
+        """Questions by index, and the results of items that make none: their errors."""
+        questions: dict[int, Question] = {}
+        refused: list[tuple[int, Result]] = []
+        for index, item in enumerate(items):
+            try:
+                questions[index] = self.part.encode(item, self.length if self.part.kind != "image" else None)
+            except InputError as error:
+                refused.append((index, Result(item, error=error)))
+        return questions, refused

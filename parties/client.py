@@ -105,16 +105,17 @@ class Client(Asking):
         self._turn = threading.Lock()  # sessions answer one query at a time
 
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(number of the item, its result), each as soon as it is there: grouped by length, not in order.
+        """(index of the item, its result), each as soon as it is there: grouped by length, not in order.
 
-        All items are read and encoded before the first is asked, so one that does not fit costs nothing: InputError.
-        An answer that cannot be trusted, or a server that stays busy, is its own result's error; an error that the
-        next question would meet, too, is raised.
+        All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
+        trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
+        too, is raised.
         """
         chosen = list(items)
-        questions = self._encode_all(chosen)
-        lengths = dict.fromkeys(question.length for question in questions)
-        order = [n for length in lengths for n, question in enumerate(questions) if question.length == length]
+        questions, refused = self._encode_all(chosen)
+        yield from refused
+        lengths = dict.fromkeys(question.length for question in questions.values())
+        order = [n for length in lengths for n, question in questions.items() if question.length == length]
         for place, number in enumerate(order):
             following = questions[order[place + 1]] if place + 1 < len(order) else None
             more = following is not None and following.length == questions[number].length

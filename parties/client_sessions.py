@@ -72,7 +72,11 @@ class Sessions:
         key = question.part.program.hash()
         while key not in self._open:
             try:
+                if self.progress:
+                    self.progress("connect", 0, 1)
                 self._open[key] = self._meet(question)
+                if self.progress:
+                    self.progress("connect", 1, 1)
             except Busy as busy:
                 if not self._make_room():
                     self.rest(busy, deadline)

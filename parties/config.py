@@ -1,7 +1,8 @@
 """The settings of a deployment: one TOML file that all parties may share, read with flags over file over default.
 
-    [session], [parties]            the same at every party; compared by hash in the hello
-    [crypten.parties.NAME]          likewise, where protocol is "crypten": who has which address, what it owns
+    [session]                       the same at every party, the timeout aside; compared by hash in the hello
+    [crypten.parties.NAME]          likewise, where protocol is "crypten": who takes part, and what each owns
+    addresses                       each party's own view of the network: a tunnel or NAT gives others
     [certificates], [server], ...   each party's own
 
 docs/blindformer.toml shows every key with its default. A key that is not known is an error, not a surprise later.
@@ -117,7 +118,8 @@ class _Section(BaseModel):
 
 
 class Session(_Section):
-    """What all parties of a session have in common. `timeout`: seconds of silence after which a peer counts as dead."""
+    """What all parties of a session have in common, but for `timeout`: seconds of silence after which a peer counts as
+    dead."""
 
     protocol: Literal["beaver", "crypten", "ckks"] = "beaver"
     topology: Literal["dealer", "helper"] = "dealer"
@@ -245,7 +247,7 @@ class Crypten(_Section):
     parties: dict[str, Seat] = {}
 
 
-_AGREED = {"address", "owns", "answers"}  # of a seat, what all parties must have in common
+_AGREED = {"owns", "answers"}  # of a seat, what all parties must have in common
 
 
 class Settings(_Section):
@@ -273,11 +275,13 @@ class Settings(_Section):
         return getattr(self.parties, role).address
 
     def shared(self) -> dict[str, Any]:
-        """What all must have in common: [session], who is who, and [parties] as far as the topology has them."""
-        helped = self.session.topology == "helper"
-        parties = self.parties.model_dump(mode="json", exclude=None if helped else {"helper"})
+        """What all must have in common: protocol and topology, and who owns what.
+
+        Not addresses: one party dials another behind NAT, through a tunnel or as a service of a cluster by an address
+        of its own, and certificates say who it is. Not the timeout: it is each party's own patience.
+        """
         seats = {name: seat.model_dump(mode="json", include=_AGREED) for name, seat in self.crypten.parties.items()}
-        found = {"session": self.session.model_dump(mode="json"), "parties": parties}
+        found = {"session": self.session.model_dump(mode="json", exclude={"timeout"})}
         return {**found, "crypten": [self.crypten.length, *seats.items()]} if seats else found
 
     def shared_hash(self) -> str:

@@ -27,7 +27,7 @@ _REMEDIES = {
     "plan": "use the same plan on both sides",
     "protocol": "name the same protocol on both sides",
     "session": "start both sides for the same session",
-    "config": "use one blindformer.toml for all parties: compare [session] and [parties], flags included",
+    "config": "give all parties the same protocol, topology and [crypten.parties], flags included; the rest may differ",
 }
 _MAY_BE_EMPTY = ("session", "config")  # then it is not compared
 

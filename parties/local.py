@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,13 @@ from torch import Tensor
 from ..approximations import Plan, approximate, restore
 from ..models.artifacts import texts_of
 from ..models.building import Stage, compile_lengths
-from ..models.compile import Compiled, decode_outputs
+from ..models.compile import AnswerOutOfRange, Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
 from ..models.structure import tensors_of
+from ..models.task import InputError
 from ..protocols.clear import ClearEngine
+from ..protocols.errors import BlindformerError
 from ..versions import versions
 from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
@@ -30,18 +32,22 @@ from .session import rss_mb
 from .witness import uniformity
 
 Item = TypeVar("Item")
+SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
 
 @dataclass
 class Comparison:
     """A private run of some inputs beside the same in the clear.
 
+    inputs           the model's, [1, ...] each
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
+    errors           of inputs that have no answer, by index; nothing is private of them
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
     seen             what the server received: `uniformity` of its bytes; None where nothing was received
     """
 
     compiled: Compiled
+    inputs: list[dict[str, Tensor]]
     private: list[dict[str, Tensor]]
     clear: list[dict[str, Tensor]]
     reports: list[Report]
@@ -49,14 +55,16 @@ class Comparison:
     texts: int = 1
     compile_s: float = 0.0
     seen: dict[str, Any] | None = None
+    errors: dict[int, BlindformerError] = field(default_factory=dict)
 
     def max_abs_error(self, normalised: bool = False) -> float:
-        """The largest difference of any element of any output. `normalised`: of vectors brought to length one first."""
+        """The largest difference of any element of any output, padding aside. `normalised`: of vectors brought to
+        length one first."""
         form = (lambda x: torch.nn.functional.normalize(x, dim=-1)) if normalised else (lambda x: x)
         return max(float((form(p) - form(c)).abs().max()) for p, c in self._pairs())
 
     def cosine_min(self) -> float:
-        """The least cosine between a private output and the one in the clear, each taken as one vector."""
+        """The least cosine of a private output with the one in the clear, each taken as one vector, without padding."""
         return min(float(torch.cosine_similarity(p.flatten(), c.flatten(), 0)) for p, c in self._pairs())
 
     def summary(self, model: str, length: int, normalised: bool = False) -> dict[str, Any]:
@@ -81,7 +89,16 @@ class Comparison:
         }
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        return [(p[n], c[n]) for p, c in zip(self.private, self.clear, strict=True) for n in p]
+        rows = zip(self.inputs, self.private, self.clear, strict=True)
+        return [(_real(n, p[n], given), _real(n, c[n], given)) for given, p, c in rows for n in p]
+
+
+def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """The positions of an output [1, length, ...] that hold tokens: nobody reads what padding gives."""
+    mask, per_token = inputs.get("attention_mask"), output.ndim == 3 or name in SPAN
+    if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
+        return output
+    return output[:, mask[0].bool()]
 
 
 def compile_text(
@@ -121,6 +138,31 @@ def in_queries(items: Sequence[Item], texts: int) -> list[tuple[list[Item], int]
     return [([*group, *group[-1:] * (texts - len(group))], len(group)) for group in groups]
 
 
+def encode_each(
+    loaded: Loaded, items: Sequence[Any], length: str | int = "auto"
+) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
+    """(the length that all are padded to, 0 for images; the inputs of those that fit, and why others do not, by index).
+
+    `length`: as for Loaded.length_for. Errors: LoadError.
+    """
+    inputs: dict[int, dict[str, Tensor]] = {}
+    errors: dict[int, InputError] = {}
+    sizes: dict[int, int] = {}
+    image = loaded.kind == "image"
+    for index, item in enumerate(items):
+        try:
+            sizes[index] = 0 if image else loaded.length_for([item], length)
+        except InputError as error:
+            errors[index] = error
+    size = max(sizes.values(), default=0)
+    for index in sizes:
+        try:
+            inputs[index] = loaded.encode_image(items[index]) if image else loaded.encode(items[index], size)
+        except InputError as error:
+            errors[index] = error
+    return size, inputs, errors
+
+
 def compare(
     loaded: Loaded,
     compiled: Compiled,
@@ -136,48 +178,78 @@ def compare(
     trained: bool = False,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
+    An input without an answer leaves those of the others (Comparison.errors).
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more; `roster`: who of them owns what.
     `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
     """
     roster = roster or numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
-    answers: list[dict[str, Tensor]] = []
-    reports, counts, texts = [], [], texts_of(compiled.program)
-    queries = in_queries(inputs, texts)
+    found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
     if protocol == REFERENCE:
-        for items, count in queries:
+
+        def interpreted(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
             started = time.perf_counter()
             sources = {**compiled.encode_inputs(_together(items)), **compiled.weights, **compiled.constants}
-            outputs = interpret(compiled.program, ClearEngine(sources)).outputs
-            answers += _apart(decode_outputs(compiled.program, outputs), texts, count)
-            reports.append(clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started))
-        return Comparison(compiled, answers, clear, reports, seconds, texts)
+            outputs = decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)
+            return outputs, clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started)
+
+        _ask_all(found, interpreted, progress)
+        return found
     kind = find_kind(protocol, len(roster.names))
     with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
         kind.save(compiled, Path(folder))
         options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+        if progress:
+            progress("start", 0, 1)
         session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
+        if progress:
+            progress("start", 1, 1)
         with session:
-            for items, count in queries:
-                if progress:
-                    progress("query", len(answers), len(inputs))
+
+            def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
                 answer: LocalAnswer = session.query(_together(items))
-                answers += _apart(answer.outputs, texts, count)
-                reports.append(
-                    report(
-                        compiled.program,
-                        compiled.plan.name,
-                        answer.timings,
-                        answer.others,
-                        session.setup_s,
-                        session.setup_bytes,
-                    )
+                timings, others, plan = answer.timings, answer.others, compiled.plan.name
+                return answer.outputs, report(
+                    compiled.program, plan, timings, others, session.setup_s, session.setup_bytes
                 )
-            if progress:
-                progress("query", len(inputs), len(inputs))
+
+            _ask_all(found, asked, progress, lambda: session.open)
         counts = session.counts if isinstance(session, LocalParties) else []
-    return Comparison(compiled, answers, clear, reports, seconds, texts, seen=uniformity(counts) if counts else None)
+    found.seen = uniformity(counts) if counts else None
+    return found
+
+
+def _ask_all(
+    found: Comparison,
+    ask: Callable[[list[dict[str, Tensor]]], tuple[dict[str, Tensor], Report]],
+    progress: Progress | None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Fill `found`: an answer for each input, or why there is none. Where one of several in a query is out of range,
+    each is asked alone. Errors: the first one, if no input has an answer."""
+    queries = in_queries(found.inputs, found.texts)
+    while queries:
+        items, count = queries.pop(0)
+        if progress:
+            progress("query", len(found.private), len(found.inputs))
+        try:
+            outputs, report = ask(items)
+            found.reports.append(report)
+            found.private += _apart(outputs, found.texts, count)
+        except BlindformerError as error:
+            if count > 1 and isinstance(error, AnswerOutOfRange):
+                queries[:0] = [([item] * found.texts, 1) for item in items[:count]]
+                continue
+            lost = count if goes_on() else len(found.inputs) - len(found.private)
+            first = len(found.private)
+            found.errors |= dict.fromkeys(range(first, first + lost), error)
+            found.private += [{} for _ in range(lost)]
+            queries = queries if goes_on() else []
+    if len(found.errors) == len(found.inputs):
+        raise found.errors[0]
+    if progress:
+        progress("query", len(found.inputs), len(found.inputs))
 
 
 def _together(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ class Layer:
 
 @dataclass
 class Report:
-    """One query. Seconds are the client's; bytes are payload, both ways. `str(report)` is a readable text."""
+    """One query. Seconds are the client's; bytes are payload, both ways. `made_ahead`: its correlations were, so that
+    nothing of them travelled in it. `str(report)` is a readable text."""
 
     model: str
     plan: str
@@ -39,6 +40,7 @@ class Report:
     online_bytes: int = 0
     setup_bytes: int = 0
     rounds: int = 0
+    made_ahead: bool = False
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     learned: dict[str, str] = field(default_factory=dict)
@@ -91,6 +93,7 @@ def beaver_report(
         online_bytes=timings.online.sent + timings.online.received,
         setup_bytes=setup_bytes,
         rounds=timings.rounds,
+        made_ahead=timings.ahead,
         peak_rss_mb={
             "client": timings.peak_rss_mb,
             "server": others.get("server_peak_rss_mb", 0.0),
@@ -212,10 +215,12 @@ def ckks_local_report(
 
 def phases_in_words(reports: list[Report]) -> str:
     """Offline and online, on average."""
-    count = len(reports)
+    count, ahead = len(reports), sum(report.made_ahead for report in reports)
+    moved = f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB"
+    if ahead:
+        moved = "made ahead" if ahead == count else f"{moved}, {ahead} of {count} made ahead"
     return (
-        f"offline {sum(r.offline_s for r in reports) / count:.2f} s, "
-        f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB   "
+        f"offline {sum(r.offline_s for r in reports) / count:.2f} s, {moved}   "
         f"online {sum(r.online_s for r in reports) / count:.2f} s, "
         f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
     )

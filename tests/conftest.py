@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines to what commands print
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import typer
 
 from .inspect import show_circuits
 from .output import (
+    COMPILE_NOTES,
     MB,
     EmbeddingOption,
     Format,
@@ -56,16 +57,18 @@ def compile_model(
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
     prepare()
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_folder
         from ...models.loading import load
         from ..inspect import inspect
 
         chosen, numbers = read_plan(plan) if plan else None, _numbers(lengths)
+        phases.note("load", "the model")
         loaded = load(model)
         phases.end("load")
-        phases.begin("compile")
+        phases.begin("compile", 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers))
         compile_folder(
             loaded,
             out,
@@ -96,6 +99,12 @@ def _numbers(lengths: str | None) -> list[int] | None:
         return [int(number) for number in lengths.split(",")]
     except ValueError:
         raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
+
+
+def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
+    from ...models.building import default_lengths
+
+    return 1 if loaded.kind == "image" else len(set(numbers or default_lengths(loaded)))
 
 
 def _warn(folder: Path, own: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .output import (
+    COMPILE_NOTES,
     MB,
     Format,
     FormatOption,
@@ -45,16 +46,18 @@ def demo(
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
     prepare()
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...models.loading import load
         from ..local import compare, compile_text
 
         chosen = read_plan(plan)
+        phases.note("load", "the model")
         loaded = load("minilm")
         loaded.length_for(list(SENTENCES), length)
         phases.end("load")
-        phases.begin("compile")
+        phases.begin("compile", COMPILE_NOTES)
         compiled = compile_text(loaded, length, chosen, stage=lambda stage: phases.note("compile", stage))
         phases.end("compile")
         warn_untrained(compiled.plan)
@@ -96,8 +99,8 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     out, report = console(), found.reports[-1]
     count = len(found.reports)
     out.print(
-        "[bold]Blindformer[/]   two parties and an offline dealer, semi-honest, 128 bits   TLS 1.3   "
-        f"plan {report.plan}"
+        f"[bold]Blindformer[/]   protocol {report.protocol}: two parties and an offline dealer, semi-honest, 128 bits"
+        f"   TLS 1.3   plan {report.plan}"
     )
     out.print(
         f"model  {loaded.name}, {loaded.model.config.num_hidden_layers} layers, {loaded.parameters / 1e6:.1f} M "

@@ -114,13 +114,14 @@ def distill(
     if form is Format.json:
         emit({"folder": str(found.folder), **found.report})
         return
-    _show(found.folder, found.report, data)
+    _show(found.folder, found.report, data, cut=isinstance(dataset.train.inputs, list))
 
 
-def _show(folder: Path, report: dict[str, Any], data: str) -> None:
+def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
     out, counts = console(), report["data"]
+    length = f"   length {report['settings']['length']}" if cut else ""
     out.print(
-        f"teacher {report['teacher']}   plan {report['plan']}   layers {_layers(report)}   data "
+        f"teacher {report['teacher']}   plan {report['plan']}   layers {_layers(report)}{length}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
     rows = table("on validation", "accuracy", right=(1,))

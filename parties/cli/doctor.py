@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .output import Door, Format, FormatOption, console, emit, prepare, table
+from .output import Door, Format, FormatOption, Phases, console, emit, prepare, table
 
 PIPED_WIDTH = 300  # one line a check, for grep
 
@@ -37,10 +37,15 @@ def doctor(
 ) -> None:
     """Check configuration, certificates, machine and peers; exit code 1 if something is broken."""
     prepare()
-    from ..doctor import examine
+    checks: list[Any] = []
+    with Phases() as phases:
+        phases.begin("examine", 20)
+        from ..doctor import examine
 
-    named = None if protocol is None else protocol.value
-    checks = list(examine(config, None if party is None else party.value, seconds, named))
+        named = None if protocol is None else protocol.value
+        for check in examine(config, None if party is None else party.value, seconds, named):
+            checks.append(check)
+            phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)
     if form is Format.json:
         emit({"good": not broken, "checks": [asdict(check) for check in checks]})

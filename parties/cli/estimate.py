@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .output import (
+    COMPILE_NOTES,
     MB,
     CalibrateOption,
     EmbeddingOption,
@@ -58,9 +59,10 @@ def estimate(
     """
     prepare()
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(1)
-        from ...models.building import own_plan
+        from ...models.building import compile_images, own_plan
         from ...models.loading import load
         from ...protocols.errors import BlindformerError
         from ...versions import versions
@@ -74,16 +76,22 @@ def estimate(
             raise RosterError(f"--parties {parties}: protocol beaver has two; use --protocol crypten")
         roster = numbered(parties) if protocol is Priced.crypten else None
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
-        chosen, texts = read_plan(plan) if plan else None, read_texts(calibrate)
+        chosen = read_plan(plan) if plan else None
+        phases.note("load", "the model")
         loaded = load(model)
         chosen = own_plan(loaded) if chosen is None else chosen
+        images = loaded.kind == "image"
+        texts = None if images else read_texts(calibrate)
+        length = 0 if images else length
         if loaded.positions is not None and length > loaded.positions:
             raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
         phases.end("load")
-        phases.begin("compile")
-        compiled = compile_text(
-            loaded, length, chosen, texts=texts, embedding=embedding, stage=lambda stage: phases.note("compile", stage)
-        )
+        phases.begin("compile", COMPILE_NOTES)
+        options: dict[str, Any] = {"embedding": embedding, "stage": lambda stage: phases.note("compile", stage)}
+        if images:
+            compiled = compile_images(loaded, [calibrate] if calibrate else None, chosen, **options)
+        else:
+            compiled = compile_text(loaded, length, chosen, texts=texts, **options)
         phases.end("compile")
         phases.begin("rehearse")
         found = priced(compiled, chosen_network) if roster is None else price(compiled.program, roster)
@@ -97,9 +105,13 @@ def estimate(
         _show_many(loaded.name, length, compiled.plan.name, found)
 
 
+def _size(length: int) -> str:
+    return f"length {length}" if length else "an image"
+
+
 def _show_many(name: str, length: int, plan: str, found: Any) -> None:
     out, size = console(), len(found.sent)
-    out.print(f"[bold]{name}[/]   length {length}   plan {plan}   protocol crypten   {size} parties\n")
+    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol crypten   {size} parties\n")
     rows = table("party", "sends MB", "receives MB", right=(1, 2))
     for party in found.sent:
         rows.add_row(party, f"{found.sent[party] / MB:.2f}", f"{found.received[party] / MB:.2f}")
@@ -114,7 +126,7 @@ def _show_many(name: str, length: int, plan: str, found: Any) -> None:
 
 def _show(name: str, length: int, plan: str, found: Any) -> None:
     out = console()
-    out.print(f"[bold]{name}[/]   length {length}   plan {plan}   protocol beaver   network {found.network}\n")
+    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol beaver   network {found.network}\n")
     rows = table("layer", "online MB", "offline MB", "million MACs", "rounds", right=(1, 2, 3, 4))
     for layer in found.layers:
         rows.add_row(

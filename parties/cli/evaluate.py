@@ -71,7 +71,8 @@ def evaluate(
 
         if report is not None and report.suffix not in (".html", ".png"):
             raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
-        chosen = None if plan is None else read_plan(plan)
+        protocols = [p.strip() for p in protocol.split(",") if p.strip()]
+        chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
         dataset = read_data(data, seed, data_folder, text_column, label_column, encoding)
         phases.end("load")
         found = []
@@ -86,7 +87,7 @@ def evaluate(
                     dataset,
                     plan=chosen,
                     teacher=None if given is None else load(given),
-                    protocols=[p.strip() for p in protocol.split(",") if p.strip()],
+                    protocols=protocols,
                     private=private,
                     longest=length,
                     **options,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import MB, Format, FormatOption, console, emit, prepare, table
+from .output import MB, Format, FormatOption, Phases, console, emit, prepare, table
 
 
 def inspect(
@@ -25,14 +25,17 @@ def inspect(
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
     prepare()
-    from ...models.artifacts.layout import only
-    from ..inspect import inspect as inspected
+    with Phases() as phases:
+        phases.begin("load")
+        from ...models.artifacts.layout import only
+        from ..inspect import inspect as inspected
 
-    found = inspected(folder)
-    if length is not None:
-        only(found.lengths, length, folder)
-        found.lengths = {length: found.lengths[length]}
-    lost = _precision(folder, found) if precision else {}
+        found = inspected(folder)
+        if length is not None:
+            only(found.lengths, length, folder)
+            found.lengths = {length: found.lengths[length]}
+        phases.end("load")
+        lost = _precision(folder, found, phases.step) if precision else {}
     if form is Format.json:
         emit({**found.to_dict(), **({"precision": lost} if lost else {})})
         return
@@ -45,10 +48,14 @@ def inspect(
         console().print(rows)
 
 
-def _precision(folder: Path, found: Any) -> dict[int, list[dict[str, Any]]]:
+def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
     from ..precision import precision
 
-    return {number: [{**vars(row), "bits": row.bits} for row in precision(folder, number)] for number in found.lengths}
+    lost = {}
+    for done, number in enumerate(found.lengths):
+        progress("precision", done, len(found.lengths))
+        lost[number] = [{**vars(row), "bits": row.bits} for row in precision(folder, number)]
+    return lost
 
 
 def _show(found: Any) -> None:

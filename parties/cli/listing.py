@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import Format, FormatOption, console, emit, table
-
-PLANS = ("faithful", "fast", "he", "exact")
+from .output import PLANS, PRIVATE_PLANS, Format, FormatOption, Phases, console, emit, table
 
 
 class What(enum.StrEnum):
@@ -22,7 +20,9 @@ def list_names(
     what: Annotated[What, typer.Argument(help="protocols, approximations or plans.")], form: FormatOption = Format.text
 ) -> None:
     """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
-    rows = {What.protocols: _protocols, What.approximations: _approximations, What.plans: _plans}[what]()
+    with Phases() as phases:
+        phases.begin("load")
+        rows = {What.protocols: _protocols, What.approximations: _approximations, What.plans: _plans}[what]()
     if form is Format.json:
         emit({what.value: rows})
         return
@@ -82,6 +82,7 @@ def _plans() -> list[dict[str, Any]]:
     return [
         {
             "name": plan.name,
+            "runs_on_secrets": plan.name in PRIVATE_PLANS,
             "needs_distillation": plan.needs_distillation(),
             "linear_bits": plan.linear_bits,
             **{kind: getattr(plan, kind).name for kind in KINDS},

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, in_words, similarities
-from .items import read_items
+from .items import FieldOption, FileOption, raise_if_all, read_items
 from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads
 from .service_options import CertsOption, ConfigOption, ListenOption, TimeoutOption
 
@@ -27,9 +27,8 @@ def party(
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="crypten (default: the file's [session] protocol).")
     ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option("--file", help="Texts, one a line; or an image, or a folder of images.")
-    ] = None,
+    file: FileOption = None,
+    field: FieldOption = None,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="The compiled folder, or this party's part of it.")
     ] = None,
@@ -85,7 +84,7 @@ def party(
             raise RosterError(f"--listen {listen}: {error}") from None
         member = Member(settings, name, listen=at, folder=folder)
         if member.values or text or file:
-            member.give(_items(member, text or [], file or []))
+            member.give(_items(member, text or [], file or [], field))
         if ahead and not member.asks:
             raise RosterError(f"--ahead: is for the party that asks, {member.roster.names[member.roster.asker]}")
         phases.end("load")
@@ -110,13 +109,16 @@ def party(
         raise typer.Exit(1)
 
 
-def _items(member: Any, texts: list[str], files: list[Path]) -> list[str]:
+def _items(member: Any, texts: list[str], files: list[Path], field: str | None) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
     named = [*texts, *map(str, files)]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
     image = member.client is not None and member.client.kind == "image"
-    return [str(item) for item in read_items(image, texts, files)]
+    items = read_items(image, texts, files, field)
+    for index, item in enumerate(items):  # one query for each: all parties must give equally many
+        raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
+    return [item.value for item in items]
 
 
 def _deal(settings: Any, phases: Phases, form: Format) -> None:

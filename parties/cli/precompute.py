@@ -10,12 +10,19 @@ from typing import Annotated
 import typer
 
 from ..heap import keep_freed_memory
+from .items import folder_first
 from .output import Format, FormatOption, Phases, console, emit, prepare, use_threads
 
 
 def precompute(
-    folder: Annotated[Path, typer.Argument(help="The client's part of a compiled folder: DIR/client, or DIR.")],
-    count: Annotated[int, typer.Argument(min=1, help="For how many queries.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[FOLDER] COUNT",
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); and "
+            "for how many queries.",
+        ),
+    ],
     length: Annotated[
         int | None, typer.Option("--length", help="Of which compiled length (default: the only one).")
     ] = None,
@@ -39,25 +46,29 @@ def precompute(
     """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
     prepare()
     keep_freed_memory()
-    use_threads(threads)
-    from ..config import load_settings
-    from ..precompute import precompute as make
-
-    settings = load_settings(
-        config,
-        ("beaver",),
-        **{
-            "parties.server.address": server,
-            "parties.dealer.address": dealer,
-            "session.timeout": timeout,
-            "certificates.folder": certs,
-            "client.folder": folder,
-            "client.cache": cache,
-            "client.spool": spool,
-            "client.wait": wait,
-        },
-    )
+    folder, rest = folder_first(words, config, "precompute")
+    count = _count(rest)
     with Phases() as phases:
+        phases.begin("load")
+        use_threads(threads)
+        from ..config import load_settings
+        from ..precompute import precompute as make
+
+        settings = load_settings(
+            config,
+            ("beaver",),
+            **{
+                "parties.server.address": server,
+                "parties.dealer.address": dealer,
+                "session.timeout": timeout,
+                "certificates.folder": certs,
+                "client.folder": folder,
+                "client.cache": cache,
+                "client.spool": spool,
+                "client.wait": wait,
+            },
+        )
+        phases.end("load")
         found = make(settings, count, length, phases.step)
     if form is Format.json:
         emit({**asdict(found), "stopped": None if found.stopped is None else str(found.stopped)})
@@ -70,3 +81,12 @@ def precompute(
     if found.stopped is not None:
         print(f"blindformer: {found.stopped}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _count(words: list[str]) -> int:
+    from ...protocols.errors import BlindformerError
+
+    if len(words) != 1 or not (words[0].isascii() and words[0].isdigit() and int(words[0])):
+        said = " ".join(words) or "nothing"
+        raise BlindformerError(f"precompute: {said}: is no number of queries; give one, 1 or more, after the folder")
+    return int(words[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
-from .items import paired, read_items
+from .items import FieldOption, FileOption, Item, complain, folder_first, paired, raise_if_all, read_items
 from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
@@ -43,10 +44,8 @@ def query(
             "or images' files; `-`: standard input, one text a line (also if there are none).",
         ),
     ] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("--file", help="Texts, one a line; or an image, or a folder of images. May be repeated."),
-    ] = None,
+    file: FileOption = None,
+    field: FieldOption = None,
     pair: PairOption = None,
     protocol: Annotated[
         Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
@@ -93,14 +92,18 @@ def query(
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
     keep_freed_memory()
-    chosen, (folder, text) = _number(length), _folder_first(words or [], config)
-    failed = 0
+    chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
+    broken: Exception | None = None
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
+        from ...protocols.errors import BlindformerError
+        from ..asking import Result
         from ..config import load_settings
         from ..doors import open_client
 
+        phases.note("load", "the model's client part")
         named = None if protocol is None else protocol.value
         with open_client(
             load_settings(config, **{"session.protocol": named}).session.protocol,
@@ -122,21 +125,48 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = paired(read_items(client.part.kind == "image", text, file or []), pair or [])
+            items = paired(read_items(client.part.kind == "image", text, file or [], field), pair or [])
             phases.end("load")
-            results: list[Any] = [None] * len(items)
-            for number, result in client.stream(items, top_k=top):
-                results[number] = result
-                failed += _complain(number, len(items), result)
+            results: dict[int, Any] = {}
+
+            def take(index: int, result: Any) -> None:
+                results[index] = result
                 if form is Form.jsonl:
-                    emit({"number": number, **_row(client.task, result), **_costs(result)})
+                    emit({**_row(client.task, items[index], result), **_costs(result)})
                     sys.stdout.flush()
-    if form is Form.json:
-        emit(_summary(client, results))
-    elif form is Form.text:
-        _show(client, results)
-    if failed:
+
+            try:
+                for index, result in _results(client, items, top):
+                    take(index, result)
+                    if result.error is not None and len(items) > 1:
+                        complain(items, index, result.error)
+            except BlindformerError as error:
+                broken = error
+            answered = any(result.error is None for result in results.values())
+            if broken is not None and answered:  # what was answered before is good
+                for index in set(range(len(items))) - results.keys():
+                    take(index, Result(items[index].value, error=broken))
+    if answered and form is not Form.jsonl:
+        (_show if form is Form.text else _emit)(client, [(item, results[index]) for index, item in enumerate(items)])
+    if broken is not None:
+        raise broken
+    errors = {index: result.error for index, result in results.items() if result.error is not None}
+    if len(items) == 1:
+        raise_if_all(items, errors)
+    if errors:
         raise typer.Exit(1)
+
+
+def _results(client: Any, items: list[Item], top: int | None) -> Iterator[tuple[int, Any]]:
+    """(index of the item, its result), as they come: first of those that could not even be read."""
+    from ..asking import Result
+
+    for index, item in enumerate(items):
+        if item.error is not None:
+            yield index, Result(item.value, error=item.error)
+    readable = [index for index, item in enumerate(items) if item.error is None]
+    for place, result in client.stream([items[index].value for index in readable], top_k=top):
+        yield readable[place], result
 
 
 def _number(length: str) -> int | None:
@@ -149,29 +179,8 @@ def _number(length: str) -> int | None:
     return int(length)
 
 
-def _folder_first(words: list[str], config: Path | None) -> tuple[Path | None, list[str]]:
-    """(folder, texts). A configuration names a folder, too: the first word then is a text unless it is a folder."""
-    from ...protocols.errors import BlindformerError
-
-    if config is not None and not (words and Path(words[0]).is_dir()):
-        return None, words
-    if not words:
-        raise BlindformerError(
-            "query: give the client's part of a compiled folder first, or --config FILE that names it"
-        )
-    return Path(words[0]), words[1:]
-
-
-def _complain(number: int, count: int, result: Any) -> int:
-    if result.error is None:
-        return 0
-    where = f"input {number + 1}: " if count > 1 else ""
-    print(f"blindformer: {where}{result.error}", file=sys.stderr)
-    return 1
-
-
-def _row(task: str, result: Any) -> dict[str, Any]:
-    row = asked(task, result.item)
+def _row(task: str, item: Item, result: Any) -> dict[str, Any]:
+    row = {**item.place, **asked(task, item.value)}
     if result.length:
         row["length"] = result.length
     if result.error is not None:
@@ -187,44 +196,44 @@ def _costs(result: Any) -> dict[str, Any]:
     return {name: getattr(report, name) for name in names}
 
 
-def _summary(client: Any, results: list[Any]) -> dict[str, Any]:
+def _emit(client: Any, answered: list[tuple[Item, Any]]) -> None:
     from ...versions import versions
 
     part, task = client.part, client.task
-    good = [result for result in results if result.report is not None]
-    last = good[-1].report if good else None
+    reports = [result.report for _, result in answered if result.report is not None]
     found = {
         "model": part.name,
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [{**_row(task, result), **_costs(result)} for result in results],
-        "setup_bytes": max((result.report.setup_bytes for result in good), default=0),
-        "learned": last.learned if last else {},
+        "results": [{**_row(task, item, result), **_costs(result)} for item, result in answered],
+        "setup_bytes": max(report.setup_bytes for report in reports),
+        "learned": reports[-1].learned,
         "versions": versions(),
     }
-    pairs = _pairs(task, results)
-    return {**found, "similarities": pairs} if pairs else found
+    pairs = _pairs(task, answered)
+    emit({**found, "similarities": pairs} if pairs else found)
 
 
-def _pairs(task: str, results: list[Any]) -> list[dict[str, Any]]:
-    good = [result for result in results if result.error is None]
+def _pairs(task: str, answered: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
+    good = [result for _, result in answered if result.error is None]
     if task != "sentence-embedding" or not 1 < len(good) <= PAIRS_OF:
         return []
     return similarities([result.item for result in good], [result.value for result in good])
 
 
-def _show(client: Any, results: list[Any]) -> None:
+def _show(client: Any, answered: list[tuple[Item, Any]]) -> None:
     out, part, task = console(), client.part, client.task
-    out.print(f"{client.who}   plan {part.about['plan']}")
-    lengths = sorted({result.length for result in results})
+    out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
+    lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
-    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(results)}{padded}\n")
-    words = [(result.item, in_words(task, result.value) if result.error is None else "no answer") for result in results]
-    out.print(answer_table(task, words, _pairs(task, results)))
-    reports = [result.report for result in results if result.report is not None]
-    if reports:
-        out.print(f"\n{client.costs(reports)}")
-    again = sum(bool(result.retried) for result in results)
+    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(answered)}{padded}\n")
+    words = [
+        (result.item, in_words(task, result.value) if result.error is None else "no answer") for _, result in answered
+    ]
+    out.print(answer_table(task, words, _pairs(task, answered)))
+    reports = [result.report for _, result in answered if result.report is not None]
+    out.print(f"\n{client.costs(reports)}")
+    again = sum(bool(result.retried) for _, result in answered)
     if again:
         out.print(f"asked again in a new session: {again}")

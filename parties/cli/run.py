@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from .answers import answer_table, as_json, asked, in_words, similarities
-from .items import paired
+from .items import FieldOption, FileOption, complain, paired, raise_if_all, read_items
 from .output import (
+    COMPILE_NOTES,
     CalibrateOption,
     EmbeddingOption,
     Format,
@@ -34,7 +35,12 @@ DEFAULT_PARTIES = 2
 
 def run(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
-    text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+    ] = None,
+    file: FileOption = None,
+    field: FieldOption = None,
     pair: PairOption = None,
     plan: OwnPlanOption = None,
     protocol: Annotated[
@@ -70,23 +76,30 @@ def run(
     """
     prepare()
     roster = _roster(protocol, parties, recipient, owner or [])
-    texts = paired(list(text), pair or [])
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
-        from ..local import compare, compile_for, compile_text
+        from ..local import compare, compile_for, compile_text, encode_each
 
         chosen = read_plan(plan) if plan else None
+        phases.note("load", "the model")
         loaded = load(model)
         chosen = own_plan(loaded) if chosen is None else chosen
         trained = plan is None and not isinstance(chosen, str)
         images = loaded.kind == "image"
         calibration = None if images else read_texts(calibrate)
-        size = 0 if images else loaded.length_for(texts, length)
+        items = paired(read_items(images, text or [], file or [], field), pair or [])
+        fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
+        places = list(fitting)
+        size, encoded, refused = encode_each(loaded, list(fitting.values()), length)
+        errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
+        errors |= {places[place]: error for place, error in refused.items()}
+        raise_if_all(items, errors)
         phases.end("load")
-        phases.begin("compile")
+        phases.begin("compile", COMPILE_NOTES)
         options: dict[str, Any] = {
             "embedding": embedding,
             "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
@@ -98,10 +111,10 @@ def run(
                 return compile_images(loaded, [calibrate] if calibrate else None, chosen, rows=rows, **options)
             return compile_text(loaded, size, chosen, texts=calibration, rows=rows, **options)
 
-        compiled = compile_for(protocol.value, len(texts), make)
+        compiled = compile_for(protocol.value, len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
-        inputs = [loaded.encode_image(item) if images else loaded.encode(item, size) for item in texts]
+        inputs = list(encoded.values())
         found = compare(
             loaded,
             compiled,
@@ -113,22 +126,38 @@ def run(
             roster=roster,
             trained=trained,
         )
-    task = loaded.task
-    asking = zip(found.private, inputs, texts, strict=True)
-    values = [task.read(private, given, item=None if images else item) for private, given, item in asking]
+    task, order = loaded.task, [places[place] for place in encoded]
+    errors |= {order[place]: error for place, error in found.errors.items()}
+    values = {
+        index: task.read(private, given, item=None if images else items[index].value)
+        for index, private, given in zip(order, found.private, inputs, strict=True)
+        if index not in errors
+    }
     results = [
-        {**asked(task.pipeline, item), **as_json(task.pipeline, value)}
-        for item, value in zip(texts, values, strict=True)
+        {**item.place, **asked(task.pipeline, item.value), **_answer(task.pipeline, index, values, errors)}
+        for index, item in enumerate(items)
     ]
+    for index in sorted(errors):
+        complain(items, index, errors[index])
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
     if roster is not None:
         summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
-    if task.pipeline == "sentence-embedding" and len(texts) > 1:
-        summary["similarities"] = similarities(texts, values)
+    if task.pipeline == "sentence-embedding" and len(values) > 1:
+        summary["similarities"] = similarities([items[index].value for index in values], list(values.values()))
     if form is Format.json:
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
-        return
-    _show(loaded.name, task.pipeline, list(zip(texts, values, strict=True)), summary, found.reports)
+    else:
+        words = [
+            (item.value, in_words(task.pipeline, values[index]) if index in values else "no answer")
+            for index, item in enumerate(items)
+        ]
+        _show(loaded.name, task.pipeline, words, summary, found.reports)
+    if errors:
+        raise typer.Exit(1)
+
+
+def _answer(task: str, index: int, values: dict[int, Any], errors: dict[int, Any]) -> dict[str, Any]:
+    return as_json(task, values[index]) if index in values else {"error": str(errors[index])}
 
 
 def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: list[str]) -> Any:
@@ -157,13 +186,13 @@ def _setting(summary: dict[str, Any]) -> str:
 
     kind = KINDS.get(summary["protocol"])
     if kind is None:
-        return "protocol clear: the reference, in one process; it hides nothing"
+        return f"protocol clear: the reference, in one process; it hides nothing   plan {summary['plan']}"
     if kind.insecure:
-        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}"
-    return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
+        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}   plan {summary['plan']}"
+    return f"protocol {summary['protocol']}: {kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
-def _show(name: str, task: str, answers: list[tuple[Any, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..kinds import KINDS
     from ..report import each_in_words
 
@@ -174,8 +203,7 @@ def _show(name: str, task: str, answers: list[tuple[Any, Any]], summary: dict[st
         out.print(f"the answers go to {summary['recipient']}")
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
-    words = [(item, in_words(task, value)) for item, value in answers]
-    out.print(answer_table(task, words, summary.get("similarities")))
+    out.print(answer_table(task, answers, summary.get("similarities")))
     out.print(
         f"\n{costs(reports, 'a text' if summary['length'] else 'an image')}   "
         f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"

@@ -46,7 +46,8 @@ def search(
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
     prepare()
     with Phases() as phases:
-        phases.begin("load")
+        phases.begin("load", 2)
+        phases.note("load", "libraries")
         use_threads(threads)
         from ...models.loading import load
         from ...models.search import search as run
@@ -58,6 +59,7 @@ def search(
         if report is not None and report.suffix != ".png":
             raise BlindformerError(f"{report}: the frontier is a picture; name a .png file")
         base = read_plan(plan)
+        phases.note("load", "the model")
         loaded = load(model)
         dataset = read_data(data, seed, data_folder, text_column, label_column, encoding).matched(loaded.labels)
         phases.end("load")
@@ -100,8 +102,9 @@ def _show(found: Any, network: str) -> None:
     out = console()
     exact = found.exact
     out.print(
-        f"[bold]{found.model}[/]   length {found.length}   {found.texts} validation texts   float32 accuracy "
-        f"{100 * exact.accuracy.value:.1f}   budget {found.budget:g} points of {found.metric}\n"
+        f"[bold]{found.model}[/]   length {found.length}   from plan {found.points[0].plan.name}   {found.texts} "
+        f"validation texts   float32 accuracy {100 * exact.accuracy.value:.1f}   budget {found.budget:g} points of "
+        f"{found.metric}\n"
     )
     rows = table("layer", "kind", "choice", "KL, nats", "agreement", "saves, s", "", right=(3, 4, 5))
     for item in found.sensitivities[:SHOWN]:

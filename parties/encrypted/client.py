@@ -10,14 +10,12 @@ import base64
 import binascii
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ...models.artifacts import ClientLength, Question, load_client
 from ...models.artifacts.client import sources_of
@@ -134,23 +132,25 @@ class EncryptedClient(Asking):
 
     # --- asking ------------------------------------------------------------------------------------------------------
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(number of the item, its result), a request after the other: grouped by length.
+        """(index of the item, its result), a request after the other: grouped by length.
 
-        All items are encoded before the first is asked. An answer that decrypts outside its range, or a server that
-        stays busy, is the error of all results of its request; an error that the next request would meet is raised.
+        All items are encoded before the first is asked. One that does not fit, and an answer that decrypts outside its
+        range, is its own result's error; a server that stays busy that of all results of its request; an error that
+        the next request would meet is raised.
         """
         chosen = list(items)
-        questions = self._encode_all(chosen)
+        questions, refused = self._encode_all(chosen)
+        yield from refused
         done = 0
         for together in _requests(questions):
             if self.progress:
-                self.progress("query", done, len(chosen))
+                self.progress("query", done, len(questions))
             asked = [Result(chosen[number], length=questions[number].length) for number in together]
             self._ask([questions[number] for number in together], asked, top_k)
             done += len(together)
             yield from zip(together, asked, strict=True)
         if self.progress:
-            self.progress("query", len(chosen), len(chosen))
+            self.progress("query", len(questions), len(questions))
 
     def close(self) -> None:
         """Let the server forget keys that are not kept, and end a local one. Safe to call twice."""
@@ -168,19 +168,23 @@ class EncryptedClient(Asking):
     def _ask(self, questions: list[Question], results: list[Result], top_k: int | None) -> None:
         part = questions[0].part
         try:
-            outputs, report, retried = self.answer(questions)
-            for place, (question, result) in enumerate(zip(questions, results, strict=True)):
-                result.report, result.retried = report, retried
-                result.outputs = {
-                    name: value[place : place + 1] if part.texts > 1 else value for name, value in outputs.items()
-                }
-                result.value = self.part.read(question, outputs, top_k, place)
-        except (Busy, AnswerOutOfRange) as error:
-            for result in results:  # never asked again by itself: that would tell the server how an answer decrypts
+            decrypted, report, retried = self.answer(questions)
+        except Busy as error:
+            for result in results:
+                result.error = error
+            return
+        for place, (question, result) in enumerate(zip(questions, results, strict=True)):
+            result.report, result.retried = report, retried
+            mine = {n: value[place : place + 1] for n, value in decrypted.items()} if part.texts > 1 else decrypted
+            try:
+                result.outputs = decode_real(part.program, mine)
+                result.value = self.part.read(question, result.outputs, top_k)
+            except AnswerOutOfRange as error:  # never asked again by itself: that tells the server how it decrypts
                 result.error = error
 
-    def answer(self, questions: list[Question]) -> tuple[dict[str, Tensor], Report, str]:
-        """The model's outputs for all of these, in one request: at most two attempts, but for a server that is busy.
+    def answer(self, questions: list[Question]) -> tuple[Mapping[str, Any], Report, str]:
+        """What the answers for all of these decrypt to (models.encrypted.decode_real), in one request: at most two
+        attempts, but for a server that is busy.
 
         A request that is sent again is encrypted anew; why it was, is the last of what is returned.
         """
@@ -206,7 +210,7 @@ class EncryptedClient(Asking):
                 else:
                     time.sleep(min(REOPEN_SECONDS, max(0.0, deadline - time.monotonic())))
 
-    def _once(self, questions: list[Question]) -> tuple[dict[str, Tensor], Report]:
+    def _once(self, questions: list[Question]) -> tuple[Mapping[str, Any], Report]:
         part = questions[0].part
         facts, api = self._facts(part), self._server()
         keyed = self._keys(part, facts, api)
@@ -227,7 +231,6 @@ class EncryptedClient(Asking):
         if answer is None:
             raise PeerGone(SERVER, "ended without an answer", "ask again; see its log")
         found = keyed.keys.open_reply(unpack("reply", facts.program, facts.reply_items(), answer))
-        outputs = decode_real(part.program, found)
         report = ckks_report(
             part.program,
             self.part.about["plan"],
@@ -237,7 +240,7 @@ class EncryptedClient(Asking):
             moved=api.sent + api.received - before,
             rss_mb=rss_mb(),
         )
-        return outputs, report
+        return found, report
 
     # --- the server, and keys ----------------------------------------------------------------------------------------
     def _server(self) -> Api:
@@ -245,6 +248,8 @@ class EncryptedClient(Asking):
         if self._api is not None:
             return self._api
         settings, timeout = self.settings, self.settings.session.timeout
+        if self.progress:
+            self.progress("connect", 0, 1)
         if self._start_local:
             more = ["--workers", "1", "--query-processes", str(cores())]  # there is one client, this one
             more += ["--any-ring"] if self.any_ring else []
@@ -299,10 +304,10 @@ class EncryptedClient(Asking):
             self.progress("keys", total, total)
 
 
-def _requests(questions: list[Question]) -> Iterator[list[int]]:
-    """Numbers of the questions that go together: of one length, as many as its program takes."""
-    for length in dict.fromkeys(question.length for question in questions):
-        numbers = [n for n, question in enumerate(questions) if question.length == length]
+def _requests(questions: Mapping[int, Question]) -> Iterator[list[int]]:
+    """Indices of the questions that go together: of one length, as many as its program takes."""
+    for length in dict.fromkeys(question.length for question in questions.values()):
+        numbers = [n for n, question in questions.items() if question.length == length]
         texts = questions[numbers[0]].part.texts
         yield from (numbers[start : start + texts] for start in range(0, len(numbers), texts))
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...models.artifacts import Question
+from ...models.encrypted import decode_real
 from ...protocols.channel import Meter
 from ..client_local import LOCAL
 from ..launcher import LocalAnswer
@@ -33,7 +34,7 @@ class LocalEncrypted:
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
-        outputs, report, _ = self._client.answer([Question(0, self._part, row) for row in self._rows(taken)])
+        decrypted, report, _ = self._client.answer([Question(0, self._part, row) for row in self._rows(taken)])
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
         timings = Timings(
             online_s=report.online_s,
@@ -41,7 +42,7 @@ class LocalEncrypted:
             online=Meter(sent=report.online_bytes),
             peak_rss_mb=report.peak_rss_mb["client"],
         )
-        return LocalAnswer(outputs, timings, {})
+        return LocalAnswer(decode_real(self._part.program, decrypted), timings, {})
 
     def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         if self._part.texts == 1:

@@ -21,6 +21,7 @@ from .limits import Limits
 
 SMOOTH = 0.2  # the weight of the newest duration in the running mean
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0  # seconds
+FIRST_SESSION = 8.0  # seconds, before one has ended: to ask too early is cheap, to wait for nothing is not
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Admission:
         self._queue: dict[int, int | None] = {}  # in order of arrival; the place last told
         self._served: dict[str, int] = {}  # when each owner last got a worker
         self._count = 0
-        self._query, self._session = Mean(1.0), Mean(RETRY_MOST)
+        self._query, self._session = Mean(1.0), Mean(FIRST_SESSION)
 
     @property
     def sessions(self) -> int:

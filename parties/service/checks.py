@@ -85,8 +85,8 @@ def _agreement(peer: Role, mine: Facts, found: Probed) -> Iterator[Check]:
     yield version_check(peer, theirs.blindformer, mine.blindformer)
     if mine.config and theirs.config:
         same = mine.config == theirs.config
-        what = "the same [session] and [parties]" if same else "another [session] or [parties] there"
-        fix = "" if same else "give all parties one blindformer.toml; flags count too"
+        what = "the same protocol and topology" if same else "another protocol or topology there"
+        fix = "" if same else "give all parties the same [session]; flags count too"
         yield Check(f"{peer}: config", "good" if same else "bad", what, fix)
     if mine.programs and peer in ("server", "helper"):
         yield programs_check(peer, len(theirs.programs), len(mine.programs))

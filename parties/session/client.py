@@ -130,7 +130,7 @@ class ClientParty:
         and not used are lost.
         """
         number, started = self.number, time.perf_counter()
-        ready, tape = self._correlations(more)
+        ready, tape, ahead = self._correlations(more)
         offline = time.perf_counter() - started
         before, started = self.server.meter.snapshot(), time.perf_counter()
         engine = OnlineEngine("client", tape, self.ring, sources, self.constants)
@@ -144,13 +144,15 @@ class ClientParty:
 
         execution = interpret(self.program, engine, over_channel(self.server), step)
         online = time.perf_counter() - started
+        if progress:
+            progress("online", total, total)
         traffic = self.server.meter.since(before)
         finished = self._hear("done")
         if ready["ready"] != number or finished["done"] != number:
             raise PeerProtocolError(self.server.peer, "answered another query", "run the query in a new session")
         # Priced here, where nobody waits for this side: the first time it takes a moment.
-        offline_bytes = price(self.program).offline_bytes
-        timings = Timings(offline, online, execution.rounds, traffic, offline_bytes, peak_rss_mb())
+        offline_bytes = 0 if ahead else price(self.program).offline_bytes
+        timings = Timings(offline, online, execution.rounds, traffic, offline_bytes, peak_rss_mb(), ahead)
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -199,8 +201,9 @@ class ClientParty:
         if self._work is not None:
             self._work.join(STOP_SECONDS)
 
-    def _correlations(self, more: bool) -> tuple[dict, Tape]:
-        """Agree with the server on the correlations of the query, and wait until both sides have them."""
+    def _correlations(self, more: bool) -> tuple[dict, Tape, bool]:
+        """Agree with the server on the correlations of the query, and wait until both sides have them. Last: whether
+        they were made ahead."""
         while True:
             coming = self._coming = self._coming or self._plan(self._choose())
             after = self._choose(coming.ref) if more else None
@@ -233,7 +236,7 @@ class ClientParty:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
-            return reply, tape
+            return reply, tape, coming.ref is not None
 
     def _choose(self, after: Ref | None = None) -> Ref | None:
         return None if self._proposals is None else self._proposals.next(after)

@@ -14,7 +14,8 @@ from ...protocols.channel import Meter
 class Timings:
     """Seconds and traffic of one query at one party. `online` and `offline` are bytes sent and received.
 
-    `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead.
+    `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead (`ahead`, at
+    the client), and then nothing of them travelled in the query.
     """
 
     offline_s: float = 0.0
@@ -23,6 +24,7 @@ class Timings:
     online: Meter = field(default_factory=Meter)
     offline_bytes: int = 0
     peak_rss_mb: float = 0.0
+    ahead: bool = False
 
 
 def peak_rss_mb() -> float:

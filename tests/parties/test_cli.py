@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -59,6 +60,12 @@ def test_run_and_estimate_agree(call, known, tiny_encoder):
     assert len(run["results"][0]["embedding"]) == 32
 
 
+def test_an_image_is_estimated_too(call, tiny_vision, pictures):
+    code, out, errors = call("estimate", tiny_vision, "--calibrate", pictures)
+    assert (code, errors) == (0, "")
+    assert f"{tiny_vision.name}   an image   plan faithful   protocol beaver   network lan" in out
+
+
 def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
     code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear", *known)
     assert code == 0
@@ -73,6 +80,20 @@ def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
     assert code == 0
     assert "total" in out
     assert "bert.encoder.layer.0" in out
+
+
+def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text(f"good\n\n{'good ' * 80}\nbad blue\n")
+    code, out, errors = call("run", tiny_encoder, "--file", file, "--protocol", "clear", *known, "--format", "json")
+    assert code == 1
+    first, bad, last = json.loads(out)["results"]
+    assert [row["number"] for row in (first, bad, last)] == [row["line"] for row in (first, bad, last)] == [1, 3, 4]
+    assert (len(first["embedding"]), len(last["embedding"])) == (32, 32)
+    assert errors == f"blindformer: {file}, line 3: {bad['error']}\n"
+    assert len(json.loads(out)["similarities"]) == 1
+    code, out, errors = call("run", tiny_encoder, "", "good " * 80, "--protocol", "clear", *known)
+    assert (code, out, errors) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out\n")
 
 
 def test_answers_of_other_heads(call, known, tiny_heads):
@@ -114,6 +135,7 @@ def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
     [
         (["run", "/no/such/folder", "hi"], "there is no such folder"),
         (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
+        (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
         (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
         (["run", "{classifier}", "good", "--outputs", "nonsense"], "nonsense"),
         (["run", "{classifier}", "good", "--embedding", "both"], "choose client or private"),
@@ -160,13 +182,52 @@ def test_lists(call, what):
     assert all(row["name"] in out for row in rows)
 
 
-def test_the_listed_plans_are_the_presets():
+def test_names_in_the_help_are_those_of_the_registries():
     from blindformer.approximations import Plan, PlanError
-    from blindformer.parties.cli.listing import PLANS
+    from blindformer.approximations.registry import KINDS, find
+    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS, Door, Protocol
+    from blindformer.parties.doors import DOORS
+    from blindformer.parties.kinds import KINDS as SESSIONS
+    from blindformer.parties.kinds import REFERENCE
 
     with pytest.raises(PlanError) as caught:
         Plan.preset("no such plan")
     assert str(caught.value).endswith(", ".join(PLANS))
+    plans = [Plan.preset(name) for name in PLANS]
+    runs = [p.name for p in plans if all(find(kind, getattr(p, kind).name).function for kind in KINDS)]
+    assert runs == list(PRIVATE_PLANS)
+    assert set(Protocol) == {*SESSIONS, REFERENCE}
+    assert set(Door) == set(DOORS)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
+    from blindformer.parties.cli import output
+
+    monkeypatch.delenv(output.PROGRESS)
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.setattr(output, "PATIENCE", 0.1)
+    monkeypatch.setattr(output, "PAUSE", 0.1)
+    with output.Phases() as phases:
+        phases.begin("compile", 4)
+        phases.note("compile", "export")
+        phases.note("compile", "lower")
+        time.sleep(0.35)
+        phases.end("compile")
+        phases.step("query", 3, 4)
+        time.sleep(0.35)
+    out, errors = capsys.readouterr()
+    assert out == ""
+    if terminal:
+        assert " 25%" in errors
+        assert " 75%" in errors
+    else:
+        assert errors == "compile 25%  lower\nquery 75%\n"
+    monkeypatch.setenv(output.PROGRESS, "off")
+    with output.Phases() as phases:
+        phases.begin("load")
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
 
 
 def test_env(call):

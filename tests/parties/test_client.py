@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blindformer as bf
@@ -269,6 +271,28 @@ def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_p
 
 
 # --- busy, lost ------------------------------------------------------------------------------------------------------
+def test_many_clients_at_once_are_answered_or_told_to_come_back(site, connect, classify):
+    """Three times as many as may have a session: those that wait are answered, those that do not know when to ask."""
+    expected = classify(TEXTS[0], top_k=None)
+    for wait in (60, 0):
+        clients = [connect(site, wait=wait, cache=site.folder / "one cache") for _ in range(12)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            results = list(pool.map(lambda client: _ask_and_leave(client, TEXTS[0]), clients))
+        for result in results:
+            if result.error is None:
+                nested(result.value, expected, TOLERANCE)
+            else:
+                assert re.search(r"server: is busy \(.*\); ask again in [0-9.]+ seconds$", str(result.error))
+        refused = sum(result.error is not None for result in results)
+        assert refused == 0 if wait else 0 < refused < len(results)
+
+
+def _ask_and_leave(client, text):
+    with client:
+        ((_, result),) = client.stream([text])
+    return result
+
+
 def test_a_busy_server_is_asked_again(folder, tmp_path, connect):
     with Deployment(tmp_path, folder, server={"--sessions": "1", "--share": "1"}) as site:
         with connect(site) as first:

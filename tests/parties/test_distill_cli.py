@@ -62,7 +62,7 @@ def test_in_words(call, file, tiny_encoder, tmp_path):
     out = tmp_path / "out"
     code, printed, errors = call("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)
     assert (code, errors) == (0, "")
-    assert "teacher" in printed
+    assert f"teacher {tiny_encoder.name}   plan fast   layers 1   length 64" in printed
     assert f"blindformer evaluate {out} --data {file}" in " ".join(printed.split())
 
 

@@ -36,7 +36,7 @@ def test_agreement(make_pair, aside):
         ("plan", "ef" * 32, "same plan"),
         ("protocol", "clear", "same protocol"),
         ("session", "aa", "same session"),
-        ("config", "aa", "one blindformer.toml for all parties"),
+        ("config", "aa", "give all parties the same protocol"),
     ],
 )
 def test_disagreement_is_named_on_both_sides(make_pair, aside, field, value, remedy):

@@ -308,6 +308,7 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
 
     before = hashed(text)
     assert hashed(text.replace(f'folder = "{classifier}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')) == before
+    assert hashed(re.sub(r'address = "[^"]+"', 'address = "elsewhere:1"', text)) == before  # NAT, a tunnel
     assert hashed(text.replace('owns = ["data"]', "")) != before
     assert hashed(text.replace("[crypten.parties.bob]", "[crypten.parties.carol]")) != before
     assert hashed(text.replace("[crypten]\n", "[crypten]\nlength = 16\n")) != before

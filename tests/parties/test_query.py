@@ -183,14 +183,15 @@ def test_a_query_in_every_format(ask, tiny_classifier):
     code, out, _ = ask(*TEXTS[:2], "--top", 1, "--length", 16, "--format", "jsonl")
     assert code == 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [(row["number"], row["text"], row["length"]) for row in rows] == [(0, TEXTS[0], 16), (1, TEXTS[1], 16)]
+    assert [(row["number"], row["text"], row["length"]) for row in rows] == [(1, TEXTS[0], 16), (2, TEXTS[1], 16)]
     assert [len(row["labels"]) for row in rows] == [1, 1]
 
     code, out, errors = ask(TEXTS[0])
     assert (code, errors) == (0, "")
     assert expected[0][0]["label"] in out
     assert "padded to 8 tokens" in out
-    assert "two parties and an offline dealer" in out
+    assert "protocol beaver: two parties and an offline dealer" in out
+    assert "plan faithful" in out
 
 
 def test_texts_from_files_and_standard_input(ask, tmp_path):
@@ -207,11 +208,38 @@ def test_texts_from_files_and_standard_input(ask, tmp_path):
         assert [json.loads(line)["text"] for line in out.splitlines()] == texts
 
 
+def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path):
+    plain, table = tmp_path / "texts", tmp_path / "more.jsonl"
+    plain.write_text(f"good\n\n{'good ' * 20}\nbad\u2028blue\n")
+    table.write_text('{"text": "red"}\n\nred\n{"body": "blue"}\n{"text": " "}\n{"text": "blue"}')
+    code, out, errors = ask("--file", plain, "--file", table, "how", "--format", "jsonl")
+    assert code == 1
+    rows = {row["number"]: row for row in map(json.loads, out.strip().split("\n"))}
+    assert [rows[n]["text"] for n in (1, 2, 5, 6, 11)] == ["how", "good", "bad\u2028blue", "red", "blue"]
+    assert all("labels" in rows[n] for n in (1, 2, 5, 6, 11))
+    assert [rows[n]["line"] for n in sorted(rows) if "line" in rows[n]] == [1, 3, 4, 1, 3, 4, 5, 6]
+    bad = {4: (plain, 3, "text has 22"), 8: (table, 3, "is not JSON"), 9: (table, 4, "has no text in field 'text'"),
+           10: (table, 5, "a text is empty")}  # fmt: skip
+    assert len(errors.splitlines()) == len(bad)
+    for number, (file, line, words) in bad.items():
+        assert (rows[number]["file"], rows[number]["line"]) == (str(file), line)
+        assert rows[number]["error"].startswith(words)
+        assert f"blindformer: {file}, line {line}: {rows[number]['error']}" in errors.splitlines()
+    code, out, errors = ask("good", "", "--format", "json")
+    assert [row.get("error", "")[:15] for row in json.loads(out)["results"]] == ["", "a text is empty"]
+    assert (code, errors) == (1, "blindformer: input 2: a text is empty: write something, or leave it out\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
         (["good " * 20], b"", "text has 22 tokens, the model is compiled for 16 at most: shorten it"),
-        (["good", ""], b"", "input 2 of 2: a text is empty"),
+        ([""], b"", "a text is empty"),
+        (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
+        (["-", "--field", "text"], b"\n[1]\n", "standard input, line 2: is no JSON object"),
+        (["-", "--field", "body"], b'{"text": "good"}', "has no text in field 'body'; it has text: name one with"),
+        (["./no-such.png"], b"", "./no-such.png: there is no such file; if this word is the text, give `-`"),
+        (["notes.txt"], b"", "notes.txt: there is no such file"),
         ([], b"", "standard input: holds no texts"),
         (["-"], b"caf\xe9\n", "standard input: is not UTF-8 text (byte 3); convert it"),
         (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
@@ -231,7 +259,7 @@ def test_mistakes_are_one_line(ask, arguments, stdin, words):
     assert words in errors
 
 
-def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_path):
+def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_path, monkeypatch):
     ask("good")  # the deployment runs
     site, file = sites["classifier"], tmp_path / "blindformer.toml"
     file.write_text(
@@ -243,12 +271,27 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         (["good // bad", "red"], b""),
         ([compiled / "client", "good // bad", "red"], b""),
         ([], b"good // bad\nred\n"),
+        (["-", "red"], b"good // bad"),
     ):
         code, out, errors = call("query", *words, "--config", file, "--format", "jsonl", stdin=stdin)
         assert code == 0, errors
         assert [json.loads(line)["text"] for line in out.splitlines()] == ["good // bad", "red"]
     code, _, errors = call("query", stdin=b"good")
     assert (code, "or --config FILE that names it" in errors) == (1, True)
+    monkeypatch.chdir(compiled.parent)
+    near = f"did you mean {compiled.name}?"
+    for command, words, said in (
+        ("query", ["./compield", "good"], "./compield: there is no such folder; give the folder that compile wrote"),
+        ("query", [compiled.name[:-1], "good"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
+        ("precompute", [compiled.name[:-1], "1"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
+        ("precompute", ["./compield", "1"], "./compield: there is no such folder"),
+        ("precompute", ["ten"], "ten: is no number of queries"),
+        ("precompute", ["1"], "correlations made ahead need a folder on this side"),  # so the model's was found
+        ("query", ["good " * 999], "text has 1001 tokens"),  # longer than any file's name
+    ):
+        code, out, errors = call(command, *words, "--config", file)
+        assert (code, out, len(errors.splitlines())) == (1, "", 1)
+        assert said in errors
 
 
 def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):

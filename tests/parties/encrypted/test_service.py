@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.task import InputError
 from blindformer.parties.certificates import add_certificate, client_context, make_certificates
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
@@ -46,15 +47,19 @@ def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
 
 def test_an_answer_out_of_range_is_not_asked_for_again(client, monkeypatch):
     """The server would learn from it how its answer decrypts: one bit a query, which it could choose."""
-    asked = []
+    asked, answer = [], client.answer
 
-    def refusing(questions):
+    def spoilt(questions):
         asked.append(len(questions))
-        raise AnswerOutOfRange("out of range")
+        found, *rest = answer(questions)
+        found["logits"][1] = 1e30
+        return found, *rest
 
-    monkeypatch.setattr(client, "answer", refusing)
-    for _, result in client.stream(TEXTS[:2]):
-        assert isinstance(result.error, AnswerOutOfRange)
+    monkeypatch.setattr(client, "answer", spoilt)
+    found = dict(client.stream(["", *TEXTS[:2]]))
+    assert isinstance(found[2].error, AnswerOutOfRange)
+    assert isinstance(found[0].error, InputError)
+    assert len(found[1].value) == 3  # that of the other text of the request is good
     assert asked == [2]
 
 

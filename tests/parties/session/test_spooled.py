@@ -9,6 +9,8 @@ import threading
 import pytest
 from blindformer.models.pricing import price
 from blindformer.parties.admission import Busy, Open
+from blindformer.parties.report import beaver_report, phases_in_words
+from blindformer.parties.session import Timings
 from blindformer.parties.spool import Spool, SpoolError
 from blindformer.parties.spool import store as stores
 from blindformer.tests.parties.session.site import Site, small_case
@@ -39,11 +41,10 @@ def precompute(site: Site, mine: Spool, count: int, **options) -> None:
     site.end()
 
 
-def ask(site: Site, mine: Spool, count: int = 1, more: bool = True, **options) -> None:
-    """One session with some queries."""
+def ask(site: Site, mine: Spool, count: int = 1, more: bool = True, **options) -> list[Timings]:
+    """One session with some queries: what each took."""
     with site.client(spool=mine, **options) as party:
-        for left in reversed(range(count)):
-            site.ask(party, more and left > 0)
+        return [site.ask(party, more and left > 0).timings for left in reversed(range(count))]
 
 
 def used_once(*spools: Spool) -> list[int]:
@@ -77,9 +78,17 @@ def test_three_made_ahead_are_used_without_a_dealer_then_live_ones(site, mine, m
 @pytest.mark.parametrize("more", [True, False])
 def test_one_session_goes_from_the_spool_to_live_ones(site, mine, more):
     precompute(site, mine, 2)
-    ask(site, mine, 5, more)
+    spent = ask(site, mine, 5, more)
     site.end()
     assert site.dialled == 2
+    size = price(site.case.program).offline_bytes
+    assert [took.offline_bytes for took in spent] == [0, 0, size, size, size]  # nothing of what is kept travels again
+    program, ahead = site.case.program, [took.ahead for took in spent]
+    reports = [beaver_report(program, "faithful", took, {}, 0.0, 0) for took in spent]
+    assert [report.made_ahead for report in reports] == ahead == [True, True, False, False, False]
+    assert "made ahead   online" in phases_in_words(reports[:2])
+    assert "MB, 2 of 5 made ahead   online" in phases_in_words(reports)
+    assert "ahead" not in phases_in_words(reports[2:])
     assert used_once(site.spool, mine) == [5, 5]
 
 
