@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .approximations import Plan, approximate, calibrate, restore
+    from .errors import BlindformerError
     from .models.building import compile_folder
     from .models.compile import Compiled, compile
     from .models.data import load_data
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from .parties.launcher import LocalParties, run_local
     from .parties.private import PrivateModel, make_private
     from .parties.report import Report
-    from .protocols.errors import BlindformerError
+
+    __version__: str
 
 # Where each public name lives.
 _HOMES = {
-    "BlindformerError": ".protocols.errors",
+    "BlindformerError": ".errors",
     "Client": ".parties.client",
     "Compiled": ".models.compile",
     "EncryptedClient": ".parties.encrypted.client",
@@ -83,6 +85,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .versions import my_version
+
+        return my_version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name], __name__), name)

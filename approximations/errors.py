@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..errors import BlindformerError
 
-class PlanError(ValueError):
+
+class PlanError(BlindformerError, ValueError):
     """A plan asks for something that does not exist or does not fit the model."""
 
 
-class CalibrationError(ValueError):
+class CalibrationError(BlindformerError, ValueError):
     """Activations cannot be calibrated, or have left the range a plan was calibrated for."""

@@ -24,11 +24,12 @@ from blindformer.models.distillation import Step, distill
 from blindformer.models.evaluation import Score
 from blindformer.models.loading import Loaded, load
 from blindformer.parties.evaluation import APPROXIMATED, TEACHER, evaluate
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
 from .latency import PLANS, Say, provenance_line, run_command
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 
 DISTILLED = "distilled"
 

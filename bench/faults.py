@@ -27,13 +27,14 @@ from typing import Any
 import psutil
 from blindformer.protocols import errors
 from blindformer.tests.parties.service.harness import Deployment, Running
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
 from .clients import Asker, ClientProcess
 from .latency import Say, provenance_line, run_command
 from .ledgers import Audit, audit, watched_spool
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 from .site import Site, compile_into, deploy
 
 # A part of a life is drawn first, then an instant within it, so that short parts are hit as often as long ones.

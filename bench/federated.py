@@ -25,10 +25,11 @@ from blindformer.federated.settings import Settings
 from blindformer.federated.subject import begin
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation.teacher import judged
+from blindformer.versions import versions
 from rich.table import Table
 
 from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine, versions
+from .provenance import commit, machine
 
 CENTRAL = "one client with all examples"
 PrivateRun = tuple[int, float, int, float, float, int]  # clients, fraction, width, clip, rate, rounds

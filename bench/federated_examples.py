@@ -19,11 +19,12 @@ import torch
 from blindformer.federated.privacy import noise_for
 from blindformer.federated.settings import Settings
 from blindformer.models.data import load_data
+from blindformer.versions import versions
 from rich.table import Table
 
 from .federated import trained
 from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine, versions
+from .provenance import commit, machine
 
 SETTINGS = ("data", "plan", "clients", "alpha", "rounds", "sample", "clip", "rate", "hidden", "lora", "model", "secagg")
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from blindformer.models.compile import compile
 from blindformer.models.encrypted import Encrypted, real_values
+from blindformer.versions import versions
 from torch import nn
 
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 
 
 def packed(features: int, tokens: int) -> dict[str, Any]:

@@ -31,12 +31,13 @@ from blindformer.models.interpreter import interpret
 from blindformer.models.loading import Loaded, load
 from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.clear import ClearEngine
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from .latency import Say, provenance_line, run_command
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 
 CALIBRATION = 64  # examples beside the built-in texts
 Batch = dict[str, Tensor]

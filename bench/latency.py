@@ -25,11 +25,12 @@ from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.parties.launcher import run_local
 from blindformer.protocols.errors import BlindformerError
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 from .workloads import WORKLOADS, Batch, Workload, build
 
 OUTPUT = "last_hidden_state"

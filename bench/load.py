@@ -27,11 +27,12 @@ from blindformer.parties.admission import Busy
 from blindformer.parties.certificates import add_certificate
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
+from blindformer.versions import versions
 from rich.table import Table
 
 from .clients import Asker, ClientProcess
 from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine, versions
+from .provenance import commit, machine
 from .site import MODELS, SMALL, Site, compile_into, deploy
 
 PATIENCE = 120.0  # seconds for a client to open its session, or to end it

@@ -19,10 +19,11 @@ from blindformer.models.compile import compile
 from blindformer.models.pricing import Network
 from blindformer.parties.estimate import estimate
 from blindformer.parties.launcher import run_local
+from blindformer.versions import versions
 from rich.table import Table
 
 from .latency import OUTPUT, Say, megabytes, parser, publish, run_command, seconds
-from .provenance import commit, machine, versions
+from .provenance import commit, machine
 from .workloads import Workload, build
 
 

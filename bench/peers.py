@@ -5,6 +5,9 @@
 README.md says what each figure means, and in what the two set-ups differ.
 """
 
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
 import importlib.util
 import statistics
 from dataclasses import asdict, dataclass
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +23,7 @@ from .contestants import Row, measure_many, measure_spu, of_latency
 from .crypten_plain import CryptenResult, run_crypten
 from .latency import Say, built, deviation, exact, measure, parser, provenance_line, run_command
 from .picture import plot
-from .provenance import json_line, versions
+from .provenance import json_line
 from .spu_plain import PARTIES
 from .workloads import Workload, WorkloadError, build
 

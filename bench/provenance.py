@@ -1,6 +1,5 @@
 """What stands beside every number: versions, commit, machine. And JSON that stays on one line."""
 
-import importlib.metadata
 import json
 import math
 import os
@@ -12,11 +11,6 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def versions(*more: str) -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in ("blindformer", "torch", "transformers", *more)}
-    return found | {"python": platform.python_version()}
 
 
 def commit() -> str | None:

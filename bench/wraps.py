@@ -32,11 +32,12 @@ from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, ManyS
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import over_channel
 from blindformer.protocols.streams import Stream, new_seed
+from blindformer.versions import versions
 from torch import Tensor
 
 from .crypten_plain import run_crypten
 from .latency import OUTPUT, Say, parser, run_command
-from .provenance import commit, json_line, machine, versions
+from .provenance import commit, json_line, machine
 from .workloads import Batch, Workload, WorkloadError, build
 
 SECONDS = 600.0

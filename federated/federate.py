@@ -58,7 +58,7 @@ def federate(
     nodes      configurations of the clients by number (default: one for each part of the data set)
     settings   fields of `Settings`
 
-    Errors: BlindformerError or PlanError, one line with the remedy.
+    Errors: BlindformerError, one line with the remedy.
     """
     chosen, out = Settings(**settings), Path(out)
     check_strategy(chosen.strategy)

@@ -29,7 +29,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Errors: BlindformerError, PlanError; what went wrong is in the folder, too, for whoever submitted the run."""
+    """Errors: BlindformerError; what went wrong is in the folder, too, for whoever submitted the run."""
     out = Path(str(context.run_config.get(OUT, "")))
     if not out.is_absolute():
         raise FederateError(f"out {str(out)!r}: give the server's folder in full")

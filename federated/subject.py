@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..models.data import Dataset, Examples
 from ..models.distillation.batches import tokenise
 from ..models.distillation.student import in_training, settled
 from ..models.loading import load
+from ..versions import my_version
 from . import images, texts
 from .rows import Rows
 from .settings import FederateError, Settings
@@ -88,13 +88,6 @@ class About:
         return cls(**{**fields, "labels": tuple(fields["labels"])})
 
 
-def app_version() -> str:
-    try:
-        return version("blindformer")
-    except PackageNotFoundError:  # a checkout on the path
-        return "unknown"
-
-
 def check_like(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Errors: FederateError unless both have the same names and shapes."""
     if set(values) != set(wanted):
@@ -131,14 +124,14 @@ def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
     known = subject.encode(data.validation.subset(SETTLED_ON, settings.seed))
     plan = settled(subject.model, [known.batch(range(len(known)))], Plan.preset(settings.plan))
     approximate(subject.model, in_training(plan))
-    about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), app_version())
+    about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), my_version())
     return subject, plan, about
 
 
 def join(about: About, settings: Settings) -> Subject:
     """A client's part. Errors: FederateError if it runs another version, or has another base model."""
-    if about.version != app_version():
-        raise FederateError(f"runs blindformer {app_version()}, the server {about.version}; install the same")
+    if about.version != my_version():
+        raise FederateError(f"runs blindformer {my_version()}, the server {about.version}; install the same")
     subject = new_subject(about.labels, about.side, settings)
     if subject.frozen_digest() != about.frozen:
         raise FederateError(f"its base model {settings.model} has other weights than the server's; copy the server's")

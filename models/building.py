@@ -180,7 +180,7 @@ def compile_images(
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     most = 60 if length <= 32 else 40 if length <= 128 else 20
     chosen = list(texts) if texts else calibration_texts(most)
-    return [loaded.encode(text, length, truncate=True) for text in chosen]
+    return loaded.examples(chosen, length)
 
 
 def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, stage: Stage | None) -> Plan:

@@ -7,15 +7,19 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx.config as fx_config
 from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
 from ..protocols.ring import Ring
+from .accepted import module_of
 from .graph import Node, order
 from .lowering import Lowered, Lowering, LoweringError
 from .passes import optimise
@@ -23,6 +27,10 @@ from .prelude import run_prelude
 from .program import Program, ProgramError, Step
 from .ranges import measure
 from .scales import Precision, Scaled, Scaler
+from .structure import Structure, tensors_of
+
+if TYPE_CHECKING:
+    from .loading import Loaded
 
 Progress = Callable[[str], None]
 
@@ -32,7 +40,7 @@ class Compiled:
     """A program and each party's part of it.
 
     `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the
-    client's prelude reads (the released embedding block and public tables).
+    client's prelude reads (the released embedding block and public tables). `structure`: of its output.
     """
 
     program: Program
@@ -41,6 +49,7 @@ class Compiled:
     client_tensors: dict[str, Tensor]
     client_scales: dict[str, int]
     plan: Plan
+    structure: Structure
     nodes: list[Node] = field(default_factory=list, repr=False)
     placed: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
 
@@ -51,6 +60,10 @@ class Compiled:
     def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Ring results -> float32 tensors by output name. Errors: AnswerOutOfRange."""
         return decode_outputs(self.program, outputs)
+
+    def answer(self, outputs: Mapping[str, Tensor]) -> Any:
+        """Decoded outputs in the form that the model itself returns."""
+        return self.structure.fill(outputs)
 
 
 class NearWidth(UserWarning):
@@ -94,7 +107,7 @@ def encode_client(
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | Loaded | str | Path,
     example: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     plan: Plan | str = "faithful",
     *,
@@ -104,12 +117,14 @@ def compile(
     progress: Progress | None = None,
     name: str = "",
 ) -> Compiled:
-    """Compile `model` for inputs of the example's shapes.
+    """Compile a model for inputs of the example's shapes.
 
+    model       a module, what `load` returned, or a folder's or model's name
     example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
                 first is exported
     plan        a preset's name (calibrated here) or a calibrated plan
-    outputs     names of the model's outputs to compute and reveal to the client (default: all)
+    outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; of a tuple,
+                `hidden_states` or one of its own, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
@@ -121,20 +136,34 @@ def compile(
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
     say = progress or (lambda stage: None)
+    model = module_of(model)
     _check_weights(model)
     was_training, previous = model.training, plan_of(model)
     model.eval()
     try:
+        structure = Structure.of(_run(model, batches[0]))
         if isinstance(plan, str) or not plan.ranges:
             say("calibrate")
             plan = calibrate(model, batches, plan)
         say("export")
         approximate(model, plan)
         exported, names = _export(model, batches[0])
+        wanted = structure.chosen(outputs)
+        if lost := [name for name in wanted if name not in names]:
+            raise LoweringError(
+                f"output {lost[0]}: is not computed with plan {plan.name}; take another plan, or leave it out: "
+                f"outputs={[name for name in wanted if name in names]}"
+            )
         say("lower")
         lowering = Lowering(embedding=embedding)
         _give_examples(exported, lowering, batches[0])
-        lowered = lowering.run(exported, outputs, names)
+        lowered = lowering.run(exported, wanted, names)
+    except IndexError as error:
+        if "index out of range in self" not in str(error):  # torch's words for a row that a table does not have
+            raise
+        raise LoweringError(
+            "inputs: hold an id that the model has no row for; encode with its own tokenizer, no longer than it takes"
+        ) from None
     finally:
         model.train(was_training)
         if previous is None:
@@ -154,10 +183,18 @@ def compile(
     precision = precision or Precision()
     scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
     check_room(scaled.near)
-    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, nodes)
+    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
 
 
-def _assemble(scaled: Scaled, draft: Program, lowered: Lowered, plan: Plan, name: str, nodes: list[Node]) -> Compiled:
+def _assemble(
+    scaled: Scaled,
+    draft: Program,
+    lowered: Lowered,
+    plan: Plan,
+    name: str,
+    structure: Structure,
+    nodes: list[Node],
+) -> Compiled:
     ring = Ring()
     steps = _needed(draft.prelude, {node.name for node, _ in scaled.clients.values()})
     used = {ref for step in steps for ref in _refs(step)} | {node.name for node, _ in scaled.clients.values()}
@@ -180,6 +217,7 @@ def _assemble(scaled: Scaled, draft: Program, lowered: Lowered, plan: Plan, name
         tensors,
         {n: scale for n, (_, scale) in scaled.clients.items()},
         plan,
+        structure,
         nodes,
         scaled.placed,
     )
@@ -222,16 +260,31 @@ def _without_stack_traces() -> Iterator[None]:
         setattr(fx_config, name, before)
 
 
-def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
+def _arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = dict(batch)
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" in parameters and getattr(getattr(model, "config", None), "use_cache", False):
         kwargs.setdefault("use_cache", False)  # a cache is for generating token by token; a query is one pass
+    return kwargs
+
+
+def _run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """The model's own output, in the clear. Errors: LoweringError, with its reason, if it does not take the inputs."""
+    try:
+        with torch.no_grad():
+            return model(**_arguments(model, batch))
+    except IndexError:  # of a table: said below, as for the other batches
+        raise
+    except Exception as error:  # a model may raise anything here; all mean the same to a user
+        raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
+
+
+def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The traced model, and the names of its outputs, in order."""
     with torch.no_grad():
-        sample = model(**kwargs)
         try:
             with _without_stack_traces():
-                exported = torch.export.export(model, (), kwargs, strict=False)
+                exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
             if any(_writes(item) for item in exported.graph.nodes):
                 with warnings.catch_warnings():  # torch warns of itself
                     warnings.simplefilter("ignore", FutureWarning)
@@ -239,11 +292,19 @@ def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Ex
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
-            line = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            line = first_line(error, 300)
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
     exported.graph.eliminate_dead_code()
-    names = list(sample.keys()) if hasattr(sample, "keys") else []
-    return exported, [n for n in names if isinstance(sample[n], Tensor)]
+    return exported, _traced(exported)
+
+
+def _traced(exported: torch.export.ExportedProgram) -> list[str]:
+    """Names of the traced outputs, by the form that they have there: an approximation may change it."""
+    spec: Any = exported.call_spec.out_spec
+    made = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
+    args = [item.arg for item in made]
+    leaves = [torch.empty(()) if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in args]
+    return list(tensors_of(pytree.tree_unflatten(leaves, spec)))
 
 
 def _writes(item: torch.fx.Node) -> bool:

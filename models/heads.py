@@ -80,3 +80,58 @@ class NextToken(nn.Module):
         mask = attention_mask.to(hidden.dtype)
         last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).to(hidden.dtype)
         return NextTokenLogits(head((hidden * last[..., None]).sum(1)))
+
+
+@dataclass
+class MaskedTokenLogits(ModelOutput):
+    """`logits`: [batch, vocabulary], of the token that stands at the first mask."""
+
+    logits: Tensor | None = None
+
+
+class MaskedToken(nn.Module):
+    """A masked language model that answers with the logits at the first mask: one row of the vocabulary, not one a
+    position. Which position that is stays with the client: it selects with a 0/1 vector made from its tokens.
+
+    The head, whatever it is, gets the one row that a hook takes from the encoder's.
+    """
+
+    def __init__(self, model: nn.Module, mask: int) -> None:
+        super().__init__()
+        self.model, self.mask = model, mask
+        self.config = model.config
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        base: Any = model.base_model
+        self.hook = base.register_forward_hook(self._select, with_kwargs=True)
+
+    @classmethod
+    def of(cls, model: nn.Module, mask: int | None) -> nn.Module:
+        """The wrapped model; or the model itself, if it has no mask, or its head needs all positions."""
+        if mask is None:
+            return model
+        ids, seen = torch.tensor([[1, mask, 3, 1]]), torch.tensor([[1, 1, 1, 0]])
+        with torch.no_grad():
+            expected = model.eval()(input_ids=ids, attention_mask=seen).logits[:, 1]
+            wrapped = cls(model, mask)
+            try:
+                logits = wrapped(ids, seen).logits
+            except (AttributeError, TypeError, KeyError, RuntimeError):
+                logits = torch.full_like(expected, torch.nan)
+        if torch.allclose(logits, expected, atol=1e-3, rtol=1e-3):
+            return wrapped
+        wrapped.hook.remove()
+        return model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> MaskedTokenLogits:
+        kwargs = {"token_type_ids": token_type_ids} if self._takes_types and token_type_ids is not None else {}
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).logits
+        return MaskedTokenLogits(logits.squeeze(1))
+
+    def _select(self, base: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        masks = (ids == self.mask).to(output.last_hidden_state.dtype)
+        first = masks * (masks.cumsum(1) == 1).to(masks.dtype)
+        output["last_hidden_state"] = (output.last_hidden_state * first[..., None]).sum(1, keepdim=True)
+        return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,25 @@ from torch import Tensor, nn
 
 from ..approximations.plan import FILE_NAME as PLAN_FILE
 from ..approximations.plan import Plan
-from ..protocols.errors import BlindformerError
-from .heads import NextToken, SentenceEncoder
+from ..errors import BlindformerError, first_line
+from .heads import MaskedToken, NextToken, SentenceEncoder
 from .processors import read_processor
-from .task import InputError, Task, score_function
+from .task import InputError, Item, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
 _WEIGHTS = ("*.safetensors", "*.bin")
+_KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
+    "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "span",
+    "ForMaskedLM": "masked",
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForImageClassification": "image",
+    "ForImageClassificationWithTeacher": "image",
+}
+_POOLED = (".Transformer", ".Pooling", ".Normalize")  # the modules of a sentence encoder that are computed here
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
@@ -35,7 +46,7 @@ class LoadError(BlindformerError):
 class Loaded:
     """A model and what feeds it.
 
-    kind        sentence (pooled embedding), classifier, causal (next token), image, encoder (all positions)
+    kind        what it answers (Task.kind)
     processor   the tokenizer, or the image processor; None if the folder holds none
     positions   the most tokens the model takes, None where there is no such limit
     """
@@ -62,11 +73,11 @@ class Loaded:
         """The plan in the model's folder, which a distilled student comes with. Errors: PlanError."""
         return Plan.load(self.folder) if (self.folder / PLAN_FILE).is_file() else None
 
-    def tokens(self, text: str) -> int:
-        """Tokens of a text, special ones included."""
+    def tokens(self, text: Item) -> int:
+        """Tokens of a text or a pair of texts, special ones included."""
         return self.task.tokens(text)
 
-    def length_for(self, texts: list[str], length: str | int = "auto") -> int:
+    def length_for(self, texts: Sequence[Item], length: str | int = "auto") -> int:
         """The length that all `texts` are padded to. `auto`: the least bucket, so that only that is known of them;
         `exact`: the longest text's own; or a number.
 
@@ -90,9 +101,13 @@ class Loaded:
             raise LoadError(f"length {chosen} is more than the model takes ({self.positions}): lower --length")
         return chosen
 
-    def encode(self, text: str, length: int, truncate: bool = False) -> dict[str, Tensor]:
-        """The model's inputs for one text, [1, length]. `truncate`: cut what is longer, for calibration texts."""
+    def encode(self, text: Item, length: int, truncate: bool = False) -> dict[str, Tensor]:
+        """The model's inputs for one text, or two in a tuple, [1, length]. `truncate`: cut what is longer."""
         return self._taken(self.task.encode_text(text, length, truncate))
+
+    def examples(self, texts: Sequence[Item], length: int) -> list[dict[str, Tensor]]:
+        """Inputs to calibrate on, made of texts: cut at `length`, and in the form that the task asks for."""
+        return [self.encode(text, length, truncate=True) for text in self.task.typical(texts)]
 
     def encode_image(self, image: Any) -> dict[str, Tensor]:
         """The model's inputs for one image: a file, or a PIL image."""
@@ -106,24 +121,28 @@ class Loaded:
 def load(name: str | Path) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, or `minilm` (the demo's model, from its package).
 
-    Float32, in evaluation mode. The class follows the configuration's `architectures`; sentence encoders are pooled
-    inside the model, causal models answer with the next token's logits. HF_HUB_OFFLINE is respected.
+    Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
+    sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
+    those of the first mask. HF_HUB_OFFLINE is respected.
 
     Errors: LoadError, one line with the remedy.
     """
     folder = _folder(str(name))
     title = "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name))
     config = _config(folder)
-    kind, factory = _kind(folder, config)
-    model = _model(folder, config, kind, factory)
-    processor = read_processor(folder, kind)
+    kind, cls = _kind(folder, config)
+    model = _model(folder, config, kind, cls)
+    processor = None if kind == "tensors" else read_processor(folder, kind)
     positions = _positions(model, config, processor)
     if kind == "sentence":
         model = SentenceEncoder(model, _pooling(folder))
     elif kind == "causal":
         model = NextToken.of(model)
+    elif kind == "masked":
+        model = MaskedToken.of(model, getattr(processor, "mask_token_id", None))
     labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
-    return Loaded(title, folder, model.eval(), kind, processor, positions, labels if "class" in factory.lower() else {})
+    labels = labels if "Classification" in cls.__name__ else {}
+    return Loaded(title, folder, model.eval(), kind, processor, positions, labels)
 
 
 def _folder(name: str) -> Path:
@@ -178,45 +197,57 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200]
         raise LoadError(
-            f"{folder / 'config.json'}: cannot be read ({line}); update transformers, or repair it"
+            f"{folder / 'config.json'}: cannot be read ({first_line(error)}); update transformers, or repair it"
         ) from None
 
 
-def _kind(folder: Path, config: Any) -> tuple[str, str]:
-    """(kind, the transformers class that loads it)."""
-    if (folder / "1_Pooling").is_dir() or (folder / "modules.json").is_file():
-        return "sentence", "AutoModel"
-    name = (getattr(config, "architectures", None) or [""])[0]
-    if name.endswith("ForSequenceClassification"):
-        return "classifier", "AutoModelForSequenceClassification"
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal", "AutoModelForCausalLM"
-    if name.endswith("ForImageClassification"):
-        return "image", "AutoModelForImageClassification"
-    return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), "AutoModel"
-
-
-def _model(folder: Path, config: Any, kind: str, factory: str) -> nn.Module:
+def _kind(folder: Path, config: Any) -> tuple[str, Any]:
+    """(kind, the transformers class that loads it): the class that the configuration names, so with its head."""
     import transformers
 
-    cls = getattr(transformers, factory)
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if (folder / "1_Pooling").is_dir() or (folder / "modules.json").is_file():
+        return "sentence", transformers.AutoModel
+    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+    if cls is None:
+        raise LoadError(
+            f"{folder}: transformers {transformers.__version__} has no {name}; update it, or load the model with "
+            "its own code and give it to make_private"
+        )
+    for ending, kind in _KINDS.items():
+        if name.endswith(ending):
+            return kind, cls
+    if not name:
+        return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), cls
+    taken = inspect.signature(cls.forward).parameters
+    if "decoder_input_ids" in taken or {"input_ids", "pixel_values"} <= set(taken):
+        return "tensors", cls
+    return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
+
+
+def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
     options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
-    trained_with_pooler = kind != "sentence" and (getattr(config, "architectures", None) or [""])[0].endswith("Model")
-    if factory == "AutoModel" and not trained_with_pooler and _takes_pooling(config):
+    name = (getattr(config, "architectures", None) or [""])[0]
+    headless = kind == "sentence" or not name
+    if headless and _takes_pooling(config):
         options["add_pooling_layer"] = False
     try:
         with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"{folder}: the model cannot be loaded ({lines[0][:200]}); download it again") from error
+        raise LoadError(f"{folder}: the model cannot be loaded ({first_line(error)}); download it again") from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(
             f"{folder}: lacks {len(missing)} of the model's weights, first {missing[0]}; give a folder that "
             f"{type(model).__name__}.save_pretrained wrote"
+        )
+    left = sorted(key for key in info["unexpected_keys"] if "pooler" not in key)
+    if left and not name:
+        raise LoadError(
+            f"{folder}: holds weights of a head ({left[0]}), and config.json does not say of which class; add "
+            f'"architectures", such as ["{type(model).__name__.removesuffix("Model")}ForSequenceClassification"]'
         )
     return model
 
@@ -262,6 +293,11 @@ def _positions(model: nn.Module, config: Any, tokenizer: Any) -> int | None:
 
 
 def _pooling(folder: Path) -> str:
+    for module in _modules(folder):
+        if not module.endswith(_POOLED):
+            raise LoadError(
+                f"{folder}: ends with a module {module}, which is not supported; give an encoder without it"
+            )
     try:
         settings: Mapping[str, Any] = json.loads((folder / "1_Pooling" / "config.json").read_text())
     except (OSError, ValueError):
@@ -272,6 +308,16 @@ def _pooling(folder: Path) -> str:
     if modes in ([], ["pooling_mode_mean_tokens"]):
         return "mean"
     raise LoadError(f"{folder}: pools with {', '.join(modes)}; only the mean and the first token are supported")
+
+
+def _modules(folder: Path) -> list[str]:
+    """Of a sentence encoder: the classes that it is made of."""
+    try:
+        return [str(module["type"]) for module in json.loads((folder / "modules.json").read_text())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError):
+        raise LoadError(f"{folder / 'modules.json'}: cannot be read; copy it again, or remove it") from None
 
 
 def _number(length: str | int) -> int:

@@ -79,7 +79,7 @@ class Lowering:
     path: str = ""
 
     def run(self, exported: ExportedProgram, outputs: list[str] | None, names: list[str]) -> Lowered:
-        """`names`: names of the model's outputs in order; `outputs`: those wanted (default: all)."""
+        """`names`: names of the model's outputs in order; `outputs`: those wanted (None: all)."""
         sources = _sources(exported)
         inputs: list[str] = []
         found: list[Any] = []
@@ -96,15 +96,9 @@ class Lowering:
                     self.problems.add(self.path, *error.args)
                     self.values[item.name] = _unknown(item)
             elif item.op == "output":
-                specs = exported.graph_signature.output_specs  # what a model writes to its buffers is no answer of it
-                answers = [a for a, s in zip(item.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
-                found = [self.values[arg.name] for arg in answers if isinstance(arg, fx.Node)]
+                found = [self.values[arg.name] for arg in item.args[0] if isinstance(arg, fx.Node)]
+                found = found[len(found) - len(names) :]  # buffers that the model changes come first
         self.problems.check()
-        if len(found) != len(names):
-            names = [f"output_{i}" for i in range(len(found))]
-        missing = set(outputs or []) - set(names)
-        if missing:
-            raise LoweringError(f"output {sorted(missing)[0]}: the model returns {', '.join(names)}; name one of these")
         kept = [(n, v) for n, v in zip(names, found, strict=True) if outputs is None or n in outputs]
         nodes = [self.as_node(v) for _, v in kept]
         for (name, _), node in zip(kept, nodes, strict=True):

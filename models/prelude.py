@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import Program, ProgramError
+from .program import Program, ProgramError, Step
 
 ALLOWED = frozenset(
     """
@@ -60,6 +60,7 @@ def run_prelude(
                 values[step.name] = args[0][args[1]]
                 continue
             kwargs = {k: _decode(arg, values) for k, arg in step.kwargs.items()}
+            _check_ids(step, args)
             values[step.name] = operation(step.target)(*args, **kwargs)
     return values
 
@@ -82,6 +83,20 @@ def _refs(arg: Any) -> set[str]:
     if isinstance(arg, dict):
         return {arg["ref"]} if "ref" in arg else set().union(*(_refs(item) for item in arg.values()), set())
     return set().union(*(_refs(item) for item in arg), set()) if isinstance(arg, list | tuple) else set()
+
+
+def _check_ids(step: Step, args: list[Any]) -> None:
+    """Errors: ProgramError where a lookup would read a row that its table does not have."""
+    if "embedding" in step.target:
+        rows, ids = len(args[0]), args[1]
+    elif "one_hot" in step.target:
+        rows, ids = args[1], args[0]
+    else:
+        return
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise ProgramError(
+            f"inputs: hold an id outside the model's {rows}, which count from 0; encode with the model's own tokenizer"
+        )
 
 
 def operation(target: str) -> Any:

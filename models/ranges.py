@@ -13,6 +13,7 @@ from ..protocols.errors import BlindformerError
 from .graph import Node
 from .reference import fixed_values, run
 
+TAIL = 8  # inputs that are needed to tell a tail from chance
 MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
 
 
@@ -22,22 +23,25 @@ class CalibrationFailure(BlindformerError):
 
 @dataclass
 class Range:
-    """Magnitudes of one value: `high` the largest seen, `low` the smallest; `second`: the largest of all inputs but the
-    one that showed `high` (0: there was one input)."""
+    """Magnitudes of one value over `inputs`: `high` the largest, `low` the smallest, `second` the largest but for the
+    input that showed `high`."""
 
     low: float
     high: float
     second: float = 0.0
+    inputs: int = 1
 
     def widen(self, low: float, high: float) -> None:
         """By what one more input shows."""
         self.second = max(self.second, min(self.high, high))
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.low, self.high, self.inputs = min(self.low, low), max(self.high, high), self.inputs + 1
 
     @property
     def reach(self) -> float:
         """What the next input may come to, before headroom: one that passed all others by a factor may be passed so."""
-        return self.high * min(max(1.0, self.high / self.second / 2), MOST) if self.second else self.high
+        if self.inputs < TAIL or not self.second:
+            return self.high
+        return self.high * min(max(1.0, self.high / self.second / 2), MOST)
 
 
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:

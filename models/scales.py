@@ -214,7 +214,7 @@ class Scaler:
     # --- operations --------------------------------------------------------------------------------------------------
     def _local(self, node: Node) -> None:
         scale = max((self.scale[id(a)] for a in node.args if id(a) in self.scale), default=self.precision.fraction + 2)
-        if not self._fits(node, scale):  # a sum of many
+        if not self._fits(node, scale - 1):  # a sum of many; its reader's rescale has a bit to spare
             scale = self.precision.room - self._bits(node)
         args = [self._exactly(arg, scale) for arg in node.args]
         self._set(node, self._emit(node.op, node, args, scale, **node.attributes), scale)

@@ -7,23 +7,26 @@ the one in the clear. All of it happens at the client.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
+from .answers import Answer, read
 
-NEXT_TOKENS = 5  # of a causal model, unless more are asked for
+Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
 IMAGE_LABELS = 5  # as many as transformers' image-classification gives
 _PIPELINES = {
     "sentence": "sentence-embedding",
     "classifier": "text-classification",
     "causal": "next-token",
     "encoder": "feature-extraction",
+    "masked": "fill-mask",
+    "tokens": "token-classification",
+    "span": "question-answering",
     "tensors": "tensors",
 }
 _TOKENIZING = threading.Lock()  # a tokenizer keeps how it pads and cuts as its own state, and models share tokenizers
@@ -37,8 +40,9 @@ class InputError(BlindformerError):
 class Task:
     """What feeds a model and reads its answers.
 
-    kind        sentence (pooled embedding), classifier, causal (next token), image, encoder (all positions), tensors
-                (not known: it can be fed tensors alone)
+    kind        sentence (pooled embedding), classifier, causal (next token), masked (the token at a mask), tokens (a
+                label for each), span (an answer in a text), image, encoder (all positions), tensors (not known, or not
+                one text or image: it can be fed tensors alone)
     processor   the tokenizer, or the image processor; None if the model came with none
     positions   the most tokens the model takes, None where there is no such limit
     scores      how logits become scores: softmax, sigmoid, or none (a regression)
@@ -59,26 +63,48 @@ class Task:
         return _PIPELINES[self.kind]
 
     # --- in ----------------------------------------------------------------------------------------------------------
-    def tokens(self, text: str) -> int:
-        """Tokens of a text, special ones included."""
+    def tokens(self, item: Item) -> int:
+        """Tokens of a text or a pair of texts, special ones included."""
         with _TOKENIZING:
-            return len(self._tokenizer()(_written(text), verbose=False)["input_ids"])
+            return len(self._tokenizer()(*self._written(item), verbose=False)["input_ids"])
 
-    def encode_text(self, text: str, length: int, truncate: bool = False) -> dict[str, Tensor]:
-        """Whatever the tokenizer makes of a text, padded on the right: each [1, length]. Errors: InputError."""
+    def encode_text(self, item: Item, length: int, truncate: bool = False) -> dict[str, Tensor]:
+        """Whatever the tokenizer makes of a text or a pair of texts, padded on the right: each [1, length].
+
+        `truncate`: cut what is longer. Errors: InputError.
+        """
+        encoded = self.encoding(item, length, truncate)
+        found = encoded["input_ids"].shape[-1]
+        if found > length:
+            raise InputError(f"text has {found} tokens, the length is {length}: shorten it, or split it into several")
+        if self.kind == "masked" and not truncate:
+            self._check_mask(encoded["input_ids"])
+        return dict(encoded)
+
+    def encoding(self, item: Item, length: int, truncate: bool = False) -> Any:
+        """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must."""
         with _TOKENIZING:
-            encoded = self._tokenizer()(
-                _written(text),
+            return self._tokenizer()(
+                *self._written(item),
                 padding="max_length",
                 max_length=length,
                 truncation=truncate,
                 return_tensors="pt",
                 padding_side="right",
             )
-        found = encoded["input_ids"].shape[-1]
-        if found > length:
-            raise InputError(f"text has {found} tokens, the length is {length}: shorten it, or split it into several")
-        return dict(encoded)
+
+    def typical(self, texts: Sequence[Item]) -> list[Item]:
+        """Inputs of the task's form, to calibrate on, from plain texts; what has the form already stays."""
+        if self.kind == "span":
+            following = [*texts[1:], *texts[:1]]
+            return [
+                (text, after) if isinstance(text, str) and isinstance(after, str) else text
+                for text, after in zip(texts, following, strict=True)
+            ]
+        mask = getattr(self.processor, "mask_token", None)
+        if self.kind != "masked" or mask is None:
+            return list(texts)
+        return [_with_mask(text, mask, number) if isinstance(text, str) else text for number, text in enumerate(texts)]
 
     def encode_image(self, image: Any) -> dict[str, Tensor]:
         """Whatever the processor makes of an image (a file, or a PIL image): pixel_values [1, channels, height, width].
@@ -92,42 +118,62 @@ class Task:
         return dict(self.processor(images=open_image(image), return_tensors="pt"))
 
     def _tokenizer(self) -> Any:
+        if self.kind == "tensors":
+            raise InputError(
+                f"{self.name}: takes tensors alone (it has no tokenizer, or takes more than a text); use it from Python"
+            )
         if self.processor is None or self.kind == "image":
             raise InputError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
         return self.processor
 
+    def _written(self, item: Item) -> tuple[str, ...]:
+        """The texts of an item: one, or the two of a pair."""
+        texts = item if isinstance(item, tuple) else (item,)
+        if len(texts) > 2 or not all(isinstance(text, str) for text in texts):
+            if isinstance(item, tuple):
+                raise InputError("a pair of texts is two strings in a tuple; give just these")
+            raise InputError(f"a text is a string, not {type(item).__name__}")
+        if not texts or not all(text.strip() for text in texts):
+            raise InputError("a text is empty: write something, or leave it out")
+        if self.kind == "span" and len(texts) == 1:
+            raise InputError(
+                f'{self.name}: answers a question about a text; give both: ("question", "text"), or --pair TEXT'
+            )
+        if self.kind in ("causal", "masked") and len(texts) == 2:
+            raise InputError(f"{self.name}: takes one text at a time, not a pair")
+        return texts
+
+    def _check_mask(self, ids: Tensor) -> None:
+        mask = self.processor.mask_token
+        found = int((ids == self.processor.mask_token_id).sum()) if mask else 1
+        if found != 1:
+            raise InputError(f"text has {found} times {mask}: write it once, where the model is to fill in a word")
+
     # --- out ---------------------------------------------------------------------------------------------------------
-    def read(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
+    def read(
+        self,
+        outputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        top_k: int | None = None,
+        item: Item | None = None,
+    ) -> Any:
         """An answer (float outputs by name, of one text or image) in the terms of the task.
 
         classifier, image   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
         sentence            one list of floats of length one (Euclidean)
-        encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows
-        causal              [{"score", "token", "token_str"}], the likeliest next tokens first
+        encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
+                            {"text_embeds" or "image_embeds": one list of floats}
+        causal, masked      [{"score", "token", "token_str"}], the likeliest first; of a mask with "sequence"
+        tokens              [{"entity", "score", "index", "word", "start", "end"}], without tokens labelled O
+        span                [{"score", "start", "end", "answer"}], the likeliest first (None: one). Needs `item`
         anything else       nested lists by output name
-        """
-        if self.labels and "logits" in outputs:
-            return self._labelled(outputs["logits"].reshape(-1), top_k)
-        if self.kind == "causal" and "logits" in outputs:
-            logits = outputs["logits"][0]
-            scores = torch.softmax(logits if logits.ndim == 1 else logits[_real(inputs, len(logits)) - 1], -1)
-            best = scores.topk(min(top_k or NEXT_TOKENS, len(scores)))
-            return [
-                {"score": float(score), "token": token, "token_str": self.processor.decode([token])}
-                for score, token in zip(best.values, best.indices.tolist(), strict=True)
-            ]
-        if "sentence_embedding" in outputs:
-            return torch.nn.functional.normalize(outputs["sentence_embedding"][0], dim=-1).tolist()
-        if "last_hidden_state" in outputs:
-            hidden = outputs["last_hidden_state"]
-            return hidden[:, : _real(inputs, hidden.shape[1])].tolist()
-        return {name: value.tolist() for name, value in outputs.items()}
 
-    def _labelled(self, logits: Tensor, top_k: int | None) -> list[dict[str, Any]]:
-        forms = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "none": lambda x: x}
-        scores = forms[self.scores](logits.float())
-        rows = [{"label": self.labels.get(i, f"LABEL_{i}"), "score": float(score)} for i, score in enumerate(scores)]
-        return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
+        `item`: the text, or pair of texts, that the inputs were made of.
+        """
+        return read(self, Answer(outputs, inputs, top_k, item))
+
+    def label(self, number: int) -> str:
+        return self.labels.get(number, f"LABEL_{number}")
 
 
 def score_function(config: Any) -> str:
@@ -153,7 +199,7 @@ def open_image(image: Any) -> Any:
         except FileNotFoundError:
             raise InputError(f"{image}: there is no such file; give an image's path") from None
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise InputError(f"{image}: is no image that can be read ({_first_line(error)})") from None
+            raise InputError(f"{image}: is no image that can be read ({first_line(error)})") from None
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     raise InputError(f"an image is a file's path or a PIL image, not {type(image).__name__}")
@@ -187,20 +233,10 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _written(text: str) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"a text is a string, not {type(text).__name__}")
-    if not text.strip():
-        raise InputError("a text is empty: write something, or leave it out")
-    return text
-
-
-def _real(inputs: Mapping[str, Tensor], length: int) -> int:
-    """Positions that hold tokens; padding is on the right."""
-    mask = inputs.get("attention_mask")
-    return length if mask is None or mask.shape[-1] != length else int(mask.sum())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _with_mask(text: str, mask: str, number: int) -> str:
+    """One of a text's first words masked, another in each text: a text may be cut after them."""
+    if mask in text:
+        return text
+    words = text.split()
+    words[number % min(len(words), 5)] = mask
+    return " ".join(words)

@@ -22,7 +22,7 @@ class ClientError(BlindformerError):
 
 @dataclass
 class Result:
-    """The answer to one text or image.
+    """The answer to one text, pair of texts, or image.
 
     value     in the terms of the model's task (Task.read); None if there is an error
     outputs   the model's outputs by name, float32
@@ -53,7 +53,8 @@ class Asking(ABC):
         return self.part.task.pipeline
 
     def query(self, item: Any, *, top_k: int | None = None) -> Result:
-        """One text (or image: a file, or a PIL image), one answer. `top_k`: how many labels or tokens."""
+        """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
+        labels, tokens or spans."""
         (result,) = self.query_many([item], top_k=top_k)
         return result
 
@@ -85,19 +86,23 @@ class Asking(ABC):
         """Whom a user has to trust, and how far."""
 
     def __call__(self, inputs: Any, *, top_k: int | None = None) -> Any:
-        """What the transformers pipeline of this task returns for a text, an image, or a list of them.
+        """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, an image, or a
+        list of them.
 
         text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
         image-classification   the five likeliest labels of an image (or `top_k`); of a list, a list each
         feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
         sentence-embedding     one list of floats, of length one; of a list, a list of them
-        next-token             [{"score", "token", "token_str"}]; of a list, a list each
+        next-token, fill-mask  [{"score", "token", "token_str"}], of a mask with "sequence"; of a list, a list each
+        token-classification   [{"entity", "score", "index", "word", "start", "end"}]; of a list, a list each
+        question-answering     {"score", "start", "end", "answer"}; of a list, one each. With `top_k`: a list each
         """
-        many = isinstance(inputs, list | tuple)
+        many = isinstance(inputs, list)
         default = {"text-classification": 1, "image-classification": IMAGE_LABELS}.get(self.task)
         values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
-        if self.task == "text-classification" and top_k is None and many:
-            return [value[0] for value in values]
+        alone = {"text-classification": many, "question-answering": True}.get(self.task, False)
+        if alone and top_k is None:
+            values = [value[0] if isinstance(value, list) else value for value in values]
         return values if many else values[0]
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ way the processes are gone when it is over, whatever happened: a worker also end
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..models.compile import AnswerOutOfRange
+from ..models.artifacts import save
+from ..models.compile import AnswerOutOfRange, Compiled
 from ..models.pricing import Network
 from ..models.program import ProgramError
 from ..protocols.channel import Meter
@@ -55,8 +56,8 @@ class LocalRun:
 
 
 def run_local(
-    folder: Path | str,
-    inputs: list[dict[str, Tensor]],
+    folder: Path | str | Compiled,
+    inputs: Sequence[Mapping[str, Tensor]] | Mapping[str, Tensor],
     *,
     threads: int = 1,
     timeout: float = 120,
@@ -66,7 +67,7 @@ def run_local(
     network: Network | None = None,
     length: int | None = None,
 ) -> LocalRun:
-    """Run one query per item of `inputs` (tensors by name, as compiled) on the compiled `folder`.
+    """Run one query per item of `inputs` (tensors by name, as compiled) on a compiled folder, or on a `Compiled`.
 
     threads    torch threads of each party
     timeout    seconds that any party may be silent towards another that waits for it
@@ -78,6 +79,7 @@ def run_local(
 
     Errors: as LocalParties; all processes are gone by then.
     """
+    inputs = [inputs] if isinstance(inputs, Mapping) else inputs
     options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
     with LocalParties(folder, **options, network=network, length=length) as parties:
         run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
@@ -104,7 +106,7 @@ class LocalParties(Processes):
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | str | Compiled,
         *,
         threads: int = 1,
         timeout: float = 120,
@@ -128,6 +130,8 @@ class LocalParties(Processes):
         self.counts: list[int] = []
         self._queries = 0
         try:
+            if isinstance(folder, Compiled):
+                folder = save(folder, self._scratch / "compiled")
             if certificates is None:
                 certificates = self._scratch / "certificates"
                 make_certificates(certificates, days=1)

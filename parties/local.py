@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +19,9 @@ from ..models.building import Stage, compile_lengths
 from ..models.compile import Compiled, decode_outputs
 from ..models.interpreter import interpret
 from ..models.loading import Loaded
+from ..models.structure import tensors_of
 from ..protocols.clear import ClearEngine
+from ..versions import versions
 from .kinds import REFERENCE, find_kind
 from .launcher import LocalAnswer, LocalParties, Progress
 from .many.roster import Roster, numbered
@@ -191,16 +191,6 @@ def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str,
     return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("blindformer", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def _plaintext(
     loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int, trained: bool
 ) -> tuple[list[dict[str, Tensor]], float]:
@@ -218,7 +208,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                results.append({name: output[name] for name in names})
+                found = tensors_of(output)
+                results.append({name: found[name] for name in names})
     finally:
         torch.set_num_threads(before)
         if trained:

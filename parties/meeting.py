@@ -15,13 +15,12 @@ from __future__ import annotations
 import secrets
 import ssl
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, TypeVar
 
 from ..models.program import Program
 from ..protocols.channel import Channel
 from ..protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ..versions import my_version
 from .frames import say_why
 from .handshake import Hello, answer_hello, hello
 from .session.messages import SAME_VERSION
@@ -189,12 +188,3 @@ def greet(
         raise error
     channel.timeout = timeout
     return theirs
-
-
-@cache
-def my_version() -> str:
-    """This package's. Looked up once: a service does it before it forks."""
-    try:
-        return version("blindformer")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"

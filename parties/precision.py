@@ -55,6 +55,6 @@ def precision(
     facts = facts_from(its.circuit.facts.to_json(), secure=not any_ring)
     number = next(number for number, item in client.lengths.items() if item is mine)
     chosen = (texts or calibration_texts(mine.texts))[: mine.texts]
-    questions = [client.encode(text, number, truncate=True) for text in chosen]
+    questions = [client.encode(text, number, truncate=True) for text in client.task.typical(chosen)]
     encrypted = Encrypted(_Both(mine, its), (circuit_in(its, facts), facts.parameters))
     return encrypted.precision_by_layer(together(questions))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan
+from ..models.accepted import loaded_of, module_of
 from ..models.compile import Compiled, compile, decode_outputs
 from ..models.interpreter import interpret
 from ..models.scales import Precision
@@ -24,6 +25,9 @@ from .launcher import Progress
 from .many.roster import numbered
 from .report import Report, clear_report
 from .threads import ThreadParties
+
+if TYPE_CHECKING:
+    from ..models.loading import Loaded
 
 Inputs = Mapping[str, Any]
 IN_THREADS = "beaver"  # CrypTen's state belongs to a process
@@ -39,12 +43,12 @@ class PrivateError(BlindformerError):
 
 
 def make_private(
-    model: nn.Module,
-    plan: Plan | str = "faithful",
+    model: nn.Module | Loaded | str | Path,
+    plan: Plan | str | None = None,
     protocol: str = "beaver",
     *,
     example: Inputs | None = None,
-    calibration: Sequence[Inputs] | None = None,
+    calibration: Sequence[Inputs] | Inputs | None = None,
     parties: int = 2,
     where: str = "processes",
     outputs: list[str] | None = None,
@@ -54,14 +58,15 @@ def make_private(
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
-    """A callable with the model's keyword arguments that returns the model's own output class.
+    """A callable with the model's arguments that returns the model's own output class.
 
-    plan         a preset's name, or a plan (calibrated or not)
+    model        a module, what `load` returned, or a folder's or model's name
+    plan         a preset's name, or a plan (calibrated or not); default: the one in the model's folder, else faithful
     protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
                  second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing;
                  "crypten-insecure": for comparison
     example      inputs of the shapes to come: compiles now instead of at the first call
-    calibration  batches of inputs with the shapes of the queries; without them the first inputs calibrate: thin
+    calibration  inputs (a batch, or several) of the queries' shapes; without them the first query calibrates: thin
     where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
@@ -75,8 +80,12 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
-    private = PrivateModel(model, plan, protocol, where, parties)
-    private.calibration = list(calibration or [])
+    found = loaded_of(model)
+    if plan is None:
+        plan = (None if isinstance(found, nn.Module) else found.plan()) or "faithful"
+    private = PrivateModel(module_of(found), plan, protocol, where, parties)
+    batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
+    private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
     if example is not None:
@@ -98,14 +107,15 @@ class PrivateModel:
         self.session_options: dict[str, Any] = {}
         self.report: Report | None = None
         self.compiled: Compiled | None = None
-        self._programs: dict[tuple, tuple[Compiled, Any]] = {}  # by shapes: program, and an output to be like
+        self._programs: dict[tuple, Compiled] = {}  # by shapes
         self._session: Session | None = None
         self._of: Compiled | None = None  # whose session is open
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __call__(self, **inputs: Any) -> Any:
-        """One private query. Tensors must have the model's input names; other arguments are compiled in."""
-        compiled, like = self.prepare(inputs)
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """One private query, with the model's own arguments. Tensors are the query; other arguments are compiled in."""
+        inputs = self.bound(named, values)
+        compiled = self.prepare(inputs)
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
         if self.protocol == REFERENCE:
             found = self._in_the_clear(compiled, tensors)
@@ -126,17 +136,16 @@ class PrivateModel:
                 session.setup_s,
                 session.setup_bytes,
             )
-        return _like(like, found)
+        return compiled.answer(found)
 
-    def prepare(self, inputs: Inputs) -> tuple[Compiled, Any]:
+    def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
+        inputs = self.bound(inputs)
         shapes = _shapes(inputs)
         if shapes not in self._programs:
             batches = [batch for batch in self.calibration if _shapes(batch) == shapes]
             if self.calibration and not batches:
-                raise PrivateError(
-                    f"no calibration batch has these inputs' shapes ({_describe(shapes)}); pad both to one length"
-                )
+                raise PrivateError(_mismatch(shapes, _shapes(self.calibration[0])))
             if not batches:
                 batches = [inputs]
             if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
@@ -145,12 +154,27 @@ class PrivateModel:
                     "pass calibration=[...] with some dozens of typical batches",
                     stacklevel=3,
                 )
-            compiled = compile(self.model, batches, self.plan, **self.options)
-            with torch.no_grad():
-                like = self.model(**batches[0])
-            self._programs[shapes] = (compiled, like)
-        self.compiled = self._programs[shapes][0]
-        return self._programs[shapes]
+            self._programs[shapes] = compile(self.model, batches, self.plan, **self.options)
+        self.compiled = self._programs[shapes]
+        return self.compiled
+
+    def bound(self, named: Inputs, values: Sequence[Any] = ()) -> dict[str, Any]:
+        """Arguments of the model by name, without those that are None. Errors: PrivateError."""
+        signature, inputs = inspect.signature(self.model.forward), {}
+        try:
+            found = signature.bind(*values, **named).arguments
+        except TypeError as error:
+            raise PrivateError(f"inputs: {error}; the model takes {', '.join(signature.parameters)}") from None
+        for name, value in found.items():
+            rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            inputs |= value if rest else {name: value}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        for name, value in inputs.items():
+            if not (isinstance(value, Tensor) or _plain(value)):
+                raise PrivateError(f"input {name}: is a {type(value).__name__}; give a tensor")
+        if not any(isinstance(value, Tensor) for value in inputs.values()):
+            raise PrivateError("inputs: hold no tensor; give what the model is to be asked, as tensors")
+        return inputs
 
     def close(self) -> None:
         """End the session and its processes. The model can be called again; that opens a new one."""
@@ -195,21 +219,32 @@ class PrivateModel:
         return found
 
 
+def _plain(value: Any) -> bool:
+    """Whether an argument is a setting, not data: a value, or a tuple of such."""
+    return (
+        all(_plain(item) for item in value) if isinstance(value, tuple) else isinstance(value, bool | int | float | str)
+    )
+
+
 def _shapes(inputs: Inputs) -> tuple:
     """What a program is compiled for: shapes of tensors, and the values of everything else."""
     return tuple((n, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for n, v in sorted(inputs.items()))
 
 
-def _describe(shapes: tuple) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes if isinstance(shape, tuple))
-
-
-def _like(sample: Any, found: dict[str, Tensor]) -> Any:
-    """The results in the form that the model itself returns. Outputs not asked for are None, or left out of a dict."""
-    if isinstance(sample, Tensor):
-        return next(iter(found.values()))
-    if hasattr(sample, "keys"):
-        kept = {name: found[name] for name in sample if name in found}
-        return kept if type(sample) is dict else type(sample)(**kept)
-    ordered = list(found.values())
-    return type(sample)(ordered) if isinstance(sample, tuple | list) else ordered
+def _mismatch(asked: tuple, calibrated: tuple) -> str:
+    """Why inputs of these shapes cannot be answered by what was calibrated, and what to change."""
+    ours, theirs = dict(asked), dict(calibrated)
+    for name in sorted({*ours, *theirs}):
+        if name not in theirs:
+            return f"input {name}: no calibration batch has it; leave it out, or put it into the calibration, too"
+        if name not in ours:
+            return f"input {name}: is missing, and the calibration batches have it; give it, or calibrate without"
+    name = next(name for name in ours if ours[name] != theirs[name])
+    one, other = ours[name], theirs[name]
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return f"input {name}: is not as in the calibration batches; give both the same"
+    said = f"input {name}: no calibration batch has its shape {list(one)}, the first has {list(other)}"
+    if len(one) == len(other) > 1 and one[0] == other[0]:
+        return f"{said}; pad both to one length" if len(one) == 2 else f"{said}; make both of one size"
+    rows = one[1:] == other[1:]
+    return f"{said}; calibrate on batches of {one[0]} rows" if rows else f"{said}; calibrate on inputs of this shape"

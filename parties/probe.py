@@ -18,13 +18,13 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..protocols.channel import Channel
 from ..protocols.errors import PeerProtocolError
+from ..versions import my_version
 from .handshake import Hex, Word
 
 FRAME_BYTES = 65536
@@ -64,11 +64,7 @@ class Probed:
 
 def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> Facts:
     """What this installation says of itself. `config`: Settings.shared_hash(). `programs`: hashes."""
-    try:
-        installed = version("blindformer")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        installed = "0"
-    return Facts(blindformer=installed, role=role, config=config, programs=list(programs))
+    return Facts(blindformer=my_version(), role=role, config=config, programs=list(programs))
 
 
 def is_probe(message: dict[str, Any]) -> bool:

@@ -6,9 +6,7 @@ values, shares or keys.
 
 from __future__ import annotations
 
-
-class BlindformerError(Exception):
-    """Base of every error that is not a bug."""
+from ..errors import BlindformerError
 
 
 class PeerError(BlindformerError):

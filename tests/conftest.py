@@ -19,6 +19,9 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+VISION = {"image_size": 16, "patch_size": 4}
+PICTURED = {0: "cat", 1: "dog", 2: "ship"}
 
 
 def save_tokenizer(folder, positions: int = 64) -> None:
@@ -34,10 +37,7 @@ def tiny_config(**changes):
 
     fields = {
         "vocab_size": len(WORDS.split()),
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
+        **SMALL,
         "max_position_embeddings": 64,
         **changes,
     }
@@ -107,16 +107,7 @@ def tiny_vision(tmp_path_factory):
 
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("tiny-vision")
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        initializer_range=0.2,
-        id2label={0: "cat", 1: "dog", 2: "ship"},
-    )
+    config = ViTConfig(**VISION, **SMALL, initializer_range=0.2, id2label=PICTURED)
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
@@ -132,3 +123,65 @@ def pictures(tmp_path_factory):
         pixels = torch.randint(0, 256, (6 + number, 9, 3), generator=generator, dtype=torch.uint8)
         image.fromarray(pixels.numpy()).resize((40, 30)).save(folder / f"{number}.png")
     return folder
+
+
+def _clip(folder, which: str) -> None:
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+        ViTImageProcessorPil,
+    )
+
+    if which == "clip-text":
+        words = len(WORDS.split())
+        config = CLIPTextConfig(
+            **SMALL, projection_dim=8, vocab_size=words, max_position_embeddings=64, eos_token_id=3, pad_token_id=0
+        )
+        CLIPTextModelWithProjection(config).save_pretrained(folder)
+        save_tokenizer(folder)
+        return
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL, **VISION, projection_dim=8)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+
+
+def _deit(folder) -> None:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTImageProcessorPil
+
+    config = DeiTConfig(**VISION, **SMALL, initializer_range=0.2, id2label=PICTURED)
+    model = DeiTForImageClassificationWithTeacher(config)
+    for token in model.deit.embeddings.parameters(recurse=False):
+        torch.nn.init.normal_(token)  # zeros, as they begin, have no variance
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_heads(tmp_path_factory):
+    """Folders of small models with heads of their own, by name, each made when it is first asked for."""
+    import transformers
+
+    bert = {
+        "tokens": ("BertForTokenClassification", {"id2label": {0: "O", 1: "B-THING", 2: "I-THING"}}),
+        "span": ("BertForQuestionAnswering", {}),
+        "masked": ("BertForMaskedLM", {}),
+        "pretrained": ("BertForPreTraining", {}),
+    }
+    made = {}
+
+    def folder_of(name: str):
+        if name not in made:
+            torch.manual_seed(6)
+            made[name] = tmp_path_factory.mktemp(f"tiny-{name}")
+            if name in bert:
+                cls, changes = bert[name]
+                getattr(transformers, cls)(tiny_config(**changes, initializer_range=0.3)).save_pretrained(made[name])
+                save_tokenizer(made[name])
+            elif name == "deit":
+                _deit(made[name])
+            else:
+                _clip(made[name], name)
+        return made[name]
+
+    return folder_of

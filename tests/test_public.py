@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -27,3 +28,18 @@ def test_importing_is_light(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'crypten', 'flwr') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
+
+
+def test_one_except_catches_every_error():
+    with pytest.raises(bf.BlindformerError, match="unknown preset 'nothing'"):
+        bf.Plan.preset("nothing")
+    with pytest.raises(bf.BlindformerError, match="unknown key 'sofmax'"):
+        bf.Plan(sofmax="exp")
+
+
+def test_the_version_is_said_once_and_everywhere():
+    installed = importlib.metadata.version("blindformer")
+    assert bf.__version__ == installed
+    command = [sys.executable, "-m", "blindformer.parties.cli", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == f"blindformer {installed}\n"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compile import decode_outputs, encode_client
 from ..processors import read_processor
 from ..program import Program, ProgramError
-from ..task import InputError, Task
+from ..task import InputError, Item, Task
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors
@@ -44,11 +44,13 @@ class ClientLength:
 
 @dataclass
 class Question:
-    """A text or an image, ready to be asked: `length` and `inputs` [1, ...] are the model's, `part` has the program."""
+    """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
+    `part` has the program."""
 
     length: int
     part: ClientLength
     inputs: dict[str, Tensor] = field(repr=False)
+    item: Any = field(default=None, repr=False)
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
@@ -91,7 +93,7 @@ class ClientPart:
         """None: the only one there is. Errors: ArtifactError."""
         return only(self.lengths, length, self.folder)
 
-    def length_for(self, text: str) -> int:
+    def length_for(self, text: Item) -> int:
         """The least compiled length that a text fits: that, and no more, is known of its own. Errors: InputError."""
         tokens = self.task.tokens(text)
         fitting = [length for length in self.lengths if length >= tokens]
@@ -104,8 +106,8 @@ class ClientPart:
         return fitting[0]
 
     def encode(self, item: Any, length: int | None = None, truncate: bool = False) -> Question:
-        """A text (padded to `length`; None: the least that fits) or an image (a file, or a PIL image). `truncate`: cut
-        a text that is longer than its length.
+        """A text or two in a tuple (padded to `length`; None: the least that fits), or an image: a file, or of PIL's.
+        `truncate`: cut a text that is longer than its length.
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
@@ -127,7 +129,7 @@ class ClientPart:
         missing = [name for name in program.inputs if name not in taken]
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
-        return Question(length, part, taken)
+        return Question(length, part, taken, item)
 
     def decode(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
         """A query's result (ring integers by output name) in the terms of the task (Task.read).
@@ -141,7 +143,7 @@ class ClientPart:
         mine = outputs
         if question.part.texts > 1:
             mine = {name: value[place : place + 1] for name, value in outputs.items()}
-        return self.task.read(mine, question.inputs, top_k)
+        return self.task.read(mine, question.inputs, top_k, question.item)
 
     @property
     def _word(self) -> str:

@@ -8,12 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from ...errors import first_line
+from ...versions import versions
 from ..compile import Compiled
 from ..encrypted import Chosen
 from ..program import Program
@@ -146,7 +147,7 @@ def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
     found = {
         "format": FORMAT,
         "part": name,
-        "versions": {package: _version(package) for package in ("blindformer", "torch", "transformers")},
+        "versions": versions(),
         "programs": {str(number): compiled.program.hash() for number, compiled in items.items()},
         "files": describe_files(part),
     }
@@ -192,11 +193,4 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return getattr(error, "strerror", None) or first_line(error)

@@ -70,7 +70,7 @@ def distill(
     transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
     settings   fields of `Settings`
 
-    Errors: BlindformerError (DistillError, DataError, LoadError) or PlanError, one line with the remedy.
+    Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = Settings(**settings), Path(out)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan

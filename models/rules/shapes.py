@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
+from ..program import Step
 from . import rule
 
 
@@ -108,14 +109,34 @@ def index(lowering: Any, x: Any, indices: Any) -> Node:
 
 
 def _rows(lowering: Any, node: Node, used: list[tuple[int, Any]]) -> Node:
-    """x[i, j] with public i, j over the first two dimensions."""
+    """x[i, j] over the first two dimensions: public i and j; or i that counts the batch, and the client's own j."""
     if [dim for dim, _ in used] != [0, 1]:
         raise lowering.fail("indexing by several vectors has a rule for the first two dimensions only")
+    if used[1][1].owner == "client" and _counts(used[0][1], node.shape[0]):
+        return _own_rows(lowering, node, used[1][1])
     rows, columns = (torch.as_tensor(_public_indices(lowering, i)) for _, i in used)
     rows, columns = torch.broadcast_tensors(rows, columns)
     flat = (rows % node.shape[0]) * node.shape[1] + columns % node.shape[1]
     b = lowering.builder
     return b.index(b.reshape(node, (node.shape[0] * node.shape[1], *node.shape[2:])), 0, flat.tolist())
+
+
+def _counts(rows: Any, batch: int) -> bool:
+    return rows.owner == "public" and rows.value.tolist() == list(range(batch))
+
+
+def _own_rows(lowering: Any, node: Node, columns: Any) -> Node:
+    """x[arange(B), j] with the client's j [B]: x times a one-hot mask, which the client makes, summed over rows."""
+    from ..lowering import Value
+
+    b, name, count = lowering.builder, f"{columns.ref}.one_hot.{len(lowering.steps)}", node.shape[1]
+    places = torch.nn.functional.one_hot(columns.value, count).reshape(-1, count, *[1] * (len(node.shape) - 2))
+    lowering.steps += [
+        Step(name=f"{name}.flat", target="aten.one_hot.default", args=[{"ref": columns.ref}, count]),
+        Step(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.flat"}, list(places.shape)]),
+    ]
+    mask = lowering.as_node(Value("client", places, ref=name, binary=True))
+    return b.sum(b.mul(node, mask), [1], keepdim=False)
 
 
 def _public_indices(lowering: Any, indices: Any) -> list[int]:

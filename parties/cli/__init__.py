@@ -7,6 +7,8 @@ import sys
 import warnings
 from types import FrameType
 
+from ...errors import BlindformerError
+
 
 def main() -> None:
     """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
@@ -17,19 +19,10 @@ def main() -> None:
 
     try:
         app()
-    except Exception as error:
-        if not _expected(error):
-            raise
+    except BlindformerError as error:
         print(f"blindformer: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-def _expected(error: Exception) -> bool:
-    from ...approximations.errors import CalibrationError, PlanError
-    from ...protocols.errors import BlindformerError
-
-    return isinstance(error, BlindformerError | PlanError | CalibrationError)

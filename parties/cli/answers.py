@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from .items import shown
 from .output import table
 
-SHOWN = 5  # labels, next tokens
+SHOWN = 5  # labels
 _KEYS = {
     "text-classification": "labels",
     "image-classification": "labels",
     "sentence-embedding": "embedding",
     "next-token": "next",
+    "fill-mask": "tokens",
+    "token-classification": "entities",
+    "question-answering": "answers",
+}
+_NAMED = {  # what a row of an answer is called by
+    "text-classification": "label",
+    "image-classification": "label",
+    "next-token": "token_str",
+    "fill-mask": "token_str",
+    "token-classification": "word",
+    "question-answering": "answer",
 }
 
 
 def as_json(task: str, value: Any) -> dict[str, Any]:
-    """An answer (Task.read) under the name that its kind has in JSON: labels, embedding, next, or features."""
+    """An answer (Task.read) under the name that its kind has in JSON: labels, embedding, next, ... or features."""
     return {_KEYS.get(task, "features"): value}
 
 
 def in_words(task: str, value: Any) -> str:
-    if task in ("text-classification", "image-classification"):
-        return "   ".join(f"{row['label']!r} {_score(row['score'])}" for row in value[:SHOWN])
-    if task == "next-token":
-        return "   ".join(f"{row['token_str']!r} {row['score']:.1%}" for row in value)
+    if task in _NAMED and isinstance(value, list):
+        rows = value[:SHOWN] if "classification" in task and task != "token-classification" else value
+        named = (f"{row[_NAMED[task]]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
+        return "   ".join(named) or "nothing found"
     if task == "sentence-embedding":
-        return f"{len(value)} numbers: {', '.join(f'{x:.3f}' for x in value[:6])}, ..."
+        return _numbers(value)
     if isinstance(value, dict):
-        return "   ".join(f"{name} {_shape(item)}" for name, item in value.items())
+        return "   ".join(f"{name} {_numbers(item) if _flat(item) else _shape(item)}" for name, item in value.items())
     return f"features {_shape(value)}"
 
 
-def similarities(items: list[str], embeddings: list[list[float]]) -> list[dict[str, Any]]:
+def asked(task: str, item: Any) -> dict[str, Any]:
+    """What was asked, as a row of JSON has it: an image, a text, or a text and its pair."""
+    if isinstance(item, tuple):
+        return dict(zip(("text", "pair"), item, strict=True))
+    return {"image" if task.startswith("image") else "text": item}
+
+
+def similarities(items: Sequence[Any], embeddings: list[list[float]]) -> list[dict[str, Any]]:
     """Cosines of all pairs, the most alike first; embeddings are of length one."""
     rows = [
-        {"a": a, "b": b, "cosine": sum(x * y for x, y in zip(one, other, strict=True))}
+        {"a": shown(a), "b": shown(b), "cosine": sum(x * y for x, y in zip(one, other, strict=True))}
         for (a, one), (b, other) in combinations(zip(items, embeddings, strict=True), 2)
     ]
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: list[tuple[str, str]], pairs: list[dict[str, Any]] | None = None) -> Table:
+def answer_table(task: str, answers: Sequence[tuple[Any, str]], pairs: list[dict[str, Any]] | None = None) -> Table:
     """(item, answer in words) by row; of sentence encoders the cosines of `pairs`, where there are any."""
     if pairs:
         rows = table("text", "text", "cosine", right=(2,))
@@ -54,8 +74,20 @@ def answer_table(task: str, answers: list[tuple[str, str]], pairs: list[dict[str
         return rows
     rows = table("image" if task.startswith("image") else "text", "answer")
     for item, words in answers:
-        rows.add_row(escape(item), escape(words))
+        rows.add_row(escape(shown(item)), escape(words))
     return rows
+
+
+def _entity(row: dict[str, Any]) -> str:
+    return f" {row['entity']}" if "entity" in row else ""
+
+
+def _flat(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, float) for item in value)
+
+
+def _numbers(value: list[float]) -> str:
+    return f"{len(value)} numbers: {', '.join(f'{x:.3f}' for x in value[:6])}, ..."
 
 
 def _score(score: float) -> str:

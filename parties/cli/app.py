@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from ...versions import my_version
 from . import (
     certs,
     compile,
@@ -57,6 +60,16 @@ app.command("env")(env.env)
 app.add_typer(certs.app, name="certs")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"blindformer {my_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
     """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""

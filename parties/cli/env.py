@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import ssl
-from importlib.metadata import PackageNotFoundError, version
 
+from ...versions import NOT_INSTALLED, installed
 from .output import Format, FormatOption, console, emit, table
 
 PACKAGES = (
@@ -27,7 +27,7 @@ def env(form: FormatOption = Format.text) -> None:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
         "tls_1_3": ssl.HAS_TLSv1_3,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
     }
     if form is Format.json:
         emit(found)
@@ -36,14 +36,7 @@ def env(form: FormatOption = Format.text) -> None:
     for name, value in found.items():
         if isinstance(value, dict):
             for package, number in value.items():
-                rows.add_row(package, number or "not installed")
+                rows.add_row(package, number or NOT_INSTALLED)
         else:
             rows.add_row(name.replace("_", " "), str(value))
     console().print(rows)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

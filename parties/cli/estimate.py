@@ -63,9 +63,10 @@ def estimate(
         from ...models.building import own_plan
         from ...models.loading import load
         from ...protocols.errors import BlindformerError
+        from ...versions import versions
         from ..estimate import estimate as priced
         from ..estimate import find_network
-        from ..local import compile_text, versions
+        from ..local import compile_text
         from ..many.pricing import price
         from ..many.roster import RosterError, numbered
 

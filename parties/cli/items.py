@@ -32,6 +32,22 @@ def read_items(images: bool, arguments: list[str], files: list[Path]) -> list[An
     return found
 
 
+def paired(texts: list[Any], pairs: list[str]) -> list[Any]:
+    """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
+    from ...protocols.errors import BlindformerError
+
+    if not pairs:
+        return texts
+    if len(pairs) != len(texts):
+        raise BlindformerError(f"--pair: {len(pairs)} given for {len(texts)} texts; give it once for each text")
+    return list(zip(texts, pairs, strict=True))
+
+
+def shown(item: Any) -> str:
+    """What was asked, on a line: a text, an image's file, or a pair of texts."""
+    return " | ".join(item) if isinstance(item, tuple) else str(item)
+
+
 def _lines(name: str, content: bytes) -> list[str]:
     from ...protocols.errors import BlindformerError
 

@@ -55,6 +55,10 @@ LengthOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of each party.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds that a party may be silent.")]
+PairOption = Annotated[
+    list[str] | None,
+    typer.Option("--pair", help="The text that a question is about, or the second of two texts; once for each text."),
+]
 EmbeddingOption = Annotated[
     str, typer.Option("--embedding", help="client: the embedding block is released to it; private: it stays.")
 ]

@@ -188,7 +188,7 @@ def _costs(item: Any) -> dict[str, Any]:
 
 
 def _emit(member: Any, taken: list[Any]) -> None:
-    from ..local import versions
+    from ...versions import versions
 
     rows = []
     for item in taken:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from ..heap import keep_freed_memory
-from .answers import answer_table, as_json, in_words, similarities
-from .items import read_items
-from .output import Door, Phases, console, emit, prepare, use_threads
+from .answers import answer_table, as_json, asked, in_words, similarities
+from .items import paired, read_items
+from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
@@ -47,6 +47,7 @@ def query(
         list[Path] | None,
         typer.Option("--file", help="Texts, one a line; or an image, or a folder of images. May be repeated."),
     ] = None,
+    pair: PairOption = None,
     protocol: Annotated[
         Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
     ] = None,
@@ -121,7 +122,7 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = read_items(client.part.kind == "image", text, file or [])
+            items = paired(read_items(client.part.kind == "image", text, file or []), pair or [])
             phases.end("load")
             results: list[Any] = [None] * len(items)
             for number, result in client.stream(items, top_k=top):
@@ -170,7 +171,7 @@ def _complain(number: int, count: int, result: Any) -> int:
 
 
 def _row(task: str, result: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"image" if task.startswith("image") else "text": result.item}
+    row = asked(task, result.item)
     if result.length:
         row["length"] = result.length
     if result.error is not None:
@@ -187,7 +188,7 @@ def _costs(result: Any) -> dict[str, Any]:
 
 
 def _summary(client: Any, results: list[Any]) -> dict[str, Any]:
-    from ..local import versions
+    from ...versions import versions
 
     part, task = client.part, client.task
     good = [result for result in results if result.report is not None]

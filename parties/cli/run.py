@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .answers import answer_table, as_json, in_words, similarities
+from .answers import answer_table, as_json, asked, in_words, similarities
+from .items import paired
 from .output import (
     CalibrateOption,
     EmbeddingOption,
@@ -14,6 +15,7 @@ from .output import (
     FormatOption,
     LengthOption,
     OwnPlanOption,
+    PairOption,
     Phases,
     Protocol,
     ThreadsOption,
@@ -33,6 +35,7 @@ DEFAULT_PARTIES = 2
 def run(
     model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
     text: Annotated[list[str], typer.Argument(help="One or more texts (for a model of images: files).")],
+    pair: PairOption = None,
     plan: OwnPlanOption = None,
     protocol: Annotated[
         Protocol,
@@ -67,7 +70,7 @@ def run(
     """
     prepare()
     roster = _roster(protocol, parties, recipient, owner or [])
-    texts = list(text)
+    texts = paired(list(text), pair or [])
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
@@ -111,8 +114,12 @@ def run(
             trained=trained,
         )
     task = loaded.task
-    values = [task.read(private, item) for private, item in zip(found.private, inputs, strict=True)]
-    results = [{"text": name, **as_json(task.pipeline, value)} for name, value in zip(texts, values, strict=True)]
+    asking = zip(found.private, inputs, texts, strict=True)
+    values = [task.read(private, given, item=None if images else item) for private, given, item in asking]
+    results = [
+        {**asked(task.pipeline, item), **as_json(task.pipeline, value)}
+        for item, value in zip(texts, values, strict=True)
+    ]
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
     if roster is not None:
         summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
@@ -156,7 +163,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
 
 
-def _show(name: str, task: str, answers: list[tuple[str, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[tuple[Any, Any]], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..kinds import KINDS
     from ..report import each_in_words
 

@@ -20,11 +20,11 @@ from ...protocols.ckks.facts import Facts, facts_from
 from ...protocols.ckks.frames import most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import PeerError, PeerTimeout
+from ...versions import my_version
 from ..admission import Busy
 from ..certificates import CertificateError, client_context
 from ..checks import ANSWER_SECONDS, GB, Check, clock_check, programs_check, room, version_check
 from ..config import Role, Settings
-from ..meeting import my_version
 from .http import Api
 
 ROLES: tuple[Role, ...] = ("server", "client")

@@ -17,8 +17,8 @@ import uvicorn
 
 from ...protocols.ckks.facts import facts_from
 from ...protocols.errors import BlindformerError
+from ...versions import my_version
 from ..config import Address, Settings
-from ..meeting import my_version
 from ..service.front import Identity
 from ..service.limits import Limits
 from ..service.logs import Log

@@ -19,9 +19,10 @@ from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
+from ...versions import my_version
 from ..frames import say_why
 from ..handshake import Hello, answer_hello
-from ..meeting import HELLO_SECONDS, Refused, my_version
+from ..meeting import HELLO_SECONDS, Refused
 from ..session import Limits, patient, peak_rss_mb, query_key, receive_program
 from ..session.keys import masks
 from ..session.messages import SAME_VERSION, Seed, read, read_number

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from ...models.program import Program
 from ...protocols.crypten.versions import crypten_version
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
+from ...versions import my_version
 from ..frames import say_why
 from ..handshake import Hello, answer_hello, hello
-from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, my_version, new_session
+from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, new_session
 from ..session.messages import SAME_VERSION
 from ..stream import StreamChannel
 from ..tls import Listener, dial

@@ -176,7 +176,8 @@ class Member:
         assert self.client is not None
         try:
             found.outputs = decode_outputs(self.held.program, answer.outputs)
-            found.value = self.client.task.read(found.outputs, now.inputs)
+            text = None if now.item is None or now.item.endswith(TENSORS) else now.item
+            found.value = self.client.task.read(found.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:
             found.error = error
         return found

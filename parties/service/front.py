@@ -13,9 +13,10 @@ from cryptography import x509
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
+from ...versions import my_version
 from ..admission import Busy
 from ..certificates import client_context, server_context
-from ..meeting import my_version, tell
+from ..meeting import tell
 from ..probe import Facts, answer_probe, is_probe
 from ..tls import TlsChannel, welcome
 from .child import Control, Stopping

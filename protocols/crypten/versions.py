@@ -11,10 +11,10 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
+from ...versions import installed
 from ..errors import BlindformerError
 
 CHECKED_CRYPTEN = ("0.4.1",)
@@ -49,13 +49,13 @@ def load_crypten() -> Any:
 
 def check_versions() -> None:
     """Errors: CryptenError unless the installed CrypTen is one of CHECKED_CRYPTEN. Warns of an unchecked torch."""
-    found = _version("crypten")
+    found = installed("crypten")
     if found is None:
         raise CryptenError("crypten: is not installed; install it with `pip install blindformer[crypten]`")
     if found not in CHECKED_CRYPTEN:
         known = " or ".join(CHECKED_CRYPTEN)
         raise CryptenError(f"crypten {found}: was not checked with this version of blindformer; install {known}")
-    torch = _version("torch") or "0"
+    torch = installed("torch") or "0"
     if ".".join(torch.split(".")[:2]) not in CHECKED_TORCH:
         known = ", ".join(CHECKED_TORCH)
         text = f"torch {torch}: crypten was checked with torch {known} only; compare a result with protocol clear first"
@@ -64,11 +64,4 @@ def check_versions() -> None:
 
 def crypten_version() -> str:
     """The installed CrypTen's version, which the parties compare."""
-    return _version("crypten") or "none"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return installed("crypten") or "none"

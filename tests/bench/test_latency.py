@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.models.compile import compile
 from blindformer.models.pricing import price
+from blindformer.versions import versions
 
 from bench import latency, provenance
 from bench.workloads import WORKLOADS, WorkloadError, build
@@ -82,7 +83,7 @@ def test_table_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main([*ARGUMENTS[:-1], "1", "--plan", "fast"]) == 0
     shown = capsys.readouterr().out
     assert "rounds" in shown
-    assert provenance.versions()["torch"] in shown
+    assert versions()["torch"] in shown
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_versions_are_checked(made, copy):
     file = copy / "server" / "versions.json"
     found = versions(copy / "server")
     assert found["format"] == FORMAT
-    assert set(found["versions"]) == {"blindformer", "torch", "transformers"}
+    assert set(found["versions"]) == {"python", "blindformer", "torch", "transformers"}
     file.write_text(json.dumps({**found, "format": FORMAT - 1}))
     with pytest.raises(ArtifactError, match=f"has format {FORMAT - 1}, this version reads {FORMAT}; compile again"):
         load_server(copy)

@@ -14,6 +14,15 @@ from blindformer.models.loading import BUCKETS, LoadError, load
 from blindformer.models.task import InputError
 from blindformer.protocols.clear import ClearEngine
 
+KNOWN = [
+    "how is my password ?",
+    "not good , bad !",
+    "the password is lost .",
+    "what a good red !",
+    "good",
+    "it is blue",
+]
+
 
 @pytest.mark.parametrize(
     ("fixture", "kind", "output"),
@@ -36,6 +45,70 @@ def test_each_kind_loads_and_compiles(fixture, kind, output, request):
         found = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)[output]
         with torch.no_grad():
             assert (found - loaded.model(**batch)[output]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "outputs"),
+    [
+        ("tokens", "tokens", ["logits"]),
+        ("span", "span", ["start_logits", "end_logits"]),
+        ("masked", "masked", ["logits"]),
+        ("pretrained", "encoder", ["prediction_logits", "seq_relationship_logits"]),
+        ("clip-text", "encoder", ["text_embeds", "last_hidden_state"]),
+        ("clip-vision", "image", ["image_embeds", "last_hidden_state"]),
+        ("deit", "image", ["logits", "cls_logits", "distillation_logits"]),
+    ],
+)
+def test_a_model_is_loaded_with_its_head(name, kind, outputs, tiny_heads, pictures):
+    loaded = load(tiny_heads(name))
+    assert loaded.kind == kind
+    assert bool(loaded.labels) == (name in ("tokens", "deit"))
+    if kind == "image":
+        batches = [loaded.encode_image(file) for file in sorted(pictures.iterdir())]
+    else:
+        batches = loaded.examples(KNOWN, 16)
+    compiled = compile(loaded.model, batches, "faithful")
+    assert list(compiled.program.outputs) == outputs
+    for batch in batches[:2]:
+        values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+        found = compiled.answer(compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs))
+        with torch.no_grad():
+            expected = loaded.model(**batch)
+        assert type(found) is type(expected)
+        for output in outputs:
+            assert found[output].shape == expected[output].shape
+            assert (found[output] - expected[output]).abs().max() < 0.05
+
+
+def test_a_mask_is_answered_in_its_place(tiny_heads):
+    """The same logits as the model itself gives at the mask, and those alone."""
+    from transformers import BertForMaskedLM
+
+    loaded, whole = load(tiny_heads("masked")), BertForMaskedLM.from_pretrained(tiny_heads("masked")).eval()
+    batch = loaded.encode("how [MASK] my password ?", 16)
+    place = int((batch["input_ids"][0] == loaded.processor.mask_token_id).int().argmax())
+    with torch.no_grad():
+        found, expected = loaded.model(**batch).logits, whole(**batch).logits[:, place]
+    assert found.shape == (1, whole.config.vocab_size)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_would_be_a_reduced_model_is_refused(tmp_path, tiny_classifier, tiny_encoder):
+    def changed(source, name, **fields):
+        folder = shutil.copytree(source, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+        return folder
+
+    dense = changed(tiny_encoder, "dense")
+    (dense / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    for folder, words in {
+        changed(tiny_classifier, "own", architectures=["OurOwnBert"]): "has no OurOwnBert; update it, or load",
+        changed(tiny_classifier, "none", architectures=[]): r"holds weights of a head \(classifier.bias\)",
+        dense: r"ends with a module sentence_transformers.models.Dense, which is not supported",
+    }.items():
+        with pytest.raises(LoadError, match=words):
+            load(folder)
 
 
 def test_the_pooled_vector_is_the_mean_of_the_real_tokens(tiny_encoder):

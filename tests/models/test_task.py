@@ -92,6 +92,77 @@ def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
     assert loaded.task.read(every, {}, 3)[0]["token"] == found[0]["token"]  # a model with a row for each position
 
 
+def test_token_classification(tiny_heads):
+    from transformers import pipeline
+
+    loaded = load(tiny_heads("tokens"))
+    expected = pipeline("token-classification", model=loaded.model, tokenizer=loaded.processor)
+    seen = set()
+    for text in [*TEXTS, "how unheard is my password"]:
+        inputs = loaded.encode(text, 16)
+        found = loaded.task.read(outputs(loaded, inputs), inputs, item=text)
+        nested(found, [{**row, "score": float(row["score"])} for row in expected(text)])
+        seen |= {row["entity"] for row in found}
+    assert seen == {"B-THING", "I-THING"}
+    assert loaded.task.read(outputs(loaded, inputs), inputs)[0]["start"] is None, "tensors come without their text"
+
+
+def test_filling_a_mask(tiny_heads):
+    from transformers import BertForMaskedLM, pipeline
+
+    loaded, whole = load(tiny_heads("masked")), BertForMaskedLM.from_pretrained(tiny_heads("masked")).eval()
+    expected = pipeline("fill-mask", model=whole, tokenizer=loaded.processor)
+    inputs = loaded.encode("how [MASK] my password ?", 16)
+    for made in (outputs(loaded, inputs), {"logits": whole(**inputs).logits.detach()}):
+        nested(loaded.task.read(made, inputs, 3), expected("how [MASK] my password ?", top_k=3))
+    for text, words in {"good": "has 0 times", "[MASK] is [MASK]": "has 2 times"}.items():
+        with pytest.raises(InputError, match=rf"^text {words} \[MASK\]: write it once"):
+            loaded.encode(text, 16)
+    assert all("[MASK]" in text for text in loaded.task.typical(TEXTS))
+
+
+def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
+    """The likeliest span that begins and ends in it, by all that there are."""
+    loaded = load(tiny_heads("span"))
+    question, text = "what is it ?", "the unheard-of password is lost , not good !"
+    inputs = loaded.encode((question, text), 32)
+    raw = outputs(loaded, inputs)
+    (found,) = loaded.task.read(raw, inputs, item=(question, text))
+    encoding = loaded.processor(question, text)
+    inside = [i for i, part in enumerate(encoding.sequence_ids()) if part == 1]
+    start, end = (torch.softmax(raw[f"{name}_logits"][0, inside], -1).tolist() for name in ("start", "end"))
+    spans = {(i, j): start[i] * end[j] for i in range(len(inside)) for j in range(i, min(i + 15, len(inside)))}
+    (i, j), score = max(spans.items(), key=lambda item: item[1])
+    places = [encoding.word_to_chars(encoding.token_to_word(inside[k]), sequence_index=1) for k in (i, j)]
+    assert found["score"] == pytest.approx(score, abs=1e-5)
+    assert (found["start"], found["end"]) == (places[0].start, places[1].end)
+    assert found["answer"] == text[found["start"] : found["end"]]
+    assert len(loaded.task.read(raw, inputs, 3, item=(question, text))) == 3
+    with pytest.raises(InputError, match=r"answers a question about a text; give both: .*--pair"):
+        loaded.encode(question, 32)
+
+
+def test_pairs_are_encoded_as_the_tokenizer_does(tiny_classifier, tiny_causal):
+    loaded = load(tiny_classifier)
+    found = loaded.encode(("how good ?", "not bad"), 16)
+    expected = loaded.processor("how good ?", "not bad", padding="max_length", max_length=16, return_tensors="pt")
+    assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in expected.items()}
+    assert found["token_type_ids"].sum() == 3
+    assert loaded.length_for([("how good ?", "not bad")], "exact") == loaded.tokens(("how good ?", "not bad")) == 8
+    with pytest.raises(InputError, match="takes one text at a time, not a pair"):
+        load(tiny_causal).encode(("how", "good"), 16)
+    for wrong in (("a", "b", "c"), ("a", 3)):
+        with pytest.raises(InputError, match="a pair of texts is two strings in a tuple"):
+            loaded.encode(wrong, 16)
+
+
+def test_projections_are_the_answer(tiny_heads):
+    loaded = load(tiny_heads("clip-text"))
+    inputs = loaded.encode("good", 8)
+    raw = outputs(loaded, inputs)
+    nested(loaded.task.read(raw, inputs), {"text_embeds": raw["text_embeds"][0].tolist()})
+
+
 def test_scores_follow_the_configuration():
     class Config:
         def __init__(self, **fields):

@@ -75,6 +75,29 @@ def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
     assert "bert.encoder.layer.0" in out
 
 
+def test_answers_of_other_heads(call, known, tiny_heads):
+    """Each in the words of its task, and as transformers' pipelines have it in JSON."""
+    options = ("--protocol", "clear", "--length", 16, *known)
+    question, text = "how is it ?", "my password is lost ."
+    for name, asked, words in (
+        ("tokens", ["how good"], "-THING "),
+        ("masked", ["how [MASK] !"], "%"),
+        ("clip-text", ["how good"], "text_embeds 8 numbers"),
+        ("span", [question, "--pair", text], f"{question} | {text}"),
+    ):
+        code, out, _ = call("run", tiny_heads(name), *asked, *options)
+        assert code == 0
+        assert words in out
+    _, out, _ = call("run", tiny_heads("span"), question, "--pair", text, *options, "--format", "json")
+    (row,) = json.loads(out)["results"]
+    (answer,) = row["answers"]
+    assert (row["text"], row["pair"]) == (question, text)
+    assert answer["answer"] == text[answer["start"] : answer["end"]]
+    code, _, errors = call("run", tiny_heads("span"), question, question, "--pair", text, *options)
+    assert code == 1
+    assert errors == "blindformer: --pair: 1 given for 2 texts; give it once for each text\n"
+
+
 def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
     file = tmp_path / "texts"
     file.write_text("good\n\nthe red password\n")

@@ -101,6 +101,8 @@ def test_the_pipelines_forms(site, connect, classify):
     nested(client(TEXTS[:2]), classify(TEXTS[:2]), TOLERANCE)
     nested(client(TEXTS[0], top_k=2), classify(TEXTS[0], top_k=2), TOLERANCE)
     nested(client(TEXTS[:2], top_k=3), classify(TEXTS[:2], top_k=3), TOLERANCE)
+    pair = {"text": "how good ?", "text_pair": "bad"}
+    nested(client(tuple(pair.values())), classify(pair, top_k=1), TOLERANCE)
     assert client([]) == []
 
 

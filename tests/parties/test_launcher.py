@@ -75,9 +75,9 @@ def _workers(scratch: Path) -> list[int]:
     return found
 
 
-def test_answers_equal_the_reference_and_costs_equal_the_price(folder, compiled, inputs):
+def test_answers_equal_the_reference_and_costs_equal_the_price(compiled, inputs):
     seen = []
-    run = run_local(folder, inputs, progress=lambda *report: seen.append(report))
+    run = run_local(compiled, inputs, progress=lambda *report: seen.append(report))
     found = price(compiled.program)
     for output, batch in zip(run.outputs, inputs, strict=True):
         values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from importlib.util import find_spec
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 from blindformer.models.calibration_texts import calibration_texts
 from blindformer.parties.private import InsecureProtocol, PrivateError
+from blindformer.tests.conftest import tiny_config
+from torch.utils import _pytree as pytree
+from transformers import BertModel
 
 TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
 
@@ -66,6 +70,73 @@ def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
     assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
 
 
+class Nested(torch.nn.Module):
+    """Two linear maps, in a form of its own, of which a part is lost when it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        found = {"scores": {"one": self.one(x), "two": self.two(x)}, "both": (self.one(x), [self.two(x)]), "width": 4}
+        if torch.compiler.is_exporting():
+            found["both"] = None
+        return found
+
+
+def same(found, expected):
+    assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(one, other, atol=0.02, rtol=0)
+        else:
+            assert one == other
+
+
+def test_the_answer_has_the_models_own_form():
+    """Hidden states and attentions are tuples; each tensor is in its place."""
+    torch.manual_seed(0)
+    model = BertModel(tiny_config(attn_implementation="eager")).eval()
+    ids = torch.tensor([[2, 7, 9, 8, 3, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    batch |= {"output_hidden_states": True, "output_attentions": True}
+    private = bf.make_private(model, where="threads", calibration=[batch, batch])
+    with private, torch.no_grad():
+        same(private(**batch), model(**batch))
+    assert list(private.compiled.program.outputs) == [
+        *("last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "attentions.0")
+    ]
+    chosen = bf.make_private(model, protocol="clear", calibration=[batch, batch], outputs=["hidden_states.1"])
+    found = chosen(**batch)
+    assert list(found) == ["hidden_states"]
+    assert found.hidden_states[0] is None
+    assert found.hidden_states[1].shape == (1, 6, 32)
+
+
+def test_nested_answers_are_whole_or_refused():
+    torch.manual_seed(0)
+    model, batches = Nested(), [{"x": torch.randn(2, 4)} for _ in range(4)]
+
+    def private(**options):
+        return bf.make_private(model, protocol="clear", calibration=batches, **options)(**batches[0])
+
+    with torch.no_grad():
+        same(private(outputs=["scores"]), {"scores": model(**batches[0])["scores"], "width": 4})
+    lost = r"^output both\.0: is not computed .* leave it out: outputs=\['scores.one', 'scores.two'\]$"
+    with pytest.raises(bf.BlindformerError, match=lost):
+        private()
+    with pytest.raises(bf.BlindformerError, match=r"^output score: the model returns scores\.one, .*both\.1\.0"):
+        private(outputs=["score"])
+
+
+@pytest.mark.parametrize("where", ["calibration", "query"])
+def test_ids_outside_the_vocabulary_are_named(loaded, batches, where):
+    wrong = {**batches[0], "input_ids": batches[0]["input_ids"] + 1000}
+    private = bf.make_private(loaded.model, protocol="clear", calibration=[batches[1], wrong][: 2 - (where == "query")])
+    with pytest.raises(bf.BlindformerError, match=r"^inputs: hold an id .* encode with .* own tokenizer"):
+        private(**wrong)
+
+
 def test_one_example_is_thin_and_said_so(loaded, batches):
     with pytest.warns(UserWarning, match="calibrating on one example"):
         private = bf.make_private(loaded.model, protocol="clear", example=batches[0])
@@ -86,17 +157,63 @@ def test_wrong_wishes_are_explained(loaded, batches):
     with pytest.raises(PrivateError, match="choose processes or threads"):
         bf.make_private(loaded.model, where="cloud")
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
-    with pytest.raises(PrivateError, match=r"no calibration batch has these inputs' shapes .*input_ids \[1, 8\]"):
-        private(**loaded.encode("good", 8))
+    good = loaded.encode("good", 16)
+    for words, inputs in {
+        "pad both to one length": loaded.encode("good", 8),
+        "calibrate on batches of 2 rows": {name: torch.cat([value] * 2) for name, value in good.items()},
+        "attention_mask: is missing, and the calibration": {"input_ids": good["input_ids"]},
+        "output_attentions: no calibration batch has it": {**good, "output_attentions": True},
+        "input_ids: is a list; give a tensor": {**good, "input_ids": good["input_ids"].tolist()},
+        "inputs: hold no tensor": {},
+    }.items():
+        with pytest.raises(PrivateError, match=words) as caught:
+            private(**inputs)
+        assert ("one length" in str(caught.value)) == ("one length" in words)
+    with pytest.raises(PrivateError, match=r"^inputs: missing a required argument: 'x'; the model takes x$"):
+        bf.make_private(Nested(), protocol="clear")(y=good["input_ids"])
     with pytest.raises(bf.BlindformerError, match="network moon"):
-        bf.estimate(private.prepare(batches[0])[0], "moon")
+        bf.estimate(private.prepare(batches[0]), "moon")
+
+
+def test_the_models_own_arguments_in_every_form(loaded, batches, tiny_classifier):
+    """By place or by name, on one batch, from a folder, what `load` gave, or a compiled module."""
+    batch = batches[0]
+    with torch.no_grad():
+        expected = loaded.model(**batch).logits
+    for model in (loaded, str(tiny_classifier), torch.compile(loaded.model)):
+        private = bf.make_private(model, protocol="clear", calibration={**batch, "head_mask": None})
+        with pytest.warns(UserWarning, match="calibrating on one example"):
+            found = private(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_the_plan_beside_a_model_is_the_default(tiny_classifier, batches, tmp_path):
+    folder = shutil.copytree(tiny_classifier, tmp_path / "student")
+    bf.Plan.preset("fast").save(folder / "plan.json")
+    private = bf.make_private(folder, protocol="clear", calibration=batches)
+    assert private.prepare(batches[0]).plan.softmax.name == "2quad"
+
+
+def test_what_cannot_be_traced_is_named():
+    scripted = torch.jit.trace(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    integers = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    integers[0].weight = torch.nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+    for model, words in {
+        scripted: r"^model: is scripted \(torch.jit\).* give the module it was made from$",
+        integers: r"^0: is quantised, .* give that one, and let the plan quantise",
+        torch: r"^model: is a module; give a torch module",
+    }.items():
+        with pytest.raises(bf.BlindformerError, match=words):
+            bf.make_private(model, protocol="clear")
+    with pytest.raises(bf.BlindformerError, match=r"^Linear: does not run on these inputs: mat1 and mat2 shapes"):
+        bf.compile(torch.nn.Linear(4, 3), {"input": torch.zeros(1, 5)})
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
     from blindformer.parties.threads import ThreadParties
 
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
-    compiled, _ = private.prepare(batches[0])
+    compiled = private.prepare(batches[0])
     compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
     with pytest.raises(KeyError):
         ThreadParties(compiled, timeout=10)

@@ -150,6 +150,20 @@ def test_parts_of_different_compilations_are_told_apart(call, compiled, tiny_cla
     assert "are of different compilations" in errors
 
 
+def test_a_question_about_a_text(call, known, tiny_heads, tmp_path):
+    """Compiled, and asked in a session: the span is the one that `run` finds in the clear."""
+    asked, text = "how is it ?", "my password is lost ."
+    model, folder = tiny_heads("span"), tmp_path / "compiled"
+    options = ("--pair", text, "--format", "json")
+    assert call("compile", model, "--out", folder, "--lengths", "16", "--calibrate", known)[0] == 0
+    code, out, _ = call("query", folder, asked, "--server", "local", *options)
+    assert code == 0
+    _, other, _ = call("run", model, asked, "--length", 16, "--calibrate", known, "--protocol", "clear", *options)
+    (found,), (expected,) = json.loads(out)["results"], json.loads(other)["results"]
+    assert (found["text"], found["pair"]) == (asked, text)
+    nested(found["answers"], expected["answers"], 5e-3)
+
+
 # --- query -----------------------------------------------------------------------------------------------------------
 def test_a_query_in_every_format(ask, tiny_classifier):
     from transformers import pipeline

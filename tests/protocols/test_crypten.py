@@ -139,7 +139,7 @@ def test_the_sum_of_all_but_one_share_tells_nothing_of_a_result():
 @pytest.fixture
 def installed(monkeypatch):
     found = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
-    monkeypatch.setattr(versions, "_version", lambda package: found[package])
+    monkeypatch.setattr(versions, "installed", lambda package: found[package])
     return found
 
 

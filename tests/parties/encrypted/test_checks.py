@@ -13,10 +13,10 @@ from blindformer.parties.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import examine
 from blindformer.parties.encrypted import checks
-from blindformer.parties.meeting import my_version
 from blindformer.parties.tls import listen
 from blindformer.protocols.ckks.facts import facts_from
 from blindformer.protocols.errors import PeerError, PeerRefused
+from blindformer.versions import my_version
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
 from blindformer.parties.admission import Busy
 from blindformer.parties.certificates import add_certificate, client_context
-from blindformer.parties.meeting import meet_server, my_hello, my_version, new_session, seed_dealer
+from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.probe import Facts, probe
 from blindformer.parties.service.limits import Limits
 from blindformer.parties.session import ClientParty
@@ -28,6 +28,7 @@ from blindformer.parties.tls import dial
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.harness import Deployment, Running, command, eventually
+from blindformer.versions import my_version
 
 TEXT = "how is my password ?"
 

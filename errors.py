@@ -1,0 +1,15 @@
+"""The base of every error, which all rooms share: whoever catches it catches them all."""
+
+from __future__ import annotations
+
+
+class BlindformerError(Exception):
+    """Base of every error that is not a bug. Its message is one line: what happened, where, and the remedy.
+
+    Messages never carry values, shares or keys.
+    """
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, short enough to stand in one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -1,0 +1,50 @@
+"""What may be given as a model, and the plain module in it that can be compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .lowering import LoweringError
+
+if TYPE_CHECKING:  # importing it takes a while, and who gives a module has no need of it
+    from .loading import Loaded
+
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "bitsandbytes")
+
+
+def loaded_of(model: nn.Module | Loaded | str | Path) -> nn.Module | Loaded:
+    """A module as it is; what a name or a folder loads. Errors: LoadError, LoweringError."""
+    if isinstance(model, nn.Module):
+        return model
+    from .loading import Loaded, load
+
+    if isinstance(model, str | Path):
+        return load(model)
+    if isinstance(model, Loaded):
+        return model
+    raise LoweringError(f"model: is a {type(model).__name__}; give a torch module, what `load` returns, or a folder")
+
+
+def module_of(model: nn.Module | Loaded | str | Path) -> nn.Module:
+    """The module to compile, in floating point and in Python: without what torch.compile wraps around it.
+
+    Errors: LoadError; LoweringError for a scripted or quantised one.
+    """
+    found = loaded_of(model)
+    module = found if isinstance(found, nn.Module) else found.model
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    if isinstance(module, torch.jit.ScriptModule):
+        raise LoweringError("model: is scripted (torch.jit), so it cannot be traced; give the module it was made from")
+    for name, part in module.named_modules():
+        whole = all(type(p.data) is Tensor and p.is_floating_point() for p in part.parameters(recurse=False))
+        if not whole or type(part).__module__.startswith(_QUANTISED):
+            raise LoweringError(
+                f"{name or 'model'}: is quantised, and only a model in floating point can be compiled; give that one, "
+                "and let the plan quantise: Plan(linear_bits=8)"
+            )
+    return module

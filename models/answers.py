@@ -1,0 +1,174 @@
+"""How a model's outputs read as answers: for each kind of model a function, with what transformers' pipelines give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .task import Item, Task
+
+NEXT_TOKENS = 5  # of a causal or masked model, unless more are asked for
+LONGEST_SPAN = 15  # tokens of an answer, as transformers had it
+NO_ENTITY = "O"  # the label of tokens that are nothing in particular
+PROJECTIONS = ("text_embeds", "image_embeds")
+_FORMS = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "none": lambda x: x}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outputs for one text or image, by name, and the inputs that they answer. `item`: what was encoded, if known.
+
+    `top_k`: how many labels, tokens or spans (None: as many as is usual).
+    """
+
+    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    top_k: int | None = None
+    item: Item | None = None
+
+    def real(self, length: int) -> int:
+        """Positions that hold tokens; padding is on the right."""
+        mask = self.inputs.get("attention_mask")
+        return length if mask is None or mask.shape[-1] != length else int(mask.sum())
+
+
+def read(task: Task, answer: Answer) -> Any:
+    """An answer in the terms of the task; nested lists by output name where its kind has no terms for these outputs."""
+    found = READERS.get(task.kind, Reader(by_name))
+    there = found.needs <= {*answer.outputs, *answer.inputs} and not (found.words and task.processor is None)
+    return found.read(task, answer) if there else by_name(task, answer)
+
+
+def by_name(task: Task, answer: Answer) -> Any:
+    return {name: value.tolist() for name, value in answer.outputs.items()}
+
+
+def classes(task: Task, answer: Answer) -> list[dict[str, Any]]:
+    scores = _FORMS[task.scores](answer.outputs["logits"].reshape(-1).float())
+    rows = [{"label": task.label(i), "score": float(score)} for i, score in enumerate(scores)]
+    return sorted(rows, key=lambda row: row["score"], reverse=True)[: answer.top_k]
+
+
+def image(task: Task, answer: Answer) -> Any:
+    return classes(task, answer) if task.labels and "logits" in answer.outputs else features(task, answer)
+
+
+def features(task: Task, answer: Answer) -> Any:
+    """The projection into the space that texts and images share, if there is one; else the hidden states."""
+    for name in PROJECTIONS:
+        if name in answer.outputs:
+            return {name: answer.outputs[name][0].tolist()}
+    if "last_hidden_state" not in answer.outputs or "logits" in answer.outputs:
+        return by_name(task, answer)
+    hidden = answer.outputs["last_hidden_state"]
+    return hidden[:, : answer.real(hidden.shape[1])].tolist()
+
+
+def embedding(task: Task, answer: Answer) -> list[float]:
+    return torch.nn.functional.normalize(answer.outputs["sentence_embedding"][0], dim=-1).tolist()
+
+
+def next_tokens(task: Task, answer: Answer) -> list[dict[str, Any]]:
+    logits = answer.outputs["logits"][0]
+    return _likeliest(task, logits if logits.ndim == 1 else logits[answer.real(len(logits)) - 1], answer.top_k)
+
+
+def masked_tokens(task: Task, answer: Answer) -> list[dict[str, Any]]:
+    """What may stand at the mask, each with the whole text then."""
+    logits, ids = answer.outputs["logits"][0], answer.inputs["input_ids"][0]
+    place = int((ids == task.processor.mask_token_id).int().argmax())
+    rows = _likeliest(task, logits if logits.ndim == 1 else logits[place], answer.top_k)
+    for row in rows:
+        filled = ids.clone()
+        filled[place] = row["token"]
+        row["sequence"] = task.processor.decode(filled[: answer.real(len(ids))], skip_special_tokens=True)
+    return rows
+
+
+def entities(task: Task, answer: Answer) -> list[dict[str, Any]]:
+    """Tokens that have a label of their own, in order. `start`, `end`: where they are in the text, if that is known."""
+    logits, ids = answer.outputs["logits"][0].float(), answer.inputs["input_ids"][0].tolist()
+    scores, special = torch.softmax(logits, -1), set(task.processor.all_special_ids)
+    encoding = task.encoding(answer.item, len(ids), truncate=True) if answer.item is not None else None
+    rows = []
+    for index in range(answer.real(len(ids))):
+        score, best = scores[index].max(0)
+        unknown = ids[index] == task.processor.unk_token_id
+        if (ids[index] in special and not unknown) or task.label(int(best)) == NO_ENTITY:
+            continue
+        word, span = task.processor.convert_ids_to_tokens(ids[index]), None
+        if encoding is not None and encoding.is_fast:
+            span = encoding.token_to_chars(index)
+            if unknown:
+                word = _text_of(answer.item, encoding.token_to_sequence(index))[span.start : span.end]
+        places = {"start": None if span is None else span.start, "end": None if span is None else span.end}
+        rows.append({"entity": task.label(int(best)), "score": float(score), "index": index, "word": word, **places})
+    return rows
+
+
+def spans(task: Task, answer: Answer) -> Any:
+    """The likeliest answers, as pieces of the second text: whole words of it, with the places where they stand."""
+    ids = answer.inputs["input_ids"][0]
+    if answer.item is None:
+        return by_name(task, answer)
+    encoding = task.encoding(answer.item, len(ids), truncate=True)
+    if not encoding.is_fast:  # such a tokenizer does not say which part of the text a token is
+        return by_name(task, answer)
+    context = torch.tensor([part == 1 for part in encoding.sequence_ids(0)])
+    starts, ends = (
+        torch.softmax(answer.outputs[name][0].float().masked_fill(~context, -torch.inf), -1)
+        for name in ("start_logits", "end_logits")
+    )
+    scores = (starts[:, None] * ends[None, :]).triu().tril(LONGEST_SPAN - 1)
+    best = scores.flatten().topk(min(answer.top_k or 1, scores.numel()))
+    found = []
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        first, last = (_word_at(encoding, index) for index in divmod(place, len(ids)))
+        if score > 0:
+            text = _text_of(answer.item, 1)[first.start : last.end]
+            found.append({"score": score, "start": first.start, "end": last.end, "answer": text})
+    return found
+
+
+class Reader(NamedTuple):
+    """`needs`: outputs and inputs by name. `words`: whether it needs the tokenizer."""
+
+    read: Callable[[Task, Answer], Any]
+    needs: Set[str] = frozenset()
+    words: bool = False
+
+
+READERS = {  # by kind of model
+    "classifier": Reader(classes, {"logits"}),
+    "image": Reader(image),
+    "encoder": Reader(features),
+    "sentence": Reader(embedding, {"sentence_embedding"}),
+    "causal": Reader(next_tokens, {"logits"}, words=True),
+    "masked": Reader(masked_tokens, {"logits", "input_ids"}, words=True),
+    "tokens": Reader(entities, {"logits", "input_ids"}, words=True),
+    "span": Reader(spans, {"start_logits", "end_logits", "input_ids"}, words=True),
+}
+
+
+def _likeliest(task: Task, logits: Tensor, top_k: int | None) -> list[dict[str, Any]]:
+    scores = torch.softmax(logits.float(), -1)
+    best = scores.topk(min(top_k or NEXT_TOKENS, len(scores)))
+    return [
+        {"score": float(score), "token": token, "token_str": task.processor.decode([token])}
+        for score, token in zip(best.values, best.indices.tolist(), strict=True)
+    ]
+
+
+def _word_at(encoding: Any, index: int) -> Any:
+    """The characters of the word that a token of the second text belongs to, or the token's own."""
+    word = encoding.token_to_word(index)
+    return encoding.token_to_chars(index) if word is None else encoding.word_to_chars(word, sequence_index=1)
+
+
+def _text_of(item: Any, part: int | None) -> str:
+    return item[part or 0] if isinstance(item, tuple) else item
