@@ -27,7 +27,10 @@ class Node:
     path: str = ""
     name: str = ""
     value: Tensor | None = None
-    coarse: int = 0  # a difference that only finds the maximum of a row: the row's dimension, counted from the last
+    row: int = (
+        0  # a difference of two elements of a row, in search of the largest: its dimension, counted from the last
+    )
+    coarse: bool = False  # only the largest is asked for, not where it is: few fractional bits do
 
     def key(self) -> tuple[Any, ...]:
         """Equal keys compute equal values."""
@@ -147,8 +150,8 @@ class Builder:
         while x.shape[dim] > 1:
             half = x.shape[dim] // 2
             a, b = self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half)
-            difference = self.sub(a, b)
-            difference.coarse = dim - len(x.shape)
+            difference = self._of_row(a, b, dim)
+            difference.coarse = True
             best = self.sub(a, self.mul(self.less(difference, 0.0), difference))
             rest = self.slice(x, dim, 2 * half, x.shape[dim])
             x = self.concat([best, rest], dim) if rest.shape[dim] else best
@@ -162,15 +165,21 @@ class Builder:
         where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape).expand(x.shape).contiguous())
         while n > 1:
             pairs = n - n % 2
-            lower = self.less(self.sub(self.slice(x, dim, 0, pairs, 2), self.slice(x, dim, 1, pairs, 2)), 0.0)
-            joined = []
+            lower, joined = None, []
             for value in (x, where):
                 left, right = self.slice(value, dim, 0, pairs, 2), self.slice(value, dim, 1, pairs, 2)
-                won = self.where(lower, right, left)
+                difference = self._of_row(left, right, dim)
+                lower = self.less(difference, 0.0) if lower is None else lower
+                won = self.sub(left, self.mul(lower, difference))
                 joined.append(self.concat([won, self.slice(value, dim, pairs, n)], dim) if n > pairs else won)
             x, where = joined
             n = x.shape[dim]
         return where if keepdim else self.reshape(where, (*where.shape[:dim], *where.shape[dim + 1 :]))
+
+    def _of_row(self, a: Node, b: Node, dim: int) -> Node:
+        difference = self.sub(a, b)
+        difference.row = dim - len(a.shape)
+        return difference
 
     # --- shapes ------------------------------------------------------------------------------------------------------
     def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:

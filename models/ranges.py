@@ -47,6 +47,7 @@ class Range:
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
     """Run the graph on every batch (None: the example's own inputs); return the range of each node."""
     found: dict[int, Range] = {}
+    rows: dict[int, Tensor] = {}
 
     def observe(node: Node, value: Tensor, args: list[Tensor]) -> None:
         magnitude = value.abs()
@@ -63,8 +64,8 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
         if not magnitude.numel():
             return
-        if node.coarse:
-            high = max(high, _spread(args, node.coarse))
+        if node.row:
+            rows[id(node)] = torch.maximum(_ends(args, node.row), rows.get(id(node), torch.zeros(2)))
         if id(node) in found:
             found[id(node)].widen(low, high)
         else:
@@ -76,27 +77,33 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             observe(node, fixed[id(node)], [])
     for batch in batches:
         run(nodes, batch, observe, fixed)
-    _any_place(nodes, found)
+    _any_place(nodes, found, rows)
     return found
 
 
-def _spread(halves: list[Tensor], dim: int) -> float:
-    """The largest difference of any two elements of a row, given its two halves."""
-    ends = [torch.stack([half.amax(dim), -half.amin(dim)]) for half in halves]
-    return float(torch.maximum(*ends).sum(0).max())
+def _ends(halves: list[Tensor], dim: int) -> Tensor:
+    """Of a row, given its halves: the largest difference of any two elements, and the largest magnitude."""
+    both = torch.cat(halves, dim)
+    return torch.stack([(both.amax(dim) - both.amin(dim)).max(), both.abs().max()])
 
 
-def _any_place(nodes: list[Node], found: dict[int, Range]) -> None:
-    """In the search for a row's maximum, what meets what depends on the length of the text: whether the elements that
-    meet last are words or padding. So each step is given the reach of the whole row."""
-    reach: dict[int, float] = {}
+def _any_place(nodes: list[Node], found: dict[int, Range], rows: dict[int, Tensor]) -> None:
+    """In search of a row's largest element, what meets what depends on the input: on where words end and padding
+    begins, say. So every step is given the reach of the whole row, as it is where the search begins."""
     for node in nodes:
-        if id(node) not in found or node.op not in ("sub", "mul", "slice", "concat"):
+        if id(node) not in found or not _searches(node):
             continue
-        before = max((reach.get(id(arg), 0.0) for arg in node.args), default=0.0)
-        if node.coarse:
-            before = max(before, found[id(node)].high)
-        if before:
-            reach[id(node)] = before
-        if node.coarse or node.op == "mul":
-            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, before))
+        known = [rows[id(arg)] for arg in (node, *node.args) if id(arg) in rows]
+        if known:
+            spread, top = rows[id(node)] = torch.stack(known).amax(0)
+            reach = float(spread if node.row or node.op == "mul" else top)
+            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, reach))
+
+
+def _searches(node: Node) -> bool:
+    """Whether a node may be a step of a search: a - bit * (a - b) of parts of a row (Builder.maximum)."""
+    if node.op == "mul":
+        return any(arg.row for arg in node.args)
+    if node.op == "sub":
+        return bool(node.row) or (node.args[1].op == "mul" and _searches(node.args[1]))
+    return node.op in ("slice", "concat")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..graph import Node, order
 
@@ -14,9 +15,7 @@ def rewrite(outputs: list[Node], change: Callable[[Node], Node | None]) -> list[
         args = [new[id(arg)] for arg in node.args]
         copy = node
         if any(a is not b for a, b in zip(args, node.args, strict=True)):
-            copy = Node(
-                node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value, node.coarse
-            )
+            copy = replace(node, args=args)
         new[id(node)] = change(copy) or copy
     return [new[id(out)] for out in outputs]
 
@@ -26,9 +25,7 @@ def copy(outputs: list[Node]) -> list[Node]:
     new: dict[int, Node] = {}
     for node in order(outputs):
         args = [new[id(arg)] for arg in node.args]
-        new[id(node)] = Node(
-            node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, node.value, node.coarse
-        )
+        new[id(node)] = replace(node, args=args)
     return [new[id(out)] for out in outputs]
 
 

@@ -10,7 +10,7 @@ that on to its arguments; what does not is computed whole, and sliced.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..graph import Builder, Node, order
@@ -71,9 +71,7 @@ def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made:
     if cut is None or passed is None:
         whole = node
         if any(a is not b for a, b in zip(args, node.args, strict=True)):
-            whole = Node(
-                node.op, args, node.attributes, node.shape, node.owner, node.path, node.name, coarse=node.coarse
-            )
+            whole = replace(node, args=args, value=None)
         return whole if cut is None else cut.of(builder, whole)
     shape = list(node.shape)
     shape[cut.dim] = len(range(cut.start, cut.stop, cut.step))
@@ -84,7 +82,7 @@ def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made:
 
 
 def _like(node: Node, args: list[Node], shape: tuple[int, ...], attributes: dict[str, Any]) -> Node:
-    return Node(node.op, args, attributes, shape, node.owner, node.path, node.name, coarse=node.coarse)
+    return replace(node, args=args, attributes=attributes, shape=shape, value=None)
 
 
 def _sliced(builder: Builder, node: Node, cut: Cut | None) -> Node:
