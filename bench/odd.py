@@ -106,7 +106,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
             done += 1
             say(f"clear: {done}/{count}, {100 * done // count} %")
         _privately(compiled, [item for item in by_length[length] if id(item) in sampled], say)
-    return _judged(
+    return judged(
         Odd(
             model=loaded.name,
             plan=chosen if isinstance(chosen, str) else chosen.name,
@@ -167,7 +167,7 @@ def _privately(compiled: Compiled, items: list[Asked], say: Say) -> None:
                     item.private = None
 
 
-def _judged(found: Odd, asked: list[Asked], private: list[Asked]) -> Odd:
+def judged(found: Odd, asked: list[Asked], private: list[Asked]) -> Odd:
     for item in asked:
         close = _cosine(item.clear, item.expected)
         if close is None:
