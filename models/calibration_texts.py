@@ -106,11 +106,27 @@ ODD = (
     "tHe qUiCk zzkq wvxj plorf GRBLX; mnnnng ~ kjhgfdsa",
 )
 
+_SCRIPTS = (0x391, 0x410, 0x5D0, 0x627, 0x905, 0xE01, 0x3041, 0x4E00, 0xAC00)
+
+
+def _letters(first: int, words: int = 200) -> str:
+    """Words of no language, of the letters that follow `first`."""
+    return " ".join("".join(chr(first + (7 * n * n + 5 * k) % 24) for k in range(2 + n % 5)) for n in range(words))
+
+
+LONG = (
+    " ".join(str(pow(7, n, 10 ** (1 + n % 12 + 1))) for n in range(1, 200)),
+    " ".join(f"{_letters(first, 3)} {first * 7919}" for first in _SCRIPTS * 12),
+    *(_letters(first) for first in _SCRIPTS),
+    " ".join(ODD[::-1]),
+)
+"""Unusual from the first token to the last, whatever the length: digits, letters of nine scripts, and all of it."""
+
 
 def calibration_texts(most: int = 60) -> list[str]:
     """Up to `most` texts: odd ones, sentences spread over the list, and some passages made of many of these."""
     passages = [" ".join(TEXTS[start : start + count]) for start, count in ((0, 60), (20, 40), (40, 12), (8, 6))]
-    odd = _spread(ODD, most // 2)
+    odd = [*_spread(LONG, most // 5), *_spread(ODD, most // 2 - most // 5)]
     sentences = _spread(TEXTS, max(1, most - len(odd) - len(passages)))
     return [*odd, *passages[: max(0, most - len(odd) - len(sentences))], *sentences]
 
