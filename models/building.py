@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..approximations import Plan, calibrate
+from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from ..approximations.registry import KINDS
 from .artifacts import save
 from .calibration_texts import calibration_texts
-from .compile import Compiled, compile
+from .compile import CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading import Loaded, LoadError, load
 from .task import image_files
@@ -130,7 +132,7 @@ def compile_lengths(
             raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
         if loaded.positions is not None and length > loaded.positions:
             raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
-    batches = {length: _texts(loaded, length, texts) for length in wanted}
+    batches = {length: _within(loaded, plan, _texts(loaded, length, texts)) for length in wanted}
     plan = _calibrated(loaded, plan, [batch for some in batches.values() for batch in _together(some)], stage)
     found = {}
     for length in wanted:
@@ -171,7 +173,7 @@ def compile_images(
         raise LoadError(f"{loaded.name}: takes images; give some typical ones to calibrate on (--calibrate FOLDER)")
     step = max(1, len(chosen) / MOST_IMAGES)
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
-    batches = [loaded.encode_image(image) for image in chosen]
+    batches = _within(loaded, plan, [loaded.encode_image(image) for image in chosen])
     plan = _calibrated(loaded, plan, _together(batches), stage)
     batches = _in_rows(batches, rows)
     return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)
@@ -181,6 +183,24 @@ def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     most = 60 if length <= 32 else 40 if length <= 128 else 20
     chosen = list(texts) if texts else calibration_texts(most)
     return loaded.examples(chosen, length)
+
+
+def _within(loaded: Loaded, plan: Plan | str, batches: Batches) -> Batches:
+    """The inputs that stay in the ranges of a plan that comes calibrated. Values of the others grow without bound."""
+    if isinstance(plan, str) or not plan.ranges:
+        return batches
+    left = [out_of_range(loaded.model, [batch], plan) for batch in batches]
+    kept = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
+    if len(kept) == len(batches) or not kept:
+        return batches
+    warnings.warn(
+        f"{loaded.name}: {len(batches) - len(kept)} of {len(batches)} inputs of calibration leave the ranges that its "
+        f"plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may be "
+        "refused: distil again, or give typical inputs (--calibrate)",
+        CalibrationWarning,
+        stacklevel=4,
+    )
+    return kept
 
 
 def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, stage: Stage | None) -> Plan:

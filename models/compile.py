@@ -68,8 +68,8 @@ class Compiled:
         return self.structure.fill(outputs)
 
 
-class NearWidth(UserWarning):
-    """Values that come close to what the bits given to them hold: an unusual input may not fit."""
+class CalibrationWarning(UserWarning):
+    """Calibration shows inputs that may be refused: values near what their bits hold, or outside a plan's ranges."""
 
 
 class AnswerOutOfRange(BlindformerError):
@@ -244,7 +244,7 @@ def check_room(near: Mapping[str, float]) -> None:
         if room < 1:
             raise ProgramError(f"{module}: values of the calibration inputs do not fit the ring; {advice}")
         text = f"{module}: inputs {room:.1f} times as large as those of calibration do not fit the ring; {advice}"
-        warnings.warn(text, NearWidth, stacklevel=3)
+        warnings.warn(text, CalibrationWarning, stacklevel=3)
 
 
 def _digest(value: Tensor, scale: int) -> str:

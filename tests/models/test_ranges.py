@@ -1,11 +1,15 @@
 """What calibration sees decides how many bits values get: from tails, from what can be, and never without a word."""
 
+import warnings
+
 import pytest
 import torch
 from blindformer.approximations import Plan, calibrate
+from blindformer.models.building import compile_lengths
 from blindformer.models.calibration_texts import ODD, TEXTS, calibration_texts
-from blindformer.models.compile import NearWidth, check_room, compile
+from blindformer.models.compile import CalibrationWarning, check_room, compile
 from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
 from blindformer.models.program import Instruction, ProgramError
 from blindformer.models.ranges import Range
 from blindformer.models.widths import near_width
@@ -59,7 +63,7 @@ def test_values_that_nearly_fill_their_width_are_named(ring):
 
 
 def test_a_program_without_room_is_refused_and_one_with_little_is_warned_of():
-    with pytest.warns(NearWidth, match=r"encoder.2: inputs 1.4 times as large .* calibrate on more inputs"):
+    with pytest.warns(CalibrationWarning, match=r"encoder.2: inputs 1.4 times as large .* calibrate on more inputs"):
         check_room({"encoder.2": 1.4})
     with pytest.raises(ProgramError, match=r"encoder.3: values of the calibration inputs do not fit the ring; cal"):
         check_room({"encoder.2": 1.4, "encoder.3": 0.7})
@@ -95,3 +99,14 @@ def test_built_in_texts_are_of_all_kinds():
         assert set(texts) & set(TEXTS)
     assert min(len(text) for text in ODD) == 1
     assert max(len(text.split()) for text in ODD) > 512
+
+
+def test_inputs_that_leave_a_plans_own_ranges_are_left_out_with_a_warning(tiny_classifier):
+    loaded = load(tiny_classifier)
+    known = [loaded.encode(text, 16, truncate=True) for text in TEXTS[:6]]
+    narrow = calibrate(loaded.model, known, Plan(margin=1.001))
+    with pytest.warns(CalibrationWarning, match=r"\d+ of 60 inputs of calibration leave the ranges .* first at bert\."):
+        compile_lengths(loaded, [16], narrow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        compile_lengths(loaded, [16], narrow, texts=TEXTS[:6])
