@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-COUNT, ODD, ROWS, LENGTH = 120, 40, 20, 32
+COUNT, ODD, ROWS, LENGTH = 80, 20, 20, 32
 
 
 def sentences() -> list[str]:
@@ -56,10 +56,11 @@ def test_embeddings_match_float32():
     print(f"{len(texts)} texts: cosine at least {cosine:.6f}, largest element error {error:.5f}")
     assert cosine >= 0.9995
     assert error <= 0.005
-    assert torch.equal(neighbours(found[:COUNT]), neighbours(truth[:COUNT]))  # odd texts have twins
+    # What is found nearest is nearest, or as near as these errors tell apart.
+    similarity = without_itself(truth)
+    nearest, kept = similarity.amax(1), similarity.gather(1, without_itself(found).argmax(1, keepdim=True)).squeeze(1)
+    assert (nearest - kept).max() <= 2.0**-11
 
 
-def neighbours(embeddings: torch.Tensor) -> torch.Tensor:
-    similarity = embeddings @ embeddings.T
-    similarity.fill_diagonal_(-1)
-    return similarity.argmax(1)
+def without_itself(embeddings: torch.Tensor) -> torch.Tensor:
+    return (embeddings @ embeddings.T).fill_diagonal_(-1)

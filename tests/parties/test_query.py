@@ -281,10 +281,10 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
     monkeypatch.chdir(compiled.parent)
     near = f"did you mean {compiled.name}?"
     for command, words, said in (
-        ("query", ["./compield", "good"], "./compield: there is no such folder; give the folder that compile wrote"),
+        ("query", ["./zz", "good"], "./zz: there is no such folder; give the folder that compile wrote"),
         ("query", [compiled.name[:-1], "good"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
         ("precompute", [compiled.name[:-1], "1"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
-        ("precompute", ["./compield", "1"], "./compield: there is no such folder"),
+        ("precompute", ["./zz", "1"], "./zz: there is no such folder"),
         ("precompute", ["ten"], "ten: is no number of queries"),
         ("precompute", ["1"], "correlations made ahead need a folder on this side"),  # so the model's was found
         ("query", ["good " * 999], "text has 1001 tokens"),  # longer than any file's name
