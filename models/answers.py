@@ -20,7 +20,7 @@ _FORMS = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """The outputs for one text or image, by name, and the inputs that they answer. `item`: what was encoded, if known.
 
     `top_k`: how many labels, tokens or spans (None: as many as is usual).
@@ -37,66 +37,66 @@ class Answer:
         return length if mask is None or mask.shape[-1] != length else int(mask.sum())
 
 
-def read(task: Task, answer: Answer) -> Any:
+def read(task: Task, outcome: Outcome) -> Any:
     """An answer in the terms of the task; nested lists by output name where its kind has no terms for these outputs."""
     found = READERS.get(task.kind, Reader(by_name))
-    there = found.needs <= {*answer.outputs, *answer.inputs} and not (found.words and task.processor is None)
-    return found.read(task, answer) if there else by_name(task, answer)
+    there = found.needs <= {*outcome.outputs, *outcome.inputs} and not (found.words and task.processor is None)
+    return found.read(task, outcome) if there else by_name(task, outcome)
 
 
-def by_name(task: Task, answer: Answer) -> Any:
-    return {name: value.tolist() for name, value in answer.outputs.items()}
+def by_name(task: Task, outcome: Outcome) -> Any:
+    return {name: value.tolist() for name, value in outcome.outputs.items()}
 
 
-def classes(task: Task, answer: Answer) -> list[dict[str, Any]]:
-    scores = _FORMS[task.scores](answer.outputs["logits"].reshape(-1).float())
+def classes(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
+    scores = _FORMS[task.scores](outcome.outputs["logits"].reshape(-1).float())
     rows = [{"label": task.label(i), "score": float(score)} for i, score in enumerate(scores)]
-    return sorted(rows, key=lambda row: row["score"], reverse=True)[: answer.top_k]
+    return sorted(rows, key=lambda row: row["score"], reverse=True)[: outcome.top_k]
 
 
-def image(task: Task, answer: Answer) -> Any:
-    return classes(task, answer) if task.labels and "logits" in answer.outputs else features(task, answer)
+def image(task: Task, outcome: Outcome) -> Any:
+    return classes(task, outcome) if task.labels and "logits" in outcome.outputs else features(task, outcome)
 
 
-def features(task: Task, answer: Answer) -> Any:
+def features(task: Task, outcome: Outcome) -> Any:
     """The projection into the space that texts and images share, if there is one; else the hidden states."""
     for name in PROJECTIONS:
-        if name in answer.outputs:
-            return {name: answer.outputs[name][0].tolist()}
-    if "last_hidden_state" not in answer.outputs or "logits" in answer.outputs:
-        return by_name(task, answer)
-    hidden = answer.outputs["last_hidden_state"]
-    return hidden[:, : answer.real(hidden.shape[1])].tolist()
+        if name in outcome.outputs:
+            return {name: outcome.outputs[name][0].tolist()}
+    if "last_hidden_state" not in outcome.outputs or "logits" in outcome.outputs:
+        return by_name(task, outcome)
+    hidden = outcome.outputs["last_hidden_state"]
+    return hidden[:, : outcome.real(hidden.shape[1])].tolist()
 
 
-def embedding(task: Task, answer: Answer) -> list[float]:
-    return torch.nn.functional.normalize(answer.outputs["sentence_embedding"][0], dim=-1).tolist()
+def embedding(task: Task, outcome: Outcome) -> list[float]:
+    return torch.nn.functional.normalize(outcome.outputs["sentence_embedding"][0], dim=-1).tolist()
 
 
-def next_tokens(task: Task, answer: Answer) -> list[dict[str, Any]]:
-    logits = answer.outputs["logits"][0]
-    return _likeliest(task, logits if logits.ndim == 1 else logits[answer.real(len(logits)) - 1], answer.top_k)
+def next_tokens(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
+    logits = outcome.outputs["logits"][0]
+    return _likeliest(task, logits if logits.ndim == 1 else logits[outcome.real(len(logits)) - 1], outcome.top_k)
 
 
-def masked_tokens(task: Task, answer: Answer) -> list[dict[str, Any]]:
+def masked_tokens(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     """What may stand at the mask, each with the whole text then."""
-    logits, ids = answer.outputs["logits"][0], answer.inputs["input_ids"][0]
+    logits, ids = outcome.outputs["logits"][0], outcome.inputs["input_ids"][0]
     place = int((ids == task.processor.mask_token_id).int().argmax())
-    rows = _likeliest(task, logits if logits.ndim == 1 else logits[place], answer.top_k)
+    rows = _likeliest(task, logits if logits.ndim == 1 else logits[place], outcome.top_k)
     for row in rows:
         filled = ids.clone()
         filled[place] = row["token"]
-        row["sequence"] = task.processor.decode(filled[: answer.real(len(ids))], skip_special_tokens=True)
+        row["sequence"] = task.processor.decode(filled[: outcome.real(len(ids))], skip_special_tokens=True)
     return rows
 
 
-def entities(task: Task, answer: Answer) -> list[dict[str, Any]]:
+def entities(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     """Tokens that have a label of their own, in order. `start`, `end`: where they are in the text, if that is known."""
-    logits, ids = answer.outputs["logits"][0].float(), answer.inputs["input_ids"][0].tolist()
+    logits, ids = outcome.outputs["logits"][0].float(), outcome.inputs["input_ids"][0].tolist()
     scores, special = torch.softmax(logits, -1), set(task.processor.all_special_ids)
-    encoding = task.encoding(answer.item, len(ids), truncate=True) if answer.item is not None else None
+    encoding = task.encoding(outcome.item, len(ids), truncate=True) if outcome.item is not None else None
     rows = []
-    for index in range(answer.real(len(ids))):
+    for index in range(outcome.real(len(ids))):
         score, best = scores[index].max(0)
         unknown = ids[index] == task.processor.unk_token_id
         if (ids[index] in special and not unknown) or task.label(int(best)) == NO_ENTITY:
@@ -105,32 +105,32 @@ def entities(task: Task, answer: Answer) -> list[dict[str, Any]]:
         if encoding is not None and encoding.is_fast:
             span = encoding.token_to_chars(index)
             if unknown:
-                word = _text_of(answer.item, encoding.token_to_sequence(index))[span.start : span.end]
+                word = _text_of(outcome.item, encoding.token_to_sequence(index))[span.start : span.end]
         places = {"start": None if span is None else span.start, "end": None if span is None else span.end}
         rows.append({"entity": task.label(int(best)), "score": float(score), "index": index, "word": word, **places})
     return rows
 
 
-def spans(task: Task, answer: Answer) -> Any:
+def spans(task: Task, outcome: Outcome) -> Any:
     """The likeliest answers, as pieces of the second text: whole words of it, with the places where they stand."""
-    ids = answer.inputs["input_ids"][0]
-    if answer.item is None:
-        return by_name(task, answer)
-    encoding = task.encoding(answer.item, len(ids), truncate=True)
+    ids = outcome.inputs["input_ids"][0]
+    if outcome.item is None:
+        return by_name(task, outcome)
+    encoding = task.encoding(outcome.item, len(ids), truncate=True)
     if not encoding.is_fast:  # such a tokenizer does not say which part of the text a token is
-        return by_name(task, answer)
+        return by_name(task, outcome)
     context = torch.tensor([part == 1 for part in encoding.sequence_ids(0)])
     starts, ends = (
-        torch.softmax(answer.outputs[name][0].float().masked_fill(~context, -torch.inf), -1)
+        torch.softmax(outcome.outputs[name][0].float().masked_fill(~context, -torch.inf), -1)
         for name in ("start_logits", "end_logits")
     )
     scores = (starts[:, None] * ends[None, :]).triu().tril(LONGEST_SPAN - 1)
-    best = scores.flatten().topk(min(answer.top_k or 1, scores.numel()))
+    best = scores.flatten().topk(min(outcome.top_k or 1, scores.numel()))
     found = []
     for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         first, last = (_word_at(encoding, index) for index in divmod(place, len(ids)))
         if score > 0:
-            text = _text_of(answer.item, 1)[first.start : last.end]
+            text = _text_of(outcome.item, 1)[first.start : last.end]
             found.append({"score": score, "start": first.start, "end": last.end, "answer": text})
     return found
 
@@ -138,7 +138,7 @@ def spans(task: Task, answer: Answer) -> Any:
 class Reader(NamedTuple):
     """`needs`: outputs and inputs by name. `words`: whether it needs the tokenizer."""
 
-    read: Callable[[Task, Answer], Any]
+    read: Callable[[Task, Outcome], Any]
     needs: Set[str] = frozenset()
     words: bool = False
 

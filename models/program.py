@@ -131,6 +131,8 @@ class Program(BaseModel):
                 )
             if any(not 0 <= arg < number for arg in item.args):
                 raise ProgramError(f"program: instruction {number}: reads a value that does not exist yet")
+            if not _bits_fit(item):
+                raise ProgramError(f"program: instruction {number}: {item.op} of a number of bits that no ring has")
             if item.op == "reveal" and item.attributes.get("to") not in RECIPIENTS:
                 raise ProgramError(f"program: instruction {number}: tells a result to others than the data's owner")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
@@ -148,6 +150,12 @@ class Program(BaseModel):
                 if source.op == "weight":
                     shapes[source.attributes["name"]] = source.shape
         return shapes
+
+
+def _bits_fit(item: Instruction) -> bool:
+    """Whether shifts stay within 64 bits: a peer's program could ask for numbers that fill the memory."""
+    numbers = item.attributes.get("bits", 0), item.attributes.get("ring", 64), item.width
+    return item.width > 0 and all(type(n) is int and 0 <= n <= 64 for n in numbers)
 
 
 def check_offers(program: Program, protocol: Any) -> None:

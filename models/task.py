@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import BlindformerError, first_line
-from .answers import Answer, read
+from .answers import Outcome, read
 
 Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
 IMAGE_LABELS = 5  # as many as transformers' image-classification gives
@@ -170,7 +170,7 @@ class Task:
 
         `item`: the text, or pair of texts, that the inputs were made of.
         """
-        return read(self, Answer(outputs, inputs, top_k, item))
+        return read(self, Outcome(outputs, inputs, top_k, item))
 
     def label(self, number: int) -> str:
         return self.labels.get(number, f"LABEL_{number}")

@@ -36,7 +36,7 @@ FieldOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Item:
+class InputItem:
     """A text, a pair of texts, or an image's file.
 
     number       its place in all that was given, from 1; an empty line counts, too
@@ -61,7 +61,7 @@ class Item:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-def read_items(images: bool, arguments: list[str], files: list[Path], field: str | None = None) -> list[Item]:
+def read_items(images: bool, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
     """What to ask: of arguments, files, and standard input. Errors: BlindformerError, if nothing can be asked."""
     from ...models.task import image_files
     from ...protocols.errors import BlindformerError
@@ -70,14 +70,14 @@ def read_items(images: bool, arguments: list[str], files: list[Path], field: str
         paths = image_files([*map(Path, arguments), *files])
         if not paths:
             raise BlindformerError("there is nothing to ask: give images' files, or folders of them")
-        return [Item(str(path), number) for number, path in enumerate(paths, 1)]
+        return [InputItem(str(path), number) for number, path in enumerate(paths, 1)]
     found, numbers = [], itertools.count(1)
     for file, lines in _sources(arguments, files):
         named = field or (_FIELD if file.endswith(_TABLES) else None)
         for line, text in enumerate(lines, 1):
             number = next(numbers)
             if not file:
-                found.append(Item(text, number))
+                found.append(InputItem(text, number))
             elif text:
                 found.append(_of_line(text, number, file, line, named))
     if not found:
@@ -111,7 +111,7 @@ def _sources(arguments: list[str], files: list[Path]) -> Iterator[tuple[str, lis
         yield _STANDARD_INPUT, _lines(_STANDARD_INPUT, sys.stdin.buffer.read())
 
 
-def paired(items: list[Item], pairs: list[str]) -> list[Item]:
+def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
     """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
     from ...protocols.errors import BlindformerError
 
@@ -143,23 +143,23 @@ def _lines(name: str, content: bytes) -> list[str]:
     return lines
 
 
-def _of_line(text: str, number: int, file: str, line: int, field: str | None) -> Item:
+def _of_line(text: str, number: int, file: str, line: int, field: str | None) -> InputItem:
     """The text of a line, or of its object's field."""
     from ...protocols.errors import BlindformerError
 
     if field is None:
-        return Item(text, number, file, line)
+        return InputItem(text, number, file, line)
     try:
         row = json.loads(text)
         if not isinstance(row, dict):
             wrong = f'is no JSON object; write one such as {{"{field}": ...}}'
         elif isinstance(row.get(field), str):
-            return Item(row[field], number, file, line)
+            return InputItem(row[field], number, file, line)
         else:
             wrong = f"has no text in field {field!r}; it has {', '.join(row) or 'none'}: name one with --field"
     except (ValueError, RecursionError):
         wrong = f'is not JSON; write an object such as {{"{field}": ...}}'
-    return Item("", number, file, line, BlindformerError(wrong))
+    return InputItem("", number, file, line, BlindformerError(wrong))
 
 
 # --- paths that are no texts -----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def _near(word: str) -> list[str]:
 
 
 # --- what has no answer ----------------------------------------------------------------------------------------------
-def raise_if_all(items: Sequence[Item], errors: Mapping[int, Exception]) -> None:
+def raise_if_all(items: Sequence[InputItem], errors: Mapping[int, Exception]) -> None:
     """Errors: BlindformerError, that of the first item, if `errors` (by index) has one for every item."""
     from ...protocols.errors import BlindformerError
 
@@ -221,11 +221,11 @@ def raise_if_all(items: Sequence[Item], errors: Mapping[int, Exception]) -> None
         raise BlindformerError(_of(items, 0, errors[0])) from None
 
 
-def complain(items: Sequence[Item], index: int, error: Exception) -> None:
+def complain(items: Sequence[InputItem], index: int, error: Exception) -> None:
     """A line on stderr for an item that has no answer."""
     print(f"blindformer: {_of(items, index, error)}", file=sys.stderr)
 
 
-def _of(items: Sequence[Item], index: int, error: Exception) -> str:
+def _of(items: Sequence[InputItem], index: int, error: Exception) -> str:
     item = items[index]
     return f"{item.where}: {error}" if item.file or len(items) > 1 else str(error)

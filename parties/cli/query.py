@@ -12,7 +12,7 @@ import typer
 
 from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
-from .items import FieldOption, FileOption, Item, complain, folder_first, paired, raise_if_all, read_items
+from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
@@ -157,7 +157,7 @@ def query(
         raise typer.Exit(1)
 
 
-def _results(client: Any, items: list[Item], top: int | None) -> Iterator[tuple[int, Any]]:
+def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
     """(index of the item, its result), as they come: first of those that could not even be read."""
     from ..asking import Result
 
@@ -179,7 +179,7 @@ def _number(length: str) -> int | None:
     return int(length)
 
 
-def _row(task: str, item: Item, result: Any) -> dict[str, Any]:
+def _row(task: str, item: InputItem, result: Any) -> dict[str, Any]:
     row = {**item.place, **asked(task, item.value)}
     if result.length:
         row["length"] = result.length
@@ -196,7 +196,7 @@ def _costs(result: Any) -> dict[str, Any]:
     return {name: getattr(report, name) for name in names}
 
 
-def _emit(client: Any, answered: list[tuple[Item, Any]]) -> None:
+def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     from ...versions import versions
 
     part, task = client.part, client.task
@@ -215,14 +215,14 @@ def _emit(client: Any, answered: list[tuple[Item, Any]]) -> None:
     emit({**found, "similarities": pairs} if pairs else found)
 
 
-def _pairs(task: str, answered: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
+def _pairs(task: str, answered: list[tuple[InputItem, Any]]) -> list[dict[str, Any]]:
     good = [result for _, result in answered if result.error is None]
     if task != "sentence-embedding" or not 1 < len(good) <= PAIRS_OF:
         return []
     return similarities([result.item for result in good], [result.value for result in good])
 
 
-def _show(client: Any, answered: list[tuple[Item, Any]]) -> None:
+def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     out, part, task = console(), client.part, client.task
     out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
     lengths = sorted({result.length for _, result in answered if result.error is None})

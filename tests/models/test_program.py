@@ -122,6 +122,18 @@ BAD = {
     ),
     "a reference to itself": (lambda d: d["instructions"][1].update(args=[1]), "does not exist yet"),
     "a negative reference": (lambda d: d["instructions"][1].update(args=[-1]), "does not exist yet"),
+    "a ring that no memory holds": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(ring=10**11),
+        r"program: instruction \d+: rescale of a number of bits that no ring has",
+    ),
+    "a shift that is no number": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(bits="7"),
+        r"program: instruction \d+: rescale of a number of bits that no ring has",
+    ),
+    "a negative width": (
+        lambda d: d["instructions"][3].update(width=-8),
+        r"program: instruction 3: \w+ of a number of bits that no ring has",
+    ),
     "a result for the server": (
         lambda d: next(x for x in d["instructions"] if x["op"] == "reveal")["attributes"].update(to="server"),
         r"program: instruction \d+: tells a result to others than the data's owner",
