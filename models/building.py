@@ -16,7 +16,7 @@ from ..approximations.plan import FILE_NAME
 from ..approximations.registry import KINDS
 from .artifacts import save
 from .calibration_texts import calibration_texts
-from .compile import CalibrationWarning, Compiled, compile
+from .compile import TRACING, CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading import Loaded, LoadError, load
 from .task import image_files
@@ -132,8 +132,9 @@ def compile_lengths(
             raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
         if loaded.positions is not None and length > loaded.positions:
             raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
-    batches = {length: _within(loaded, plan, _texts(loaded, length, texts)) for length in wanted}
-    plan = _calibrated(loaded, plan, [batch for some in batches.values() for batch in _together(some)], stage)
+    with TRACING:
+        batches = {length: _within(loaded, plan, _texts(loaded, length, texts)) for length in wanted}
+        plan = _calibrated(loaded, plan, [batch for some in batches.values() for batch in _together(some)], stage)
     found = {}
     for length in wanted:
         say = _labelled(stage, f"{length} tokens: " if len(wanted) > 1 else "")
@@ -173,8 +174,9 @@ def compile_images(
         raise LoadError(f"{loaded.name}: takes images; give some typical ones to calibrate on (--calibrate FOLDER)")
     step = max(1, len(chosen) / MOST_IMAGES)
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
-    batches = _within(loaded, plan, [loaded.encode_image(image) for image in chosen])
-    plan = _calibrated(loaded, plan, _together(batches), stage)
+    with TRACING:
+        batches = _within(loaded, plan, [loaded.encode_image(image) for image in chosen])
+        plan = _calibrated(loaded, plan, _together(batches), stage)
     batches = _in_rows(batches, rows)
     return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)
 

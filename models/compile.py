@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .loading import Loaded
 
 Progress = Callable[[str], None]
-_TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
+TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
 
 
 @dataclass
@@ -140,7 +140,7 @@ def compile(
     say = progress or (lambda stage: None)
     model = module_of(model)
     _check_weights(model)
-    with _TRACING:
+    with TRACING:
         lowered, plan, structure = _traced(model, batches, plan, Lowering(embedding=embedding), outputs, say)
     say("optimise")
     nodes = optimise(lowered.outputs)

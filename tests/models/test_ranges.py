@@ -1,6 +1,7 @@
 """What calibration sees decides how many bits values get: from tails, from what can be, and never without a word."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,3 +111,11 @@ def test_inputs_that_leave_a_plans_own_ranges_are_left_out_with_a_warning(tiny_c
     with warnings.catch_warnings():
         warnings.simplefilter("error", CalibrationWarning)
         compile_lengths(loaded, [16], narrow, texts=TEXTS[:6])
+
+
+def test_threads_may_compile_one_loaded_model_at_once(tiny_encoder):
+    """While one traces it, none may calibrate it."""
+    loaded = load(tiny_encoder)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: compile_lengths(loaded, [8])[8].program.hash(), range(8)))
+    assert len(set(found)) == 1
