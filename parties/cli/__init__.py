@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from types import FrameType
+from typing import Any
 
 from ...errors import BlindformerError
 
@@ -14,7 +15,15 @@ def main() -> None:
     """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
-    warnings.showwarning = lambda message, *_, **__: print(f"blindformer: warning: {message}", file=sys.stderr)
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category.__module__.startswith("blindformer."):
+            print(f"blindformer: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = show  # in a line, without the place in our code
     from .app import app
 
     try:
