@@ -139,8 +139,8 @@ def compile(
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
     say = progress or (lambda stage: None)
     model = module_of(model)
-    _check_weights(model)
     with TRACING:
+        _check_weights(model)
         lowered, plan, structure = _traced(model, batches, plan, Lowering(embedding=embedding), outputs, say)
     say("optimise")
     nodes = optimise(lowered.outputs)
