@@ -106,6 +106,7 @@ class Federation:
                 "rate": rate_at(self.settings, self.settings.rate or self.subject.rate, number),
                 "clip": budget.clip,
                 "noise": budget.noise,
+                "examples": self.settings.examples or len(self.data.train) / self.settings.clients,
             }
         )
         messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))

@@ -12,6 +12,7 @@ a seed of 32 bits. Here masks are AES-128-CTR streams modulo 2^64, each drawn on
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,15 @@ NONCE_BYTES, TAG_BYTES = 12, 16
 BOX_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES  # shares of both of a client's masks, sealed
 
 
-def encoded(vector: Tensor, clients: int) -> Tensor:
-    """Fixed point: int64, so that the sum over all clients cannot leave the ring.
+def reach(clients: int) -> float:
+    """The largest number of a client's vector: the sum over all clients cannot leave the ring."""
+    return math.floor(_MOST / clients) / 2.0**SCALE
 
-    Errors: FederateError for a number too large, or none at all.
-    """
+
+def encoded(vector: Tensor, clients: int) -> Tensor:
+    """Fixed point, int64. Errors: FederateError for a number beyond `reach`, or none at all."""
     scaled = torch.round(vector.double() * 2.0**SCALE)
-    if not bool(scaled.isfinite().all()) or float(scaled.abs().max()) >= _MOST / clients:
+    if not bool(scaled.isfinite().all()) or float(vector.abs().max()) > reach(clients):
         raise FederateError("its update is not finite, or too large to add up; lower the rate")
     return scaled.long()
 
