@@ -41,7 +41,6 @@ def collect(messages: list[Message], now: Tensors, settings: Settings, budget: B
         return _secure(messages, now, budget, settings, send)
     replies = send(messages)
     lost = _silent(messages, replies)
-    budget.arrived((name_of(reply) for reply in replies), late=list(lost))
     if settings.clips_updates:
         return _summed(messages, replies, now, budget, lost)
     return _each(replies, now, lost)
@@ -126,7 +125,6 @@ def _secure(messages: list[Message], now: Tensors, budget: Budget, settings: Set
     replies = send(asked)
     session.lost |= _silent(asked, replies)
     total, names = session.total(replies)
-    budget.arrived(names.values())  # a vector that is late stays under its mask
     return _from_sum(messages, total, list(names.values()), now, budget, session.lost)
 
 

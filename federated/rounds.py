@@ -75,9 +75,6 @@ class Federation:
         for number in range(len(self.history) + 1, settings.rounds + 1):
             started = time.monotonic()
             now = self.subject.state()
-            if settings.own_noise:  # what clients send is spent, whether or not this server lives to sum it
-                budget.begun = number
-                self._keep(strategy, budget)
             found = self._round(grid, strategy, budget, number, now)
             with torch.no_grad():
                 accuracy = judged(self.subject.model, validation)["accuracy"]
@@ -100,6 +97,9 @@ class Federation:
         nodes = self._sample(grid, number)
         if not nodes and self.settings.dp != "central":
             return Collected([])
+        if self.settings.dp != "none":  # from here on something may be seen, whether or not this server lives to tell
+            budget.asked += 1
+            self._keep(strategy, budget)
         config = ConfigRecord(
             {
                 "about": self.about.to_json(),
@@ -177,9 +177,10 @@ class Federation:
         kept, state = stored
         if state["fingerprint"] != self.settings.fingerprint():
             raise FederateError(
-                f"{self.work}: belongs to a run with other settings; give another folder, or remove this one"
+                f"{self.work}: belongs to a run with other settings, or of another version; "
+                "give another folder, or remove this one"
             )
         self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
         remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})
         self.history = [Round(**row) for row in state["history"]]
-        return strategy, Budget.restored(self.settings, state["budget"], len(self.history))
+        return strategy, Budget(self.settings, **state["budget"])

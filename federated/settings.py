@@ -138,7 +138,7 @@ class Settings(BaseModel):
 
     @property
     def own_noise(self) -> bool:
-        """Whether clients add the noise: what they send is spent, whatever becomes of it."""
+        """Whether clients add the noise: what they send needs none of the server's, and tells nothing exact."""
         return self.dp in ("local", "example")
 
     @classmethod

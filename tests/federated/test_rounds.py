@@ -96,9 +96,9 @@ def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, t
         assert torch.equal(value, weights(again)[name]), name
 
 
-@pytest.mark.parametrize("dp", ["local", "example"])
-def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_path, dp):
-    """With noise of their own: the server has seen it, and they send anew, with new noise."""
+@pytest.mark.parametrize("dp", ["central", "local", "example"])
+def test_a_round_that_was_cut_off_is_spent_and_so_is_its_repetition(data, tmp_path, dp):
+    """Something may have been seen of either, under noise of its own."""
 
     class Cut(LocalGrid):
         def send_and_receive(self, *messages, **options):
