@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,16 +27,20 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class Collected:
-    """`replies` are what the strategy gets; `taken` the clients in them, `lost` why each of the others is not."""
+    """`replies` are what the strategy gets; `taken` the clients in them, `lost` why each of the others is not.
+
+    left_out  nodes that cheat: not to be asked again
+    """
 
     replies: list[Message]
     taken: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     loss: float | None = None
+    left_out: list[int] = field(default_factory=list)
 
 
 def collect(messages: list[Message], now: Tensors, settings: Settings, budget: Budget, send: Send) -> Collected:
-    """Send the round's messages and take in the answers. Errors: FederateError if too few are left for a secure sum."""
+    """Send the round's messages and take in the answers."""
     if settings.secagg:
         return _secure(messages, now, budget, settings, send)
     replies = send(messages)
@@ -117,15 +121,17 @@ def _summed(
 def _secure(messages: list[Message], now: Tensors, budget: Budget, settings: Settings, send: Send) -> Collected:
     session = Session(send, sum(v.numel() for v in now.values()) + EXTRA)
     content = {message.metadata.dst_node_id: message.content for message in messages}
-    left = session.prepare(content)
-    asked = [
-        Message(RecordDict({**content[node], SECURE: session.request(node)}), node, messages[0].metadata.message_type)
-        for node in left
-    ]
-    replies = send(asked)
-    session.lost |= _silent(asked, replies)
-    total, names = session.total(replies)
-    return _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+    kind = messages[0].metadata.message_type
+    try:
+        left = session.prepare(content)
+        asked = [Message(RecordDict({**content[i], SECURE: session.request(i)}), i, kind) for i in left]
+        replies = send(asked)
+        session.lost |= _silent(asked, replies)
+        total, names = session.total(replies)
+    except FederateError as error:  # the model stays as it was
+        return Collected([], lost={**session.lost, "round": str(error)}, left_out=session.left_out)
+    found = _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+    return replace(found, left_out=session.left_out)
 
 
 def _from_sum(

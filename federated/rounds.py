@@ -56,7 +56,10 @@ Progress = Callable[[Round, int], None]
 
 @dataclass
 class Federation:
-    """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none."""
+    """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none.
+
+    left_out  nodes that have cheated, and are asked no more
+    """
 
     settings: Settings
     data: Dataset
@@ -65,6 +68,7 @@ class Federation:
     work: Path | None = None
     progress: Progress | None = None
     history: list[Round] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
 
     def run(self, grid: Grid) -> list[Round]:
         """All rounds that are left. The subject has the result's weights. Errors: FederateError."""
@@ -120,10 +124,8 @@ class Federation:
             good = [reply for reply in replies if reply.metadata.src_node_id in nodes]
             return sorted(good, key=lambda reply: (name_of(reply), reply.metadata.src_node_id))
 
-        try:
-            found = collect(messages, now, self.settings, budget, send)
-        except FederateError as error:  # too few for a secure sum: the model stays as it was
-            return Collected([], lost={"round": str(error)})
+        found = collect(messages, now, self.settings, budget, send)
+        self.left_out += [node for node in found.left_out if node not in self.left_out]
         if found.replies:
             arrays, _ = strategy.aggregate_train(number, found.replies)
             if arrays is not None:
@@ -133,13 +135,13 @@ class Federation:
     def _sample(self, grid: Grid, number: int) -> list[int]:
         """Nodes of this round. With differential privacy each by itself and unpredictably, as the accountant has it."""
         settings = self.settings
-        nodes = sorted(self._connected(grid))
+        nodes = sorted(set(self._connected(grid)) - set(self.left_out))
         if settings.fraction == 1:
             return nodes
         if settings.dp == "central":
             chance = secrets.SystemRandom()
             return [node for node in nodes if chance.random() < settings.fraction]
-        count = max(1, round(settings.fraction * len(nodes)))
+        count = min(len(nodes), max(1, round(settings.fraction * len(nodes))))
         random = np.random.default_rng((settings.seed, number))
         return sorted(nodes[i] for i in random.choice(len(nodes), count, replace=False))
 
@@ -167,6 +169,7 @@ class Federation:
             "fingerprint": self.settings.fingerprint(),
             "history": [asdict(r) for r in self.history],
             "budget": budget.to_dict(),
+            "left_out": self.left_out,
         }
         write(self.work / CHECKPOINT, kept, state)
 
@@ -182,5 +185,5 @@ class Federation:
             )
         self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
         remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})
-        self.history = [Round(**row) for row in state["history"]]
+        self.history, self.left_out = [Round(**row) for row in state["history"]], state["left_out"]
         return strategy, Budget(self.settings, **state["budget"])
