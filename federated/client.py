@@ -18,7 +18,7 @@ from ..errors import BlindformerError, first_line
 from . import secure_client as secure
 from .examples import Source, client_name
 from .learning import learn
-from .messages import ARRAYS, CONFIG, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
+from .messages import ARRAYS, CONFIG, DRAWN, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
 from .privacy import gaussian
 from .rows import Rows
 from .secure import SCALE, reach
@@ -91,7 +91,7 @@ def _step(
 
 
 class NothingLearned(UserWarning):
-    """Said on a client's own machine: its examples could not be trained on, and it sends noise alone."""
+    """Said on a client's own machine: its examples could not be trained on, and it sends an update of nothing."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Task:
     rows: Callable[[], Rows]
 
     def learned(self) -> _Learned:
-        """By the kind of privacy. Errors: FederateError, only where it may tell of the examples."""
+        """By the kind of privacy. Errors: FederateError, and what training may raise, without differential privacy."""
         kinds = {"none": self._plain, "central": self._clipped, "local": self._noised, "example": self._step}
         return kinds[self.settings.dp]()
 
@@ -134,7 +134,9 @@ class _Task:
         return _Learned(update * weight, weight, loss, (weight, weight * loss, 0.0))
 
     def _clipped(self) -> _Learned:
-        update, clip = self._trained()[0], float(self.config["clip"])
+        if self.part is not None and not self.config[DRAWN]:  # it is there so that nobody sees who was drawn
+            return _Learned(torch.zeros(self._size(), dtype=torch.float64), 0.0, None, (0.0, 0.0, 0.0))
+        update, clip = self._or_nothing(lambda: self._trained()[0]), float(self.config["clip"])
         if self.part is not None:  # rounding to fixed point may not make it longer than the norm
             clip -= len(update) ** 0.5 * 2.0 ** -(SCALE + 1)
         short = float(update.norm()) <= clip
@@ -162,8 +164,13 @@ class _Task:
         try:
             return run()
         except Exception as error:
-            warnings.warn(f"{self.name}: {first_line(error)}; it sends noise alone", NothingLearned, stacklevel=2)
-            return torch.zeros(sum(p.numel() for p in self.subject.trained().values()), dtype=torch.float64)
+            warnings.warn(
+                f"{self.name}: {first_line(error)}; it sends an update of nothing", NothingLearned, stacklevel=2
+            )
+            return torch.zeros(self._size(), dtype=torch.float64)
+
+    def _size(self) -> int:
+        return sum(p.numel() for p in self.subject.trained().values())
 
 
 def _train(message: Message, context: Context, source: Source, made: _Made) -> dict[str, Any]:

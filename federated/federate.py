@@ -86,8 +86,8 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
 
     Errors: FederateError if no client ever took part: what there is was not trained.
     """
-    if not any(r.clients for r in run.history):
-        name, why = next(((n, w) for r in run.history for n, w in r.lost.items()), ("nobody", "was asked"))
+    if not run.took_part:
+        name, why = run.first_lost or ("nobody", "was asked")
         raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
     travelled = sum(p.numel() for p in subject.trained().values())

@@ -141,6 +141,11 @@ class Settings(BaseModel):
         """Whether clients add the noise: what they send needs none of the server's, and tells nothing exact."""
         return self.dp in ("local", "example")
 
+    @property
+    def secret_draw(self) -> bool:
+        """Whether epsilon counts on it that nobody but the server knows who was in a round, or how many were."""
+        return self.dp == "central" and self.fraction < 1
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
         """From a Flower app's configuration, which both sides get whole. Errors: FederateError."""

@@ -212,12 +212,14 @@ def show_result(found: Any, data: str) -> None:
         f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
         f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )
-    headings = ["round", "accuracy", "loss", "clients"] + (["epsilon"] if settings["dp"] != "none" else [])
-    rows = table(*headings, "seconds", right=tuple(range(len(headings) + 1)))
+    private, told = settings["dp"] != "none", found.rounds[0].clients is not None  # who took part may be a secret
+    headings = ["round", "accuracy"] + ["epsilon"] * private + ["loss"] * (not private)
+    headings += ["clients", "seconds"] * told
+    rows = table(*headings, right=tuple(range(len(headings))))
     for made in found.rounds:
-        cells = [str(made.number), f"{made.accuracy:.3f}", "" if made.loss is None else f"{made.loss:.3f}"]
-        cells += [str(made.clients)] + ([] if made.epsilon is None else [f"{made.epsilon:.2f}"])
-        rows.add_row(*cells, f"{made.seconds:.1f}")
+        cells = [str(made.number), f"{made.accuracy:.3f}"]
+        cells += [f"{made.epsilon:.2f}"] if private else ["" if made.loss is None else f"{made.loss:.3f}"]
+        rows.add_row(*cells, *([str(made.clients), f"{made.seconds:.1f}"] if told else []))
     out.print(rows)
     for made in found.rounds:
         for name, why in made.lost.items():

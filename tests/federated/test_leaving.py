@@ -120,5 +120,5 @@ def test_the_client_alone_hears_that_nothing_was_learned(data):
     run, _ = prepare(settings, data, Path("no such folder"), None)
     run.work = None
     app = client_app(Unreadable())
-    with pytest.warns(NothingLearned, match="client 0: row 17: Jane Doe has no date of birth; it sends noise alone"):
+    with pytest.warns(NothingLearned, match="client 0: row 17: Jane Doe has no date of birth; it sends an"):
         run.run(LocalGrid(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))

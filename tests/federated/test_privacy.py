@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from blindformer.federated import privacy, steps
-from blindformer.federated.client import client_app
+from blindformer.federated.client import NothingLearned, client_app
 from blindformer.federated.examples import PARTITION, Source
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
@@ -184,13 +184,11 @@ def test_a_client_that_does_not_clip_is_clipped_by_the_server(data, tmp_path):
 
 
 def test_a_client_that_drops_costs_no_more(data, tmp_path):
-    found = federate(
-        tmp_path / "out",
-        data,
-        nodes={1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {PARTITION: 2}, 4: {"data": "nothing", "name": "ward"}},
-        **{**PRIVATE, "rounds": 1, "noise": 1.0},
-    )
-    assert list(found.rounds[0].lost) == ["ward"]
+    """Nor does one whose examples cannot be read. A refusal would be published; so it adds nothing."""
+    nodes = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {"name": "ward"}, 4: {"data": "nothing", "name": "clinic"}}
+    with pytest.warns(NothingLearned, match="clinic: nothing: is no folder"):
+        found = federate(tmp_path / "out", data, nodes=nodes, **{**PRIVATE, "rounds": 1, "noise": 1.0})
+    assert (found.rounds[0].clients, list(found.rounds[0].lost)) == (3, ["ward"])
     assert found.report["epsilon"] == pytest.approx(accounted(1.0, 1.0, 1))
     assert privacy.accountant() is not None
 
