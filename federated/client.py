@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import BlindformerError, first_line
 from . import secure_client as secure
-from .examples import Source, client_name
+from .examples import Source, client_name, part_of
 from .learning import learn
 from .messages import ARRAYS, CONFIG, DRAWN, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
 from .privacy import gaussian
@@ -25,8 +25,10 @@ from .secure import SCALE, reach
 from .settings import FederateError, Settings
 from .steps import private_step, summed
 from .subject import About, Subject, join
+from .terms import Terms
 from .updates import clipped, difference
 
+COUNT = "count"  # in a client's own state
 Handler = Callable[[Message, Context], Message]
 
 
@@ -41,6 +43,7 @@ def client_app(source: Source) -> ClientApp:
     @app.train("keys")
     def keys(message: Message, context: Context) -> Message:
         def run() -> dict[str, Any]:
+            _agree(message, context)
             session = str(message.content.config_records[SECURE]["session"])
             part, sent = secure.keys(session, message.metadata.dst_node_id)
             part.keep(context.state)
@@ -79,6 +82,16 @@ def _answered(message: Message, context: Context, run: Callable[[], dict[str, An
         return answer(message, name, **run())
     except BlindformerError as error:
         return refusal(message, name, str(error))
+
+
+def _agree(message: Message, context: Context) -> int:
+    """The number of this round, by its own count or the server's. Errors: FederateError where its terms are not met."""
+    settings, config = Settings.of(context.run_config), message.content.config_records[CONFIG]
+    part_of(context.node_config, settings)
+    counted: Any = context.state.config_records.get(COUNT, {"rounds": 0})
+    number = max(int(counted["rounds"]) + 1, int(str(config["server-round"])))
+    Terms.of(context.node_config).check(settings, float(str(config["noise"])), number)
+    return number
 
 
 def _step(
@@ -176,6 +189,7 @@ class _Task:
 def _train(message: Message, context: Context, source: Source, made: _Made) -> dict[str, Any]:
     settings = Settings.of(context.run_config)
     config: Any = message.content.config_records[CONFIG]
+    context.state[COUNT] = ConfigRecord({"rounds": _agree(message, context)})
     about = About.of(str(config["about"]))
     part = None
     if settings.secagg:

@@ -143,8 +143,10 @@ def _secure(
     session = Session(send, sum(v.numel() for v in now.values()) + EXTRA)
     content = {message.metadata.dst_node_id: message.content for message in messages}
     kind = messages[0].metadata.message_type
+    told = messages[0].content.config_records[CONFIG]
+    terms = ConfigRecord({key: told[key] for key in ("noise", "server-round")})
     try:
-        left = session.prepare(content)
+        left = session.prepare(content, terms)
         config = {i: ConfigRecord({**content[i].config_records[CONFIG], DRAWN: i in drawn}) for i in left}
         asked = [
             Message(RecordDict({**content[i], CONFIG: config[i], SECURE: session.request(i)}), i, kind) for i in left

@@ -56,7 +56,8 @@ def federate(
 
     out        a new folder; one with an unfinished run of the same settings is gone on with
     dataset    instead of the one that the setting `data` names
-    nodes      configurations of the clients by number (default: one for each part of the data set)
+    nodes      configurations of the clients by number, with the terms of each (terms.py; default: one for each part of
+               the data set, on any terms)
     settings   fields of `Settings`
 
     Errors: BlindformerError, one line with the remedy.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..protocols.streams import SEED_BYTES
 from .faults import Faults
-from .messages import KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
+from .messages import CONFIG, KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
 from .secure import (
     BOX_BYTES,
     DIGEST_BYTES,
@@ -64,9 +64,12 @@ class Session:
     lost: dict[str, str] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
 
-    def prepare(self, nodes: Iterable[int]) -> list[int]:
-        """Keys and shares. Returns who is still there. Errors: FederateError if too few are."""
-        replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply))
+    def prepare(self, nodes: Iterable[int], config: ConfigRecord) -> list[int]:
+        """Keys and shares. `config`: what a client has to agree to first. Returns who is still there.
+
+        Errors: FederateError if too few are.
+        """
+        replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply), config)
         keys = Counter(bytes(r[name]) for r in replies.values() for name in ("mask", "seal"))
         for i, r in replies.items():
             made = Member(bytes(r["mask"]), bytes(r["seal"]))
@@ -194,11 +197,16 @@ class Session:
         return vector if fits and reply.metadata.src_node_id in self.boxes else None
 
     def _ask(
-        self, asked: Mapping[int, Mapping[str, Any]], kind: str, fits: Callable[[int, ConfigRecord], bool]
+        self,
+        asked: Mapping[int, Mapping[str, Any]],
+        kind: str,
+        fits: Callable[[int, ConfigRecord], bool],
+        config: ConfigRecord | None = None,
     ) -> dict[int, Any]:
         """The answers that fit, by node."""
+        more = {} if config is None else {CONFIG: config}
         messages = [
-            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what})}), node, kind)
+            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what}), **more}), node, kind)
             for node, what in asked.items()
         ]
         answers, silent = {}, set(asked)
