@@ -26,6 +26,13 @@ class Engine(enum.StrEnum):
     ray = "ray"
 
 
+PROTECTS = {
+    "central": "protects a client's whole data from who sees the models, not from the server",
+    "local": "protects a client's whole data, from the server as well",
+    "example": "protects each example from all but its client",
+}
+
+
 def federate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
@@ -248,8 +255,7 @@ def show_result(found: Any, data: str) -> None:
     for (name, why), numbers in lost.items():
         out.print(f"{_rounds(numbers)}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
-        what = "an example" if settings["dp"] == "example" else "a client's whole data"
-        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of {what}")
+        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g} {PROTECTS[settings['dp']]}")
     out.print(
         f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
         f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"
