@@ -16,38 +16,30 @@ from blindformer.federated.terms import Terms, node_configs
 from .conftest import SMALL
 
 GIVEN = {**SMALL, "epochs": 1, "rounds": 2}
-NOISY = {"dp": "local", "noise": 0.5}
+NOISY, SECURE = {"dp": "local", "noise": 0.5}, {"secagg": True}
 
 
-@pytest.mark.parametrize("secagg", [False, True])
 @pytest.mark.parametrize(
     ("terms", "settings", "why"),
     [
         ("least-noise=1.0", NOISY, "noise 0.5 is asked for, its least-noise is 1; raise the noise, or lower epsilon"),
-        ("least-noise=0.1", {}, "noise 0 is asked for, its least-noise is 0.1; choose a kind of dp"),
-        ('needs-dp="local,example"', {}, "dp none is asked for, its needs-dp is local,example; use that"),
-        ('needs-dp="example"', NOISY, "dp local is asked for, its needs-dp is example; use that"),
+        ("least-noise=0.1", SECURE, "noise 0 is asked for, its least-noise is 0.1; choose a kind of dp"),
+        ('needs-dp="local,example"', SECURE, "dp none is asked for, its needs-dp is local,example; use that"),
         ("needs-secagg=true", {}, "secagg false is asked for, its needs-secagg is true; turn secagg on"),
-        ("most-rounds=1", {}, "round 2 is asked for, its most-rounds is 1; ask for fewer"),
-        ("least-noise=0.5 most-rounds=2", NOISY, None),
+        ("most-rounds=1", SECURE, "round 2 is asked for, its most-rounds is 1; ask for fewer"),
+        ('least-noise=0.5 most-rounds=2 needs-secagg=true needs-dp="local"', {**NOISY, **SECURE}, None),
     ],
-)  # fmt: skip
-def test_a_round_below_a_clients_terms_is_refused_before_it_trains(
-    data, tmp_path, monkeypatch, terms, settings, why, secagg
-):
+)
+def test_a_round_below_a_clients_terms_is_refused_before_it_trains(data, tmp_path, monkeypatch, terms, settings, why):
     trained = []
     learned = clients._Task.learned
     monkeypatch.setattr(clients._Task, "learned", lambda task: (trained.append(task.name), learned(task))[1])
-    found = federate(
-        tmp_path / "out", data, nodes=node_configs([f"2: {terms}"], 4), **{**GIVEN, **settings, "secagg": secagg}
-    )
-    first = 1 if "most-rounds=1" in terms else 0
-    fits = why is None or ("needs-secagg" in terms and secagg)
+    found = federate(tmp_path / "out", data, nodes=node_configs([f"2: {terms}"], 4), **{**GIVEN, **settings})
+    takes = 2 if why is None else 1 if "rounds" in terms else 0
     for made in found.rounds:
-        refused = not fits and made.number > first
-        assert (made.clients, made.lost) == (3 if refused else 4, {"client 2": why} if refused else {})
-    assert trained.count("client 2") == (2 if fits else first)
-    assert trained.count("client 1") == 2
+        lost = {"client 2": why} if made.number > takes else {}
+        assert (made.clients, made.lost) == (4 - len(lost), lost)
+    assert [trained.count(f"client {n}") for n in range(4)] == [2, 2, takes, 2]
 
 
 def test_the_server_cannot_say_one_thing_and_ask_for_another(data, tmp_path):
