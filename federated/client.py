@@ -1,5 +1,10 @@
 # pyright: reportMissingImports=false
-"""The clients' half of the Flower app: it trains on its own examples and tells the server no more than it may know."""
+"""The clients' half of the Flower app: it trains on its own examples and tells the server no more than it may know.
+
+With differential privacy it answers whatever its examples are, and says nothing of them beside its update, which is
+clipped (central; and there, if the norm adapts, whether it was) or clipped and noised (local, example). docs/federated.md
+has the table of all kinds.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from ..errors import BlindformerError, first_line
+from ..versions import my_version
 from . import secure_client as secure
 from .examples import Source, client_name, part_of
 from .learning import learn
@@ -86,7 +92,9 @@ def _answered(message: Message, context: Context, run: Callable[[], dict[str, An
 
 def _agree(message: Message, context: Context) -> int:
     """The number of this round, by its own count or the server's. Errors: FederateError where its terms are not met."""
-    settings, config = Settings.of(context.run_config), message.content.config_records[CONFIG]
+    settings, config = Settings.of(context.run_config), message.content.config_records.get(CONFIG)
+    if config is None:
+        raise FederateError(f"runs blindformer {my_version()}, the server an older one; install the same")
     part_of(context.node_config, settings)
     counted: Any = context.state.config_records.get(COUNT, {"rounds": 0})
     number = max(int(counted["rounds"]) + 1, int(str(config["server-round"])))

@@ -16,6 +16,7 @@ from blindformer.federated.secure_server import Session
 from blindformer.federated.settings import Settings
 from blindformer.federated.updates import EXTRA, flat
 from blindformer.models.data import Examples
+from flwr.app import Message, RecordDict
 
 from .conftest import SMALL, squares
 
@@ -119,3 +120,11 @@ def test_the_client_alone_hears_that_nothing_was_learned(data):
     app = client_app(Unreadable())
     with pytest.warns(NothingLearned, match="client 0: row 17: Jane Doe has no date of birth; it sends an"):
         run.run(LocalGrid(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query", "train.weights"])
+def test_clients_answer_no_other_questions(data, kind):
+    """No accuracy, no size of a table: there are no rounds of evaluation."""
+    grid = LocalGrid(client_app(Source(data)), {1: {PARTITION: 0}}, Settings(**GIVEN).to_config())
+    (reply,) = grid.send_and_receive([Message(RecordDict(), 1, kind)])
+    assert reply.has_error()
