@@ -2,8 +2,8 @@
 """The clients' half of the Flower app: it trains on its own examples and tells the server no more than it may know.
 
 With differential privacy it answers whatever its examples are, and says nothing of them beside its update, which is
-clipped (central; and there, if the norm adapts, whether it was) or clipped and noised (local, example). docs/federated.md
-has the table of all kinds.
+clipped (central; and there, if the norm adapts, whether it was) or clipped and noised (local, example). The table of
+all kinds is in docs/federated.md.
 """
 
 from __future__ import annotations

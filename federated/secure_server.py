@@ -146,7 +146,7 @@ class Session:
         """
         self._enough(len(found))
         shares: dict[int, dict[int, bytes]] = {i: {} for i in self.boxes}
-        faults = Faults(len(self.members) - threshold_of(len(self.members)))
+        faults = Faults(len(self.members) - threshold_of(len(self.members)), frozenset(set(self.members) - set(found)))
         for holder, reply in found.items():
             for dealer, part in zip(reply["ids"], reply["shares"], strict=True):
                 if digest(part) == self.dealt[dealer].shares[holder][dealer in dropped]:
@@ -180,7 +180,7 @@ class Session:
 
     def _blame(self, faults: Faults) -> None:
         for i in faults.blamed():
-            self._leave_out(i, f"its shares of keys contradict {len(faults.against[i])} clients")
+            self._leave_out(i, "its shares of keys contradict other clients")
         for pair in faults.pairs():
             self.lost[" and ".join(map(self._name, pair))] = "disagree about a share of a key: one of the two lies"
 
