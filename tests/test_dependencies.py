@@ -47,7 +47,7 @@ def test_no_installed_package_has_an_advisory_with_a_remedy(tmp_path):
     assert not advisories(report)
 
 
-@pytest.fixture()
+@pytest.fixture
 def osv():
     """A service in OSV's form that knows one advisory."""
 
