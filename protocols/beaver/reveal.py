@@ -104,6 +104,6 @@ def rounded(
     if not opener:
         yield [Swap(mine, None, wire_bytes(ring), peer=peer)]
         return correlation.low
-    (theirs,) = yield [Swap(None, x.shape, wire_bytes(ring))]
+    (theirs,) = yield [Swap(None, x.shape, wire_bytes(ring), kept=mine)]
     share = logical_shift(mine.add_(theirs), bits, ring).add_(correlation.low)
     return logical_shift(share, 0, ring - bits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from blindformer.models.handover import answer_layout, input_layout
@@ -243,7 +244,15 @@ class Session:
     seen: list[dict]
 
 
-def run_session(case: Case, queries: int = 1, timeout: float = 20, witness: Witness | None = None) -> Session:
+def run_session(
+    case: Case,
+    queries: int = 1,
+    timeout: float = 20,
+    witness: Witness | None = None,
+    party: type[ClientParty] = ClientParty,
+    play: Callable[[Any], None] | None = None,
+) -> Session:
+    """`play`, with a client of class `party` after its set-up, in place of `queries` queries of the case."""
     received: dict[tuple[str, str], list[bytes]] = {}
 
     def connect(a: str, b: str):
@@ -272,7 +281,7 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20, witness: Witn
     dial, leave = dealer.dialling(case.program, session), dealer.seeding(case.program, session)
     wire = witness.wire if witness else over_channel
     server = ServerParty(Served(case, new_seed()), server_client, dial, session=session, wire=wire)
-    client = ClientParty(case.program, case.constants, client_server, leave, session=session)
+    client = party(case.program, case.constants, client_server, leave, session=session)
     answers: list[Answer] = []
     seen: list[dict] = []
 
@@ -283,7 +292,10 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20, witness: Witn
 
     def ask() -> None:
         client.set_up()
-        answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
+        if play:
+            play(client)
+        else:
+            answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
         client.close()
 
     in_threads([serve, ask], lambda: [end.close() for end in ends])

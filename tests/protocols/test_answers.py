@@ -1,17 +1,15 @@
 """Results are divided by a power of two before they are revealed, and who gets them sees nothing below that."""
 
-import numpy as np
 import pytest
 import torch
-from blindformer.protocols.beaver import reveal
 from blindformer.protocols.ring import logical_shift
 from blindformer.protocols.streams import Stream
-from blindformer.protocols.wire import wire_bytes
+from blindformer.protocols.wire import unpack, wire_bytes
 from blindformer.tests.protocols.harness import Seeds, run_beaver
 from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import Case, Data, Draft, handed_over
 from blindformer.tests.protocols.setups import clear
-from blindformer.tests.protocols.test_beaver_transcripts import planes, suspicions, uniform
+from blindformer.tests.protocols.test_beaver_transcripts import even, suspicions
 
 BITS = {40: 24, 64: 38, 62: 7}  # of rings, the bits dropped: whole bytes are left, and not
 
@@ -78,8 +76,9 @@ def test_all_that_a_client_receives_follows_from_the_answer_and_its_own_key_stre
     reveals = [number for number, item in enumerate(case.program.instructions) if item.op == "reveal"]
     mine = Stream(seeds.client, "query 0")
     low = [mine.integers(f"{number}/low", (64, 32)) for number in reveals]
-    came = [values for values, _ in ran.openings["client", "message"]]
-    assert len(came) == len(reveals)
+    (frame,) = ran.received["client"]
+    size = len(frame) // len(reveals)
+    came = [unpack(bytearray(frame), at, (64, 32), wire_bytes(width)) for at in range(0, len(frame), size)]
     for message, key, answer in zip(came, low, ran.outputs.values(), strict=True):
         assert torch.equal(logical_shift(message, 0, 8 * wire_bytes(width)), logical_shift(answer - key, 0, width))
     assert ("client", "sum") not in ran.openings
@@ -89,26 +88,17 @@ def test_all_that_a_client_receives_follows_from_the_answer_and_its_own_key_stre
 @pytest.mark.parametrize("broken", ["", "/r", "/low"])
 def test_what_the_server_opens_is_uniform_and_an_owner_s_shares_are_fresh(monkeypatch, broken):
     """And is not, where a mask is short."""
-    honest, shift, opened = Stream.integers, reveal.logical_shift, []
+    honest = Stream.integers
 
     def integers(self, label, shape):
         drawn = honest(self, label, shape)
         return drawn & 0xFFF if broken and label.endswith(broken) else drawn
 
-    def shifted(x, bits, width):
-        if bits and not x.is_meta:  # c at the server (and r, at the dealer)
-            opened.append((x.clone(), wire_bytes(width)))
-        return shift(x, bits, width)
-
     monkeypatch.setattr(Stream, "integers", integers)
-    monkeypatch.setattr(reveal, "logical_shift", shifted)
     ran = run_beaver(handed_over(divided(40, torch.zeros(64, 32, dtype=torch.int64))))
-    assert len(opened) == 4
+    _, *opened = ran.openings["server", "half"]  # of x, and of the two answers
     given = [opening for (role, _), arrays in ran.openings.items() if role == "owner" for opening in arrays]
-    assert len(given) == 4
-    looks = {name: all(map(looks_uniform, seen)) for name, seen in (("/r", opened), ("/low", given))}
-    assert looks == {name: name != broken for name in looks}
-
-
-def looks_uniform(opening: tuple[torch.Tensor, int]) -> bool:
-    return uniform(np.bincount(planes(opening)[:, -1], minlength=256))
+    assert (len(opened), len(given)) == (2, 4)
+    assert {name: even(seen) for name, seen in (("/r", opened), ("/low", given))} == {
+        name: name != broken for name in ("/r", "/low")
+    }
