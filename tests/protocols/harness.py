@@ -29,6 +29,7 @@ from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
 from torch import Tensor
 
+from .lying import Lies, LyingEngine
 from .programs import Case
 
 RING = Ring()
@@ -71,7 +72,10 @@ class Ran:
     owner_bytes: tuple[int, int]
 
 
-def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20) -> Ran:
+def run_beaver(
+    case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20, lies: Lies | None = None
+) -> Ran:
+    """`lies`: what P1 adds to its shares before it uses them, by instruction."""
     seeds = seeds or Seeds()
     program = case.program
     stream = Stream(seeds.weights, "weight masks")
@@ -100,7 +104,10 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
         values = {**(case.weights if role == "server" else case.client), **shares[role]}
-        engine = OnlineEngine(role, tape, RING, values, case.constants)
+        if role == "client" and lies:
+            engine = LyingEngine(role, tape, RING, values, case.constants, lies=lies)
+        else:
+            engine = OnlineEngine(role, tape, RING, values, case.constants)
         done[role] = interpret(program, engine, tapped(wire, {view: openings[role, view] for view in VIEWS}))
         done[f"{role} left"] = len(tape)
 

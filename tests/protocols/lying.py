@@ -14,25 +14,32 @@ between from it, as the integers that the server holds:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import Program
+from blindformer.parties.helper.owner import OwnerParty
 from blindformer.parties.session import ClientParty
 from blindformer.protocols.beaver.engine import OnlineEngine
+from blindformer.protocols.beaver.owner import pack_shares, split
 from blindformer.protocols.beaver.values import Share
 from blindformer.protocols.rounds import over_channel
+from blindformer.protocols.streams import new_seed
 from torch import Tensor
 
 Lies = dict[int, Tensor]  # what to add to the client's share, by instruction
 
 
 class LyingEngine(OnlineEngine):
-    """The online phase of a party, which shifts its shares."""
+    """The online phase of a party that adds `lies` to its shares before it uses them."""
 
-    lies: Lies
+    def __init__(self, *args: Any, lies: Lies) -> None:
+        super().__init__(*args)
+        self.lies = lies
 
     def execute(self, key, op, shape, width, args, attributes):
         result = yield from super().execute(key, op, shape, width, args, attributes)
@@ -51,12 +58,34 @@ class LyingClient(ClientParty):
     def ask(self, sources: dict[str, Tensor], lies: Lies) -> dict[str, Tensor]:
         """The outputs of a query, in ring integers."""
         _, tape, _ = self._correlations(more=False)
-        engine = LyingEngine("client", tape, self.ring, sources, self.constants)
-        engine.lies = lies
+        engine = LyingEngine("client", tape, self.ring, sources, self.constants, lies=lies)
         outputs = interpret(self.program, engine, over_channel(self.server)).outputs
         self._hear("done")
         self.asked += 1
         return outputs
+
+
+class LyingOwner(OwnerParty):
+    """An owner of topology `helper` that adds `lies`, by input, to what the server gets. It sends nothing else that the
+    servers compute with, but a seed."""
+
+    lies: dict[str, Tensor]
+
+    def _send_shares(self, sources):
+        seed = new_seed()
+        given = split(sources, seed, self._inputs)
+        self.server.send_message({"query": self.number})
+        self.server.send(pack_shares({name: x + self.lies[name] for name, x in given.items()}, self._inputs))
+        self.helper.send_message({"seed": seed.hex()})
+
+
+def queries_to_copy(program: Program, weights: Mapping[str, Tensor]) -> int:
+    """By counting: as many queries as it takes until the bits of all answers are those of all matrices of weights. Less
+    is impossible, whatever a client does, if the weights are any integers of their size."""
+    items = program.instructions
+    matrices = {items[item.args[1]].attributes["name"] for item in items if item.op == "linear"}
+    wanted = sum(weights[name].numel() * (int(weights[name].abs().max()).bit_length() + 1) for name in matrices)
+    return math.ceil(wanted / sum(math.prod(items[n].shape) * items[n].width for n in program.outputs.values()))
 
 
 @dataclass(frozen=True)
