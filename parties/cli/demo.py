@@ -142,7 +142,8 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
 def _opened(seen: dict[str, Any]) -> str:
     return (
         f"{seen['openings']:,} openings, {seen['bytes'] / MB:.0f} MB, each tested alone and against the last query: "
-        f"least p-value {seen['p_value']:.2g} of {seen['tests']:,}; below {seen['alarm_below']:.0e} is an alarm"
+        f"least of {seen['tests']:,} p-values {seen['p_value']:.0e}, an alarm below {seen['alarm_below']:.0e}; "
+        "a smoke test, no proof"
     )
 
 
