@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Scaler:
             source, scale = self._value(node)
             found = self.ranges.get(id(node))
             bits = max(0, scale - answer_bits(found.high if found else 1.0))
-            dropped = {"bits": bits, "ring": 64} if bits else {}
+            dropped: dict[str, Any] = {"bits": bits, "ring": 64} if bits else {}
             self.result.outputs[name] = self._emit("reveal", node, [source], scale - bits, to="client", **dropped)
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
