@@ -92,8 +92,8 @@ def queries_to_copy(program: Program, weights: Mapping[str, Tensor]) -> int:
 class Network:
     """Where the parts of `linear, relu, linear` are in its Program, by instruction, and their fixed point.
 
-    `before`: what is rescaled by `dropped` bits modulo 2^`ring`, for a ReLU that reads `read` bits of it. `hidden`:
-    what the last layer multiplies. `rounded`: bits that an answer drops.
+    `before`: what is rescaled by `dropped` bits, for a ReLU that reads `read` bits of it. `hidden`: what the last layer
+    multiplies. `rounded`: bits that an answer drops.
     """
 
     source: str
@@ -102,7 +102,6 @@ class Network:
     before: int
     hidden: int
     dropped: int
-    ring: int
     read: int
     rounded: int
 
@@ -119,7 +118,6 @@ class Network:
             rescale.args[0],
             last.args[0],
             rescale.attributes["bits"],
-            rescale.attributes["ring"],
             less.attributes["bits"],
             reveal.attributes.get("bits", 0),
         )
