@@ -13,7 +13,7 @@ from cryptography import x509
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
-from ...versions import my_version
+from ...versions import spoken_version
 from ..admission import Busy
 from ..certificates import client_context, server_context
 from ..meeting import tell
@@ -50,7 +50,7 @@ class Identity:
 
     def facts(self, config: str, programs: Collection[str] = ()) -> Facts:
         """What this party says of itself to a probe."""
-        return Facts(blindformer=my_version(), role=self.role, config=config, programs=list(programs))
+        return Facts(blindformer=spoken_version(), role=self.role, config=config, programs=list(programs))
 
 
 def greet(

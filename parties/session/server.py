@@ -17,7 +17,7 @@ from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
-from ...protocols.rounds import over_channel
+from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
 from ..admission import Admission, Busy, Open
 from ..spool import Spool, SpoolError
@@ -63,6 +63,7 @@ class ServerParty:
     client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
     spool       correlations made ahead; and the ledger in which live ones are noted, too
     outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
+    wire        the rounds' wire on the client's channel: a witness's, to see what is opened
 
     Errors of `set_up` and `serve`: `PeerError`. Then `abandon`, tell the channels it returns, and close them.
     """
@@ -78,9 +79,10 @@ class ServerParty:
         admission: Admission | None = None,
         spool: Spool | None = None,
         outside: Outside | None = None,
+        wire: Callable[[Channel], Wire] = over_channel,
     ) -> None:
         self.served, self.client, self.dial_dealer = served, client, dealer
-        self.outside = outside
+        self.outside, self.wire = outside, wire
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Open(), spool
         self.program, self.ring = served.program, Ring(served.program.ring)
@@ -195,7 +197,7 @@ class ServerParty:
             values = {**values, **self.outside.shares(ask.query)}
         before, started = self.client.meter.snapshot(), time.perf_counter()
         engine = OnlineEngine("server", made.tape, self.ring, values, self.served.constants)
-        execution = interpret(self.program, engine, over_channel(self.client))
+        execution = interpret(self.program, engine, self.wire(self.client))
         if self.outside is not None:
             self.outside.answer(ask.query, execution.outputs)
         timings = Timings(
