@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blindformer.parties.spool import Spool, audit_tag
+from blindformer.parties.spool.keys import Keys
 from blindformer.parties.spool.ledger import Entry, Ledger
 
 DIARY = "diary.txt"
@@ -92,7 +93,9 @@ def _no_second_time(found: Audit, side: str, ready: list[tuple], used: list[tupl
     counts = Counter((session, number) for _, session, number in audits)
     found.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
     for session, number, key, *_ in ready:
-        if audit_tag(key) in tags or (session, number) in counts:
+        if key is None:
+            found.damaged.append(f"{side}: number {number} is ready and has no key")
+        elif audit_tag(key) in tags or (session, number) in counts:
             found.reused.append(f"{side}: number {number} was used and counts as ready")
     for session, number, key, *_ in used:
         if key is not None:
@@ -116,11 +119,13 @@ def _files(found: Audit, folder: Path, ready: list[tuple]) -> None:
 
 
 def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:
-    """(ready, used, audit) as the ledger's file has them."""
-    fields = "session, number, key, file, bytes, sha256"
+    """(ready, used, audit) as the ledger's and the keys' files have them."""
+    keys = Keys(folder / "keys")
+
+    def rows(state: str) -> list[tuple]:
+        fields = "session, number, slot, file, bytes, sha256"
+        found = db.execute(f"SELECT {fields} FROM queries WHERE state = ?", (state,)).fetchall()
+        return [(session, number, keys.read(slot), *rest) for session, number, slot, *rest in found]
+
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
-        return (
-            db.execute(f"SELECT {fields} FROM queries WHERE state = 'ready'").fetchall(),
-            db.execute(f"SELECT {fields} FROM queries WHERE state = 'used'").fetchall(),
-            db.execute("SELECT tag, session, number FROM audit").fetchall(),
-        )
+        return rows("ready"), rows("used"), db.execute("SELECT tag, session, number FROM audit").fetchall()

@@ -1,4 +1,4 @@
-"""The server's secret: 16 bytes from which the masks B of its weights follow, kept as long as the weights are.
+"""The server's secret: a seed from which the masks B of its weights follow, kept as long as the weights are.
 
 Whoever knows it and a client's masked weights knows the weights. It stays the same over sessions, so that a client
 downloads W - B once.
@@ -12,8 +12,9 @@ import secrets
 from pathlib import Path
 
 from ..protocols.errors import BlindformerError
+from ..protocols.seeds import SEED_BYTES, new_seed
 
-SECRET_BYTES = 16  # a seed's (protocols/streams.py, which imports torch)
+_OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
 
 
 class SecretError(BlindformerError):
@@ -39,7 +40,7 @@ def _make(path: Path) -> None:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(secrets.token_bytes(SECRET_BYTES).hex().encode() + b"\n")
+                stream.write(new_seed().hex().encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             os.link(part, path)  # unlike a rename, this replaces nobody's
@@ -57,7 +58,7 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             status = os.fstat(stream.fileno())
-            content = stream.read(4 * SECRET_BYTES)
+            content = stream.read(4 * SEED_BYTES)
     except OSError as error:
         raise SecretError(f"{path}: cannot be read ({error.strerror}); run as the user that owns it") from None
     if os.name == "posix" and status.st_mode & 0o077:
@@ -66,7 +67,7 @@ def _read(path: Path) -> bytes:
         secret = bytes.fromhex(content.decode())
     except ValueError:
         secret = b""
-    if len(secret) != SECRET_BYTES:
+    if len(secret) not in (SEED_BYTES, _OLD_BYTES):
         remedy = "restore it, or remove it: a new one is made, and clients download the masked weights again"
         raise SecretError(f"{path}: is damaged; {remedy}")
     return secret

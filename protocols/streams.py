@@ -1,13 +1,16 @@
 """Pseudo-random streams for masks: AES-128 in counter mode, keyed per purpose.
 
-A seed is 16 bytes of `secrets`. Every array of masks has a key of its own, derived from the seed by HKDF-SHA256 with a
-label (session, query, instruction, name of the array), so no two arrays share key stream and none depends on
-the order in which others are drawn. Torch's generators are never used for masks.
+Every array of masks has a key and a first counter block of its own, derived from the seed by HKDF-SHA256 with a label
+(session, query, instruction, name of the array), so no two arrays share key stream and none depends on the order in
+which others are drawn. Torch's generators are never used for masks.
+
+Why the first counter is secret, and a seed longer than AES's key: whoever knows the first block of 2^30 arrays, all
+made from one counter, finds a key of one of them with 2^98 guesses (Biham, "How to decrypt or even substitute
+DES-encrypted messages in 2^28 steps", Information Processing Letters 84, 2002). With 2^128 counters a guess fits one
+array, and the 128 bits stay.
 """
 
 from __future__ import annotations
-
-import secrets
 
 import torch
 from cryptography.hazmat.primitives import hashes
@@ -15,12 +18,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
-SEED_BYTES = 16
+from .seeds import SEED_BYTES, new_seed
 
+__all__ = ["SEED_BYTES", "Stream", "derive", "new_seed"]
 
-def new_seed() -> bytes:
-    """A fresh seed from the operating system's CSPRNG."""
-    return secrets.token_bytes(SEED_BYTES)
+_KEY_BYTES = _BLOCK_BYTES = 16
 
 
 def derive(seed: bytes, label: str) -> bytes:
@@ -42,8 +44,9 @@ class Stream:
             count *= n
         out = torch.empty(count, dtype=torch.int64)
         if count:
-            key = HKDFExpand(algorithm=hashes.SHA256(), length=16, info=label.encode()).derive(self._key)
-            cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+            length = _KEY_BYTES + _BLOCK_BYTES
+            made = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self._key)
+            cipher = Cipher(algorithms.AES(made[:_KEY_BYTES]), modes.CTR(made[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
             target = memoryview(out.numpy().view("uint8"))  # type: ignore[arg-type]
             cipher.update_into(_zeros(count * 8), target)

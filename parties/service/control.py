@@ -23,6 +23,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ...protocols.seeds import SEED_HEX
+
 LINE_LIMIT = 4096
 READ_AT_ONCE = 65536
 
@@ -87,7 +89,7 @@ class Keep(Report):
 
     session: Session
     program: Hash
-    seed: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+    seed: Annotated[str, StringConstraints(pattern=SEED_HEX)]
 
 
 class Take(Report):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
+from ...protocols.seeds import SEED_HEX
 from ..admission import Busy
 from ..frames import printable
 from ..spool.agree import Ref
@@ -38,7 +39,7 @@ class Spooled(Message):
 class Seed(Message):
     """A party's seed."""
 
-    seed: Id
+    seed: Annotated[str, StringConstraints(pattern=SEED_HEX, strict=True)]
 
 
 class Ask(Message):

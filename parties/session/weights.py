@@ -96,7 +96,12 @@ class MaskedWeights:
     def lines(self) -> list[Line]:
         """The catalogue. It takes a pass over all weights, once."""
         return [
-            Line(name, shape, derive(self.keys[name], "id").hex(), hashlib.sha256(self.packed(name)).hexdigest())
+            Line(
+                name,
+                shape,
+                derive(self.keys[name], "id")[:ID_BYTES].hex(),
+                hashlib.sha256(self.packed(name)).hexdigest(),
+            )
             for name, shape in self._shapes.items()
         ]
 

@@ -1,6 +1,7 @@
 """Correlations made ahead: each party keeps its part of some queries' correlations on disk, and uses each at most once.
 
     ledger.py   what is ready and what was used: SQLite, committed to the disk before anything is handed out
+    keys.py     their keys, each overwritten before it is handed out
     store.py    the server's files of corrections
     agree.py    which number both parties have: the server's and the client's side of a short conversation
 

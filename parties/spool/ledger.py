@@ -1,8 +1,9 @@
 """What is left in a spool and what was used, in SQLite: a correlation is marked as used, durably, before it is used.
 
-`take` commits first and returns the key afterwards, so neither a crash nor a second process can use it again: at worst
-it is lost. The key is overwritten when it is taken. Each operation opens the file anew, so that a ledger may be shared
-by threads, by processes, and across a fork.
+`take` reads the key, commits that it is used, overwrites it in its own file (keys.py) and only then returns it. So
+neither a crash nor a second process can use it again: at worst it is lost. A crash between the commit and the
+overwriting leaves the key of a query that is marked; the next that opens the ledger overwrites it. Each operation opens
+the files anew, so that a ledger may be shared by threads, by processes, and across a fork.
 
 States of a query's correlation:
     ready     both parties have it, as far as this one knows
@@ -25,18 +26,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ...protocols.errors import BlindformerError, CorrelationError
+from .keys import Keys
 
-FORMAT = 1
+FORMAT = 2  # 2: keys of 32 bytes, in a file of their own
 LOCK_SECONDS = 30.0  # for another process that writes
+_ANOTHER = "give another folder and precompute again, or use what is here with the version that made it"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     session TEXT PRIMARY KEY, program TEXT NOT NULL, weights TEXT NOT NULL, peer TEXT NOT NULL, created REAL NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS queries (
-    session TEXT NOT NULL REFERENCES sessions, number INTEGER NOT NULL, state TEXT NOT NULL,
-    key BLOB, file TEXT, bytes INTEGER NOT NULL, sha256 TEXT, created REAL NOT NULL, used REAL, doubted REAL,
-    PRIMARY KEY (session, number)
+    slot INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES sessions, number INTEGER NOT NULL, state TEXT NOT NULL,
+    file TEXT, bytes INTEGER NOT NULL, sha256 TEXT, created REAL NOT NULL, used REAL, doubted REAL,
+    UNIQUE (session, number)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS audit (
     tag TEXT PRIMARY KEY, session TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL
@@ -92,7 +95,7 @@ class Ledger:
     """One party's ledger in the file `path`. Errors of all methods: `SpoolError`."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.keys = path, Keys(path.with_name("keys"))
         self._checked = False
 
     def open_session(self, session: str, program: str, weights: str, peer: str) -> None:
@@ -107,25 +110,31 @@ class Ledger:
     def add(self, entry: Entry) -> None:
         """Ready from now on. Durable when this returns."""
         with self._write() as db:
-            db.execute(
-                "INSERT INTO queries VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, NULL, NULL)",
-                (entry.session, entry.number, entry.key, entry.file, entry.bytes, entry.sha256, time.time()),
-            )
+            slot = db.execute(
+                "INSERT INTO queries VALUES (NULL, ?, ?, 'ready', ?, ?, ?, ?, NULL, NULL)",
+                (entry.session, entry.number, entry.file, entry.bytes, entry.sha256, time.time()),
+            ).lastrowid
+            assert slot is not None
+            self.keys.write(slot, entry.key)
 
     def take(self, session: str, number: int) -> Entry | None:
         """Mark one as used and hand it out; None if it is not ready (any more). Errors: `CorrelationError`, too."""
-        where = "WHERE session = ? AND number = ? AND state = 'ready'"
         with self._write() as db:
-            fields = f"SELECT session, number, key, file, bytes, sha256 FROM queries {where}"
-            row = db.execute(fields, (session, number)).fetchone()
+            query = "SELECT slot, file, bytes, sha256 FROM queries WHERE session = ? AND number = ? AND state = 'ready'"
+            row = db.execute(query, (session, number)).fetchone()
             if row is None:
                 return None
-            fresh = self._audit(db, row[2], session, number)
-            change = f"UPDATE queries SET state = ?, key = NULL, used = ? {where}"
-            db.execute(change, ("used" if fresh else "broken", time.time(), session, number))
+            slot, *rest = row
+            key = self.keys.read(slot)
+            fresh = key is not None and self._audit(db, key, session, number)
+            change = "UPDATE queries SET state = ?, used = ? WHERE slot = ?"
+            db.execute(change, ("used" if fresh else "broken", time.time(), slot))
+        if key is None:
+            return None
+        self._wipe([slot])
         if not fresh:
             raise self._used_before()
-        return Entry(*row)
+        return Entry(session, number, key, *rest)
 
     def record(self, key: bytes, session: str, number: int) -> None:
         """Note that live correlations are about to be used; of the key only its tag is kept.
@@ -169,9 +178,16 @@ class Ledger:
             ))"""
         chosen = (time.time() - seconds,)
         with self._write() as db:
-            files = [row[0] for row in db.execute(f"SELECT file FROM queries {where} AND file IS NOT NULL", chosen)]
-            db.execute(f"UPDATE queries SET state = 'skipped', key = NULL {where}", chosen)
-        return files
+            rows = db.execute(f"SELECT slot, file FROM queries {where}", chosen).fetchall()
+            db.execute(f"UPDATE queries SET state = 'skipped' {where}", chosen)
+        self._wipe([slot for slot, _ in rows])
+        return [file for _, file in rows if file is not None]
+
+    def _wipe(self, slots: list[int]) -> None:
+        try:
+            self.keys.wipe(slots)
+        except OSError as error:
+            raise SpoolError(self.keys.path, _explain(error)) from None
 
     def next_ready(self, session: str, at_least: int = 0) -> int | None:
         query = "SELECT MIN(number) FROM queries WHERE session = ? AND state = 'ready' AND number >= ?"
@@ -235,7 +251,6 @@ class Ledger:
                 # and undo the last commit: that would be a mask used twice. A truncated one cannot.
                 db.execute("PRAGMA journal_mode = TRUNCATE")
                 db.execute("PRAGMA synchronous = EXTRA")
-                db.execute("PRAGMA secure_delete = ON")
                 db.execute("PRAGMA foreign_keys = ON")
                 if not self._checked:
                     self._prepare(db)
@@ -247,16 +262,26 @@ class Ledger:
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            if os.name == "posix" and self.path.stat().st_mode & 0o077:
-                raise SpoolError(self.path, f"holds keys and can be read by others; run: chmod 600 {self.path}")
+            for path in (self.path, self.keys.path):
+                if os.name == "posix" and path.exists() and path.stat().st_mode & 0o077:
+                    raise SpoolError(path, f"can be read by others; run: chmod 600 {path}")
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, FORMAT):
-            raise SpoolError(self.path, f"has format {found}, this version reads {FORMAT}; use another folder")
+            raise SpoolError(self.path, f"has format {found}, this version reads {FORMAT}; {_ANOTHER}")
         if not found:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        if self._left_behind(db):
+            db.execute("BEGIN IMMEDIATE")  # nobody is adding now
+            self.keys.wipe(self._left_behind(db))
+            db.execute("COMMIT")
         self._checked = True
+
+    def _left_behind(self, db: sqlite3.Connection) -> set[int]:
+        """Keys that a crash has left: of what is not ready."""
+        filled = self.keys.filled()
+        return filled - {row[0] for row in db.execute("SELECT slot FROM queries WHERE state = 'ready'")}
 
 
 def _explain(error: sqlite3.Error | OSError) -> str:

@@ -1,6 +1,6 @@
 """The data owner who takes no part in the protocol: it splits its values for the two parties, and adds their answers.
 
-x = x0 + x1 in the ring. x1 is a key stream, so P1 is sent a seed of 16 bytes; P0 is sent the tensor x0 = x - x1, cut
+x = x0 + x1 in the ring. x1 is a key stream, so P1 is sent a seed; P0 is sent the tensor x0 = x - x1, cut
 to the bytes that matter. Each alone is uniform. A seed serves one query: two queries under one seed would show P0 the
 difference of their values.
 """

@@ -111,9 +111,9 @@ def test_the_owner_sends_its_shares_and_a_seed_and_receives_two_answers(tiny):
     traffic = owner_traffic(moved)
     sources = [x for x in compiled.instructions if x.op == "client"]
     assert traffic.to_server == sum(wire_bytes(x.width) * torch.Size(x.shape).numel() for x in sources)
-    assert traffic.to_helper == 16
+    assert traffic.to_helper == 32
     results = [compiled.instructions[number] for number in compiled.outputs.values()]
     assert traffic.from_each == sum(wire_bytes(x.width) * torch.Size(x.shape).numel() for x in results)
-    assert traffic.total == traffic.to_server + 16 + 2 * traffic.from_each
+    assert traffic.total == traffic.to_server + 32 + 2 * traffic.from_each
     assert list(answer_layout(moved)) == list(moved.outputs)
-    assert owner_traffic(compiled).total == 16
+    assert owner_traffic(compiled).total == 32

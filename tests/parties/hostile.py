@@ -274,7 +274,7 @@ BODIES = [
     {"missing": 0, "known": True, "next": "x"},
     {"query": 0, "spool": {"session": "f" * 32, "number": 0}}, {"ready": 0, "then": {"missing": 1, "next": 10**30}},
     {"error": None}, {"error": {"kind": "PeerGone", "what": "\x1b[2J" * 99}}, {"error": {"kind": [], "what": {}}},
-    {"need": "weights"}, {"need": []}, {"program": -1}, {"program": 10**15}, {"seed": "zz"}, {"seed": "f" * 32},
+    {"need": "weights"}, {"need": []}, {"program": -1}, {"program": 10**15}, {"seed": "zz"}, {"seed": "f" * 64},
     {"weights": "f" * 32}, {"kept": 0}, {"stop": 0}, {"done": True}, {"echo": "x" * 9999}, {"up": 10**9},
     {"down": -1},
 ]  # fmt: skip

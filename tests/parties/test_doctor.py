@@ -289,7 +289,7 @@ def test_a_ledger_and_a_damaged_one(place, tmp_path):
     assert "ledger" not in found(path)  # nothing was made ahead yet
     ledger = Spool(tmp_path / "client" / "spool").ledger
     ledger.open_session("ab" * 16, "program", "weights", "")
-    ledger.add(Entry("ab" * 16, 0, bytes(16), None, 0, None))
+    ledger.add(Entry("ab" * 16, 0, b"k" * 32, None, 0, None))
     assert found(path)["ledger"].found == "correlations made ahead and ready: 1"
     ledger.path.write_bytes(b"nonsense" * 1000)
     assert found(path)["ledger"].status == "bad"

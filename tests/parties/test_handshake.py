@@ -6,6 +6,7 @@ import pytest
 from blindformer.parties.handshake import Hello, answer_hello, hello
 from blindformer.parties.memory import memory_pair
 from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
+from blindformer.versions import my_version, spoken_version
 
 SERVER = Hello(
     blindformer="0.1.0", role="server", program="ab" * 32, plan="cd" * 32, protocol="beaver", session="0f", config="ef"
@@ -25,6 +26,18 @@ def greet(pair, aside, server: Hello, client: Hello, server_expects="client"):
 
 def test_agreement(make_pair, aside):
     assert greet(make_pair(), aside, SERVER, CLIENT) == (CLIENT, SERVER)
+
+
+def test_a_peer_from_before_the_streams_changed_is_told_so(make_pair, aside):
+    """The package's version is the same; what the two would send each other is not."""
+    here, there = greet(
+        make_pair(),
+        aside,
+        SERVER.model_copy(update={"blindformer": spoken_version()}),
+        CLIENT.model_copy(update={"blindformer": my_version()}),
+    )
+    assert str(here).startswith(f"client: has blindformer {my_version()}, this side has {spoken_version()}; install")
+    assert isinstance(there, PeerDisagrees)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_a_query_number_is_used_once(item, four):
         session.owner._hear(session.owner.helper, "ready")
 
 
-@pytest.mark.parametrize("seed", [None, "00", 7, "zz" * 16, ["00" * 16]])
+@pytest.mark.parametrize("seed", [None, "00", 7, "zz" * 32, "00" * 16, ["00" * 32]])
 def test_a_seed_that_is_none_is_refused(item, four, seed):
     session = four()
     session.owner.helper.send_message({"query": 0})
@@ -250,7 +250,7 @@ def test_shares_that_are_none_are_refused(item, four, what):
     server = session.owner.server
     session.owner.helper.send_message({"query": 0})
     session.owner._hear(session.owner.helper, "ready", 0)
-    session.owner.helper.send_message({"seed": "00" * 16})
+    session.owner.helper.send_message({"seed": "00" * 32})
     if what == "number":
         server.send_message({"query": 1})
     else:

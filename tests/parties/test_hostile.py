@@ -115,7 +115,7 @@ def test_a_program_that_no_compiler_makes_is_turned_down(data: st.DataObject) ->
         *STAGE.heard("dealer from server")[4:],
     ]
     seeds = MemorySeeds()
-    seeds.put(hello.session, hello.program, bytes(16))
+    seeds.put(hello.session, hello.program, bytes(32))
     with filled(b"".join(frames)) as sock:
         outcome(lambda: DealerParty(channel(sock, "server"), hello, seeds, MemoryPrograms()).serve())
 

@@ -109,7 +109,7 @@ class Besieged:
 
     def leave_seed(self, session: str) -> None:
         mine = my_hello(self.program, "client", session)
-        seed_dealer(self.context, self.site.dealer, mine, PATIENCE, bytes(16))
+        seed_dealer(self.context, self.site.dealer, mine, PATIENCE, bytes(32))
 
     def connect(self, role: str = "server") -> ssl.SSLSocket:
         address = self.site.server if role == "server" else self.site.dealer
@@ -159,7 +159,7 @@ def honest(besieged: Besieged) -> tuple[str, list[bytes]]:
     session, site, program = new_session(), besieged.site, besieged.program
     mine = my_hello(program, "client", session)
     channel = Recorder(meet_server(besieged.context, site.server, mine, site.timeout))
-    leave = lambda seed: seed_dealer(besieged.context, site.dealer, mine, site.timeout, bytes(16))  # noqa: E731
+    leave = lambda seed: seed_dealer(besieged.context, site.dealer, mine, site.timeout, bytes(32))  # noqa: E731
     party = ClientParty(program, besieged.part.constants, channel, leave, session=session)
     question = read_questions(site.questions)[0]
     party.set_up()

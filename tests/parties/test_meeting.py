@@ -132,13 +132,13 @@ def test_a_client_leaves_its_seed_and_the_server_finds_it(listener, certificates
 
     done = aside(serve_once)
     mine = my_hello(CASE.program, "client", SESSION)
-    seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(range(16)))
+    seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(range(32)))
     done.result(20)
     met = wait_for(listener, {"server"}, lambda channel: meet_as_dealer(channel, 20), aside)
     mine = my_hello(CASE.program, "server", SESSION)
     channel = meet_dealer(client_context(certificates, "server"), listener.address, mine, 20)
     theirs, said = met.result(20)
-    assert seeds.take(said.session, said.program) == bytes(range(16))
+    assert seeds.take(said.session, said.program) == bytes(range(32))
     for end in (channel, theirs):
         end.close()
 
@@ -154,7 +154,7 @@ def test_a_dealer_that_does_not_acknowledge_is_an_error(listener, certificates, 
     done = aside(deny)
     mine = my_hello(CASE.program, "client", SESSION)
     with pytest.raises(PeerProtocolError, match="did not say that it has this side's seed"):
-        seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(16))
+        seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(32))
     done.result(20)
 
 

@@ -13,7 +13,7 @@ from blindformer.parties.secret import SecretError, load_secret
 def test_it_is_made_once_and_stays(tmp_path):
     path = tmp_path / "secret.key"
     secret = load_secret(path)
-    assert len(secret) == 16
+    assert len(secret) == 32
     assert load_secret(path) == secret
     assert load_secret(tmp_path / "other.key") != secret
     assert path.stat().st_mode & 0o777 == 0o600
@@ -47,7 +47,7 @@ def test_one_that_others_can_read_is_refused(tmp_path):
         load_secret(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"00", b"zz" * 16, b"00" * 17, bytes(16)])
+@pytest.mark.parametrize("content", [b"", b"00", b"zz" * 32, b"00" * 33, bytes(32)])
 def test_a_damaged_one_is_never_replaced(tmp_path, content):
     path = tmp_path / "secret.key"
     path.write_bytes(content)
@@ -55,6 +55,13 @@ def test_a_damaged_one_is_never_replaced(tmp_path, content):
     with pytest.raises(SecretError, match="is damaged; restore it, or remove it"):
         load_secret(path)
     assert path.read_bytes() == content
+
+
+def test_one_of_16_bytes_from_before_stays(tmp_path):
+    path = tmp_path / "secret.key"
+    path.write_bytes(b"5e" * 16 + b"\n")
+    path.chmod(0o600)
+    assert load_secret(path) == b"\x5e" * 16
 
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path):

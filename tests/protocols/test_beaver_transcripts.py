@@ -197,11 +197,11 @@ def test_the_dealer_receives_seeds_a_program_and_counters_alone():
     assert parsed(rest) == [{"query": 0}, {"query": 1}, {"bye": True}]
     assert program.decode() == case.program.to_json()
     assert json.loads(size) == {"program": len(program)}
-    assert len(keys) == 16 * len(case.weights)
+    assert len(keys) == 32 * len(case.weights)
     (client,) = parsed(session.received["dealer", "client"])
     for message in (json.loads(seed), client):
         assert set(message) == {"seed"}
-        assert len(bytes.fromhex(message["seed"])) == 16
+        assert len(bytes.fromhex(message["seed"])) == 32
 
 
 def test_the_dealer_receives_the_same_for_any_input_but_for_its_seeds():

@@ -1,5 +1,7 @@
 """Masks: reproducible by label, independent across labels, used once. Corrections: as declared, or not at all."""
 
+import hmac
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ from blindformer.protocols.beaver.source import FRAME, Corrections, frames
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.streams import Stream, derive, new_seed
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-SEED = bytes(range(16))
+SEED = bytes(range(32))
 
 
 def test_the_same_label_gives_the_same_masks_whatever_was_drawn_before():
@@ -20,6 +23,26 @@ def test_the_same_label_gives_the_same_masks_whatever_was_drawn_before():
     first.integers("other", (50,))
     assert torch.equal(first.integers("3/open", (4, 5)), second.integers("3/open", (4, 5)))
     assert torch.equal(first.integers("3/open", (20,)), second.integers("3/open", (4, 5)).flatten())
+
+
+def test_a_stream_is_aes_in_counter_mode_from_a_secret_counter():
+    """Known answers, block by block, of HMAC and AES alone: HKDF's two steps (RFC 5869), then AES of IV + 0, 1, .."""
+    key = hmac.digest(b"blindformer", SEED, "sha256")
+    key = hmac.digest(key, b"query 0\x01", "sha256")
+    made = hmac.digest(key, b"3/open\x01", "sha256")
+    block, first = Cipher(algorithms.AES(made[:16]), modes.ECB()).encryptor(), int.from_bytes(made[16:], "big")
+    blocks = [block.update(((first + i) % (1 << 128)).to_bytes(16, "big")) for i in range(300)]
+    assert Stream(SEED, "query 0").integers("3/open", (600,)).numpy().tobytes() == b"".join(blocks)
+
+
+def test_a_counter_that_passes_its_end_goes_on_from_zero():
+    """As `cryptography` has it: an IV may be any of 2^128."""
+    key, end = bytes(range(16)), (1 << 128) - 1
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    blocks = [block.update(value.to_bytes(16, "big")) for value in (end, 0, 1)]
+    assert Cipher(algorithms.AES(key), modes.CTR(end.to_bytes(16, "big"))).encryptor().update(bytes(48)) == b"".join(
+        blocks
+    )
 
 
 def test_different_labels_purposes_and_seeds_are_independent():
@@ -46,7 +69,7 @@ def test_masks_are_uniform_over_the_whole_word():
 
 def test_seeds_are_fresh():
     assert len({new_seed() for _ in range(100)}) == 100
-    assert len(new_seed()) == 16
+    assert len(new_seed()) == 32
 
 
 def test_empty_and_scalar_arrays():

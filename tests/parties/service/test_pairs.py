@@ -6,7 +6,7 @@ import pytest
 from blindformer.parties.service.control import Introduced, Keep, Take
 from blindformer.parties.service.pairs import LIMIT, LIMIT_EACH, SECONDS, Pairs
 
-PROGRAM, SEED = "99" * 32, "5e" * 16
+PROGRAM, SEED = "99" * 32, "5e" * 32
 
 
 class Clock:
@@ -43,7 +43,7 @@ def test_a_seed_is_handed_out_once():
 def test_a_session_is_never_seeded_twice():
     pairs = Pairs()
     keep(pairs, 1)
-    assert "had its client's seed already" in keep(pairs, 1, seed="66" * 16)["refused"]
+    assert "had its client's seed already" in keep(pairs, 1, seed="66" * 32)["refused"]
     assert take(pairs, 1) == {"seed": SEED}
     assert "had its client's seed already" in keep(pairs, 1)["refused"]
     assert "refused" in take(pairs, 1)
@@ -96,7 +96,7 @@ def test_all_together_are_bounded_and_whoever_has_most_gives_way():
 )
 def test_a_process_that_asks_for_more_than_its_peer_may_is_ended(report, whose):
     pairs = Pairs()
-    keep(pairs, 1, seed="66" * 16)
+    keep(pairs, 1, seed="66" * 32)
     with pytest.raises(ValueError, match="a report"):
         pairs.reply(report, whose)
-    assert take(pairs, 1) == {"seed": "66" * 16}
+    assert take(pairs, 1) == {"seed": "66" * 32}

@@ -325,7 +325,7 @@ def test_a_session_is_seeded_once(site, part):
     with client(site, part) as mine:
         mine.ask()
         with pytest.raises(PeerError, match="this session has had its client's seed already"):
-            mine.seed(bytes(16))
+            mine.seed(bytes(32))
         mine.ask()
 
 

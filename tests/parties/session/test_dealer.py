@@ -20,7 +20,7 @@ from blindformer.parties.session import (
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case
 
-SESSION, SEED = "0f" * 16, bytes(16)
+SESSION, SEED = "0f" * 16, bytes(32)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,14 @@ def test_a_client_leaves_its_seed_and_is_told_so(case):
     receive_seed(dealer, hello, seeds)
     assert client.recv_message() == {"seeded": True}
     assert seeds.take(SESSION, case.program.hash()) == SEED
-    for wrong in ({"seed": "00"}, {"seed": 7}, {}, {"seed": "g" * 32}, {"seed": SEED.hex(), "and": 1}):
+    for wrong in (
+        {"seed": "00"},
+        {"seed": 7},
+        {},
+        {"seed": "g" * 64},
+        {"seed": "0f" * 16},
+        {"seed": SEED.hex(), "and": 1},
+    ):
         client.send_message(wrong)
         with pytest.raises(PeerProtocolError, match="no place here"):
             receive_seed(dealer, hello, seeds)
@@ -111,7 +118,7 @@ def set_up(server: Server) -> None:
     while (message := server.channel.recv_message()) == {"waiting": "program"}:
         pass
     assert message == {"need": "weights"}
-    server.channel.send(bytes(16 * len(server.program.weight_shapes())))
+    server.channel.send(bytes(32 * len(server.program.weight_shapes())))
     assert server.channel.recv_message() == {"dealing": True}
 
 

@@ -98,9 +98,9 @@ def test_a_dealer_that_says_anything(steps, moment):
 def test_a_server_that_says_anything_to_the_dealer(steps):
     programs, seeds, hello = MemoryPrograms(), MemorySeeds(), my_hello(CASE.program, "server", "0f" * 16)
     programs.put(CASE.program)
-    seeds.put("0f" * 16, CASE.program.hash(), bytes(16))
+    seeds.put("0f" * 16, CASE.program.hash(), bytes(32))
     ours, theirs = memory_pair("dealer", "server", 5)
-    say(theirs, [{"seed": "0f" * 16}, bytes(32), *steps])
+    say(theirs, [{"seed": "0f" * 32}, bytes(64), *steps])
     with pytest.raises(BlindformerError):
         _until_it_fails(DealerParty(ours, hello, seeds, programs))
 

@@ -11,7 +11,7 @@ PROGRAM, WEIGHTS, SESSION, CLIENT = "ab" * 32, "cd" * 16, "0f" * 16, "ef" * 32
 
 
 def key_of(side: str, session: str, number: int) -> bytes:
-    return hashlib.sha256(f"{side} {session} {number}".encode()).digest()[:16]
+    return hashlib.sha256(f"{side} {session} {number}".encode()).digest()
 
 
 def content(session: str, number: int) -> list[bytes]:

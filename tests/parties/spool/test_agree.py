@@ -160,7 +160,8 @@ def dying(at: int | None) -> Iterator[None]:
                 point()
             return result
 
-    connect, fsync, replace, unlink = sqlite3.connect, stores.os.fsync, Path.replace, Path.unlink
+    connect, replace, unlink = sqlite3.connect, Path.replace, Path.unlink
+    fsync, pwrite = stores.os.fsync, stores.os.pwrite
 
     def mortal(call):
         def run(*arguments, **options):
@@ -174,6 +175,7 @@ def dying(at: int | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledgers.sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Mortal))
         patch.setattr(stores.os, "fsync", mortal(fsync))
+        patch.setattr(stores.os, "pwrite", mortal(pwrite))
         patch.setattr(secrets_.os, "fsync", mortal(fsync))
         patch.setattr(Path, "replace", mortal(replace))
         patch.setattr(Path, "unlink", mortal(unlink))
@@ -264,8 +266,7 @@ def test_the_machine_finds_a_ledger_that_hands_out_before_it_marks(monkeypatch):
 
 def _peek(spool: Spool, session: str, number: int) -> ledgers.Entry | None:
     with spool.ledger._read() as db:
-        row = db.execute(
-            "SELECT session, number, key, NULL, bytes, NULL FROM queries WHERE state = 'ready' AND number = ?",
-            (number,),
-        ).fetchone()
-    return row and ledgers.Entry(*row)
+        query = "SELECT slot, bytes FROM queries WHERE state = 'ready' AND number = ?"
+        row = db.execute(query, (number,)).fetchone()
+    key = row and spool.ledger.keys.read(row[0])
+    return key and ledgers.Entry(session, number, key, None, row[1], None)

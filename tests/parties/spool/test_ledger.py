@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -42,10 +43,49 @@ def test_an_entry_is_handed_out_once_with_its_key(ledger):
 
 
 def test_a_key_that_was_taken_is_nowhere_in_the_folder(ledger):
-    keys = {number: key_of("server", SESSION, number) for number in range(5)}
     ledger.take(SESSION, 2)
-    content = b"".join(path.read_bytes() for path in ledger.path.parent.iterdir())
-    assert [number for number, key in keys.items() if key in content] == [0, 1, 3, 4]
+    assert [number for number in range(5) if holders(ledger.path.parent, number)] == [0, 1, 3, 4]
+
+
+def holders(folder: Path, number: int) -> set[str]:
+    """The files in which a query's key is found."""
+    key = key_of("server", SESSION, number)
+    return {path.name for path in folder.iterdir() if key in path.read_bytes()}
+
+
+@pytest.mark.parametrize(("act", "after"), [("add", "ready"), ("take", "used"), ("give_up", "skipped")])
+def test_at_every_step_a_key_is_in_its_slot_alone_and_then_nowhere(ledger, tmp_path, act, after):
+    """The folder as a crash would leave it, after each line that touches it. The next one that opens a ledger whose
+    crash came between mark and wiping wipes."""
+    number, steps, copy = 5 if act == "add" else 4, [], tmp_path / "copy"
+    ledger.doubt(SESSION, 4, None)
+
+    def look(frame, event, _):
+        if event != "call" and "spool" in frame.f_code.co_filename:
+            shutil.copytree(ledger.path.parent, copy, ignore=shutil.ignore_patterns("copy"))
+            held, crashed = holders(copy, number), Ledger(copy / ledger.path.name)
+            with crashed._read() as db:
+                found = db.execute("SELECT state FROM queries WHERE number = ?", (number,)).fetchone()
+            steps.append((found[0] if found else None, held, holders(copy, number)))
+            shutil.rmtree(copy)
+        return look
+
+    previous = sys.gettrace()
+    sys.settrace(look)
+    try:
+        if act == "add":
+            ledger.add(Entry(SESSION, 5, key_of("server", SESSION, 5), None, 0, None))
+        elif act == "take":
+            assert ledger.take(SESSION, 4)
+        else:
+            assert ledger.give_up(0) == [f"{SESSION}/4"]
+    finally:
+        sys.settrace(previous)
+    assert {name for _, held, _ in steps for name in held} == {"keys"}
+    assert all(bool(held) == (state == "ready") for state, _, held in steps)
+    assert steps[-1][0] == after
+    assert bool(steps[-1][1]) == (act == "add")
+    assert act == "add" or (after, {"keys"}, set()) in steps  # a crash that left the key was among them
 
 
 def test_numbers_are_found_in_order(ledger):
@@ -136,7 +176,7 @@ def test_a_full_disk_is_said_so_and_loses_nothing(ledger, monkeypatch):
 
     def fill() -> None:
         for number in range(100, 1000):
-            ledger.add(Entry(SESSION, number, bytes(16), None, 0, None))
+            ledger.add(Entry(SESSION, number, key_of("full", SESSION, number), None, 0, None))
 
     with monkeypatch.context() as patch:
         patch.setattr(ledgers.sqlite3, "connect", limited)
@@ -152,10 +192,13 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
     with pytest.raises(SpoolError, match="is damaged; move the folder away"):
         Ledger(path).ready()
     newer = filled(tmp_path / "newer.sqlite", 1)
-    with sqlite3.connect(newer.path) as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(SpoolError, match="has format 99, this version reads 1"):
-        Ledger(newer.path).ready()
+    for version in (99, 1):
+        with sqlite3.connect(newer.path) as db:
+            db.execute(f"PRAGMA user_version = {version}")
+        kept = newer.path.read_bytes(), newer.keys.path.read_bytes()
+        with pytest.raises(SpoolError, match=f"has format {version}, this version reads 2; give another folder"):
+            Ledger(newer.path).ready()
+        assert (newer.path.read_bytes(), newer.keys.path.read_bytes()) == kept
     newer.path.chmod(0o644)
     with pytest.raises(SpoolError, match="can be read by others; run: chmod 600"):
         Ledger(newer.path).ready()
@@ -163,8 +206,18 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
 
 def test_the_ledger_is_closed_to_others(tmp_path):
     ledger = filled(tmp_path / "made" / "ledger.sqlite", 1)
-    assert ledger.path.stat().st_mode & 0o777 == 0o600
+    assert ledger.path.stat().st_mode & 0o777 == ledger.keys.path.stat().st_mode & 0o777 == 0o600
     assert ledger.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_key_that_is_missing_spends_its_query_and_no_other(ledger):
+    """As where a copy of the ledger was put back, or with the file gone."""
+    ledger.keys.wipe([1])
+    assert [entry and entry.number for entry in (ledger.take(SESSION, 0), ledger.take(SESSION, 1))] == [None, 1]
+    ledger.keys.path.unlink()
+    assert ledger.take(SESSION, 2) is None
+    assert ledger.next_ready(SESSION) == 3
+    assert [(row.ready, row.used, row.broken) for row in ledger.rows()] == [(2, 1, 2)]
 
 
 def test_threads_that_take_at_once_share_nothing(ledger):
@@ -200,7 +253,7 @@ while (number := ledger.next_ready(session)) is not None:
 
 def test_processes_that_are_killed_leave_no_number_to_take_twice(tmp_path):
     """Two processes take at once and are killed in the middle, five times over."""
-    count = 400
+    count = 250
     ledger = filled(tmp_path / "ledger.sqlite", count)
     taken: list[int] = []
     for round_ in range(5):

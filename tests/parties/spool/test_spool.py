@@ -75,10 +75,10 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(spool, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(stores.os, "fsync", full)
         with pytest.raises(SpoolError, match=r"No space left on device.*free space"):
-            spool.add(SESSION, 3, bytes(16), [b"more"])
+            spool.add(SESSION, 3, b"k" * 32, [b"more"])
     assert files(spool) == ["0", "1", "2"]
     assert spool.left() == 3
-    spool.add(SESSION, 3, bytes(16), [b"more"])
+    spool.add(SESSION, 3, b"k" * 32, [b"more"])
     assert spool.left() == 4
 
 
@@ -88,13 +88,13 @@ def test_a_dealer_that_goes_away_leaves_no_half_file(spool):
         raise RuntimeError("the dealer is gone")
 
     with pytest.raises(RuntimeError):
-        spool.add(SESSION, 3, bytes(16), frames())
+        spool.add(SESSION, 3, b"k" * 32, frames())
     assert files(spool) == ["0", "1", "2"]
 
 
 def test_a_ledger_that_takes_no_more_leaves_no_file(spool):
     with pytest.raises(SpoolError, match="cannot be used"):
-        spool.add("no such session", 0, bytes(16), [b"x"])
+        spool.add("no such session", 0, b"k" * 32, [b"x"])
     assert files(spool) == ["0", "1", "2"]
 
 
@@ -102,7 +102,7 @@ def test_the_limit_is_kept(tmp_path):
     spool = Spool(tmp_path, limit_bytes=100)
     spool.begin(SESSION, PROGRAM, WEIGHTS, CLIENT)
     spool.room(60)
-    spool.add(SESSION, 0, bytes(16), [bytes(60)])
+    spool.add(SESSION, 0, b"k" * 32, [bytes(60)])
     with pytest.raises(SpoolError, match="would hold more than"):
         spool.room(60)
     spool.room(40)
