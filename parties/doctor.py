@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography import x509
 
 from ..protocols.errors import BlindformerError
-from .certificates import ROLES, CertificateError, client_context, describe, server_context
+from .certificates import EXPIRY_DAYS, ROLES, CertificateError, client_context, describe, server_context
 from .checks import Check, shown
 from .config import Address, ConfigError, Role, Settings, load_settings
 from .doors import checks
@@ -27,7 +27,6 @@ from .doors import checks
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ..models.program import Program
 
-EXPIRY_DAYS = 14
 SOCKETS_SPARE = 64  # open files of a service beside its connections
 
 

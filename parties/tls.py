@@ -39,6 +39,11 @@ class TlsChannel(StreamChannel):
         return self._tls_wire.fingerprint()
 
     @property
+    def serial(self) -> str:
+        """Of the peer's certificate, hex: what a list of revoked ones names."""
+        return self._tls_wire.serial()
+
+    @property
     def worn(self) -> bool:
         """Whether to open a new connection at the next quiet moment: half of what one key may encrypt is sent."""
         return self._tls_wire.records > RECORDS_PER_KEY // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -36,7 +36,7 @@ from .interface import (
 from .jobs import Job
 from .page import page
 from .pool import Pool
-from .refusals import Refusal, busy
+from .refusals import Refusal, busy, revoked
 from .store import KeySet, KeyStore
 
 FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
@@ -44,15 +44,15 @@ NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class Desk:
-    """What the routes share. `stopping`: no more is taken."""
+    """What the routes share. `stopping`: no more is taken. `revoked`: whether a certificate of this number is, now."""
 
     def __init__(
         self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
-        log: Log, uploads: int,
+        log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
     ) -> None:  # fmt: skip
         self.about, self.facts = about, {item.program: item for item in facts}
         self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
-        self.log, self.uploads = log, uploads
+        self.log, self.uploads, self.revoked = log, uploads, revoked
         self.uploading = self.reading = 0
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
@@ -106,6 +106,8 @@ class Desk:
         reader = Reader("request", item.facts.program, expected)
         reader.feed(body)
         reader.end()
+        if self.revoked(item.serial):  # while its body came
+            raise revoked()
         job = Job(item, body)
         task = asyncio.create_task(self._run(job))
         self.tasks.add(task)
@@ -154,6 +156,8 @@ class ClientsAlone:
         why = None
         if scope["state"].get("role") != "client":
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
+        elif self.desk.revoked(scope["state"]["serial"]):  # since it shook hands
+            why = revoked()
         elif self.desk.stopping:
             why = busy("it is stopping", 30)
 
@@ -162,6 +166,8 @@ class ClientsAlone:
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
+        if why is not None and why.status == 403:
+            self.desk.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
 
@@ -216,7 +222,7 @@ def make_app(desk: Desk) -> FastAPI:
     async def reserve(request: Request, program: Program) -> Reserved:
         """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
         keys that were used least lately, of this certificate first."""
-        item = desk.store.reserve(request.state.peer, desk.model(program))
+        item = desk.store.reserve(request.state.peer, desk.model(program), request.state.serial)
         return Reserved(keys=item.name, expires_s=desk.store.seconds)
 
     @app.put(

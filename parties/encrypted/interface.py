@@ -101,7 +101,7 @@ Name = Annotated[str, Path(description="Of keys: `POST /v1/models/{program}/keys
 
 WHY = {
     400: "Not what it should be: damaged, truncated, of other parameters",
-    403: "The certificate is not a client's",
+    403: "The certificate is not a client's, or was revoked",
     404: "No such program",
     408: "The body did not come in time",
     409: "A message for another program; or keys that have not arrived whole",

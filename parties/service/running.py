@@ -59,9 +59,6 @@ class Made(Served, Protocol):
     def about(self) -> str: ...
 
     @property
-    def expires(self) -> float: ...
-
-    @property
     def programs(self) -> Sequence[str]: ...
 
 
@@ -92,7 +89,7 @@ def run(
             programs=list(service.programs),
             about=service.about,
             limits=limits,
-            expires=service.expires,
+            expires=service.identity.expires,
         )
         Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(
             lambda: log_ready(said, log) if announce is None else announce(said)

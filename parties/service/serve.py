@@ -25,7 +25,8 @@ from ..tls import TlsChannel
 from .child import Control
 from .children import Seat
 from .control import Answered, Introduced, Report
-from .front import Identity, greet, telling
+from .front import greet, telling
+from .identity import Identity
 from .limits import Limits
 from .running import Announcement, run
 
@@ -82,10 +83,6 @@ class Serving:
     def programs(self) -> list[str]:
         return list(self.served)
 
-    @property
-    def expires(self) -> float:
-        return self.identity.expires
-
     def work(self, sock: socket.socket, control: Control) -> None:
         timeout = self.settings.session.timeout
         control.party, control.keepalive = ROLE, timeout / 3
@@ -97,7 +94,7 @@ class Serving:
         with telling(ROLE, lambda: [channel]):
             served, hello = meet_client(channel, self.served, timeout, first=first, config=self.config)
             seat = seat_of(channel, served.program)
-            control.introduce(channel.peer, channel.fingerprint, hello.session, hello.program)
+            control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
         if seat == "owner":
             self._relay(channel, served, hello)
         else:
@@ -109,11 +106,8 @@ class Serving:
     def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
         raise ValueError("a server's child says nothing of that kind")
 
-    def reload(self) -> None:
-        self.identity.reload()
-
     def gauges(self) -> Mapping[str, float]:
-        return {"certificate_expires": self.identity.expires}
+        return {}
 
     def _seated(self, part: ServerLength) -> ServerLength:
         """For two servers it is the same model with another seat (models/handover.py)."""

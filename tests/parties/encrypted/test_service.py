@@ -17,9 +17,10 @@ import psutil
 import pytest
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.task import InputError
-from blindformer.parties.certificates import add_certificate, client_context, make_certificates
+from blindformer.parties.certificates import add_certificate, client_context, make_certificates, revoke
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
+from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused
 from blindformer.tests.parties.service.harness import eventually
 
@@ -237,6 +238,31 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
         assert after.query(TEXTS[0]).value
     assert greeted(alone, certificates)
     assert not greeted(alone, old)
+
+
+def test_who_is_revoked_asks_no_more_and_its_keys_go(alone):
+    """Without a restart or a signal. Others' keys stay, and their queries are answered."""
+    certificates, service = alone.made.certificates, alone.service
+    make_certificates(certificates, keep_ca_key=True, force=True)
+    service.send(signal.SIGHUP)
+    service.wait_for("certificates-reloaded")
+    with alone.client() as mine:
+        mine.query(TEXTS[0])
+        owner = service.wait_for("keys-received")["owner"]
+        kept = certificates / "kept.pem"
+        shutil.copy(certificates / "client.pem", kept)
+        add_certificate(certificates, "client", force=True)
+        with alone.client() as other:
+            other.query(TEXTS[0])
+            revoke(certificates, str(kept))
+            service.wait_for("certificates-reloaded")
+            service.wait_for("keys-gone")
+            with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
+                mine.query(TEXTS[1])
+            assert "its certificate was revoked" in service.wait_for("refused", kind="PeerRefused")["what"]
+            assert other.query(TEXTS[1]).retried == ""
+    assert len(service.logged("keys-gone")) == len(service.logged("keys-received")), owner
+    kept.unlink()
 
 
 def greeted(site, certificates):

@@ -23,7 +23,7 @@ from blindformer.parties.service.control import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-INTRODUCED = Introduced(role="client", owner="ab" * 32, session="cd" * 16, program="ef" * 32)
+INTRODUCED = Introduced(serial="0a", role="client", owner="ab" * 32, session="cd" * 16, program="ef" * 32)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
 from blindformer.parties.admission import Busy
-from blindformer.parties.certificates import add_certificate, client_context
+from blindformer.parties.certificates import add_certificate, client_context, revoke
 from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.probe import Facts, probe
 from blindformer.parties.service.limits import Limits
@@ -307,6 +307,34 @@ def test_a_wrong_certificate_is_refused_and_logged(site, part, expected, name, l
     assert line["address"].startswith("127.0.0.1:")
     with client(site, part) as mine:
         check(mine.ask(), expected[8])
+
+
+def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, expected):
+    """A session under way ends, a new one is not opened, and others' go on. An older list brings nobody back."""
+    for name in ("leaving", "leaving-next"):
+        add_certificate(site.certificates, "client", name=name, force=True)
+    mine, good = Client(site, part, name="leaving"), Client(site, part)
+    check(mine.ask(), expected[8])
+    revoke(site.certificates, "leaving")
+    site.server.wait_for("session-failed", kind="Revoked", session=mine.session[:8])
+    with pytest.raises(PeerRefused, match=r"server: refuses this client: its certificate was revoked; ask"):
+        mine.ask()
+    with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
+        Client(site, part, name="leaving")
+    assert "its certificate was revoked" in site.server.wait_for("refused", kind="PeerRefused")["what"]
+    mine.party.close()
+    list_of_one = (site.certificates / "revoked.pem").read_bytes()
+    revoke(site.certificates, "leaving-next")
+    site.server.send(signal.SIGHUP)
+    site.server.wait_for("certificates-reloaded")
+    (site.certificates / "revoked.pem").write_bytes(list_of_one)
+    site.server.send(signal.SIGHUP)
+    assert "older than the one in use" in site.server.wait_for("certificates-kept")["what"]
+    with pytest.raises(PeerRefused, match="it was revoked"):
+        Client(site, part, name="leaving-next")
+    check(good.ask(), expected[8])
+    good.close()
+    revoke(site.certificates, "leaving-next")
 
 
 def test_a_client_cannot_take_the_servers_place_at_the_dealer(site, part):
