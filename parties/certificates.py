@@ -44,6 +44,7 @@ from .authority import (
     role_in,
     write,
 )
+from .checks import EXPIRY_DAYS
 from .revocation import read_revoked, revoke
 from .tls import ROLE_URI
 
@@ -56,6 +57,7 @@ __all__ = [
     "client_context",
     "describe",
     "make_certificates",
+    "renew_certificates",
     "revoke",
     "server_context",
 ]
@@ -63,7 +65,6 @@ __all__ = [
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
 MOST_DAYS = 36500  # a century: dates end in the year 9999
-EXPIRY_DAYS = 14  # of what ends sooner, doctors and services warn
 CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
 
 # A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
@@ -153,13 +154,43 @@ def add_certificate(
     if not force:
         _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
     authority = load_authority(folder)
-    ends = authority.certificate.not_valid_after_utc
-    if now() + datetime.timedelta(days=days) > ends:
-        what = f"{folder / CA} is good until {ends:%Y-%m-%d} only"
-        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
+    _check_end(folder, authority, days)
     with writing(folder, ELSEWHERE, CertificateError):
         _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
     return [folder / f"{name}.pem", folder / f"{name}.key"]
+
+
+def renew_certificates(
+    folder: str | Path, days: float | None = None, within: float = EXPIRY_DAYS, names: Sequence[str] = ()
+) -> list[Described]:
+    """Renew what ends `within` days, of `names` alone if there are any: the same name, role, hosts and key, so that no
+    key has to travel, and none need be here. Returns them as they are now; who was revoked is left as it is.
+
+    days   how long they are good from now; None: as long as they were
+
+    Errors: `CertificateError` if the CA's key was not kept, it ends before, `names` has one that is not there or was
+    revoked, or the folder cannot be written. Nothing is renewed then.
+    """
+    folder = Path(folder)
+    authority, found = load_authority(folder), {row.file.stem: row for row in describe(folder)[1:]}
+    for name in names:
+        if name not in found or found[name].revoked:
+            what = "was revoked" if name in found else f"is no certificate in {folder}"
+            raise CertificateError(f"{name}: {what}; add it with `blindformer certs add`")
+    renewed: dict[Path, x509.Certificate] = {}
+    for name, row in found.items():
+        before = load_certificate(row.file)
+        ours = issued_by(before, authority.certificate) and not row.revoked
+        if ours and row.days_left < within and (not names or name in names):
+            span = before.not_valid_after_utc - before.not_valid_before_utc - CLOCK_SKEW
+            lasts = span.total_seconds() / 86400 if days is None else days
+            _check_promises(lasts, ())
+            _check_end(folder, authority, lasts)
+            renewed[row.file] = _again(before, lasts, authority)
+    with writing(folder, ELSEWHERE, CertificateError):
+        for file, certificate in renewed.items():
+            replace(file, certificate)
+    return [row for row in describe(folder) if row.file in renewed]
 
 
 def describe(folder: str | Path) -> list[Described]:
@@ -201,7 +232,7 @@ def client_context(folder: str | Path, role: str, name: str | None = None) -> ss
 
 def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
     check_word(name)
-    authority, file, key = folder / CA, folder / f"{name}.pem", folder / f"{name}.key"
+    authority, file, key = folder / CA, folder / f"{name}.pem", _key_of(folder, name)
     certificate = load_certificate(file)
     found = role_in(certificate)
     if found != role:
@@ -227,9 +258,16 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
     return context
 
 
+def _key_of(folder: Path, name: str) -> Path:
+    """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
+    in /etc reads certificates and lists there, which change while it runs."""
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{name}.key"
+    return handed if handed.is_file() else folder / f"{name}.key"
+
+
 def _is_credential(key: Path) -> bool:
-    """Whether systemd handed it over (LoadCredential=): in a folder that only this service can enter. It lets the
-    service in by an access list, which looks like a mode that is open to a group."""
+    """Whether systemd handed it over: in a folder that only this service can enter. It lets the service in by an access
+    list, which looks like a mode that is open to a group."""
     return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
 
 
@@ -263,6 +301,23 @@ def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[s
     )
     replace(folder / f"{name}.pem", builder.sign(authority.key, hashes.SHA256()))
     write(folder / f"{name}.key", key_pem(key), mode=0o600)
+
+
+def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:
+    """The same certificate, good for `days` from now."""
+    until = now() + datetime.timedelta(days=days)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(before.subject)
+        .issuer_name(before.issuer)
+        .public_key(before.public_key())  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - CLOCK_SKEW)
+        .not_valid_after(until)
+    )
+    for extension in before.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(authority.key, hashes.SHA256())
 
 
 def _builder(
@@ -311,6 +366,13 @@ def _check_promises(days: float, hosts: Sequence[str]) -> None:
         raise CertificateError(f"{days:g} days are too many for a certificate; give at most {MOST_DAYS}")
     for host in hosts:
         _general_name(host)
+
+
+def _check_end(folder: Path, authority: Authority, days: float) -> None:
+    ends = authority.certificate.not_valid_after_utc
+    if now() + datetime.timedelta(days=days) > ends:
+        what = f"{folder / CA} is good until {ends:%Y-%m-%d} only"
+        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
 
 
 def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:

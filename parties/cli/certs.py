@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..checks import EXPIRY_DAYS
 from .output import Format, FormatOption, console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
@@ -67,6 +68,32 @@ def add(
         emit({"folder": str(folder), "role": role, "files": [str(file) for file in files], "hosts": list(hosts)})
         return
     console().print(f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem")
+
+
+@app.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
+    name: Annotated[list[str] | None, typer.Option("--name", help="Only these; may be repeated.")] = None,
+    within: Annotated[float, typer.Option("--within", min=0, help="What ends in so many days.")] = EXPIRY_DAYS,
+    days: Annotated[
+        float | None, typer.Option("--days", min=0.01, help="How long they are good (default: as long as they were).")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
+    from ..certificates import renew_certificates
+
+    found = renew_certificates(folder, days, within, name or ())
+    if form is Format.json:
+        rows = [
+            {"file": str(row.file), "expires": row.expires.isoformat(), "days_left": row.days_left} for row in found
+        ]
+        emit({"folder": str(folder), "renewed": rows})
+        return
+    for row in found:
+        console().print(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays")
+    if not found:
+        console().print(f"nothing in {folder} ends within {within:g} days")
 
 
 @app.command()

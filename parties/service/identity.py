@@ -16,7 +16,8 @@ from typing import Protocol
 from ...protocols.errors import BlindformerError
 from ...versions import my_version
 from ..authority import CA, REVOKED, load_certificate
-from ..certificates import EXPIRY_DAYS, CertificateError, client_context, server_context
+from ..certificates import CertificateError, client_context, server_context
+from ..checks import EXPIRY_DAYS
 from ..probe import Facts
 from ..revocation import RevokedList, read_revoked
 from ..wires import NEW_CERTIFICATE

@@ -33,7 +33,9 @@ METRICS: dict[str, Metric] = {
     "correlations_left": Metric("gauge", "Correlations made ahead and not used yet"),
     "key_bytes": Metric("gauge", "What clients' evaluation keys may take on disk, of encrypted queries"),
     "seeds": Metric("gauge", "Clients' seeds that the dealer keeps for their servers"),
-    "certificate_expires": Metric("gauge", "When this party's certificate expires, seconds since 1970"),
+    "certificate_expires": Metric(
+        "gauge", "When the first of its certificate, CA and list of revoked ones ends, seconds since 1970"
+    ),
     "started": Metric("gauge", "When the service started, seconds since 1970"),
     "stopping": Metric("gauge", "1 while the service drains"),
 }

@@ -110,6 +110,11 @@ def test_a_key_that_systemd_hands_over_may_have_an_access_list(tmp_path, monkeyp
         server_context(tmp_path / "c", "server")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "c"))
     server_context(tmp_path / "c", "server")
+    (tmp_path / "handed").mkdir()  # the certificates stay where they change, and the service may not read the key there
+    shutil.copy(tmp_path / "c" / "server.key", tmp_path / "handed")
+    (tmp_path / "c" / "server.key").write_text("not to be read")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "handed"))
+    server_context(tmp_path / "c", "server")
 
 
 def test_contexts_teach(tmp_path, certificates):
@@ -145,6 +150,50 @@ def test_strange_roles_are_refused(tmp_path, role):
     with pytest.raises(CertificateError, match="cannot name a party"):
         make_certificates(tmp_path, roles=(role,))
     assert not list(tmp_path.iterdir())
+
+
+# Renewal.
+
+
+def test_what_ends_soon_is_renewed_with_its_key(call, tmp_path):
+    """The old certificate goes on until it ends, and can be revoked with the name."""
+    make_certificates(tmp_path, days=10, hosts=["model.example"], keep_ca_key=True)
+    add_certificate(tmp_path, "client", days=300, name="alice")
+    add_certificate(tmp_path, "client", days=10, name="gone")
+    revoke(tmp_path, "gone")
+    (tmp_path / "client.key").rename(tmp_path / "away")  # whose key has left
+    before = {row.file.stem: row for row in describe(tmp_path)}
+    keys = {file: file.read_bytes() for file in tmp_path.glob("*.key")}
+    code, printed, errors = call("certs", "renew", tmp_path, "--days", "90", "--format", "json")
+    assert (code, errors) == (0, "")
+    names = {"server", "client", "dealer", "helper"}
+    assert {Path(row["file"]).stem for row in json.loads(printed)["renewed"]} == names
+    for row in describe(tmp_path):
+        old = before[row.file.stem]
+        assert (row.role, row.hosts) == (old.role, old.hosts)
+        assert (row.fingerprint == old.fingerprint) == (row.file.stem not in names)
+        assert row.file.stem not in names or 89 < row.days_left < 90.001
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.key")} == keys
+    server_context(tmp_path, "server")
+    assert "nothing in" in call("certs", "renew", tmp_path)[1]
+    assert len(revoke(tmp_path, "server")) == 2
+
+
+def test_a_renewal_that_cannot_be_is_one_line_and_renews_nothing(call, tmp_path):
+    make_certificates(tmp_path, days=10, keep_ca_key=True)
+    revoke(tmp_path, "helper")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for words, what in (
+        (["--name", "server", "--name", "bob"], "bob: is no certificate in"),
+        (["--name", "helper"], "helper: was revoked; add it with `blindformer certs add`"),
+        (["--days", "9999"], "ask for fewer days, or a new CA"),
+    ):
+        code, printed, errors = call("certs", "renew", tmp_path, *words)
+        assert (code, printed, errors.count("\n")) == (1, "", 1)
+        assert what in errors
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / "ca.key").unlink()
+    assert "ca.key is missing" in call("certs", "renew", tmp_path)[2]
 
 
 # Revocation.

@@ -19,7 +19,7 @@ import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
 from blindformer.parties.admission import Busy
-from blindformer.parties.certificates import add_certificate, client_context, revoke
+from blindformer.parties.certificates import add_certificate, client_context, renew_certificates, revoke
 from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.probe import Facts, probe
 from blindformer.parties.service.limits import Limits
@@ -443,10 +443,10 @@ def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):
     with client(site, part) as before:
         before.ask()
         old = before.server.fingerprint
-        for role in ("server", "client"):
-            add_certificate(site.certificates, role, days=7, force=True)
-        site.server.send(signal.SIGHUP)
-        site.server.wait_for("certificates-reloaded")
+        add_certificate(site.certificates, "client", days=7, force=True)
+        renew_certificates(site.certificates, days=7, within=99, names=["server"])
+        site.server.wait_for("certificates-reloaded")  # by itself
+        assert "in 7 days; renew it" in site.server.wait_for("certificate-ends")["what"]
         with client(site, part) as after:
             assert after.server.fingerprint != old
             check(after.ask(), expected[8])
