@@ -123,4 +123,7 @@ def show(said: Any) -> None:
     if said.metrics is not None:
         out.print(f"metrics  http://{said.metrics}/metrics")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
-    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")
+    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue")
+    if said.limit:
+        out.print(f"limit  {escape(said.limit)}")
+    out.print()

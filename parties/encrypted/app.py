@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,7 +17,9 @@ from starlette.exceptions import HTTPException
 from ...protocols.ckks.facts import Facts
 from ...protocols.ckks.frames import OtherProgram, Reader, most
 from ...protocols.ckks.sealed import SealedError
+from ..admission import LimitReached
 from ..service.logs import Log
+from ..service.quota import Quota, QuotaError
 from ..service.stats import Stats
 from .bodies import Bodies
 from .interface import (
@@ -49,10 +52,11 @@ class Desk:
     def __init__(
         self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
         log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
+        quota: Quota | None = None,
     ) -> None:  # fmt: skip
         self.about, self.facts = about, {item.program: item for item in facts}
         self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
-        self.log, self.uploads, self.revoked = log, uploads, revoked
+        self.log, self.uploads, self.revoked, self.quota = log, uploads, revoked, quota
         self.uploading = self.reading = 0
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
@@ -92,9 +96,15 @@ class Desk:
                 self.store.drop(item)
 
     async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
-        """A query's lines, once it computes. Errors: Refusal."""
+        """A query's lines, once it computes. Errors: Refusal, LimitReached, QuotaError.
+
+        A request counts as all the texts that it has places for: which of them are filled, nobody here can see.
+        """
         expected = item.facts.request_items()
         limit = most(expected)
+        who = (request.state.name, item.facts.texts)
+        if self.quota is not None:
+            await asyncio.to_thread(self.quota.check, *who)
         self.pool.admit(item.owner)
         if self.reading >= self.pool.room:
             raise busy("others are sending queries", self.pool.usual)
@@ -108,6 +118,9 @@ class Desk:
         reader.end()
         if self.revoked(item.serial):  # while its body came
             raise revoked()
+        if self.quota is not None:
+            self.pool.admit(item.owner)  # what finds no place is not counted
+            await asyncio.to_thread(self.quota.spend, *who)
         job = Job(item, body)
         task = asyncio.create_task(self._run(job))
         self.tasks.add(task)
@@ -189,6 +202,19 @@ def make_app(desk: Desk) -> FastAPI:
         desk.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
         return _problem(error)
 
+    @app.exception_handler(LimitReached)
+    async def limited(request: Request, error: LimitReached) -> JSONResponse:
+        desk.stats.add("limited")
+        desk.log.info("limited", owner=request.state.peer, what=str(error))
+        limit = {"each": error.each, "period_s": error.period}
+        return _problem(Refusal(429, str(error), math.ceil(error.retry_after)), limit=limit)
+
+    @app.exception_handler(QuotaError)
+    async def uncounted(request: Request, error: QuotaError) -> JSONResponse:
+        desk.stats.add("errors", label="QuotaError")
+        desk.log.error("query-failed", owner=request.state.peer, what=str(error))
+        return _problem(Refusal(500, "queries cannot be counted, so none are answered; see the server's log"))
+
     @app.exception_handler(SealedError)
     async def damaged(request: Request, error: SealedError) -> JSONResponse:
         desk.stats.add("errors", label=type(error).__name__)
@@ -252,7 +278,7 @@ def make_app(desk: Desk) -> FastAPI:
     @app.post(
         "/v1/keys/{name}/queries",
         response_class=StreamingResponse,
-        responses={**LINES, **refusals(400, 408, 409, 410, 413, 500, 504)},
+        responses={**LINES, **refusals(400, 408, 409, 410, 413, 429, 500, 504)},
         openapi_extra=message("A request: its ciphertexts, in order."),
     )
     async def query(request: Request, name: Name) -> StreamingResponse:
@@ -274,8 +300,8 @@ def make_app(desk: Desk) -> FastAPI:
     return app
 
 
-def _problem(refusal: Refusal) -> JSONResponse:
+def _problem(refusal: Refusal, **more: Any) -> JSONResponse:
     headers = {}
     if refusal.retry_after is not None:
         headers["retry-after"] = f"{refusal.retry_after:.0f}"
-    return JSONResponse({"error": str(refusal)}, refusal.status, headers)
+    return JSONResponse({"error": str(refusal), **more}, refusal.status, headers)

@@ -65,7 +65,8 @@ class EncryptedClient(Asking):
 
     Several texts share a request, as many as the program takes.
 
-    Errors: ConfigError, ArtifactError, CkksError; of queries: InputError, PeerError, Busy, AnswerOutOfRange.
+    Errors: ConfigError, ArtifactError, CkksError; of queries: InputError, PeerError, Busy, LimitReached,
+    AnswerOutOfRange.
     """
 
     protocol = "ckks"

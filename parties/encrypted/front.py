@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
-from ..tls import role_of
+from ..tls import name_of, role_of
 
 FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
 _ANOTHER_DOOR = pack_message(
@@ -22,7 +22,7 @@ _ANOTHER_DOOR = pack_message(
 
 class ClientProtocol(H11Protocol):
     """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
-    `state.serial` its number.
+    `state.serial` its number, `state.name` who it is for.
 
     A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
     """
@@ -34,6 +34,7 @@ class ClientProtocol(H11Protocol):
         shown: bytes = tls.getpeercert(binary_form=True)
         said = tls.getpeercert()
         peer = {"peer": hashlib.sha256(shown).hexdigest(), "role": role_of(said), "serial": said["serialNumber"]}
+        peer["name"] = name_of(said) or peer["peer"]
         self.app_state: dict[str, Any] = {**self.app_state, **peer}
         self._first = self.loop.call_later(FIRST_SECONDS, self._silent)
 

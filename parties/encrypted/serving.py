@@ -22,6 +22,7 @@ from ..config import Address, Settings
 from ..service.identity import Identity, Renewal
 from ..service.limits import Limits
 from ..service.logs import Log
+from ..service.quota import quota_in_words, quota_of
 from ..service.running import (
     BACKLOG,
     Announcement,
@@ -110,8 +111,9 @@ class Serving:
             ready = await self.pool.start()
             facts = [facts_from(found, secure=False) for found in ready["ready"]]
             about = {"name": ready["name"], "plan": ready["plan"], "version": my_version()}
+            quota = quota_of(self.mine, max(item.texts for item in facts))
             self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS,
-                             self.identity.revoked)  # fmt: skip
+                             self.identity.revoked, quota)  # fmt: skip
             front = self._front()
             serving = asyncio.create_task(front.serve(sockets=[listener]))
             while not front.started and not serving.done():
@@ -129,6 +131,7 @@ class Serving:
                 limits=self.limits,
                 expires=self.identity.expires,
                 adversary=ADVERSARY,
+                limit=quota_in_words(quota),
             )  # fmt: skip
             self.stats.set("started", time.time())
             (announce or (lambda said: log_ready(said, self.log)))(said)

@@ -38,6 +38,7 @@ class Helping:
     """
 
     helpers = "an offline dealer, and the server, with which this helper must not collude"
+    limit = ""  # the server counts, by the owners' certificates
 
     def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork

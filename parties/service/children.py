@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from ..wires import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
-from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Probing, Release, Report, Want
+from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Limited, Probing, Release, Report, Want
 from .identity import Certificates
 from .limits import Limits
 from .logs import Log
@@ -189,6 +189,9 @@ class Children:
             self._spread(self._admission.release(child.pid))
             if report.left is not None:
                 self._stats.set("correlations_left", report.left)
+        elif isinstance(report, Limited):
+            self._stats.add("limited")
+            self._log.info("limited", **child.who, owner=child.peer.owner, what=report.what)
         elif isinstance(report, Answered):
             self._count(child, report)
         else:

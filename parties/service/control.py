@@ -5,6 +5,7 @@
     {"probing": {role, owner}}                         {"go": true} | {"busy": {seconds, why}}
     {"want": {number}}                                 {"queued": place}* {"go": true} | {"busy": {seconds, why}}
     {"release": {number, left}}
+    {"limited": {what}}
     {"answered": {number, seconds, bytes}}
     {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (pairs.py)
     {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (pairs.py)
@@ -31,6 +32,7 @@ Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Session = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+What = Annotated[str, StringConstraints(max_length=400)]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
 
@@ -71,6 +73,12 @@ class Release(Report):
     left: Number | None = None
 
 
+class Limited(Report):
+    """A query was refused: its certificate has asked all that it may (quota.py)."""
+
+    what: What
+
+
 class Answered(Report):
     """What a query took: seconds, and bytes of payload; `sent` and `received` while it was online.
 
@@ -104,7 +112,7 @@ class Failed(Report):
     """The connection ends, and why. `what` is fit for a log."""
 
     kind: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")]
-    what: Annotated[str, StringConstraints(max_length=400)]
+    what: What
 
 
 REPORTS: dict[str, type[Report]] = {cls.__name__.lower(): cls for cls in Report.__subclasses__()}

@@ -38,6 +38,7 @@ class Dealing:
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
     about = "any program that a server and its client agree on"
     programs: tuple[str, ...] = ()
+    limit = ""
 
     def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork

@@ -21,6 +21,7 @@ METRICS: dict[str, Metric] = {
     "sessions_opened": Metric("counter", "Sessions opened, by the peer's role", "role"),
     "queries": Metric("counter", "Queries answered"),
     "busy": Metric("counter", "Times a peer was told to come back later, by what it wanted", "wanted"),
+    "limited": Metric("counter", "Queries refused because a certificate has asked all that it may"),
     "errors": Metric("counter", "Connections that ended with an error, by its type", "kind"),
     "children_killed": Metric("counter", "Children ended by the supervisor or a signal, by reason", "reason"),
     "bytes": Metric("counter", "Payload of answered queries, by direction and phase", "direction"),

@@ -118,4 +118,14 @@ def test_what_is_packed_is_what_is_read(number, amount, what):
 
 
 def test_the_kinds_of_reports_are_these():
-    assert sorted(REPORTS) == ["answered", "failed", "introduced", "keep", "probing", "release", "take", "want"]
+    assert sorted(REPORTS) == [
+        "answered",
+        "failed",
+        "introduced",
+        "keep",
+        "limited",
+        "probing",
+        "release",
+        "take",
+        "want",
+    ]

@@ -18,11 +18,12 @@ import pytest
 import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
-from blindformer.parties.admission import Busy
+from blindformer.parties.admission import Busy, LimitReached
 from blindformer.parties.certificates import add_certificate, client_context, renew_certificates, revoke
 from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.probe import Facts, probe
 from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.quota import Quota
 from blindformer.parties.session import ClientParty
 from blindformer.parties.tls import dial
 from blindformer.protocols.clear import ClearEngine
@@ -184,8 +185,9 @@ def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
 def small(shared_site):
     """A server with room for little, and with metrics."""
     running = shared_site.start(
-        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool"
-    )
+        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool",
+        queries_each="1000", state="state",
+    )  # fmt: skip
     yield running
     running.end()
 
@@ -222,6 +224,24 @@ def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, ot
             check(waiting.result(60), expected[8])
 
 
+def test_a_limit_holds_for_all_certificates_of_a_name(site, small, part, expected):
+    """Whichever process counts; a certificate with a new key does not start anew, and other names have their own."""
+    assert small.ready["limit"].startswith("1000 texts in 1 day for each certificate's name, counted in ")
+    assert "none: a certificate may ask as much as it likes" in site.server.ready["limit"]
+    add_certificate(site.certificates, "client", name="curious", force=True)
+    Quota(site.folder / "state", 1000, 86400.0).spend("commonName=blindformer curious", 999)
+    with client(site, part, server=small, name="curious") as mine:
+        check(mine.ask(), expected[8])
+        with pytest.raises(LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1"):
+            mine.ask()
+    small.wait_for("limited", peer="client")
+    add_certificate(site.certificates, "client", name="curious", force=True)
+    with client(site, part, server=small, name="curious") as mine, pytest.raises(LimitReached):
+        mine.ask()
+    with client(site, part, server=small) as mine:
+        check(mine.ask(), expected[8])
+
+
 def test_metrics_of_a_query(site, small, part):
     with client(site, part, server=small) as mine:
         mine.ask()
@@ -240,6 +260,7 @@ def test_metrics_of_a_query(site, small, part):
             r'blindformer_seconds_count\{phase="online"\} [1-9].*',
             r'blindformer_bytes_total\{direction="received"\} [1-9].*',
             r"blindformer_correlations_left 0\.0",
+            r"blindformer_limited_total [1-9].*",
         ):
             eventually(lambda line=line: served(line), line)
 
