@@ -144,7 +144,7 @@ class Serving:
             spool=self.spool,
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.
-            count=(None if self.helped else self._counting(channel, served, control)) or (lambda: None),
+            count=None if self.helped else self._counting(channel, served, control),
         )
         with telling(ROLE, lambda: [*party.abandon(), *owners]):
             party.set_up()

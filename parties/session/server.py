@@ -79,7 +79,7 @@ class ServerParty:
         admission: Admission | None = None,
         spool: Spool | None = None,
         outside: Outside | None = None,
-        count: Callable[[], None] = lambda: None,
+        count: Callable[[], None] | None = None,
     ) -> None:
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.outside, self.count = outside, count
@@ -163,15 +163,19 @@ class ServerParty:
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         try:
             with self.admission.slot(ask.query, lambda place: self.client.send_message({"queued": place})):
-                if ask.query >= self._counted:  # else it is asked again, on other correlations
-                    self.count()
-                    self._counted = ask.query + 1
+                self._count(ask.query)
                 return self._answer(ask)
         except Busy as busy:
             self.client.send_message(busy_message(busy))
         except LimitReached as limit:
             self.client.send_message(limit_message(limit))
         return None
+
+    def _count(self, number: int) -> None:
+        """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
+        if self.count is not None and number >= self._counted:
+            self.count()
+            self._counted = number + 1
 
     def _answer(self, ask: Ask) -> Timings | None:
         """One query, from correlations to the last round; None if it could not be, as the client has been told."""
