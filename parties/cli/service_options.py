@@ -122,8 +122,7 @@ def show(said: Any) -> None:
     out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC, {days:.0f} days")
     if said.metrics is not None:
         out.print(f"metrics  http://{said.metrics}/metrics")
-    at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
-    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue")
     if said.limit:
         out.print(f"limit  {escape(said.limit)}")
-    out.print()
+    at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
+    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")
