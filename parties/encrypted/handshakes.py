@@ -22,11 +22,13 @@ def listening(identity: Identity, refused: Callable[[PeerError], None]) -> ssl.S
         tell = staticmethod(refused)
 
     class Current(ssl.SSLContext):
-        def wrap_bio(self, incoming: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        def wrap_bio(
+            self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any
+        ) -> ssl.SSLObject:
             identity.accepting.sslobject_class = Told  # type: ignore[assignment]  # as ssl's documentation has it
-            made = identity.accepting.wrap_bio(incoming, *args, **options)
+            made = identity.accepting.wrap_bio(incoming, outgoing, *args, **options)
             assert isinstance(made, Told)
-            made.incoming = incoming
+            made.incoming, made.outgoing = incoming, outgoing
             return made
 
     return Current(ssl.PROTOCOL_TLS_SERVER)
@@ -34,10 +36,11 @@ def listening(identity: Identity, refused: Callable[[PeerError], None]) -> ssl.S
 
 class _Handshake(ssl.SSLObject):
     """asyncio aborts a handshake that fails: the alert that says why would never leave, and nothing would be logged. So
-    this one seems to wait a little longer: what is waiting to be sent is sent then."""
+    this one seems to wait a little longer, where there is an alert: what is waiting to be sent is sent then."""
 
     tell: Callable[[PeerError], None]
     incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
     failed: ssl.SSLError | None = None
     until = 0.0
 
@@ -48,8 +51,10 @@ class _Handshake(ssl.SSLObject):
             except ssl.SSLWantReadError:
                 raise
             except ssl.SSLError as error:
-                self.failed, self.until = error, time.monotonic() + LINGER_SECONDS
                 self.tell(explain("peer", error, handshaking=True))
+                if not self.outgoing.pending:  # a stranger that speaks no TLS
+                    raise
+                self.failed, self.until = error, time.monotonic() + LINGER_SECONDS
         self.incoming.read()  # what it still sends is for nobody
         if time.monotonic() < self.until:
             raise ssl.SSLWantReadError
