@@ -232,6 +232,7 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
         service.send(signal.SIGHUP)
         assert "server.key" in service.wait_for("certificates-kept")["what"]
         moved.rename(key)
+        service.wait_for("certificates-reloaded")
         before.query(TEXTS[0])
     make_certificates(certificates, days=90, force=True)
     service.send(signal.SIGHUP)
