@@ -6,7 +6,6 @@ URI `blindformer:role:<role>` in the subject alternative names.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
 import os
@@ -17,50 +16,82 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..protocols.errors import BlindformerError, writing
+from ..protocols.errors import writing
+from .authority import (
+    CA,
+    CA_KEY,
+    CLOCK_SKEW,
+    ELSEWHERE,
+    REPLACED,
+    REVOKED,
+    Authority,
+    CertificateError,
+    check_word,
+    fingerprint,
+    hosts_in,
+    issued_by,
+    key_pem,
+    load_authority,
+    load_certificate,
+    now,
+    own_files,
+    pem,
+    replace,
+    role_in,
+    write,
+)
+from .checks import EXPIRY_DAYS
+from .revocation import read_revoked, revoke
 from .tls import ROLE_URI
+
+__all__ = [
+    "HOSTS",
+    "ROLES",
+    "CertificateError",
+    "Described",
+    "add_certificate",
+    "client_context",
+    "describe",
+    "make_certificates",
+    "renew_certificates",
+    "revoke",
+    "server_context",
+]
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
 MOST_DAYS = 36500  # a century: dates end in the year 9999
 CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
-CLOCK_SKEW = datetime.timedelta(hours=1)  # certificates are good from an hour ago, for machines whose clocks differ
 
 # A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
 # we look at its role.
 _USAGES = {"client": [ExtendedKeyUsageOID.CLIENT_AUTH], "dealer": [ExtendedKeyUsageOID.SERVER_AUTH]}
 _BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 
-_ELSEWHERE = "choose a folder that you may write to"
-
-
-class CertificateError(BlindformerError):
-    """A certificate or key of this side is missing, expired, of another role, or not from this CA."""
-
 
 @dataclass(frozen=True)
 class Described:
-    """One row of `describe`."""
+    """One row of `describe`. `fingerprint`: SHA-256, hex."""
 
     role: str
     file: Path
     hosts: tuple[str, ...]
     expires: datetime.datetime
+    fingerprint: str
+    revoked: bool = False
+
+    @property
+    def days_left(self) -> float:
+        """Negative when it has expired."""
+        return (self.expires - now()).total_seconds() / 86400
 
     @property
     def expired(self) -> bool:
-        return self.expires <= _now()
-
-
-@dataclass(frozen=True)
-class _Authority:
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+        return self.days_left <= 0
 
 
 def make_certificates(
@@ -81,21 +112,21 @@ def make_certificates(
     cannot be written.
     """
     folder = Path(folder)
-    names = ["ca.pem", *(["ca.key"] if keep_ca_key else [])]
+    names = [CA, *([CA_KEY] if keep_ca_key else [])]
     for role in roles:
-        _check_word(role)
+        check_word(role)
         names += [f"{role}.pem", f"{role}.key"]
     _check_promises(days, hosts)  # before anything is replaced
     if not force:
         _refuse_overwriting(folder, names)
     authority = _make_authority(max(days, CA_DAYS if keep_ca_key else 1))
-    with writing(folder, _ELSEWHERE, CertificateError):
+    with writing(folder, ELSEWHERE, CertificateError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(folder / "ca.pem", _pem(authority.certificate))
+        for name in (CA_KEY, REVOKED, REPLACED):  # with force: of the CA that is no more
+            (folder / name).unlink(missing_ok=True)
+        write(folder / CA, pem(authority.certificate))
         if keep_ca_key:
-            _write(folder / "ca.key", _key_pem(authority.key), mode=0o600)
-        else:
-            (folder / "ca.key").unlink(missing_ok=True)  # with force: the key of the CA that is no more
+            write(folder / CA_KEY, key_pem(authority.key), mode=0o600)
         for role in roles:
             _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
     return [folder / name for name in names]
@@ -117,38 +148,70 @@ def add_certificate(
     """
     folder = Path(folder)
     name = name or role
-    _check_word(role)
-    _check_word(name)
+    check_word(role)
+    check_word(name)
     _check_promises(days, hosts)
     if not force:
         _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
-    authority = _Authority(_load(folder / "ca.pem"), _authority_key(folder))
-    ends = authority.certificate.not_valid_after_utc
-    if _now() + datetime.timedelta(days=days) > ends:
-        what = f"{folder / 'ca.pem'} is good until {ends:%Y-%m-%d} only"
-        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
-    with writing(folder, _ELSEWHERE, CertificateError):
+    authority = load_authority(folder)
+    _check_end(folder, authority, days)
+    with writing(folder, ELSEWHERE, CertificateError):
         _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
     return [folder / f"{name}.pem", folder / f"{name}.key"]
+
+
+def renew_certificates(
+    folder: str | Path, days: float | None = None, within: float = EXPIRY_DAYS, names: Sequence[str] = ()
+) -> list[Described]:
+    """Renew what ends `within` days, of `names` alone if there are any: the same name, role, hosts and key, so that no
+    key has to travel, and none need be here. Returns them as they are now; who was revoked is left as it is.
+
+    days   how long they are good from now; None: as long as they were
+
+    Errors: `CertificateError` if the CA's key was not kept, it ends before, `names` has one that is not there or was
+    revoked, or the folder cannot be written. Nothing is renewed then.
+    """
+    folder = Path(folder)
+    authority, found = load_authority(folder), {row.file.stem: row for row in describe(folder)[1:]}
+    for name in names:
+        if name not in found or found[name].revoked:
+            what = "was revoked" if name in found else f"is no certificate in {folder}"
+            raise CertificateError(f"{name}: {what}; add it with `blindformer certs add`")
+    renewed: dict[Path, x509.Certificate] = {}
+    for name, row in found.items():
+        before = load_certificate(row.file)
+        ours = issued_by(before, authority.certificate) and not row.revoked
+        if ours and row.days_left < within and (not names or name in names):
+            span = before.not_valid_after_utc - before.not_valid_before_utc - CLOCK_SKEW
+            lasts = span.total_seconds() / 86400 if days is None else days
+            _check_promises(lasts, ())
+            _check_end(folder, authority, lasts)
+            renewed[row.file] = _again(before, lasts, authority)
+    with writing(folder, ELSEWHERE, CertificateError):
+        for file, certificate in renewed.items():
+            replace(file, certificate)
+    return [row for row in describe(folder) if row.file in renewed]
 
 
 def describe(folder: str | Path) -> list[Described]:
     """What lies in `folder`, one row for each certificate, the CA first.
 
-    Errors: `CertificateError` if there is no CA.
+    Errors: `CertificateError` if there is no CA, or a list of revoked ones that is not its own.
     """
     folder = Path(folder)
-    rows = [Described("ca", folder / "ca.pem", (), _load(folder / "ca.pem").not_valid_after_utc)]
-    for file in sorted(folder.glob("*.pem")):
-        if file.name != "ca.pem":
-            certificate = _load(file)
-            role = _role_in(certificate) or "none"
-            rows.append(Described(role, file, _hosts_in(certificate), certificate.not_valid_after_utc))
+    authority, found = load_certificate(folder / CA), read_revoked(folder)
+    rows = [Described("ca", folder / CA, (), authority.not_valid_after_utc, fingerprint(authority))]
+    for file, certificate in own_files(folder):
+        revoked = found is not None and certificate.serial_number in found.serials
+        role, hosts = role_in(certificate) or "none", hosts_in(certificate)
+        ends = certificate.not_valid_after_utc
+        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), revoked))
     return rows
 
 
 def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
-    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA.
+    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA, which the list of
+    revoked ones, if there is one, does not hold.
 
     Errors: `CertificateError`, as for `client_context`.
     """
@@ -158,27 +221,26 @@ def server_context(folder: str | Path, role: str, name: str | None = None) -> ss
 
 
 def client_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
-    """The context of a side that dials: TLS 1.3, the peer's certificate must be of this CA and name the host dialled.
+    """The context of a side that dials: TLS 1.3, the peer's certificate must be of this CA, not revoked, and name the
+    host dialled.
 
-    Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, or its key is open
-    to other users of this machine.
+    Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, its key is open
+    to other users of this machine, or the list of revoked certificates is none that can be believed.
     """
     return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), Path(folder), role, name or role)
 
 
 def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
-    _check_word(name)
-    authority, file, key = folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key"
-    certificate = _load(file)
-    found = _role_in(certificate)
+    check_word(name)
+    authority, file, key = folder / CA, folder / f"{name}.pem", _key_of(folder, name)
+    certificate = load_certificate(file)
+    found = role_in(certificate)
     if found != role:
         raise CertificateError(f"{file} is the certificate of {found or 'no role'}, not of {role}; name the right file")
-    if certificate.not_valid_after_utc <= _now():
+    if certificate.not_valid_after_utc <= now():
         raise CertificateError(f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make new certificates")
-    try:
-        certificate.verify_directly_issued_by(_load(authority))
-    except (InvalidSignature, ValueError, TypeError):
-        raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder") from None
+    if not issued_by(certificate, load_certificate(authority)):
+        raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder")
     if not key.is_file():
         raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
     if os.name == "posix" and key.stat().st_mode & 0o077 and not _is_credential(key):
@@ -186,6 +248,9 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(authority)
+    if read_revoked(folder) is not None:
+        context.load_verify_locations(folder / REVOKED)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     try:
         context.load_cert_chain(file, key)
     except ssl.SSLError:
@@ -193,13 +258,20 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
     return context
 
 
+def _key_of(folder: Path, name: str) -> Path:
+    """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
+    in /etc reads certificates and lists there, which change while it runs."""
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{name}.key"
+    return handed if handed.is_file() else folder / f"{name}.key"
+
+
 def _is_credential(key: Path) -> bool:
-    """Whether systemd handed it over (LoadCredential=): in a folder that only this service can enter. It lets the
-    service in by an access list, which looks like a mode that is open to a group."""
+    """Whether systemd handed it over: in a folder that only this service can enter. It lets the service in by an access
+    list, which looks like a mode that is open to a group."""
     return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
 
 
-def _make_authority(days: float) -> _Authority:
+def _make_authority(days: float) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     # Two CAs must never share a name, or a peer of another CA is told "bad signature" instead of "another CA".
     name = f"Blindformer development CA {x509.random_serial_number():x}"[:64]
@@ -210,26 +282,10 @@ def _make_authority(days: float) -> _Authority:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
     )
-    return _Authority(builder.sign(key, hashes.SHA256()), key)
+    return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
-def _authority_key(folder: Path) -> ec.EllipticCurvePrivateKey:
-    file = folder / "ca.key"
-    if not file.is_file():
-        raise CertificateError(
-            f"{file} is missing, which signs what is added; copy it back, or make all certificates anew: "
-            f"blindformer certs make {folder} --keep-ca-key --force"
-        )
-    try:
-        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{file} is not a key that `blindformer certs` has made; copy that one back")
-    return key
-
-
-def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: _Authority) -> None:
+def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: Authority) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blindformer {name}"[:64])])
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(ROLE_URI + role)]
@@ -243,21 +299,38 @@ def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[s
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(identifier, critical=False)
     )
-    _write(folder / f"{name}.pem", _pem(builder.sign(authority.key, hashes.SHA256())))
-    _write(folder / f"{name}.key", _key_pem(key), mode=0o600)
+    replace(folder / f"{name}.pem", builder.sign(authority.key, hashes.SHA256()))
+    write(folder / f"{name}.key", key_pem(key), mode=0o600)
+
+
+def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:
+    """The same certificate, good for `days` from now."""
+    until = now() + datetime.timedelta(days=days)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(before.subject)
+        .issuer_name(before.issuer)
+        .public_key(before.public_key())  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - CLOCK_SKEW)
+        .not_valid_after(until)
+    )
+    for extension in before.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(authority.key, hashes.SHA256())
 
 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
 ) -> x509.CertificateBuilder:
-    until = _now() + datetime.timedelta(days=days)
+    until = now() + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(min(_now(), until) - CLOCK_SKEW)
+        .not_valid_before(min(now(), until) - CLOCK_SKEW)
         .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -288,47 +361,18 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _names_in(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _role_in(certificate: x509.Certificate) -> str | None:
-    names = _names_in(certificate)
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
-    roles = [uri.removeprefix(ROLE_URI) for uri in uris if uri.startswith(ROLE_URI)]
-    return roles[0] if len(roles) == 1 else None
-
-
-def _hosts_in(certificate: x509.Certificate) -> tuple[str, ...]:
-    names = _names_in(certificate)
-    if names is None:
-        return ()
-    addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
-    return (*names.get_values_for_type(x509.DNSName), *addresses)
-
-
-def _load(file: Path) -> x509.Certificate:
-    if not file.is_file():
-        raise CertificateError(f"{file} is missing; make certificates with `blindformer certs`, or name their folder")
-    try:
-        return x509.load_pem_x509_certificate(file.read_bytes())
-    except ValueError:
-        raise CertificateError(f"{file} is not a certificate in PEM form; make certificates again") from None
-
-
-def _check_word(word: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", word) or word == "ca":
-        raise CertificateError(f"{word!r} cannot name a party; use a short lower-case word such as server")
-
-
 def _check_promises(days: float, hosts: Sequence[str]) -> None:
     if days > MOST_DAYS:
         raise CertificateError(f"{days:g} days are too many for a certificate; give at most {MOST_DAYS}")
     for host in hosts:
         _general_name(host)
+
+
+def _check_end(folder: Path, authority: Authority, days: float) -> None:
+    ends = authority.certificate.not_valid_after_utc
+    if now() + datetime.timedelta(days=days) > ends:
+        what = f"{folder / CA} is good until {ends:%Y-%m-%d} only"
+        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
 
 
 def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:
@@ -337,28 +381,3 @@ def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:
             raise CertificateError(
                 f"{folder / name} is already there; choose another folder, or replace it with --force"
             )
-
-
-def _write(file: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file that is never, not even for a moment, more open or less complete than it should be."""
-    part = file.with_name(file.name + ".part")
-    with contextlib.suppress(FileNotFoundError):
-        part.unlink()
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    part.replace(file)
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

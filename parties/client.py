@@ -47,7 +47,8 @@ class Client(Asking):
     A query goes out once. If its session is lost it is asked again, once, in a new session with fresh correlations, and
     `Result.retried` says so; a server that is busy has not taken it yet and is asked again for `wait` seconds.
 
-    Errors: ConfigError, ArtifactError; of queries: InputError, PeerError, Busy, SpoolError, AnswerOutOfRange.
+    Errors: ConfigError, ArtifactError; of queries: InputError, PeerError, Busy, LimitReached, SpoolError,
+    AnswerOutOfRange.
     """
 
     protocol = "beaver"

@@ -182,6 +182,12 @@ class Server(Service):
     """Correlations made ahead; None: only live ones."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take; `share` of it is for one certificate."""
+    queries_each: int | None = Field(default=None, ge=1, le=10**12)
+    """Texts that may be asked with one certificate's name in `queries_period`; None: as many as it likes."""
+    queries_period: float = Field(default=86400.0, gt=0, le=315360000, allow_inf_nan=False)
+    """Seconds."""
+    state: Folder | None = None
+    """What the server remembers over restarts: how many texts each name has asked; needed with `queries_each`."""
     keys_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
     """Protocol ckks: what clients' evaluation keys may take on disk."""
     keys_memory_gb: float = Field(default=8.0, gt=0, le=1e6, allow_inf_nan=False)

@@ -20,14 +20,14 @@ from cryptography import x509
 
 from ..protocols.errors import BlindformerError
 from .certificates import ROLES, CertificateError, client_context, describe, server_context
-from .checks import Check, shown
+from .checks import EXPIRY_DAYS, Check, shown
 from .config import Address, ConfigError, Role, Settings, load_settings
 from .doors import checks
+from .wires import NEW_CERTIFICATE
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ..models.program import Program
 
-EXPIRY_DAYS = 14
 SOCKETS_SPARE = 64  # open files of a service beside its connections
 
 
@@ -101,6 +101,9 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
     except CertificateError as error:
         what, _, fix = str(error).partition("; ")
         yield Check("certificate", "bad", what, fix)
+        return
+    if own.revoked:
+        yield Check("certificate", "bad", f"{shown(own.file)} was revoked, so others refuse it", NEW_CERTIFICATE)
         return
     what = f"{shown(own.file)}: of {role}, from the CA beside it; its key is this party's alone"
     yield Check("certificate", "good", what)

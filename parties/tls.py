@@ -39,6 +39,16 @@ class TlsChannel(StreamChannel):
         return self._tls_wire.fingerprint()
 
     @property
+    def serial(self) -> str:
+        """Of the peer's certificate, hex: what a list of revoked ones names."""
+        return self._tls_wire.serial()
+
+    @property
+    def name(self) -> str:
+        """In the peer's certificate: who it is for, whatever its key and number."""
+        return name_of(self._tls_wire.certificate()) or self.fingerprint
+
+    @property
     def worn(self) -> bool:
         """Whether to open a new connection at the next quiet moment: half of what one key may encrypt is sent."""
         return self._tls_wire.records > RECORDS_PER_KEY // 2
@@ -70,6 +80,11 @@ def role_of(certificate: Mapping[str, Any]) -> str | None:
         if kind == "URI" and value.startswith(ROLE_URI)
     ]
     return roles[0] if len(roles) == 1 else None
+
+
+def name_of(certificate: Mapping[str, Any]) -> str:
+    """The subject of a certificate as `getpeercert` gives it: commonName=blindformer alice."""
+    return ", ".join(f"{kind}={value}" for part in certificate.get("subject", ()) for kind, value in part)
 
 
 class Listener:

@@ -29,6 +29,8 @@ KEEPALIVE = {
 
 _RENEW = "make new certificates with `blindformer certs`"
 _SAME_CA = "all parties need certificates from the same CA: share one ca.pem"
+NEW_CERTIFICATE = "ask whoever runs the CA for a new one"
+_NEWEST = "copy the newest ca.pem and revoked.pem here"
 _SPEAK_TLS = "use TLS on both sides, and check the address and port"
 
 NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
@@ -41,6 +43,10 @@ _CERTIFICATE_FAULTS: dict[int, tuple[str, str]] = {
     19: ("its certificate comes from another CA", _SAME_CA),
     20: ("its certificate comes from another CA", _SAME_CA),
     21: ("its certificate comes from another CA", _SAME_CA),
+    23: ("its certificate was revoked", NEW_CERTIFICATE),
+    3: ("its certificate cannot be checked: this side's list of revoked ones is of another CA", _NEWEST),
+    8: ("its certificate cannot be checked: this side's list of revoked ones is of another CA", _NEWEST),
+    12: ("its certificate cannot be checked: this side's list of revoked ones has ended", _NEWEST),
     7: ("its certificate is not signed by this side's CA", _SAME_CA),
     26: ("its certificate is not made for this role", "give it the certificate of its own role"),
     62: ("its certificate names another host", "make its certificate with the host name this side dials"),
@@ -51,6 +57,7 @@ _CERTIFICATE_FAULTS: dict[int, tuple[str, str]] = {
 _REASONS: dict[str, tuple[str, str]] = {
     "TLSV1_ALERT_UNKNOWN_CA": ("refused this side's certificate: it comes from another CA", _SAME_CA),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": ("refused this side's certificate: it has expired", _RENEW),
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": ("refused this side's certificate: it was revoked", NEW_CERTIFICATE),
     "SSLV3_ALERT_BAD_CERTIFICATE": ("refused this side's certificate", _SAME_CA),
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": ("refused this side's certificate", _SAME_CA),
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": (
@@ -212,6 +219,10 @@ class TlsWire:
     def fingerprint(self) -> str:
         """SHA-256 of the peer's verified certificate (DER), hex: who the peer is, as far as TLS knows."""
         return hashlib.sha256(self._tls.getpeercert(True) or b"").hexdigest()
+
+    def serial(self) -> str:
+        """The number that its CA gave the certificate, hex."""
+        return str(self.certificate().get("serialNumber", "0")).lower()
 
     def write(self, data: memoryview) -> int:
         if not self.flush():

@@ -90,8 +90,8 @@ def test_units_start_a_command_that_exists_with_its_own_certificate(path):
     known = {name for parameter in subcommands()[command].params for name in parameter.opts}
     assert {word for word in options if word.startswith("--")} <= known
     given = re.findall(r"^LoadCredential=(\S+?):(\S+)$", text, re.MULTILINE)
-    assert given == [(name, f"/etc/blindformer/certs/{name}") for name in ("ca.pem", f"{role}.pem", f"{role}.key")]
-    assert "--certs %d" in unit["Service"]["ExecStart"]
+    assert given == [(f"{role}.key", f"/etc/blindformer/certs/{role}.key")]
+    assert "--certs /etc/blindformer/certs" in unit["Service"]["ExecStart"]
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)

@@ -150,7 +150,7 @@ def shown(block: Block) -> list[str]:
 
 def alike(text: str) -> list[str]:
     """A text without its numbers, its hashes and its spacing."""
-    number = r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|-?\d+(\.\d+)?"
+    number = r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|\b[0-9a-f]{8}\b|-?\d+(\.\d+)?"
     return [" ".join(re.sub(number, "#", line).split()) for line in text.strip().splitlines()]
 
 

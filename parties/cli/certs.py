@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ..checks import EXPIRY_DAYS
 from .output import Format, FormatOption, console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Party = typer.Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
+SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, typer.Argument(help="The folder of the certificates.")]
 
 
@@ -69,8 +71,61 @@ def add(
 
 
 @app.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
+    name: Annotated[list[str] | None, typer.Option("--name", help="Only these; may be repeated.")] = None,
+    within: Annotated[float, typer.Option("--within", min=0, help="What ends in so many days.")] = EXPIRY_DAYS,
+    days: Annotated[
+        float | None, typer.Option("--days", min=0.01, help="How long they are good (default: as long as they were).")
+    ] = None,
+    form: FormatOption = Format.text,
+) -> None:
+    """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
+    from ..certificates import renew_certificates
+
+    found = renew_certificates(folder, days, within, name or ())
+    if form is Format.json:
+        rows = [
+            {"file": str(row.file), "expires": row.expires.isoformat(), "days_left": row.days_left} for row in found
+        ]
+        emit({"folder": str(folder), "renewed": rows})
+        return
+    for row in found:
+        console().print(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays")
+    if not found:
+        console().print(f"nothing in {folder} ends within {within:g} days")
+
+
+@app.command()
+def revoke(
+    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
+    which: Annotated[
+        str,
+        typer.Argument(help="A name, a certificate's file, or the first digits of its fingerprint.", metavar="WHICH"),
+    ],
+    form: FormatOption = Format.text,
+) -> None:
+    """Revoke a certificate: write it into the CA's list, for every party's folder."""
+    from ..authority import REVOKED, fingerprint
+    from ..certificates import revoke
+
+    found = [fingerprint(certificate) for certificate in revoke(folder, which)]
+    file = folder / REVOKED
+    if form is Format.json:
+        emit({"file": str(file), "revoked": found})
+        return
+    if not found:
+        console().print(f"{which} was revoked before: {file} holds it")
+        return
+    shown = ", ".join(digits[:SHOWN] for digits in found)
+    console().print(
+        f"{which} ({shown}) is revoked: copy {file} to the folders of all parties; services take it by themselves"
+    )
+
+
+@app.command()
 def show(folder: Folder = Path("certs"), form: FormatOption = Format.text) -> None:
-    """Roles, hosts and dates of the certificates in a folder."""
+    """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates import describe
 
     found = describe(folder)
@@ -81,14 +136,18 @@ def show(folder: Folder = Path("certs"), form: FormatOption = Format.text) -> No
                 "file": str(row.file),
                 "hosts": list(row.hosts),
                 "expires": row.expires.isoformat(),
+                "days_left": row.days_left,
                 "expired": row.expired,
+                "fingerprint": row.fingerprint,
+                "revoked": row.revoked,
             }
             for row in found
         ]
         emit({"folder": str(folder), "certificates": rows})
         return
-    shown = table("role", "file", "hosts", "good until")
+    shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,))
     for row in found:
-        until = f"{row.expires:%Y-%m-%d %H:%M} UTC" + (" (expired)" if row.expired else "")
-        shown.add_row(row.role, str(row.file), ", ".join(row.hosts), until)
+        until = f"{row.expires:%Y-%m-%d %H:%M} UTC"
+        days = "revoked" if row.revoked else "expired" if row.expired else f"{row.days_left:.0f}"
+        shown.add_row(row.role, str(row.file), ", ".join(row.hosts), until, days, row.fingerprint[:SHOWN])
     console().print(shown)

@@ -24,6 +24,13 @@ def server(
         str | None, typer.Option("--topology", help="dealer, or helper: a second server takes the client's seat.")
     ] = None,
     spool: Annotated[Path | None, typer.Option("--spool", help="Keep correlations made ahead in this folder.")] = None,
+    queries_each: Annotated[
+        int | None, typer.Option("--queries-each", help="Texts that one certificate's name may ask in a period.")
+    ] = None,
+    queries_period: Annotated[
+        float | None, typer.Option("--queries-period", help="The period, in seconds (default: a day).")
+    ] = None,
+    state: Annotated[Path | None, typer.Option("--state", help="Count them in this folder, over restarts.")] = None,
     keys_gb: Annotated[
         float | None, typer.Option("--keys-gb", help="ckks: what clients' evaluation keys may take on disk.")
     ] = None,
@@ -49,7 +56,8 @@ def server(
 
     flags = given.flags(
         folder=folder, spool=spool, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,
-        weights_memory_gb=weights_memory_gb, query_processes=query_processes,
+        weights_memory_gb=weights_memory_gb, query_processes=query_processes, queries_each=queries_each,
+        queries_period=queries_period, state=state,
     )  # fmt: skip
     shared = {
         "session.protocol": None if protocol is None else protocol.value,

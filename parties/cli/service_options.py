@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 import inspect
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,17 @@ def show(said: Any) -> None:
 
     limits, out = said.limits, Console(stderr=True, highlight=False, soft_wrap=True)
     until = datetime.datetime.fromtimestamp(said.expires, datetime.UTC)
+    days = (said.expires - time.time()) / 86400
     out.print(f"[bold]Blindformer {said.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
     out.print(f"secure against  {said.adversary}")
     out.print(f"with the help of  {said.helpers}")
     out.print(f"serves  {escape(said.about)}")
     for program in said.programs:
         out.print(f"        program {program[:16]}")
-    out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC")
+    out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC, {days:.0f} days")
     if said.metrics is not None:
         out.print(f"metrics  http://{said.metrics}/metrics")
+    if said.limit:
+        out.print(f"limit  {escape(said.limit)}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
     out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")

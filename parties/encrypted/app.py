@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,9 @@ from starlette.exceptions import HTTPException
 from ...protocols.ckks.facts import Facts
 from ...protocols.ckks.frames import OtherProgram, Reader, most
 from ...protocols.ckks.sealed import SealedError
+from ..admission import LimitReached
 from ..service.logs import Log
+from ..service.quota import Quota, QuotaError
 from ..service.stats import Stats
 from .bodies import Bodies
 from .interface import (
@@ -36,7 +39,7 @@ from .interface import (
 from .jobs import Job
 from .page import page
 from .pool import Pool
-from .refusals import Refusal, busy
+from .refusals import Refusal, busy, revoked
 from .store import KeySet, KeyStore
 
 FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
@@ -44,15 +47,16 @@ NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class Desk:
-    """What the routes share. `stopping`: no more is taken."""
+    """What the routes share. `stopping`: no more is taken. `revoked`: whether a certificate of this number is, now."""
 
     def __init__(
         self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
-        log: Log, uploads: int,
+        log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
+        quota: Quota | None = None,
     ) -> None:  # fmt: skip
         self.about, self.facts = about, {item.program: item for item in facts}
         self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
-        self.log, self.uploads = log, uploads
+        self.log, self.uploads, self.revoked, self.quota = log, uploads, revoked, quota
         self.uploading = self.reading = 0
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
@@ -92,9 +96,15 @@ class Desk:
                 self.store.drop(item)
 
     async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
-        """A query's lines, once it computes. Errors: Refusal."""
+        """A query's lines, once it computes. Errors: Refusal, LimitReached, QuotaError.
+
+        A request counts as all the texts that it has places for: which of them are filled, nobody here can see.
+        """
         expected = item.facts.request_items()
         limit = most(expected)
+        who = (request.state.name, item.facts.texts)
+        if self.quota is not None:
+            await asyncio.to_thread(self.quota.check, *who)
         self.pool.admit(item.owner)
         if self.reading >= self.pool.room:
             raise busy("others are sending queries", self.pool.usual)
@@ -106,6 +116,11 @@ class Desk:
         reader = Reader("request", item.facts.program, expected)
         reader.feed(body)
         reader.end()
+        if self.revoked(item.serial):  # while its body came
+            raise revoked()
+        if self.quota is not None:
+            self.pool.admit(item.owner)  # what finds no place is not counted
+            await asyncio.to_thread(self.quota.spend, *who)
         job = Job(item, body)
         task = asyncio.create_task(self._run(job))
         self.tasks.add(task)
@@ -154,6 +169,8 @@ class ClientsAlone:
         why = None
         if scope["state"].get("role") != "client":
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
+        elif self.desk.revoked(scope["state"]["serial"]):  # since it shook hands
+            why = revoked()
         elif self.desk.stopping:
             why = busy("it is stopping", 30)
 
@@ -162,6 +179,8 @@ class ClientsAlone:
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
+        if why is not None and why.status == 403:
+            self.desk.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
 
@@ -182,6 +201,19 @@ def make_app(desk: Desk) -> FastAPI:
         desk.stats.add("busy" if busy else "errors", label="query" if busy else "Refusal")
         desk.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
         return _problem(error)
+
+    @app.exception_handler(LimitReached)
+    async def limited(request: Request, error: LimitReached) -> JSONResponse:
+        desk.stats.add("limited")
+        desk.log.info("limited", owner=request.state.peer, what=str(error))
+        limit = {"each": error.each, "period_s": error.period}
+        return _problem(Refusal(429, str(error), math.ceil(error.retry_after)), limit=limit)
+
+    @app.exception_handler(QuotaError)
+    async def uncounted(request: Request, error: QuotaError) -> JSONResponse:
+        desk.stats.add("errors", label="QuotaError")
+        desk.log.error("query-failed", owner=request.state.peer, what=str(error))
+        return _problem(Refusal(500, "queries cannot be counted, so none are answered; see the server's log"))
 
     @app.exception_handler(SealedError)
     async def damaged(request: Request, error: SealedError) -> JSONResponse:
@@ -216,7 +248,7 @@ def make_app(desk: Desk) -> FastAPI:
     async def reserve(request: Request, program: Program) -> Reserved:
         """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
         keys that were used least lately, of this certificate first."""
-        item = desk.store.reserve(request.state.peer, desk.model(program))
+        item = desk.store.reserve(request.state.peer, desk.model(program), request.state.serial)
         return Reserved(keys=item.name, expires_s=desk.store.seconds)
 
     @app.put(
@@ -246,7 +278,7 @@ def make_app(desk: Desk) -> FastAPI:
     @app.post(
         "/v1/keys/{name}/queries",
         response_class=StreamingResponse,
-        responses={**LINES, **refusals(400, 408, 409, 410, 413, 500, 504)},
+        responses={**LINES, **refusals(400, 408, 409, 410, 413, 429, 500, 504)},
         openapi_extra=message("A request: its ciphertexts, in order."),
     )
     async def query(request: Request, name: Name) -> StreamingResponse:
@@ -268,8 +300,8 @@ def make_app(desk: Desk) -> FastAPI:
     return app
 
 
-def _problem(refusal: Refusal) -> JSONResponse:
+def _problem(refusal: Refusal, **more: Any) -> JSONResponse:
     headers = {}
     if refusal.retry_after is not None:
         headers["retry-after"] = f"{refusal.retry_after:.0f}"
-    return JSONResponse({"error": str(refusal)}, refusal.status, headers)
+    return JSONResponse({"error": str(refusal), **more}, refusal.status, headers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
-from ..service.front import Identity
-from ..tls import role_of
+from ..tls import name_of, role_of
 
 FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
 _ANOTHER_DOOR = pack_message(
@@ -22,19 +20,9 @@ _ANOTHER_DOOR = pack_message(
 )
 
 
-def listening(identity: Identity) -> ssl.SSLContext:
-    """To listen with for good: every handshake has the certificates that `identity` has then, its CA among them."""
-    context = identity.accepting
-
-    def choose(tls: ssl.SSLObject, host: str | None, before: ssl.SSLContext) -> None:
-        tls.context = identity.accepting
-
-    context.sni_callback = choose
-    return context
-
-
 class ClientProtocol(H11Protocol):
-    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it.
+    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
+    `state.serial` its number, `state.name` who it is for.
 
     A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
     """
@@ -44,7 +32,9 @@ class ClientProtocol(H11Protocol):
         tls = transport.get_extra_info("ssl_object")
         assert tls is not None
         shown: bytes = tls.getpeercert(binary_form=True)
-        peer = {"peer": hashlib.sha256(shown).hexdigest(), "role": role_of(tls.getpeercert())}
+        said = tls.getpeercert()
+        peer = {"peer": hashlib.sha256(shown).hexdigest(), "role": role_of(said), "serial": said["serialNumber"]}
+        peer["name"] = name_of(said) or peer["peer"]
         self.app_state: dict[str, Any] = {**self.app_state, **peer}
         self._first = self.loop.call_later(FIRST_SECONDS, self._silent)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
-from ..admission import Busy
+from ..admission import Busy, LimitReached
 from ..config import Address
 from ..frames import printable
 from ..tls import HANDSHAKE_SECONDS, reach, role_of
@@ -28,12 +28,16 @@ class KeysGone(PeerRefused):
 
 class Api:
     """Asks the server at an address. `sent`, `received`: bytes of bodies; `date`: the last reply's, by the server's
-    clock. Errors of all methods: PeerError, Busy."""
+    clock. Errors of all methods: PeerError, Busy, LimitReached."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
         self.address, self._context, self._timeout = address, context, timeout
         self.sent = self.received = 0
         self.date: str | None = None
+
+    def use(self, context: ssl.SSLContext) -> None:
+        """For connections to come."""
+        self._context = context
 
     def ask(self, method: str, path: str, body: Iterable[bytes] | None = None) -> dict[str, Any]:
         """One request, and its reply as JSON ({} if there is none)."""
@@ -87,8 +91,12 @@ class Api:
     def _refusal(self, reply: http.client.HTTPResponse) -> Exception:
         text = reply.read(65536)
         why = f"answered {reply.status} {reply.reason}"
-        with suppress(ValueError, AttributeError, TypeError):
-            why = str(json.loads(text).get("error", why))
+        with suppress(ValueError, AttributeError, TypeError, KeyError):
+            body = json.loads(text)
+            why = str(body.get("error", why))
+            if reply.status == 429:
+                limit, later = body["limit"], float(reply.headers["retry-after"])
+                return LimitReached(SERVER, int(limit["each"]), float(limit["period_s"]), later)
         return refusal(reply.status, why, reply.headers.get("retry-after", ""))
 
     @staticmethod

@@ -20,10 +20,18 @@ the format, 1, 2 or 3 for keys, request or reply, and the program's SHA-256. The
 zstd, in the order that `Circuit` says; fresh ciphertexts and keys have a seed in place of their second half."""
 
 
+class Limit(BaseModel):
+    """How much may be asked with one certificate's name."""
+
+    each: int = Field(description="Texts or images in a period. A request counts as all that it has places for.")
+    period_s: float = Field(description="Seconds of a period.")
+
+
 class Problem(BaseModel):
     """What every refusal looks like."""
 
     error: str = Field(description="What is wrong, and what to do about it, in one line.")
+    limit: Limit | None = Field(None, description="With 429.")
 
 
 class Reserved(BaseModel):
@@ -101,12 +109,13 @@ Name = Annotated[str, Path(description="Of keys: `POST /v1/models/{program}/keys
 
 WHY = {
     400: "Not what it should be: damaged, truncated, of other parameters",
-    403: "The certificate is not a client's",
+    403: "The certificate is not a client's, or was revoked",
     404: "No such program",
     408: "The body did not come in time",
     409: "A message for another program; or keys that have not arrived whole",
     410: "Keys that are not there, have expired, or belong to another certificate",
     413: "Longer than it can be",
+    429: "This certificate has asked all that it may in a period",
     500: "A worker failed on it; nobody else is affected",
     503: "Busy, or stopping",
     504: "The query took too long",
@@ -119,7 +128,8 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": WHY[status]} for status in sorted({403, 503, *statuses})
     }
-    found[503]["headers"] = LATER
+    for status in {429, 503} & set(found):
+        found[status]["headers"] = LATER
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...protocols.errors import BlindformerError
+from ..wires import NEW_CERTIFICATE
 
 
 class Refusal(BlindformerError):
@@ -16,6 +17,10 @@ class Refusal(BlindformerError):
 def busy(why: str, seconds: float) -> Refusal:
     seconds = max(1.0, min(600.0, round(seconds)))
     return Refusal(503, f"the server is busy ({why}); ask again in {seconds:g} seconds", seconds)
+
+
+def revoked() -> Refusal:
+    return Refusal(403, f"this certificate was revoked; {NEW_CERTIFICATE}")
 
 
 def gone() -> Refusal:

@@ -16,12 +16,13 @@ from pathlib import Path
 import uvicorn
 
 from ...protocols.ckks.facts import facts_from
-from ...protocols.errors import BlindformerError
+from ...protocols.errors import PeerError
 from ...versions import my_version
 from ..config import Address, Settings
-from ..service.front import Identity
+from ..service.identity import Identity, Renewal
 from ..service.limits import Limits
 from ..service.logs import Log
+from ..service.quota import quota_in_words, quota_of
 from ..service.running import (
     BACKLOG,
     Announcement,
@@ -35,7 +36,8 @@ from ..service.running import (
 from ..service.stats import Stats
 from .app import Desk, make_app
 from .bodies import Bodies
-from .front import ClientProtocol, Front, listening
+from .front import ClientProtocol, Front
+from .handshakes import listening
 from .pool import Pool
 from .store import KeyStore
 
@@ -99,6 +101,7 @@ class Serving:
             seconds=self.mine.keys_seconds,
             forgotten=self._forget,
         )
+        self.renewal = Renewal(identity, self.log, self._show_out)
         self.bodies = Bodies(settings.session.timeout, self.limits.query_seconds)
 
     async def run(
@@ -108,7 +111,9 @@ class Serving:
             ready = await self.pool.start()
             facts = [facts_from(found, secure=False) for found in ready["ready"]]
             about = {"name": ready["name"], "plan": ready["plan"], "version": my_version()}
-            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS)
+            quota = quota_of(self.mine, max(item.texts for item in facts))
+            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS,
+                             self.identity.revoked, quota)  # fmt: skip
             front = self._front()
             serving = asyncio.create_task(front.serve(sockets=[listener]))
             while not front.started and not serving.done():
@@ -126,6 +131,7 @@ class Serving:
                 limits=self.limits,
                 expires=self.identity.expires,
                 adversary=ADVERSARY,
+                limit=quota_in_words(quota),
             )  # fmt: skip
             self.stats.set("started", time.time())
             (announce or (lambda said: log_ready(said, self.log)))(said)
@@ -151,7 +157,7 @@ class Serving:
             timeout_graceful_shutdown=max(1, int(self.limits.grace)),
         )
         config.load()
-        config.ssl = listening(self.identity)
+        config.ssl = listening(self.identity, self._refused)
         return Front(config)
 
     def _hear_signals(self, front: Front, lifeline: int | None) -> None:
@@ -164,7 +170,7 @@ class Serving:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self.renewal.reload)
         if lifeline is not None:
 
             def listen() -> None:
@@ -174,19 +180,20 @@ class Serving:
 
             loop.add_reader(lifeline, listen)
 
-    def _reload(self) -> None:
-        """New certificates for connections to come; clients' keys stay."""
-        try:
-            self.identity.reload()
-        except BlindformerError as error:
-            self.log.error("certificates-kept", what=str(error))
-        else:
-            self.log.info("certificates-reloaded")
+    def _refused(self, error: PeerError) -> None:
+        self.stats.add("connections", label="refused")
+        self.log.warning("refused", kind=type(error).__name__, what=str(error))
+
+    def _show_out(self) -> None:
+        """New certificates are for connections to come, and clients' keys stay; of who was revoked they go."""
+        for item in [item for item in self.store.sets.values() if self.identity.revoked(item.serial)]:
+            self.store.drop(item)
 
     async def _keep_order(self) -> None:
         """Once a second: keys that nobody uses go, and the numbers are handed on."""
         while True:
             await asyncio.sleep(TICK)
+            self.renewal.look()
             self.store.expire()
             while self._forgotten:
                 await self.pool.forget(self._forgotten.pop())

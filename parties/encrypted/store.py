@@ -16,7 +16,8 @@ from .refusals import Refusal, busy, gone
 
 @dataclass
 class KeySet:
-    """`reserved`: the most that it may take on disk. `users`: jobs that need it now."""
+    """`owner`, `serial`: of a certificate. `reserved`: the most that it may take on disk. `users`: jobs that need it
+    now."""
 
     name: str
     owner: str
@@ -27,6 +28,7 @@ class KeySet:
     whole: bool = False
     taking: bool = False
     users: int = field(default=0)
+    serial: str = "0"
 
 
 class KeyStore:
@@ -55,7 +57,7 @@ class KeyStore:
     def bytes(self) -> int:
         return sum(item.reserved for item in self.sets.values())
 
-    def reserve(self, owner: str, facts: Facts) -> KeySet:
+    def reserve(self, owner: str, facts: Facts, serial: str = "0") -> KeySet:
         """Room for one more set. Errors: Refusal (503)."""
         self.expire()
         size = most(facts.key_items())
@@ -65,7 +67,7 @@ class KeyStore:
         while len(self.sets) >= self._most_sets or self.bytes + size > self._most_bytes:
             self._drop_idle(list(self.sets.values()))
         name = secrets.token_hex(16)
-        made = KeySet(name, owner, facts, self.folder / name, size, self._clock())
+        made = KeySet(name, owner, facts, self.folder / name, size, self._clock(), serial=serial)
         made.folder.mkdir(mode=0o700)
         self.sets[name] = made
         return made

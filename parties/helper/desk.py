@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -11,8 +11,9 @@ from ...models.program import Program
 from ...protocols.beaver.owner import layout_bytes, pack_shares, unpack_shares
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused
+from ..admission import LimitReached
 from ..frames import say_why
-from ..session.messages import patient
+from ..session.messages import SAME_VERSION, limit_message, patient
 from .rendezvous import OWNER, Rendezvous
 
 RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; the owner's only waits for it
@@ -59,31 +60,58 @@ def seat_of(channel: Channel, program: Program) -> str:
     raise error
 
 
+Count = Callable[[], None]
+
+
 def serve_owner(
-    owner: Channel, program: Program, rendezvous: Rendezvous, session: str, timeout: float, idle: float | None = None
+    owner: Channel,
+    program: Program,
+    rendezvous: Rendezvous,
+    session: str,
+    timeout: float,
+    idle: float | None = None,
+    count: Count | None = None,
 ) -> int:
     """All that the owner's process does after the hello; returns the number of queries. Errors: `PeerError`."""
-    owner.send_message({"open": True})
+    owner.send_message({"open": True} if count is None else {"open": True, "counts": True})
     link = rendezvous.meet(session, OWNER, timeout, lambda: owner.send_message({"waiting": "helper"}))
     try:
-        return relay(owner, link, program, idle)
+        return relay(owner, link, program, idle, count)
     finally:
         link.close()
 
 
-def relay(owner: Channel, session: Channel, program: Program, idle: float | None = None) -> int:
+def relay(
+    owner: Channel, session: Channel, program: Program, idle: float | None = None, count: Count | None = None
+) -> int:
     """In the owner's process: pass on shares and answers until it says goodbye; returns the number of queries.
+
+    count   called once for each query, when the owner says that it is going to ask, and before its shares are taken:
+            `LimitReached` refuses it
 
     Errors: `PeerError` of either side; the other one has been told why, and the owner in the session's own words.
     """
     inputs, answers = layout_bytes(input_layout(program)), layout_bytes(answer_layout(program))
-    count = 0
+    done = counted = 0
     while True:
         try:
             with patient(owner, idle):
                 message = owner.recv_message()
             if message.get("bye"):
-                return count
+                return done
+            if count is not None and "count" in message:
+                try:
+                    if counted == done:  # else it asks again, of a helper that was busy
+                        count()
+                        counted += 1
+                    owner.send_message({"counted": done})
+                except LimitReached as limit:
+                    owner.send_message(limit_message(limit))
+                continue
+            if count is not None and counted == done:
+                error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
+                say_why(owner, error)
+                raise error
             shares = owner.recv(inputs)
         except PeerError as error:
             say_why(session, error)
@@ -102,4 +130,4 @@ def relay(owner: Channel, session: Channel, program: Program, idle: float | None
             raise
         owner.send_message(reply)
         owner.send(answer)
-        count += 1
+        done += 1

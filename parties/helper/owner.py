@@ -31,16 +31,23 @@ class OwnerParty:
     """The data owner in one session with `server` and `helper`.
 
     `program`: the handed-over one (models/handover.py). `waiting` is told of what the helper says while it lets this
-    side wait: {"waiting": place in a queue}.
+    side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is sent.
 
-    Errors: `PeerError` ends the session, and both have been told why. `Busy` ends the query, of which nothing has been
-    sent: ask again.
+    Errors: `PeerError` ends the session, and both have been told why. `Busy` and `LimitReached` end the query, of which
+    nothing has been sent: ask again.
     """
 
     def __init__(
-        self, program: Program, server: Channel, helper: Channel, *, waiting: Callable[[dict], None] | None = None
+        self,
+        program: Program,
+        server: Channel,
+        helper: Channel,
+        *,
+        waiting: Callable[[dict], None] | None = None,
+        counts: bool = False,
     ) -> None:
         self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
+        self.counts = counts
         self.number = 0  # of the next query
         self.setup_bytes = 0  # the helper has the masked weights
         self.helper_setup_bytes = 0
@@ -67,6 +74,9 @@ class OwnerParty:
     def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, more: bool) -> Answer:
         number, started = self.number, time.perf_counter()
         before = (self.server.meter.snapshot(), self.helper.meter.snapshot())
+        if self.counts:
+            self.server.send_message({"count": number})
+            self._hear(self.server, "counted", number)
         self.helper.send_message({"query": number, "more": more})
         self._hear(self.helper, "ready", number)
         offline, started = time.perf_counter() - started, time.perf_counter()
@@ -135,9 +145,9 @@ def ask_two_servers(
     mine = my_hello(program, "client", new_session(), config=config)
     met = [meet_server(context, server, mine, timeout)]
     try:
-        hear_server(met[0], "open")
+        counts = hear_server(met[0], "open").get("counts") is True
         met.append(meet_helper(context, helper, mine, timeout))
-        party = OwnerParty(program, *met, waiting=waiting)
+        party = OwnerParty(program, *met, waiting=waiting, counts=counts)
         party.set_up()
     except PeerError as error:
         tell(met, error)

@@ -19,7 +19,8 @@ from ..meeting import meet_client, meet_server, my_hello, seed_dealer
 from ..service.child import Control
 from ..service.children import Seat
 from ..service.control import Answered, Introduced, Report
-from ..service.front import Identity, greet, telling
+from ..service.front import greet, telling
+from ..service.identity import Identity
 from ..service.limits import Limits
 from ..session import ClientParty, Timings
 from ..spool import Spool
@@ -37,6 +38,7 @@ class Helping:
     """
 
     helpers = "an offline dealer, and the server, with which this helper must not collude"
+    limit = ""  # the server counts, by the owners' certificates
 
     def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -57,10 +59,6 @@ class Helping:
     def programs(self) -> list[str]:
         return list(self.parts)
 
-    @property
-    def expires(self) -> float:
-        return self.identity.expires
-
     def work(self, sock: socket.socket, control: Control) -> None:
         timeout = self.settings.session.timeout
         control.party, control.keepalive = ROLE, timeout / 3
@@ -70,7 +68,7 @@ class Helping:
         owner, first = greeted
         with telling(ROLE, lambda: [owner]):
             part, hello = meet_client(owner, self.parts, timeout, role=ROLE, config=self.config, first=first)
-            control.introduce(owner.peer, owner.fingerprint, hello.session, hello.program)
+            control.introduce(owner.peer, owner.fingerprint, owner.serial, hello.session, hello.program)
         self._session(owner, part, hello, control)
 
     def seat(self, role: str) -> Seat:
@@ -79,11 +77,8 @@ class Helping:
     def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
         raise ValueError("a helper's child says nothing of that kind")
 
-    def reload(self) -> None:
-        self.identity.reload()
-
     def gauges(self) -> Mapping[str, float]:
-        return {"certificate_expires": self.identity.expires}
+        return {}
 
     def _session(self, owner: TlsChannel, part: HelperLength, hello: Hello, control: Control) -> None:
         settings, timeout = self.settings, self.settings.session.timeout

@@ -18,7 +18,7 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError, PeerError
 from ..config import Address, Settings
 from ..meeting import Refused, tell
-from ..service.front import Identity
+from ..service.identity import Identity
 from ..service.running import bind
 from ..session import Timings
 from ..tls import Listener

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from ...protocols.errors import BlindformerError
+from ...protocols.errors import BlindformerError, PeerRefused
 from ..admission import Busy
 from ..frames import printable
 from .control import (
@@ -42,7 +42,12 @@ ANSWER_SECONDS = 30.0  # the supervisor answers at once; this is for a machine t
 
 
 class Stopping(BaseException):
-    """The service stops. Not an Exception, so that nothing on the way takes it for a failure of a peer."""
+    """The service stops, or this session alone, and `why`. Not an Exception, so that nothing on the way takes it for a
+    failure of a peer."""
+
+    def __init__(self, why: PeerRefused | None = None) -> None:
+        self.why = why
+        super().__init__()
 
 
 class Control:
@@ -57,6 +62,7 @@ class Control:
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._working = False
         self._stop = False
+        self._why: PeerRefused | None = None  # the session stops; None: the service does
         self._last_words = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
 
     def watch(self) -> None:
@@ -74,7 +80,7 @@ class Control:
     def _end(self) -> None:
         left = self._last_words - time.monotonic()
         if left <= 0:
-            raise Stopping
+            raise Stopping(self._why)
         signal.setitimer(signal.ITIMER_REAL, left)
 
     def tell(self, report: Report) -> None:
@@ -85,9 +91,9 @@ class Control:
         self.tell(report)
         return self._next(ANSWER_SECONDS)
 
-    def introduce(self, role: str, owner: str, session: str, program: str) -> None:
-        """Ask for a session with the peer that has just said hello. Errors: `Busy`."""
-        self._heed(self.ask(Introduced(role=role, owner=owner, session=session, program=program)))
+    def introduce(self, role: str, owner: str, serial: str, session: str, program: str) -> None:
+        """Ask for a session with the peer that has just said hello. Errors: `Busy`; `Stopping`."""
+        self._heed(self.ask(Introduced(role=role, owner=owner, serial=serial, session=session, program=program)))
 
     def probing(self, role: str, owner: str) -> None:
         """The peer asks how far away we are, and wants no session. Errors: `Busy`."""
@@ -100,7 +106,7 @@ class Control:
         Errors: `Busy`; `Stopping`; whatever `waiting` raises.
         """
         if self._stop:
-            raise Stopping
+            raise Stopping(self._why)
         self._await(number, waiting)
         self._working = True
         try:
@@ -152,8 +158,17 @@ class Control:
         with contextlib.suppress(OSError, BrokenControl):
             while data := self._sock.recv(READ_AT_ONCE):
                 for line in lines.feed(data):
-                    self._answers.put(parse(line))
+                    self._hear(parse(line))
         os._exit(1)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "stop" in message:
+            what, _, remedy = str(message["stop"]).partition("; ")
+            self._why = PeerRefused(self.party, what, remedy)
+            # To the main thread, which may be waiting for its peer: a signal to the process might come to this one.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        else:
+            self._answers.put(message)
 
 
 def become_child(

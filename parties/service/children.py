@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ..wires import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
-from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Probing, Release, Report, Want
+from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Limited, Probing, Release, Report, Want
+from .identity import Certificates
 from .limits import Limits
 from .logs import Log
 from .stats import Stats
@@ -27,6 +29,9 @@ FAREWELL = 5.0  # seconds to end, for a child that has let go of its line
 
 class Answers(Protocol):
     """The part of a service that answers reports (supervisor.Service)."""
+
+    @property
+    def identity(self) -> Certificates: ...
 
     def seat(self, role: str) -> Seat: ...
 
@@ -50,6 +55,7 @@ class Child:
     peer: Introduced | Probing | None = None
     seated: bool = False
     failed: bool = False
+    stopped: bool = False
     killed: str = ""
 
     @property
@@ -126,6 +132,12 @@ class Children:
         for child in self._alive.values():
             self._signal(child, signal.SIGTERM)
 
+    def show_out(self) -> None:
+        """End the sessions of whoever was revoked: at once, or when the query that computes is answered."""
+        for child in list(self._alive.values()):
+            if isinstance(child.peer, Introduced) and self._service.identity.revoked(child.peer.serial):
+                self._stop(child, child.peer)
+
     def end_all(self) -> None:
         """At once. Returns when they are gone."""
         for child in [*self._alive.values(), *self._dying.values()]:
@@ -177,6 +189,9 @@ class Children:
             self._spread(self._admission.release(child.pid))
             if report.left is not None:
                 self._stats.set("correlations_left", report.left)
+        elif isinstance(report, Limited):
+            self._stats.add("limited")
+            self._log.info("limited", **child.who, owner=child.peer.owner, what=report.what)
         elif isinstance(report, Answered):
             self._count(child, report)
         else:
@@ -184,6 +199,9 @@ class Children:
 
     def _welcome(self, child: Child, peer: Introduced | Probing) -> None:
         """Give it a seat, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
+        if isinstance(peer, Introduced) and self._service.identity.revoked(peer.serial):
+            self._stop(child, peer)  # while it shook hands
+            return
         self._stats.add("connections", label="introduced")
         seat = "probe" if isinstance(peer, Probing) else self._service.seat(peer.role)
         verdict: Go | Busy = Go()
@@ -200,6 +218,20 @@ class Children:
         if child.seated and isinstance(peer, Introduced):
             self._stats.add("sessions_opened", label=peer.role)
             self._log.info("session-opened", **child.who, owner=peer.owner, program=peer.program)
+
+    def _stop(self, child: Child, peer: Introduced) -> None:
+        """It ends by itself, and tells its peer why. Safe to call twice."""
+        if child.stopped:
+            return
+        child.stopped = True
+        self._stats.add("errors", label="Revoked")
+        event = "session-failed" if child.seated else "refused"
+        what = f"refuses this {peer.role}: its certificate was revoked; {NEW_CERTIFICATE}"
+        self._log.warning(event, **child.who, kind="Revoked", owner=peer.owner, what=what)
+        try:
+            child.line.tell({"stop": what})
+        except BrokenControl as error:
+            self._kill(child, "broken_control", str(error))
 
     def _answer(self, child: Child, verdict: Go | Queued | Busy, wanted: str) -> None:
         if isinstance(verdict, Go):

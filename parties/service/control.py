@@ -1,14 +1,16 @@
 """What a child and its supervisor say to each other: JSON lines over a pair of Unix sockets.
 
     child                                              supervisor
-    {"introduced": {role, owner, session, program}}    {"go": true} | {"busy": {seconds, why}}
+    {"introduced": {role, owner, serial, session, program}}   {"go": true} | {"busy": {seconds, why}} | {"stop": why}
     {"probing": {role, owner}}                         {"go": true} | {"busy": {seconds, why}}
     {"want": {number}}                                 {"queued": place}* {"go": true} | {"busy": {seconds, why}}
     {"release": {number, left}}
+    {"limited": {what}}
     {"answered": {number, seconds, bytes}}
     {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (pairs.py)
     {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (pairs.py)
     {"failed": {kind, what}}
+                                                       {"stop": why}                          at any time
 
 The child speaks with strangers and may have been taken over by one: a line that is too long, not JSON, or not one of
 these ends that child, and nobody else. The socket is the child's lifeline, too: when the supervisor's end closes,
@@ -31,6 +33,8 @@ READ_AT_ONCE = 65536
 Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Session = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+What = Annotated[str, StringConstraints(max_length=400)]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
 
@@ -42,10 +46,11 @@ class Report(BaseModel):
 
 
 class Introduced(Report):
-    """The handshake and the hello are done. `owner`: the SHA-256 of the peer's certificate."""
+    """The handshake and the hello are done. `owner`: the SHA-256 of the peer's certificate; `serial`: its number."""
 
     role: Role
     owner: Hash
+    serial: Serial
     session: Session
     program: Hash
 
@@ -68,6 +73,12 @@ class Release(Report):
 
     number: Number
     left: Number | None = None
+
+
+class Limited(Report):
+    """A query was refused: its certificate has asked all that it may (quota.py)."""
+
+    what: What
 
 
 class Answered(Report):
@@ -103,7 +114,7 @@ class Failed(Report):
     """The connection ends, and why. `what` is fit for a log."""
 
     kind: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")]
-    what: Annotated[str, StringConstraints(max_length=400)]
+    what: What
 
 
 REPORTS: dict[str, type[Report]] = {cls.__name__.lower(): cls for cls in Report.__subclasses__()}

@@ -22,7 +22,8 @@ from ..session import DealerParty, receive_seed
 from .child import Control
 from .children import Seat
 from .control import Answered, Introduced, Report
-from .front import Identity, greet, telling
+from .front import greet, telling
+from .identity import Identity
 from .limits import Limits
 from .pairs import AskedSeeds, Pairs
 
@@ -37,6 +38,7 @@ class Dealing:
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
     about = "any program that a server and its client agree on"
     programs: tuple[str, ...] = ()
+    limit = ""
 
     def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -48,10 +50,6 @@ class Dealing:
         self.config = settings.shared_hash()
         self.facts = self.identity.facts(self.config)
 
-    @property
-    def expires(self) -> float:
-        return self.identity.expires
-
     def work(self, sock: socket.socket, control: Control) -> None:
         timeout = self.settings.session.timeout
         control.party, control.keepalive = ROLE, timeout / 3
@@ -61,7 +59,7 @@ class Dealing:
         channel, first = greeted
         with telling(ROLE, lambda: [channel]):
             hello = meet_as_dealer(channel, timeout, first=first, config=self.config)
-            control.introduce(channel.peer, channel.fingerprint, hello.session, hello.program)
+            control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
             seeds = AskedSeeds(control)
             if channel.peer == "server":
                 party = DealerParty(channel, hello, seeds, self.known, admission=control)
@@ -78,11 +76,8 @@ class Dealing:
     def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
         return self.pairs.reply(report, peer)
 
-    def reload(self) -> None:
-        self.identity.reload()
-
     def gauges(self) -> Mapping[str, float]:
-        return {"certificate_expires": self.identity.expires, "seeds": len(self.pairs)}
+        return {"seeds": len(self.pairs)}
 
 
 class FilePrograms:

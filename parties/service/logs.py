@@ -16,7 +16,7 @@ from ..frames import printable
 
 SESSION_SHOWN = 8  # hex digits of a session's id: enough to find it, not enough to claim it
 BURST, PER_SECOND = 20.0, 2.0  # of each event that strangers can cause
-STRANGERS = frozenset({"refused", "dropped", "busy", "no-room"})
+STRANGERS = frozenset({"refused", "dropped", "busy", "limited", "no-room"})
 Level = Literal["info", "warning", "error"]
 
 
@@ -46,6 +46,7 @@ class Fields(TypedDict, total=False):
     adversary: str
     security_bits: int
     helpers: str
+    limit: str
 
 
 class Log:

@@ -36,7 +36,8 @@ class StartError(BlindformerError):
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a service says of itself when it begins to serve. `programs`: their hashes, one a length."""
+    """What a service says of itself when it begins to serve. `programs`: their hashes, one a length. `limit`: how much
+    one certificate may ask, where that is this service's business."""
 
     role: str
     address: Address
@@ -47,6 +48,7 @@ class Announcement:
     limits: Limits
     expires: float
     adversary: str = ADVERSARY
+    limit: str = ""
 
 
 class Made(Served, Protocol):
@@ -59,7 +61,7 @@ class Made(Served, Protocol):
     def about(self) -> str: ...
 
     @property
-    def expires(self) -> float: ...
+    def limit(self) -> str: ...
 
     @property
     def programs(self) -> Sequence[str]: ...
@@ -92,7 +94,8 @@ def run(
             programs=list(service.programs),
             about=service.about,
             limits=limits,
-            expires=service.expires,
+            expires=service.identity.expires,
+            limit=service.limit,
         )
         Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(
             lambda: log_ready(said, log) if announce is None else announce(said)
@@ -162,4 +165,5 @@ def log_ready(said: Announcement, log: Log) -> None:
         sessions=said.limits.sessions,
         workers=said.limits.workers,
         queue=said.limits.queue,
+        limit=said.limit,
     )

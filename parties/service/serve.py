@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from ...models.artifacts import load_server
+from ...models.artifacts.circuits import texts_of
 from ...models.artifacts.server import ServerLength, ServerPart
 from ...models.handover import hand_over
+from ..admission import LimitReached
 from ..config import Settings
 from ..handshake import Hello
 from ..helper.desk import Desk, seat_of, serve_owner
@@ -24,9 +26,11 @@ from ..spool import Spool
 from ..tls import TlsChannel
 from .child import Control
 from .children import Seat
-from .control import Answered, Introduced, Report
-from .front import Identity, greet, telling
+from .control import Answered, Introduced, Limited, Report
+from .front import greet, telling
+from .identity import Identity
 from .limits import Limits
+from .quota import quota_in_words, quota_of
 from .running import Announcement, run
 
 ROLE = "server"
@@ -69,6 +73,8 @@ class Serving:
         self.served = serve_parts(parts, load_secret(part.secret_file))
         for served in self.served.values():
             served.prepare()
+        self.texts = max(texts_of(item.program) for item in parts)
+        self.quota = quota_of(mine, self.texts)
         share = 1.0 if self.helped else mine.share
         self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), share)
         self.config = settings.shared_hash()
@@ -79,12 +85,12 @@ class Serving:
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {_lengths(part)}"
 
     @property
-    def programs(self) -> list[str]:
-        return list(self.served)
+    def limit(self) -> str:
+        return quota_in_words(self.quota)
 
     @property
-    def expires(self) -> float:
-        return self.identity.expires
+    def programs(self) -> list[str]:
+        return list(self.served)
 
     def work(self, sock: socket.socket, control: Control) -> None:
         timeout = self.settings.session.timeout
@@ -97,9 +103,9 @@ class Serving:
         with telling(ROLE, lambda: [channel]):
             served, hello = meet_client(channel, self.served, timeout, first=first, config=self.config)
             seat = seat_of(channel, served.program)
-            control.introduce(channel.peer, channel.fingerprint, hello.session, hello.program)
+            control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
         if seat == "owner":
-            self._relay(channel, served, hello)
+            self._relay(channel, served, hello, control)
         else:
             self._session(channel, served, hello, control)
 
@@ -109,11 +115,8 @@ class Serving:
     def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
         raise ValueError("a server's child says nothing of that kind")
 
-    def reload(self) -> None:
-        self.identity.reload()
-
     def gauges(self) -> Mapping[str, float]:
-        return {"certificate_expires": self.identity.expires}
+        return {}
 
     def _seated(self, part: ServerLength) -> ServerLength:
         """For two servers it is the same model with another seat (models/handover.py)."""
@@ -140,17 +143,35 @@ class Serving:
             admission=control,
             spool=self.spool,
             outside=outside,
+            # A helper asks for owners, whose certificates count where their shares come in.
+            count=None if self.helped else self._counting(channel, served, control),
         )
         with telling(ROLE, lambda: [*party.abandon(), *owners]):
             party.set_up()
             party.serve(lambda number, timings: control.tell(_answered(number, timings)), idle=self.limits.idle)
             party.close()
 
-    def _relay(self, channel: TlsChannel, served: Served, hello: Hello) -> None:
+    def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         with telling(ROLE, lambda: [channel]):
             timeout, idle = self.settings.session.timeout, self.limits.idle
-            serve_owner(channel, served.program, self.rendezvous, hello.session, timeout, idle)
+            count = self._counting(channel, served, control)
+            serve_owner(channel, served.program, self.rendezvous, hello.session, timeout, idle, count)
             channel.close()
+
+    def _counting(self, channel: TlsChannel, served: Served, control: Control) -> Callable[[], None] | None:
+        """Counts a query of this peer; None if nobody counts."""
+        quota, texts = self.quota, texts_of(served.program)
+        if quota is None:
+            return None
+
+        def count() -> None:
+            try:
+                quota.spend(channel.name, texts)
+            except LimitReached as limit:
+                control.tell(Limited(what=str(limit)))
+                raise
+
+        return count
 
     def _left(self) -> int | None:
         return None if self.spool is None else self.spool.left()

@@ -21,6 +21,7 @@ METRICS: dict[str, Metric] = {
     "sessions_opened": Metric("counter", "Sessions opened, by the peer's role", "role"),
     "queries": Metric("counter", "Queries answered"),
     "busy": Metric("counter", "Times a peer was told to come back later, by what it wanted", "wanted"),
+    "limited": Metric("counter", "Queries refused because a certificate has asked all that it may"),
     "errors": Metric("counter", "Connections that ended with an error, by its type", "kind"),
     "children_killed": Metric("counter", "Children ended by the supervisor or a signal, by reason", "reason"),
     "bytes": Metric("counter", "Payload of answered queries, by direction and phase", "direction"),
@@ -33,7 +34,9 @@ METRICS: dict[str, Metric] = {
     "correlations_left": Metric("gauge", "Correlations made ahead and not used yet"),
     "key_bytes": Metric("gauge", "What clients' evaluation keys may take on disk, of encrypted queries"),
     "seeds": Metric("gauge", "Clients' seeds that the dealer keeps for their servers"),
-    "certificate_expires": Metric("gauge", "When this party's certificate expires, seconds since 1970"),
+    "certificate_expires": Metric(
+        "gauge", "When the first of its certificate, CA and list of revoked ones ends, seconds since 1970"
+    ),
     "started": Metric("gauge", "When the service started, seconds since 1970"),
     "stopping": Metric("gauge", "1 while the service drains"),
 }

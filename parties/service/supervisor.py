@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
-from ...protocols.errors import BlindformerError
 from .child import Control, become_child
 from .children import Children, Seat
 from .control import Introduced, Report
 from .exporter import Exporter
+from .identity import Certificates, Renewal
 from .limits import Limits
 from .lobby import Lobby, Sight, Visitor
 from .logs import Log
@@ -42,6 +42,11 @@ OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 class Service(Protocol):
     """What a supervisor serves."""
 
+    @property
+    def identity(self) -> Certificates:
+        """In the supervisor: this party's certificate, and who is revoked."""
+        ...
+
     def work(self, sock: socket.socket, control: Control) -> None:
         """In the child: everything from the handshake to the last byte."""
         ...
@@ -52,10 +57,6 @@ class Service(Protocol):
 
     def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
         """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
-        ...
-
-    def reload(self) -> None:
-        """In the supervisor: read the certificates again. Errors: BlindformerError leaves the old ones in force."""
         ...
 
     def gauges(self) -> Mapping[str, float]:
@@ -83,6 +84,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._lobby = Lobby(limits.lobby, limits.lobby_seconds)
         self._children = Children(service, limits, log, stats, self._selector)
+        self._renewal = Renewal(service.identity, log, self._children.show_out)
         self._wake, self._woken = os.pipe()
         self._signals: Counter[int] = Counter()
         self._resume_at: float | None = None
@@ -115,6 +117,7 @@ class Supervisor:
             if self._selector.get_map().get(key.fd) is key:  # not gone by an earlier event of this turn
                 key.data()
         self._obey_signals()
+        self._renewal.look()
         for visitor in self._lobby.partial:
             self._look(visitor)
         for visitor in self._lobby.expired():
@@ -266,7 +269,7 @@ class Supervisor:
             if self._terminal and not os.isatty(0):
                 self._signals[signal.SIGTERM] += 1  # our terminal was closed
             else:
-                self._reload()
+                self._renewal.reload()
         for _ in range(self._signals.pop(signal.SIGTERM, 0) + self._signals.pop(signal.SIGINT, 0)):
             if self._stop_by is None:
                 self._stop()
@@ -285,20 +288,13 @@ class Supervisor:
             self._drop(visitor, "the service stops")
         self._children.ask_to_stop()
 
-    def _reload(self) -> None:
-        try:
-            self._service.reload()
-        except BlindformerError as error:
-            self._log.error("certificates-kept", what=str(error))
-        else:
-            self._log.info("certificates-reloaded")
-
     def _feed(self) -> None:
         now = time.monotonic()
         if self._exporter is None or now - self._fed < FEED_SECONDS:
             return
         self._fed = now
         self._stats.set("lobby", len(self._lobby))
+        self._stats.set("certificate_expires", self._service.identity.expires)
         for name, value in {**self._children.gauges(), **self._service.gauges()}.items():
             self._stats.set(name, value)
         self._exporter.feed(self._stats.snapshot())

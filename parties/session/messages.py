@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
 from ...protocols.seeds import SEED_HEX
-from ..admission import Busy
+from ..admission import Busy, LimitReached
 from ..frames import printable
 from ..spool.agree import Ref
 
@@ -98,10 +98,20 @@ def read_busy(channel: Channel, message: Mapping[str, Any]) -> Busy:
     return Busy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
 
 
+def limit_message(limit: LimitReached) -> dict[str, Any]:
+    return {"limit": limit.each, "period": limit.period, "seconds": limit.retry_after}
+
+
+def read_limit(channel: Channel, message: Mapping[str, Any]) -> LimitReached:
+    each, period, seconds = (amount(message, name) for name in ("limit", "period", "seconds"))
+    return LimitReached(channel.peer, int(each), period, seconds)
+
+
 def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], None] | None = None) -> dict[str, Any]:
     """The next message that has one of the names `expected`, after any signs of life.
 
-    `waiting` is told of these. Errors: `Busy` if the peer has no room, `PeerProtocolError` for anything else.
+    `waiting` is told of these. Errors: `Busy` if the peer has no room, `LimitReached` if this side has asked all that
+    it may, `PeerProtocolError` for anything else.
     """
     while True:
         message = channel.recv_message()
@@ -109,6 +119,8 @@ def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], 
             if waiting:
                 waiting(message)
             continue
+        if "limit" in message:
+            raise read_limit(channel, message)
         if "busy" in message and "busy" not in expected:
             raise Busy(channel.peer, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
         if not any(name in message for name in expected):

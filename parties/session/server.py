@@ -19,14 +19,14 @@ from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
-from ..admission import Admission, Busy, Open
+from ..admission import Admission, Busy, LimitReached, Open
 from ..spool import Spool, SpoolError
 from ..spool.agree import Missing, Ref, answer_proposal
 from ..spool.ledger import Entry
 from .ahead import Ahead
 from .dealing import Dealing, Replay
 from .keys import masks, query_key
-from .messages import Ask, Precompute, amount, busy_message, hear, patient, read, read_number
+from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, patient, read, read_number
 from .timings import Timings, peak_rss_mb
 from .weights import Served
 
@@ -62,6 +62,7 @@ class ServerParty:
     session     the session's id
     client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
     spool       correlations made ahead; and the ledger in which live ones are noted, too
+    count       called before a query's answer is computed, once for each: `LimitReached` refuses it
     outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
 
@@ -80,9 +81,11 @@ class ServerParty:
         spool: Spool | None = None,
         outside: Outside | None = None,
         wire: Callable[[Channel], Wire] = over_channel,
+        count: Callable[[], None] | None = None,
     ) -> None:
         self.served, self.client, self.dial_dealer = served, client, dealer
-        self.outside, self.wire = outside, wire
+        self.outside, self.wire, self.count = outside, wire, count
+        self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Open(), spool
         self.program, self.ring = served.program, Ring(served.program.ring)
@@ -162,10 +165,19 @@ class ServerParty:
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         try:
             with self.admission.slot(ask.query, lambda place: self.client.send_message({"queued": place})):
+                self._count(ask.query)
                 return self._answer(ask)
         except Busy as busy:
             self.client.send_message(busy_message(busy))
-            return None
+        except LimitReached as limit:
+            self.client.send_message(limit_message(limit))
+        return None
+
+    def _count(self, number: int) -> None:
+        """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
+        if self.count is not None and number >= self._counted:
+            self.count()
+            self._counted = number + 1
 
     def _answer(self, ask: Ask) -> Timings | None:
         """One query, from correlations to the last round; None if it could not be, as the client has been told."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import shutil
 import ssl
 from pathlib import Path
 
 import pytest
+from blindformer.parties.authority import fingerprint
 from blindformer.parties.certificates import (
     ROLES,
     CertificateError,
@@ -16,8 +18,12 @@ from blindformer.parties.certificates import (
     client_context,
     describe,
     make_certificates,
+    revoke,
     server_context,
 )
+from blindformer.parties.revocation import read_revoked
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 
 def test_files_and_their_modes(tmp_path):
@@ -104,6 +110,11 @@ def test_a_key_that_systemd_hands_over_may_have_an_access_list(tmp_path, monkeyp
         server_context(tmp_path / "c", "server")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "c"))
     server_context(tmp_path / "c", "server")
+    (tmp_path / "handed").mkdir()  # the certificates stay where they change, and the service may not read the key there
+    shutil.copy(tmp_path / "c" / "server.key", tmp_path / "handed")
+    (tmp_path / "c" / "server.key").write_text("not to be read")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "handed"))
+    server_context(tmp_path / "c", "server")
 
 
 def test_contexts_teach(tmp_path, certificates):
@@ -139,3 +150,137 @@ def test_strange_roles_are_refused(tmp_path, role):
     with pytest.raises(CertificateError, match="cannot name a party"):
         make_certificates(tmp_path, roles=(role,))
     assert not list(tmp_path.iterdir())
+
+
+# Renewal.
+
+
+def test_what_ends_soon_is_renewed_with_its_key(call, tmp_path):
+    """The old certificate goes on until it ends, and can be revoked with the name."""
+    make_certificates(tmp_path, days=10, hosts=["model.example"], keep_ca_key=True)
+    add_certificate(tmp_path, "client", days=300, name="alice")
+    add_certificate(tmp_path, "client", days=10, name="gone")
+    revoke(tmp_path, "gone")
+    (tmp_path / "client.key").rename(tmp_path / "away")  # whose key has left
+    before = {row.file.stem: row for row in describe(tmp_path)}
+    keys = {file: file.read_bytes() for file in tmp_path.glob("*.key")}
+    code, printed, errors = call("certs", "renew", tmp_path, "--days", "90", "--format", "json")
+    assert (code, errors) == (0, "")
+    names = {"server", "client", "dealer", "helper"}
+    assert {Path(row["file"]).stem for row in json.loads(printed)["renewed"]} == names
+    for row in describe(tmp_path):
+        old = before[row.file.stem]
+        assert (row.role, row.hosts) == (old.role, old.hosts)
+        assert (row.fingerprint == old.fingerprint) == (row.file.stem not in names)
+        assert row.file.stem not in names or 89 < row.days_left < 90.001
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.key")} == keys
+    server_context(tmp_path, "server")
+    assert "nothing in" in call("certs", "renew", tmp_path)[1]
+    assert len(revoke(tmp_path, "server")) == 2
+
+
+def test_a_renewal_that_cannot_be_is_one_line_and_renews_nothing(call, tmp_path):
+    make_certificates(tmp_path, days=10, keep_ca_key=True)
+    revoke(tmp_path, "helper")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for words, what in (
+        (["--name", "server", "--name", "bob"], "bob: is no certificate in"),
+        (["--name", "helper"], "helper: was revoked; add it with `blindformer certs add`"),
+        (["--days", "9999"], "ask for fewer days, or a new CA"),
+    ):
+        code, printed, errors = call("certs", "renew", tmp_path, *words)
+        assert (code, printed, errors.count("\n")) == (1, "", 1)
+        assert what in errors
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / "ca.key").unlink()
+    assert "ca.key is missing" in call("certs", "renew", tmp_path)[2]
+
+
+# Revocation.
+
+
+def test_what_can_be_revoked_and_how_it_is_named(call, tmp_path):
+    """A name: with what was replaced under it. A file or a fingerprint: the key, and nobody's newer one."""
+    make_certificates(tmp_path, keep_ca_key=True)
+    for name in ("alice", "bob", "carol"):
+        add_certificate(tmp_path, "client", name=name)
+    old = {row.file.stem: row.fingerprint for row in describe(tmp_path)}
+    shutil.copy(tmp_path / "carol.pem", tmp_path.parent / "sent.crt")
+    for name in ("alice", "bob", "carol"):
+        add_certificate(tmp_path, "client", name=name, force=True)
+    new = {row.file.stem: row.fingerprint for row in describe(tmp_path)}
+
+    code, printed, errors = call("certs", "revoke", tmp_path, "alice")
+    assert (code, errors) == (0, "")
+    assert all(digits["alice"][:8] in printed for digits in (old, new))
+    assert [row.file.stem for row in describe(tmp_path) if row.revoked] == ["alice"]
+    colons = ":".join(old["bob"][at : at + 2] for at in range(0, 64, 2)).upper()  # as openssl prints it
+    assert list(map(fingerprint, revoke(tmp_path, colons))) == [old["bob"]]
+    assert list(map(fingerprint, revoke(tmp_path, str(tmp_path.parent / "sent.crt")))) == [old["carol"]]
+    assert [row.file.stem for row in describe(tmp_path) if row.revoked] == ["alice"]
+    assert revoke(tmp_path, new["carol"][:8])
+    found = read_revoked(tmp_path)
+    assert found is not None
+    assert (found.number, len(found.serials)) == (4, 5)
+    assert found.expires == describe(tmp_path)[0].expires  # the CA's: it never lapses before
+
+    assert "was revoked before" in call("certs", "revoke", tmp_path, "alice")[1]
+    assert read_revoked(tmp_path) == found
+    assert "revoked" in call("certs", "show", tmp_path)[1]
+    shown = json.loads(call("certs", "show", tmp_path, "--format", "json")[1])["certificates"]
+    assert {Path(row["file"]).stem for row in shown if row["revoked"]} == {"alice", "carol"}
+    assert new["alice"] in [row["fingerprint"] for row in shown]
+    make_certificates(tmp_path, force=True)  # a new CA: nobody of the old one is anybody
+    assert read_revoked(tmp_path) is None
+
+
+def test_what_cannot_be_revoked_is_one_line(call, tmp_path, certificates):
+    make_certificates(tmp_path, keep_ca_key=True)
+    for which, what in (
+        ("bob", "is no certificate known in"),
+        ("0" * 8, "is no certificate known in"),
+        ("abc", "or the first 8 digits or more of a fingerprint"),
+        ("ca", "is no certificate that the CA of this folder has signed"),
+        (certificates / "client.pem", "is no certificate that the CA of this folder has signed"),
+        (tmp_path / "client.key", "is not a certificate in PEM form"),
+    ):
+        code, printed, errors = call("certs", "revoke", tmp_path, which)
+        assert (code, printed, errors.count("\n")) == (1, "", 1)
+        assert what in errors
+    shutil.copy(certificates / "ca.key", tmp_path / "ca.key")
+    assert "is not the key of" in call("certs", "revoke", tmp_path, "client")[2]
+    (tmp_path / "ca.key").unlink()
+    assert "ca.key is missing" in call("certs", "revoke", tmp_path, "client")[2]
+
+
+def listed(folder: Path, starts: float, ends: float | None) -> bytes:
+    """A list of nobody, by the CA of `folder`, good between these days from now."""
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    now, days = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now + starts * days)
+    made = builder.next_update(now + (ends or 0) * days).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_list_that_cannot_be_believed_fails_closed(tmp_path):
+    make_certificates(tmp_path / "c", keep_ca_key=True)
+    make_certificates(tmp_path / "other", keep_ca_key=True)
+    good = listed(tmp_path / "c", -1, 1)
+    for content, what in (
+        (b"nonsense", "is not one list of revoked certificates in PEM form; copy the newest one here"),
+        (good[:-60], "is not one list"),
+        (good + (tmp_path / "other" / "ca.pem").read_bytes(), "is not one list"),  # OpenSSL would trust that CA, too
+        (listed(tmp_path / "other", -1, 1), r"revoked\.pem is not from the CA in .*ca\.pem"),
+        (listed(tmp_path / "c", -2, -1), r"revoked\.pem ended on \d{4}-\d\d-\d\d; copy the newest one here"),
+        (listed(tmp_path / "c", 1, 2), "is good from .* UTC; compare the clocks"),
+    ):
+        (tmp_path / "c" / "revoked.pem").write_bytes(content)
+        for make in (server_context, client_context):
+            with pytest.raises(CertificateError, match=what):
+                make(tmp_path / "c", "server")
+        with pytest.raises(CertificateError, match=what):
+            revoke(tmp_path / "c", "client")
+    (tmp_path / "c" / "revoked.pem").write_bytes(good)
+    assert server_context(tmp_path / "c", "server").verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    assert revoke(tmp_path / "c", "client")

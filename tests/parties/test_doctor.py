@@ -216,11 +216,22 @@ def test_a_certificate_that_ends_soon(place, tmp_path, days, status):
     assert days - 1 < check.figures["days_left"] <= days
 
 
+def test_a_certificate_that_was_revoked(place, tmp_path):
+    path, certs = place("dealer"), tmp_path / "dealer" / "certs"
+    make_certificates(certs, ("dealer",), keep_ca_key=True, force=True)
+    made.revoke(certs, "dealer")
+    check = found(path)["certificate"]
+    assert (check.status, check.fix) == ("bad", "ask whoever runs the CA for a new one")
+    assert "dealer.pem was revoked, so others refuse it" in check.found
+    (certs / "revoked.pem").write_text("nonsense")
+    assert "is not one list of revoked certificates" in found(path)["certificate"].found
+
+
 def test_a_clock_that_is_behind_the_certificates(place, tmp_path, monkeypatch):
     path = place("dealer")
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2)
     with monkeypatch.context() as patch:
-        patch.setattr(made, "_now", lambda: later)
+        patch.setattr(made, "now", lambda: later)
         make_certificates(tmp_path / "dealer" / "certs", ("dealer",), days=90, force=True)
     check = found(path)["dates"]
     assert check.status == "bad"

@@ -14,7 +14,7 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
-from blindformer.parties.admission import Busy
+from blindformer.parties.admission import Busy, LimitReached
 from blindformer.parties.helper.desk import Desk, relay, seat_of, serve_owner
 from blindformer.parties.helper.party import HelperParty
 from blindformer.parties.helper.rendezvous import OWNER, SESSION, Rendezvous
@@ -393,6 +393,41 @@ def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvo
         assert owner.recv(traffic.from_each) == bytes([number + 5]) * traffic.from_each
     owner.send_message({"bye": True})
     assert done.result(30) == 2
+
+
+def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
+    """Once for a query, however often it is asked for; and shares of one that was not counted are refused."""
+    moved = hand_over(item.compiled.program)
+    traffic = owner_traffic(moved)
+    server, owner = memory_pair("server", "client", 30)
+    link, session = memory_pair("server", "server", 30)
+    asked = []
+
+    def count() -> None:
+        asked.append(1)
+        if len(asked) > 1:
+            raise LimitReached("server", 1, 3600.0, 60.0)
+
+    done = aside(relay, server, link, moved, 30.0, count)
+    for _ in range(2):
+        owner.send_message({"count": 0})
+        assert owner.recv_message() == {"counted": 0}
+    assert len(asked) == 1
+    owner.send_message({"query": 0})
+    owner.send(bytes(traffic.to_server))
+    session.recv_message()
+    session.recv(traffic.to_server)
+    session.send_message({"answer": 0})
+    session.send(bytes(traffic.from_each))
+    owner.recv_message()
+    owner.recv(traffic.from_each)
+    owner.send_message({"count": 1})
+    assert owner.recv_message() == {"limit": 1, "period": 3600.0, "seconds": 60.0}
+    owner.send_message({"query": 1})
+    with pytest.raises(PeerProtocolError, match="sent shares of a query that it had not counted"):
+        owner.recv_message()
+    with pytest.raises(PeerProtocolError):
+        done.result(30)
 
 
 def test_the_owner_hears_why_the_session_s_process_ended(item, aside):

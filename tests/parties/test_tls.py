@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from blindformer.parties.certificates import add_certificate, client_context, make_certificates, server_context
+from blindformer.parties.certificates import add_certificate, client_context, make_certificates, revoke, server_context
 from blindformer.parties.tls import PlainChannel, TlsChannel, dial, listen, role_of, welcome
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
 from hypothesis import HealthCheck, given, settings
@@ -130,6 +130,29 @@ def test_an_expired_certificate(listener, certificates, aside):
         "server: refused this side's certificate: it has expired",
     )
     still_accepts(listener, certificates, aside)
+
+
+def test_a_revoked_certificate(certificates, aside):
+    """On either side; and who is not revoked is nobody's loss."""
+    add_certificate(certificates, "client", name="lost-client", force=True)
+    add_certificate(certificates, "server", name="lost-server", force=True)
+    for name in ("lost-client", "lost-server"):
+        revoke(certificates, name)
+    with listen("127.0.0.1", 0, server_context(certificates, "server"), timeout=20) as listener:
+        refused_on_both_sides(
+            listener,
+            stranger_context(certificates, "lost-client"),
+            aside,
+            "its certificate was revoked; ask whoever runs the CA for a new one",
+            "server: refused this side's certificate: it was revoked; ask whoever runs the CA for a new one",
+        )
+        still_accepts(listener, certificates, aside)
+    with listen("127.0.0.1", 0, server_context(certificates, "server", "lost-server")) as listener:
+        accepting = aside(listener.accept, 30)
+        with pytest.raises(PeerRefused, match="server: its certificate was revoked"):
+            dial(*listener.address, client_context(certificates, "client"), "server")
+        with pytest.raises(PeerRefused, match="refused this side's certificate: it was revoked"):
+            accepting.result(30)
 
 
 def test_no_certificate(listener, certificates, aside):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.encrypted.app import Desk
+from blindformer.parties.encrypted.app import ClientsAlone, Desk
 from blindformer.parties.encrypted.bodies import Bodies
 from blindformer.parties.encrypted.pool import Pool
 from blindformer.parties.encrypted.refusals import Refusal
 from blindformer.parties.encrypted.store import KeyStore
+from blindformer.parties.service.logs import Log
 from blindformer.protocols.ckks.facts import Facts
 from blindformer.protocols.ckks.frames import most
 from blindformer.protocols.ckks.parameters import insecure_parameters
@@ -155,6 +157,28 @@ def test_more_uploads_than_there_is_room_for_wait(store):
     with pytest.raises(Refusal, match="others are sending keys") as found:
         asyncio.run(desk.take(store.reserve("a", FACTS), body()))
     assert (found.value.status, found.value.retry_after) == (503, 10)
+
+
+def test_who_was_revoked_since_the_handshake_is_refused():
+    async def ask(serial):
+        sent = []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+
+        async def send(message):
+            sent.append(message)
+
+        desk = Desk({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
+                    revoked=lambda serial: serial == "BAD")  # fmt: skip
+        scope = {"type": "http", "state": {"role": "client", "peer": "ab", "serial": serial}}
+        await ClientsAlone(app, desk)(scope, None, send)
+        return sent
+
+    assert asyncio.run(ask("A"))[0]["status"] == 200
+    start, body = asyncio.run(ask("BAD"))
+    assert start["status"] == 403
+    assert b"this certificate was revoked; ask whoever runs the CA for a new one" in body["body"]
 
 
 # Places.

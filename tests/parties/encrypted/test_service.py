@@ -17,9 +17,18 @@ import psutil
 import pytest
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.task import InputError
-from blindformer.parties.certificates import add_certificate, client_context, make_certificates
+from blindformer.parties.admission import LimitReached
+from blindformer.parties.certificates import (
+    add_certificate,
+    client_context,
+    make_certificates,
+    renew_certificates,
+    revoke,
+)
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
+from blindformer.parties.service.quota import Quota
+from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused
 from blindformer.tests.parties.service.harness import eventually
 
@@ -170,7 +179,7 @@ def test_the_interface_is_described_without_anything_from_elsewhere(api, site):
         assert name in schema["components"]["schemas"]
     query = schema["paths"]["/v1/keys/{name}/queries"]["post"]
     assert [found["name"] for found in query["parameters"]] == ["name"]
-    assert set(query["responses"]) == {"200", "400", "403", "408", "409", "410", "413", "500", "503", "504"}
+    assert set(query["responses"]) == {"200", "400", "403", "408", "409", "410", "413", "429", "500", "503", "504"}
     assert set(schema["paths"]["/v1/health"]["get"]["responses"]) == {"200", "403", "503"}
     assert "Retry-After" in query["responses"]["503"]["headers"]
     with api._exchange("GET", "/docs", None) as reply:
@@ -207,7 +216,8 @@ def alone(made, tmp_path_factory):
     """A service with certificates of its own."""
     certificates = tmp_path_factory.mktemp("alone")
     make_certificates(certificates, keep_ca_key=True, days=30)
-    with Site(replace(made, certificates=certificates), "--workers", "1", "--query-processes", "2") as running:
+    with Site(replace(made, certificates=certificates), "--workers", "1", "--query-processes", "2",
+              "--queries-each", "1000", "--state", str(certificates / "state")) as running:  # fmt: skip
         yield running
 
 
@@ -218,16 +228,19 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
         before.query(TEXTS[0])
         old = shutil.copytree(certificates, tmp_path / "old")
         add_certificate(certificates, "server", days=7, force=True)
-        service.send(signal.SIGHUP)
-        service.wait_for("certificates-reloaded")
+        service.wait_for("certificates-reloaded")  # by itself
+        service.wait_for("certificate-ends")
         assert days_left(alone, certificates) <= 7
         assert before.query(TEXTS[1]).report.setup_bytes > 0, "of the keys that it sent before"
         assert before.query(TEXTS[1]).retried == ""
+        renew_certificates(certificates, days=9, within=99, names=["client"])
+        assert "never sent, or expired" in before.query(TEXTS[1]).retried, "keys are the old certificate's"
         key = certificates / "server.key"
         moved = key.rename(key.with_suffix(".moved"))
         service.send(signal.SIGHUP)
         assert "server.key" in service.wait_for("certificates-kept")["what"]
         moved.rename(key)
+        service.wait_for("certificates-reloaded")
         before.query(TEXTS[0])
     make_certificates(certificates, days=90, force=True)
     service.send(signal.SIGHUP)
@@ -237,6 +250,31 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
         assert after.query(TEXTS[0]).value
     assert greeted(alone, certificates)
     assert not greeted(alone, old)
+
+
+def test_who_is_revoked_asks_no_more_and_its_keys_go(alone, tmp_path):
+    """Without a restart or a signal. Others' keys stay, and their queries are answered."""
+    certificates, service = alone.made.certificates, alone.service
+    make_certificates(certificates, keep_ca_key=True, force=True)
+    service.send(signal.SIGHUP)
+    service.wait_for("certificates-reloaded")
+    old = shutil.copytree(certificates, tmp_path / "old")
+    revoked = Api(parse_address(alone.address), client_context(old, "client"), 20)
+    with alone.client() as mine:
+        mine.query(TEXTS[0])
+        (keyed,) = mine._keyed.values()
+        assert revoked.ask("GET", f"/v1/keys/{keyed.name}")
+        add_certificate(certificates, "client", force=True)
+        with alone.client() as other:
+            other.query(TEXTS[0])
+            revoke(certificates, str(old / "client.pem"))
+            service.wait_for("certificates-reloaded")
+            service.wait_for("keys-gone", session=keyed.name[:8])
+            for path, body in (("/v1/models", None), (f"/v1/keys/{keyed.name}/queries", [bytes(10**6)] * 9)):
+                with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
+                    revoked.ask("POST" if body else "GET", path, body)
+                assert "its certificate was revoked" in service.wait_for("refused", kind="PeerRefused")["what"]
+            assert other.query(TEXTS[1]).retried == ""
 
 
 def greeted(site, certificates):
@@ -267,6 +305,29 @@ def test_processes_may_share_a_query(alone, made):
     with alone.client() as client:
         expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
         assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
+
+
+def test_a_request_counts_as_all_its_texts_and_beyond_the_limit_none_is_read(alone):
+    certificates, address = alone.made.certificates, parse_address(alone.address)
+    add_certificate(certificates, "client", name="curious", force=True)
+    for end in ("pem", "key"):
+        shutil.copy(certificates / f"curious.{end}", certificates / f"client.{end}")
+    quota = Quota(certificates / "state", 1000, 86400.0)
+    quota.spend("commonName=blindformer curious", 997)
+    with alone.client() as mine:
+        assert mine.query(TEXTS[0]).value  # one text, in a request that has places for two
+        (keyed,) = mine._keyed.values()
+        with pytest.raises(
+            LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1"
+        ) as found:
+            mine.query(TEXTS[1])
+        assert found.value.retry_after > 86400
+        assert "asked" not in found.value.party
+        api = Api(address, client_context(certificates, "client"), 20)
+        with pytest.raises(LimitReached):
+            api.ask("POST", f"/v1/keys/{keyed.name}/queries", [b"nobody looks at this"])
+    quota.spend("commonName=blindformer curious", 1)
+    assert alone.service.wait_for("limited")["owner"]
 
 
 def test_it_stops_in_order(alone):

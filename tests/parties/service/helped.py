@@ -14,8 +14,8 @@ TEXT = "how is my password ?"
 class Helped(Deployment):
     """A deployment of topology `helper`."""
 
-    def __init__(self, folder: Path, compiled: Path, timeout: float = 20) -> None:
-        super().__init__(folder, compiled, server={"--topology": "helper"}, timeout=timeout)
+    def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: str) -> None:
+        super().__init__(folder, compiled, server={"--topology": "helper", **server}, timeout=timeout)
 
     @property
     def helper(self) -> Running:

@@ -23,7 +23,7 @@ from blindformer.parties.service.control import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-INTRODUCED = Introduced(role="client", owner="ab" * 32, session="cd" * 16, program="ef" * 32)
+INTRODUCED = Introduced(serial="0a", role="client", owner="ab" * 32, session="cd" * 16, program="ef" * 32)
 
 
 @pytest.fixture
@@ -118,4 +118,14 @@ def test_what_is_packed_is_what_is_read(number, amount, what):
 
 
 def test_the_kinds_of_reports_are_these():
-    assert sorted(REPORTS) == ["answered", "failed", "introduced", "keep", "probing", "release", "take", "want"]
+    assert sorted(REPORTS) == [
+        "answered",
+        "failed",
+        "introduced",
+        "keep",
+        "limited",
+        "probing",
+        "release",
+        "take",
+        "want",
+    ]

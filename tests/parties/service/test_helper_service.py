@@ -16,9 +16,11 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
+from blindformer.parties.admission import LimitReached
 from blindformer.parties.certificates import add_certificate, client_context
 from blindformer.parties.helper.owner import ask_two_servers
 from blindformer.parties.meeting import meet, meet_helper, meet_server, my_hello, new_session
+from blindformer.parties.service.quota import Quota
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.harness import command, eventually
@@ -27,7 +29,8 @@ from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
 
 @pytest.fixture(scope="module")
 def shared_site(compiled, tmp_path_factory) -> Iterator[Helped]:
-    with Helped(tmp_path_factory.mktemp("helped"), compiled) as site:
+    limit = {"--queries-each": "1000", "--state": "state"}
+    with Helped(tmp_path_factory.mktemp("helped"), compiled, **limit) as site:
         yield site
 
 
@@ -87,6 +90,24 @@ def test_several_owners_at_once(site, part, expected):
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(ask, texts))
+
+
+def test_an_owner_s_certificate_counts_and_nothing_is_sent_beyond_the_limit(site, part, expected):
+    add_certificate(site.certificates, "client", name="curious", force=True)
+    quota = Quota(site.folder / "state", 1000, 86400.0)
+    quota.spend("commonName=blindformer curious", 998)
+    with closing(Owner(site, part, name="curious")) as owner:
+        check(owner.ask(), expected())
+        check(owner.ask(), expected())
+        sent = owner.party.server.meter.sent + owner.party.helper.meter.sent
+        with pytest.raises(
+            LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1.* days?, at"
+        ):
+            owner.ask()
+        assert owner.party.server.meter.sent + owner.party.helper.meter.sent < sent + 100
+    site.server.wait_for("limited", peer="client")
+    with closing(Owner(site, part)) as owner:
+        check(owner.ask(), expected())
 
 
 def test_the_command_line_asks_two_servers(site, compiled, part, expected):

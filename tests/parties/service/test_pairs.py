@@ -21,7 +21,7 @@ def session(number: int) -> str:
 
 
 def peer(number: int, role: str = "client", owner: str = "aa", program: str = PROGRAM) -> Introduced:
-    return Introduced(role=role, owner=owner * 32, session=session(number), program=program)
+    return Introduced(serial="1", role=role, owner=owner * 32, session=session(number), program=program)
 
 
 def keep(pairs: Pairs, number: int, owner: str = "aa", seed: str = SEED):

@@ -18,11 +18,12 @@ import pytest
 import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
-from blindformer.parties.admission import Busy
-from blindformer.parties.certificates import add_certificate, client_context
+from blindformer.parties.admission import Busy, LimitReached
+from blindformer.parties.certificates import add_certificate, client_context, renew_certificates, revoke
 from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.probe import Facts, probe
 from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.quota import Quota
 from blindformer.parties.session import ClientParty
 from blindformer.parties.tls import dial
 from blindformer.protocols.clear import ClearEngine
@@ -184,8 +185,9 @@ def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
 def small(shared_site):
     """A server with room for little, and with metrics."""
     running = shared_site.start(
-        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool"
-    )
+        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool",
+        queries_each="1000", state="state",
+    )  # fmt: skip
     yield running
     running.end()
 
@@ -222,6 +224,24 @@ def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, ot
             check(waiting.result(60), expected[8])
 
 
+def test_a_limit_holds_for_all_certificates_of_a_name(site, small, part, expected):
+    """Whichever process counts; a certificate with a new key does not start anew, and other names have their own."""
+    assert small.ready["limit"].startswith("1000 texts in 1 day for each certificate's name, counted in ")
+    assert "none: a certificate may ask as much as it likes" in site.server.ready["limit"]
+    add_certificate(site.certificates, "client", name="curious", force=True)
+    Quota(site.folder / "state", 1000, 86400.0).spend("commonName=blindformer curious", 999)
+    with client(site, part, server=small, name="curious") as mine:
+        check(mine.ask(), expected[8])
+        with pytest.raises(LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1"):
+            mine.ask()
+    small.wait_for("limited", peer="client")
+    add_certificate(site.certificates, "client", name="curious", force=True)
+    with client(site, part, server=small, name="curious") as mine, pytest.raises(LimitReached):
+        mine.ask()
+    with client(site, part, server=small) as mine:
+        check(mine.ask(), expected[8])
+
+
 def test_metrics_of_a_query(site, small, part):
     with client(site, part, server=small) as mine:
         mine.ask()
@@ -240,6 +260,7 @@ def test_metrics_of_a_query(site, small, part):
             r'blindformer_seconds_count\{phase="online"\} [1-9].*',
             r'blindformer_bytes_total\{direction="received"\} [1-9].*',
             r"blindformer_correlations_left 0\.0",
+            r"blindformer_limited_total [1-9].*",
         ):
             eventually(lambda line=line: served(line), line)
 
@@ -307,6 +328,34 @@ def test_a_wrong_certificate_is_refused_and_logged(site, part, expected, name, l
     assert line["address"].startswith("127.0.0.1:")
     with client(site, part) as mine:
         check(mine.ask(), expected[8])
+
+
+def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, expected):
+    """A session under way ends, a new one is not opened, and others' go on. An older list brings nobody back."""
+    for name in ("leaving", "leaving-next"):
+        add_certificate(site.certificates, "client", name=name, force=True)
+    mine, good = Client(site, part, name="leaving"), Client(site, part)
+    check(mine.ask(), expected[8])
+    revoke(site.certificates, "leaving")
+    site.server.wait_for("session-failed", kind="Revoked", session=mine.session[:8])
+    with pytest.raises(PeerRefused, match=r"server: refuses this client: its certificate was revoked; ask"):
+        mine.ask()
+    with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
+        Client(site, part, name="leaving")
+    assert "its certificate was revoked" in site.server.wait_for("refused", kind="PeerRefused")["what"]
+    mine.party.close()
+    list_of_one = (site.certificates / "revoked.pem").read_bytes()
+    revoke(site.certificates, "leaving-next")
+    site.server.send(signal.SIGHUP)
+    site.server.wait_for("certificates-reloaded")
+    (site.certificates / "revoked.pem").write_bytes(list_of_one)
+    site.server.send(signal.SIGHUP)
+    assert "older than the one in use" in site.server.wait_for("certificates-kept")["what"]
+    with pytest.raises(PeerRefused, match="it was revoked"):
+        Client(site, part, name="leaving-next")
+    check(good.ask(), expected[8])
+    good.close()
+    revoke(site.certificates, "leaving-next")
 
 
 def test_a_client_cannot_take_the_servers_place_at_the_dealer(site, part):
@@ -415,10 +464,10 @@ def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):
     with client(site, part) as before:
         before.ask()
         old = before.server.fingerprint
-        for role in ("server", "client"):
-            add_certificate(site.certificates, role, days=7, force=True)
-        site.server.send(signal.SIGHUP)
-        site.server.wait_for("certificates-reloaded")
+        add_certificate(site.certificates, "client", days=7, force=True)
+        renew_certificates(site.certificates, days=7, within=99, names=["server"])
+        site.server.wait_for("certificates-reloaded")  # by itself
+        assert "in 7 days; renew it" in site.server.wait_for("certificate-ends")["what"]
         with client(site, part) as after:
             assert after.server.fingerprint != old
             check(after.ask(), expected[8])

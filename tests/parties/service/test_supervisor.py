@@ -303,6 +303,27 @@ def test_certificates_are_read_again_on_request(start):
     assert Peer(toy).answer == "open"
 
 
+def test_who_is_revoked_is_shown_out(start, tmp_path):
+    """At once between queries; when the query is answered; and one that shook hands when it was revoked."""
+    toy = start(workers=3)
+    good, idle, busy = Peer(toy), Peer(toy, "bb bad"), Peer(toy, "cc bad")
+    late = Peer(toy, owner="")
+    gate = tmp_path / "gate"
+    assert good.ask(f"query 1 {gate}") == busy.ask(f"query 1 {gate}") == "go 1"
+    toy.send(signal.SIGHUP)
+    told = "stopping server: refuses this client: its certificate was revoked; ask whoever runs the CA for a new one"
+    assert idle.hear() == told
+    assert late.ask("introduce client dd bad") == told
+    assert idle.closed
+    assert late.closed
+    gate.touch()
+    assert [busy.hear(), busy.hear()] == ["done 1", told]
+    assert good.hear() == "done 1"
+    assert good.ask("query 2") == "go 2"
+    assert len(toy.logged("session-failed", kind="Revoked")) == 2
+    assert len(toy.logged("refused", kind="Revoked")) == 1
+
+
 def test_many_who_come_and_go_leave_nothing(start):
     toy = start(sessions=8)
     before = len(list(Path(f"/proc/{toy.pid}/fd").iterdir()))

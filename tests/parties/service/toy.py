@@ -25,9 +25,32 @@ from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 HELLO = b"\x16\x03\x01\x00\x05hello"
 
 
-class Toy:
+class Paper:
+    """Certificates that can be read again once, and were revoked if their number is bad."""
+
+    expires = 2e9
+
     def __init__(self) -> None:
         self.reloads = 0
+
+    def reload(self) -> None:
+        self.reloads += 1
+        if self.reloads > 1:
+            raise BlindformerError("no second time")
+
+    def changed(self) -> bool:
+        return False
+
+    def revoked(self, serial: str) -> bool:
+        return self.reloads > 0 and serial == "bad"
+
+    def warning(self) -> str:
+        return ""
+
+
+class Toy:
+    def __init__(self) -> None:
+        self.identity = Paper()
 
     def work(self, sock, control) -> None:
         sock.setblocking(True)
@@ -45,8 +68,8 @@ class Toy:
                     COMMANDS[command](control, say, *words)
                 except Busy as busy:
                     say(f"busy {busy.retry_after} {busy.why}")
-        except Stopping:
-            say("stopping")
+        except Stopping as stopping:
+            say(f"stopping {stopping.why or ''}".strip())
             raise
 
     def seat(self, role: str):
@@ -55,17 +78,12 @@ class Toy:
     def reply(self, report, peer):
         return {"kept": peer.owner[:2]}
 
-    def reload(self) -> None:
-        self.reloads += 1
-        if self.reloads > 1:
-            raise BlindformerError("no second time")
-
     def gauges(self):
         return {"correlations_left": 7}
 
 
-def introduce(control, say, role: str, owner: str) -> None:
-    control.introduce(role, owner * 32, "5e" * 16, "99" * 32)
+def introduce(control, say, role: str, owner: str, serial: str = "1") -> None:
+    control.introduce(role, owner * 32, serial, "5e" * 16, "99" * 32)
     say("open")
 
 

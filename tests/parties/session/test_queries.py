@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from blindformer.models.pricing import price
-from blindformer.parties.admission import Busy
+from blindformer.parties.admission import Busy, LimitReached
 from blindformer.parties.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case
@@ -193,3 +193,57 @@ def test_without_a_dealer_a_query_is_a_clear_error(site):
     site.dealer_up = False
     with pytest.raises(ConnectionRefusedError), site.client():
         pass
+
+
+class Counter:
+    """Grants so many queries, and counts all that it is asked for."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.asked = most, 0
+
+    def __call__(self) -> None:
+        self.asked += 1
+        if self.asked > self.most:
+            raise LimitReached("server", self.most, 3600.0, 90.0)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site, more):
+    """One that is broken off has counted, one that a busy server turned away has not."""
+    counter = Counter(3)
+    with site.client(server={"count": counter, "admission": Turnstile({0: 2})}) as party:
+        for _ in range(2):
+            with pytest.raises(Busy):
+                party.query(site.case.client)
+        assert counter.asked == 0
+        site.ask(party, more)
+        site.ask(party)
+    with site.client(server={"count": counter}) as party:
+        party.server.send_message({"query": 0, "spool": None, "more": False, "then": None})
+        assert "ready" in party._hear("ready")
+        assert counter.asked == 3
+        party.server.send_message({"abort": 0})
+        party.number += 1
+        for _ in range(2):
+            with pytest.raises(
+                LimitReached, match=r"the 3 texts .* may ask in 1 hour; ask again in 1.5 minutes"
+            ) as found:
+                party.query(site.case.client)
+            assert (found.value.each, found.value.period, found.value.retry_after) == (3, 3600.0, 90.0)
+    site.end()
+    assert len(site.answered) == 2
+
+
+def test_correlations_made_ahead_count_when_they_are_used(case, tmp_path):
+    """And once, if the server has lost some of them and the client asks again with others."""
+    counter, site = Counter(3), Site(case, spool=Spool(tmp_path / "server"))
+    mine = Spool(tmp_path / "client")
+    with site.client(spool=mine, server={"count": counter}) as party:
+        party.precompute(3)
+    assert counter.asked == 0
+    entry = next(row.session for row in site.spool.rows())
+    site.spool.mark_used(entry, 0)
+    with site.client(spool=mine, server={"count": counter}) as party:
+        site.ask(party)
+    site.end()
+    assert counter.asked == 1

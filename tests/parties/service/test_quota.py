@@ -1,0 +1,125 @@
+"""How many texts one name may ask: never more in any period, over restarts and from many processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from blindformer.parties.admission import LimitReached
+from blindformer.parties.config import Server
+from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def now():
+    return SimpleNamespace(time=1_790_000_000.0)
+
+
+@pytest.fixture
+def make(tmp_path, now):
+    return lambda each=10, period=DAY: Quota(tmp_path / "state", each, period, lambda: now.time)
+
+
+def granted(quota: Quota, name: str, texts: int = 1) -> bool:
+    try:
+        quota.spend(name, texts)
+    except LimitReached:
+        return False
+    return True
+
+
+def test_each_name_has_its_own_count_which_outlasts_a_restart(make, now):
+    quota = make()
+    assert [granted(quota, "alice", texts) for texts in (4, 4, 4, 2, 1)] == [True, True, False, True, False]
+    assert granted(quota, "bob", 10)
+    again = make()
+    with pytest.raises(LimitReached) as found:
+        again.spend("alice", 1)
+    error = found.value
+    assert (error.each, error.period) == (10, DAY)
+    assert DAY < error.retry_after <= DAY + DAY / SLOTS
+    assert re.fullmatch(
+        r"server: has answered the 10 texts \(or images\) that one certificate may ask in 1 day; "
+        r"ask again in 1(\.\d+)? days?, at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
+        str(error),
+    )
+    now.time += error.retry_after - 1
+    assert not granted(again, "alice")
+    now.time += 1
+    assert granted(again, "alice", 10), "as it was told"
+    assert (make().file.stat().st_mode & 0o777, make().file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), min_size=10, max_size=25))
+def test_no_period_holds_more_than_the_limit(tmp_path_factory, steps):
+    now = SimpleNamespace(time=1000.0)
+    quota, given_out = Quota(tmp_path_factory.mktemp("q"), 6, 60.0, lambda: now.time), []
+    for pause, texts in steps:
+        now.time += pause
+        if granted(quota, "alice", texts):
+            given_out.append((now.time, texts))
+    for end, _ in given_out:
+        assert sum(texts for at, texts in given_out if end - 60.0 < at <= end) <= 6
+
+
+def test_a_clock_that_is_set_back_frees_nothing(make, now):
+    quota = make()
+    quota.spend("alice", 10)
+    now.time -= 30 * DAY
+    assert not granted(quota, "alice")
+    assert not granted(make(each=5, period=60.0), "alice"), "nor does another limit, until its own period is over"
+    now.time += 32 * DAY
+    assert granted(quota, "alice")
+
+
+def _spend(folder: Path, times: int) -> int:
+    quota = Quota(folder, 50, DAY)
+    return sum(granted(quota, "alice") for _ in range(times))
+
+
+def test_processes_share_one_count(tmp_path):
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert sum(pool.starmap(_spend, [(tmp_path, 20)] * 4)) == 50
+
+
+def test_a_count_that_is_open_in_one_process_is_used_after_a_fork(make):
+    quota = make(each=3)
+    quota.spend("alice", 1)
+    with multiprocessing.get_context("fork").Pool(2, initializer=_inherit, initargs=(quota,)) as pool:
+        assert pool.map(_inherited, range(4)).count(True) == 2
+    assert not granted(quota, "alice")
+
+
+_INHERITED: list[Quota] = []
+
+
+def _inherit(quota: Quota) -> None:
+    _INHERITED[:] = [quota]
+
+
+def _inherited(number: int) -> bool:
+    return granted(_INHERITED[0], "alice")
+
+
+def test_what_cannot_be_counted_is_one_line(tmp_path, make):
+    with pytest.raises(QuotaError, match=r"no folder for that is given; set server.state, or say --state"):
+        quota_of(Server(queries_each=5), 1)
+    with pytest.raises(QuotaError, match=r"server.queries_each = 5: one request carries 8 texts; raise it"):
+        quota_of(Server(queries_each=5, state=tmp_path), 8)
+    assert quota_of(Server(state=tmp_path), 1) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QuotaError, match=r"cannot be written .*; give server.state a folder"):
+        Quota(tmp_path / "file", 5, DAY)
+    quota = make()
+    (tmp_path / "state" / FILE).write_text("nonsense " * 1000)
+    for use in (make, lambda: quota.spend("alice", 1)):
+        with pytest.raises(QuotaError, match=r"cannot be used .*; see whether the disk is full or the file damaged"):
+            use()
