@@ -143,7 +143,7 @@ async def _lines(job: Job) -> AsyncIterator[bytes]:
 
 
 class ClientsAlone:
-    """Lets clients' certificates in while the service takes anything; one request a connection."""
+    """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
 
     def __init__(self, app: Any, desk: Desk) -> None:
         self.app, self.desk = app, desk
@@ -156,6 +156,8 @@ class ClientsAlone:
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
         elif self.desk.stopping:
             why = busy("it is stopping", 30)
+        else:
+            why = scope["state"]["seat"]()
 
         async def send_last(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -1,55 +1,49 @@
-"""HTTPS by uvicorn, with what it has no option for: who the other side is, and no patience with silence."""
+"""HTTPS by uvicorn, with what it has no option for: who the other side is, and an entrance of our own."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
-from ..service.front import Identity
 from ..tls import role_of
+from .entrance import Entrance, Guest
 
-FIRST_SECONDS = 10.0  # from the TLS handshake to the end of a request's head
 _ANOTHER_DOOR = pack_message(
     {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
 )
 
 
-def listening(identity: Identity) -> ssl.SSLContext:
-    """To listen with for good: every handshake has the certificates that `identity` has then, its CA among them."""
-    context = identity.accepting
-
-    def choose(tls: ssl.SSLObject, host: str | None, before: ssl.SSLContext) -> None:
-        tls.context = identity.accepting
-
-    context.sni_callback = choose
-    return context
-
-
 class ClientProtocol(H11Protocol):
-    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it.
+    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
+    `state.seat` takes a place for the request.
 
     A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
     """
+
+    def __init__(self, *args: Any, entrance: Entrance, guest: Guest, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._entrance, self._guest = entrance, guest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         assert tls is not None
         shown: bytes = tls.getpeercert(binary_form=True)
-        peer = {"peer": hashlib.sha256(shown).hexdigest(), "role": role_of(tls.getpeercert())}
-        self.app_state: dict[str, Any] = {**self.app_state, **peer}
-        self._first = self.loop.call_later(FIRST_SECONDS, self._silent)
+        peer = hashlib.sha256(shown).hexdigest()
+        seat = partial(self._entrance.seat, self._guest, peer)
+        self.app_state = {**self.app_state, "peer": peer, "role": role_of(tls.getpeercert()), "seat": seat}
+        self._entrance.arrived(self._guest, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._first.cancel()
+        self._entrance.left(self._guest)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -60,14 +54,35 @@ class ClientProtocol(H11Protocol):
             return
         super().data_received(data)
 
-    def _silent(self) -> None:
-        if self.cycle is None:  # one that was turned away and does not hang up, too
-            self.transport.abort()
-
 
 class Front(uvicorn.Server):
-    """Stops by `should_exit` alone: signals are the service's business."""
+    """Stops by `should_exit` alone: signals are the service's business. `open`: makes the entrance, given what makes
+    the protocol of a connection; uvicorn itself would take any number of handshakes, and wait long for each."""
+
+    def __init__(self, config: uvicorn.Config, open: Callable[[Callable[[Guest], asyncio.Protocol]], Entrance]) -> None:
+        super().__init__(config)
+        self._open = open
+
+    async def startup(self, sockets: Any = None) -> None:
+        await self.lifespan.startup()
+        self.servers = []
+        self.entrance = self._open(self._protocol)
+        self._entering = asyncio.create_task(self.entrance.run())
+        self._entering.add_done_callback(self._ended)
+        self.started = True
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self._entering.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._entering
+        await super().shutdown()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def _protocol(self, guest: Guest) -> ClientProtocol:
+        return ClientProtocol(self.config, self.server_state, self.lifespan.state, entrance=self.entrance, guest=guest)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.should_exit = True  # nobody would be let in any more
