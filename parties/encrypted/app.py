@@ -226,7 +226,9 @@ def make_app(desk: Desk) -> FastAPI:
         status_code=204,
         response_description="All arrived",
         responses=refusals(400, 408, 409, 410, 413),
-        openapi_extra=message("A message of keys: relinearisation, then one for each Galois element, in order."),
+        openapi_extra=message(
+            "A message of keys: relinearisation, the public key, one for each Galois element, in order."
+        ),
     )
     async def upload(request: Request, name: Name) -> Response:
         """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""

@@ -20,6 +20,7 @@ from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.client import EncryptedClient
 from blindformer.parties.encrypted.http import Api
 from blindformer.protocols.ckks.frames import pack
+from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.conftest import save_tokenizer, tiny_config
@@ -93,7 +94,7 @@ def site(made):
         yield running
 
 
-ERROR = 2.0**-12
+ERROR = 2.0**-12 + 6 * DEVIATION
 
 
 def clear(made, questions):

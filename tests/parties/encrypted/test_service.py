@@ -22,7 +22,7 @@ from blindformer.parties.certificates import add_certificate, client_context, ma
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
 from blindformer.protocols.ckks.keys import ClientKeys
-from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused
+from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused, request_of
 from blindformer.tests.parties.service.harness import eventually
 
 # Answers.
@@ -193,6 +193,13 @@ def test_an_answer_to_another_key_is_an_error(site, client, keyed):
         result = next(iter(mine.stream([TEXTS[0]])))[1]
         mine._keyed.clear()  # they are the other client's
     assert isinstance(result.error, AnswerOutOfRange)
+
+
+def test_one_request_has_another_reply_each_time(client, keyed, api):
+    """What is computed has no chance in it, so a client could hold it against weights that it guesses."""
+    request = request_of(client, keyed.keys, TEXTS[:2])
+    replies = [list(api.lines(f"/v1/keys/{keyed.name}/queries", [request]))[-1]["answer"] for _ in range(2)]
+    assert replies[0] != replies[1]
 
 
 # What it says of itself.
