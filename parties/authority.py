@@ -95,6 +95,20 @@ def replace(file: Path, certificate: x509.Certificate) -> None:
     write(file, pem(certificate))
 
 
+def state_of(folder: Path, name: str) -> tuple[tuple[int, ...], ...]:
+    """Of all files that contexts of party `name` are made from: another one when one of them has changed."""
+    files = (folder / CA, folder / REVOKED, folder / f"{name}.pem", folder / f"{name}.key")
+    return tuple(_state(file) for file in files)
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)

@@ -113,7 +113,7 @@ def _load(folder: Path) -> x509.CertificateRevocationList | None:
         raise CertificateError(f"{file} is not one list of revoked certificates in PEM form; {_AGAIN}")
     issuer = load_certificate(authority)
     if found.issuer != issuer.subject or not found.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]
-        raise CertificateError(f"{file} is not from the CA in {authority}; {_AGAIN}")
+        raise CertificateError(f"{file} is not from the CA in {authority}; copy its own here, or remove this one")
     if found.next_update_utc is not None and found.next_update_utc <= now():
         raise CertificateError(f"{file} ended on {found.next_update_utc:%Y-%m-%d}; {_AGAIN}")
     if found.last_update_utc > now():

@@ -28,7 +28,8 @@ from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerGone, PeerTimeout
 from ..admission import Busy
 from ..asking import Asking, ClientError, Result
-from ..certificates import client_context
+from ..authority import state_of
+from ..certificates import CertificateError, client_context
 from ..client_local import LOCAL, LocalServices
 from ..config import load_settings
 from ..report import Report, ckks_report, requests_in_words
@@ -273,18 +274,23 @@ class EncryptedClient(Asking):
     # --- the server, and keys ----------------------------------------------------------------------------------------
     def _server(self) -> Api:
         """Errors: PeerDisagrees for one that serves something else."""
-        if self._api is not None:
-            return self._api
         settings, timeout = self.settings, self.settings.session.timeout
+        if self._api is not None:
+            seen, self._seen = self._seen, state_of(self._folder, "client")
+            if seen != self._seen:
+                with suppress(CertificateError):  # the certificate of before may be good still
+                    self._api.use(client_context(self._folder, "client"))
+            return self._api
         if self.progress:
             self.progress("connect", 0, 1)
         if self._start_local:
             more = ["--workers", "1", "--query-processes", str(cores())]  # there is one client, this one
             more += ["--any-ring"] if self.any_ring else []
             self._local = LocalServices(settings.client.folder, timeout, self.protocol, more)
-        folder = self._local.certificates if self._local else settings.certificates.folder
+        self._folder = self._local.certificates if self._local else settings.certificates.folder
+        self._seen = state_of(self._folder, "client")
         address = self._local.addresses[SERVER] if self._local else settings.address(SERVER)
-        api = Api(address, client_context(folder, "client"), timeout)
+        api = Api(address, client_context(self._folder, "client"), timeout)
         served = api.ask("GET", "/v1/models").get("models", [])
         with suppress(KeyError, TypeError, AttributeError):
             there = [facts_from(item["facts"], secure=False) for item in served]

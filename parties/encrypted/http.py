@@ -35,6 +35,10 @@ class Api:
         self.sent = self.received = 0
         self.date: str | None = None
 
+    def use(self, context: ssl.SSLContext) -> None:
+        """For connections to come."""
+        self._context = context
+
     def ask(self, method: str, path: str, body: Iterable[bytes] | None = None) -> dict[str, Any]:
         """One request, and its reply as JSON ({} if there is none)."""
         with self._exchange(method, path, body) as reply:

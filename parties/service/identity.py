@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ...protocols.errors import BlindformerError
 from ...versions import my_version
-from ..authority import CA, REVOKED, load_certificate
+from ..authority import CA, REVOKED, load_certificate, state_of
 from ..certificates import CertificateError, client_context, server_context
 from ..checks import EXPIRY_DAYS
 from ..probe import Facts
@@ -38,13 +38,13 @@ class Identity:
         self.folder, self.role = folder, role
         self.file = folder / f"{role}.pem"
         self._list: RevokedList | None = None
-        self._seen = self._glimpse = self._state()
+        self._seen = self._glimpse = state_of(folder, role)
         self.reload()
         if self.revoked(self._serial):
             raise CertificateError(f"{self.file} was revoked; {NEW_CERTIFICATE}")
 
     def reload(self) -> None:
-        self._seen = self._state()
+        self._seen = state_of(self.folder, self.role)
         accepting = server_context(self.folder, self.role)
         # A dealer dials nobody, and its certificate is not good for it.
         dialling = None if self.role == "dealer" else client_context(self.folder, self.role)
@@ -62,7 +62,7 @@ class Identity:
     def changed(self) -> bool:
         """Whether files are others than those read last, used or not, and have been so since the last call: files that
         come one by one are read together."""
-        before, self._glimpse = self._glimpse, self._state()
+        before, self._glimpse = self._glimpse, state_of(self.folder, self.role)
         return self._glimpse == before and self._glimpse != self._seen
 
     @property
@@ -103,18 +103,6 @@ class Identity:
             raise CertificateError(
                 f"{self.folder / REVOKED} {what}; copy number {before.number} or a newer one here, or restart without"
             )
-
-    def _state(self) -> tuple[tuple[int, ...], ...]:
-        files = (self.folder / CA, self.folder / REVOKED, self.file, self.file.with_suffix(".key"))
-        return tuple(_look(file) for file in files)
-
-
-def _look(file: Path) -> tuple[int, ...]:
-    try:
-        found = file.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Certificates(Protocol):

@@ -19,7 +19,13 @@ import pytest
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.task import InputError
 from blindformer.parties.admission import LimitReached
-from blindformer.parties.certificates import add_certificate, client_context, make_certificates, revoke
+from blindformer.parties.certificates import (
+    add_certificate,
+    client_context,
+    make_certificates,
+    renew_certificates,
+    revoke,
+)
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
 from blindformer.parties.service.quota import Quota
@@ -269,6 +275,8 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
         assert days_left(alone, certificates) <= 7
         assert before.query(TEXTS[1]).report.setup_bytes > 0, "of the keys that it sent before"
         assert before.query(TEXTS[1]).retried == ""
+        renew_certificates(certificates, days=9, within=99, names=["client"])
+        assert "never sent, or expired" in before.query(TEXTS[1]).retried, "keys are the old certificate's"
         key = certificates / "server.key"
         moved = key.rename(key.with_suffix(".moved"))
         service.send(signal.SIGHUP)
@@ -286,29 +294,29 @@ def test_new_certificates_are_taken_up_without_a_stop(alone, tmp_path):
     assert not greeted(alone, old)
 
 
-def test_who_is_revoked_asks_no_more_and_its_keys_go(alone):
+def test_who_is_revoked_asks_no_more_and_its_keys_go(alone, tmp_path):
     """Without a restart or a signal. Others' keys stay, and their queries are answered."""
     certificates, service = alone.made.certificates, alone.service
     make_certificates(certificates, keep_ca_key=True, force=True)
     service.send(signal.SIGHUP)
     service.wait_for("certificates-reloaded")
+    old = shutil.copytree(certificates, tmp_path / "old")
+    revoked = Api(parse_address(alone.address), client_context(old, "client"), 20)
     with alone.client() as mine:
         mine.query(TEXTS[0])
-        owner = service.wait_for("keys-received")["owner"]
-        kept = certificates / "kept.pem"
-        shutil.copy(certificates / "client.pem", kept)
+        (keyed,) = mine._keyed.values()
+        assert revoked.ask("GET", f"/v1/keys/{keyed.name}")
         add_certificate(certificates, "client", force=True)
         with alone.client() as other:
             other.query(TEXTS[0])
-            revoke(certificates, str(kept))
+            revoke(certificates, str(old / "client.pem"))
             service.wait_for("certificates-reloaded")
-            service.wait_for("keys-gone")
-            with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
-                mine.query(TEXTS[1])
-            assert "its certificate was revoked" in service.wait_for("refused", kind="PeerRefused")["what"]
+            service.wait_for("keys-gone", session=keyed.name[:8])
+            for path, body in (("/v1/models", None), (f"/v1/keys/{keyed.name}/queries", [bytes(10**6)] * 9)):
+                with pytest.raises(PeerRefused, match="server: refused this side's certificate: it was revoked; ask"):
+                    revoked.ask("POST" if body else "GET", path, body)
+                assert "its certificate was revoked" in service.wait_for("refused", kind="PeerRefused")["what"]
             assert other.query(TEXTS[1]).retried == ""
-    assert len(service.logged("keys-gone")) == len(service.logged("keys-received")), owner
-    kept.unlink()
 
 
 def greeted(site, certificates):
