@@ -152,7 +152,7 @@ class ClientKeys:
         results = {}
         for output in self.ends.outputs:
             rows = self.slots({number: answers[number] for number in output.ciphertexts})
-            results[output.name] = output.layout.collect(np.array(list(rows.values())).real).reshape(output.shape)
+            results[output.name] = output.layout.collect(np.real(list(rows.values()))).reshape(output.shape)
         return results
 
     def slots(self, ciphertexts: Mapping[int, Any]) -> dict[int, Array]:
