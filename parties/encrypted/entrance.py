@@ -49,9 +49,8 @@ class Entrance:
         self._identity, self._limits, self._log, self._stats = identity, limits, log, stats
         self._places, self._each, self._make = places, each, make
         self._guests: dict[Guest, None] = {}  # in the order in which they came
-        self._acceptor = Acceptor(
-            listener, limits, places + limits.handshakes, log, stats, self._watch, self._loop.remove_reader
-        )
+        files = places + 2 * limits.handshakes  # one in the handshake takes two (_shake_hands)
+        self._acceptor = Acceptor(listener, limits, files, log, stats, self._watch, self._loop.remove_reader)
 
     @property
     def gauges(self) -> dict[str, int]:
