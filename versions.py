@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
+PROTOCOL = 2  # of messages, mask streams and the meaning of Programs; 2: answers are rounded, seeds have 32 bytes, limits
 
 
 @cache
@@ -21,6 +22,11 @@ def installed(package: str) -> str | None:
 def my_version() -> str:
     """This package's; "0" in a source tree that is not installed."""
     return installed("blindformer") or "0"
+
+
+def spoken_version() -> str:
+    """What two parties must have in common: this package's version, and that of what they send each other."""
+    return f"{my_version()}-protocol.{PROTOCOL}"
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -1,10 +1,17 @@
 # pyright: reportMissingImports=false
-"""The clients' half of the Flower app: it trains on its own examples and tells the server no more than it may know."""
+"""The clients' half of the Flower app: it trains on its own examples and tells the server no more than it may know.
+
+With differential privacy it answers whatever its examples are, and says nothing of them beside its update, which is
+clipped (central; and there, if the norm adapts, whether it was) or clipped and noised (local, example). The table of
+all kinds is in docs/federated.md.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,18 +19,22 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError, first_line
+from ..versions import my_version
 from . import secure_client as secure
-from .examples import Source, client_name
+from .examples import Source, client_name, part_of
 from .learning import learn
-from .messages import ARRAYS, CONFIG, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
+from .messages import ARRAYS, CONFIG, DRAWN, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
 from .privacy import gaussian
-from .secure import SCALE
+from .rows import Rows
+from .secure import SCALE, reach
 from .settings import FederateError, Settings
-from .steps import private_step
+from .steps import private_step, summed
 from .subject import About, Subject, join
+from .terms import Terms
 from .updates import clipped, difference
 
+COUNT = "count"  # in a client's own state
 Handler = Callable[[Message, Context], Message]
 
 
@@ -38,6 +49,7 @@ def client_app(source: Source) -> ClientApp:
     @app.train("keys")
     def keys(message: Message, context: Context) -> Message:
         def run() -> dict[str, Any]:
+            _agree(message, context)
             session = str(message.content.config_records[SECURE]["session"])
             part, sent = secure.keys(session, message.metadata.dst_node_id)
             part.keep(context.state)
@@ -78,6 +90,18 @@ def _answered(message: Message, context: Context, run: Callable[[], dict[str, An
         return refusal(message, name, str(error))
 
 
+def _agree(message: Message, context: Context) -> int:
+    """The number of this round, by its own count or the server's. Errors: FederateError where its terms are not met."""
+    settings, config = Settings.of(context.run_config), message.content.config_records.get(CONFIG)
+    if config is None:
+        raise FederateError(f"runs blindformer {my_version()}, the server an older one; install the same")
+    part_of(context.node_config, settings)
+    counted: Any = context.state.config_records.get(COUNT, {"rounds": 0})
+    number = max(int(counted["rounds"]) + 1, int(str(config["server-round"])))
+    Terms.of(context.node_config).check(settings, float(str(config["noise"])), number)
+    return number
+
+
 def _step(
     message: Message, context: Context, run: Callable[[secure.Part, ConfigRecord], ConfigRecord]
 ) -> dict[str, Any]:
@@ -87,58 +111,119 @@ def _step(
     return {SECURE: sent}
 
 
+class NothingLearned(UserWarning):
+    """Said on a client's own machine: its examples could not be trained on, and it sends an update of nothing."""
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a client's training comes to. `tail`: see updates.EXTRA."""
+
+    update: Tensor
+    weight: float
+    loss: float | None
+    tail: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A round as it reaches one client. `rows`: reads its examples; `part`: of a secure sum, if there is one."""
+
+    name: str
+    settings: Settings
+    subject: Subject
+    config: Any
+    part: secure.Part | None
+    rows: Callable[[], Rows]
+
+    def learned(self) -> _Learned:
+        """By the kind of privacy. Errors: FederateError, and what training may raise, without differential privacy."""
+        kinds = {"none": self._plain, "central": self._clipped, "local": self._noised, "example": self._step}
+        return kinds[self.settings.dp]()
+
+    def _trained(self) -> tuple[Tensor, float, float]:
+        """The update as it is, the number of examples, the loss."""
+        rows, before = self.rows(), self.subject.state()
+        proximal = float(self.config["proximal-mu"]) if "proximal-mu" in self.config else 0.0
+        draw = _draw(self.settings.seed, self.name, int(self.config["server-round"]))
+        rate = float(self.config["rate"])
+        loss = learn(self.subject, rows, self.settings, rate=rate, proximal=proximal, draw=draw)
+        return difference(self.subject.state(), before), float(len(rows)), loss
+
+    def _plain(self) -> _Learned:
+        update, weight, loss = self._trained()
+        return _Learned(update * weight, weight, loss, (weight, weight * loss, 0.0))
+
+    def _clipped(self) -> _Learned:
+        if self.part is not None and not self.config[DRAWN]:  # it is there so that nobody sees who was drawn
+            return _Learned(torch.zeros(self._size(), dtype=torch.float64), 0.0, None, (0.0, 0.0, 0.0))
+        update, clip = self._or_nothing(lambda: self._trained()[0]), float(self.config["clip"])
+        if self.part is not None:  # rounding to fixed point may not make it longer than the norm
+            clip -= len(update) ** 0.5 * 2.0 ** -(SCALE + 1)
+        short = float(update.norm()) <= clip
+        return _Learned(clipped(update, clip), 1.0, None, (1.0, 0.0, short - 0.5 if self.settings.adaptive else 0.0))
+
+    def _noised(self) -> _Learned:
+        """Any two updates differ by twice the norm at most, whatever the examples. The rest is the same for all."""
+        clip, noise = float(self.config["clip"]), float(self.config["noise"])
+        update = clipped(self._or_nothing(lambda: self._trained()[0]), clip)
+        return _Learned(update + 2 * noise * clip * gaussian(len(update)), 1.0, None, (1.0, 0.0, 0.0))
+
+    def _step(self) -> _Learned:
+        """How many examples there are is in the noised sum alone: weight and divisor are the same for all."""
+        clip, noise, expected = (float(self.config[key]) for key in ("clip", "noise", "examples"))
+        if self.part is not None:  # the noise of the others is in the sum, too
+            noise /= secure.others(self.part) ** 0.5
+        before, share, rate = self.subject.state(), self.settings.sample, float(self.config["rate"])
+        total = self._or_nothing(lambda: summed(self.subject, self.rows(), share=share, clip=clip))
+        private_step(self.subject, total, rate=rate, expected=share * expected, clip=clip, noise=noise)
+        update = difference(self.subject.state(), before)
+        return _Learned(update * expected, expected, None, (expected, 0.0, 0.0))
+
+    def _or_nothing(self, run: Callable[[], Tensor]) -> Tensor:
+        """The vector, or zeros in its place: whether examples could be trained on, and why not, is about them, too."""
+        try:
+            return run()
+        except Exception as error:
+            warnings.warn(
+                f"{self.name}: {first_line(error)}; it sends an update of nothing", NothingLearned, stacklevel=2
+            )
+            return torch.zeros(self._size(), dtype=torch.float64)
+
+    def _size(self) -> int:
+        return sum(p.numel() for p in self.subject.trained().values())
+
+
 def _train(message: Message, context: Context, source: Source, made: _Made) -> dict[str, Any]:
     settings = Settings.of(context.run_config)
     config: Any = message.content.config_records[CONFIG]
+    context.state[COUNT] = ConfigRecord({"rounds": _agree(message, context)})
     about = About.of(str(config["about"]))
     part = None
     if settings.secagg:
         part = secure.Part.kept(context.state)
         secure.begin_vector(part, message.content.config_records[SECURE])
     subject = made.get(about, settings)
-    examples = source.examples(context.node_config, settings, about.labels, about.side)
-    if not len(examples):
-        raise FederateError("has no examples; give it some, or leave it out")
-    before = tensors(message.content.array_records[ARRAYS])
-    subject.set(before)
+    subject.set(tensors(message.content.array_records[ARRAYS]))
+
+    def rows() -> Rows:
+        examples = source.examples(context.node_config, settings, about.labels, about.side)
+        if not len(examples):
+            raise FederateError("has no examples; give it some, or leave it out")
+        return subject.encode(examples)
+
     name = client_name(context.node_config, context.node_id)
-    rows, rate = subject.encode(examples), float(config["rate"])
-    clip, noise = float(config["clip"]), float(config["noise"])
-    if settings.dp == "example":
-        if part is not None:  # the noise of the others is in the sum, too
-            noise /= secure.others(part) ** 0.5
-        private_step(subject, rows, rate=rate, share=settings.sample, clip=clip, noise=noise)
-        loss = None
-    else:
-        proximal = float(config["proximal-mu"]) if "proximal-mu" in config else 0.0
-        draw = _draw(settings.seed, name, int(config["server-round"]))
-        loss = learn(subject, rows, settings, rate=rate, proximal=proximal, draw=draw)
-    after = subject.state()
+    found = _Task(name, settings, subject, config, part, rows).learned()
     if part is None and not settings.clips_updates:
-        return {ARRAYS: record(after), METRICS: summary(float(len(examples)), loss)}
-    weight, update = float(len(examples)), difference(after, before)
-    vector = _vector(update, weight, loss or 0.0, settings, clip, noise)
+        return {ARRAYS: record(subject.state()), METRICS: summary(found.weight, found.loss)}
+    vector = torch.cat([found.update, torch.tensor(found.tail, dtype=torch.float64)])
     if part is None:
         return {ARRAYS: record({VECTOR: vector.float()}), METRICS: summary(1.0, None)}
+    if settings.own_noise:  # a refusal of what is too large would tell of it
+        vector = vector.clamp(-reach(len(part.members)), reach(len(part.members)))
     sent = secure.masked(part, vector)
     part.keep(context.state)
     return {ARRAYS: record({VECTOR: sent}), METRICS: summary(1.0, None)}
-
-
-def _vector(update: Tensor, weight: float, loss: float, settings: Settings, clip: float, noise: float) -> Tensor:
-    """What is added up: the update times its weight, and the three numbers after it (see updates.EXTRA).
-
-    Where clients are protected every one weighs the same, its update is clipped, and its loss is not told.
-    """
-    if not settings.clips_updates:
-        return torch.cat([update * weight, torch.tensor([weight, weight * loss, 0.0], dtype=torch.float64)])
-    if settings.secagg:  # rounding to fixed point may not make it longer than the norm
-        clip -= len(update) ** 0.5 * 2.0 ** -(SCALE + 1)
-    short = float(update.norm()) <= clip
-    update = clipped(update, clip)
-    if settings.dp == "local":
-        update = update + 2 * noise * clip * gaussian(len(update))  # any two updates differ by 2 clip at most
-    return torch.cat([update, torch.tensor([1.0, 0.0, short - 0.5], dtype=torch.float64)])
 
 
 def _draw(seed: int, name: str, number: int) -> int:

@@ -7,15 +7,28 @@ In all three the replies are looked at before they count: one that is refused is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from .messages import ARRAYS, METRICS, SECURE, WEIGHT, name_of, reason, record, summary, tensors, vector_of
+from .messages import (
+    ARRAYS,
+    CONFIG,
+    DRAWN,
+    METRICS,
+    SECURE,
+    WEIGHT,
+    name_of,
+    reason,
+    record,
+    summary,
+    tensors,
+    vector_of,
+)
 from .privacy import Budget
 from .secure_server import Send, Session
 from .settings import FederateError, Settings
@@ -27,21 +40,30 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class Collected:
-    """`replies` are what the strategy gets; `taken` the clients in them, `lost` why each of the others is not."""
+    """`replies` are what the strategy gets; `taken` the clients in them, `lost` why each of the others is not.
+
+    left_out  nodes that cheat: not to be asked again
+    """
 
     replies: list[Message]
     taken: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     loss: float | None = None
+    left_out: list[int] = field(default_factory=list)
 
 
-def collect(messages: list[Message], now: Tensors, settings: Settings, budget: Budget, send: Send) -> Collected:
-    """Send the round's messages and take in the answers. Errors: FederateError if too few are left for a secure sum."""
+def collect(
+    messages: list[Message], drawn: Collection[int], now: Tensors, settings: Settings, budget: Budget, send: Send
+) -> Collected:
+    """Send the round's messages and take in the answers.
+
+    drawn  the nodes that are to train. In a secure sum the others add zeros: its members see who is in it
+    """
     if settings.secagg:
-        return _secure(messages, now, budget, settings, send)
-    replies = send(messages)
-    lost = _silent(messages, replies)
-    budget.arrived((name_of(reply) for reply in replies), late=list(lost))
+        return _secure(messages, drawn, now, budget, settings, send)
+    asked = [message for message in messages if message.metadata.dst_node_id in drawn]
+    replies = send(asked)
+    lost = _silent(asked, replies)
     if settings.clips_updates:
         return _summed(messages, replies, now, budget, lost)
     return _each(replies, now, lost)
@@ -115,19 +137,27 @@ def _summed(
     return _from_sum(messages, total, taken, now, budget, lost)
 
 
-def _secure(messages: list[Message], now: Tensors, budget: Budget, settings: Settings, send: Send) -> Collected:
+def _secure(
+    messages: list[Message], drawn: Collection[int], now: Tensors, budget: Budget, settings: Settings, send: Send
+) -> Collected:
     session = Session(send, sum(v.numel() for v in now.values()) + EXTRA)
     content = {message.metadata.dst_node_id: message.content for message in messages}
-    left = session.prepare(content)
-    asked = [
-        Message(RecordDict({**content[node], SECURE: session.request(node)}), node, messages[0].metadata.message_type)
-        for node in left
-    ]
-    replies = send(asked)
-    session.lost |= _silent(asked, replies)
-    total, names = session.total(replies)
-    budget.arrived(names.values())  # a vector that is late stays under its mask
-    return _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+    kind = messages[0].metadata.message_type
+    told = messages[0].content.config_records[CONFIG]
+    terms = ConfigRecord({key: told[key] for key in ("noise", "server-round")})
+    try:
+        left = session.prepare(content, terms)
+        config = {i: ConfigRecord({**content[i].config_records[CONFIG], DRAWN: i in drawn}) for i in left}
+        asked = [
+            Message(RecordDict({**content[i], CONFIG: config[i], SECURE: session.request(i)}), i, kind) for i in left
+        ]
+        replies = send(asked)
+        session.lost |= _silent(asked, replies)
+        total, names = session.total(replies)
+    except FederateError as error:  # the model stays as it was
+        return Collected([], lost={**session.lost, "round": str(error)}, left_out=session.left_out)
+    found = _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+    return replace(found, left_out=session.left_out)
 
 
 def _from_sum(

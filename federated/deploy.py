@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
 from .settings import OUT, FederateError, Settings
 from .subject import settle
+
+Nodes = Mapping[int, Mapping[str, Any]]
 
 LINK, NAME = "superlink", "here"
 MARK = "BLINDFORMER_STARTED_AS"  # in the environment of a process, and of all that it starts: whose they are
@@ -59,9 +62,11 @@ clientapp = "blindformer.federated.client:app"
 """
 
 
-def deploy(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
+def deploy(
+    out: str | Path, *, nodes: Nodes | None = None, progress: Progress | None = None, **settings: Any
+) -> Federated:
     """Train as `federate` does, in processes of Flower's deployment engine. Errors: FederateError."""
-    return _carried_out(Deployment, Path(out).absolute(), progress, Settings(**settings))
+    return _carried_out(Deployment, Path(out).absolute(), progress, Settings(**settings), nodes)
 
 
 def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
@@ -71,10 +76,15 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
     return _carried_out(Simulation, Path(out).absolute(), progress, Settings(**settings))
 
 
-def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings) -> Federated:
+def _carried_out(
+    kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings, nodes: Nodes | None = None
+) -> Federated:
     check_new(out, out / WORK)
     chosen = settle(chosen, dataset_of(chosen))
-    with tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder, kind(chosen, Path(folder)) as run:
+    with (
+        tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder,
+        kind(chosen, Path(folder), nodes) as run,
+    ):
         run.start()
         run.submit(out)
         run.wait(out, progress)
@@ -83,10 +93,13 @@ def _carried_out(kind: type[Deployment], out: Path, progress: Progress | None, c
 
 
 class Deployment:
-    """The processes, by name: `superlink`, `node 0` and so on. Leaving it ends them all."""
+    """The processes, by name: `superlink`, `node 0` and so on. Leaving it ends them all.
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
+    nodes  configurations by number from 1, as for `federate`
+    """
+
+    def __init__(self, settings: Settings, folder: Path, nodes: Nodes | None = None) -> None:
+        self.settings, self.folder, self.nodes = settings, folder, nodes or {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.deaths: dict[str, int] = {}
         self.ports = _free_ports(settings.clients + 1)
@@ -116,6 +129,8 @@ class Deployment:
 
     def start_node(self, number: int, registered: bool) -> None:
         """A SuperNode for a part of the data, with a new key that the SuperLink is told of, or is not."""
+        config = self.nodes.get(number + 1, {PARTITION: number})
+        own = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         key = self.folder / f"node-{number}.key"
         public = new_node_key(key)
         if registered:
@@ -123,7 +138,7 @@ class Deployment:
         self._start(f"node {number}", [
             "flower-supernode", "--root-certificates", str(self.folder / "certs" / "ca.pem"),
             "--superlink", f"127.0.0.1:{self.ports[0]}", "--auth-supernode-private-key", str(key),
-            "--node-config", f"{PARTITION}={number}", "--port", str(_free_ports(1)[0]),
+            "--node-config", own, "--port", str(_free_ports(1)[0]),
         ])  # fmt: skip
 
     def submit(self, out: Path, *options: str) -> None:

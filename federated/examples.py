@@ -40,19 +40,27 @@ class Source:
 
     def examples(self, node: Mapping[str, Any], settings: Settings, labels: Sequence[str], side: int) -> Examples:
         """Errors: DataError, FederateError."""
-        if OWN in node:
+        number = part_of(node, settings)
+        if number is None:
             table = {key: str(node[key]) for key in TABLE if key in node}
             return own_examples(Path(str(node[OWN])), labels, side, **table)
-        if PARTITION not in node:
-            raise FederateError(f"has neither {PARTITION} nor {OWN} in its configuration; give it one")
-        number = int(node[PARTITION])
-        if not 0 <= number < settings.clients:
-            raise FederateError(f"partition {number}: there are {settings.clients} clients; use 0 and up")
         if self._dataset is None:
             self._dataset = dataset_of(settings)
         if not self._parts:
             self._parts = deal(self._dataset.train.labels, settings.clients, settings.alpha, settings.seed)
         return self._dataset.train.take(self._parts[number])
+
+
+def part_of(node: Mapping[str, Any], settings: Settings) -> int | None:
+    """The number of its part of the data set; None for a client with examples of its own. Errors: FederateError."""
+    if OWN in node:
+        return None
+    if PARTITION not in node:
+        raise FederateError(f"has neither {PARTITION} nor {OWN} in its configuration; give it one")
+    number = int(node[PARTITION])
+    if not 0 <= number < settings.clients:
+        raise FederateError(f"partition {number}: there are {settings.clients} clients; use 0 and up")
+    return number
 
 
 def client_name(node: Mapping[str, Any], node_id: int) -> str:

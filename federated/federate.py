@@ -56,7 +56,8 @@ def federate(
 
     out        a new folder; one with an unfinished run of the same settings is gone on with
     dataset    instead of the one that the setting `data` names
-    nodes      configurations of the clients by number (default: one for each part of the data set)
+    nodes      configurations of the clients by number, with the terms of each (terms.py; default: one for each part of
+               the data set, on any terms)
     settings   fields of `Settings`
 
     Errors: BlindformerError, one line with the remedy.
@@ -86,8 +87,8 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
 
     Errors: FederateError if no client ever took part: what there is was not trained.
     """
-    if not any(r.clients for r in run.history):
-        name, why = next(((n, w) for r in run.history for n, w in r.lost.items()), ("nobody", "was asked"))
+    if not run.took_part:
+        name, why = run.first_lost or ("nobody", "was asked")
         raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
     travelled = sum(p.numel() for p in subject.trained().values())

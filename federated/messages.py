@@ -15,6 +15,7 @@ from .settings import FederateError
 ARRAYS, CONFIG, METRICS, CLIENT, SECURE = "arrays", "config", "metrics", "client", "secure"
 WEIGHT = "num-examples"
 VECTOR = "vector"
+DRAWN = "drawn"
 KEYS, SHARES, TRAIN, UNMASK = "train.keys", "train.shares", "train", "train.unmask"
 REFUSED, NAME = "refused", "name"
 LONGEST = 200  # of what a client says of itself

@@ -7,18 +7,17 @@ replied and draw from numpy's global generator; their accounted mode takes neith
 
 Adaptive clipping: G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, arXiv:1905.03871, algorithm 1.
 Local: every client adds its own noise. Any two updates may differ by 2 C, so its deviation is 2 z C.
-Example: every client adds noise to a step of its own (steps.py). Clients share no example, so epsilon is that of the
-one that took part most often.
+Example: every client adds noise to a step of its own (steps.py). Clients share no example, so epsilon is that of one
+that took part in every round.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -89,23 +88,16 @@ def noise_for(settings: Settings) -> float:
 
 @dataclass
 class Budget:
-    """What has been released so far. `clip`: the norm of the next round.
+    """What may have been seen so far. `clip`: the norm of the next round.
 
-    rounds   with noise on the sum (central)
-    sent     updates with noise of their own, by client (local, example)
-    late     rounds that a node was asked in and silent, by node: its update may have come after the timeout
-    begun    the last round that clients may have answered, finished or not
-    cut_off  rounds that a crash ended: their updates were seen, and are sent again with new noise
+    asked  rounds that clients were asked in. Each counts from before its question is sent, for all of them: whether it
+           ended well, was cut off and is repeated, or who answered in it, makes it no cheaper
     """
 
     settings: Settings
     noise: float
     clip: float
-    rounds: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
-    late: Counter[str] = field(default_factory=Counter)
-    begun: int = 0
-    cut_off: int = 0
+    asked: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Budget:
@@ -118,22 +110,9 @@ class Budget:
 
     def epsilon(self) -> float | None:
         """Spent so far, by the accountant, for the sampling as it was; None without differential privacy."""
-        settings = self.settings
-        if settings.dp == "none":
+        if self.settings.dp == "none":
             return None
-        rounds = self._most() if settings.own_noise else self.rounds
-        return spent(self.noise, sampling(settings), rounds, settings.delta)
-
-    def _most(self) -> int:
-        """Rounds whose update somebody may have seen, of any one client. A silent node is known by number alone, so
-        it may be any of them."""
-        return max(self.sent.values(), default=0) + max(self.late.values(), default=0) + self.cut_off
-
-    def arrived(self, sent: Iterable[str], late: Iterable[str] = ()) -> None:
-        """Count what clients sent with noise of their own, and who may have."""
-        if self.settings.own_noise:
-            self.sent.update(sent)
-            self.late.update(late)
+        return spent(self.noise, sampling(self.settings), self.asked, self.settings.delta)
 
     def release(self, total: Tensor) -> Tensor:
         """The mean update, from the sum of clipped updates and what follows them (see updates.EXTRA)."""
@@ -148,17 +127,7 @@ class Budget:
         released = (update + noise * self.clip * gaussian(len(update))) / self.expected
         if settings.adaptive:
             self.clip *= math.exp(-SPEED * (short - QUANTILE))
-        self.rounds += 1
         return released
 
     def to_dict(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("noise", "clip", "rounds", "begun", "cut_off")}
-        return {**kept, "sent": dict(self.sent), "late": dict(self.late)}
-
-    @classmethod
-    def restored(cls, settings: Settings, kept: Mapping[str, Any], finished: int) -> Budget:
-        """As it was kept, after so many finished rounds."""
-        counted = {name: Counter(kept[name]) for name in ("sent", "late")}
-        budget = cls(settings, **{**kept, **counted})
-        budget.cut_off += budget.begun > finished
-        return budget
+        return {"noise": self.noise, "clip": self.clip, "asked": self.asked}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .strategies import memory, remember, strategy_of
 from .subject import About, Subject
 
 CHECKPOINT = "round.safetensors"
+FAILED = "the secure sum failed; the model stays as it was"
 _POLL = 1.0
 
 
@@ -36,19 +37,22 @@ _POLL = 1.0
 class Round:
     """What happened in one round.
 
+    clients   whose update counts, how many
     accuracy  of the model after it, on the server's validation examples
     loss      mean of the clients', where the server may know it
     lost      clients whose update did not count, and why
     epsilon   spent up to here
+
+    Clients, who was lost, and seconds, which tell how many there were, are left out where the draw is secret.
     """
 
     number: int
     accuracy: float
     loss: float | None
-    clients: int
+    clients: int | None
     lost: dict[str, str]
     epsilon: float | None
-    seconds: float
+    seconds: float | None
 
 
 Progress = Callable[[Round, int], None]
@@ -56,7 +60,12 @@ Progress = Callable[[Round, int], None]
 
 @dataclass
 class Federation:
-    """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none."""
+    """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none.
+
+    left_out    nodes that have cheated, and are asked no more
+    took_part   whether any client has, so far
+    first_lost  the first client that was lost since this server started, and why
+    """
 
     settings: Settings
     data: Dataset
@@ -65,6 +74,9 @@ class Federation:
     work: Path | None = None
     progress: Progress | None = None
     history: list[Round] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    took_part: bool = False
+    first_lost: tuple[str, str] | None = None
 
     def run(self, grid: Grid) -> list[Round]:
         """All rounds that are left. The subject has the result's weights. Errors: FederateError."""
@@ -75,21 +87,16 @@ class Federation:
         for number in range(len(self.history) + 1, settings.rounds + 1):
             started = time.monotonic()
             now = self.subject.state()
-            if settings.own_noise:  # what clients send is spent, whether or not this server lives to sum it
-                budget.begun = number
-                self._keep(strategy, budget)
             found = self._round(grid, strategy, budget, number, now)
             with torch.no_grad():
                 accuracy = judged(self.subject.model, validation)["accuracy"]
-            made = Round(
-                number,
-                accuracy,
-                found.loss,
-                len(found.taken),
-                found.lost,
-                budget.epsilon(),
-                time.monotonic() - started,
-            )
+            self.took_part |= bool(found.taken)
+            self.first_lost = self.first_lost or next(iter(found.lost.items()), None)
+            made = Round(number, accuracy, found.loss, len(found.taken), found.lost, budget.epsilon(),
+                         time.monotonic() - started)  # fmt: skip
+            if settings.secret_draw:
+                failed = {"round": FAILED} if "round" in found.lost else {}
+                made = replace(made, clients=None, lost=failed, seconds=None)
             self.history.append(made)
             self._keep(strategy, budget)
             if self.progress:
@@ -97,15 +104,19 @@ class Federation:
         return self.history
 
     def _round(self, grid: Grid, strategy: Any, budget: Budget, number: int, now: Mapping[str, Tensor]) -> Collected:
-        nodes = self._sample(grid, number)
-        if not nodes and self.settings.dp != "central":
+        nodes, drawn = self._sample(grid, number)
+        if not nodes:
             return Collected([])
+        if self.settings.dp != "none":  # from here on something may be seen, whether or not this server lives to tell
+            budget.asked += 1
+            self._keep(strategy, budget)
         config = ConfigRecord(
             {
                 "about": self.about.to_json(),
                 "rate": rate_at(self.settings, self.settings.rate or self.subject.rate, number),
                 "clip": budget.clip,
                 "noise": budget.noise,
+                "examples": self.settings.examples or len(self.data.train) / self.settings.clients,
             }
         )
         messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
@@ -115,32 +126,34 @@ class Federation:
             # its own name for a node that is gone: that is silence.
             asked = list(some)
             nodes = {message.metadata.dst_node_id for message in asked}
-            replies = grid.send_and_receive(asked, timeout=self.settings.timeout)
+            replies = grid.send_and_receive(asked, timeout=self.settings.timeout) if asked else []
             good = [reply for reply in replies if reply.metadata.src_node_id in nodes]
             return sorted(good, key=lambda reply: (name_of(reply), reply.metadata.src_node_id))
 
-        try:
-            found = collect(messages, now, self.settings, budget, send)
-        except FederateError as error:  # too few for a secure sum: the model stays as it was
-            return Collected([], lost={"round": str(error)})
+        found = collect(messages, drawn, now, self.settings, budget, send)
+        self.left_out += [node for node in found.left_out if node not in self.left_out]
         if found.replies:
             arrays, _ = strategy.aggregate_train(number, found.replies)
             if arrays is not None:
                 self.subject.set(tensors(arrays))
         return found
 
-    def _sample(self, grid: Grid, number: int) -> list[int]:
-        """Nodes of this round. With differential privacy each by itself and unpredictably, as the accountant has it."""
+    def _sample(self, grid: Grid, number: int) -> tuple[list[int], list[int]]:
+        """Nodes of this round, and those of them that are to train.
+
+        These are drawn each by itself and unpredictably where the accountant counts on it; there may be none.
+        """
         settings = self.settings
-        nodes = sorted(self._connected(grid))
+        nodes = sorted(set(self._connected(grid)) - set(self.left_out))
         if settings.fraction == 1:
-            return nodes
-        if settings.dp == "central":
+            return nodes, nodes
+        if settings.secret_draw:
             chance = secrets.SystemRandom()
-            return [node for node in nodes if chance.random() < settings.fraction]
-        count = max(1, round(settings.fraction * len(nodes)))
+            return nodes, [node for node in nodes if chance.random() < settings.fraction]
+        count = min(len(nodes), max(1, round(settings.fraction * len(nodes))))
         random = np.random.default_rng((settings.seed, number))
-        return sorted(nodes[i] for i in random.choice(len(nodes), count, replace=False))
+        nodes = sorted(nodes[i] for i in random.choice(len(nodes), count, replace=False))
+        return nodes, nodes
 
     def _connected(self, grid: Grid) -> list[int]:
         """Waits for all clients before the first round; later for any. Errors: FederateError."""
@@ -166,6 +179,8 @@ class Federation:
             "fingerprint": self.settings.fingerprint(),
             "history": [asdict(r) for r in self.history],
             "budget": budget.to_dict(),
+            "left_out": self.left_out,
+            "took_part": self.took_part,
         }
         write(self.work / CHECKPOINT, kept, state)
 
@@ -176,9 +191,11 @@ class Federation:
         kept, state = stored
         if state["fingerprint"] != self.settings.fingerprint():
             raise FederateError(
-                f"{self.work}: belongs to a run with other settings; give another folder, or remove this one"
+                f"{self.work}: belongs to a run with other settings, or of another version; "
+                "give another folder, or remove this one"
             )
         self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
         remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})
         self.history = [Round(**row) for row in state["history"]]
-        return strategy, Budget.restored(self.settings, state["budget"], len(self.history))
+        self.left_out, self.took_part = state["left_out"], state["took_part"]
+        return strategy, Budget(self.settings, **state["budget"])

@@ -6,19 +6,23 @@ semi-honest parties. A vector travels under one mask for each pair of clients, w
 the client's own, so that the late vector of a client that counted as dropped stays hidden. Shamir's shares at the
 others bring back the masks of the pairs of who dropped, and the own masks of who did not; never both of one client.
 
+Beyond that paper: a wrong share ruins no sum. Who deals shares tells the server a digest of each, and of its seed; so
+the server takes right shares alone, and finds who gave the others, or dealt them (faults.py).
+
 Flower's SecAgg+ is bound to its old strategies, not to messages; and its masks come from numpy's Mersenne twister with
 a seed of 32 bits. Here masks are AES-128-CTR streams modulo 2^64, each drawn once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
@@ -34,15 +38,18 @@ KEY_BYTES = 32
 SHARE_BYTES = 66
 NONCE_BYTES, TAG_BYTES = 12, 16
 BOX_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES  # shares of both of a client's masks, sealed
+DIGEST_BYTES = 32
+
+
+def reach(clients: int) -> float:
+    """The largest number of a client's vector: the sum over all clients cannot leave the ring."""
+    return math.floor(_MOST / clients) / 2.0**SCALE
 
 
 def encoded(vector: Tensor, clients: int) -> Tensor:
-    """Fixed point: int64, so that the sum over all clients cannot leave the ring.
-
-    Errors: FederateError for a number too large, or none at all.
-    """
+    """Fixed point, int64. Errors: FederateError for a number beyond `reach`, or none at all."""
     scaled = torch.round(vector.double() * 2.0**SCALE)
-    if not bool(scaled.isfinite().all()) or float(scaled.abs().max()) >= _MOST / clients:
+    if not bool(scaled.isfinite().all()) or float(vector.abs().max()) > reach(clients):
         raise FederateError("its update is not finite, or too large to add up; lower the rate")
     return scaled.long()
 
@@ -53,10 +60,12 @@ def decoded(total: Tensor) -> Tensor:
 
 def new_key() -> tuple[bytes, bytes]:
     """A private X25519 key and its public one, raw."""
-    key = X25519PrivateKey.generate()
-    return key.private_bytes_raw(), key.public_key().public_bytes(
-        serialization.Encoding.Raw, serialization.PublicFormat.Raw
-    )
+    private = X25519PrivateKey.generate().private_bytes_raw()
+    return private, public_of(private)
+
+
+def public_of(private: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def usable(public: bytes) -> bool:
@@ -108,7 +117,10 @@ def share(secret: bytes, threshold: int, holders: Sequence[int]) -> dict[int, by
 
 
 def combine(shares: Mapping[int, bytes], threshold: int, holders: Sequence[int], size: int) -> bytes:
-    """The secret of `size` bytes. Errors: FederateError with fewer than `threshold` shares, or damaged ones."""
+    """The secret of `size` bytes, from the first of the shares.
+
+    Errors: FederateError with fewer than `threshold`, or if they give no such secret.
+    """
     if len(shares) < threshold:
         raise FederateError(f"{len(shares)} shares of a key are left, {threshold} are needed: too many clients dropped")
     places = {holder: place for place, holder in enumerate(sorted(holders), start=1)}
@@ -121,8 +133,14 @@ def combine(shares: Mapping[int, bytes], threshold: int, holders: Sequence[int],
                 weight = weight * other * pow(other - at, -1, _PRIME) % _PRIME
         secret = (secret + value * weight) % _PRIME
     if secret >= 256**size:
-        raise FederateError("the shares of a key do not fit together: a client sent a wrong one")
+        raise FederateError("the shares of a key do not fit together: one of them is wrong")
     return secret.to_bytes(size, "big")
+
+
+def digest(secret: bytes) -> bytes:
+    """What binds its sender to a share or seed that it does not show yet. These have 128 bits of chance or more: nobody
+    finds them from it."""
+    return hashlib.sha256(secret).digest()
 
 
 def sealed(key: bytes, text: bytes, about: str) -> bytes:

@@ -12,7 +12,20 @@ from torch import Tensor
 
 from ..protocols.streams import new_seed
 from .messages import SECURE
-from .secure import Member, agreed, encoded, mask, new_key, opened, pair_mask, sealed, share, threshold_of
+from .secure import (
+    SHARE_BYTES,
+    Member,
+    agreed,
+    digest,
+    encoded,
+    mask,
+    new_key,
+    opened,
+    pair_mask,
+    sealed,
+    share,
+    threshold_of,
+)
 from .settings import FederateError
 
 
@@ -62,7 +75,10 @@ def keys(session: str, me: int) -> tuple[Part, ConfigRecord]:
 
 
 def shares(part: Part, given: ConfigRecord) -> ConfigRecord:
-    """Second message: everybody's keys arrive; shares of the own mask's seed and of the key of the pairs go out."""
+    """Second message: everybody's keys arrive; sealed shares of the own mask's seed and of the key of the pairs go out.
+
+    So do digests of the seed and of all shares, in the order of ids: a wrong share will show.
+    """
     part.expect(str(given["session"]), "keys")
     ids: Any = given["ids"]
     masks: Any = given["masks"]
@@ -83,7 +99,8 @@ def shares(part: Part, given: ConfigRecord) -> ConfigRecord:
     others = [i for i in sorted(roster) if i != part.me]
     boxes = [sealed(_seal(part, roster[i]), of_own[i] + of_key[i], f"{part.session} {part.me} {i}") for i in others]
     part.boxes = {str(part.me): (of_own[part.me] + of_key[part.me]).hex()}
-    return ConfigRecord({"ids": others, "boxes": boxes})
+    digests = [digest(of_own[i]) + digest(of_key[i]) for i in sorted(roster)]
+    return ConfigRecord({"ids": others, "boxes": boxes, "digests": digests, "seed": digest(own)})
 
 
 def begin_vector(part: Part, given: ConfigRecord) -> None:
@@ -114,7 +131,10 @@ def others(part: Part) -> int:
 
 
 def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
-    """Fourth message: for who is in the sum, the share of its own mask; for who dropped, of its key. Never both."""
+    """Fourth message: for who is in the sum, the share of its own mask; for who dropped, of its key. Never both.
+
+    Zeros for a box that does not open: they are no share, and the server hears of it.
+    """
     part.expect(str(given["session"]), "vector")
     present: Any = given["present"]
     dropped: Any = given["dropped"]
@@ -126,11 +146,20 @@ def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
     part.stage = "done"
     roster, half = part.roster, {}
     for i in sorted(known):
-        box = bytes.fromhex(part.boxes[str(i)])
-        both = box if i == part.me else opened(_seal(part, roster[i]), box, f"{part.session} {i} {part.me}")
+        both = _opened(part, roster[i], i)
         middle = len(both) // 2
         half[i] = both[:middle] if i in present else both[middle:]
     return ConfigRecord({"ids": list(half), "shares": list(half.values())})
+
+
+def _opened(part: Part, sender: Member, i: int) -> bytes:
+    box = bytes.fromhex(part.boxes[str(i)])
+    if i == part.me:
+        return box
+    try:
+        return opened(_seal(part, sender), box, f"{part.session} {i} {part.me}")
+    except FederateError:
+        return bytes(2 * SHARE_BYTES)
 
 
 def _seal(part: Part, other: Member) -> bytes:

@@ -5,6 +5,7 @@ masks off the sum. At no time does it know a client's vector."""
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +15,20 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from ..protocols.streams import SEED_BYTES
-from .messages import KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
+from .faults import Faults
+from .messages import CONFIG, KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
 from .secure import (
     BOX_BYTES,
+    DIGEST_BYTES,
     KEY_BYTES,
     SHARE_BYTES,
     Member,
     combine,
     decoded,
+    digest,
     mask,
     pair_mask,
+    public_of,
     threshold_of,
     usable,
 )
@@ -32,21 +37,46 @@ from .settings import FederateError
 Send = Callable[[Iterable[Message]], list[Message]]
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Digests of a client's shares by holder (of its seed's, then of its key's), and of its seed."""
+
+    shares: Mapping[int, tuple[bytes, bytes]]
+    seed: bytes
+
+
 @dataclass
 class Session:
-    """One round's. `lost`: why each client that fell out did, by its name."""
+    """One round's.
+
+    dealt     what each client said of the shares that it dealt
+    lost      why a client fell out, or what is wrong with it, by its name
+    left_out  nodes that cheat, for certain: not to be asked again
+    """
 
     send: Send
     size: int
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     members: dict[int, Member] = field(default_factory=dict)
     boxes: dict[int, dict[int, bytes]] = field(default_factory=dict)  # by receiver, then sender
+    dealt: dict[int, Dealt] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
 
-    def prepare(self, nodes: Iterable[int]) -> list[int]:
-        """Keys and shares. Returns who is still there. Errors: FederateError if too few are."""
-        replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply))
-        self.members = {i: Member(bytes(r["mask"]), bytes(r["seal"])) for i, r in replies.items()}
+    def prepare(self, nodes: Iterable[int], config: ConfigRecord) -> list[int]:
+        """Keys and shares. `config`: what a client has to agree to first. Returns who is still there.
+
+        Errors: FederateError if too few are.
+        """
+        replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply), config)
+        keys = Counter(bytes(r[name]) for r in replies.values() for name in ("mask", "seal"))
+        for i, r in replies.items():
+            made = Member(bytes(r["mask"]), bytes(r["seal"]))
+            if keys[made.mask] == keys[made.seal] == 1:
+                self.members[i] = made
+            else:  # the others would take the server for a liar
+                self.lost[self.names[i]] = "sent a key that is not new; its keys have to be its own"
         if len(self.members) < 3:
             raise FederateError(f"{len(self.members)} clients are left: a secure sum needs 3 or more")
         ids = sorted(self.members)
@@ -58,10 +88,14 @@ class Session:
         replies = self._ask(
             dict.fromkeys(ids, roster),
             SHARES,
-            lambda node, reply: parts_fit(reply, "boxes", [i for i in ids if i != node], BOX_BYTES),
+            lambda node, reply: (
+                parts_fit(reply, "boxes", [i for i in ids if i != node], BOX_BYTES) and digests_fit(reply, len(ids))
+            ),
         )
         self.boxes = {i: {} for i in replies}
         for sender, reply in replies.items():
+            halves = [(both[:DIGEST_BYTES], both[DIGEST_BYTES:]) for both in reply["digests"]]
+            self.dealt[sender] = Dealt(dict(zip(ids, halves, strict=True)), reply["seed"])
             for receiver, box in zip(reply["ids"], reply["boxes"], strict=True):
                 if receiver in self.boxes:
                     self.boxes[receiver][sender] = box
@@ -74,7 +108,10 @@ class Session:
         return ConfigRecord({"session": self.name, "ids": list(boxes), "boxes": list(boxes.values())})
 
     def total(self, replies: Iterable[Message]) -> tuple[Tensor, dict[int, str]]:
-        """The sum of the vectors of who sent one, in float64, and their names by node. Errors: FederateError."""
+        """The sum of the vectors of who sent one, in float64, and their names by node.
+
+        Errors: FederateError if masks stay on it: too few shares, or a client whose shares give no key.
+        """
         vectors: dict[int, Tensor] = {}
         names: dict[int, str] = {}
         for reply in replies:
@@ -91,19 +128,68 @@ class Session:
             UNMASK,
             lambda node, reply: parts_fit(reply, "shares", list(self.boxes), SHARE_BYTES),
         )
+        seeds, keys = self._secrets(found, present, dropped)
         total = torch.stack([vectors[i] for i in present]).sum(0)
-        holders, need = sorted(self.members), threshold_of(len(self.members))
-        shares: dict[int, dict[int, bytes]] = {i: {} for i in self.boxes}
-        for holder, reply in found.items():
-            for i, part in zip(reply["ids"], reply["shares"], strict=True):
-                shares[i][holder] = part
-        for i in present:
-            total -= mask(combine(shares[i], need, holders, SEED_BYTES), self.name, self.size)
-        for i in dropped:
-            key = combine(shares[i], need, holders, KEY_BYTES)
+        for seed in seeds.values():
+            total -= mask(seed, self.name, self.size)
+        for i, key in keys.items():
             for other in present:  # what `other` added for the pair is the negative of what `i` would have
                 total += pair_mask(key, self.members[other].mask, self.name, self.size, i, other)
         return decoded(total), names
+
+    def _secrets(
+        self, found: Mapping[int, Any], present: Sequence[int], dropped: Sequence[int]
+    ) -> tuple[dict[int, bytes], dict[int, bytes]]:
+        """Seeds of who is present, keys of who dropped, from the shares that are those that were dealt.
+
+        Errors: FederateError if one cannot be had.
+        """
+        self._enough(len(found))
+        shares: dict[int, dict[int, bytes]] = {i: {} for i in self.boxes}
+        faults = Faults(len(self.members) - threshold_of(len(self.members)), frozenset(set(self.members) - set(found)))
+        for holder, reply in found.items():
+            for dealer, part in zip(reply["ids"], reply["shares"], strict=True):
+                if digest(part) == self.dealt[dealer].shares[holder][dealer in dropped]:
+                    shares[dealer][holder] = part
+                else:
+                    faults.disagree(holder, dealer)
+        self._blame(faults)
+        seeds = {i: self._secret(i, shares[i], SEED_BYTES, lambda made, i=i: digest(made) == self.dealt[i].seed)
+                 for i in present}  # fmt: skip
+        keys = {i: self._secret(i, shares[i], KEY_BYTES, lambda made, i=i: public_of(made) == self.members[i].mask)
+                for i in dropped}  # fmt: skip
+        lacking = [self._name(i) for i, made in {**seeds, **keys}.items() if made is None]
+        if lacking:
+            raise FederateError(f"the shares of {', '.join(lacking)} give no key: its masks stay on the sum")
+        return {i: made for i, made in seeds.items() if made}, {i: made for i, made in keys.items() if made}
+
+    def _secret(
+        self, dealer: int, shares: Mapping[int, bytes], size: int, right: Callable[[bytes], bool]
+    ) -> bytes | None:
+        """None if there are too few shares. With enough of them, all as they were dealt, nobody but the dealer lies."""
+        need = threshold_of(len(self.members))
+        if len(shares) < need:
+            return None
+        try:
+            if right(made := combine(shares, need, sorted(self.members), size)):
+                return made
+        except FederateError:
+            pass
+        self._leave_out(dealer, "dealt shares that give no key")
+        return None
+
+    def _blame(self, faults: Faults) -> None:
+        for i in faults.blamed():
+            self._leave_out(i, "its shares of keys contradict other clients")
+        for pair in faults.pairs():
+            self.lost[" and ".join(map(self._name, pair))] = "disagree about a share of a key: one of the two lies"
+
+    def _leave_out(self, node: int, why: str) -> None:
+        self.left_out.append(node)  # by node: a name is what a client says of itself
+        self.lost[self._name(node)] = f"{why}; it is left out of the rounds to come"
+
+    def _name(self, node: int) -> str:
+        return self.names.get(node, f"node {node}")
 
     def _vector(self, reply: Message) -> Tensor | None:
         vector = vector_of(reply)
@@ -111,17 +197,23 @@ class Session:
         return vector if fits and reply.metadata.src_node_id in self.boxes else None
 
     def _ask(
-        self, asked: Mapping[int, Mapping[str, Any]], kind: str, fits: Callable[[int, ConfigRecord], bool]
+        self,
+        asked: Mapping[int, Mapping[str, Any]],
+        kind: str,
+        fits: Callable[[int, ConfigRecord], bool],
+        config: ConfigRecord | None = None,
     ) -> dict[int, Any]:
         """The answers that fit, by node."""
+        more = {} if config is None else {CONFIG: config}
         messages = [
-            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what})}), node, kind)
+            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what}), **more}), node, kind)
             for node, what in asked.items()
         ]
         answers, silent = {}, set(asked)
         for reply in self.send(messages):
-            silent.discard(reply.metadata.src_node_id)
             node, why = reply.metadata.src_node_id, reason(reply)
+            silent.discard(node)
+            self.names[node] = name_of(reply)
             found = reply.content.config_records.get(SECURE) if why is None else None
             if found is not None and fits(node, found):
                 answers[node] = found
@@ -149,3 +241,13 @@ def parts_fit(found: ConfigRecord, name: str, ids: Sequence[int], size: int) -> 
         return False
     sizes = {len(part) if isinstance(part, bytes) else -1 for part in parts}
     return sorted(given, key=str) == sorted(ids, key=str) and sizes <= {size}
+
+
+def digests_fit(found: ConfigRecord, count: int) -> bool:
+    """Whether there is a digest of each of the two shares of every holder, and one of the seed."""
+    digests, seed = found.get("digests"), found.get("seed")
+    return (
+        isinstance(digests, list)
+        and [len(both) if isinstance(both, bytes) else -1 for both in digests] == [2 * DIGEST_BYTES] * count
+        and isinstance(seed, bytes)
+    )

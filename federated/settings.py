@@ -51,6 +51,8 @@ class Settings(BaseModel):
     dp          none; central: the server adds noise to the sum; local: each client to its own update (both protect
                 clients); example: each client to the one step that it then makes in a round (protects single examples)
     sample      share of its examples that a client draws for that step
+    examples    of a client, about: what that step is divided by; the same for all, and public (0: the data set's
+                training part, dealt evenly)
     adaptive    the clipping norm follows the median of the updates' norms (central only)
     noise       multiplier of the clipping norm (0: what `epsilon` needs for all rounds)
     timeout     seconds that a round waits for a client
@@ -82,6 +84,7 @@ class Settings(BaseModel):
     secagg: bool = False
     dp: Literal["none", "central", "local", "example"] = "none"
     sample: float = Field(default=1.0, gt=0, le=1)
+    examples: int = Field(default=0, ge=0)
     adaptive: bool = False
     clip: float = Field(default=1.0, gt=0)
     noise: float = Field(default=0.0, ge=0)
@@ -135,8 +138,13 @@ class Settings(BaseModel):
 
     @property
     def own_noise(self) -> bool:
-        """Whether clients add the noise: what they send is spent, whatever becomes of it."""
+        """Whether clients add the noise: what they send needs none of the server's, and tells nothing exact."""
         return self.dp in ("local", "example")
+
+    @property
+    def secret_draw(self) -> bool:
+        """Whether epsilon counts on it that nobody but the server knows who was in a round, or how many were."""
+        return self.dp == "central" and self.fraction < 1
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:

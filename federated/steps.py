@@ -2,10 +2,10 @@
 
 M. Abadi et al., Deep Learning with Differential Privacy, arXiv:1607.00133, algorithm 1. An example is in a step with
 probability q, by itself and unpredictably; its gradient is clipped to norm C, the sum gets noise of deviation z C and
-is divided by q N, the expected number. Clients' steps are averaged before the next one, and most of the noise with
-them: several steps on a client's own noise lead further astray. Neither the update nor any model made of it says more
-of an example than epsilon, whoever looks: the server, other clients, users of the result. How many examples a client
-has is no secret.
+is divided by q N. N is public, the same for every client: how many examples a client has is in the noised sum alone.
+Clients' steps are averaged before the next one, and most of the noise with them: several steps on a client's own noise
+lead further astray. Neither the update nor any model made of it says more of an example than epsilon, whoever looks:
+the server, other clients, users of the result.
 
 Under secure aggregation only sums are seen, so clients share the noise: deviation z C / sqrt(k) each, where k others
 are in any sum at least. Who is in the sum can take its own noise out, and z C is left. Rounding to fixed point is a
@@ -22,26 +22,28 @@ from torch import Tensor
 
 from .privacy import gaussian
 from .rows import Rows
-from .settings import FederateError
 from .subject import Subject
 from .updates import clipped, flat, unflat
 
 
-def private_step(subject: Subject, rows: Rows, *, rate: float, share: float, clip: float, noise: float) -> None:
-    """One step, in place. The server's strategy may add momentum, which costs no privacy.
+def summed(subject: Subject, rows: Rows, *, share: float, clip: float) -> Tensor:
+    """The clipped gradients of the examples that are drawn, added up. No noise is on it yet: it may not leave.
 
-    clip   the norm C of an example's gradient; share: q; noise: the multiplier z
-
-    Errors: FederateError if a gradient is not finite.
+    share  the probability q; clip: the norm C of an example's gradient
     """
-    now = subject.state()
-    total = torch.zeros(sum(p.numel() for p in now.values()), dtype=torch.float64)
+    total = torch.zeros(sum(p.numel() for p in subject.trained().values()), dtype=torch.float64)
     for index in drawn(len(rows), share):
         total += clipped(gradient(subject, rows, index), clip)
-    if not bool(total.isfinite().all()):
-        raise FederateError("its gradient is not finite; lower the rate")
-    total += noise * clip * gaussian(len(total))
-    subject.set(unflat(flat(now) - rate / (share * len(rows)) * total, now))
+    return total
+
+
+def private_step(subject: Subject, total: Tensor, *, rate: float, expected: float, clip: float, noise: float) -> None:
+    """One step with what `summed` gave, in place. The server's strategy may add momentum, which costs no privacy.
+
+    expected  the examples of a step, q N; noise: the multiplier z of the norm
+    """
+    now = subject.state()
+    subject.set(unflat(flat(now) - rate / expected * (total + noise * clip * gaussian(len(total))), now))
 
 
 def gradient(subject: Subject, rows: Rows, index: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..models.data import Dataset, Examples
 from ..models.distillation.batches import tokenise
 from ..models.distillation.student import check_modules, in_training, settled
 from ..models.loading import load
-from ..versions import my_version
+from ..versions import spoken_version
 from . import images, texts
 from .rows import Rows
 from .settings import FederateError, Settings
@@ -149,14 +149,14 @@ def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
     check_modules(subject.model, wanted)
     plan = settled(subject.model, [known.batch(range(len(known)))], wanted)
     approximate(subject.model, in_training(plan))
-    about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), my_version())
+    about = About(tuple(data.labels), side, plan.to_json(), subject.frozen_digest(), spoken_version())
     return subject, plan, about
 
 
 def join(about: About, settings: Settings) -> Subject:
     """A client's part. Errors: FederateError if it runs another version, or has another base model."""
-    if about.version != my_version():
-        raise FederateError(f"runs blindformer {my_version()}, the server {about.version}; install the same")
+    if about.version != spoken_version():
+        raise FederateError(f"runs blindformer {spoken_version()}, the server {about.version}; install the same")
     subject = new_subject(about.labels, about.side, settings.by_kind("image" if about.side else "text"))
     if subject.frozen_digest() != about.frozen:
         raise FederateError(f"its base model {settings.model} has other weights than the server's; copy the server's")

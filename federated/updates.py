@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 EXTRA = 3
-"""Numbers after the weights: the client's weight in the mean, its loss times that, and whether it was clipped."""
+"""Numbers after the weights: the client's weight in the mean, its loss times that, and whether it was clipped (less a
+half). Where clients add the noise, or nobody asks for it, the number is the same whatever their examples are."""
 
 
 def flat(values: Mapping[str, Tensor]) -> Tensor:
@@ -32,6 +34,9 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Ten
 
 
 def clipped(update: Tensor, norm: float) -> Tensor:
-    """The update, shortened to a Euclidean norm if it is longer."""
+    """The update, shortened to a Euclidean norm if it is longer. One that is not finite counts as none: a refusal would
+    tell of the examples behind it."""
     length = float(update.norm())
+    if not math.isfinite(length):
+        return torch.zeros_like(update)
     return update * (norm / length) if length > norm else update

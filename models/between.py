@@ -8,6 +8,7 @@ Such a Program has no prelude, since nobody knows its inputs. Every party derive
 
 from __future__ import annotations
 
+from ..protocols.operations import OWNER
 from .handover import hand_over
 from .program import Instruction, Program, ProgramError
 from .widths import place_widths
@@ -31,8 +32,10 @@ def between(program: Program, bits: int) -> Program:
         if item.op == "rescale":
             sizes[item.args[0]] = max(sizes.get(item.args[0], 0), item.attributes["ring"] - 1)
         if item.op == "reveal":
-            # Its scale is the result's: a factor of a power of two is only a change of scale (scales.py).
-            item = item.model_copy(update={"args": (_moved(out, item, item.args[0], bits),), "scale": bits})
+            # Its scale tells the result's: a factor of a power of two is only a change of scale (scales.py).
+            source = item.model_copy(update={"scale": item.scale + item.attributes.get("bits", 0)})
+            update = {"args": (_moved(out, source, item.args[0], bits),), "scale": bits, "attributes": {"to": OWNER}}
+            item = item.model_copy(update=update)
         if item.op == "input":
             name = program.client[item.attributes["name"]]
             own = item.model_copy(update={"scale": bits, "attributes": {**item.attributes, "name": name}})

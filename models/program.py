@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..protocols.errors import BlindformerError
 from ..protocols.operations import OPERATIONS, RECIPIENTS
 
-FORMAT = 1
+FORMAT = 2  # 2: results are rounded before they are revealed
 
 
 class ProgramError(BlindformerError):
@@ -154,8 +154,8 @@ class Program(BaseModel):
 
 def _bits_fit(item: Instruction) -> bool:
     """Whether shifts stay within 64 bits: a peer's program could ask for numbers that fill the memory."""
-    numbers = item.attributes.get("bits", 0), item.attributes.get("ring", 64), item.width
-    return item.width > 0 and all(type(n) is int and 0 <= n <= 64 for n in numbers)
+    bits, ring = numbers = item.attributes.get("bits", 0), item.attributes.get("ring", 64)
+    return 0 < item.width <= 64 and all(type(n) is int for n in numbers) and 0 <= bits <= ring <= 64
 
 
 def check_offers(program: Program, protocol: Any) -> None:

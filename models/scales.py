@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from .graph import Builder, Node, order
 from .program import Instruction, ProgramError
 from .ranges import Range
 from .reference import compute
+from .revealed import answer_bits
 from .widths import near_width, place_widths
 
 GUARD = 10  # bits of a polynomial's leading coefficient
@@ -84,7 +86,10 @@ class Scaler:
                 handler(node)
         for name, node in zip(names, outputs, strict=True):
             source, scale = self._value(node)
-            self.result.outputs[name] = self._emit("reveal", node, [source], scale, to="client")
+            found = self.ranges.get(id(node))
+            bits = max(0, scale - answer_bits(found.high if found else 1.0))
+            dropped: dict[str, Any] = {"bits": bits, "ring": 64} if bits else {}
+            self.result.outputs[name] = self._emit("reveal", node, [source], scale - bits, to="client", **dropped)
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}

@@ -3,7 +3,7 @@
 A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed
 modulo 2^w; and what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
     rescale   its own w              less     the comparison's bits
-    shift     minus the shift        reveal   the value's own size, sign included
+    shift     minus the shift        reveal   the answer's own size, sign included, and the bits that it drops
 Everything else (sums, products, rearrangements) needs its arguments to the width of its result.
 """
 
@@ -32,7 +32,8 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
         if item.op == "less":
             limit = 2.0 ** (item.attributes["bits"] - 1) - abs(item.attributes["threshold"])
         else:
-            limit = 2.0 ** (item.attributes["ring"] - 2 if item.op == "rescale" else item.width - 1)
+            ring = item.attributes.get("ring", item.width)
+            limit = 2.0 ** (ring - 2 if item.op == "rescale" else ring - 1)
         room = limit * 2.0**-source.scale / source.bound
         if room < ROOM:
             found[item.path or "model"] = min(room, found.get(item.path or "model", room))
@@ -53,8 +54,11 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
         item = instructions[number]
         if item.op == "reveal":
             width[number] = _round(needed.get(number, 64))
+            if bits := item.attributes.get("bits"):
+                ring[number] = min(64, width[number] + bits)
+                width[number] = ring[number] - bits  # no more: the bits above would tell of the masks (reveal.py)
         own = width[number] = max(width[number], 8)
-        demand = own
+        demand = ring[number] if item.op == "reveal" and item.attributes.get("bits") else own
         if item.op == "rescale":
             source = item.args[0]
             kept = item.attributes["bits"] + max(4, compared[number])
@@ -70,7 +74,7 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     placed = []
     for number, item in enumerate(instructions):
         attributes = item.attributes
-        if item.op == "rescale":
+        if "ring" in attributes:
             attributes = {**attributes, "ring": ring[number]}
         placed.append(item.model_copy(update={"width": width[number], "attributes": attributes}))
     return placed

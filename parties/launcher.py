@@ -99,8 +99,8 @@ def run_local(
 class LocalParties(Processes):
     """A session of three local processes, open until `close`. Use it as a context manager.
 
-    `processes`: pids by role. `counts`: with `audit`, how often each byte value reached the server from the client
-    (complete after `close`). Errors of all methods: LaunchError, which ends the session; and of `query` those of
+    `processes`: pids by role. `seen`: with `audit`, whether what the server has opened looks uniform (witness.py), of
+    all queries after `close`. Errors of all methods: LaunchError, which ends the session; and of `query` those of
     `QUERY_ERRORS`, which end that query alone.
     """
 
@@ -118,7 +118,7 @@ class LocalParties(Processes):
         certificates: Path | str | None = None,
         parts: Mapping[str, Path | str] | None = None,
     ) -> None:
-        """Start the processes and set the session up. `audit` fills `counts`, at some cost of memory at the server.
+        """Start the processes and set the session up. `audit` fills `seen`, at some cost of memory at the server.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `certificates` (default: made for this session alone) and `parts` (a folder by role, in place of `folder`) are
@@ -127,7 +127,7 @@ class LocalParties(Processes):
         super().__init__(progress)
         self.timeout = timeout
         self.setup_s, self.setup_bytes, self.wire_overhead_bytes = 0.0, 0, 0
-        self.counts: list[int] = []
+        self.seen: dict[str, Any] | None = None
         self._queries = 0
         try:
             if isinstance(folder, Compiled):
@@ -198,7 +198,7 @@ class LocalParties(Processes):
             self._end()
 
     def _heard(self, role: str, report: dict[str, Any]) -> None:
-        self.counts = report.get("counts", self.counts)
+        self.seen = report.get("seen", self.seen)
 
 
 def _cores() -> int:

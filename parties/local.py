@@ -29,7 +29,6 @@ from .launcher import LocalAnswer, LocalParties, Progress
 from .many.roster import Roster, numbered
 from .report import Report, clear_report
 from .session import rss_mb
-from .witness import uniformity
 
 Item = TypeVar("Item")
 SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
@@ -43,7 +42,7 @@ class Comparison:
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
     errors           of inputs that have no answer, by index; nothing is private of them
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
-    seen             what the server received: `uniformity` of its bytes; None where nothing was received
+    seen             whether what the server has opened looks uniform (witness.py); None where nobody looked
     """
 
     compiled: Compiled
@@ -215,8 +214,7 @@ def compare(
                 )
 
             _ask_all(found, asked, progress, lambda: session.open)
-        counts = session.counts if isinstance(session, LocalParties) else []
-    found.seen = uniformity(counts) if counts else None
+    found.seen = session.seen if isinstance(session, LocalParties) else None
     return found
 
 

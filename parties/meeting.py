@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 from ..models.program import Program
 from ..protocols.channel import Channel
 from ..protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused
-from ..versions import my_version
+from ..versions import spoken_version
 from .frames import say_why
 from .handshake import Hello, answer_hello, hello
 from .session.messages import SAME_VERSION
@@ -52,7 +52,7 @@ def new_session() -> str:
 def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
     """What this party says of a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
     return Hello(
-        blindformer=my_version(),
+        blindformer=spoken_version(),
         role=role,
         program=program.hash(),
         ring=program.ring,
@@ -119,7 +119,7 @@ def meet_as_dealer(
     """At the dealer, of a channel that somebody opened: what the peer said. Errors: as `meet_client`."""
 
     def choose(theirs: Hello) -> Hello:
-        mine = {"blindformer": my_version(), "role": "dealer", "protocol": "beaver", "config": config}
+        mine = {"blindformer": spoken_version(), "role": "dealer", "protocol": "beaver", "config": config}
         return theirs.model_copy(update=mine)
 
     return greet(channel, choose, timeout, first)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..protocols.channel import Channel
 from ..protocols.errors import PeerProtocolError
-from ..versions import my_version
+from ..versions import spoken_version
 from .handshake import Hex, Word
 
 FRAME_BYTES = 65536
@@ -64,7 +64,7 @@ class Probed:
 
 def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> Facts:
     """What this installation says of itself. `config`: Settings.shared_hash(). `programs`: hashes."""
-    return Facts(blindformer=my_version(), role=role, config=config, programs=list(programs))
+    return Facts(blindformer=spoken_version(), role=role, config=config, programs=list(programs))
 
 
 def is_probe(message: dict[str, Any]) -> bool:

@@ -34,7 +34,7 @@ class Config:
     """What the launcher tells a worker. Times in seconds.
 
     folder    the compiled folder, or this party's part of it; `length`: which of its programs, if there are several
-    audit     the server reports, after each query, how often each byte value came in from the client
+    audit     the server reports, after each query, whether what it has opened looks uniform
     network   name, round-trip time and bandwidth (bits a second) to imitate on every connection
     """
 
@@ -152,6 +152,7 @@ def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     with _listen(config, "server") as listener:
         _use_threads(config.threads)
         from ..models.artifacts import load_server
+        from ..protocols.rounds import over_channel
         from ..protocols.streams import new_seed
         from .meeting import accept, meet_client, meet_dealer, my_hello, tell
         from .session import ServerParty, serve_parts
@@ -165,17 +166,18 @@ def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
         )
     context = client_context(config.certificates, "server")
     client = config.shaped(channel)
-    seen = Witness(client)
+    seen = Witness() if config.audit else None
     address = config.address("dealer")
 
     def dial() -> Channel:
         mine = my_hello(part.program, "server", hello.session)
         return config.shaped(meet_dealer(context, address, mine, config.timeout))
 
-    party = ServerParty(part, seen if config.audit else client, dial, session=hello.session)
+    wire = seen.wire if seen else over_channel
+    party = ServerParty(part, client, dial, session=hello.session, wire=wire)
     try:
         party.set_up()
-        party.serve(on_query=lambda *_: say(counts=seen.counts()) if config.audit else None, idle=IDLE_SECONDS)
+        party.serve(on_query=lambda *_: say(seen=seen.finish()) if seen else None, idle=IDLE_SECONDS)
     except BlindformerError as error:
         tell(party.abandon(), error)
         raise

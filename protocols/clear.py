@@ -50,7 +50,7 @@ class ClearEngine:
         if op in LOCAL:
             return LOCAL[op](*args, **attributes)
         if op == "reveal":
-            return sign_extend(args[0], width)
+            return sign_extend(_nearest(args[0], attributes.get("bits", 0)), width)
         return getattr(self, f"_{op}")(*args, **attributes)
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ClearEngine:
         if not bits:
             return x
         x = sign_extend(x, ring)
-        result = (x >> bits) + (x >> (bits - 1) & 1)
+        result = _nearest(x, bits)
         edge = 1 << (ring - 2)
         out = (x >= edge) | (x < -edge)
         if not x.is_meta and bool(out.any()):
@@ -100,6 +100,11 @@ class ClearEngine:
 
     def _less(self, x: Tensor, threshold: int, bits: int) -> Tensor:
         return (sign_extend(x - threshold, bits) < 0).to(x.dtype)
+
+
+def _nearest(x: Tensor, bits: int) -> Tensor:
+    """x / 2^bits, rounded."""
+    return (x >> bits) + (x >> (bits - 1) & 1) if bits else x
 
 
 def _signed(value: int) -> int:

@@ -16,7 +16,8 @@ shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
-result     reveal(to)                    to the client alone; to "owner": each party keeps a fresh share for it
+result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without bits: x), to the client alone; to
+                                         "owner": each party keeps a fresh share for it
 """
 
 from __future__ import annotations

@@ -26,6 +26,13 @@ class Engine(enum.StrEnum):
     ray = "ray"
 
 
+PROTECTS = {
+    "central": "protects a client's whole data from who sees the models, not from the server",
+    "local": "protects a client's whole data, from the server as well",
+    "example": "protects each example from all but its client",
+}
+
+
 def federate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
@@ -89,6 +96,13 @@ def federate(
     delta: Annotated[
         float, typer.Option("--delta", min=0, max=1, help="Probability that epsilon may not hold.")
     ] = 1e-5,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--node-config",
+            help="Terms of all clients, or after N: of one: 'least-noise=1.0 needs-secagg=true most-rounds=20'.",
+        ),
+    ] = None,
     engine: Annotated[
         Engine, typer.Option("--engine", help="Who plays the clients: this process, one by one, or Ray's workers.")
     ] = Engine.here,
@@ -121,6 +135,7 @@ def federate(
         from ...federated.partitions import deal
         from ...federated.settings import FederateError, Settings
         from ...federated.subject import settle
+        from ...federated.terms import node_configs
         from ...models.distillation.checkpoints import check_new
         from ...protocols.errors import writing
 
@@ -135,10 +150,12 @@ def federate(
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
             epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
-        apart = simulate if engine is Engine.ray else in_processes if deploy else None
         if deploy and engine is Engine.ray:
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
-        if apart and data_folder is not None:
+        if node_config and engine is Engine.ray:
+            raise FederateError("--node-config: Ray's workers have none; use --deploy, or leave --engine ray out")
+        nodes = node_configs(node_config or (), clients)
+        if (deploy or engine is Engine.ray) and data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
         dataset = dataset_of(chosen, data_folder)
         chosen = settle(chosen, dataset)
@@ -153,10 +170,12 @@ def federate(
             phases.step("rounds", made.number, total)
             phases.note("rounds", _line(made))
 
-        if apart:
-            found = apart(out, progress=show, **chosen.model_dump())
+        if engine is Engine.ray:
+            found = simulate(out, progress=show, **chosen.model_dump())
+        elif deploy:
+            found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump())
         else:
-            found = run(out, dataset, progress=show, **chosen.model_dump())
+            found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump())
     if form is Format.json:
         emit({"folder": str(found.folder), **found.report})
     else:
@@ -193,6 +212,14 @@ def show_start(settings: Any, data: Any) -> None:
     )
 
 
+def _rounds(numbers: list[int]) -> str:
+    """`round 3`, or `rounds 1-4, 7`."""
+    ends = [n for n in numbers if n + 1 not in numbers]
+    starts = [n for n in numbers if n - 1 not in numbers]
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return f"round{'s' * (len(numbers) > 1)} {spans}"
+
+
 def _many(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
@@ -212,19 +239,23 @@ def show_result(found: Any, data: str) -> None:
         f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
         f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )
-    headings = ["round", "accuracy", "loss", "clients"] + (["epsilon"] if settings["dp"] != "none" else [])
-    rows = table(*headings, "seconds", right=tuple(range(len(headings) + 1)))
+    private, told = settings["dp"] != "none", found.rounds[0].clients is not None  # who took part may be a secret
+    headings = ["round", "accuracy"] + ["epsilon"] * private + ["loss"] * (not private)
+    headings += ["clients", "seconds"] * told
+    rows = table(*headings, right=tuple(range(len(headings))))
     for made in found.rounds:
-        cells = [str(made.number), f"{made.accuracy:.3f}", "" if made.loss is None else f"{made.loss:.3f}"]
-        cells += [str(made.clients)] + ([] if made.epsilon is None else [f"{made.epsilon:.2f}"])
-        rows.add_row(*cells, f"{made.seconds:.1f}")
+        cells = [str(made.number), f"{made.accuracy:.3f}"]
+        cells += [f"{made.epsilon:.2f}"] if private else ["" if made.loss is None else f"{made.loss:.3f}"]
+        rows.add_row(*cells, *([str(made.clients), f"{made.seconds:.1f}"] if told else []))
     out.print(rows)
+    lost: dict[tuple[str, str], list[int]] = {}
     for made in found.rounds:
-        for name, why in made.lost.items():
-            out.print(f"round {made.number}: {escape(name)}: {escape(why)}")  # a client's own words
+        for told in made.lost.items():
+            lost.setdefault(told, []).append(made.number)
+    for (name, why), numbers in lost.items():
+        out.print(f"{_rounds(numbers)}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
-        what = "an example" if settings["dp"] == "example" else "a client's whole data"
-        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g}, of {what}")
+        out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g} {PROTECTS[settings['dp']]}")
     out.print(
         f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
         f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"

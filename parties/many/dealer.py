@@ -19,7 +19,7 @@ from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
-from ...versions import my_version
+from ...versions import spoken_version
 from ..frames import say_why
 from ..handshake import Hello, answer_hello
 from ..meeting import HELLO_SECONDS, Refused
@@ -164,8 +164,8 @@ class ManyDealerParty:
     def _answer(self, theirs: Hello) -> Hello:
         """The dealer runs what the parties name, but the same for all of them. It needs no CrypTen."""
         mine = theirs if self.first is None else self.first
-        same = theirs.blindformer.partition("+")[0] == my_version()
-        version = theirs.blindformer if same else my_version()
+        same = theirs.blindformer.partition("+")[0] == spoken_version()
+        version = theirs.blindformer if same else spoken_version()
         return mine.model_copy(
             update={"blindformer": version, "role": DEALER, "config": self.roster.hash() + self.config}
         )

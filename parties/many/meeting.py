@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ...models.program import Program
 from ...protocols.crypten.versions import crypten_version
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
-from ...versions import my_version
+from ...versions import spoken_version
 from ..frames import say_why
 from ..handshake import Hello, answer_hello, hello
 from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, new_session
@@ -63,7 +63,7 @@ class Place:
 def hello_of(program: Program, role: str, roster: Roster, session: str, config: str = "") -> Hello:
     """What a party says of itself."""
     made = my_hello(program, role, session, protocol=PROTOCOL, config=roster.hash() + config)
-    return made.model_copy(update={"blindformer": f"{my_version()}+crypten.{crypten_version()}"})
+    return made.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
 
 
 def meet_parties(

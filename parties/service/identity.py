@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...protocols.errors import BlindformerError
-from ...versions import my_version
+from ...versions import spoken_version
 from ..authority import CA, REVOKED, load_certificate, state_of
 from ..certificates import CertificateError, client_context, server_context
 from ..checks import EXPIRY_DAYS
@@ -91,7 +91,7 @@ class Identity:
 
     def facts(self, config: str, programs: Collection[str] = ()) -> Facts:
         """What this party says of itself to a probe."""
-        return Facts(blindformer=my_version(), role=self.role, config=config, programs=list(programs))
+        return Facts(blindformer=spoken_version(), role=self.role, config=config, programs=list(programs))
 
     def _check_newer(self, found: RevokedList | None, issuer: str) -> None:
         """Nobody who was revoked comes back because an old list, or none, was copied here."""

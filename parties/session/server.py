@@ -17,7 +17,7 @@ from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
-from ...protocols.rounds import over_channel
+from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
 from ..admission import Admission, Busy, LimitReached, Open
 from ..spool import Spool, SpoolError
@@ -64,6 +64,7 @@ class ServerParty:
     spool       correlations made ahead; and the ledger in which live ones are noted, too
     count       called before a query's answer is computed, once for each: `LimitReached` refuses it
     outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
+    wire        the rounds' wire on the client's channel: a witness's, to see what is opened
 
     Errors of `set_up` and `serve`: `PeerError`. Then `abandon`, tell the channels it returns, and close them.
     """
@@ -79,10 +80,11 @@ class ServerParty:
         admission: Admission | None = None,
         spool: Spool | None = None,
         outside: Outside | None = None,
+        wire: Callable[[Channel], Wire] = over_channel,
         count: Callable[[], None] | None = None,
     ) -> None:
         self.served, self.client, self.dial_dealer = served, client, dealer
-        self.outside, self.count = outside, count
+        self.outside, self.wire, self.count = outside, wire, count
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Open(), spool
@@ -207,7 +209,7 @@ class ServerParty:
             values = {**values, **self.outside.shares(ask.query)}
         before, started = self.client.meter.snapshot(), time.perf_counter()
         engine = OnlineEngine("server", made.tape, self.ring, values, self.served.constants)
-        execution = interpret(self.program, engine, over_channel(self.client))
+        execution = interpret(self.program, engine, self.wire(self.client))
         if self.outside is not None:
             self.outside.answer(ask.query, execution.outputs)
         timings = Timings(

@@ -131,6 +131,6 @@ class Online:
                 yield [Swap(x.tensor - mask, None, wire_bytes(x.width))]
                 x.half[owner] = mask
             else:
-                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width))]
+                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]
                 x.half[owner] = x.tensor + theirs
         return x.half[owner]

@@ -1,32 +1,50 @@
 """The result: opened to the client, or handed in two shares to an owner who takes no part in the protocol.
 
 to the client   The server sends its share. The client learns the result, the server nothing.
-to the owner    Each party adds its share of a fresh zero and keeps the sum for the owner, who adds the two. The parties
-                learn nothing: no message passes between them.
+to the owner    Each party keeps a share for the owner, who adds the two. The parties learn nothing.
 
-Why the zero: shares of results are functions of opened values and of masks. One alone looks uniform, but those of
-several results may come from the same masks, and together they would tell the owner about intermediate values, hence
-about the weights. With the zero, the pair of answer shares is a uniformly random sharing of the result, whatever came
-before: whoever knows the result can draw such a pair himself.
+A result is a product, with the fractional bits of one: three times as many as an answer needs, and these tell of the
+weights. So it is divided by 2^bits first. The dealer shares r, uniform, and low = -(r >> bits). P1 sends its share of
+z + r, and P0 alone opens c = z + r mod 2^ring. The answer is
 
-The zero's shares are s and -s, where s is P1's key stream and -s a correction like all others. So the dealer and both
-parties know them; the owner does not.
+    y = (c >> bits) + low    mod 2^(ring - bits)        floor or ceiling of z / 2^bits, right on average (rescale.py)
+
+that is, P0's share is (c >> bits) + low_0, P1's low_1. Of its share P0 gives away the low ring - bits alone: whether c
+has wrapped stands above them.
+
+P0 sees c, uniform because r is. Whoever gets the answer sees (c >> bits) + low_0 = y - low_1, where low_1 is key stream
+of P1 for nothing else: it can draw that itself, given y, so it learns y and no lower bit. Therefore c stays with P0:
+c and y together tell r >> bits, hence z + (r mod 2^bits), a number with all bits of z.
+
+Why a zero is added to an owner's shares where nothing is divided: shares of results are functions of opened values
+and of masks. One alone looks uniform, but those of several results may come from the same masks, and together they
+would tell the owner about intermediate values, hence about the weights. With a fresh sharing of zero, or of y as
+above, the pair is a uniformly random sharing of the result: whoever knows the result can draw such a pair himself.
+Shares of zero and of low are P1's key stream and a correction like all others: the dealer and both parties know them,
+the owner does not.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..operations import OWNER
-from ..ring import sign_extend
+from ..ring import logical_shift, sign_extend
 from ..rounds import Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, Steps, size
 from .values import Shape, Share, Trace, mask_bytes
+
+
+@dataclass(frozen=True)
+class Rounding:
+    r: Tensor
+    low: Tensor
 
 
 class Reveal(Primitive):
@@ -35,28 +53,57 @@ class Reveal(Primitive):
     op = "reveal"
 
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        if attributes["to"] == OWNER:
-            zero = offline.source.derived(f"{key}/zero", shape, lambda: _zeros(shape), mask_bytes(width))
-            offline.keep(key, zero)
+        if attributes.get("bits"):
+            offline.keep(key, rounding(offline, key, shape, width, **attributes))
+        elif attributes["to"] == OWNER:
+            offline.keep(key, zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x: Share = args[0]
+        share = args[0].tensor
+        if attributes.get("bits"):
+            share = yield from rounded(online, key, args[0], online.leader, None, **attributes)
+        elif attributes["to"] == OWNER:
+            share = share + online.tape.take(key)
         if attributes["to"] == OWNER:
-            zero = online.tape.take(key)
-            assert isinstance(zero, Tensor)
-            return x.tensor + zero
+            return share
         if online.leader:
-            yield [Swap(x.tensor, None, wire_bytes(width))]
+            yield [Swap(share, None, wire_bytes(width))]
             return None
-        (theirs,) = yield [Swap(None, x.shape, wire_bytes(width))]
-        return sign_extend(x.tensor + theirs, width)
+        (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
+        return sign_extend(share + theirs, width)
 
     def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
+        fresh, answer = mask_bytes(width) * size(shape), ((wire_bytes(width) * size(shape), 0),)
+        opening = ((0, wire_bytes(attributes["ring"]) * size(shape)),) if attributes.get("bits") else ()
         if attributes["to"] == OWNER:
-            return Cost(offline=mask_bytes(width) * size(shape))
-        return Cost(((wire_bytes(width) * size(shape), 0),))
+            return Cost(opening, fresh)
+        return Cost(opening + answer, fresh if opening else 0)
 
 
-def _zeros(shape: Shape) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64)
+def zero(offline: Offline, key: str, shape: Shape, width: int) -> Tensor:
+    """A fresh sharing of zero."""
+    zeros = torch.zeros(shape, dtype=torch.int64)
+    return offline.source.derived(f"{key}/zero", shape, lambda: zeros, mask_bytes(width))
+
+
+def rounding(offline: Offline, key: str, shape: Shape, width: int, *, bits: int, ring: int, **rest: Any) -> Rounding:
+    """What an answer is divided with."""
+    r = offline.source.uniform(f"{key}/r", shape)
+    low = offline.source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
+    return Rounding(r, low)
+
+
+def rounded(
+    online: Online, key: str, x: Share, opener: bool, peer: int | None, *, bits: int, ring: int, **rest: Any
+) -> Steps:
+    """This party's fresh share of x / 2^bits. `opener`: whether it is the one that opens; `peer`: that one's rank."""
+    correlation = online.tape.take(key)
+    assert isinstance(correlation, Rounding)
+    mine = x.tensor + correlation.r
+    if not opener:
+        yield [Swap(mine, None, wire_bytes(ring), peer=peer)]
+        return correlation.low
+    (theirs,) = yield [Swap(None, x.shape, wire_bytes(ring), kept=mine)]
+    share = logical_shift(mine.add_(theirs), bits, ring).add_(correlation.low)
+    return logical_shift(share, 0, ring - bits)

@@ -86,11 +86,11 @@ class Planner:
             return value_of(forms.known(self.known[item.attributes["name"]]), item.shape)
         if item.op in VIEWS:
             return scaled(viewed(item.op, args[0], item.attributes), scales[0] - item.scale)
-        if item.op in ("shift", "rescale"):
-            bits = item.attributes["bits"] * (1 if item.op == "shift" else -1)
+        if item.op in ("shift", "rescale", "reveal"):
+            bits = item.attributes.get("bits", 0) * (1 if item.op == "shift" else -1)
             return scaled(args[0], scales[0] + bits - item.scale)
-        if item.op in ("reveal", "neg"):
-            return scaled(args[0], scales[0] - item.scale, -1.0 if item.op == "neg" else 1.0)
+        if item.op == "neg":
+            return scaled(args[0], scales[0] - item.scale, -1.0)
         handler: Callable[..., Value] | None = getattr(self, f"_{item.op}", None)
         if handler is None:
             raise self._fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")

@@ -57,7 +57,7 @@ class ManyOnline(Online):
         if name not in x.half:
             x.pending.add(name)
             if self.rank == owner:
-                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width))]
+                (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]
                 x.half[name] = x.tensor + theirs
             else:
                 mask = self.tape.take(f"{x.key}/{name}")

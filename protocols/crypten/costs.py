@@ -4,7 +4,7 @@
     gathered   b from each party to one: (N - 1) b
     spread     b from one party to each other one: (N - 1) b
 
-For two parties these are beaver's prices, but for the zero that comes with a result (reveal.py).
+For two parties these are beaver's prices, but for the zero that comes with a result that is not rounded (reveal.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from ..beaver.primitive import Cost
 from .context import LEADER
 
 RECIPIENT = -1  # in place of a rank: who gets the results
+OPENER = -2  # who opens them under a mask before: never the recipient
+
+
+def opener_of(recipient: int) -> int:
+    return LEADER if recipient != LEADER else LEADER + 1
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,16 @@ class Moved:
 
     def sent(self, rank: int, size: int, recipient: int) -> int:
         """By party `rank` of `size`, to all others together."""
-        is_one = rank == (recipient if self.one == RECIPIENT else self.one)
+        is_one = rank == self._rank(recipient)
         return (size - 1) * (self.opened + (self.spread if is_one else 0)) + (0 if is_one else self.gathered)
 
     def received(self, rank: int, size: int, recipient: int) -> int:
         """By party `rank` of `size`, from all others together."""
-        is_one = rank == (recipient if self.one == RECIPIENT else self.one)
+        is_one = rank == self._rank(recipient)
         return (size - 1) * (self.opened + (self.gathered if is_one else 0)) + (0 if is_one else self.spread)
+
+    def _rank(self, recipient: int) -> int:
+        return {RECIPIENT: recipient, OPENER: opener_of(recipient)}.get(self.one, self.one)
 
 
 @dataclass(frozen=True)

@@ -39,4 +39,4 @@ def test_the_command_knows_every_setting():
     source = ast.parse((ROOT / "parties" / "cli" / "federate.py").read_text())
     given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Settings"
              for k in n.keywords if k.arg}  # fmt: skip
-    assert set(Settings.model_fields) - given == {"batch", "epochs", "length", "proximal", "timeout"}
+    assert set(Settings.model_fields) - given == {"batch", "epochs", "examples", "length", "proximal", "timeout"}

@@ -96,23 +96,23 @@ def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, t
         assert torch.equal(value, weights(again)[name]), name
 
 
-@pytest.mark.parametrize("dp", ["local", "example"])
-def test_what_clients_sent_in_a_round_that_was_cut_off_is_spent_too(data, tmp_path, dp):
-    """With noise of their own: the server has seen it, and they send anew, with new noise."""
+@pytest.mark.parametrize("dp", ["central", "local", "example"])
+def test_a_round_that_was_cut_off_is_spent_and_so_is_its_repetition(data, tmp_path, dp):
+    """Something may have been seen of either, under noise of its own."""
 
     class Cut(LocalGrid):
         def send_and_receive(self, *messages, **options):
             super().send_and_receive(*messages, **options)
             raise Killed
 
-    given = {**SMALL, "rounds": 2, "epochs": 1, "dp": dp, "noise": 2.0}
+    given = {**SMALL, "rounds": 2, "epochs": 1, "dp": dp, "noise": 2.0, "sample": 0.2 if dp == "example" else 1.0}
     settings = Settings(**given)
     for _ in range(2):
         run, _ = prepare(settings, data, tmp_path, None)
         with pytest.raises(Killed):
             run.run(Cut(client_app(Source(data)), nodes(4), settings.to_config()))
     found = federate(tmp_path, data, **given)
-    assert [r.epsilon for r in found.rounds] == [spent(2.0, 1.0, 2 + n, settings.delta) for n in (1, 2)]
+    assert [r.epsilon for r in found.rounds] == [spent(2.0, settings.sample, 2 + n, settings.delta) for n in (1, 2)]
     assert found.report["epsilon"] == found.rounds[-1].epsilon
 
 

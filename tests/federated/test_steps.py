@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blindformer.federated import steps
-from blindformer.federated.settings import FederateError, Settings
-from blindformer.federated.steps import drawn, gradient, private_step
+from blindformer.federated.settings import Settings
+from blindformer.federated.steps import drawn, gradient, private_step, summed
 from blindformer.federated.subject import begin
 from blindformer.federated.updates import clipped, flat
 
@@ -27,7 +27,8 @@ def moved(learning):
     before = subject.state()
 
     def step(rows, rate=1.0, share=1.0, clip=CLIP, noise=0.0):
-        private_step(subject, rows, rate=rate, share=share, clip=clip, noise=noise)
+        total = summed(subject, rows, share=share, clip=clip)
+        private_step(subject, total, rate=rate, expected=share * len(rows), clip=clip, noise=noise)
         found = flat(subject.state()) - flat(before)
         subject.set(before)
         return found
@@ -82,8 +83,14 @@ def test_examples_are_drawn_each_by_itself_and_unforeseeably():
     assert drawn(3, 1.0) == [0, 1, 2]
 
 
-def test_a_gradient_that_is_not_finite_is_refused(monkeypatch, learning, moved):
+def test_a_gradient_that_is_not_finite_counts_as_none(monkeypatch, learning, moved):
+    """A refusal would tell of that example."""
     _, rows = learning
-    monkeypatch.setattr(steps, "gradient", lambda subject, rows, index: torch.full((1,), float("nan")))
-    with pytest.raises(FederateError, match="is not finite"):
-        moved(rows)
+    real = steps.gradient
+    bad = lambda subject, rows, index: real(subject, rows, index) * (float("nan") if index == 3 else 1.0)  # noqa: E731
+    without = [i for i in range(12) if i != 3]
+    monkeypatch.setattr(steps, "drawn", lambda count, share: without)
+    expected = moved(rows)
+    monkeypatch.setattr(steps, "drawn", lambda count, share: list(range(12)))
+    monkeypatch.setattr(steps, "gradient", bad)
+    assert torch.equal(moved(rows), expected)

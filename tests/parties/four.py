@@ -29,7 +29,13 @@ class Four:
     `admission`: by party. `received`: payloads by (receiver, sender). `errors`: by party, once `close` has returned.
     """
 
-    def __init__(self, compiled, admission: dict[str, Admission] | None = None, timeout: float = 30) -> None:
+    def __init__(
+        self,
+        compiled,
+        admission: dict[str, Admission] | None = None,
+        timeout: float = 30,
+        owner: type[OwnerParty] = OwnerParty,
+    ) -> None:
         self.case = Case(hand_over(compiled.program), {}, compiled.weights, compiled.constants)
         self.received: dict[tuple[str, str], list[bytes]] = {}
         self.errors: dict[str, BaseException] = {}
@@ -41,7 +47,7 @@ class Four:
         owner_helper, helper_owner = self._connect("owner", "helper")
         owner_server, server_owner = self._connect("owner", "server")
         helper_server, server_helper = self._connect("helper", "server")
-        self.owner = OwnerParty(self.case.program, owner_server, owner_helper, waiting=self.waited.append)
+        self.owner = owner(self.case.program, owner_server, owner_helper, waiting=self.waited.append)
         self._start(lambda: self._help(helper_owner, helper_server), "helper")
         self._start(lambda: self._serve(server_owner, server_helper), "server")
 

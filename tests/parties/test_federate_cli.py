@@ -53,8 +53,10 @@ def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
 
 def test_in_words(call, tmp_path):
     out = tmp_path / "out"
-    code, printed, errors = call(*QUICK, "--out", out, "--rounds", "1")
+    terms = ("--node-config", "2: needs-dp='local' name='ward'")
+    code, printed, errors = call(*QUICK, *terms, "--out", out, "--rounds", "1")
     assert (code, errors) == (0, "")
+    assert "round 1: ward: dp none is asked for, its needs-dp is local; use that" in " ".join(printed.split())
     assert "3 clients, alike" in printed
     assert "a round moves 145 kB to each client, 145 kB back" in printed
     assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
@@ -132,6 +134,8 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
         (("--lora", "2"), "one of images begins from nothing: leave lora out"),
         (("--deploy", "--engine", "ray"), "--deploy has nodes of its own: leave --engine ray out"),
         (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
+        (("--node-config", "least-nose=1"), "node configuration: unknown key 'least-nose'; use "),
+        (("--node-config", "least-noise=1", "--engine", "ray"), "--node-config: Ray's workers have none"),
     ],
 )
 def test_what_cannot_be_is_one_line(call, table, tmp_path, arguments, message):
@@ -155,17 +159,26 @@ def test_a_model_trained_with_a_plan_gets_no_warning_about_it(capsys):
         assert "note: plan fast is for models trained with it (distill, federate)" in capsys.readouterr().err
 
 
-def test_a_clients_words_are_no_markup(capsys):
-    lost = {"[bold]ward": "[/red] it says"}
-    settings = {"secagg": False, "dp": "none"}
+def shown(capsys, dp, *rounds):
+    """What the command prints of these rounds."""
     report = {
-        "settings": settings,
+        "settings": {"secagg": False, "dp": dp, "delta": 1e-5},
         "data": {"test": 3},
         "weights_that_travel": 7,
-        "epsilon": None,
+        "epsilon": rounds[-1].epsilon,
         "test_accuracy": 0.5,
     }
-    show_result(
-        Federated(Path("out"), Plan.preset("fast"), [Round(1, 0.5, None, 2, lost, None, 1.0)], report), "digits"
-    )
-    assert "round 1: [bold]ward: [/red] it says" in capsys.readouterr().out
+    show_result(Federated(Path("out"), Plan.preset("fast"), list(rounds), report), "digits")
+    return capsys.readouterr().out
+
+
+def test_a_clients_words_are_no_markup_and_stand_there_once(capsys):
+    lost = {"[bold]ward": "[/red] it says"}
+    printed = shown(capsys, "none", *(Round(n, 0.5, None, 2, {} if n == 3 else lost, None, 1.0) for n in range(1, 5)))
+    assert "rounds 1-2, 4: [bold]ward: [/red] it says" in printed
+
+
+def test_who_took_part_is_not_shown_where_it_is_a_secret(capsys):
+    printed = shown(capsys, "central", Round(1, 0.5, None, None, {}, 2.5, None))
+    assert printed.split()[11:17] == ["round", "accuracy", "epsilon", "1", "0.500", "2.50"]
+    assert "epsilon 2.50 at delta 1e-05 protects a client's whole data from who sees the models" in printed

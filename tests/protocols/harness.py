@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from blindformer.models.handover import answer_layout, input_layout
@@ -14,6 +15,7 @@ from blindformer.parties.meeting import new_session
 from blindformer.parties.memory import memory_pair
 from blindformer.parties.session import Answer, ClientParty, Served, ServerParty
 from blindformer.parties.threads import ThreadDealer
+from blindformer.parties.witness import Sample, Witness, opened, sample
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
@@ -27,6 +29,7 @@ from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
 from torch import Tensor
 
+from .lying import Lies, LyingEngine
 from .programs import Case
 
 RING = Ring()
@@ -44,7 +47,6 @@ class Seeds:
     weights: bytes = field(default_factory=new_seed)
 
 
-Opening = tuple[Tensor, int]
 VIEWS = ("message", "sum", "xor", "half", "share")
 ANSWERS = ("answer of the server", "answer of the client")  # what an owner who takes no part sees
 
@@ -53,10 +55,10 @@ ANSWERS = ("answer of the server", "answer of the client")  # what an owner who 
 class Ran:
     """What a query gave, and what it cost. `received`: per party, the frames' payloads that reached it online.
 
-    `openings`: by party and view, arrays that the party sees, as (integers, bytes per element that count). Views: a
-    "message" as it came; its "sum" and "xor" with the party's own, where both sent; "half", a one-sided opening;
-    "share", what an owner who takes no part sent. `owner_bytes`: what such an owner sends to the server, and receives
-    from each party.
+    `openings`: by party and view, what a witness looks at of the arrays that the party sees. Views: a "message" as it
+    came; its "sum" or "xor" with what the party sent; "half", with its own share, where only the other sent; "share",
+    what an owner who takes no part sent. `owner_bytes`: what such an owner sends to the server, and receives from each
+    party.
     """
 
     outputs: dict[str, Tensor]
@@ -64,13 +66,16 @@ class Ran:
     online: Meter  # at the client
     offline_bytes: int
     received: dict[str, list[bytes]]
-    openings: dict[tuple[str, str], list[Opening]]
+    openings: dict[tuple[str, str], list[Sample]]
     offline_frames: list[bytes]
     left: int
     owner_bytes: tuple[int, int]
 
 
-def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20) -> Ran:
+def run_beaver(
+    case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20, lies: Lies | None = None
+) -> Ran:
+    """`lies`: what P1 adds to its shares before it uses them, by instruction."""
     seeds = seeds or Seeds()
     program = case.program
     stream = Stream(seeds.weights, "weight masks")
@@ -78,14 +83,14 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     masked = {name: case.weights[name] - mask for name, mask in masks.items()}
     layout = price(program).layout
     received: dict[str, list[bytes]] = {"server": [], "client": []}
-    openings: dict[tuple[str, str], list[Opening]] = {(role, view): [] for role in received for view in VIEWS}
+    openings: dict[tuple[str, str], list[Sample]] = {(role, view): [] for role in received for view in VIEWS}
     openings.update({("owner", view): [] for view in ANSWERS})
     inputs, answers = input_layout(program), answer_layout(program)
     owner_seed = new_seed()
     to_server = pack_shares(split(case.inputs, owner_seed, inputs), inputs)
     shares = {"server": unpack_shares(to_server, inputs), "client": seed_shares(owner_seed, inputs)}
     for role, held in shares.items():
-        openings[role, "share"] += [(held[name], wire_bytes(width)) for name, (_, width) in inputs.items()]
+        openings[role, "share"] += [sample(held[name], wire_bytes(width)) for name, (_, width) in inputs.items()]
     offline_frames: list[bytes] = []
     dealer_end, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
     server_end, client_end = memory_pair("server", "client", timeout, received)
@@ -99,17 +104,11 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
         values = {**(case.weights if role == "server" else case.client), **shares[role]}
-        engine = OnlineEngine(role, tape, RING, values, case.constants)
-        results: list[Share] = []
-        seen = {view: openings[role, view] for view in VIEWS}
-        done[role] = interpret(
-            program,
-            engine,
-            tapped(wire, seen),
-            observe=lambda _, value: results.append(value) if isinstance(value, Share) else None,
-        )
-        for share in results:
-            seen["half"] += [(x, wire_bytes(share.width)) for owner, x in share.half.items() if owner != role]
+        if role == "client" and lies:
+            engine = LyingEngine(role, tape, RING, values, case.constants, lies=lies)
+        else:
+            engine = OnlineEngine(role, tape, RING, values, case.constants)
+        done[role] = interpret(program, engine, tapped(wire, {view: openings[role, view] for view in VIEWS}))
         done[f"{role} left"] = len(tape)
 
     def server() -> None:
@@ -132,7 +131,7 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     given = {role: pack_shares(done[role].outputs, answers) for role in shares}
     received_by_owner = [unpack_shares(given[role], answers) for role in shares]
     for view, held in zip(ANSWERS, received_by_owner, strict=True):
-        openings["owner", view] += [(held[name], wire_bytes(width)) for name, (_, width) in answers.items()]
+        openings["owner", view] += [sample(held[name], wire_bytes(width)) for name, (_, width) in answers.items()]
     return Ran(
         {**mine.outputs, **join(received_by_owner, answers)},
         mine.rounds,
@@ -146,19 +145,17 @@ def run_beaver(case: Case, seeds: Seeds | None = None, purpose: str = "query 0",
     )
 
 
-def tapped(wire: Wire, seen: dict[str, list[Opening]]) -> Wire:
+def tapped(wire: Wire, seen: dict[str, list[Sample]]) -> Wire:
     """The wire, with all that arrives kept in `seen`, by view."""
 
     def exchange(swaps: list[Swap]) -> list[Tensor | None]:
-        sent = [None if swap.send is None else swap.send.clone() for swap in swaps]
         answers = wire(swaps)
-        for swap, mine, theirs in zip(swaps, sent, answers, strict=True):
+        for swap, theirs in zip(swaps, answers, strict=True):
             if theirs is None:
                 continue
-            seen["message"].append((theirs.clone(), swap.width))
-            if mine is not None:
-                seen["sum"].append((mine + theirs, swap.width))
-                seen["xor"].append((mine ^ theirs, swap.width))
+            seen["message"].append(sample(theirs, swap.width, swap.xor))
+            view = "xor" if swap.xor else "sum" if swap.send is not None else "half"
+            seen[view].append(sample(opened(swap, theirs), swap.width, swap.xor))
         return answers
 
     return exchange
@@ -246,13 +243,23 @@ def lockstep(first, second):
 
 @dataclass
 class Session:
-    """A whole session, set-up to goodbye: the client's answers, and per (receiver, sender) all payloads."""
+    """A whole session, set-up to goodbye: the client's answers, per (receiver, sender) all payloads, and what the
+    server's witness said after each query."""
 
     answers: list[Answer]
     received: dict[tuple[str, str], list[bytes]]
+    seen: list[dict]
 
 
-def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Session:
+def run_session(
+    case: Case,
+    queries: int = 1,
+    timeout: float = 20,
+    witness: Witness | None = None,
+    party: type[ClientParty] = ClientParty,
+    play: Callable[[Any], None] | None = None,
+) -> Session:
+    """`play`, with a client of class `party` after its set-up, in place of `queries` queries of the case."""
     received: dict[tuple[str, str], list[bytes]] = {}
 
     def connect(a: str, b: str):
@@ -279,18 +286,23 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Session:
     session, dealer = new_session(), ThreadDealer(connect, start)
     server_client, client_server = connect("server", "client")
     dial, leave = dealer.dialling(case.program, session), dealer.seeding(case.program, session)
-    server = ServerParty(Served(case, new_seed()), server_client, dial, session=session)
-    client = ClientParty(case.program, case.constants, client_server, leave, session=session)
+    wire = witness.wire if witness else over_channel
+    server = ServerParty(Served(case, new_seed()), server_client, dial, session=session, wire=wire)
+    client = party(case.program, case.constants, client_server, leave, session=session)
     answers: list[Answer] = []
+    seen: list[dict] = []
 
     def serve() -> None:
         server.set_up()
-        server.serve()
+        server.serve(lambda *_: seen.append(witness.finish()) if witness else None)
         server.close()
 
     def ask() -> None:
         client.set_up()
-        answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
+        if play:
+            play(client)
+        else:
+            answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
         client.close()
 
     in_threads([serve, ask], lambda: [end.close() for end in ends])
@@ -298,4 +310,4 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Session:
         thread.join(120)
     if errors:
         raise errors[0]
-    return Session(answers, received)
+    return Session(answers, received, seen)

@@ -11,6 +11,7 @@ from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import Program
 from blindformer.parties.memory import memory_pair
+from blindformer.parties.witness import Sample, opened, sample
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
 from blindformer.protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, PartySource
@@ -58,12 +59,12 @@ def communicators(size: int) -> list[MemoryCommunicator]:
 
 @dataclass
 class RanMany:
-    """What a query among N parties gave. `views`: by party, every array that reached it, as (integers, bytes)."""
+    """What a query among N parties gave. `views`: by party, what a witness looks at of all that reached it."""
 
     outputs: dict[str, Tensor]
     rounds: int
     traffic: list[Traffic]
-    views: list[list[tuple[Tensor, int]]] = field(default_factory=list)
+    views: list[list[Sample]] = field(default_factory=list)
     left: int = 0
 
 
@@ -97,7 +98,7 @@ def run_many(
     shares = _split(case.inputs, size)
     dealer_end, from_dealer = memory_pair("dealer", "party 0", TIMEOUT)
     traffic = [Traffic() for _ in range(size)]
-    views: list[list[tuple[Tensor, int]]] = [[] for _ in range(size)]
+    views: list[list[Sample]] = [[] for _ in range(size)]
     done: dict[int, object] = {}
     left = [0] * size
 
@@ -143,15 +144,13 @@ def _split(values: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     return [first, *shares]
 
 
-def _tapped(wire: Wire, seen: list[tuple[Tensor, int]]) -> Wire:
+def _tapped(wire: Wire, seen: list[Sample]) -> Wire:
     def exchange(swaps: list[Swap]) -> list[Tensor | None]:
-        sent = [None if s.send is None or s.expect is None else s.send.clone() for s in swaps]
         answers = wire(swaps)
-        for swap, mine, theirs in zip(swaps, sent, answers, strict=True):
+        for swap, theirs in zip(swaps, answers, strict=True):
             if theirs is not None:
-                seen.append((theirs.clone(), swap.width))
-                if mine is not None:
-                    seen.append((mine ^ theirs if swap.xor else mine + theirs, swap.width))
+                came = (theirs, opened(swap, theirs)) if swap.send is not None else (opened(swap, theirs),)
+                seen.extend(sample(values, swap.width, swap.xor) for values in came)
         return answers
 
     return exchange

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from blindformer.parties.memory import memory_pair
+from blindformer.parties.witness import sample
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
 from blindformer.protocols.crypten.context import ManyOnline
@@ -16,7 +17,7 @@ from blindformer.protocols.rounds import Task, run_rounds
 from blindformer.protocols.streams import Stream, derive, new_seed
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.many import communicators
-from blindformer.tests.protocols.test_beaver_transcripts import bits_balanced, planes
+from blindformer.tests.protocols.test_beaver_transcripts import even
 
 WEIGHT, CALL = 3, 7  # numbers of requests
 
@@ -70,8 +71,7 @@ def test_a_weight_stationary_linear_is_exact(size, owner):
     shares, seen = run(request, x, size, weight)
     error = sum(shares) - (x @ weight >> 16)
     assert set(error.unique().tolist()) <= {0, 1}, "floor or ceiling"
-    assert all(bits_balanced(planes((tensor, 8))) for received in seen for tensor in received)
-    assert all(bits_balanced(planes((share, 8))) for share in shares), "fresh shares"
+    assert even([sample(tensor, 8) for received in [*seen, shares] for tensor in received]), "fresh shares, too"
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])

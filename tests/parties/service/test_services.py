@@ -38,7 +38,7 @@ from blindformer.tests.parties.service.harness import (
     crowd,
     eventually,
 )
-from blindformer.versions import my_version
+from blindformer.versions import spoken_version
 
 TEXT = "how is my password ?"
 
@@ -419,7 +419,7 @@ def test_unknown_programs_and_versions_are_told(site, part):
 
 def test_a_probe_is_answered_and_is_no_session(site, part):
     program = part.for_length(8).program.hash()
-    mine = Facts(blindformer=my_version(), role="client", programs=[program, "0" * 64])
+    mine = Facts(blindformer=spoken_version(), role="client", programs=[program, "0" * 64])
     opened = len(site.server.logged("session-opened"))
     for running, role, known in ((site.server, "server", [program]), (site.dealer, "dealer", [])):
         with dial(*running.address, client_context(site.certificates, "client"), role, timeout=20) as channel:

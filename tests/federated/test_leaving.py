@@ -1,0 +1,130 @@
+"""What leaves a client that adds noise itself: beside noised numbers, the same whatever its examples are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.federated.client import NothingLearned, client_app
+from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.federate import prepare
+from blindformer.federated.grids import LocalGrid
+from blindformer.federated.messages import ARRAYS, VECTOR, tensors
+from blindformer.federated.secure_server import Session
+from blindformer.federated.settings import Settings
+from blindformer.federated.updates import EXTRA, flat
+from blindformer.models.data import Examples
+from flwr.app import Message, RecordDict
+
+from .conftest import SMALL, squares
+
+NOISE, CLIP = 50.0, 0.1
+GIVEN = {**SMALL, "epochs": 1, "rounds": 1, "noise": NOISE, "clip": CLIP, "sample": 1.0}
+
+
+class Recorder(LocalGrid):
+    """Keeps every reply that a client gives."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.received = []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        self.received += replies
+        return replies
+
+
+class Unreadable(Source):
+    def examples(self, *arguments):
+        raise ValueError("row 17: Jane Doe has no date of birth")
+
+
+def white(count):
+    """Alike, of one class, and fewer."""
+    return Examples(torch.full((count, 4, 4), 255, dtype=torch.uint8), [0] * count)
+
+
+def sent(data, source, monkeypatch, **changes):
+    """A round. (the replies, the weights before, what the secure sum gave)."""
+    settings, sums = Settings(**{**GIVEN, **changes}), []
+    run, _ = prepare(settings, data, Path("no such folder"), None)
+    run.work = None
+    total = Session.total
+
+    def kept(session, replies):
+        sums.append(total(session, replies))
+        return sums[-1]
+
+    monkeypatch.setattr(Session, "total", kept)
+    before = flat(run.subject.state())
+    wire = Recorder(client_app(source), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingLearned)
+        (made,) = run.run(wire)
+    monkeypatch.undo()
+    assert (made.clients, made.lost) == (4, {})
+    return wire.received, before, [found[0] for found in sums]
+
+
+def exact(reply):
+    """All of a message that has no noise on it and is no key, share or mask: these are random, of a known length."""
+    assert not reply.has_error()
+    content = reply.content
+    arrays = {name: tensors(record) for name, record in content.array_records.items()}
+    tails = {name: found[VECTOR][-EXTRA:].tolist() for name, found in arrays.items()
+             if VECTOR in found and found[VECTOR].is_floating_point()}  # fmt: skip
+    shapes = {name: {n: (v.dtype, v.shape) for n, v in found.items()} for name, found in arrays.items()}
+    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    configs = {name: {key: random(value) for key, value in record.items()}
+               for name, record in content.config_records.items()}  # fmt: skip
+    return reply.metadata.src_node_id, reply.metadata.message_type, tails, shapes, metrics, configs
+
+
+def random(value):
+    if isinstance(value, list):
+        return [random(one) for one in value]
+    return len(value) if isinstance(value, bytes) else value
+
+
+@pytest.mark.parametrize("secagg", [False, True])
+@pytest.mark.parametrize("dp", ["local", "example"])
+def test_nothing_but_noised_numbers_tells_of_the_examples(data, monkeypatch, dp, secagg):
+    """Of some, of few and alike, of some that cannot be read. And the noise is of the size that is told."""
+    some, alike = (type(data)(data.name, data.kind, data.labels, examples, data.validation, data.test, {})
+                   for examples in (squares(20, 0), white(8)))  # fmt: skip
+    found = [sent(data, s, monkeypatch, dp=dp, secagg=secagg) for s in (Source(some), Source(alike), Unreadable())]
+    transcripts = [sorted(map(exact, replies), key=str) for replies, _, _ in found]
+    assert len(transcripts[0]) == (16 if secagg else 4)
+    assert transcripts[0] == transcripts[1] == transcripts[2]
+    sums = [total[-EXTRA:].tolist() for _, _, totals in found for total in totals]
+    assert all(tail == sums[0] for tail in sums)
+    assert len(sums) == (3 if secagg else 0)
+    for replies, before, _ in [] if secagg else found:
+        for reply in replies:
+            values = tensors(reply.content.array_records[ARRAYS])
+            if dp == "local":
+                moved, deviation = values[VECTOR][:-EXTRA].double(), 2 * NOISE * CLIP
+            else:  # a step at this rate, divided by the 24 examples that a client is taken to have
+                moved, deviation = flat(values) - before, SMALL["rate"] * NOISE * CLIP / 24
+            assert float(moved.std()) == pytest.approx(deviation, rel=5 / len(moved) ** 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::blindformer.federated.client.NothingLearned")
+def test_the_client_alone_hears_that_nothing_was_learned(data):
+    settings = Settings(**{**GIVEN, "dp": "local"})
+    run, _ = prepare(settings, data, Path("no such folder"), None)
+    run.work = None
+    app = client_app(Unreadable())
+    with pytest.warns(NothingLearned, match="client 0: row 17: Jane Doe has no date of birth; it sends an"):
+        run.run(LocalGrid(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query", "train.weights"])
+def test_clients_answer_no_other_questions(data, kind):
+    """No accuracy, no size of a table: there are no rounds of evaluation."""
+    grid = LocalGrid(client_app(Source(data)), {1: {PARTITION: 0}}, Settings(**GIVEN).to_config())
+    (reply,) = grid.send_and_receive([Message(RecordDict(), 1, kind)])
+    assert reply.has_error()
