@@ -204,6 +204,8 @@ class Running:
 @contextlib.contextmanager
 def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0.1") -> Iterator[list[socket.socket]]:
     """So many connections from `host` at once, each of which says `words` and no more, while the context lasts."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # this process needs a file for each of them
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for sock in found:
@@ -212,7 +214,7 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
             sock.connect_ex(address)  # nobody waits: the service may have no room for all
         for sock in found if words else ():
             with contextlib.suppress(OSError):
-                sock.settimeout(0.01)
+                sock.settimeout(1.0)
                 sock.sendall(words)
         yield found
 
