@@ -20,24 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..protocols.streams import Stream, new_seed
+from ..protocols.gaussian import gaussian
 from .settings import FederateError, Settings
 
 QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm
-_BITS = 52
-
-
-def gaussian(count: int, seed: bytes | None = None) -> Tensor:
-    """Standard normal numbers, float64, by Box and Muller from a fresh stream of the system's randomness."""
-    half = -(-count // 2)
-    stream = Stream(seed or new_seed(), "federated noise")
-    radius, angle = ((stream.integers(label, (half,)) >> (64 - _BITS)).double() for label in ("radius", "angle"))
-    u = (radius + 2.0 ** (_BITS - 1) + 0.5) / 2.0**_BITS  # in (0, 1)
-    length, turn = torch.sqrt(-2 * torch.log(u)), angle * (2 * math.pi / 2.0**_BITS)
-    return torch.cat([length * torch.cos(turn), length * torch.sin(turn)])[:count]
 
 
 def accountant() -> Any:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +69,14 @@ class Encrypted:
     def query(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's outputs, float32, by way of ciphertexts. Errors: AnswerOutOfRange."""
         values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
-        return self.decode(self.evaluator.run(self.keys.encrypt(values), self.keys.evaluation))
+        return self.decode(self.reply(self.keys.encrypt(values)))
+
+    def reply(self, request: Mapping[int, Any], progress: Callable[[int, int], None] | None = None) -> dict[int, Any]:
+        """What the server makes of a request's ciphertexts, by number: computed, and hidden (hiding.py)."""
+        from ..protocols.ckks.hiding import hide
+
+        answers = self.evaluator.run(request, self.keys.evaluation, progress)
+        return hide(self.evaluator.ring, answers, self.keys.evaluation)
 
     def precision_by_layer(self, inputs: Mapping[str, Tensor]) -> list[LayerPrecision]:
         """What CKKS loses on the way, module by module, for one query. Takes a query's time.

@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from ..models.artifacts import ClientPart, Question
+from ..models.compile import AnswerOutOfRange
 from ..models.task import IMAGE_LABELS, InputError
 from ..protocols.errors import BlindformerError
 from .report import Report
@@ -60,20 +61,28 @@ class Asking(ABC):
 
     def query_many(self, items: Iterable[Any], *, top_k: int | None = None) -> list[Result]:
         """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
-        made. The first error ends it; `stream` goes on."""
+        made. The first error ends it; `stream` goes on.
+
+        An answer out of range is raised when all have been asked, so that the requests do not show it.
+        """
         found: dict[int, Result] = {}
+        spoilt: AnswerOutOfRange | None = None
         chosen = list(items)
         for index, result in self.stream(chosen, top_k=top_k):
             if isinstance(result.error, InputError) and len(chosen) > 1:
                 raise InputError(f"input {index + 1} of {len(chosen)}: {result.error}") from None
-            if result.error is not None:
+            if isinstance(result.error, AnswerOutOfRange):
+                spoilt = spoilt or result.error
+            elif result.error is not None:
                 raise result.error
             found[index] = result
+        if spoilt is not None:
+            raise spoilt
         return [found[index] for index in sorted(found)]
 
     @abstractmethod
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(index of the item, its result), each as soon as it is there: first those of items that cannot be asked."""
+        """(index of the item, its result): first those of items that cannot be asked."""
 
     @abstractmethod
     def close(self) -> None:

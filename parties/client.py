@@ -110,7 +110,7 @@ class Client(Asking):
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
-        too, is raised.
+        too, is raised. Who stops reading stops asking, which the servers see: read on after an answer out of range.
         """
         chosen = list(items)
         questions, refused = self._encode_all(chosen)

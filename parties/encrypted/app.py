@@ -158,7 +158,7 @@ async def _lines(job: Job) -> AsyncIterator[bytes]:
 
 
 class ClientsAlone:
-    """Lets clients' certificates in while the service takes anything; one request a connection."""
+    """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
 
     def __init__(self, app: Any, desk: Desk) -> None:
         self.app, self.desk = app, desk
@@ -173,6 +173,8 @@ class ClientsAlone:
             why = revoked()
         elif self.desk.stopping:
             why = busy("it is stopping", 30)
+        else:
+            why = scope["state"]["seat"]()
 
         async def send_last(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -256,7 +258,9 @@ def make_app(desk: Desk) -> FastAPI:
         status_code=204,
         response_description="All arrived",
         responses=refusals(400, 408, 409, 410, 413),
-        openapi_extra=message("A message of keys: relinearisation, then one for each Galois element, in order."),
+        openapi_extra=message(
+            "A message of keys: relinearisation, the public key, one for each Galois element, in order."
+        ),
     )
     async def upload(request: Request, name: Name) -> Response:
         """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""

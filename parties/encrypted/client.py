@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from ...models.encrypted import decode_real, real_values
 from ...protocols.ckks.facts import Facts, facts_from
 from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.parameters import CkksError
-from ...protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerTimeout
+from ...protocols.ckks.sealed import SealedError
+from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerGone, PeerTimeout
 from ..admission import Busy
 from ..asking import Asking, ClientError, Result
 from ..authority import state_of
@@ -48,6 +49,20 @@ class Keyed:
     name: str
     seconds: float = 0.0
     bytes: int = 0
+
+
+@dataclass
+class Reply:
+    """A request's answer, still encrypted, with the keys that open it. `retried`: as `Result.retried`."""
+
+    keys: Any
+    sealed: Mapping[int, bytes]
+    report: Report
+    retried: str = ""
+
+    def open(self) -> dict[str, Any]:
+        """What it decrypts to (models.encrypted.decode_real). Errors: SealedError."""
+        return self.keys.open_reply(self.sealed)
 
 
 class EncryptedClient(Asking):
@@ -134,23 +149,35 @@ class EncryptedClient(Asking):
 
     # --- asking ------------------------------------------------------------------------------------------------------
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(index of the item, its result), a request after the other: grouped by length.
+        """(index of the item, its result), grouped by length, once everything has been asked.
 
-        All items are encoded before the first is asked. One that does not fit, and an answer that decrypts outside its
-        range, is its own result's error; a server that stays busy that of all results of its request; an error that
-        the next request would meet is raised.
+        All items are encoded before the first is asked, and no reply is decrypted before the last request was answered:
+        what decrypts badly, and what is done about it, cannot show in what the server sees of these requests. An item
+        that does not fit, and an answer that decrypts outside its range, is its own result's error; a server that stays
+        busy that of all results of its request; an error that the next request would meet ends the requests, and is
+        raised after the results that came before it.
         """
         chosen = list(items)
         questions, refused = self._encode_all(chosen)
         yield from refused
-        done = 0
+        done, replies, broken = 0, [], None
         for together in _requests(questions):
             if self.progress:
                 self.progress("query", done, len(questions))
-            asked = [Result(chosen[number], length=questions[number].length) for number in together]
-            self._ask([questions[number] for number in together], asked, top_k)
+            try:
+                replies.append((together, self.ask([questions[number] for number in together])))
+            except Busy as busy:
+                replies.append((together, busy))
+            except BlindformerError as error:
+                broken = error
+                break
             done += len(together)
+        for together, reply in replies:
+            asked = [Result(chosen[number], length=questions[number].length) for number in together]
+            self._read(reply, [questions[number] for number in together], asked, top_k)
             yield from zip(together, asked, strict=True)
+        if broken is not None:
+            raise broken
         if self.progress:
             self.progress("query", len(questions), len(questions))
 
@@ -167,16 +194,19 @@ class EncryptedClient(Asking):
             local.close()
 
     # --- one request -------------------------------------------------------------------------------------------------
-    def _ask(self, questions: list[Question], results: list[Result], top_k: int | None) -> None:
+    def _read(self, reply: Reply | Busy, questions: list[Question], results: list[Result], top_k: int | None) -> None:
+        """Fill in what a reply decrypts to, or why there is nothing."""
         part = questions[0].part
         try:
-            decrypted, report, retried = self.answer(questions)
-        except Busy as error:
+            if isinstance(reply, Busy):
+                raise reply
+            decrypted = reply.open()
+        except (Busy, SealedError) as error:
             for result in results:
                 result.error = error
             return
         for place, (question, result) in enumerate(zip(questions, results, strict=True)):
-            result.report, result.retried = report, retried
+            result.report, result.retried = reply.report, reply.retried
             mine = {n: value[place : place + 1] for n, value in decrypted.items()} if part.texts > 1 else decrypted
             try:
                 result.outputs = decode_real(part.program, mine)
@@ -184,18 +214,15 @@ class EncryptedClient(Asking):
             except AnswerOutOfRange as error:  # never asked again by itself: that tells the server how it decrypts
                 result.error = error
 
-    def answer(self, questions: list[Question]) -> tuple[Mapping[str, Any], Report, str]:
-        """What the answers for all of these decrypt to (models.encrypted.decode_real), in one request: at most two
-        attempts, but for a server that is busy.
-
-        A request that is sent again is encrypted anew; why it was, is the last of what is returned.
-        """
+    def ask(self, questions: list[Question]) -> Reply:
+        """The reply for all of these, in one request: at most two attempts, but for a server that is busy. A request
+        that is sent again is encrypted anew."""
         if self._closed:
             raise ClientError("this client is closed; make a new one")
         deadline, retried = time.monotonic() + self.settings.client.wait, ""
         while True:
             try:
-                return *self._once(questions), retried
+                return replace(self._once(questions), retried=retried)
             except Busy as busy:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -212,7 +239,7 @@ class EncryptedClient(Asking):
                 else:
                     time.sleep(min(REOPEN_SECONDS, max(0.0, deadline - time.monotonic())))
 
-    def _once(self, questions: list[Question]) -> tuple[Mapping[str, Any], Report]:
+    def _once(self, questions: list[Question]) -> Reply:
         part = questions[0].part
         facts, api = self._facts(part), self._server()
         keyed = self._keys(part, facts, api)
@@ -232,7 +259,7 @@ class EncryptedClient(Asking):
                 answer = _unwrapped(line["answer"])
         if answer is None:
             raise PeerGone(SERVER, "ended without an answer", "ask again; see its log")
-        found = keyed.keys.open_reply(unpack("reply", facts.program, facts.reply_items(), answer))
+        sealed = unpack("reply", facts.program, facts.reply_items(), answer)
         report = ckks_report(
             part.program,
             self.part.about["plan"],
@@ -242,7 +269,7 @@ class EncryptedClient(Asking):
             moved=api.sent + api.received - before,
             rss_mb=rss_mb(),
         )
-        return found, report
+        return Reply(keyed.keys, sealed, report)
 
     # --- the server, and keys ----------------------------------------------------------------------------------------
     def _server(self) -> Api:

@@ -1,61 +1,56 @@
-"""TLS to listen with for good, under asyncio: the newest certificates for each connection; a word to who is refused."""
+"""A word to who is refused: asyncio aborts a handshake that fails, and the alert that says why would never leave."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
-import time
-from collections.abc import Callable
-from typing import Any
-
-from ...protocols.errors import PeerError
-from ..service.identity import Identity
-from ..wires import explain
+from contextlib import suppress
+from typing import Any, cast
 
 LINGER_SECONDS = 1.0
 
 
-def listening(identity: Identity, refused: Callable[[PeerError], None]) -> ssl.SSLContext:
-    """Every connection has the context that `identity` has then, with its CA and its list of revoked ones. `refused` is
-    told of handshakes that fail."""
+def telling(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
+    """`context`, for one connection over `sock` (loop.connect_accepted_socket)."""
+    return cast(ssl.SSLContext, _Telling(context, sock))
 
-    class Told(_Handshake):
-        tell = staticmethod(refused)
 
-    class Current(ssl.SSLContext):
-        def wrap_bio(
-            self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any
-        ) -> ssl.SSLObject:
-            identity.accepting.sslobject_class = Told  # type: ignore[assignment]  # as ssl's documentation has it
-            made = identity.accepting.wrap_bio(incoming, outgoing, *args, **options)
-            assert isinstance(made, Told)
-            made.incoming, made.outgoing = incoming, outgoing
-            return made
+class _Telling:
+    """All that asyncio asks of a context."""
 
-    return Current(ssl.PROTOCOL_TLS_SERVER)
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self._context, self._sock = context, sock
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        self._context.sslobject_class = _Handshake  # type: ignore[assignment]  # as ssl's documentation has it
+        made = self._context.wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(made, _Handshake)
+        made.sock, made.outgoing = self._sock, outgoing
+        return made
 
 
 class _Handshake(ssl.SSLObject):
-    """asyncio aborts a handshake that fails: the alert that says why would never leave, and nothing would be logged. So
-    this one seems to wait a little longer, where there is an alert: what is waiting to be sent is sent then."""
-
-    tell: Callable[[PeerError], None]
-    incoming: ssl.MemoryBIO
+    sock: socket.socket
     outgoing: ssl.MemoryBIO
-    failed: ssl.SSLError | None = None
-    until = 0.0
 
     def do_handshake(self) -> None:
-        if self.failed is None:
-            try:
-                return super().do_handshake()
-            except ssl.SSLWantReadError:
-                raise
-            except ssl.SSLError as error:
-                self.tell(explain("peer", error, handshaking=True))
-                if not self.outgoing.pending:  # a stranger that speaks no TLS
-                    raise
-                self.failed, self.until = error, time.monotonic() + LINGER_SECONDS
-        self.incoming.read()  # what it still sends is for nobody
-        if time.monotonic() < self.until:
-            raise ssl.SSLWantReadError
-        raise self.failed
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError:
+            with suppress(OSError):
+                self.sock.send(self.outgoing.read())
+            raise
+
+
+async def farewell(sock: socket.socket) -> None:
+    """Stay until the other side has read why, or for a second: closed with unread bytes, the connection would be reset,
+    and the alert lost."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await loop.sock_recv(sock, 1 << 16):
+                pass

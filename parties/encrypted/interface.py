@@ -15,7 +15,7 @@ certificate, which says who asks:
 Once: reserve room for keys of a program, and upload them. Then: queries. `blindformer query --protocol ckks` and
 `bf.EncryptedClient` do it all.
 
-A message is a head of 38 bytes, then objects, each after its length (4 bytes, little-endian). The head: `BFHE`, 1 for
+A message is a head of 38 bytes, then objects, each after its length (4 bytes, little-endian). The head: `BFHE`, 2 for
 the format, 1, 2 or 3 for keys, request or reply, and the program's SHA-256. The objects are SEAL's own, compressed with
 zstd, in the order that `Circuit` says; fresh ciphertexts and keys have a seed in place of their second half."""
 

@@ -34,7 +34,8 @@ class LocalEncrypted:
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
-        decrypted, report, _ = self._client.answer([Question(0, self._part, row) for row in self._rows(taken)])
+        reply = self._client.ask([Question(0, self._part, row) for row in self._rows(taken)])
+        report = reply.report
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
         timings = Timings(
             online_s=report.online_s,
@@ -42,7 +43,7 @@ class LocalEncrypted:
             online=Meter(sent=report.online_bytes),
             peak_rss_mb=report.peak_rss_mb["client"],
         )
-        return LocalAnswer(decode_real(self._part.program, decrypted), timings, {})
+        return LocalAnswer(decode_real(self._part.program, reply.open()), timings, {})
 
     def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         if self._part.texts == 1:

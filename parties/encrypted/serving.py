@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -11,12 +12,13 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from ...protocols.ckks.facts import facts_from
-from ...protocols.errors import PeerError
 from ...versions import my_version
 from ..config import Address, Settings
 from ..service.identity import Identity, Renewal
@@ -36,8 +38,8 @@ from ..service.running import (
 from ..service.stats import Stats
 from .app import Desk, make_app
 from .bodies import Bodies
-from .front import ClientProtocol, Front
-from .handshakes import listening
+from .entrance import Entrance
+from .front import Front
 from .pool import Pool
 from .store import KeyStore
 
@@ -45,6 +47,9 @@ ROLE = "server"
 HELPERS = "nobody: the client encrypts, and this server computes on ciphertexts"
 ADVERSARY = "a server that follows the protocol; it learns sizes and times alone"
 UPLOADS = 4  # clients that send keys at the same time
+# Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
+# an honest peer needs no longer than two round trips and its request's head.
+ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
 TICK = 1.0
 GB = 1e9
 
@@ -75,7 +80,7 @@ def serve(
 class Serving:
     def __init__(self, settings: Settings, identity: Identity, scratch: Path, more: Sequence[str]) -> None:
         self.mine, self.identity = settings.server, identity
-        self.limits: Limits = make_limits(self.mine)
+        self.limits: Limits = replace(make_limits(self.mine), **ENTERING)
         self.log, self.stats = Log(ROLE, self.mine.log_format), Stats()
         self.exporter = exporter_at(self.mine.metrics, self.log)
         self.pool = Pool(
@@ -114,8 +119,8 @@ class Serving:
             quota = quota_of(self.mine, max(item.texts for item in facts))
             self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS,
                              self.identity.revoked, quota)  # fmt: skip
-            front = self._front()
-            serving = asyncio.create_task(front.serve(sockets=[listener]))
+            front = self._front(listener)
+            serving = asyncio.create_task(front.serve())
             while not front.started and not serving.done():
                 await asyncio.sleep(0.01)
             self._hear_signals(front, lifeline)
@@ -135,7 +140,7 @@ class Serving:
             )  # fmt: skip
             self.stats.set("started", time.time())
             (announce or (lambda said: log_ready(said, self.log)))(said)
-            keeping = asyncio.create_task(self._keep_order())
+            keeping = asyncio.create_task(self._keep_order(front.entrance))
             await serving
             keeping.cancel()
         finally:
@@ -144,21 +149,22 @@ class Serving:
                 self.exporter.close()
         self.log.info("stopped")
 
-    def _front(self) -> Front:
+    def _front(self, listener: socket.socket) -> Front:
         config = uvicorn.Config(
             make_app(self.desk),
-            http=ClientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # what strangers send wrongly is in our log, and not on stderr besides
             access_log=False,
             server_header=False,
-            limit_concurrency=self.limits.sessions + self.pool.room + UPLOADS,
             timeout_graceful_shutdown=max(1, int(self.limits.grace)),
         )
-        config.load()
-        config.ssl = listening(self.identity, self._refused)
-        return Front(config)
+        places = self.limits.sessions + self.pool.room + UPLOADS
+        each = math.ceil(self.limits.share * places)
+        return Front(
+            config, partial(Entrance, listener, self.identity, self.limits, places, each, self.log, self.stats)
+        )
 
     def _hear_signals(self, front: Front, lifeline: int | None) -> None:
         loop = asyncio.get_running_loop()
@@ -180,16 +186,12 @@ class Serving:
 
             loop.add_reader(lifeline, listen)
 
-    def _refused(self, error: PeerError) -> None:
-        self.stats.add("connections", label="refused")
-        self.log.warning("refused", kind=type(error).__name__, what=str(error))
-
     def _show_out(self) -> None:
         """New certificates are for connections to come, and clients' keys stay; of who was revoked they go."""
         for item in [item for item in self.store.sets.values() if self.identity.revoked(item.serial)]:
             self.store.drop(item)
 
-    async def _keep_order(self) -> None:
+    async def _keep_order(self, entrance: Entrance) -> None:
         """Once a second: keys that nobody uses go, and the numbers are handed on."""
         while True:
             await asyncio.sleep(TICK)
@@ -198,6 +200,7 @@ class Serving:
             while self._forgotten:
                 await self.pool.forget(self._forgotten.pop())
             gauges = {
+                **entrance.gauges,
                 "sessions": len(self.store.sets),
                 "running": self.pool.running,
                 "queued": self.pool.waiting,

@@ -83,6 +83,7 @@ class Worker:
 
     def do_query(self, head: dict[str, Any], body: bytes) -> None:
         from ...protocols.ckks.files import to_bytes
+        from ...protocols.ckks.hiding import hide
         from ...protocols.ckks.keys import load_request
 
         program = head["program"]
@@ -91,7 +92,7 @@ class Worker:
         inputs = load_request(evaluator.ring, unpack("request", program, facts.request_items(), body), facts.inputs)
         self._say({"good": True})
         started = time.perf_counter()
-        answers = evaluator.run(inputs, keys, self._progress)
+        answers = hide(evaluator.ring, evaluator.run(inputs, keys, self._progress), keys)
         reply = pack("reply", program, (to_bytes(answers[item.number]) for item in facts.reply_items()))
         self._say({"seconds": time.perf_counter() - started}, b"".join(reply))
 

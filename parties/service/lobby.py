@@ -78,20 +78,25 @@ class Lobby:
         return len(self._visitors)
 
     def enter(self, sock: socket.socket, host: str, port: int) -> tuple[Visitor, Visitor | None]:
-        """(the new visitor, the one that has to leave for it).
-
-        It is the oldest that is not ready, of the host that holds most: an honest peer is ready after a round trip.
-        """
-        pushed_out = None
-        if len(self._visitors) >= self._size:
-            held = Counter(visitor.host for visitor in self._visitors)
-            pushed_out = min(
-                self._visitors, key=lambda visitor: (visitor.sight is Sight.ready, -held[visitor.host], visitor.end)
-            )
-            self._visitors.remove(pushed_out)
+        """(the new visitor, the one that has to leave for it)."""
+        pushed_out = self.push_out() if len(self._visitors) >= self._size else None
         visitor = Visitor(sock, host, port, self._clock() + self._seconds)
         self._visitors.append(visitor)
         return visitor, pushed_out
+
+    def push_out(self) -> Visitor | None:
+        """Take out the one that has to leave where room is short; None if nobody is here.
+
+        It is the oldest that is not ready, of the host that holds most: an honest peer is ready after a round trip.
+        """
+        if not self._visitors:
+            return None
+        held = Counter(visitor.host for visitor in self._visitors)
+        chosen = min(
+            self._visitors, key=lambda visitor: (visitor.sight is Sight.ready, -held[visitor.host], visitor.end)
+        )
+        self._visitors.remove(chosen)
+        return chosen
 
     def look(self, visitor: Visitor) -> Sight:
         """Look again at one that is here. A stranger and one that is gone leave; the caller closes their socket."""

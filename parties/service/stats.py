@@ -27,7 +27,7 @@ METRICS: dict[str, Metric] = {
     "bytes": Metric("counter", "Payload of answered queries, by direction and phase", "direction"),
     "seconds": Metric("histogram", "Seconds of a query, by phase", "phase"),
     "lobby": Metric("gauge", "Connections that have not shown a TLS hello yet"),
-    "handshakes": Metric("gauge", "Children in the handshake"),
+    "handshakes": Metric("gauge", "Connections in the handshake"),
     "sessions": Metric("gauge", "Open sessions"),
     "running": Metric("gauge", "Queries that hold a worker"),
     "queued": Metric("gauge", "Queries that wait for a worker"),

@@ -8,7 +8,6 @@ gives back what it held and touches nobody else. When the supervisor dies, every
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import selectors
@@ -21,22 +20,18 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
+from .acceptor import Acceptor
 from .child import Control, become_child
 from .children import Children, Seat
 from .control import Introduced, Report
 from .exporter import Exporter
 from .identity import Certificates, Renewal
 from .limits import Limits
-from .lobby import Lobby, Sight, Visitor
+from .lobby import Visitor
 from .logs import Log
 from .stats import Stats
 
-TICK = 0.25  # seconds between looks at deadlines
-PARTIAL_TICK = 0.05  # between looks at a hello of which a part has come
 FEED_SECONDS = 1.0
-ACCEPT_AT_ONCE = 16
-BREATH = 0.2  # no accepting for so long when the machine has no file, process or memory to give
-OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
 
 class Service(Protocol):
@@ -79,22 +74,22 @@ class Supervisor:
     ) -> None:
         self._lifeline = lifeline
         self._terminal = os.isatty(0)
-        self._listener, self._service, self._limits = listener, service, limits
+        self._service, self._limits = service, limits
         self._log, self._stats, self._exporter = log, stats, exporter
         self._selector = selectors.DefaultSelector()
-        self._lobby = Lobby(limits.lobby, limits.lobby_seconds)
+        # A line to each child, be it a session's, a relay's, in the handshake or a measurement.
+        lines = 2 * limits.sessions + limits.handshakes + limits.probes
+        self._acceptor = Acceptor(listener, limits, lines, log, stats, self._watch, self._selector.unregister)
         self._children = Children(service, limits, log, stats, self._selector)
         self._renewal = Renewal(service.identity, log, self._children.show_out)
         self._wake, self._woken = os.pipe()
         self._signals: Counter[int] = Counter()
-        self._resume_at: float | None = None
         self._fed = 0.0
         self._stop_by: float | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve, until a signal says stop and every child is gone. `ready` is called once signals are heard."""
-        self._listener.setblocking(False)
-        self._watch(self._listener, self._accept)
+        self._acceptor.start()
         self._watch(self._wake, self._swallow)
         if self._lifeline is not None:
             self._watch(self._lifeline, self._read_lifeline)
@@ -113,90 +108,31 @@ class Supervisor:
         self._log.info("stopped")
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(PARTIAL_TICK if self._lobby.partial else TICK):
+        for key, _ in self._selector.select(self._acceptor.tick):
             if self._selector.get_map().get(key.fd) is key:  # not gone by an earlier event of this turn
                 key.data()
         self._obey_signals()
         self._renewal.look()
-        for visitor in self._lobby.partial:
-            self._look(visitor)
-        for visitor in self._lobby.expired():
-            self._drop(visitor, f"its {self._limits.lobby_seconds:g} seconds are over")
-        self._children.keep_order(self._lobby.ready)
+        self._acceptor.turn()
+        self._children.keep_order(self._acceptor.ready)
         if self._stop_by is not None and time.monotonic() >= self._stop_by:
             self._children.end_all()
-        self._resume()
         self._let_in()
         self._feed()
 
     # -- the door
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPT_AT_ONCE):
-            try:
-                sock, (host, port, *_) = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in OUT_OF:
-                    self._breathe(error)
-                    return
-                continue  # that one hung up before it was accepted
-            sock.setblocking(False)
-            visitor, pushed_out = self._lobby.enter(sock, host, port)
-            if pushed_out:
-                self._drop(pushed_out, "others wait")
-            self._watch(sock, lambda visitor=visitor: self._look(visitor))
-            self._look(visitor)
-
-    def _look(self, visitor: Visitor) -> None:
-        before = visitor.sight
-        sight = self._lobby.look(visitor)
-        if before is Sight.silent and sight is not Sight.silent:
-            self._selector.unregister(visitor.sock)
-        if sight is Sight.stranger:
-            self._stats.add("connections", label="not_tls")
-            self._log.warning("refused", address=visitor.address, kind="NotTls", what=sight.value)
-            visitor.sock.close()
-        elif sight is Sight.gone:
-            self._stats.add("connections", label="gone")
-            visitor.sock.close()
-
-    def _drop(self, visitor: Visitor, why: str) -> None:
-        if visitor.sight is Sight.silent:
-            self._selector.unregister(visitor.sock)
-        visitor.sock.close()
-        self._stats.add("connections", label="dropped")
-        self._log.warning("dropped", address=visitor.address, what=f"{visitor.sight.value}; {why}")
-
     def _let_in(self) -> None:
         """Fork children for those that are ready, as far as there is room."""
-        while self._resume_at is None:
-            inside = self._children.handshaking()
-            if inside.total() >= self._limits.handshakes:
-                return
-            visitor = self._lobby.next(inside)
+        while (inside := self._children.handshaking()).total() < self._limits.handshakes:
+            visitor = self._acceptor.next(inside)
             if visitor is None:
                 return
             try:
                 self._fork(visitor)
             except OSError as error:
-                self._drop(visitor, "this machine has no room for a process")
-                self._breathe(error)
-
-    def _breathe(self, error: OSError) -> None:
-        """The machine has no file, process or memory left: take nobody for a moment, rather than spin."""
-        if self._resume_at is None and self._stop_by is None:
-            self._selector.unregister(self._listener)
-        self._resume_at = time.monotonic() + BREATH
-        self._stats.add("connections", label="no_room")
-        self._log.error("no-room", what=f"nobody is let in for {BREATH:g} s: {error.strerror}")
-
-    def _resume(self) -> None:
-        if self._resume_at is not None and time.monotonic() >= self._resume_at:
-            self._resume_at = None
-            if self._stop_by is None:
-                self._watch(self._listener, self._accept)
+                self._acceptor.drop(visitor, "this machine has no room for a process")
+                self._acceptor.pause(error)
 
     def _fork(self, visitor: Visitor) -> None:
         """Errors: OSError, with nothing done."""
@@ -221,11 +157,9 @@ class Supervisor:
         """In the child: let go of all that is the supervisor's or another child's, then work."""
         mine.close()
         self._selector.close()
-        self._listener.close()
+        self._acceptor.let_go()
         os.close(self._wake)
         os.close(self._woken)
-        for other in self._lobby.close():
-            other.sock.close()
         self._children.forget()
         if self._exporter:
             self._exporter.forget()
@@ -281,11 +215,7 @@ class Supervisor:
         self._stop_by = time.monotonic() + self._limits.grace
         self._stats.set("stopping", 1)
         self._log.info("stopping", what="running queries may finish", seconds=self._limits.grace)
-        if self._resume_at is None:
-            self._selector.unregister(self._listener)
-        self._listener.close()
-        for visitor in self._lobby.close():
-            self._drop(visitor, "the service stops")
+        self._acceptor.stop()
         self._children.ask_to_stop()
 
     def _feed(self) -> None:
@@ -293,7 +223,7 @@ class Supervisor:
         if self._exporter is None or now - self._fed < FEED_SECONDS:
             return
         self._fed = now
-        self._stats.set("lobby", len(self._lobby))
+        self._stats.set("lobby", len(self._acceptor))
         self._stats.set("certificate_expires", self._service.identity.expires)
         for name, value in {**self._children.gauges(), **self._service.gauges()}.items():
             self._stats.set(name, value)

@@ -13,6 +13,8 @@ from .circuit import Circuit, Ends, Input, Output
 from .parameters import CkksError, Parameters
 from .sealed import ciphertext_bytes, most_bytes, relinearisation_bytes, rotation_bytes
 
+RELINEARISATION, PUBLIC = 0, 1  # numbers of keys that are no rotation's: a Galois element is 3 or more
+
 
 @dataclass(frozen=True)
 class Item:
@@ -42,9 +44,10 @@ class Facts:
     def key_items(self) -> list[Item]:
         """What a client uploads once."""
         degree, levels = self.parameters.degree, self.parameters.levels
-        first = Item(0, relinearisation_bytes(degree, levels), "relinearisation key")
+        first = Item(RELINEARISATION, relinearisation_bytes(degree, levels), "relinearisation key")
+        public = Item(PUBLIC, ciphertext_bytes(degree, levels + 2, seeded=False), "public key")
         size = rotation_bytes(degree, levels)
-        return [first, *(Item(element, size, f"rotation key {element}") for element in self.elements)]
+        return [first, public, *(Item(element, size, f"rotation key {element}") for element in self.elements)]
 
     def request_items(self) -> list[Item]:
         return [self._ciphertext(number, depth, True) for number, depth in self.inputs.items()]
@@ -55,7 +58,7 @@ class Facts:
     def key_memory(self) -> int:
         """Bytes of the evaluation keys where they are computed with: SEAL draws the seeded halves then."""
         part = 8 * self.parameters.degree * (self.parameters.levels + 2)
-        return 2 * part * (self.parameters.levels + 1) * (1 + len(self.elements))
+        return 2 * part * (1 + (self.parameters.levels + 1) * (1 + len(self.elements)))
 
     def _ciphertext(self, number: int, depth: int, fresh: bool) -> Item:
         primes = self.parameters.levels + 1 - depth

@@ -17,7 +17,7 @@ from .sealed import SealedError, check_sealed
 
 Kind = Literal["keys", "request", "reply"]
 KINDS: dict[Kind, int] = {"keys": 1, "request": 2, "reply": 3}
-FORMAT = 1
+FORMAT = 2
 HEAD = struct.Struct("<4sBB32s")
 LENGTH = struct.Struct("<I")
 _MAGIC = b"BFHE"
@@ -92,7 +92,9 @@ class Reader:
         magic, number, kind, program = HEAD.unpack(found)
         wanted = HEAD.unpack(self._head)
         if magic != _MAGIC or number != FORMAT or kind != wanted[2]:
-            raise FrameError(f"this is no message of kind {self._kind}, format {FORMAT}")
+            raise FrameError(
+                f"this is no message of kind {self._kind}, format {FORMAT}; do both sides run one version?"
+            )
         if program != wanted[3]:
             raise OtherProgram("the message is for another program; get the client's folder of this compilation")
         self._greeted = True

@@ -16,6 +16,7 @@ import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
 from .circuit import Ends
 from .exact import packed
+from .facts import PUBLIC, RELINEARISATION
 from .files import from_bytes, to_bytes
 from .parameters import CkksError, Parameters
 from .sealed import SealedError
@@ -67,9 +68,10 @@ class Ring:
 
 @dataclass(frozen=True)
 class EvaluationKeys:
-    """What the server computes with: it decrypts nothing. `galois`: a key by Galois element."""
+    """What the server computes with: it decrypts nothing. `public`: for hiding.py; `galois`: by Galois element."""
 
     relinearise: Any
+    public: Any
     galois: Mapping[int, Any]
 
 
@@ -100,18 +102,25 @@ class ClientKeys:
         for element in self.elements:
             galois[element] = seal.GaloisKeys()
             generator.create_galois_keys([element], galois[element])
-        return EvaluationKeys(relinearise, galois)
+        return EvaluationKeys(relinearise, self._public(generator), galois)
 
     def sealed_evaluation(self) -> Iterator[bytes]:
-        """The same, one by one, in the order of Facts.key_items: made anew, half of each a seed."""
+        """The same, one by one, in the order of Facts.key_items: made anew, half of each but the public key a seed."""
         generator = self._generator()
         yield to_bytes(generator.create_relin_keys())
+        yield to_bytes(self._public(generator))
         for element in self.elements:
             yield to_bytes(generator.create_galois_keys([element]))
 
     def secret_bytes(self) -> bytes:
         """The secret key. For a file that only its owner can read, and for nothing else."""
         return to_bytes(self._secret)
+
+    @staticmethod
+    def _public(generator: Any) -> Any:
+        made = seal.PublicKey()
+        generator.create_public_key(made)
+        return made
 
     def _generator(self) -> Any:
         return seal.KeyGenerator(self.ring.context, self._secret)
@@ -143,16 +152,16 @@ class ClientKeys:
         results = {}
         for output in self.ends.outputs:
             rows = self.slots({number: answers[number] for number in output.ciphertexts})
-            results[output.name] = output.layout.collect(np.array(list(rows.values()))).reshape(output.shape)
+            results[output.name] = output.layout.collect(np.real(list(rows.values()))).reshape(output.shape)
         return results
 
     def slots(self, ciphertexts: Mapping[int, Any]) -> dict[int, Array]:
-        """What each holds, [slots]."""
+        """What each holds, complex [slots]: what is meant is the real part, noise is in both."""
         decryptor, found = seal.Decryptor(self.ring.context, self._secret), {}
         for number, ciphertext in ciphertexts.items():
             plain = seal.Plaintext()
             decryptor.decrypt(ciphertext, plain)
-            found[number] = np.array(self.ring.encoder.decode_double(plain))
+            found[number] = np.array(self.ring.encoder.decode_complex(plain))
         return found
 
     def open_reply(self, sealed: Mapping[int, bytes]) -> dict[str, Array]:
@@ -165,17 +174,20 @@ class ClientKeys:
 
 
 def load_evaluation(ring: Ring, sealed: Iterable[tuple[int, bytes]]) -> EvaluationKeys:
-    """A client's evaluation keys from (number, bytes), one after the other; 0 is that of relinearisation.
+    """A client's evaluation keys from (number, bytes), one after the other, numbered as Facts.key_items are.
 
     Errors: SealedError.
     """
     loaded: dict[int, Any] = {}
     for number, data in sealed:
-        what = f"rotation key {number}" if number else "relinearisation key"
-        loaded[number] = from_bytes(seal.GaloisKeys if number else seal.RelinKeys, ring.context, data, what)
-        if loaded[number].size() != 1 or (number and not loaded[number].has_key(number)):
+        what = {RELINEARISATION: "relinearisation key", PUBLIC: "public key"}.get(number, f"rotation key {number}")
+        kind = {RELINEARISATION: seal.RelinKeys, PUBLIC: seal.PublicKey}.get(number, seal.GaloisKeys)
+        loaded[number] = made = from_bytes(kind, ring.context, data, what)
+        if kind is seal.PublicKey:
+            continue
+        if made.size() != 1 or (kind is seal.GaloisKeys and not made.has_key(number)):
             raise SealedError(f"{what}: is the key of another rotation; make keys for this program")
-    return EvaluationKeys(loaded.pop(0), loaded)
+    return EvaluationKeys(loaded.pop(RELINEARISATION), loaded.pop(PUBLIC), loaded)
 
 
 def load_request(ring: Ring, sealed: Mapping[int, bytes], depth: Mapping[int, int]) -> dict[int, Any]:

@@ -255,7 +255,8 @@ def test_masked_weights_travel_once(site, connect):
     assert second.query(TEXTS[0]).report.setup_bytes == 0
 
 
-def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_path, threads):
+def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_path, threads, monkeypatch):
+    """And all others are asked, as if it had been good."""
     (compiled,) = compile_lengths(loaded := load(tiny_classifier), [8], texts=TEXTS).values()
     program = compiled.program
     last = list(program.instructions)
@@ -266,8 +267,11 @@ def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_p
     assert [type(result.error) for result in found] == [AnswerOutOfRange] * 2
     assert [result.value for result in found] == [None] * 2
     assert all(result.report.rounds for result in found)
+    asked, answer = [], client._answer
+    monkeypatch.setattr(client, "_answer", lambda *question: asked.append(question) or answer(*question))
     with pytest.raises(AnswerOutOfRange):
-        client.query(TEXTS[0])
+        client.query_many(TEXTS[:2])
+    assert len(asked) == 2
 
 
 # --- busy, lost ------------------------------------------------------------------------------------------------------

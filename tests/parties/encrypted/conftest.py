@@ -20,10 +20,11 @@ from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.client import EncryptedClient
 from blindformer.parties.encrypted.http import Api
 from blindformer.protocols.ckks.frames import pack
+from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.conftest import save_tokenizer, tiny_config
-from blindformer.tests.parties.service.harness import Running
+from blindformer.tests.parties.service.harness import FEW_FILES, Running
 from blindformer.tests.protocols.test_ckks import small
 
 pytest.importorskip("tenseal")
@@ -66,7 +67,7 @@ class Site:
         command = [sys.executable, "-P", "-m", "blindformer.parties.cli", "serve", str(made.folder / "server"),
                    "--protocol", "ckks", "--certs", str(made.certificates), "--listen", "127.0.0.1:0",
                    "--log-format", "json", "--any-ring", *options]  # fmt: skip
-        self.service = Running(command)
+        self.service = Running(command, files=FEW_FILES)
         self.service.wait_for("ready", patience=120)
 
     @property
@@ -93,7 +94,7 @@ def site(made):
         yield running
 
 
-ERROR = 2.0**-12
+ERROR = 2.0**-12 + 6 * DEVIATION
 
 
 def clear(made, questions):

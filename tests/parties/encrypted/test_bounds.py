@@ -171,7 +171,8 @@ def test_who_was_revoked_since_the_handshake_is_refused():
 
         desk = Desk({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
                     revoked=lambda serial: serial == "BAD")  # fmt: skip
-        scope = {"type": "http", "state": {"role": "client", "peer": "ab", "serial": serial}}
+        state = {"role": "client", "peer": "ab", "serial": serial, "seat": lambda: None}
+        scope = {"type": "http", "state": state}
         await ClientsAlone(app, desk)(scope, None, send)
         return sent
 

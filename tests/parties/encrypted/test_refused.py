@@ -72,7 +72,7 @@ def test_keys_that_are_none_are_refused(client, api, program):
         with pytest.raises(KeysGone):
             api.ask("GET", f"/v1/keys/{name}")
     name = api.ask("POST", f"/v1/models/{program}/keys")["keys"]
-    api.ask("PUT", f"/v1/keys/{name}", pack("keys", program, [*sealed[:1], *sealed[2:], sealed[1]]))
+    api.ask("PUT", f"/v1/keys/{name}", pack("keys", program, [*sealed[:2], *sealed[3:], sealed[2]]))
     body = request_of(client, ClientKeys(part.circuit.ends, part.circuit.facts.parameters), TEXTS[:1])
     assert "is the key of another rotation" in refused(api, "POST", f"/v1/keys/{name}/queries", body)
     assert "is not served here" in refused(api, "POST", f"/v1/models/{'cd' * 32}/keys")

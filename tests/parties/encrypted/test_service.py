@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -28,8 +29,9 @@ from blindformer.parties.certificates import (
 from blindformer.parties.config import parse_address
 from blindformer.parties.encrypted.http import Api
 from blindformer.parties.service.quota import Quota
+from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerRefused
-from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused
+from blindformer.tests.parties.encrypted.conftest import ERROR, TEXTS, Site, clear, refused, request_of
 from blindformer.tests.parties.service.harness import eventually
 
 # Answers.
@@ -54,22 +56,55 @@ def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
     assert client(TEXTS[0])[0].keys() == {"label", "score"}
 
 
-def test_an_answer_out_of_range_is_not_asked_for_again(client, monkeypatch):
-    """The server would learn from it how its answer decrypts: one bit a query, which it could choose."""
-    asked, answer = [], client.answer
+def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, monkeypatch):
+    """It would learn how what it sends decrypts: one bit a query, which it could choose. The first request's answer is
+    bad, for one of its texts; a consumer reads all, or leaves at the first result, or wants none of it then."""
+    decrypt, exchange, seen = ClientKeys.decrypt, Api._exchange, []
 
-    def spoilt(questions):
-        asked.append(len(questions))
-        found, *rest = answer(questions)
-        found["logits"][1] = 1e30
-        return found, *rest
+    def recorded(self, method, path, body):
+        size = [0] if body is not None else []
+        seen.append((method, path, size))
 
-    monkeypatch.setattr(client, "answer", spoilt)
-    found = dict(client.stream(["", *TEXTS[:2]]))
-    assert isinstance(found[2].error, AnswerOutOfRange)
-    assert isinstance(found[0].error, InputError)
-    assert len(found[1].value) == 3  # that of the other text of the request is good
-    assert asked == [2]
+        def counted():
+            for piece in body:
+                size[0] += len(piece)
+                yield piece
+
+        return exchange(self, method, path, counted() if size else None)
+
+    monkeypatch.setattr(Api, "_exchange", recorded)
+    client.query(TEXTS[0])
+
+    def ask(consume, bad):
+        def spoilt(keys, answers):
+            found = decrypt(keys, answers)
+            while bad:
+                found["logits"][bad.pop()] = 1e30
+            return found
+
+        monkeypatch.setattr(ClientKeys, "decrypt", spoilt)
+        seen.clear()
+        with contextlib.suppress(AnswerOutOfRange):
+            return consume(), list(seen)
+        return None, list(seen)
+
+    for consume in (
+        lambda: dict(client.stream(["", *TEXTS[:3]])),
+        lambda: next(client.stream(TEXTS[:3])),
+        lambda: client(TEXTS[:3]),
+    ):
+        (good, expected), (found, requests) = ask(consume, []), ask(consume, [0])
+        assert good is not None
+        assert [entry[:2] for entry in requests] == [entry[:2] for entry in expected]
+        assert len(requests) == 2
+        for request, usual in zip(requests, expected, strict=True):
+            assert request[2] == pytest.approx(usual[2], rel=0.01)  # how well what is random compresses is random
+        if isinstance(found, dict):
+            assert isinstance(found[1].error, AnswerOutOfRange)
+            assert isinstance(found[0].error, InputError)
+            assert all(found[number].value for number in (2, 3))  # of the same request, and of the next
+        else:
+            assert found is None or isinstance(found[1].error, AnswerOutOfRange)
 
 
 def test_several_clients_are_answered(site, made):
@@ -167,6 +202,13 @@ def test_an_answer_to_another_key_is_an_error(site, client, keyed):
         result = next(iter(mine.stream([TEXTS[0]])))[1]
         mine._keyed.clear()  # they are the other client's
     assert isinstance(result.error, AnswerOutOfRange)
+
+
+def test_one_request_has_another_reply_each_time(client, keyed, api):
+    """What is computed has no chance in it, so a client could hold it against weights that it guesses."""
+    request = request_of(client, keyed.keys, TEXTS[:2])
+    replies = [list(api.lines(f"/v1/keys/{keyed.name}/queries", [request]))[-1]["answer"] for _ in range(2)]
+    assert replies[0] != replies[1]
 
 
 # What it says of itself.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ import psutil
 from blindformer.parties.certificates import make_certificates
 
 PATIENCE = 60.0  # seconds for anything to happen on a machine that is busy
+FEW_FILES = 256  # that a process may open
+CROWD = 400
+SERVED_SECONDS = 10.0  # for a good client, whatever a crowd does meanwhile
 Address = tuple[str, int]
 
 
@@ -46,8 +51,10 @@ def runs(process: psutil.Process) -> bool:
 class Running:
     """A service as a process: `words` is its command, its log (JSON lines) comes on stderr."""
 
-    def __init__(self, words: list[str], cwd: Path | None = None, lifeline: bool = False) -> None:
-        """`lifeline`: its stdin is a pipe, `process.stdin`, and not empty."""
+    def __init__(
+        self, words: list[str], cwd: Path | None = None, lifeline: bool = False, files: int | None = None
+    ) -> None:
+        """`lifeline`: its stdin is a pipe, `process.stdin`, and not empty. `files`: so many may each process open."""
         self.words = words
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []  # lines of stderr that are no log: there should be none
@@ -63,6 +70,8 @@ class Running:
             cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        if files:  # before it has imported anything
+            psutil.Process(self.process.pid).rlimit(resource.RLIMIT_NOFILE, (files, files))
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         self._descendants: dict[int, psutil.Process] = {}
@@ -192,6 +201,24 @@ class Running:
             self._news.notify_all()
 
 
+@contextlib.contextmanager
+def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0.1") -> Iterator[list[socket.socket]]:
+    """So many connections from `host` at once, each of which says `words` and no more, while the context lasts."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # this process needs a file for each of them
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in found:
+            sock.bind((host, 0))
+            sock.setblocking(False)
+            sock.connect_ex(address)  # nobody waits: the service may have no room for all
+        for sock in found if words else ():
+            with contextlib.suppress(OSError):
+                sock.settimeout(1.0)
+                sock.sendall(words)
+        yield found
+
+
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "blindformer.parties.cli", *words]
 
@@ -249,7 +276,9 @@ class Deployment:
             **self._options[role],
             **{f"--{name.replace('_', '-')}": value for name, value in more.items()},
         }
-        running = Running(command(*words, *(word for option in options.items() for word in option)), self.folder)
+        running = Running(
+            command(*words, *(word for option in options.items() for word in option)), self.folder, files=FEW_FILES
+        )
         if not more:
             self._services[role] = running
         try:

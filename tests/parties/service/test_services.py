@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,15 @@ from blindformer.parties.session import ClientParty
 from blindformer.parties.tls import dial
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
-from blindformer.tests.parties.service.harness import Deployment, Running, command, eventually
+from blindformer.tests.parties.service.harness import (
+    CROWD,
+    SERVED_SECONDS,
+    Deployment,
+    Running,
+    command,
+    crowd,
+    eventually,
+)
 from blindformer.versions import spoken_version
 
 TEXT = "how is my password ?"
@@ -106,6 +115,18 @@ def expected(compiled, part):
         engine = ClearEngine({**question.sources(), **held.weights, **held.constants})
         found[length] = decode_outputs(held.program, interpret(held.program, engine).outputs)
     return found
+
+
+def test_a_silent_crowd_shuts_nobody_out(site, part, expected):
+    """More connections than a process may open files: to the server and to the dealer, and half a TLS hello in some."""
+    with contextlib.ExitStack() as stack:
+        for running in (site.server, site.dealer):
+            stack.enter_context(crowd(running.address, CROWD))
+            stack.enter_context(crowd(running.address, CROWD // 4, b"\x16\x03\x01\x01\x00half"))
+        started = time.monotonic()
+        with client(site, part) as mine:
+            check(mine.ask(), expected[8])
+        assert time.monotonic() - started < SERVED_SECONDS
 
 
 def test_two_clients_at_once_with_programs_of_two_lengths(site, part, expected):

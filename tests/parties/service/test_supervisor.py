@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from blindformer.tests.parties.service.harness import Running, eventually
+from blindformer.tests.parties.service.harness import Running, crowd, eventually
 from blindformer.tests.parties.service.toy import HELLO
 
 TOY = Path(__file__).with_name("toy.py")
@@ -252,11 +252,14 @@ def test_it_ends_with_whoever_holds_its_lifeline(start, tmp_path):
 
 
 def test_when_no_file_is_left_it_waits_and_goes_on(start):
-    toy = start(files=24, lobby=64, handshakes=64, sessions=64)
-    crowd = [Peer(toy, hello=False) for _ in range(30)]
-    toy.wait_for("no-room")
-    for peer in crowd:
-        peer.close()
+    """The silent make room for others; processes that cannot start do not stop those that run."""
+    toy = start(files=40, lobby=64, lobby_seconds=60, handshakes=64, sessions=64, share=1.0)
+    with crowd(toy.address, 60):
+        first = Peer(toy)
+        assert first.answer == "open"
+    with crowd(toy.address, 60, HELLO):
+        toy.wait_for("no-room")
+        assert first.ask("query 1") == "go 1"
     assert Peer(toy).answer == "open"
 
 
