@@ -393,6 +393,17 @@ def test_the_worked_examples_of_contributing_work(tmp_path):
     assert off < 2**-10
 
 
+def test_every_claim_of_the_threat_model_names_tests_that_exist():
+    page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| (`[\w/]*\.py::test_.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        file = ""
+        for path, name in re.findall(r"`([\w/]*(?:\.py)?)::(\w+)`", row):
+            file = path or file
+            assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
 def test_changelog_names_this_version():
     import tomllib
 
