@@ -8,6 +8,7 @@ from blindformer.models.interpreter import interpret
 from blindformer.models.prelude import run_prelude
 from blindformer.models.pricing import price
 from blindformer.models.reference import run as run_float
+from blindformer.models.revealed import FRACTION
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import CONFIGURATIONS
 from blindformer.tests.protocols.harness import run_beaver, run_session
@@ -75,13 +76,14 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
 
 @every
 def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
-    """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10."""
+    """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and what
+    is revealed by a unit of 2^-12 and a half more."""
     made = tiny(name, plan)
     batch = made.batches[1]
     ran = run_beaver(case_of(made, batch), timeout=60)
     expected = clear(made, batch)
     for output, got in made.compiled.decode(ran.outputs).items():
-        assert (got - expected[output]).abs().max() < UNIT
+        assert (got - expected[output]).abs().max() < UNIT + 1.5 * 2**-FRACTION
     declared = price(made.compiled.program)
     assert (ran.rounds, ran.online.sent, ran.online.received) == (declared.rounds, declared.up, declared.down)
     assert ran.offline_bytes == declared.offline_bytes
@@ -167,4 +169,4 @@ def test_one_compilation_serves_a_whole_session(tiny):
     session = run_session(case, queries=2, timeout=60)
     expected = clear(made, made.batches[3])["logits"]
     for answer in session.answers:
-        assert (made.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT
+        assert (made.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION
