@@ -66,7 +66,7 @@ test: lint
 # Federated training comes second: Flower pins typer, rich, fastapi and others to what is newer than our bounds. CrypTen
 # asks for any torchvision, and each has one torch.
 OLD := .venv-lowest/bin/python
-LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.22' --editable
+LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.24' --editable
 lowest: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(LOWEST) '.[crypten,data,dev,he]'

@@ -76,8 +76,8 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
 
 @every
 def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
-    """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and what
-    is revealed by a unit of 2^-12 and a half more."""
+    """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and
+    what is revealed by a unit of 2^-12 and a half more."""
     made = tiny(name, plan)
     batch = made.batches[1]
     ran = run_beaver(case_of(made, batch), timeout=60)
