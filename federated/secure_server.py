@@ -38,7 +38,7 @@ Send = Callable[[Iterable[Message]], list[Message]]
 
 
 @dataclass(frozen=True)
-class Dealt:
+class Commitments:
     """Digests of a client's shares by holder (of its seed's, then of its key's), and of its seed."""
 
     shares: Mapping[int, tuple[bytes, bytes]]
@@ -59,7 +59,7 @@ class Session:
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     members: dict[int, Member] = field(default_factory=dict)
     boxes: dict[int, dict[int, bytes]] = field(default_factory=dict)  # by receiver, then sender
-    dealt: dict[int, Dealt] = field(default_factory=dict)
+    dealt: dict[int, Commitments] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Session:
         self.boxes = {i: {} for i in replies}
         for sender, reply in replies.items():
             halves = [(both[:DIGEST_BYTES], both[DIGEST_BYTES:]) for both in reply["digests"]]
-            self.dealt[sender] = Dealt(dict(zip(ids, halves, strict=True)), reply["seed"])
+            self.dealt[sender] = Commitments(dict(zip(ids, halves, strict=True)), reply["seed"])
             for receiver, box in zip(reply["ids"], reply["boxes"], strict=True):
                 if receiver in self.boxes:
                     self.boxes[receiver][sender] = box

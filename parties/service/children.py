@@ -18,7 +18,7 @@ from ..wires import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
 from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Limited, Probing, Release, Report, Want
-from .identity import Certificates
+from .identity import Renewable
 from .limits import Limits
 from .logs import Log
 from .stats import Stats
@@ -31,7 +31,7 @@ class Answers(Protocol):
     """The part of a service that answers reports (supervisor.Service)."""
 
     @property
-    def identity(self) -> Certificates: ...
+    def identity(self) -> Renewable: ...
 
     def seat(self, role: str) -> Seat: ...
 

@@ -105,7 +105,7 @@ class Identity:
             )
 
 
-class Certificates(Protocol):
+class Renewable(Protocol):
     """What a service has of `Identity`."""
 
     @property
@@ -119,7 +119,7 @@ class Certificates(Protocol):
 class Renewal:
     """Has a service take up new files. `taken`: called after they have been, to show out whoever was revoked."""
 
-    def __init__(self, identity: Certificates, log: Log, taken: Callable[[], None]) -> None:
+    def __init__(self, identity: Renewable, log: Log, taken: Callable[[], None]) -> None:
         self._identity, self._log, self._taken = identity, log, taken
         self._look_at = self._warn_at = 0.0  # of the monotonic clock
 

@@ -25,7 +25,7 @@ from .child import Control, become_child
 from .children import Children, Seat
 from .control import Introduced, Report
 from .exporter import Exporter
-from .identity import Certificates, Renewal
+from .identity import Renewable, Renewal
 from .limits import Limits
 from .lobby import Visitor
 from .logs import Log
@@ -38,7 +38,7 @@ class Service(Protocol):
     """What a supervisor serves."""
 
     @property
-    def identity(self) -> Certificates:
+    def identity(self) -> Renewable:
         """In the supervisor: this party's certificate, and who is revoked."""
         ...
 
