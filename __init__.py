@@ -22,40 +22,40 @@ if TYPE_CHECKING:
     from .models.data import load_data
     from .models.distillation import distill
     from .models.loading import Loaded, load
-    from .parties.asking import Result
-    from .parties.client import Client
-    from .parties.encrypted.client import EncryptedClient
-    from .parties.estimate import Estimate, estimate
-    from .parties.launcher import LocalParties, run_local
-    from .parties.private import PrivateModel, make_private
-    from .parties.report import Report
+    from .parties.client.base import Result
+    from .parties.client.encrypted import EncryptedClient
+    from .parties.client.sessions_client import Client
+    from .parties.local.launcher import LocalParties, run_local
+    from .parties.local.private import PrivateModel, make_private
+    from .parties.reports.estimate import Estimate, estimate
+    from .parties.reports.report import Report
 
     __version__: str
 
 # Where each public name lives.
 _HOMES = {
     "BlindformerError": ".errors",
-    "Client": ".parties.client",
+    "Client": ".parties.client.sessions_client",
     "Compiled": ".models.compile",
-    "EncryptedClient": ".parties.encrypted.client",
-    "Estimate": ".parties.estimate",
+    "EncryptedClient": ".parties.client.encrypted",
+    "Estimate": ".parties.reports.estimate",
     "Loaded": ".models.loading",
-    "LocalParties": ".parties.launcher",
+    "LocalParties": ".parties.local.launcher",
     "Plan": ".approximations",
-    "PrivateModel": ".parties.private",
-    "Report": ".parties.report",
-    "Result": ".parties.asking",
+    "PrivateModel": ".parties.local.private",
+    "Report": ".parties.reports.report",
+    "Result": ".parties.client.base",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",
     "compile_folder": ".models.building",
     "distill": ".models.distillation",
-    "estimate": ".parties.estimate",
+    "estimate": ".parties.reports.estimate",
     "load": ".models.loading",
     "load_data": ".models.data",
-    "make_private": ".parties.private",
+    "make_private": ".parties.local.private",
     "restore": ".approximations",
-    "run_local": ".parties.launcher",
+    "run_local": ".parties.local.launcher",
 }
 
 __all__ = [

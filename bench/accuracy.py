@@ -23,7 +23,7 @@ from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation import Step, distill
 from blindformer.models.evaluation import Score
 from blindformer.models.loading import Loaded, load
-from blindformer.parties.evaluation import APPROXIMATED, TEACHER, evaluate
+from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
 from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table

@@ -23,7 +23,7 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.parties.launcher import run_local
+from blindformer.parties.local.launcher import run_local
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions
 from rich.console import Console

@@ -16,9 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blindformer.parties.spool import Spool, audit_tag
-from blindformer.parties.spool.keys import Keys
-from blindformer.parties.spool.ledger import Entry, Ledger
+from blindformer.parties.session.spool import Spool, audit_tag
+from blindformer.parties.session.spool.keys import Keys
+from blindformer.parties.session.spool.ledger import Entry, Ledger
 
 DIARY = "diary.txt"
 

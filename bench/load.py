@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from blindformer.parties.admission import Busy
-from blindformer.parties.certificates import add_certificate
+from blindformer.parties.certificates.development import add_certificate
+from blindformer.parties.session.compute_slots import Busy
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
 from blindformer.versions import versions

@@ -24,8 +24,8 @@ from blindformer.models.building import own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading import Loaded, load
-from blindformer.parties.kinds import find_kind
-from blindformer.parties.local import compile_text
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.local.protocols import find_kind
 from blindformer.parties.many.roster import numbered
 from blindformer.protocols.clear import ClearEngine
 from blindformer.versions import versions

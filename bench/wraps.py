@@ -25,7 +25,7 @@ from blindformer.models.compile import Compiled, compile
 from blindformer.models.interpreter import interpret
 from blindformer.parties.many.dealer import layout
 from blindformer.parties.many.roster import numbered
-from blindformer.parties.memory import memory_pair
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
 from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, ManySource, PartySource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..parties.figures import COLOURS, PRIVATE, new_figure, png
+from ..parties.reports.figures import COLOURS, PRIVATE, new_figure, png
 from .federate import Federated
 
 

@@ -1,6 +1,6 @@
 """A compiled model on ciphertexts: its circuit, what its client encrypts, and what an answer decrypts to.
 
-`Encrypted` is client and server in this process, for trials and tests; parties/encrypted/ has them apart.
+`Encrypted` is client and server in this process, for trials and tests; parties/service/https/ has them apart.
 """
 
 from __future__ import annotations

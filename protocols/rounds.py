@@ -23,7 +23,7 @@ from .wire import elements, pack, unpack
 class Swap:
     """One primitive's part of a round. `send` is None where only the peer sends; `expect` None where only we do.
 
-    `kept`: where only the peer sends, this side's share of what is opened, which stays here (parties/witness.py).
+    `kept`: where only the peer sends, this side's share of what is opened, which stays here (session/uniformity.py).
     `width`: bytes per element on the wire (only the low bytes travel). With more than two parties: `peer` is the one
     that this is exchanged with, None for each of the others; what these send is added up, or joined by exclusive or.
     """

@@ -53,7 +53,7 @@ class ServerPart(Mapping[str, ServerLength]):
 
     @property
     def secret_file(self) -> Path:
-        """Where the secret lies from which the masks of the weights follow (parties/secret.py). A recompilation into
+        """Where the secret lies from which the masks of the weights follow. A recompilation into
         the same folder keeps it."""
         return self.folder / SECRET
 

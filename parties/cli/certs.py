@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..checks import EXPIRY_DAYS
+from ..doctor.checks import EXPIRY_DAYS
 from .output import Format, FormatOption, console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
@@ -31,7 +31,7 @@ def make(
     form: FormatOption = Format.text,
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
-    from ..certificates import HOSTS, ROLES, make_certificates
+    from ..certificates.development import HOSTS, ROLES, make_certificates
 
     roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
@@ -58,7 +58,7 @@ def add(
     form: FormatOption = Format.text,
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
-    from ..certificates import HOSTS, ROLES, CertificateError, add_certificate
+    from ..certificates.development import HOSTS, ROLES, CertificateError, add_certificate
 
     if role not in ROLES and not party:
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
@@ -81,7 +81,7 @@ def renew(
     form: FormatOption = Format.text,
 ) -> None:
     """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
-    from ..certificates import renew_certificates
+    from ..certificates.development import renew_certificates
 
     found = renew_certificates(folder, days, within, name or ())
     if form is Format.json:
@@ -106,8 +106,8 @@ def revoke(
     form: FormatOption = Format.text,
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
-    from ..authority import REVOKED, fingerprint
-    from ..certificates import revoke
+    from ..certificates.authority import REVOKED, fingerprint
+    from ..certificates.development import revoke
 
     found = [fingerprint(certificate) for certificate in revoke(folder, which)]
     file = folder / REVOKED
@@ -126,7 +126,7 @@ def revoke(
 @app.command()
 def show(folder: Folder = Path("certs"), form: FormatOption = Format.text) -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
-    from ..certificates import describe
+    from ..certificates.development import describe
 
     found = describe(folder)
     if form is Format.json:

@@ -62,7 +62,7 @@ def compile_model(
         use_threads(threads)
         from ...models.building import compile_folder
         from ...models.loading import load
-        from ..inspect import inspect
+        from ..reports.inspect import inspect
 
         chosen, numbers = read_plan(plan) if plan else None, _numbers(lengths)
         phases.note("load", "the model")

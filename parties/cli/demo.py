@@ -51,7 +51,7 @@ def demo(
         phases.note("load", "libraries")
         use_threads(threads)
         from ...models.loading import load
-        from ..local import compare, compile_text
+        from ..local.compare import compare, compile_text
 
         chosen = read_plan(plan)
         phases.note("load", "the model")

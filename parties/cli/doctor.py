@@ -40,7 +40,7 @@ def doctor(
     checks: list[Any] = []
     with Phases() as phases:
         phases.begin("examine", 20)
-        from ..doctor import examine
+        from ..doctor.examine import examine
 
         named = None if protocol is None else protocol.value
         for check in examine(config, None if party is None else party.value, seconds, named):

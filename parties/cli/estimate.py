@@ -66,11 +66,11 @@ def estimate(
         from ...models.loading import load
         from ...protocols.errors import BlindformerError
         from ...versions import versions
-        from ..estimate import estimate as priced
-        from ..estimate import find_network
-        from ..local import compile_text
+        from ..local.compare import compile_text
         from ..many.pricing import price
         from ..many.roster import RosterError, numbered
+        from ..reports.estimate import estimate as priced
+        from ..reports.estimate import find_network
 
         if protocol is Priced.beaver and parties != 2:
             raise RosterError(f"--parties {parties}: protocol beaver has two; use --protocol crypten")

@@ -66,8 +66,8 @@ def evaluate(
         use_threads(threads)
         from ...models.loading import load
         from ...protocols.errors import BlindformerError, writing
-        from ..evaluation import evaluate as run
-        from ..figures import accuracy_figure, evaluation_page
+        from ..local.evaluation import evaluate as run
+        from ..reports.figures import accuracy_figure, evaluation_page
 
         if report is not None and report.suffix not in (".html", ".png"):
             raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _show(found: Any) -> None:
-    from ..figures import HEADINGS, cells
+    from ..reports.figures import HEADINGS, cells
 
     out = console()
     out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")

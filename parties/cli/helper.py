@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..heap import keep_freed_memory
+from ..session.heap import keep_freed_memory
 from .output import prepare
 from .service_options import Given, service_command, show
 
@@ -35,7 +35,7 @@ def helper(
         "session.topology": "helper",
     }
     settings = load_settings(given.config, ("beaver",), **given.flags(folder=folder, cache=cache), **own)
-    from ..helper.serving import Helping
+    from ..service.helper import Helping
 
     run(
         "helper",

@@ -28,7 +28,7 @@ def inspect(
     with Phases() as phases:
         phases.begin("load")
         from ...models.artifacts.layout import only
-        from ..inspect import inspect as inspected
+        from ..reports.inspect import inspect as inspected
 
         found = inspected(folder)
         if length is not None:
@@ -49,7 +49,7 @@ def inspect(
 
 
 def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
-    from ..precision import precision
+    from ..reports.precision import precision
 
     lost = {}
     for done, number in enumerate(found.lengths):

@@ -44,7 +44,7 @@ class Protocol(enum.StrEnum):
 
 
 class Door(enum.StrEnum):
-    """Protocols that are served (parties/doors.py)."""
+    """Protocols that are served (parties/registry.py)."""
 
     beaver = "beaver"
     ckks = "ckks"

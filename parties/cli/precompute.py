@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..heap import keep_freed_memory
+from ..session.heap import keep_freed_memory
 from .items import folder_first
 from .output import Format, FormatOption, Phases, console, emit, prepare, use_threads
 
@@ -51,8 +51,8 @@ def precompute(
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
+        from ..client.precompute import precompute as make
         from ..config import load_settings
-        from ..precompute import precompute as make
 
         settings = load_settings(
             config,

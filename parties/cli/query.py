@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..heap import keep_freed_memory
+from ..session.heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
 from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
@@ -99,9 +99,9 @@ def query(
         phases.note("load", "libraries")
         use_threads(threads)
         from ...protocols.errors import BlindformerError
-        from ..asking import Result
+        from ..client.base import Result
         from ..config import load_settings
-        from ..doors import open_client
+        from ..registry import open_client
 
         phases.note("load", "the model's client part")
         named = None if protocol is None else protocol.value
@@ -159,7 +159,7 @@ def query(
 
 def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
     """(index of the item, its result), as they come: first of those that could not even be read."""
-    from ..asking import Result
+    from ..client.base import Result
 
     for index, item in enumerate(items):
         if item.error is not None:

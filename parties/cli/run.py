@@ -82,7 +82,7 @@ def run(
         use_threads(threads)
         from ...models.building import compile_images, own_plan
         from ...models.loading import load
-        from ..local import compare, compile_for, compile_text, encode_each
+        from ..local.compare import compare, compile_for, compile_text, encode_each
 
         chosen = read_plan(plan) if plan else None
         phases.note("load", "the model")
@@ -165,7 +165,7 @@ def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: lis
 
     Errors: RosterError, CryptenError.
     """
-    from ..kinds import REFERENCE, find_kind
+    from ..local.protocols import REFERENCE, find_kind
     from ..many.roster import Roster, RosterError, numbered
 
     kind = None if protocol == REFERENCE and parties == DEFAULT_PARTIES else find_kind(protocol.value, parties)
@@ -182,7 +182,7 @@ def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: lis
 
 
 def _setting(summary: dict[str, Any]) -> str:
-    from ..kinds import KINDS
+    from ..local.protocols import KINDS
 
     kind = KINDS.get(summary["protocol"])
     if kind is None:
@@ -193,8 +193,8 @@ def _setting(summary: dict[str, Any]) -> str:
 
 
 def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[str, Any], reports: list[Any]) -> None:
-    from ..kinds import KINDS
-    from ..report import each_in_words
+    from ..local.protocols import KINDS
+    from ..reports.report import each_in_words
 
     out, kind = console(), KINDS.get(summary["protocol"])
     costs = each_in_words if kind is None else kind.costs

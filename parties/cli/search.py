@@ -52,8 +52,8 @@ def search(
         from ...models.loading import load
         from ...models.search import search as run
         from ...protocols.errors import BlindformerError
-        from ..estimate import estimate, find_network
-        from ..figures import frontier_figure
+        from ..reports.estimate import estimate, find_network
+        from ..reports.figures import frontier_figure
 
         near = find_network(network)
         if report is not None and report.suffix != ".png":

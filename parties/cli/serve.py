@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..heap import keep_freed_memory
+from ..session.heap import keep_freed_memory
 from .output import Door, prepare
 from .service_options import Given, service_command, show
 
@@ -52,7 +52,7 @@ def server(
     prepare()
     keep_freed_memory()
     from ..config import load_settings
-    from ..doors import service
+    from ..registry import service
 
     flags = given.flags(
         folder=folder, spool=spool, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,

@@ -17,7 +17,7 @@ def spool(
     form: FormatOption = Format.text,
 ) -> None:
     """Correlations that are ready, were used, were skipped because the other party has them no more, or were broken."""
-    from ..spool import Spool
+    from ..session.spool import Spool
 
     found = Spool(folder, must_exist=True)
     rows, used = found.rows(), len(found.ledger.audit())

@@ -20,15 +20,15 @@ from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerT
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...versions import spoken_version
-from ..frames import say_why
-from ..handshake import Hello, answer_hello
-from ..meeting import HELLO_SECONDS, Refused
 from ..session import Limits, patient, peak_rss_mb, query_key, receive_program
 from ..session.keys import masks
+from ..session.meeting import HELLO_SECONDS, Refused
 from ..session.messages import SAME_VERSION, Seed, read, read_number
 from ..session.weights import WeightMasks, read_keys
-from ..stream import StreamChannel
-from ..tls import Listener
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, answer_hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import Listener
 from .roster import DEALER, LEADER, Roster
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
-from ..certificates import make_certificates, server_context
-from ..processes import START_SECONDS, LaunchError
-from ..tls import listen
+from ..certificates.development import make_certificates, server_context
+from ..local.processes import START_SECONDS, LaunchError
+from ..transport.tls import listen
 from .roster import DEALER, numbered
 from .tensors import TensorSession, deal, meet
 

@@ -16,8 +16,8 @@ from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import BlindformerError
 from ...protocols.streams import new_seed
-from ..meeting import Address, tell
-from ..tls import Listener
+from ..session.meeting import Address, tell
+from ..transport.tls import Listener
 from .meeting import Place, meet_dealer, meet_parties
 from .party import Held, ManyParty
 from .roster import LEADER, Roster

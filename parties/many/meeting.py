@@ -17,12 +17,12 @@ from ...models.program import Program
 from ...protocols.crypten.versions import crypten_version
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
-from ..frames import say_why
-from ..handshake import Hello, answer_hello, hello
-from ..meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, new_session
+from ..session.meeting import HELLO_SECONDS, LOAD_SECONDS, SESSION_BYTES, Address, Refused, my_hello, new_session
 from ..session.messages import SAME_VERSION
-from ..stream import StreamChannel
-from ..tls import Listener, dial
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, answer_hello, hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import Listener, dial
 from .ahead import AheadLimits
 from .roster import DEALER, LEADER, Roster
 

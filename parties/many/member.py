@@ -16,12 +16,12 @@ from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.task import InputError
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError, PeerError
+from ..certificates.identity import Identity
 from ..config import Address, Settings
-from ..meeting import Refused, tell
-from ..service.identity import Identity
 from ..service.running import bind
 from ..session import Timings
-from ..tls import Listener
+from ..session.meeting import Refused, tell
+from ..transport.tls import Listener
 from .ahead import GB, AheadLimits
 from .dealer import ManyDealerParty
 from .joining import join, load_held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..certificates import ROLES
+from ..certificates.development import ROLES
 from ..config import Address, Seat, Settings
 from .roster import Roster, RosterError
 

@@ -16,9 +16,9 @@ from ...models.artifacts import load_helper, load_server
 from ...models.between import between
 from ...models.program import Program
 from ...protocols.crypten.versions import CryptenError
-from ..certificates import client_context, server_context
+from ..certificates.development import client_context, server_context
 from ..config import parse_address
-from ..tls import Listener, listen
+from ..transport.tls import Listener, listen
 from .joining import Joined, join
 from .meeting import Place
 from .party import Held

@@ -1,6 +1,6 @@
 """One of N parties, or their dealer, as a process of its own: `python -m blindformer.parties.many.worker NAME CONFIG`.
 
-As parties/worker.py: reports on stdout, commands on stdin, and nobody outlives whoever started it. A data owner is told
+As local/worker.py: reports on stdout, commands on stdin, and nobody outlives whoever started it. A data owner is told
 its inputs of each query; the one that asks starts the query when it is told.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
-from ..certificates import client_context, server_context
-from ..tls import Listener, listen
-from ..worker import IDLE_SECONDS, say, watch_stdin
+from ..certificates.development import client_context, server_context
+from ..local.worker import IDLE_SECONDS, say, watch_stdin
+from ..transport.tls import Listener, listen
 from .roster import DEALER, LEADER, Roster
 
 

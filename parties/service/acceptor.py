@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .limits import Limits
-from .lobby import Lobby, Sight, Visitor
 from .logs import Log
+from .pending import Lobby, Sight, Visitor
 from .stats import Stats
 
 TICK = 0.25  # seconds between looks at deadlines

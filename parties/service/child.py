@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ...protocols.errors import BlindformerError, PeerRefused
-from ..admission import Busy
-from ..frames import printable
+from ..session.compute_slots import Busy
+from ..transport.frames import printable
 from .control import (
     READ_AT_ONCE,
     BrokenControl,
@@ -51,7 +51,7 @@ class Stopping(BaseException):
 
 
 class Control:
-    """A child's line to its supervisor. Admission (parties/admission.py) is `slot`. Used by the main thread."""
+    """A child's line to its supervisor. Admission (session/compute_slots.py) is `slot`. Used by the main thread."""
 
     def __init__(self, sock: socket.socket, party: str = "server", keepalive: float = 20.0) -> None:
         """`party`: how errors name this side. `keepalive`: seconds between signs of life to a peer that waits."""

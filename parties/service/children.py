@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..wires import NEW_CERTIFICATE
+from ..certificates.identity import Renewable
+from ..transport.wires import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
 from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Limited, Probing, Release, Report, Want
-from .identity import Renewable
 from .limits import Limits
 from .logs import Log
 from .stats import Stats

@@ -56,7 +56,7 @@ class Introduced(Report):
 
 
 class Probing(Report):
-    """The peer wants no session: it measures (parties/probe.py)."""
+    """The peer wants no session: it measures (parties/transport/probe.py)."""
 
     role: Role
     owner: Hash

@@ -16,14 +16,14 @@ from ...models.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.channel import Meter
 from ...protocols.errors import BlindformerError
+from ..certificates.identity import Identity
 from ..config import Settings
-from ..meeting import meet_as_dealer
 from ..session import DealerParty, receive_seed
+from ..session.meeting import meet_as_dealer
 from .child import Control
 from .children import Seat
 from .control import Answered, Introduced, Report
 from .front import greet, telling
-from .identity import Identity
 from .limits import Limits
 from .pairs import AskedSeeds, Pairs
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
-from ..admission import Busy
-from ..meeting import tell
-from ..probe import Facts, answer_probe, is_probe
-from ..tls import TlsChannel, welcome
+from ..certificates.identity import Identity
+from ..session.compute_slots import Busy
+from ..session.meeting import tell
+from ..transport.probe import Facts, answer_probe, is_probe
+from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
-from .identity import Identity
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
@@ -25,7 +25,7 @@ def greet(
 ) -> tuple[TlsChannel, dict[str, Any]] | None:
     """The channel to a peer with a good certificate of one of `roles`, and its first message.
 
-    None if that was a probe (parties/probe.py), which is answered then. Errors: `PeerError`, of which the peer is told.
+    None if that was a probe (transport/probe.py), which is answered then. Errors: `PeerError`, of which the peer is told.
     """
     channel = welcome(sock, identity.accepting, roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
     with telling(identity.role, lambda: [channel]):

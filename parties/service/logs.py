@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, TextIO, TypedDict, Unpack
 
-from ..frames import printable
+from ..transport.frames import printable
 
 SESSION_SHOWN = 8  # hex digits of a session's id: enough to find it, not enough to claim it
 BURST, PER_SECOND = 20.0, 2.0  # of each event that strangers can cause

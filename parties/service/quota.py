@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...protocols.errors import BlindformerError
-from ..admission import LimitReached, span
 from ..config import Server
+from ..session.compute_slots import LimitReached, span
 
 FILE = "queries.sqlite"
 SLOTS = 48

@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
+from ..certificates.identity import Renewable, Renewal
 from .acceptor import Acceptor
 from .child import Control, become_child
 from .children import Children, Seat
 from .control import Introduced, Report
 from .exporter import Exporter
-from .identity import Renewable, Renewal
 from .limits import Limits
-from .lobby import Visitor
 from .logs import Log
+from .pending import Visitor
 from .stats import Stats
 
 FEED_SECONDS = 1.0

@@ -23,13 +23,13 @@ from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.streams import new_seed
-from ..frames import printable
-from ..spool import Spool, SpoolError
-from ..spool.agree import Missing, Proposals, Ref
+from ..transport.frames import printable
 from .ahead import Ahead
 from .cache import MaskedCache
 from .keys import masks, query_key
 from .messages import SAME_VERSION, amount, hear, out_of_place, read_busy
+from .spool import Spool, SpoolError
+from .spool.agree import Missing, Proposals, Ref
 from .timings import Timings, peak_rss_mb
 from .weights import LINE_BYTES, Line, as_tensor, catalogue_id, read_catalogue
 

@@ -25,9 +25,9 @@ from ...protocols.operations import SOURCES
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
-from ..admission import Admission, Busy, Open
-from ..handshake import Hello
+from ..transport.handshake import Hello
 from .ahead import Ahead
+from .compute_slots import Admission, Busy, Open
 from .keys import masks, query_key
 from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
 from .timings import peak_rss_mb

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
 from ...protocols.seeds import SEED_HEX
-from ..admission import Busy, LimitReached
-from ..frames import printable
-from ..spool.agree import Ref
+from ..transport.frames import printable
+from .compute_slots import Busy, LimitReached
+from .spool.agree import Ref
 
 SAME_VERSION = "use the same version at every party"
 

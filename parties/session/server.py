@@ -19,14 +19,14 @@ from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
-from ..admission import Admission, Busy, LimitReached, Open
-from ..spool import Spool, SpoolError
-from ..spool.agree import Missing, Ref, answer_proposal
-from ..spool.ledger import Entry
 from .ahead import Ahead
+from .compute_slots import Admission, Busy, LimitReached, Open
 from .dealing import Dealing, Replay
 from .keys import masks, query_key
 from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, patient, read, read_number
+from .spool import Spool, SpoolError
+from .spool.agree import Missing, Ref, answer_proposal
+from .spool.ledger import Entry
 from .timings import Timings, peak_rss_mb
 from .weights import Served
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from blindformer.parties.spool import Spool
+from blindformer.parties.session.spool import Spool
 
 from bench import faults
 from bench.ledgers import audit, watched_spool

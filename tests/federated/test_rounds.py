@@ -17,7 +17,7 @@ from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
 from blindformer.models.loading import load
-from blindformer.parties.evaluation import evaluate
+from blindformer.parties.local.evaluation import evaluate
 from flwr.app import Array, ArrayRecord
 from flwr.clientapp import ClientApp
 

@@ -12,7 +12,7 @@ from blindformer.federated.settings import FederateError, Settings
 from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
 from blindformer.models.loading import BUCKETS, load
-from blindformer.parties.evaluation import evaluate
+from blindformer.parties.local.evaluation import evaluate
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 
 from .conftest import SMALL

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from blindformer.parties.certificates import client_context, make_certificates, server_context
+from blindformer.parties.certificates.development import client_context, make_certificates, server_context
 from blindformer.parties.cli import main
-from blindformer.parties.memory import memory_pair
-from blindformer.parties.tls import dial, listen
+from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.tls import dial, listen
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import torch
 from blindformer.models.handover import hand_over
-from blindformer.parties.admission import Admission
-from blindformer.parties.helper.desk import Desk
-from blindformer.parties.helper.owner import OwnerParty
-from blindformer.parties.helper.party import HelperParty
-from blindformer.parties.meeting import new_session, tell
-from blindformer.parties.memory import MemoryChannel, memory_pair
 from blindformer.parties.session import ClientParty, Served, ServerParty
-from blindformer.parties.threads import ThreadDealer
+from blindformer.parties.session.compute_slots import Admission
+from blindformer.parties.session.helper.owner import OwnerParty
+from blindformer.parties.session.helper.owner_shares import Desk
+from blindformer.parties.session.helper.party import HelperParty
+from blindformer.parties.session.meeting import new_session, tell
+from blindformer.parties.session.threads import ThreadDealer
+from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.errors import PeerError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case

@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from blindformer.parties.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
-from blindformer.parties.handshake import Hello, hello
-from blindformer.parties.meeting import meet_as_dealer, meet_client, my_hello, new_session
-from blindformer.parties.probe import Facts, answer_probe
 from blindformer.parties.session import (
     ClientParty,
     DealerParty,
@@ -29,9 +25,13 @@ from blindformer.parties.session import (
     receive_seed,
     serve_parts,
 )
-from blindformer.parties.spool import Spool
-from blindformer.parties.stream import StreamChannel
-from blindformer.parties.wires import PlainWire
+from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_hello, new_session
+from blindformer.parties.session.spool import Spool
+from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
+from blindformer.parties.transport.handshake import Hello, hello
+from blindformer.parties.transport.probe import Facts, answer_probe
+from blindformer.parties.transport.stream import StreamChannel
+from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.streams import SEED_BYTES, new_seed
 from blindformer.tests.protocols.programs import Case, Draft
 from hypothesis import strategies as st

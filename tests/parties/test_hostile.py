@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
-from blindformer.parties.admission import Busy
-from blindformer.parties.frames import MESSAGE, TENSOR, pack_header
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
 from blindformer.parties.session import DealerParty, MemoryPrograms, MemorySeeds
-from blindformer.parties.spool import SpoolError
+from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.spool import SpoolError
+from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.hostile import (
     NASTY,

@@ -23,13 +23,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.models.artifacts import load_client
-from blindformer.parties.certificates import add_certificate, client_context, make_certificates
-from blindformer.parties.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
-from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
-from blindformer.parties.probe import Facts
+from blindformer.parties.certificates.development import add_certificate, client_context, make_certificates
 from blindformer.parties.session import ClientParty
-from blindformer.parties.stream import StreamChannel
-from blindformer.parties.tls import dial
+from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
+from blindformer.parties.transport.probe import Facts
+from blindformer.parties.transport.stream import StreamChannel
+from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
 from blindformer.tests.parties.hostile import attacks, message, split
 from blindformer.tests.parties.service.harness import PATIENCE, Deployment, eventually

@@ -7,8 +7,8 @@ import sys
 import threading
 
 import torch
-from blindformer.parties.memory import memory_pair
-from blindformer.parties.tls import dial, listen
+from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten

@@ -11,11 +11,11 @@ import torch
 from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
-from blindformer.parties.meeting import new_session
-from blindformer.parties.memory import memory_pair
 from blindformer.parties.session import Answer, ClientParty, Served, ServerParty
-from blindformer.parties.threads import ThreadDealer
-from blindformer.parties.witness import Sample, Witness, opened, sample
+from blindformer.parties.session.meeting import new_session
+from blindformer.parties.session.threads import ThreadDealer
+from blindformer.parties.session.uniformity import Sample, Witness, opened, sample
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import Program
-from blindformer.parties.helper.owner import OwnerParty
 from blindformer.parties.session import ClientParty
+from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import pack_shares, split
 from blindformer.protocols.beaver.values import Share

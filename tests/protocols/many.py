@@ -10,8 +10,8 @@ import torch
 from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import Program
-from blindformer.parties.memory import memory_pair
-from blindformer.parties.witness import Sample, opened, sample
+from blindformer.parties.session.uniformity import Sample, opened, sample
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
 from blindformer.protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, PartySource

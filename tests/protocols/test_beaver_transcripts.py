@@ -1,6 +1,6 @@
 """What each party receives: uniform whatever the input, fresh every time, and only what it must receive.
 
-`suspicions` says what looks wrong in a transcript, by the tests of a witness (parties/witness.py). It errs on a good
+`suspicions` says what looks wrong in a transcript, by the tests of session/uniformity.py. It errs on a good
 one less than once in 10^6 runs, and the same checks catch every protocol that is broken on purpose below.
 """
 
@@ -14,7 +14,7 @@ from itertools import combinations
 import pytest
 import torch
 from blindformer.models.pricing import price
-from blindformer.parties.witness import Sample, difference, log_p_values, sample
+from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import Seeds, run_beaver, run_session
 from blindformer.tests.protocols.programs import CASES, Case, Data, Draft, handed_over

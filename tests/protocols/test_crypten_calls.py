@@ -4,8 +4,8 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.memory import memory_pair
-from blindformer.parties.witness import sample
+from blindformer.parties.session.uniformity import sample
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
 from blindformer.protocols.crypten.context import ManyOnline

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.admission import Busy
-from blindformer.parties.memory import memory_pair
 from blindformer.parties.service.child import Stopping, place
 from blindformer.parties.service.front import telling
+from blindformer.parties.session.compute_slots import Busy
 from blindformer.parties.session.messages import hear
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 
 

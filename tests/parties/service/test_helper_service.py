@@ -16,11 +16,11 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
-from blindformer.parties.admission import LimitReached
-from blindformer.parties.certificates import add_certificate, client_context
-from blindformer.parties.helper.owner import ask_two_servers
-from blindformer.parties.meeting import meet, meet_helper, meet_server, my_hello, new_session
+from blindformer.parties.certificates.development import add_certificate, client_context
 from blindformer.parties.service.quota import Quota
+from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.helper.owner import ask_two_servers
+from blindformer.parties.session.meeting import meet, meet_helper, meet_server, my_hello, new_session
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.harness import command, eventually

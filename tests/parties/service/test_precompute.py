@@ -8,7 +8,7 @@ import re
 import pytest
 from blindformer.models.artifacts import ArtifactError
 from blindformer.parties.cli.app import app
-from blindformer.parties.spool import Spool, SpoolError
+from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.parties.service.harness import Deployment
 from typer.testing import CliRunner

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.admission import LimitReached
 from blindformer.parties.config import Server
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
+from blindformer.parties.session.compute_slots import LimitReached
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

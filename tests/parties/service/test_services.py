@@ -19,14 +19,14 @@ import pytest
 import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
-from blindformer.parties.admission import Busy, LimitReached
-from blindformer.parties.certificates import add_certificate, client_context, renew_certificates, revoke
-from blindformer.parties.meeting import meet_server, my_hello, new_session, seed_dealer
-from blindformer.parties.probe import Facts, probe
+from blindformer.parties.certificates.development import add_certificate, client_context, renew_certificates, revoke
 from blindformer.parties.service.limits import Limits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session import ClientParty
-from blindformer.parties.tls import dial
+from blindformer.parties.session.compute_slots import Busy, LimitReached
+from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.transport.probe import Facts, probe
+from blindformer.parties.transport.tls import dial
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.harness import (

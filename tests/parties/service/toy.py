@@ -13,13 +13,13 @@ import socket
 import sys
 import time
 
-from blindformer.parties.admission import Busy
 from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.exporter import Exporter
 from blindformer.parties.service.limits import Limits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.stats import Stats
 from blindformer.parties.service.supervisor import Supervisor
+from blindformer.parties.session.compute_slots import Busy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 
 HELLO = b"\x16\x03\x01\x00\x05hello"

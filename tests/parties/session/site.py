@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from blindformer.models.interpreter import interpret
-from blindformer.parties.meeting import new_session, tell
-from blindformer.parties.memory import MemoryChannel, memory_pair
 from blindformer.parties.session import Answer, ClientParty, Served, ServerParty, Timings
-from blindformer.parties.threads import ThreadDealer
+from blindformer.parties.session.meeting import new_session, tell
+from blindformer.parties.session.threads import ThreadDealer
+from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.protocols.programs import Case, Data, Draft

@@ -7,9 +7,6 @@ import threading
 
 import pytest
 from blindformer.models.program import Program
-from blindformer.parties.admission import Busy, Open
-from blindformer.parties.meeting import my_hello
-from blindformer.parties.memory import memory_pair
 from blindformer.parties.session import (
     DealerParty,
     MemoryPrograms,
@@ -17,6 +14,9 @@ from blindformer.parties.session import (
     SeedError,
     receive_seed,
 )
+from blindformer.parties.session.compute_slots import Busy, Open
+from blindformer.parties.session.meeting import my_hello
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.admission import Busy
-from blindformer.parties.meeting import my_hello
-from blindformer.parties.memory import memory_pair
 from blindformer.parties.session import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, receive_seed
+from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.meeting import my_hello
+from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.parties.session.site import Site, small_case
 from hypothesis import HealthCheck, given, settings

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 from blindformer.models.pricing import price
-from blindformer.parties.admission import Busy, LimitReached
-from blindformer.parties.spool import Spool
+from blindformer.parties.session.compute_slots import Busy, LimitReached
+from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case
 

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 from blindformer.models.pricing import price
-from blindformer.parties.admission import Busy, Open
-from blindformer.parties.report import beaver_report, phases_in_words
+from blindformer.parties.reports.report import beaver_report, phases_in_words
 from blindformer.parties.session import Timings
-from blindformer.parties.spool import Spool, SpoolError
-from blindformer.parties.spool import store as stores
+from blindformer.parties.session.compute_slots import Busy, Open
+from blindformer.parties.session.spool import Spool, SpoolError
+from blindformer.parties.session.spool import store as stores
 from blindformer.tests.parties.session.site import Site, small_case
 
 

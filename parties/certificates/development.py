@@ -1,0 +1,383 @@
+"""Development certificates: one CA, one certificate for each role, and TLS contexts made from them.
+
+Good enough for real use between parties that trust whoever ran this; a company with its own CA only has to put the
+URI `blindformer:role:<role>` in the subject alternative names.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ...protocols.errors import writing
+from ..doctor.checks import EXPIRY_DAYS
+from ..transport.tls import ROLE_URI
+from .authority import (
+    CA,
+    CA_KEY,
+    CLOCK_SKEW,
+    ELSEWHERE,
+    REPLACED,
+    REVOKED,
+    Authority,
+    CertificateError,
+    check_word,
+    fingerprint,
+    hosts_in,
+    issued_by,
+    key_pem,
+    load_authority,
+    load_certificate,
+    now,
+    own_files,
+    pem,
+    replace,
+    role_in,
+    write,
+)
+from .revocation import read_revoked, revoke
+
+__all__ = [
+    "HOSTS",
+    "ROLES",
+    "CertificateError",
+    "Described",
+    "add_certificate",
+    "client_context",
+    "describe",
+    "make_certificates",
+    "renew_certificates",
+    "revoke",
+    "server_context",
+]
+
+ROLES = ("server", "client", "dealer", "helper")
+HOSTS = ("localhost", "127.0.0.1", "::1")
+MOST_DAYS = 36500  # a century: dates end in the year 9999
+CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
+
+# A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
+# we look at its role.
+_USAGES = {"client": [ExtendedKeyUsageOID.CLIENT_AUTH], "dealer": [ExtendedKeyUsageOID.SERVER_AUTH]}
+_BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+@dataclass(frozen=True)
+class Described:
+    """One row of `describe`. `fingerprint`: SHA-256, hex."""
+
+    role: str
+    file: Path
+    hosts: tuple[str, ...]
+    expires: datetime.datetime
+    fingerprint: str
+    revoked: bool = False
+
+    @property
+    def days_left(self) -> float:
+        """Negative when it has expired."""
+        return (self.expires - now()).total_seconds() / 86400
+
+    @property
+    def expired(self) -> bool:
+        return self.days_left <= 0
+
+
+def make_certificates(
+    folder: str | Path,
+    roles: Sequence[str] = ROLES,
+    days: float = 30,
+    hosts: Sequence[str] = HOSTS,
+    *,
+    keep_ca_key: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Write `ca.pem`, and `<role>.pem` with `<role>.key` for each role; return the files written.
+
+    The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
+    A CA whose key is kept is good for CA_DAYS, another one for `days`.
+
+    Errors: `CertificateError` if a file is already there and `force` is not set, a role is no plain word, or the folder
+    cannot be written.
+    """
+    folder = Path(folder)
+    names = [CA, *([CA_KEY] if keep_ca_key else [])]
+    for role in roles:
+        check_word(role)
+        names += [f"{role}.pem", f"{role}.key"]
+    _check_promises(days, hosts)  # before anything is replaced
+    if not force:
+        _refuse_overwriting(folder, names)
+    authority = _make_authority(max(days, CA_DAYS if keep_ca_key else 1))
+    with writing(folder, ELSEWHERE, CertificateError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in (CA_KEY, REVOKED, REPLACED):  # with force: of the CA that is no more
+            (folder / name).unlink(missing_ok=True)
+        write(folder / CA, pem(authority.certificate))
+        if keep_ca_key:
+            write(folder / CA_KEY, key_pem(authority.key), mode=0o600)
+        for role in roles:
+            _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
+    return [folder / name for name in names]
+
+
+def add_certificate(
+    folder: str | Path,
+    role: str,
+    days: float = 30,
+    hosts: Sequence[str] = HOSTS,
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Add a certificate of the CA in `folder`, as `<name>.pem` and `<name>.key` (`name` is the role if not given).
+
+    Errors: `CertificateError` if the CA's key was not kept, it expires before, a file is there and `force` is not set,
+    or the folder cannot be written.
+    """
+    folder = Path(folder)
+    name = name or role
+    check_word(role)
+    check_word(name)
+    _check_promises(days, hosts)
+    if not force:
+        _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
+    authority = load_authority(folder)
+    _check_end(folder, authority, days)
+    with writing(folder, ELSEWHERE, CertificateError):
+        _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
+    return [folder / f"{name}.pem", folder / f"{name}.key"]
+
+
+def renew_certificates(
+    folder: str | Path, days: float | None = None, within: float = EXPIRY_DAYS, names: Sequence[str] = ()
+) -> list[Described]:
+    """Renew what ends `within` days, of `names` alone if there are any: the same name, role, hosts and key, so that no
+    key has to travel, and none need be here. Returns them as they are now; who was revoked is left as it is.
+
+    days   how long they are good from now; None: as long as they were
+
+    Errors: `CertificateError` if the CA's key was not kept, it ends before, `names` has one that is not there or was
+    revoked, or the folder cannot be written. Nothing is renewed then.
+    """
+    folder = Path(folder)
+    authority, found = load_authority(folder), {row.file.stem: row for row in describe(folder)[1:]}
+    for name in names:
+        if name not in found or found[name].revoked:
+            what = "was revoked" if name in found else f"is no certificate in {folder}"
+            raise CertificateError(f"{name}: {what}; add it with `blindformer certs add`")
+    renewed: dict[Path, x509.Certificate] = {}
+    for name, row in found.items():
+        before = load_certificate(row.file)
+        ours = issued_by(before, authority.certificate) and not row.revoked
+        if ours and row.days_left < within and (not names or name in names):
+            span = before.not_valid_after_utc - before.not_valid_before_utc - CLOCK_SKEW
+            lasts = span.total_seconds() / 86400 if days is None else days
+            _check_promises(lasts, ())
+            _check_end(folder, authority, lasts)
+            renewed[row.file] = _again(before, lasts, authority)
+    with writing(folder, ELSEWHERE, CertificateError):
+        for file, certificate in renewed.items():
+            replace(file, certificate)
+    return [row for row in describe(folder) if row.file in renewed]
+
+
+def describe(folder: str | Path) -> list[Described]:
+    """What lies in `folder`, one row for each certificate, the CA first.
+
+    Errors: `CertificateError` if there is no CA, or a list of revoked ones that is not its own.
+    """
+    folder = Path(folder)
+    authority, found = load_certificate(folder / CA), read_revoked(folder)
+    rows = [Described("ca", folder / CA, (), authority.not_valid_after_utc, fingerprint(authority))]
+    for file, certificate in own_files(folder):
+        revoked = found is not None and certificate.serial_number in found.serials
+        role, hosts = role_in(certificate) or "none", hosts_in(certificate)
+        ends = certificate.not_valid_after_utc
+        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), revoked))
+    return rows
+
+
+def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
+    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA, which the list of
+    revoked ones, if there is one, does not hold.
+
+    Errors: `CertificateError`, as for `client_context`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # a session resumed is a certificate not checked
+    return _fill_context(context, Path(folder), role, name or role)
+
+
+def client_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
+    """The context of a side that dials: TLS 1.3, the peer's certificate must be of this CA, not revoked, and name the
+    host dialled.
+
+    Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, its key is open
+    to other users of this machine, or the list of revoked certificates is none that can be believed.
+    """
+    return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), Path(folder), role, name or role)
+
+
+def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
+    check_word(name)
+    authority, file, key = folder / CA, folder / f"{name}.pem", _key_of(folder, name)
+    certificate = load_certificate(file)
+    found = role_in(certificate)
+    if found != role:
+        raise CertificateError(f"{file} is the certificate of {found or 'no role'}, not of {role}; name the right file")
+    if certificate.not_valid_after_utc <= now():
+        raise CertificateError(f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make new certificates")
+    if not issued_by(certificate, load_certificate(authority)):
+        raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder")
+    if not key.is_file():
+        raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
+    if os.name == "posix" and key.stat().st_mode & 0o077 and not _is_credential(key):
+        raise CertificateError(f"{key} can be read by other users; run: chmod 600 {key}")
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority)
+    if read_revoked(folder) is not None:
+        context.load_verify_locations(folder / REVOKED)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    try:
+        context.load_cert_chain(file, key)
+    except ssl.SSLError:
+        raise CertificateError(f"{key} does not belong to {file}; copy both from one folder") from None
+    return context
+
+
+def _key_of(folder: Path, name: str) -> Path:
+    """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
+    in /etc reads certificates and lists there, which change while it runs."""
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{name}.key"
+    return handed if handed.is_file() else folder / f"{name}.key"
+
+
+def _is_credential(key: Path) -> bool:
+    """Whether systemd handed it over: in a folder that only this service can enter. It lets the service in by an access
+    list, which looks like a mode that is open to a group."""
+    return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
+
+
+def _make_authority(days: float) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    # Two CAs must never share a name, or a peer of another CA is told "bad signature" instead of "another CA".
+    name = f"Blindformer development CA {x509.random_serial_number():x}"[:64]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = _key_usage(signs_certificates=True)
+    builder = (
+        _builder(subject, subject, key, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    return Authority(builder.sign(key, hashes.SHA256()), key)
+
+
+def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: Authority) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blindformer {name}"[:64])])
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(ROLE_URI + role)]
+    names += [_general_name(host) for host in hosts]
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    builder = (
+        _builder(subject, authority.certificate.subject, key, days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(_USAGES.get(role, _BOTH)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(identifier, critical=False)
+    )
+    replace(folder / f"{name}.pem", builder.sign(authority.key, hashes.SHA256()))
+    write(folder / f"{name}.key", key_pem(key), mode=0o600)
+
+
+def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:
+    """The same certificate, good for `days` from now."""
+    until = now() + datetime.timedelta(days=days)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(before.subject)
+        .issuer_name(before.issuer)
+        .public_key(before.public_key())  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - CLOCK_SKEW)
+        .not_valid_after(until)
+    )
+    for extension in before.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(authority.key, hashes.SHA256())
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+) -> x509.CertificateBuilder:
+    until = now() + datetime.timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(now(), until) - CLOCK_SKEW)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9*]([A-Za-z0-9._-]*[A-Za-z0-9])?", host):
+            raise CertificateError(
+                f"{host!r} is neither a host's name in ASCII nor an address; give one such as server.example.org"
+            ) from None
+        return x509.DNSName(host)
+
+
+def _check_promises(days: float, hosts: Sequence[str]) -> None:
+    if days > MOST_DAYS:
+        raise CertificateError(f"{days:g} days are too many for a certificate; give at most {MOST_DAYS}")
+    for host in hosts:
+        _general_name(host)
+
+
+def _check_end(folder: Path, authority: Authority, days: float) -> None:
+    ends = authority.certificate.not_valid_after_utc
+    if now() + datetime.timedelta(days=days) > ends:
+        what = f"{folder / CA} is good until {ends:%Y-%m-%d} only"
+        raise CertificateError(f"{what}; ask for fewer days, or a new CA")
+
+
+def _refuse_overwriting(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (folder / name).exists():
+            raise CertificateError(
+                f"{folder / name} is already there; choose another folder, or replace it with --force"
+            )

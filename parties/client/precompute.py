@@ -1,0 +1,75 @@
+"""Correlations made ahead for a client's later queries: the offline phase alone, at a time when nobody waits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from ...models.artifacts import Question, load_client
+from ...protocols.errors import BlindformerError
+from ..config import Settings
+from ..session import ClientParty, Progress
+from ..session.compute_slots import Busy
+from ..session.spool import SpoolError
+from .sessions import Sessions
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """`kept`: queries' correlations that were made now. `left`: all that this side's spool holds. `stopped`: why there
+    are fewer than were asked for, if there are."""
+
+    length: int
+    kept: int
+    left: int
+    seconds: float
+    stopped: BlindformerError | None = None
+
+
+def precompute(
+    settings: Settings, count: int, length: int | None = None, progress: Progress | None = None
+) -> Precomputed:
+    """Make correlations of `count` queries of one compiled length (None: the only one), with the parties of `settings`.
+
+    A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
+
+    Errors: ConfigError, ArtifactError, PeerError; Busy and SpoolError if nothing could be kept.
+    """
+    if settings.client.spool is None:
+        raise SpoolError("spool", "correlations made ahead need a folder on this side; give --spool, or client.spool")
+    if settings.session.topology != "dealer":
+        raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
+    part = load_client(settings.client.folder)
+    chosen = part.for_length(length)
+    number = next(number for number, one in part.lengths.items() if one is chosen)
+    started = time.perf_counter()
+    sessions = Sessions(settings, cache=settings.client.cache, use_spool="off", progress=progress)
+    spool = sessions.spool
+    assert spool is not None
+    stopped: BlindformerError | None = None
+    deadline = time.monotonic() + settings.client.wait
+    try:
+        party = cast(ClientParty, sessions.open(Question(number, chosen, {}), deadline).party)
+        while party.kept < count and stopped is None:
+            before = party.kept
+            try:
+                party.precompute(count - before, progress and _counting(progress, before, count))
+            except Busy as busy:
+                if party.kept > before:
+                    deadline = time.monotonic() + settings.client.wait
+                try:
+                    sessions.rest(busy, deadline)
+                except Busy as error:
+                    stopped = error
+            except SpoolError as error:
+                stopped = error
+        if stopped is not None and not party.kept:
+            raise stopped
+    finally:
+        sessions.close()
+    return Precomputed(number, party.kept, spool.left(), time.perf_counter() - started, stopped)
+
+
+def _counting(progress: Progress, before: int, count: int) -> Progress:
+    return lambda phase, done, _: progress(phase, before + done, count)

@@ -1,0 +1,222 @@
+"""Looks at one party's place in a deployment, and says what to fix before anybody sends a share.
+
+Each check is one line: what was looked at, what was found, what to do. What one check needs and another found broken is
+left out. Nothing secret is read beyond this party's own key, which is only compared with its certificate.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import ipaddress
+import os
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cryptography import x509
+
+from ...protocols.errors import BlindformerError
+from ..certificates.development import ROLES, CertificateError, client_context, describe, server_context
+from ..config import Address, ConfigError, Role, Settings, load_settings
+from ..registry import checks
+from ..transport.wires import NEW_CERTIFICATE
+from .checks import EXPIRY_DAYS, Check, shown
+
+if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
+    from ...models.program import Program
+
+SOCKETS_SPARE = 64  # open files of a service beside its connections
+
+
+class Checks(Protocol):
+    """What a protocol's door has of its own: the roles there are, whom each dials, its files and its peers."""
+
+    ROLES: tuple[Role, ...]
+
+    def peers(self, role: Role, topology: str) -> tuple[Role, ...]: ...
+    def files(self, settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
+    def reach(
+        self, settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float
+    ) -> Iterator[Check]: ...
+
+
+def guess_role(settings: Settings) -> Role:
+    """The role whose key lies in the folder of certificates. Errors: ConfigError if that is not one alone."""
+    folder = settings.certificates.folder
+    found = [role for role in ROLES if (folder / f"{role}.key").is_file()]
+    if len(found) != 1:
+        held = f"holds the keys of {', '.join(found)}" if found else "holds no party's key"
+        raise ConfigError([f"{folder} {held}, so it does not say which party this is"])
+    return found[0]  # type: ignore[return-value]
+
+
+def examine(
+    path: Path | None, role: Role | None = None, seconds: float = 3.0, protocol: str | None = None
+) -> Iterator[Check]:
+    """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way.
+    `protocol`: in place of the configuration's."""
+    try:
+        settings = load_settings(path, **{"session.protocol": protocol})
+    except ConfigError as error:
+        fix = "correct it; docs/blindformer.toml shows every key"
+        yield from (Check("config", "bad", problem, fix) for problem in error.problems)
+        return
+    try:
+        role = role or guess_role(settings)
+    except ConfigError as error:
+        yield Check("party", "bad", str(error), f"name it with --party: {', '.join(ROLES)}")
+        return
+    protocol = settings.session.protocol
+    own: Checks = checks(protocol)
+    if role not in own.ROLES:
+        fix = f"name one with --party: {', '.join(own.ROLES)}"
+        yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)
+        return
+    where = shown(settings.file) if settings.file else "no file: the defaults"
+    yield Check("config", "good", f"{role} of {where}", figures={"shared": settings.shared_hash()})
+    yield from _certificates(settings, role)
+    yield from _machine(settings, role)
+    programs, check = _programs(settings, role)
+    yield check
+    if programs:
+        yield from own.files(settings, role, programs)
+    if role != "client":
+        yield from _listening(settings, role)
+    for peer in own.peers(role, settings.session.topology):
+        yield from own.reach(settings, role, peer, programs, seconds)
+
+
+# Certificates.
+
+
+def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
+    folder = settings.certificates.folder
+    try:
+        # Listening and dialling hold a certificate to the same things: files, role, dates, CA, key and its mode.
+        (client_context if role == "client" else server_context)(folder, role)
+        own = next(row for row in describe(folder) if row.file.name == f"{role}.pem")
+    except CertificateError as error:
+        what, _, fix = str(error).partition("; ")
+        yield Check("certificate", "bad", what, fix)
+        return
+    if own.revoked:
+        yield Check("certificate", "bad", f"{shown(own.file)} was revoked, so others refuse it", NEW_CERTIFICATE)
+        return
+    what = f"{shown(own.file)}: of {role}, from the CA beside it; its key is this party's alone"
+    yield Check("certificate", "good", what)
+    yield _expiry(own.file, folder / "ca.pem")
+    if role != "client":
+        yield _hosts(settings.address(role), own.hosts, role)
+    others = [f"{name}.key" for name in ("ca", *ROLES) if name != role and (folder / f"{name}.key").exists()]
+    if others:
+        fix = "where others have machines of their own, keep this party's key only, and ca.key offline"
+        yield Check("keys", "warning", f"{', '.join(others)} in {shown(folder)} too", fix)
+
+
+def _expiry(*files: Path) -> Check:
+    now = datetime.datetime.now(datetime.UTC)
+    certificates = [x509.load_pem_x509_certificate(file.read_bytes()) for file in files]
+    starts = max(certificate.not_valid_before_utc for certificate in certificates)
+    ends = min(certificate.not_valid_after_utc for certificate in certificates)
+    days = (ends - now).total_seconds() / 86400
+    figures = {"expires": ends.isoformat(), "days_left": days}
+    if starts > now:
+        what = f"valid from {starts:%Y-%m-%d %H:%M} UTC, and this machine's clock says {now:%Y-%m-%d %H:%M}"
+        return Check("dates", "bad", what, "set the clock (timedatectl)", figures)
+    if days <= 0:
+        return Check("dates", "bad", f"expired on {ends:%Y-%m-%d}", "make new certificates, or set the clock", figures)
+    what = f"good until {ends:%Y-%m-%d}, {days:.0f} days"
+    if days < EXPIRY_DAYS:
+        return Check("dates", "warning", what, "make new ones before that, see docs/deploy.md", figures)
+    return Check("dates", "good", what, figures=figures)
+
+
+def _hosts(address: Address, hosts: tuple[str, ...], role: Role) -> Check:
+    """Whether those who dial `address` will find it in the certificate."""
+    if any(_same_host(address.host, host) for host in hosts):
+        return Check("host names", "good", f"{address.host} is in the certificate")
+    what = f"others dial {address.host}, and the certificate names {', '.join(hosts) or 'no host'}"
+    fix = f"make it with --host {address.host}, or correct parties.{role}.address"
+    return Check("host names", "bad", what, fix)
+
+
+def _same_host(dialled: str, named: str) -> bool:
+    try:
+        return ipaddress.ip_address(dialled) == ipaddress.ip_address(named)
+    except ValueError:
+        pass
+    dialled, named = dialled.lower().rstrip("."), named.lower().rstrip(".")
+    return dialled == named or (named.startswith("*.") and dialled.partition(".")[2] == named[2:])
+
+
+# This machine.
+
+
+def _machine(settings: Settings, role: Role) -> Iterator[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if role == "client":
+        yield Check("cores", "good", str(cores), figures={"cores": cores})
+        return
+    service = getattr(settings, role)
+    what = f"{cores}, for {service.workers or cores} queries at once"
+    yield Check("cores", "good", what, figures={"cores": cores})
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * service.sessions + service.queue + SOCKETS_SPARE
+    if files != resource.RLIM_INFINITY and files < needed:
+        what = f"{files}, where {service.sessions} sessions may need {needed}"
+        yield Check("open files", "warning", what, f"raise the limit (ulimit -n {needed}, or LimitNOFILE={needed})")
+
+
+def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
+    """This party's programs, as its topology runs them."""
+    if role == "dealer":
+        return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
+    from ...models.artifacts import load_programs
+    from ...models.handover import hand_over
+
+    folder = getattr(settings, role).folder
+    try:
+        found = load_programs(folder)
+    except BlindformerError as error:
+        what, _, fix = str(error).partition("; ")
+        return [], Check("artifacts", "bad", what, fix or "compile the model, and copy this party's part here")
+    helped = settings.session.topology == "helper"
+    programs = [hand_over(program) if helped else program for program in found.values()]
+    lengths = ", ".join(str(length) for length in found if length)
+    what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
+    return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
+
+
+def _listening(settings: Settings, role: Role) -> Iterator[Check]:
+    listen, address = getattr(settings, role).listen, settings.address(role)
+    what = f"{listen}, dialled at {address}"
+    if _loopback(listen.host) and not _loopback(address.host):
+        fix = f'set {role}.listen to "0.0.0.0:{listen.port}" or "[::]:{listen.port}"'
+        yield Check("listening", "bad", f"{what}: no other machine can reach it", fix)
+        return
+    if listen.port not in (0, address.port):
+        what += " (another port: something has to forward it)"
+    try:
+        family, _, _, _, bound = socket.getaddrinfo(*listen, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        socket.create_server(bound[:2], family=family).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            fix = f"set {role}.listen to an address of this machine, and a port above 1023"
+            yield Check("listening", "bad", f"{listen}: {error.strerror}", fix)
+            return
+        what += "; in use now: the service seems to run"
+    yield Check("listening", "good", what)
+    metrics = getattr(settings, role).metrics
+    if metrics is not None and not _loopback(metrics.host):
+        fix = "listen on 127.0.0.1, or let a firewall say who may"
+        yield Check("metrics", "warning", f"{metrics}: anybody who reaches it reads them", fix)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

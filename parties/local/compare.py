@@ -1,0 +1,287 @@
+"""Texts through a model on this machine, privately and in the clear, and how far apart the answers are."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...approximations import Plan, approximate, restore
+from ...models.artifacts import texts_of
+from ...models.building import Stage, compile_lengths
+from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
+from ...models.interpreter import interpret
+from ...models.loading import Loaded
+from ...models.structure import tensors_of
+from ...models.task import InputError
+from ...protocols.clear import ClearEngine
+from ...protocols.errors import BlindformerError
+from ...versions import versions
+from ..many.roster import Roster, numbered
+from ..reports.report import Report, clear_report
+from ..session import rss_mb
+from .launcher import LocalAnswer, LocalParties, Progress
+from .protocols import REFERENCE, find_kind
+
+Item = TypeVar("Item")
+SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
+
+
+@dataclass
+class Comparison:
+    """A private run of some inputs beside the same in the clear.
+
+    inputs           the model's, [1, ...] each
+    private, clear   outputs by name, one per input; `clear` is the float32 model itself
+    errors           of inputs that have no answer, by index; nothing is private of them
+    reports          one per query; `texts`: inputs of one, of which the last may have had fewer
+    seen             whether what the server has opened looks uniform (witness.py); None where nobody looked
+    """
+
+    compiled: Compiled
+    inputs: list[dict[str, Tensor]]
+    private: list[dict[str, Tensor]]
+    clear: list[dict[str, Tensor]]
+    reports: list[Report]
+    plaintext_s: float
+    texts: int = 1
+    compile_s: float = 0.0
+    seen: dict[str, Any] | None = None
+    errors: dict[int, BlindformerError] = field(default_factory=dict)
+
+    def max_abs_error(self, normalised: bool = False) -> float:
+        """The largest difference of any element of any output, padding aside. `normalised`: of vectors brought to
+        length one first."""
+        form = (lambda x: torch.nn.functional.normalize(x, dim=-1)) if normalised else (lambda x: x)
+        return max(float((form(p) - form(c)).abs().max()) for p, c in self._pairs())
+
+    def cosine_min(self) -> float:
+        """The least cosine of a private output with the one in the clear, each taken as one vector, without padding."""
+        return min(float(torch.cosine_similarity(p.flatten(), c.flatten(), 0)) for p, c in self._pairs())
+
+    def summary(self, model: str, length: int, normalised: bool = False) -> dict[str, Any]:
+        """The keys that demo and bench share. Seconds and bytes are of one query: their mean and their exact number."""
+        first = self.reports[0]
+        return {
+            "model": model,
+            "length": length,
+            "plan": first.plan,
+            "protocol": first.protocol,
+            "plaintext_s": self.plaintext_s,
+            "offline_s": statistics.fmean(r.offline_s for r in self.reports),
+            "online_s": statistics.fmean(r.online_s for r in self.reports),
+            "offline_bytes": first.offline_bytes,
+            "online_bytes": first.online_bytes,
+            "rounds": first.rounds,
+            "max_abs_error": self.max_abs_error(normalised),
+            "cosine_min": self.cosine_min(),
+            "peak_rss_mb": max((mb for r in self.reports for mb in r.peak_rss_mb.values()), default=rss_mb()),
+            "versions": versions(),
+            **({"texts_a_query": self.texts} if self.texts > 1 else {}),
+        }
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        rows = zip(self.inputs, self.private, self.clear, strict=True)
+        return [(_real(n, p[n], given), _real(n, c[n], given)) for given, p, c in rows for n in p]
+
+
+def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """The positions of an output [1, length, ...] that hold tokens: nobody reads what padding gives."""
+    mask, per_token = inputs.get("attention_mask"), output.ndim == 3 or name in SPAN
+    if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
+        return output
+    return output[:, mask[0].bool()]
+
+
+def compile_text(
+    loaded: Loaded,
+    length: int,
+    plan: Plan | str = "faithful",
+    *,
+    texts: Sequence[str] | None = None,
+    embedding: str = "client",
+    outputs: list[str] | None = None,
+    stage: Stage | None = None,
+    rows: int = 1,
+) -> Compiled:
+    """Compile a text model for one length, and `rows` texts of one query.
+
+    `texts` calibrate it (default: the built-in ones, never a user's).
+    """
+    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage, "rows": rows}
+    return compile_lengths(loaded, [length], plan, **options)[length]
+
+
+def compile_for(protocol: str, count: int, make: Callable[[int], Compiled]) -> Compiled:
+    """What `make(rows)` compiles, for as many of `count` inputs a query as this protocol takes at the price of one.
+
+    Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
+    """
+    compiled = make(1)
+    if count == 1 or protocol == REFERENCE:
+        return compiled
+    rows = min(count, find_kind(protocol).texts(compiled))
+    return compiled if rows == 1 else make(rows)
+
+
+def in_queries(items: Sequence[Item], texts: int) -> list[tuple[list[Item], int]]:
+    """(exactly `texts` of the items, how many of them are not repetitions of the last), in order."""
+    groups = [list(items[at : at + texts]) for at in range(0, len(items), texts)]
+    return [([*group, *group[-1:] * (texts - len(group))], len(group)) for group in groups]
+
+
+def encode_each(
+    loaded: Loaded, items: Sequence[Any], length: str | int = "auto"
+) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
+    """(the length that all are padded to, 0 for images; the inputs of those that fit, and why others do not, by index).
+
+    `length`: as for Loaded.length_for. Errors: LoadError.
+    """
+    inputs: dict[int, dict[str, Tensor]] = {}
+    errors: dict[int, InputError] = {}
+    sizes: dict[int, int] = {}
+    image = loaded.kind == "image"
+    for index, item in enumerate(items):
+        try:
+            sizes[index] = 0 if image else loaded.length_for([item], length)
+        except InputError as error:
+            errors[index] = error
+    size = max(sizes.values(), default=0)
+    for index in sizes:
+        try:
+            inputs[index] = loaded.encode_image(items[index]) if image else loaded.encode(items[index], size)
+        except InputError as error:
+            errors[index] = error
+    return size, inputs, errors
+
+
+def compare(
+    loaded: Loaded,
+    compiled: Compiled,
+    inputs: list[dict[str, Tensor]],
+    *,
+    protocol: str = "beaver",
+    threads: int = 1,
+    timeout: float = 120,
+    progress: Progress | None = None,
+    audit: bool = False,
+    parties: int = 2,
+    roster: Roster | None = None,
+    trained: bool = False,
+) -> Comparison:
+    """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
+    An input without an answer leaves those of the others (Comparison.errors).
+
+    `parties`: of protocol `crypten`, each a process, and the dealer one more; `roster`: who of them owns what.
+    `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
+    """
+    roster = roster or numbered(parties)
+    clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
+    found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
+    if protocol == REFERENCE:
+
+        def interpreted(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
+            started = time.perf_counter()
+            sources = {**compiled.encode_inputs(_together(items)), **compiled.weights, **compiled.constants}
+            outputs = decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)
+            return outputs, clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started)
+
+        _ask_all(found, interpreted, progress)
+        return found
+    kind = find_kind(protocol, len(roster.names))
+    with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
+        kind.save(compiled, Path(folder))
+        options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+        if progress:
+            progress("start", 0, 1)
+        session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
+        if progress:
+            progress("start", 1, 1)
+        with session:
+
+            def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
+                answer: LocalAnswer = session.query(_together(items))
+                timings, others, plan = answer.timings, answer.others, compiled.plan.name
+                return answer.outputs, report(
+                    compiled.program, plan, timings, others, session.setup_s, session.setup_bytes
+                )
+
+            _ask_all(found, asked, progress, lambda: session.open)
+    found.seen = session.seen if isinstance(session, LocalParties) else None
+    return found
+
+
+def _ask_all(
+    found: Comparison,
+    ask: Callable[[list[dict[str, Tensor]]], tuple[dict[str, Tensor], Report]],
+    progress: Progress | None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Fill `found`: an answer for each input, or why there is none. Where one of several in a query is out of range,
+    each is asked alone. Errors: the first one, if no input has an answer."""
+    queries = in_queries(found.inputs, found.texts)
+    while queries:
+        items, count = queries.pop(0)
+        if progress:
+            progress("query", len(found.private), len(found.inputs))
+        try:
+            outputs, report = ask(items)
+            found.reports.append(report)
+            found.private += _apart(outputs, found.texts, count)
+        except BlindformerError as error:
+            if count > 1 and isinstance(error, AnswerOutOfRange):
+                queries[:0] = [([item] * found.texts, 1) for item in items[:count]]
+                continue
+            lost = count if goes_on() else len(found.inputs) - len(found.private)
+            first = len(found.private)
+            found.errors |= dict.fromkeys(range(first, first + lost), error)
+            found.private += [{} for _ in range(lost)]
+            queries = queries if goes_on() else []
+    if len(found.errors) == len(found.inputs):
+        raise found.errors[0]
+    if progress:
+        progress("query", len(found.inputs), len(found.inputs))
+
+
+def _together(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return items[0] if len(items) == 1 else {name: torch.cat([item[name] for item in items]) for name in items[0]}
+
+
+def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
+    """The outputs of a query for so many texts, of which `count` were asked, by text."""
+    if texts == 1:
+        return [outputs]
+    return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
+
+
+def _plaintext(
+    loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int, trained: bool
+) -> tuple[list[dict[str, Tensor]], float]:
+    """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads."""
+    names = list(compiled.program.outputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if trained:
+        approximate(loaded.model, compiled.plan)
+    try:
+        results, seconds = [], []
+        with torch.no_grad():
+            loaded.model(**inputs[0])
+            for item in inputs:
+                started = time.perf_counter()
+                output = loaded.model(**item)
+                seconds.append(time.perf_counter() - started)
+                found = tensors_of(output)
+                results.append({name: found[name] for name in names})
+    finally:
+        torch.set_num_threads(before)
+        if trained:
+            restore(loaded.model)
+    return results, statistics.median(seconds)

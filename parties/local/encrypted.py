@@ -1,0 +1,62 @@
+"""Encrypted queries on this machine: a real server over HTTPS on loopback, asked with tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models.artifacts import Question
+from ...models.encrypted import decode_real
+from ...protocols.channel import Meter
+from ..client.encrypted import EncryptedClient
+from ..session import Progress, Timings
+from .launcher import LocalAnswer
+from .services import LOCAL
+
+
+class LocalEncrypted:
+    """As LocalParties: a session of `folder`'s program, open until `close`. One thread: `threads` is for the others."""
+
+    def __init__(
+        self, folder: Path | str, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
+    ) -> None:
+        self._client = EncryptedClient(LOCAL, folder=folder, timeout=timeout, progress=progress)
+        self._part = self._client.part.for_length()
+        self.setup_s, self.setup_bytes, self._open = 0.0, 0, True
+
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+        """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
+        taken = {name: inputs[name] for name in self._part.program.inputs}
+        reply = self._client.ask([Question(0, self._part, row) for row in self._rows(taken)])
+        report = reply.report
+        self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
+        timings = Timings(
+            online_s=report.online_s,
+            rounds=1,
+            online=Meter(sent=report.online_bytes),
+            peak_rss_mb=report.peak_rss_mb["client"],
+        )
+        return LocalAnswer(decode_real(self._part.program, reply.open()), timings, {})
+
+    def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        if self._part.texts == 1:
+            return [inputs]
+        count = len(next(iter(inputs.values())))
+        return [{name: value[n : n + 1] for name, value in inputs.items()} for n in range(count)]
+
+    def close(self) -> None:
+        self._open = False
+        self._client.close()
+
+    def __enter__(self) -> LocalEncrypted:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()

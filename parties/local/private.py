@@ -1,0 +1,250 @@
+"""`make_private`: a model that answers without its owner seeing the question, with the face of the model itself."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...approximations import Plan
+from ...models.accepted import loaded_of, module_of
+from ...models.compile import Compiled, compile, decode_outputs
+from ...models.interpreter import interpret
+from ...models.scales import Precision
+from ...protocols.clear import ClearEngine
+from ...protocols.errors import BlindformerError
+from ..many.roster import numbered
+from ..reports.report import Report, clear_report
+from ..session.threads import ThreadParties
+from .launcher import Progress
+from .protocols import KINDS, REFERENCE, Session, find_kind
+
+if TYPE_CHECKING:
+    from ...models.loading import Loaded
+
+Inputs = Mapping[str, Any]
+IN_THREADS = "beaver"  # CrypTen's state belongs to a process
+_FEW = 2  # with fewer calibration batches than this, ranges are guesses
+
+
+class InsecureProtocol(UserWarning):
+    """A protocol that hides less than the others, for comparison."""
+
+
+class PrivateError(BlindformerError):
+    """A private model that is asked for something it cannot do."""
+
+
+def make_private(
+    model: nn.Module | Loaded | str | Path,
+    plan: Plan | str | None = None,
+    protocol: str = "beaver",
+    *,
+    example: Inputs | None = None,
+    calibration: Sequence[Inputs] | Inputs | None = None,
+    parties: int = 2,
+    where: str = "processes",
+    outputs: list[str] | None = None,
+    embedding: str = "client",
+    precision: Precision | None = None,
+    threads: int = 1,
+    timeout: float = 120,
+    progress: Progress | None = None,
+) -> PrivateModel:
+    """A callable with the model's arguments that returns the model's own output class.
+
+    model        a module, what `load` returned, or a folder's or model's name
+    plan         a preset's name, or a plan (calibrated or not); default: the one in the model's folder, else faithful
+    protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
+                 second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing;
+                 "crypten-insecure": for comparison
+    example      inputs of the shapes to come: compiles now instead of at the first call
+    calibration  inputs (a batch, or several) of the queries' shapes; without them the first query calibrates: thin
+    where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
+    outputs      names of the model's outputs to compute and reveal (default: all)
+    embedding    "client": the embedding block is released to the client; "private": it stays with the server
+    timeout      seconds of silence allowed between parties
+
+    Errors: PrivateError, and those of `compile` and of a session.
+    """
+    if protocol != REFERENCE and (insecure := find_kind(protocol, parties).insecure):
+        warnings.warn(f"protocol {protocol}: {insecure}", InsecureProtocol, stacklevel=2)
+    if where == "threads" and protocol not in (IN_THREADS, REFERENCE):
+        raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
+    if where not in ("processes", "threads"):
+        raise PrivateError(f"where={where!r}: choose processes or threads")
+    found = loaded_of(model)
+    if plan is None:
+        plan = (None if isinstance(found, nn.Module) else found.plan()) or "faithful"
+    private = PrivateModel(module_of(found), plan, protocol, where, parties)
+    batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
+    private.calibration = [private.bound(batch) for batch in batches]
+    private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
+    private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    if example is not None:
+        private.prepare(example)
+    return private
+
+
+class PrivateModel:
+    """Made by `make_private`. One session is kept open between calls of the same shapes; close it, or use `with`.
+
+    `report`: cost and who learned what, of the last call. `compiled`: the program of the last call's shapes.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan | str, protocol: str, where: str, parties: int = 2) -> None:
+        self.model, self.plan, self.protocol, self.where = model, plan, protocol, where
+        self.roster = numbered(parties)
+        self.calibration: list[Inputs] = []
+        self.options: dict[str, Any] = {}
+        self.session_options: dict[str, Any] = {}
+        self.report: Report | None = None
+        self.compiled: Compiled | None = None
+        self._programs: dict[tuple, Compiled] = {}  # by shapes
+        self._session: Session | None = None
+        self._of: Compiled | None = None  # whose session is open
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """One private query, with the model's own arguments. Tensors are the query; other arguments are compiled in."""
+        inputs = self.bound(named, values)
+        compiled = self.prepare(inputs)
+        tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
+        if self.protocol == REFERENCE:
+            found = self._in_the_clear(compiled, tensors)
+        else:
+            session = self._open(compiled)
+            try:
+                answer = session.query(tensors)
+            except BaseException:
+                if not session.open:
+                    self.close()
+                raise
+            found = answer.outputs
+            self.report = KINDS[self.protocol].report(self.roster)(
+                compiled.program,
+                compiled.plan.name,
+                answer.timings,
+                answer.others,
+                session.setup_s,
+                session.setup_bytes,
+            )
+        return compiled.answer(found)
+
+    def prepare(self, inputs: Inputs) -> Compiled:
+        """Compile for the shapes of `inputs`, if that is not done yet."""
+        inputs = self.bound(inputs)
+        shapes = _shapes(inputs)
+        if shapes not in self._programs:
+            batches = [batch for batch in self.calibration if _shapes(batch) == shapes]
+            if self.calibration and not batches:
+                raise PrivateError(_mismatch(shapes, _shapes(self.calibration[0])))
+            if not batches:
+                batches = [inputs]
+            if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
+                warnings.warn(
+                    "calibrating on one example: other inputs may leave the ranges it shows; "
+                    "pass calibration=[...] with some dozens of typical batches",
+                    stacklevel=3,
+                )
+            self._programs[shapes] = compile(self.model, batches, self.plan, **self.options)
+        self.compiled = self._programs[shapes]
+        return self.compiled
+
+    def bound(self, named: Inputs, values: Sequence[Any] = ()) -> dict[str, Any]:
+        """Arguments of the model by name, without those that are None. Errors: PrivateError."""
+        signature, inputs = inspect.signature(self.model.forward), {}
+        try:
+            found = signature.bind(*values, **named).arguments
+        except TypeError as error:
+            raise PrivateError(f"inputs: {error}; the model takes {', '.join(signature.parameters)}") from None
+        for name, value in found.items():
+            rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            inputs |= value if rest else {name: value}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        for name, value in inputs.items():
+            if not (isinstance(value, Tensor) or _plain(value)):
+                raise PrivateError(f"input {name}: is a {type(value).__name__}; give a tensor")
+        if not any(isinstance(value, Tensor) for value in inputs.values()):
+            raise PrivateError("inputs: hold no tensor; give what the model is to be asked, as tensors")
+        return inputs
+
+    def close(self) -> None:
+        """End the session and its processes. The model can be called again; that opens a new one."""
+        session, self._session, self._of = self._session, None, None
+        if session is not None:
+            session.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> PrivateModel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+    def _open(self, compiled: Compiled) -> Session:
+        if self._session is not None and self._of is compiled:
+            return self._session
+        self.close()
+        options = dict(self.session_options)
+        if self.where == "threads":
+            options.pop("threads")
+            session: Session = ThreadParties(compiled, **options)
+        else:
+            self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
+            kind, folder = KINDS[self.protocol], Path(self._folder.name)
+            kind.save(compiled, folder)
+            session = kind.start(folder, self.roster, **options)
+        self._session, self._of = session, compiled
+        return session
+
+    def _in_the_clear(self, compiled: Compiled, inputs: Inputs) -> dict[str, Tensor]:
+        started = time.perf_counter()
+        engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
+        found = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)
+        self.report = clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started)
+        return found
+
+
+def _plain(value: Any) -> bool:
+    """Whether an argument is a setting, not data: a value, or a tuple of such."""
+    return (
+        all(_plain(item) for item in value) if isinstance(value, tuple) else isinstance(value, bool | int | float | str)
+    )
+
+
+def _shapes(inputs: Inputs) -> tuple:
+    """What a program is compiled for: shapes of tensors, and the values of everything else."""
+    return tuple((n, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for n, v in sorted(inputs.items()))
+
+
+def _mismatch(asked: tuple, calibrated: tuple) -> str:
+    """Why inputs of these shapes cannot be answered by what was calibrated, and what to change."""
+    ours, theirs = dict(asked), dict(calibrated)
+    for name in sorted({*ours, *theirs}):
+        if name not in theirs:
+            return f"input {name}: no calibration batch has it; leave it out, or put it into the calibration, too"
+        if name not in ours:
+            return f"input {name}: is missing, and the calibration batches have it; give it, or calibrate without"
+    name = next(name for name in ours if ours[name] != theirs[name])
+    one, other = ours[name], theirs[name]
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return f"input {name}: is not as in the calibration batches; give both the same"
+    said = f"input {name}: no calibration batch has its shape {list(one)}, the first has {list(other)}"
+    if len(one) == len(other) > 1 and one[0] == other[0]:
+        return f"{said}; pad both to one length" if len(one) == 2 else f"{said}; make both of one size"
+    rows = one[1:] == other[1:]
+    return f"{said}; calibrate on batches of {one[0]} rows" if rows else f"{said}; calibrate on inputs of this shape"

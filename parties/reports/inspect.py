@@ -1,0 +1,181 @@
+"""What a compiled folder holds: its programs by layer with their price, and who is to know what of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...models.artifacts import ArtifactError, CircuitPart
+from ...models.artifacts.circuits import read_circuit
+from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
+from ...models.pricing import price
+from ...models.program import Program
+from ...protocols.ckks.frames import most
+from .report import Layer, layers
+
+
+@dataclass
+class Part:
+    """One party's part. `bytes` on disk; `versions`: what wrote it."""
+
+    folder: str
+    bytes: int
+    files: int
+    format: int
+    versions: dict[str, str]
+
+
+@dataclass
+class CircuitSizes:
+    """Encrypted queries of one length. Bytes are the most that can travel; SEAL's compression saves a quarter or so.
+
+    `levels`: (module, levels used in it, levels used after it), in order.
+    """
+
+    degree: int
+    scale_bits: int
+    texts: int
+    depth: int
+    rotations: int
+    key_bytes: int
+    key_memory_bytes: int
+    request_bytes: int
+    reply_bytes: int
+    levels: list[tuple[str, int, int]] = field(repr=False)
+
+
+@dataclass
+class Priced:
+    """A program of one length and the price of a query on it. Bytes are payload; `setup_bytes` is paid once."""
+
+    length: int
+    hash: str
+    instructions: int
+    inputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
+    rounds: int
+    up: int
+    down: int
+    online_bytes: int
+    offline_bytes: int
+    setup_bytes: int
+    macs: int
+    layers: list[Layer] = field(repr=False)
+    circuit: CircuitSizes | None = None
+
+    def share(self, layer: Layer) -> float:
+        """A layer's part of all bytes, online and offline."""
+        total = self.online_bytes + self.offline_bytes
+        return (layer.online_bytes + layer.offline_bytes) / total if total else 0.0
+
+
+@dataclass
+class Inspection:
+    """`plan`: its name, where the part says it; `plan_hash` is in every program."""
+
+    name: str
+    kind: str
+    plan: str
+    plan_hash: str
+    parts: dict[str, Part]
+    lengths: dict[int, Priced]
+    released: tuple[str, ...]
+    public: str
+    private: str
+
+    def to_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        for length, item in self.lengths.items():
+            for row, layer in zip(found["lengths"][length]["layers"], item.layers, strict=True):
+                row["share"] = item.share(layer)
+        found["lengths"] = list(found["lengths"].values())
+        return found
+
+
+def inspect(folder: str | Path) -> Inspection:
+    """Read and check every part in `folder` (DIR, or one part of it), and price its programs.
+
+    Errors: ArtifactError for damage, and where the parts are of different compilations.
+    """
+    parts, programs, about, circuits = {}, {}, {}, {}
+    for name, path in parts_of(folder).items():
+        part = find_part(path, name)
+        parts[name] = _part(part)
+        found = read_programs(part)
+        if programs and found != programs:
+            first = next(iter(parts))
+            raise ArtifactError(
+                f"{folder}: the {first}'s part and the {name}'s are of different compilations; compile again, or give "
+                "both parties parts of one"
+            )
+        programs = found
+        about |= _about(part, name)
+        circuits |= {length: read_circuit(part, length) for length in programs if name != "helper"}
+    if not programs:
+        raise ArtifactError(f"{folder}: holds no program; compile again")
+    first = next(iter(programs.values()))
+    return Inspection(
+        name=first.model,
+        kind=about.get("kind", ""),
+        plan=about.get("plan", ""),
+        plan_hash=first.plan,
+        parts=parts,
+        lengths={length: _priced(length, program, circuits.get(length)) for length, program in programs.items()},
+        released=tuple(sorted({name for program in programs.values() for name in program.released})),
+        public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
+        private="all other weights, in DIR/server alone; secret.key there masks them for clients",
+    )
+
+
+def _part(part: Path) -> Part:
+    found = versions(part)
+    size = sum(file["bytes"] for file in found["files"].values())
+    return Part(str(part), size, len(found["files"]), found["format"], found.get("versions", {}))
+
+
+def _about(part: Path, name: str) -> dict[str, str]:
+    """What a part says of the model beside its programs."""
+    if name == "server":
+        plan, model = read_json(part / "plan.json"), read_json(part / "model.json")
+        return {"plan": plan["name"], "kind": model["kind"]}
+    if name == "client":
+        client = read_json(part / "client.json")
+        return {"plan": client["plan"], "kind": client["kind"]}
+    return {}
+
+
+def _sizes(found: CircuitPart) -> CircuitSizes:
+    facts = found.facts
+    return CircuitSizes(
+        degree=facts.parameters.degree,
+        scale_bits=facts.parameters.scale_bits,
+        texts=facts.texts,
+        depth=facts.parameters.levels,
+        rotations=len(facts.elements),
+        key_bytes=most(facts.key_items()),
+        key_memory_bytes=facts.key_memory(),
+        request_bytes=most(facts.request_items()),
+        reply_bytes=most(facts.reply_items()),
+        levels=found.levels,
+    )
+
+
+def _priced(length: int, program: Program, circuit: CircuitPart | None) -> Priced:
+    found = price(program)
+    return Priced(
+        length=length,
+        hash=program.hash(),
+        instructions=len(program.instructions),
+        inputs=program.inputs,
+        outputs={name: program.instructions[number].shape for name, number in program.outputs.items()},
+        rounds=found.rounds,
+        up=found.up,
+        down=found.down,
+        online_bytes=found.online_bytes,
+        offline_bytes=found.offline_bytes,
+        setup_bytes=found.setup_bytes,
+        macs=found.macs,
+        layers=layers(found),
+        circuit=None if circuit is None else _sizes(circuit),
+    )

@@ -1,0 +1,243 @@
+"""What a private run cost, layer by layer, and who learned what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...models.handover import is_handed_over
+from ...models.pricing import Price, price
+from ...models.program import Program
+from ..many.roster import Roster
+from ..session import Timings
+
+MB = 1e6
+
+
+@dataclass
+class Layer:
+    """One module's share. Bytes: both ways online, and dealer to server offline."""
+
+    path: str
+    rounds: int
+    online_bytes: int
+    offline_bytes: int
+    macs: int
+
+
+@dataclass
+class Report:
+    """One query. Seconds are the client's; bytes are payload, both ways. `made_ahead`: its correlations were, so that
+    nothing of them travelled in it. `str(report)` is a readable text."""
+
+    model: str
+    plan: str
+    protocol: str
+    offline_s: float = 0.0
+    online_s: float = 0.0
+    setup_s: float = 0.0
+    offline_bytes: int = 0
+    online_bytes: int = 0
+    setup_bytes: int = 0
+    rounds: int = 0
+    made_ahead: bool = False
+    peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    learned: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}   plan {self.plan}   protocol {self.protocol}",
+            f"offline {self.offline_s:.2f} s, {self.offline_bytes / MB:.1f} MB   "
+            f"online {self.online_s:.2f} s, {self.online_bytes / MB:.1f} MB, {self.rounds} rounds   "
+            f"set-up {self.setup_s:.2f} s, {self.setup_bytes / MB:.1f} MB",
+        ]
+        width = max((len(layer.path) for layer in self.layers), default=0)
+        for layer in self.layers:
+            lines.append(
+                f"  {layer.path:<{width}}  {layer.online_bytes / MB:8.2f} MB online  "
+                f"{layer.offline_bytes / MB:8.2f} MB offline  {layer.rounds:4d} rounds of its own"
+            )
+        lines += [f"{party}: {what}" for party, what in self.learned.items()]
+        return "\n".join(lines)
+
+
+def layers(found: Price) -> list[Layer]:
+    return [
+        Layer(row.path or "(model)", row.rounds, row.down + row.up, row.offline, row.macs)
+        for row in found.rows
+        if row.down + row.up + row.offline
+    ]
+
+
+def beaver_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    protocol: str = "beaver",
+) -> Report:
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol=protocol,
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        setup_s=setup_s,
+        offline_bytes=timings.offline_bytes,
+        online_bytes=timings.online.sent + timings.online.received,
+        setup_bytes=setup_bytes,
+        rounds=timings.rounds,
+        made_ahead=timings.ahead,
+        peak_rss_mb={
+            "client": timings.peak_rss_mb,
+            "server": others.get("server_peak_rss_mb", 0.0),
+            "dealer": others.get("dealer_peak_rss_mb", 0.0),
+            **({"helper": others["helper_peak_rss_mb"]} if "helper_peak_rss_mb" in others else {}),
+        },
+        layers=layers(price(program)),
+        learned=who_learned_what(program, timings),
+    )
+
+
+def who_learned_what(program: Program, timings: Timings | None = None) -> dict[str, str]:
+    """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
+    received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
+    released = ", ".join(program.released) or "nothing"
+    dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
+    if is_handed_over(program):
+        seats = {
+            "server": "received one share of the input and masked values; learns nothing about the text or the answer",
+            "helper": "received a seed and masked values; learns nothing about the text, the answer or the weights",
+            "dealer": dealer,
+            "client": f"sent {received}shares, and holds the text; it alone learns the answer",
+        }
+    else:
+        seats = {
+            "server": f"received {received}masked values; learns nothing about the text or the answer",
+            "dealer": dealer,
+            "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
+        }
+    return {
+        **seats,
+        "released to the client": released,
+        "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
+        "ranges), and the padded length",
+    }
+
+
+def many_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    *,
+    roster: Roster,
+    protocol: str = "crypten",
+) -> Report:
+    """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
+    leader, recipient = roster.names[0], roster.names[roster.recipient_rank]
+    data = [roster.names[rank] for rank in sorted(roster.owns_data(program))]
+    learned = dict.fromkeys(
+        roster.names, "received masked values; learns nothing of the data, the weights or the answer"
+    )
+    learned[leader] = "holds the weights, received masked values; learns nothing of the data or the answer"
+    learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")
+    learned[recipient] += "; it alone learns the answer"
+    learned["dealer"] = "was told the program, every party's seed, the keys of the weight masks and a count of queries"
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol=protocol,
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        setup_s=setup_s,
+        offline_bytes=timings.offline_bytes,
+        online_bytes=timings.online.sent,
+        setup_bytes=setup_bytes,
+        rounds=timings.rounds,
+        peak_rss_mb={name.removesuffix("_peak_rss_mb"): mb for name, mb in others.items()},
+        learned=learned,
+    )
+
+
+def clear_report(program: Program, plan: str, seconds: float) -> Report:
+    """For the reference protocol, which hides nothing."""
+    learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
+    return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)
+
+
+def ckks_report(
+    program: Program, plan: str, *, seconds: float, setup_s: float, setup_bytes: int, moved: int, rss_mb: float
+) -> Report:
+    """Of one encrypted request. `moved`: bytes of request and reply; `setup_bytes`: of evaluation keys sent for it."""
+    learned = {
+        "server": "received ciphertexts and evaluation keys; learns their sizes and times",
+        "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",
+        "released to the client": ", ".join(program.released) or "nothing",
+        "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
+    }
+    return Report(
+        model=program.model,
+        plan=plan,
+        protocol="ckks",
+        online_s=seconds,
+        setup_s=setup_s,
+        online_bytes=moved,
+        setup_bytes=setup_bytes,
+        rounds=1,
+        peak_rss_mb={"client": rss_mb},
+        learned=learned,
+    )
+
+
+def ckks_local_report(
+    program: Program, plan: str, timings: Timings, others: dict[str, float], setup_s: float, setup_bytes: int
+) -> Report:
+    """The same from a session's timings. Bytes are of both ways together."""
+    return ckks_report(
+        program,
+        plan,
+        seconds=timings.online_s,
+        setup_s=setup_s,
+        setup_bytes=setup_bytes,
+        moved=timings.online.sent,
+        rss_mb=timings.peak_rss_mb,
+    )
+
+
+def phases_in_words(reports: list[Report]) -> str:
+    """Offline and online, on average."""
+    count, ahead = len(reports), sum(report.made_ahead for report in reports)
+    moved = f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB"
+    if ahead:
+        moved = "made ahead" if ahead == count else f"{moved}, {ahead} of {count} made ahead"
+    return (
+        f"offline {sum(r.offline_s for r in reports) / count:.2f} s, {moved}   "
+        f"online {sum(r.online_s for r in reports) / count:.2f} s, "
+        f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+    )
+
+
+def each_in_words(reports: list[Report], what: str) -> str:
+    """The same of one `what`, such as "a text"."""
+    return f"{what}: {phases_in_words(reports)}"
+
+
+def requests_in_words(reports: list[Report], what: str = "") -> str:
+    """One request, on average, and the keys that went before it. Answers of one request have one report."""
+    requests = list({id(report): report for report in reports}.values())
+    count, keys = len(requests), max(report.setup_bytes for report in requests)
+    return (
+        f"{'1 request' if count == 1 else f'{count} requests, on average'}: "
+        f"{sum(r.online_s for r in requests) / count:.2f} s, "
+        f"{sum(r.online_bytes for r in requests) / count / MB:.2f} MB   "
+        f"evaluation keys {f'{keys / MB:.1f} MB, once' if keys else 'sent earlier'}"
+    )

@@ -1,0 +1,311 @@
+"""The service's HTTP interface. Who asks is told by the certificate alone; front.py puts it into a request's state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ....protocols.ckks.facts import Facts
+from ....protocols.ckks.frames import OtherProgram, Reader, most
+from ....protocols.ckks.sealed import SealedError
+from ...session.compute_slots import LimitReached
+from ..logs import Log
+from ..quota import Quota, QuotaError
+from ..stats import Stats
+from .bodies import Bodies
+from .interface import (
+    ABOUT,
+    LINES,
+    Circuit,
+    Health,
+    Interface,
+    Model,
+    Models,
+    Name,
+    Program,
+    Reserved,
+    message,
+    refusals,
+)
+from .jobs import Job
+from .key_store import KeySet, KeyStore
+from .page import page
+from .pool import Pool
+from .refusals import Refusal, busy, revoked
+
+FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
+NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+class Desk:
+    """What the routes share. `stopping`: no more is taken. `revoked`: whether a certificate of this number is, now."""
+
+    def __init__(
+        self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
+        log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
+        quota: Quota | None = None,
+    ) -> None:  # fmt: skip
+        self.about, self.facts = about, {item.program: item for item in facts}
+        self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
+        self.log, self.uploads, self.revoked, self.quota = log, uploads, revoked, quota
+        self.uploading = self.reading = 0
+        self.stopping = False
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def model(self, program: str) -> Facts:
+        if program not in self.facts:
+            known = ", ".join(name[:16] for name in self.facts)
+            raise Refusal(404, f"program {program[:16]}: is not served here (served: {known}); get the client's folder")
+        return self.facts[program]
+
+    async def take(self, item: KeySet, request: Request) -> None:
+        """A client's keys onto the disk, held to their sizes as they come. The first query that needs them loads them.
+
+        Errors: Refusal, SealedError.
+        """
+        if self.uploading >= self.uploads:
+            raise busy("others are sending keys", 10)
+        if item.taking or item.whole:
+            raise Refusal(409, "these keys are here, or on their way; ask for another name")
+        self.uploading, item.taking = self.uploading + 1, True
+        try:
+            expected, started, size = item.facts.key_items(), time.perf_counter(), 0
+            reader = Reader("keys", item.facts.program, expected)
+            async for piece in self.bodies.pieces(request, most(expected)):
+                size += len(piece)
+                for part, data in reader.feed(piece):
+                    await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
+            reader.end()
+            item.whole = True
+            took = time.perf_counter() - started
+            self.log.info("keys-received", session=item.name, owner=item.owner, bytes=size, seconds=took)
+        except OSError:
+            raise busy("it has no room for keys on its disk", 60) from None
+        finally:
+            self.uploading, item.taking = self.uploading - 1, False
+            if not item.whole:
+                self.store.drop(item)
+
+    async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
+        """A query's lines, once it computes. Errors: Refusal, LimitReached, QuotaError.
+
+        A request counts as all the texts that it has places for: which of them are filled, nobody here can see.
+        """
+        expected = item.facts.request_items()
+        limit = most(expected)
+        who = (request.state.name, item.facts.texts)
+        if self.quota is not None:
+            await asyncio.to_thread(self.quota.check, *who)
+        self.pool.admit(item.owner)
+        if self.reading >= self.pool.room:
+            raise busy("others are sending queries", self.pool.usual)
+        self.reading += 1
+        try:
+            body = await self.bodies.all(request, limit)
+        finally:
+            self.reading -= 1
+        reader = Reader("request", item.facts.program, expected)
+        reader.feed(body)
+        reader.end()
+        if self.revoked(item.serial):  # while its body came
+            raise revoked()
+        if self.quota is not None:
+            self.pool.admit(item.owner)  # what finds no place is not counted
+            await asyncio.to_thread(self.quota.spend, *who)
+        job = Job(item, body)
+        task = asyncio.create_task(self._run(job))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        try:
+            async with asyncio.timeout(FIRST_SECONDS):
+                await job.first()
+        except TimeoutError:
+            pass  # it waits for a worker: whatever is wrong with it, a line will say
+        except BaseException:
+            job.abandon()
+            raise
+        return _lines(job)
+
+    async def _run(self, job: Job) -> None:
+        await job.run(self.pool)
+        who: dict[str, Any] = {"session": job.keys.name, "owner": job.keys.owner}
+        if job.refusal is not None and job.refusal.status >= 500 and job.refusal.retry_after is None:
+            self.log.error("query-failed", **who, what=str(job.refusal))
+        if job.sent:
+            self.log.info("answered", **who, seconds=job.seconds, bytes=len(job.body) + job.sent)
+            self.pool.usual = 0.7 * self.pool.usual + 0.3 * job.seconds
+            self.stats.add("queries")
+            self.stats.add("bytes", len(job.body), "received")
+            self.stats.add("bytes", job.sent, "sent")
+            self.stats.observe("seconds", job.seconds, "online")
+
+
+async def _lines(job: Job) -> AsyncIterator[bytes]:
+    try:
+        async for line in job.lines():
+            yield json.dumps(line).encode() + b"\n"
+    finally:
+        job.abandon()
+
+
+class ClientsAlone:
+    """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
+
+    def __init__(self, app: Any, desk: Desk) -> None:
+        self.app, self.desk = app, desk
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        why = None
+        if scope["state"].get("role") != "client":
+            why = Refusal(403, "this certificate is not a client's; ask with client.pem")
+        elif self.desk.revoked(scope["state"]["serial"]):  # since it shook hands
+            why = revoked()
+        elif self.desk.stopping:
+            why = busy("it is stopping", 30)
+        else:
+            why = scope["state"]["seat"]()
+
+        async def send_last(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        if why is not None and why.status == 403:
+            self.desk.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
+        await (self.app if why is None else _problem(why))(scope, receive, send_last)
+
+
+def make_app(desk: Desk) -> FastAPI:
+    app = Interface(
+        title="Blindformer, encrypted queries",
+        version=desk.about["version"],
+        description=ABOUT,
+        docs_url=None,
+        redoc_url=None,
+    )
+
+    app.add_middleware(ClientsAlone, desk=desk)
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        busy = error.status == 503
+        desk.stats.add("busy" if busy else "errors", label="query" if busy else "Refusal")
+        desk.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
+        return _problem(error)
+
+    @app.exception_handler(LimitReached)
+    async def limited(request: Request, error: LimitReached) -> JSONResponse:
+        desk.stats.add("limited")
+        desk.log.info("limited", owner=request.state.peer, what=str(error))
+        limit = {"each": error.each, "period_s": error.period}
+        return _problem(Refusal(429, str(error), math.ceil(error.retry_after)), limit=limit)
+
+    @app.exception_handler(QuotaError)
+    async def uncounted(request: Request, error: QuotaError) -> JSONResponse:
+        desk.stats.add("errors", label="QuotaError")
+        desk.log.error("query-failed", owner=request.state.peer, what=str(error))
+        return _problem(Refusal(500, "queries cannot be counted, so none are answered; see the server's log"))
+
+    @app.exception_handler(SealedError)
+    async def damaged(request: Request, error: SealedError) -> JSONResponse:
+        desk.stats.add("errors", label=type(error).__name__)
+        desk.log.warning("refused", owner=request.state.peer, kind=type(error).__name__, what=str(error))
+        return _problem(Refusal(409 if isinstance(error, OtherProgram) else 400, str(error)))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(Refusal(error.status_code, f"{request.url.path}: {error.detail}; /docs has what there is"))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _problem(Refusal(400, "the request is not of the form that /docs describes"))
+
+    @app.get("/v1/models", response_description="All programs", responses=refusals())
+    async def models() -> Models:
+        """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
+        found = [
+            Model(
+                facts=Circuit(**item.to_json()),
+                keys_most_bytes=most(item.key_items()),
+                request_most_bytes=most(item.request_items()),
+                reply_most_bytes=most(item.reply_items()),
+                keys_memory_bytes=item.key_memory(),
+            )
+            for item in desk.facts.values()
+        ]
+        return Models(**desk.about, models=found)
+
+    @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
+    async def reserve(request: Request, program: Program) -> Reserved:
+        """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
+        keys that were used least lately, of this certificate first."""
+        item = desk.store.reserve(request.state.peer, desk.model(program), request.state.serial)
+        return Reserved(keys=item.name, expires_s=desk.store.seconds)
+
+    @app.put(
+        "/v1/keys/{name}",
+        status_code=204,
+        response_description="All arrived",
+        responses=refusals(400, 408, 409, 410, 413),
+        openapi_extra=message(
+            "A message of keys: relinearisation, the public key, one for each Galois element, in order."
+        ),
+    )
+    async def upload(request: Request, name: Name) -> Response:
+        """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""
+        async with desk.bodies.lingering(request):
+            await desk.take(desk.store.find(request.state.peer, name, whole=False), request)
+        return Response(status_code=204)
+
+    @app.get("/v1/keys/{name}", response_description="They are", responses=refusals(409, 410))
+    async def known(request: Request, name: Name) -> Reserved:
+        """Whether keys are still here. To ask counts as use."""
+        return Reserved(keys=desk.store.find(request.state.peer, name).name, expires_s=desk.store.seconds)
+
+    @app.delete("/v1/keys/{name}", status_code=204, response_description="Gone", responses=refusals(410))
+    async def drop(request: Request, name: Name) -> Response:
+        """Forget keys."""
+        desk.store.drop(desk.store.find(request.state.peer, name, whole=False))
+        return Response(status_code=204)
+
+    @app.post(
+        "/v1/keys/{name}/queries",
+        response_class=StreamingResponse,
+        responses={**LINES, **refusals(400, 408, 409, 410, 413, 429, 500, 504)},
+        openapi_extra=message("A request: its ciphertexts, in order."),
+    )
+    async def query(request: Request, name: Name) -> StreamingResponse:
+        """Ask. The reply is a line after each step, and one with the answer, encrypted. Leave, and it is stopped."""
+        async with desk.bodies.lingering(request):
+            item = desk.store.find(request.state.peer, name)
+            return StreamingResponse(await desk.answer(item, request), media_type="application/x-ndjson")
+
+    @app.get("/v1/health", response_description="It answers", responses=refusals())
+    async def health() -> Health:
+        """Whether it answers, and goes on to."""
+        return Health(healthy=True, stopping=desk.stopping)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """This interface in words, without a script or anything from elsewhere."""
+        return HTMLResponse(page(app.openapi()), headers={"content-security-policy": NOTHING_ELSE})
+
+    return app
+
+
+def _problem(refusal: Refusal, **more: Any) -> JSONResponse:
+    headers = {}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = f"{refusal.retry_after:.0f}"
+    return JSONResponse({"error": str(refusal), **more}, refusal.status, headers)

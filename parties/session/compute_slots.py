@@ -1,0 +1,63 @@
+"""May this query compute now? A server that computes for many answers here; a session only asks."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from ...protocols.errors import BlindformerError
+
+MOST_SECONDS = 1e9  # to wait, whatever a peer says
+
+
+class Busy(BlindformerError):
+    """A party has no room at the moment. The session lives on: ask again in `retry_after` seconds."""
+
+    def __init__(self, party: str, retry_after: float, why: str = "all its places are taken") -> None:
+        self.party, self.retry_after, self.why = party, retry_after, why
+        super().__init__(f"{party}: is busy ({why}); ask again in {retry_after:g} seconds")
+
+
+class LimitReached(BlindformerError):
+    """One certificate has asked all that it may for now: `each` texts in `period` seconds, more in `retry_after`."""
+
+    def __init__(self, party: str, each: int, period: float, retry_after: float) -> None:
+        retry_after = min(max(retry_after, 0.0), MOST_SECONDS)
+        self.party, self.each, self.period, self.retry_after = party, each, period, retry_after
+        when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=retry_after)
+        super().__init__(
+            f"{party}: has answered the {each} texts (or images) that one certificate may ask in {span(period)}; "
+            f"ask again in {span(retry_after)}, at {when:%Y-%m-%d %H:%M:%S} UTC"
+        )
+
+
+def span(seconds: float) -> str:
+    """A time in the largest unit that it fills: 2.5 hours."""
+    units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    unit, size = next((found for found in units if seconds >= found[1]), units[-1])
+    number = f"{seconds / size:.3g}"
+    return f"{number} {unit}{'' if number == '1' else 's'}"
+
+
+class Admission(Protocol):
+    """Hands out places to compute in."""
+
+    def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:
+        """A place for query `number`, held while the context lasts: correlations and online phase.
+
+        While it makes the query wait it calls `waiting(k)`, k being the place in the queue, at least three times
+        within the session's timeout: that is what tells the client that this side lives. `waiting` raises `PeerError`
+        when the client has gone; then the place in the queue is to be given back.
+
+        Errors: `Busy`.
+        """
+        ...
+
+
+class Open:
+    """Always go."""
+
+    def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:
+        return nullcontext()

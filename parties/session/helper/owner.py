@@ -1,0 +1,159 @@
+"""The data owner: numpy-sized work, no masked weights, no correlations. The same face as `session.ClientParty`."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from ....models.handover import answer_layout, hand_over, input_layout
+from ....models.pricing import price
+from ....models.program import Program
+from ....protocols.beaver.owner import join, layout_bytes, pack_shares, split, unpack_shares
+from ....protocols.channel import Channel, Meter
+from ....protocols.errors import PeerError, PeerProtocolError
+from ....protocols.streams import new_seed
+from ...transport.frames import printable
+from .. import Answer, Progress, Timings, peak_rss_mb
+from ..compute_slots import Busy
+from ..meeting import Address, meet_helper, meet_server, my_hello, new_session, tell
+from ..messages import amount, hear
+
+REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
+            "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip
+
+
+class OwnerParty:
+    """The data owner in one session with `server` and `helper`.
+
+    `program`: the handed-over one (models/handover.py). `waiting` is told of what the helper says while it lets this
+    side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is sent.
+
+    Errors: `PeerError` ends the session, and both have been told why. `Busy` and `LimitReached` end the query, of which
+    nothing has been sent: ask again.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        server: Channel,
+        helper: Channel,
+        *,
+        waiting: Callable[[dict], None] | None = None,
+        counts: bool = False,
+    ) -> None:
+        self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
+        self.counts = counts
+        self.number = 0  # of the next query
+        self.setup_bytes = 0  # the helper has the masked weights
+        self.helper_setup_bytes = 0
+        self._inputs, self._answers = input_layout(program), answer_layout(program)
+
+    def set_up(self, progress: Progress | None = None) -> None:
+        """Wait until the helper has met server and dealer."""
+        self.helper_setup_bytes = int(amount(self._hear(self.helper, "open"), "setup_bytes"))
+
+    def query(self, sources: Mapping[str, Tensor], progress: Progress | None = None, more: bool = False) -> Answer:
+        """Run one query on encoded sources. `more`: another one follows, so that its correlations can be made."""
+        try:
+            return self._query(sources, progress, more)
+        except PeerError as error:
+            tell([self.helper, self.server], error)
+            raise
+
+    def close(self) -> None:
+        for channel in (self.helper, self.server):
+            with suppress(PeerError):  # if it is gone already, there is nobody to say goodbye to
+                channel.send_message({"bye": True})
+            channel.close()
+
+    def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, more: bool) -> Answer:
+        number, started = self.number, time.perf_counter()
+        before = (self.server.meter.snapshot(), self.helper.meter.snapshot())
+        if self.counts:
+            self.server.send_message({"count": number})
+            self._hear(self.server, "counted", number)
+        self.helper.send_message({"query": number, "more": more})
+        self._hear(self.helper, "ready", number)
+        offline, started = time.perf_counter() - started, time.perf_counter()
+        self._send_shares(sources)
+        self.number += 1
+        if progress:
+            progress("online", 1, 2)
+        report, theirs = self._receive(self.helper, number)
+        _, ours = self._receive(self.server, number)
+        if progress:
+            progress("online", 2, 2)
+        traffic = [channel.meter.since(then) for channel, then in zip((self.server, self.helper), before, strict=True)]
+        timings = Timings(
+            offline_s=offline,
+            online_s=time.perf_counter() - started,
+            rounds=int(amount(report, "rounds")),
+            online=Meter(sent=sum(m.sent for m in traffic), received=sum(m.received for m in traffic)),
+            offline_bytes=price(self.program).offline_bytes,
+            peak_rss_mb=peak_rss_mb(),
+        )
+        return Answer(join((ours, theirs), self._answers), timings, {name: amount(report, name) for name in REPORTED})
+
+    def _send_shares(self, sources: Mapping[str, Tensor]) -> None:
+        """The tensor to one, the seed to the other. A seed is drawn for each query, and used for no other."""
+        seed = new_seed()
+        self.server.send_message({"query": self.number})
+        self.server.send(pack_shares(split(sources, seed, self._inputs), self._inputs))
+        self.helper.send_message({"seed": seed.hex()})
+
+    def _receive(self, channel: Channel, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        reply = self._hear(channel, "answer", number)
+        return reply, unpack_shares(channel.recv(layout_bytes(self._answers)), self._answers)
+
+    def _hear(self, channel: Channel, name: str, number: int | None = None) -> dict[str, Any]:
+        return hear_server(channel, name, number, self.waiting)
+
+
+def hear_server(
+    channel: Channel, name: str, number: int | None = None, waiting: Callable[[dict], None] | None = None
+) -> dict[str, Any]:
+    """The next message, called `name` and about query `number`, of one of the two. Errors: `Busy`, `PeerError`."""
+    message = hear(channel, (name, "busy"), waiting)
+    if "busy" in message:
+        who = "server" if message.get("party") == "server" else channel.peer  # a helper passes on what it was told
+        raise Busy(who, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+    if number is not None and message[name] != number:
+        raise PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
+    return message
+
+
+def ask_two_servers(
+    program: Program,
+    context: ssl.SSLContext,
+    server: Address,
+    helper: Address,
+    timeout: float,
+    *,
+    config: str = "",
+    waiting: Callable[[dict], None] | None = None,
+) -> OwnerParty:
+    """Dial both servers and open a session. `program`: the compiled one, or handed over already.
+
+    `config`: Settings.shared_hash(). Errors: `PeerError`, `Busy`; whoever was met by then has been told.
+    """
+    program = hand_over(program)
+    mine = my_hello(program, "client", new_session(), config=config)
+    met = [meet_server(context, server, mine, timeout)]
+    try:
+        counts = hear_server(met[0], "open").get("counts") is True
+        met.append(meet_helper(context, helper, mine, timeout))
+        party = OwnerParty(program, *met, waiting=waiting, counts=counts)
+        party.set_up()
+    except PeerError as error:
+        tell(met, error)
+        raise
+    except Busy:
+        for channel in met:
+            channel.close()
+        raise
+    return party

@@ -1,0 +1,133 @@
+"""The server's side of an owner who takes no part: where its shares come in and its answer shares go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from ....models.handover import answer_layout, input_layout, is_handed_over
+from ....models.program import Program
+from ....protocols.beaver.owner import layout_bytes, pack_shares, unpack_shares
+from ....protocols.channel import Channel
+from ....protocols.errors import PeerError, PeerProtocolError, PeerRefused
+from ...service.rendezvous import OWNER, Rendezvous
+from ...transport.frames import say_why
+from ..compute_slots import LimitReached
+from ..messages import SAME_VERSION, limit_message, patient
+
+RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; the owner's only waits for it
+
+
+class Desk:
+    """Where `ServerParty` gets its shares of inputs, and leaves its shares of results (`outside`).
+
+    `owner`: the owner's own channel, or one to the process that holds it (`relay`). Shares are sent once for every
+    query that both servers were ready for, so this side counts for itself.
+    """
+
+    def __init__(self, owner: Channel, program: Program) -> None:
+        self.owner = owner
+        self._inputs, self._answers = input_layout(program), answer_layout(program)
+        self._count = 0
+
+    def shares(self, number: int) -> Mapping[str, Tensor]:
+        """This party's shares of the inputs. Errors: those of the channel; `PeerProtocolError`."""
+        message = self.owner.recv_message()
+        if message.get("query") != self._count:
+            raise PeerProtocolError(self.owner.peer, "sent no shares for this query", "open a new session")
+        return unpack_shares(self.owner.recv(layout_bytes(self._inputs)), self._inputs)
+
+    def answer(self, number: int, shares: Mapping[str, Tensor]) -> None:
+        """Give the owner this party's shares of the results."""
+        self.owner.send_message({"answer": self._count})
+        self.owner.send(pack_shares(shares, self._answers))
+        self._count += 1
+
+
+def seat_of(channel: Channel, program: Program) -> str:
+    """What a peer that asked for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
+
+    Errors: `PeerRefused` if its role does not fit the program; it has been told.
+    """
+    if is_handed_over(program):
+        return "party" if channel.peer == "helper" else "owner"
+    if channel.peer == "client":
+        return "party"
+    what = f"is a {channel.peer}, and this program's data owner takes part itself"
+    error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
+    say_why(channel, error)
+    raise error
+
+
+Count = Callable[[], None]
+
+
+def serve_owner(
+    owner: Channel,
+    program: Program,
+    rendezvous: Rendezvous,
+    session: str,
+    timeout: float,
+    idle: float | None = None,
+    count: Count | None = None,
+) -> int:
+    """All that the owner's process does after the hello; returns the number of queries. Errors: `PeerError`."""
+    owner.send_message({"open": True} if count is None else {"open": True, "counts": True})
+    link = rendezvous.meet(session, OWNER, timeout, lambda: owner.send_message({"waiting": "helper"}))
+    try:
+        return relay(owner, link, program, idle, count)
+    finally:
+        link.close()
+
+
+def relay(
+    owner: Channel, session: Channel, program: Program, idle: float | None = None, count: Count | None = None
+) -> int:
+    """In the owner's process: pass on shares and answers until it says goodbye; returns the number of queries.
+
+    count   called once for each query, when the owner says that it is going to ask, and before its shares are taken:
+            `LimitReached` refuses it
+
+    Errors: `PeerError` of either side; the other one has been told why, and the owner in the session's own words.
+    """
+    inputs, answers = layout_bytes(input_layout(program)), layout_bytes(answer_layout(program))
+    done = counted = 0
+    while True:
+        try:
+            with patient(owner, idle):
+                message = owner.recv_message()
+            if message.get("bye"):
+                return done
+            if count is not None and "count" in message:
+                try:
+                    if counted == done:  # else it asks again, of a helper that was busy
+                        count()
+                        counted += 1
+                    owner.send_message({"counted": done})
+                except LimitReached as limit:
+                    owner.send_message(limit_message(limit))
+                continue
+            if count is not None and counted == done:
+                error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
+                say_why(owner, error)
+                raise error
+            shares = owner.recv(inputs)
+        except PeerError as error:
+            say_why(session, error)
+            raise
+        try:
+            session.send_message(message)
+            session.send(shares)
+            with patient(session, RELAY_SECONDS):
+                reply = session.recv_message()
+            answer = session.recv(answers)
+        except PeerError as error:
+            # Our own other process has failed: this is the server's error, in the words it used.
+            what = error.what.removeprefix("stopped and said: ")
+            owner.send_message({"error": {"kind": type(error).__name__, "what": what}})
+            owner.close()
+            raise
+        owner.send_message(reply)
+        owner.send(answer)
+        done += 1

@@ -1,0 +1,190 @@
+"""How the three parties of a session find each other: who dials whom, and what they agree on before any share is sent.
+
+    client -> server   hello, with the session's id, which the client draws
+    client -> dealer   hello, with the same id; leaves its seed there and hangs up
+    server -> dealer   hello, with the same id: the dealer gives each seed to one server's connection
+
+With a helper, the client dials server and helper, and the helper does what a client does above, with the same id.
+
+The hash of the program stands for the model's shape, the plan and the scales: who has another one is turned away here.
+The dealer runs what the other two name, so it answers any program's hello, and compares the two names.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
+
+from ...models.program import Program
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ...versions import spoken_version
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, answer_hello, hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import Listener, dial
+from .messages import SAME_VERSION
+
+Address = tuple[str, int]
+Refused = Callable[[PeerError], None]
+SESSION_BYTES = 16
+HELLO_SECONDS = 10.0
+LOAD_SECONDS = 30.0
+RETRY_SECONDS = 5.0  # while nobody listens yet
+
+
+class HasProgram(Protocol):
+    @property
+    def program(self) -> Program: ...
+
+
+T = TypeVar("T")
+P = TypeVar("P", bound=HasProgram)
+
+
+def new_session() -> str:
+    """A session's id, hex. It is drawn by the client and never used again."""
+    return secrets.token_hex(SESSION_BYTES)
+
+
+def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
+    """What this party says of a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
+    return Hello(
+        blindformer=spoken_version(),
+        role=role,
+        program=program.hash(),
+        ring=program.ring,
+        plan=program.plan,
+        protocol=protocol,
+        session=session,
+        config=config,
+    )
+
+
+def meet_server(context: ssl.SSLContext, server: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the server. `timeout`: seconds of silence allowed from now on. Errors: `PeerError`."""
+    return meet(server, context, "server", mine, timeout)
+
+
+def meet_helper(context: ssl.SSLContext, helper: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the helper. Errors: `PeerError`."""
+    return meet(helper, context, "helper", mine, timeout)
+
+
+def seed_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes) -> None:
+    """Leave a client's (or helper's) seed with the dealer. Errors: `PeerError`."""
+    channel = meet(dealer, context, "dealer", mine, timeout)
+    try:
+        channel.send_message({"seed": seed.hex()})
+        if channel.recv_message().get("seeded") is not True:
+            raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
+    finally:
+        channel.close()
+
+
+def meet_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the dealer, for the server. Errors: `PeerError`."""
+    return meet(dealer, context, "dealer", mine, timeout)
+
+
+def meet_client(
+    channel: StreamChannel,
+    served: Mapping[str, P],
+    timeout: float,
+    *,
+    role: str = "server",
+    config: str = "",
+    first: dict[str, Any] | None = None,
+) -> tuple[P, Hello]:
+    """Of a channel that somebody opened to ask for a program: this side's part of it, and what the peer said.
+
+    `served`: by program hash (at the server: `serve_parts`). `role`: this side's. `first`: the peer's first message, if
+    it has been received already. Errors: `PeerError`; the peer has been told.
+    """
+
+    def choose(theirs: Hello) -> Hello:
+        # An unknown program is answered with one that there is: both sides then see that they differ.
+        part = served.get(theirs.program) or next(iter(served.values()))
+        return my_hello(part.program, role, theirs.session, config=config)
+
+    theirs = greet(channel, choose, timeout, first)
+    return served[theirs.program], theirs
+
+
+def meet_as_dealer(
+    channel: StreamChannel, timeout: float, *, config: str = "", first: dict[str, Any] | None = None
+) -> Hello:
+    """At the dealer, of a channel that somebody opened: what the peer said. Errors: as `meet_client`."""
+
+    def choose(theirs: Hello) -> Hello:
+        mine = {"blindformer": spoken_version(), "role": "dealer", "protocol": "beaver", "config": config}
+        return theirs.model_copy(update=mine)
+
+    return greet(channel, choose, timeout, first)
+
+
+def accept(
+    listener: Listener,
+    roles: Collection[str],
+    greet: Callable[[StreamChannel], T],
+    refused: Refused | None = None,
+    wait: float | None = None,
+) -> tuple[StreamChannel, T]:
+    """The next peer with a good certificate of one of `roles` that `greet` accepts, and what `greet` returned.
+
+    For a process that serves one session. `refused` is told of peers turned away while waiting goes on; without it the
+    first one raises. `wait`: seconds for a peer to come, None for ever.
+    """
+    while True:
+        channel = listener.accept(wait, roles, refused)
+        try:
+            return channel, greet(channel)
+        except PeerError as error:
+            channel.close()
+            if refused is None:
+                raise
+            refused(error)
+
+
+def tell(channels: Collection[Channel], error: BlindformerError) -> None:
+    """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
+    for channel in channels:
+        channel.timeout = min(channel.timeout, 1.0)
+        # Who is gone cannot hear it; who refused us knows.
+        if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
+            say_why(channel, error)
+        channel.close()
+
+
+def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the party `role` and say hello. Errors: `PeerError`."""
+    # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
+    patience = max(timeout, LOAD_SECONDS)
+    channel = dial(*address, context, role, timeout=patience, retry_seconds=RETRY_SECONDS, handshake_seconds=patience)
+    try:
+        hello(channel, mine, role)
+        channel.timeout = timeout
+    except PeerError:
+        channel.close()
+        raise
+    return channel
+
+
+def greet(
+    channel: StreamChannel, choose: Callable[[Hello], Hello], timeout: float, first: dict[str, Any] | None = None
+) -> Hello:
+    """Answer the hello of whoever opened `channel`; its role must be that of its certificate.
+
+    Errors: `PeerError`; the peer has been told.
+    """
+    channel.timeout = min(timeout, HELLO_SECONDS)  # its certificate is good, but it must not hold up the others
+    theirs = answer_hello(channel, choose, (channel.peer,), first)
+    if len(theirs.session) != 2 * SESSION_BYTES:
+        remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
+        error = PeerProtocolError(channel.peer, "named no valid session", remedy)
+        say_why(channel, error)
+        raise error
+    channel.timeout = timeout
+    return theirs

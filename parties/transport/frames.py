@@ -1,0 +1,198 @@
+"""What a frame is: eight bytes of header (kind, length), then the payload.
+
+A tensor frame carries bytes whose number the receiver knows beforehand; a message frame carries one small JSON
+object. A header is compared with what the receiver expects before a single byte is allocated for the payload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ...protocols.channel import Buffer
+from ...protocols.errors import (
+    BlindformerError,
+    PeerDisagrees,
+    PeerError,
+    PeerGone,
+    PeerProtocolError,
+    PeerRefused,
+)
+
+HEADER_BYTES = 8
+MESSAGE_LIMIT = 65536
+ERROR_TEXT_LIMIT = 300
+
+TENSOR = 0x54  # "T"
+MESSAGE = 0x4A  # "J"
+_TLS_RECORDS = (0x15, 0x16)  # alert, handshake: what a peer that speaks TLS sends to one that does not
+
+SAME_PROGRAM = "both parties must run the same version, program and plan: compare them, then run again"
+READ_ITS_MESSAGE = "see {peer}'s own message, then run the query again"
+
+# What a peer may call its failure. Anything else it writes becomes PeerRefused.
+_KINDS: dict[str, type[PeerError]] = {
+    "PeerDisagrees": PeerDisagrees,
+    "PeerGone": PeerGone,
+    "PeerProtocolError": PeerProtocolError,
+    "PeerRefused": PeerRefused,
+    "PeerTimeout": PeerGone,  # the peer waited for a third party; seen from here it is the peer that is gone
+}
+
+
+def as_bytes(data: Buffer) -> memoryview:
+    """A flat view of the bytes of any contiguous buffer, without a copy. Errors: TypeError if not contiguous."""
+    view = memoryview(data)
+    if view.nbytes == 0:  # a view with a zero in its shape cannot be cast
+        return memoryview(b"")
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def pack_header(kind: int, length: int) -> bytes:
+    return bytes((kind,)) + length.to_bytes(HEADER_BYTES - 1, "big")
+
+
+def pack_message(message: Mapping[str, Any]) -> bytes:
+    """One JSON object as bytes. Errors: ValueError or TypeError if it is not plain JSON."""
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(name)
+
+
+def unpack_message(peer: str, payload: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """Parse a message. Errors: `PeerProtocolError` if it is not a JSON object."""
+    try:
+        message = json.loads(bytes(payload), parse_constant=_no_constants)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        message = None
+    if not isinstance(message, dict):
+        raise PeerProtocolError(peer, "sent a message that is not a JSON object", SAME_PROGRAM)
+    return message
+
+
+def printable(text: object, limit: int = ERROR_TEXT_LIMIT) -> str:
+    """What a peer wrote, made safe for a terminal and a log: printable characters on one line, at most `limit`."""
+    raw = text[: 4 * limit] if isinstance(text, str) else ""
+    clean = " ".join("".join(c if c.isprintable() else " " for c in raw).split())
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def error_message(error: Exception) -> dict[str, Any]:
+    """The message that tells a peer why this side stops. Only for errors whose text is fit for a peer to read."""
+    return {"error": {"kind": type(error).__name__, "what": printable(str(error))}}
+
+
+class SendsMessages(Protocol):
+    def send_message(self, message: dict) -> None: ...
+
+
+def say_why(channel: SendsMessages, error: BlindformerError) -> None:
+    """Tell the peer why we stop, if it still listens. Raises nothing: the caller's error is the one that counts."""
+    with contextlib.suppress(PeerError):
+        channel.send_message(error_message(error))
+
+
+def peer_error(peer: str, message: Mapping[str, Any]) -> PeerError | None:
+    """The error a message reports, or None if it reports none. What the peer wrote is quoted, never trusted."""
+    if "error" not in message:
+        return None
+    body = message["error"]
+    fields = body if isinstance(body, Mapping) else {"what": body}
+    what = printable(fields.get("what")) or "no reason given"
+    kind = fields.get("kind")
+    cls = _KINDS.get(kind, PeerRefused) if isinstance(kind, str) else PeerRefused
+    return cls(peer, f"stopped and said: {what}", "resolve that on its side, then run again")
+
+
+class Incoming:
+    """The frame being received: what is expected, what has arrived.
+
+    `view` is where the next bytes go. `advance(n)` says n bytes were put there and returns True when the frame
+    is complete; then `payload` holds it.
+    """
+
+    __slots__ = ("_exact", "_filled", "_header", "_kind", "_size", "_surprise", "payload", "peer", "view")
+
+    def __init__(self, peer: str, kind: int, size: int, exact: bool) -> None:
+        self.peer = peer
+        self.payload: bytearray | None = None
+        self._header = bytearray(HEADER_BYTES)
+        self._kind, self._size, self._exact = kind, size, exact
+        self._filled = 0
+        self._surprise = False
+        self.view = memoryview(self._header)
+
+    @classmethod
+    def tensor(cls, peer: str, size: int) -> Incoming:
+        if size < 0:
+            raise ValueError(f"a frame cannot have {size} bytes")
+        return cls(peer, TENSOR, size, exact=True)
+
+    @classmethod
+    def message(cls, peer: str, limit: int = MESSAGE_LIMIT) -> Incoming:
+        return cls(peer, MESSAGE, limit, exact=False)
+
+    @property
+    def started(self) -> bool:
+        return self._filled > 0 or self.payload is not None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the stream stands between two frames."""
+        return not self.started or (self.payload is not None and not len(self.view))
+
+    def advance(self, count: int) -> bool:
+        self._filled += count
+        self.view = self.view[count:]
+        if len(self.view):
+            return False
+        if self.payload is None:
+            self._open_payload()
+            if len(self.view):
+                return False
+        if self._surprise:
+            self._reject_surprise()
+        return True
+
+    def _open_payload(self) -> None:
+        kind, length = self._header[0], int.from_bytes(self._header[1:], "big")
+        # An error may come instead of anything else, so a message is let in where a tensor was expected.
+        self._surprise = kind == MESSAGE and self._kind == TENSOR and length <= MESSAGE_LIMIT
+        if not self._surprise:
+            self._check(kind, length)
+        self.payload = bytearray(length)
+        self.view = memoryview(self.payload)
+
+    def _check(self, kind: int, length: int) -> None:
+        if kind in _TLS_RECORDS:
+            raise self._speaks_tls()
+        if kind not in (TENSOR, MESSAGE):
+            raise PeerProtocolError(self.peer, "sent bytes that are not a Blindformer frame", SAME_PROGRAM)
+        names = {TENSOR: "a tensor frame", MESSAGE: "a message"}
+        if kind != self._kind:
+            what = f"sent {names[kind]} where {names[self._kind]} was expected"
+        elif self._exact and length != self._size:
+            what = f"sent a frame of {length} bytes where {self._size} were expected"
+        elif length > self._size:
+            what = f"sent a message of {length} bytes where at most {self._size} are allowed"
+        else:
+            return
+        raise PeerProtocolError(self.peer, what, SAME_PROGRAM)
+
+    def _reject_surprise(self) -> None:
+        error = peer_error(self.peer, unpack_message(self.peer, self.payload or b""))
+        raise error or PeerProtocolError(self.peer, "sent a message where a tensor frame was expected", SAME_PROGRAM)
+
+    def _speaks_tls(self) -> PeerRefused:
+        return PeerRefused(self.peer, "speaks TLS, this side plain TCP", "leave out --insecure here, or use it on both")
+
+    def ended(self) -> PeerError:
+        """The error for a stream that ends here."""
+        if self._filled and self._header[0] in _TLS_RECORDS:  # a TLS alert is shorter than our header
+            return self._speaks_tls()
+        where = "in the middle of a frame" if self.started else "before the frame this side was waiting for"
+        return PeerGone(self.peer, f"closed the connection {where}", READ_ITS_MESSAGE.format(peer=self.peer))

@@ -1,0 +1,362 @@
+"""Connecting parties: listen, accept, dial; TLS 1.3 with a certificate on both sides, or plain TCP on loopback.
+
+The role of a peer is read from its verified certificate (the URI `blindformer:role:<role>` in the subject
+alternative names, see certificates.py), so a client's certificate cannot act as a dealer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
+from .frames import say_why
+from .stream import StreamChannel
+from .wires import PlainWire, TlsWire, explain
+
+ROLE_URI = "blindformer:role:"
+RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection
+HANDSHAKE_SECONDS = 10.0
+HANDSHAKES_AT_ONCE = 64  # strangers may hold this many half-open connections, then the oldest goes
+_OWN_CERTIFICATE = "give it the certificate of its own role, and check the address and port"
+
+
+class TlsChannel(StreamChannel):
+    """A channel whose peer proved its role with a certificate. Made by `dial` and `Listener.accept`."""
+
+    def __init__(self, wire: TlsWire, peer: str, timeout: float = 60) -> None:
+        super().__init__(wire, peer, timeout)
+        self._tls_wire = wire
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the peer's certificate, hex: who it is, whatever it says."""
+        return self._tls_wire.fingerprint()
+
+    @property
+    def serial(self) -> str:
+        """Of the peer's certificate, hex: what a list of revoked ones names."""
+        return self._tls_wire.serial()
+
+    @property
+    def name(self) -> str:
+        """In the peer's certificate: who it is for, whatever its key and number."""
+        return name_of(self._tls_wire.certificate()) or self.fingerprint
+
+    @property
+    def worn(self) -> bool:
+        """Whether to open a new connection at the next quiet moment: half of what one key may encrypt is sent."""
+        return self._tls_wire.records > RECORDS_PER_KEY // 2
+
+    def _check_usable(self, sending: bool, receiving: bool) -> None:
+        super()._check_usable(sending, receiving)
+        if sending and self._tls_wire.records > RECORDS_PER_KEY:
+            what = "this connection has sent all that one TLS key may encrypt (about 380 GB)"
+            raise PeerGone(self.peer, what, "open a new one between two queries")
+
+
+class PlainChannel(StreamChannel):
+    """A channel without encryption, between two loopback addresses only: for tests and one-machine debugging.
+
+    Errors: `PeerRefused` if either end of `sock` is not a loopback address.
+    """
+
+    def __init__(self, sock: socket.socket, peer: str, timeout: float = 60) -> None:
+        for address in (sock.getsockname(), sock.getpeername()):
+            _require_loopback(peer, address[0])
+        super().__init__(PlainWire(sock), peer, timeout)
+
+
+def role_of(certificate: Mapping[str, Any]) -> str | None:
+    """The role in a certificate as `getpeercert` gives it; None unless it holds exactly one."""
+    roles = [
+        value.removeprefix(ROLE_URI)
+        for kind, value in certificate.get("subjectAltName", ())
+        if kind == "URI" and value.startswith(ROLE_URI)
+    ]
+    return roles[0] if len(roles) == 1 else None
+
+
+def name_of(certificate: Mapping[str, Any]) -> str:
+    """The subject of a certificate as `getpeercert` gives it: commonName=blindformer alice."""
+    return ", ".join(f"{kind}={value}" for part in certificate.get("subject", ()) for kind, value in part)
+
+
+class Listener:
+    """Accepts one verified channel at a time; handshakes of several strangers go on side by side.
+
+    So a connection that never finishes its handshake holds up nobody, and is dropped after `handshake_seconds`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        timeout: float = 60,
+        handshake_seconds: float = HANDSHAKE_SECONDS,
+    ) -> None:
+        """Use `listen`. `timeout` (seconds) is the one of the channels to come; no `context` means plain TCP."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._context = context
+        self._timeout = timeout
+        self._handshake_seconds = handshake_seconds
+        self._strangers: dict[int, tuple[TlsWire, str, float]] = {}  # by file number: wire, address, deadline
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port actually bound."""
+        return self._sock.getsockname()[:2]
+
+    def accept(
+        self,
+        timeout: float | None = None,
+        expect_roles: Collection[str] | None = None,
+        refused: Callable[[PeerRefused], None] | None = None,
+    ) -> StreamChannel:
+        """The next peer that shows a good certificate and has one of `expect_roles` (any role when None).
+
+        A peer turned down raises `PeerRefused`, or is handed to `refused` while accepting goes on. Either way the
+        listener stays usable. `timeout` is in seconds, None waits for ever.
+
+        Errors: `PeerRefused`; `PeerTimeout` when nobody came in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                channel = self._step(deadline, expect_roles)
+            except PeerRefused as error:
+                if refused is None:
+                    raise
+                refused(error)
+                continue
+            if channel is not None:
+                return channel
+            if deadline is not None and time.monotonic() >= deadline:
+                who = "|".join(sorted(expect_roles)) if expect_roles else "peer"
+                host, port = self.address
+                raise PeerTimeout(
+                    who, f"did not connect to {host}:{port} in {timeout:g} seconds", "start it, or wait longer"
+                )
+
+    def close(self) -> None:
+        """Stop listening and drop unfinished handshakes. Safe to call twice."""
+        for wire, _, _ in self._strangers.values():
+            wire.sock.close()
+        self._strangers.clear()
+        self._sock.close()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _step(self, deadline: float | None, expect_roles: Collection[str] | None) -> StreamChannel | None:
+        """Wait for one event and serve it."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        ends = [] if deadline is None else [deadline]
+        for number, (wire, _, end) in self._strangers.items():
+            poll.register(number, select.POLLIN | (select.POLLOUT if wire.has_output else 0))
+            ends.append(end)
+        wait = max(0.0, min(ends) - time.monotonic()) * 1000 + 1 if ends else None
+        ready = [number for number, _ in poll.poll(wait)]
+        for number in ready:
+            if number in self._strangers:
+                channel = self._advance(number, expect_roles)
+                if channel is not None:
+                    return channel
+        self._drop_slow()
+        return self._meet(expect_roles) if self._sock.fileno() in ready else None
+
+    def _meet(self, expect_roles: Collection[str] | None) -> StreamChannel | None:
+        try:
+            sock, address = self._sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return None
+        if self._context is None:
+            # Nothing proves a role here; the hello that follows at least states it.
+            name = next(iter(expect_roles)) if expect_roles and len(expect_roles) == 1 else "peer"
+            try:
+                return PlainChannel(sock, name, self._timeout)
+            except PeerRefused:
+                sock.close()
+                raise
+            except OSError:  # gone again already
+                sock.close()
+                return None
+        if len(self._strangers) >= HANDSHAKES_AT_ONCE:
+            oldest = min(self._strangers, key=lambda number: self._strangers[number][2])
+            self._strangers.pop(oldest)[0].sock.close()
+        end = time.monotonic() + self._handshake_seconds
+        self._strangers[sock.fileno()] = (TlsWire(sock, self._context), f"peer at {address[0]}", end)
+        return None
+
+    def _advance(self, number: int, expect_roles: Collection[str] | None) -> StreamChannel | None:
+        wire, name, _ = self._strangers[number]
+        try:
+            if not wire.handshake():
+                return None
+        except OSError as error:
+            del self._strangers[number]
+            wire.close(0.0)
+            raise explain(name, error, handshaking=True) from error
+        del self._strangers[number]
+        return _introduce(wire, name, expect_roles, self._timeout)
+
+    def _drop_slow(self) -> None:
+        now = time.monotonic()
+        for number, (wire, name, end) in list(self._strangers.items()):
+            if now >= end:
+                del self._strangers[number]
+                wire.sock.close()
+                what = f"did not finish the TLS handshake in {self._handshake_seconds:g} seconds"
+                raise PeerRefused(name, what, "check what connects to this port")
+
+
+def listen(
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    *,
+    insecure: bool = False,
+    timeout: float = 60,
+    handshake_seconds: float = HANDSHAKE_SECONDS,
+) -> Listener:
+    """Listen on `host:port` (port 0 picks a free one). Plain TCP needs `context=None` and `insecure=True`.
+
+    Errors: `PeerRefused` for plain TCP off loopback; OSError when the address cannot be bound.
+    """
+    _check_insecure("peer", context, insecure)
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    if context is None:
+        _require_loopback("peer", str(address[0]))
+    sock = socket.create_server(address[:2], family=family, backlog=64)
+    return Listener(sock, context, timeout, handshake_seconds)
+
+
+def welcome(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    expect_roles: Collection[str],
+    *,
+    timeout: float = 60,
+    handshake_seconds: float = HANDSHAKE_SECONDS,
+) -> TlsChannel:
+    """The channel over a connection that somebody else accepted, once its peer has proved one of `expect_roles`.
+
+    Errors: `PeerRefused`, `PeerTimeout`; `sock` is closed then.
+    """
+    try:
+        name = f"peer at {sock.getpeername()[0]}"
+        wire = TlsWire(sock, context)
+        _shake_hands(wire, name, handshake_seconds)
+    except OSError as error:
+        sock.close()
+        raise explain("peer", error, handshaking=True) from error
+    except BaseException:
+        sock.close()
+        raise
+    return _introduce(wire, name, expect_roles, timeout)
+
+
+def dial(
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    expect_role: str,
+    *,
+    insecure: bool = False,
+    timeout: float = 60,
+    retry_seconds: float = 0,
+    handshake_seconds: float = HANDSHAKE_SECONDS,
+) -> StreamChannel:
+    """Connect to the party with `expect_role` at `host:port`, trying again for `retry_seconds` while nobody listens.
+
+    With TLS 1.3 a peer that turns our certificate down says so only after our side of the handshake is done: that
+    `PeerRefused` comes from the channel's first read.
+
+    Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
+    """
+    _check_insecure(expect_role, context, insecure)
+    sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
+    try:
+        if context is None:
+            return PlainChannel(sock, expect_role, timeout)
+        wire = TlsWire(sock, context, host)
+        _shake_hands(wire, expect_role, handshake_seconds)
+    except BaseException:
+        sock.close()
+        raise
+    return _introduce(wire, expect_role, (expect_role,), timeout)
+
+
+def reach(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
+    """A TCP connection. Errors: `PeerGone`, `PeerTimeout`."""
+    end, pause = time.monotonic() + retry_seconds, 0.05
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout)
+        except socket.gaierror as error:
+            raise PeerGone(role, f"the host name {host!r} is not known", "check the address") from error
+        except OSError as error:
+            if time.monotonic() + pause >= end:
+                remedy = f"start the {role}, or check the address"
+                if isinstance(error, TimeoutError):
+                    raise PeerTimeout(role, f"{host}:{port} did not answer in {timeout:g} seconds", remedy) from error
+                raise PeerGone(role, f"nobody listens at {host}:{port}", remedy) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+def _shake_hands(wire: TlsWire, role: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(wire.fileno(), select.POLLIN)
+    try:
+        while not wire.handshake():
+            poll.modify(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.has_output else 0))
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                what = f"did not finish the TLS handshake in {seconds:g} seconds"
+                raise PeerTimeout(role, what, "check that this is its address and port, and that it still runs")
+    except OSError as error:
+        raise explain(role, error, handshaking=True) from error
+
+
+def _introduce(wire: TlsWire, name: str, expect_roles: Collection[str] | None, timeout: float) -> TlsChannel:
+    """The channel of a peer whose certificate is verified, once its role is the expected one."""
+    role = role_of(wire.certificate())
+    if role is not None and (expect_roles is None or role in expect_roles):
+        return TlsChannel(wire, role, timeout)
+    shown = f"the certificate of a {role}" if role else "a certificate without a role"
+    wanted = " or ".join(sorted(expect_roles)) if expect_roles else "party"
+    error = PeerRefused(name, f"showed {shown} where a {wanted} was expected", _OWN_CERTIFICATE)
+    channel = TlsChannel(wire, name, min(timeout, 1.0))
+    say_why(channel, error)
+    channel.close()
+    raise error
+
+
+def _check_insecure(role: str, context: ssl.SSLContext | None, insecure: bool) -> None:
+    if context is None and not insecure:
+        raise PeerRefused(
+            role, "no certificates are given", "make some with `blindformer certs`, or ask for --insecure"
+        )
+    if context is not None and insecure:
+        raise PeerRefused(role, "both certificates and --insecure are given", "leave one of them out")
+
+
+def _require_loopback(role: str, host: str) -> None:
+    try:
+        address = ipaddress.ip_address(host.split("%", maxsplit=1)[0])
+    except ValueError:
+        address = None
+    mapped = getattr(address, "ipv4_mapped", None)
+    if address is None or not (mapped or address).is_loopback:
+        raise PeerRefused(role, f"plain TCP is for loopback addresses only, not {host}", "use certificates (TLS)")

@@ -1,0 +1,291 @@
+"""The command line: one JSON object on stdout, one line for an error, and the same figures as Python gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+SHARED = {
+    *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
+    *("rounds", "max_abs_error", "cosine_min", "peak_rss_mb", "versions"),
+}
+
+# The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
+KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
+
+
+@pytest.fixture
+def known(tmp_path):
+    """Options that calibrate on words that the tiny models know."""
+    file = tmp_path / "known"
+    file.write_text("\n".join(KNOWN))
+    return "--calibrate", file
+
+
+@pytest.fixture(autouse=True)
+def own_terminate_handler():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("protocol", ["clear", "beaver"])
+def test_run_a_classifier(call, known, tiny_classifier, protocol):
+    code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, *known, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) >= SHARED
+    assert (found["length"], found["protocol"], found["plan"]) == (16, protocol, "faithful")
+    assert found["max_abs_error"] < 0.02
+    labels = found["results"][0]["labels"]
+    assert {row["label"] for row in labels} == {"calm", "glad", "cross"}
+    assert sum(row["score"] for row in labels) == pytest.approx(1)
+
+
+def test_run_and_estimate_agree(call, known, tiny_encoder):
+    _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, *known, "--format", "json")
+    run = json.loads(out)
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known, "--format", "json")
+    estimate = json.loads(out)
+    for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
+        assert run[name] == estimate[name]
+    assert sum(row["online_bytes"] for row in estimate["layers"]) == estimate["online_bytes"]
+    assert -1 <= run["similarities"][0]["cosine"] <= 1.0001
+    assert len(run["results"][0]["embedding"]) == 32
+
+
+def test_an_image_is_estimated_too(call, tiny_vision, pictures):
+    code, out, errors = call("estimate", tiny_vision, "--calibrate", pictures)
+    assert (code, errors) == (0, "")
+    assert f"{tiny_vision.name}   an image   plan faithful   protocol beaver   network lan" in out
+
+
+def test_text_forms(call, known, tiny_encoder, tiny_causal, tiny_classifier):
+    code, out, _ = call("run", tiny_encoder, "good", "bad", "--protocol", "clear", *known)
+    assert code == 0
+    assert "cosine" in out
+    assert "padded to 16 tokens" in out
+    code, out, _ = call("run", tiny_causal, "how good", "--protocol", "clear", "--length", "exact", *known)
+    assert code == 0
+    assert "%" in out
+    code, out, _ = call("run", tiny_classifier, "how good", "--protocol", "clear", *known)
+    assert "glad" in out
+    code, out, _ = call("estimate", tiny_classifier, "--length", 8, "--plan", "fast")
+    assert code == 0
+    assert "total" in out
+    assert "bert.encoder.layer.0" in out
+
+
+def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text(f"good\n\n{'good ' * 80}\nbad blue\n")
+    code, out, errors = call("run", tiny_encoder, "--file", file, "--protocol", "clear", *known, "--format", "json")
+    assert code == 1
+    first, bad, last = json.loads(out)["results"]
+    assert [row["number"] for row in (first, bad, last)] == [row["line"] for row in (first, bad, last)] == [1, 3, 4]
+    assert (len(first["embedding"]), len(last["embedding"])) == (32, 32)
+    assert errors == f"blindformer: {file}, line 3: {bad['error']}\n"
+    assert len(json.loads(out)["similarities"]) == 1
+    code, out, errors = call("run", tiny_encoder, "", "good " * 80, "--protocol", "clear", *known)
+    assert (code, out, errors) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out\n")
+
+
+def test_answers_of_other_heads(call, known, tiny_heads):
+    """Each in the words of its task, and as transformers' pipelines have it in JSON."""
+    options = ("--protocol", "clear", "--length", 16, *known)
+    question, text = "how is it ?", "my password is lost ."
+    for name, asked, words in (
+        ("tokens", ["how good"], "-THING "),
+        ("masked", ["how [MASK] !"], "%"),
+        ("clip-text", ["how good"], "text_embeds 8 numbers"),
+        ("span", [question, "--pair", text], f"{question} | {text}"),
+    ):
+        code, out, _ = call("run", tiny_heads(name), *asked, *options)
+        assert code == 0
+        assert words in out
+    _, out, _ = call("run", tiny_heads("span"), question, "--pair", text, *options, "--format", "json")
+    (row,) = json.loads(out)["results"]
+    (answer,) = row["answers"]
+    assert (row["text"], row["pair"]) == (question, text)
+    assert answer["answer"] == text[answer["start"] : answer["end"]]
+    code, _, errors = call("run", tiny_heads("span"), question, question, "--pair", text, *options)
+    assert code == 1
+    assert errors == "blindformer: --pair: 1 given for 2 texts; give it once for each text\n"
+
+
+def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text("good\n\nthe red password\n")
+    code, _, _ = call("run", tiny_encoder, "good", "--protocol", "clear", "--calibrate", file)
+    assert code == 0
+    file.write_text("\n")
+    code, _, errors = call("run", tiny_encoder, "good", "--calibrate", file)
+    assert code == 1
+    assert "holds no texts" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "/no/such/folder", "hi"], "there is no such folder"),
+        (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
+        (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
+        (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
+        (["run", "{classifier}", "good", "--outputs", "nonsense"], "nonsense"),
+        (["run", "{classifier}", "good", "--embedding", "both"], "choose client or private"),
+        (["run", "{classifier}", "good", "--plan", "/no/plan.json"], "give a preset or a plan's JSON file"),
+        (["estimate", "{classifier}", "--network", "moon"], "choose one of loopback, lan, wan"),
+        (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
+        (["certs", "show", "/no/such/folder"], "is missing"),
+    ],
+)
+def test_errors_are_one_line(call, tiny_classifier, arguments, words):
+    filled = [str(tiny_classifier) if argument == "{classifier}" else argument for argument in arguments]
+    code, out, errors = call(*filled)
+    assert code == 1
+    assert out == ""
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("blindformer: ")
+    assert words in lines[0]
+
+
+def test_certificates(call, tmp_path):
+    folder = tmp_path / "certs"
+    code, out, _ = call("certs", "make", folder, "--host", "example.org", "--format", "json")
+    assert code == 0
+    assert len(json.loads(out)["files"]) == 9
+    code, _, errors = call("certs", "make", folder)
+    assert code == 1
+    assert "already there" in errors
+    _, out, _ = call("certs", "show", folder, "--format", "json")
+    rows = json.loads(out)["certificates"]
+    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "helper", "server"]
+    assert all("example.org" in row["hosts"] for row in rows[1:])
+    assert "server.key" not in call("certs", "show", folder)[1]
+
+
+@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
+def test_lists(call, what):
+    code, out, _ = call("list", what, "--format", "json")
+    assert code == 0
+    rows = json.loads(out)[what]
+    assert len(rows) >= 2
+    code, out, _ = call("list", what)
+    assert code == 0
+    assert all(row["name"] in out for row in rows)
+
+
+def test_names_in_the_help_are_those_of_the_registries():
+    from blindformer.approximations import Plan, PlanError
+    from blindformer.approximations.registry import KINDS, find
+    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS, Door, Protocol
+    from blindformer.parties.local.protocols import KINDS as SESSIONS
+    from blindformer.parties.local.protocols import REFERENCE
+    from blindformer.parties.registry import DOORS
+
+    with pytest.raises(PlanError) as caught:
+        Plan.preset("no such plan")
+    assert str(caught.value).endswith(", ".join(PLANS))
+    plans = [Plan.preset(name) for name in PLANS]
+    runs = [p.name for p in plans if all(find(kind, getattr(p, kind).name).function for kind in KINDS)]
+    assert runs == list(PRIVATE_PLANS)
+    assert set(Protocol) == {*SESSIONS, REFERENCE}
+    assert set(Door) == set(DOORS)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
+    from blindformer.parties.cli import output
+
+    monkeypatch.delenv(output.PROGRESS)
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.setattr(output, "PATIENCE", 0.1)
+    monkeypatch.setattr(output, "PAUSE", 0.1)
+    with output.Phases() as phases:
+        phases.begin("compile", 4)
+        phases.note("compile", "export")
+        phases.note("compile", "lower")
+        time.sleep(0.35)
+        phases.end("compile")
+        phases.step("query", 3, 4)
+        time.sleep(0.35)
+    out, errors = capsys.readouterr()
+    assert out == ""
+    if terminal:
+        assert " 25%" in errors
+        assert " 75%" in errors
+    else:
+        assert errors == "compile 25%  lower\nquery 75%\n"
+    monkeypatch.setenv(output.PROGRESS, "off")
+    with output.Phases() as phases:
+        phases.begin("load")
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
+def test_env(call):
+    code, out, _ = call("env", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["packages"]["torch"]
+    assert "python" in call("env")[1]
+
+
+def test_help_is_quick_and_usage_errors_are_not_bugs():
+    command = [sys.executable, "-m", "blindformer.parties.cli"]
+    found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=20, check=True)
+    assert "estimate" in found.stdout
+    found = subprocess.run([*command, "run"], capture_output=True, text=True, timeout=20, check=False)
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_demo(call):
+    code, out, _ = call("demo", "--length", 16, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) >= SHARED
+    assert found["cosine_min"] > 0.9995
+    assert found["max_abs_error"] < 0.005
+    assert found["server_received"]["openings"] > 1000
+    assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in found["pairs"])
+
+
+def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_classifier):
+    arguments = ("estimate", tiny_classifier, "--length", "16", *known, "--format", "json")
+    found = {}
+    for parties in (2, 3):
+        code, out, errors = call(*arguments, "--protocol", "crypten", "--parties", parties)
+        assert code == 0, errors
+        found[parties] = json.loads(out)
+    assert list(found[3]["sent"]) == ["alice", "bob", "carol"]
+    assert sum(found[3]["sent"].values()) == sum(found[3]["received"].values())
+    assert (
+        2 < sum(found[3]["sent"].values()) / sum(found[2]["sent"].values()) < 3
+    )  # N (N - 1), but for what goes to one
+    for same in ("rounds", "offline_bytes", "protocol"):
+        assert found[2][same] == found[3][same]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "nowhere", "a text", "--recipient", "alice"), "--recipient: protocol beaver has fixed parties"),
+        (("run", "nowhere", "a text", "--parties", "3"), "3 parties: protocol beaver has 2; use protocol crypten"),
+        (("estimate", "nowhere", "--parties", "3"), "--parties 3: protocol beaver has two"),
+        (("estimate", "nowhere", "--protocol", "crypten", "--parties", "1"), "parties: 1 are named"),
+    ],
+)
+def test_parties_of_the_wrong_protocol_or_number(call, arguments, line):
+    code, out, errors = call(*arguments)
+    assert (code, out) == (1, "")
+    assert line in errors
+    assert len(errors.splitlines()) == 1

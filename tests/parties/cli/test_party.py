@@ -1,0 +1,314 @@
+"""`blindformer party`: N parties and a dealer, each a process of its own that knows the others by one file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.models.artifacts import save
+from blindformer.models.compile import compile
+from blindformer.models.loading import load
+from blindformer.parties.certificates.development import make_certificates
+from blindformer.parties.local.compare import compile_text
+from safetensors.torch import save_file
+
+if importlib.util.find_spec("crypten") is None:
+    pytest.skip("crypten is not installed", allow_module_level=True)
+
+NAMES = ("alice", "bob", "carol")
+TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
+
+
+class TextAndImage(torch.nn.Module):
+    """A text's features of one owner and an image's of another, in one classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.image, self.head = torch.nn.Linear(6, 8), torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, text, image):
+        return {"logits": self.head(torch.nn.functional.gelu(self.text(text) * self.image(image)))}
+
+
+@pytest.fixture(scope="module")
+def two_owners(tmp_path_factory):
+    """(the model, its compiled folder)."""
+    torch.manual_seed(0)
+    model = TextAndImage().eval()
+    batches = [{"text": torch.randn(1, 6), "image": torch.randn(1, 4)} for _ in range(32)]
+    return model, save(compile(model, batches), tmp_path_factory.mktemp("two-owners"))
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_classifier, tmp_path_factory):
+    loaded = load(tiny_classifier)
+    return save(compile_text(loaded, 16, texts=TEXTS), tmp_path_factory.mktemp("classifier"), loaded)
+
+
+class Site:
+    """A folder with one file and certificates for all; parties started in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, {}
+        make_certificates(folder / "certs", (*NAMES, "dealer"))
+
+    def write(self, compiled: Path, *, wait: float = 240, **seats: str) -> None:
+        """`seats`: what the file says of each party."""
+        ports = [_free_port() for _ in range(len(seats) + 1)]
+        parts = [f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}']
+        parts += [f'[parties.dealer]\naddress = "localhost:{ports[0]}"\n[dealer]\nlisten = "127.0.0.1:{ports[0]}"']
+        for port, (name, said) in zip(ports[1:], seats.items(), strict=True):
+            parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{said}')
+        (self.folder / "blindformer.toml").write_text("\n".join(parts))
+
+    def start(self, name: str, *arguments: object) -> None:
+        words = ["party", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", "blindformer.parties.cli", *words],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def end(self) -> dict[str, tuple[int, str, str]]:
+        """Exit code, stdout and stderr of each."""
+        found = {}
+        for name, process in self.processes.items():
+            out, errors = process.communicate(timeout=400)
+            found[name] = process.returncode, out, errors
+        return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = Site(tmp_path)
+    yield made
+    for process in made.processes.values():
+        process.kill()
+
+
+@pytest.fixture
+def call(call, monkeypatch, site):
+    """In the site's folder."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.chdir(site.folder)
+        return call(*arguments)
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site, two_owners):
+    model, compiled = two_owners
+    site.write(
+        compiled,
+        alice='owns = ["model"]\nanswers = true',
+        bob='owns = ["text"]',
+        carol='owns = ["image"]',
+    )
+    inputs = [{"text": torch.randn(1, 6), "image": torch.randn(1, 4)} for _ in range(2)]
+    for number, item in enumerate(inputs):
+        for name, value in item.items():
+            save_file({name: value}, site.folder / f"{name}{number}.safetensors")
+    for name in ("dealer", "alice"):
+        site.start(name, "--format", "json")
+    site.start("bob", "text0.safetensors", "text1.safetensors", "--ahead", 1)
+    site.start("carol", "--file", "image0.safetensors", "--file", "image1.safetensors")
+    found = site.end()
+    assert [code for code, _, _ in found.values()] == [0] * 4, found
+    for name, (_, _, errors) in found.items():
+        assert f"Blindformer {name}   protocol crypten   128 bits   mutual TLS 1.3" in errors
+        assert "secure against  semi-honest" in errors
+        assert "parties  alice (the model, the answers)   bob (text)   carol (image)" in errors
+    answers = json.loads(found["alice"][1])
+    assert (answers["protocol"], answers["recipient"], answers["parties"]) == ("crypten", "alice", list(NAMES))
+    for item, answer in zip(inputs, answers["results"], strict=True):
+        expected = model(**item)["logits"]
+        assert (torch.tensor(answer["features"]["logits"]) - expected).abs().max() < 0.01
+        assert answer["rounds"] > 0
+    for name in ("bob", "carol"):
+        assert "took part in 2 queries; alice has the answers" in found[name][1]
+        assert "logits" not in found[name][1]
+
+
+@pytest.mark.slow
+def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
+    site.write(classifier, alice='owns = ["model"]', bob='owns = ["data"]', carol="answers = true")
+    (site.folder / "texts").write_text("\n".join(TEXTS * 100))
+    for name in ("dealer", "alice", "carol"):
+        site.start(name)
+    site.start("bob", "--file", "texts")
+    met = {"dealer": 1, "alice": 3, "bob": 2, "carol": 2}  # the dealer speaks to the first party alone
+    deadline = time.monotonic() + 300
+    while not all(_connections(site.processes[name].pid, count) for name, count in met.items()):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in site.processes.values())
+        time.sleep(0.1)
+    spent = {name: _seconds(site.processes[name].pid) for name in ("alice", "bob", "carol")}
+    while any(_seconds(site.processes[name].pid) < before + 1.5 for name, before in spent.items()):
+        assert time.monotonic() < deadline  # handshakes are over, and they are in the first of many queries
+        time.sleep(0.1)
+    site.processes["carol"].kill()
+    found = site.end()
+    for name in ("alice", "bob", "dealer"):
+        code, _, errors = found[name]
+        assert code == 1
+        assert "carol: closed the connection" in errors.splitlines()[-1]
+
+
+def _seconds(pid: int) -> float:
+    import psutil
+
+    return psutil.Process(pid).cpu_times().user
+
+
+def _connections(pid: int, count: int) -> bool:
+    import psutil
+
+    return sum(c.status == "ESTABLISHED" for c in psutil.Process(pid).net_connections("tcp")) >= count
+
+
+# One line each, before anything is sent.
+
+
+@pytest.mark.parametrize(
+    ("seats", "arguments", "line"),
+    [
+        ({"alice": ""}, ("--party", "alice"), "parties: 1 are named, and a session takes 2 to 64"),
+        ({}, ("--party", "alice"), "parties: 0 are named, and a session takes 2 to 64"),
+        ({"alice": "", "bob": ""}, (), "--party: is not given; choose one of alice, bob, dealer"),
+        ({"alice": "", "bob": ""}, ("--party", "mallory"), "mallory: is no party of this session; choose one of alice"),
+        ({"alice": "", "server": ""}, ("--party", "alice"), "crypten.parties.server: server is a role of other proto"),
+        (
+            {"alice": "", "bob": 'owns = ["model"]'},
+            ("--party", "alice"),
+            "crypten.parties.bob: owns the model, and is not the first; put it before alice",
+        ),
+        (
+            {"alice": 'owns = ["data"]', "bob": 'owns = ["data"]'},
+            ("--party", "bob"),
+            "crypten.parties.bob: owns data, which alice owns; name one of them",
+        ),
+        (
+            {"alice": "answers = true", "bob": "answers = true"},
+            ("--party", "bob"),
+            "crypten.parties: alice and bob get the answers; name one of them",
+        ),
+        (
+            {"alice": "", "bob": 'owns = ["pixels"]'},
+            ("--party", "alice"),
+            "pixels: is no input of this model; it takes ",
+        ),
+        ({"alice": "", "bob": 'own = ["data"]'}, ("--party", "bob"), "did you mean crypten.parties.bob.owns?"),
+        ({"alice": "", "bob": ""}, ("--party", "alice", "a text"), "alice: owns no data in this session"),
+        ({"alice": "", "bob": ""}, ("--party", "bob", ""), "a text is empty"),
+        ({"alice": "", "bob": ""}, ("--party", "bob", "x.safetensors"), "x.safetensors: cannot be read"),
+        ({"alice": "", "bob": ""}, ("--party", "alice", "--ahead", "2"), "--ahead: is for the party that asks, bob"),
+        ({"alice": "", "bob": ""}, ("--party", "bob", "--length", "32"), "compiled for the lengths 16, not for 32"),
+        (
+            {"alice": "", "bob": ""},
+            ("--party", "alice", "--protocol", "beaver"),
+            "beaver: this is for protocol crypten",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(call, site, classifier, seats, arguments, line):
+    site.write(classifier, **seats)
+    code, out, errors = call("party", *arguments, "--config", "blindformer.toml")
+    assert (code, out) == (1, "")
+    assert line in errors.splitlines()[-1], errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_certificate_of_another_party_is_refused(call, site, classifier):
+    site.write(classifier, alice="", bob="")
+    (site.folder / "certs" / "bob.pem").write_bytes((site.folder / "certs" / "alice.pem").read_bytes())
+    code, _, errors = call("party", "--party", "bob", "--config", "blindformer.toml", "good !")
+    assert code == 1
+    assert "bob.pem is the certificate of alice, not of bob" in errors
+
+
+def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, monkeypatch):
+    from blindformer.parties.many import joining
+
+    class Less:
+        name, offers = "crypten", joining.PROTOCOL.offers - {"linear"}
+
+    monkeypatch.setattr(joining, "PROTOCOL", Less)
+    site.write(classifier, alice="", bob="")
+    code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
+    assert code == 1
+    assert "needs the operation linear, which protocol crypten does not offer" in errors
+
+
+def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier):
+    site.write(classifier, wait=0.5, alice="", bob="", carol="")
+    code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
+    assert code == 1
+    last = errors.splitlines()[-1]
+    assert last == "blindformer: bob, carol: did not connect in 0.5 seconds; start it, or wait longer"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        at = "{}:{}".format(*taken.getsockname())
+        code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml", "--listen", at)
+    assert code == 1
+    assert f"{at}: cannot listen there" in errors.splitlines()[-1]
+
+
+def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier):
+    site.write(classifier, alice="", bob="")
+    code, _, errors = call("dealer", "--config", "blindformer.toml")
+    assert code == 1
+    assert (
+        "session.protocol = crypten: this is for protocol beaver; start its parties with `blindformer party`" in errors
+    )
+
+
+def test_the_files_of_the_page_are_good(tmp_path):
+    """docs/parties.md: the first file as it is; the second is of the parties alone, after the first's."""
+    from blindformer.parties.config import load_settings
+    from blindformer.parties.many.seating import roster_of
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "parties.md").read_text(encoding="utf-8")
+    whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "a.toml").write_text(whole)
+    roster = roster_of(load_settings(tmp_path / "a.toml", ("crypten",)))
+    assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")
+    (tmp_path / "b.toml").write_text(whole.partition("[crypten.parties.bob]")[0] + parties)
+    assert roster_of(load_settings(tmp_path / "b.toml", ("crypten",))).owners == {"text": "bob", "image": "carol"}
+
+
+def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classifier):
+    from blindformer.parties.config import load_settings
+
+    file = site.folder / "blindformer.toml"
+    site.write(classifier, alice="", bob='owns = ["data"]')
+    text = file.read_text()
+
+    def hashed(changed: str) -> str:
+        file.write_text(changed)
+        return load_settings(file, ("crypten",)).shared_hash()
+
+    before = hashed(text)
+    assert hashed(text.replace(f'folder = "{classifier}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')) == before
+    assert hashed(re.sub(r'address = "[^"]+"', 'address = "elsewhere:1"', text)) == before  # NAT, a tunnel
+    assert hashed(text.replace('owns = ["data"]', "")) != before
+    assert hashed(text.replace("[crypten.parties.bob]", "[crypten.parties.carol]")) != before
+    assert hashed(text.replace("[crypten]\n", "[crypten]\nlength = 16\n")) != before

@@ -1,0 +1,442 @@
+"""`bf.Client`: the model's own answers from parties far away, or here, in the shapes of transformers' pipelines."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import blindformer as bf
+import psutil
+import pytest
+import torch
+from blindformer.models.artifacts import load_server, save
+from blindformer.models.building import compile_folder, compile_lengths
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.loading import load
+from blindformer.models.task import InputError
+from blindformer.parties.client.sessions import Opened, Sessions
+from blindformer.parties.client.sessions_client import Client, ClientError
+from blindformer.parties.config import ConfigError
+from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.threads import ThreadParties
+from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
+from blindformer.tests.models.test_task import nested
+from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.parties.service.helped import Helped
+
+TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+LONG = "how good is my red password ? not bad !"  # 11 tokens with the special ones
+TOLERANCE = 2e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_classifier, tmp_path_factory) -> Path:
+    return compile_folder(tiny_classifier, tmp_path_factory.mktemp("compiled"), lengths=[8, 16], calibration=TEXTS)
+
+
+@pytest.fixture(scope="module")
+def site(folder, tmp_path_factory):
+    with Deployment(tmp_path_factory.mktemp("site"), folder) as site:
+        yield site
+
+
+@pytest.fixture
+def connect(tmp_path):
+    """`connect(site)` is a client of a deployment, closed after the test."""
+    clients = []
+
+    def make(site: Deployment, **options) -> Client:
+        given = {
+            "server": "{}:{}".format(*site.server.address),
+            "dealer": "{}:{}".format(*site.dealer.address),
+            "folder": site.client_folder,
+            "certificates": site.certificates,
+            "cache": tmp_path / "cache",
+            "timeout": 20,
+            **options,
+        }
+        clients.append(Client(**given))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def classify(tiny_classifier):
+    """transformers' own pipeline of the same model."""
+    from transformers import pipeline
+
+    return pipeline("text-classification", str(tiny_classifier))
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+def test_far_away_or_here_the_answers_are_the_models_own(site, connect, folder, classify):
+    far, before = connect(site), set(psutil.Process().children())
+    with bf.Client("local", folder=folder) as here:
+        for client in (far, here):
+            result = client.query(TEXTS[0])
+            nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
+            assert result.length == 8
+            assert result.retried == ""
+            assert result.outputs["logits"].shape == (1, 3)
+            assert result.report.rounds > 0
+            assert result.report.setup_bytes > 0
+            assert "learns nothing about the text" in result.report.learned["server"]
+        mine = [child for child in psutil.Process().children() if child not in before]
+        assert {"serve", "dealer"} <= {word for child in mine for word in child.cmdline()}
+        mine += [below for child in mine for below in child.children(recursive=True)]
+    _, alive = psutil.wait_procs(mine, timeout=10)
+    assert alive == []
+
+
+def test_the_pipelines_forms(site, connect, classify):
+    client = connect(site)
+    assert client.task == "text-classification"
+    nested(client(TEXTS[0]), classify(TEXTS[0]), TOLERANCE)
+    nested(client(TEXTS[:2]), classify(TEXTS[:2]), TOLERANCE)
+    nested(client(TEXTS[0], top_k=2), classify(TEXTS[0], top_k=2), TOLERANCE)
+    nested(client(TEXTS[:2], top_k=3), classify(TEXTS[:2], top_k=3), TOLERANCE)
+    pair = {"text": "how good ?", "text_pair": "bad"}
+    nested(client(tuple(pair.values())), classify(pair, top_k=1), TOLERANCE)
+    assert client([]) == []
+
+
+class Threads(Sessions):
+    """Sessions with parties that are threads of this process: what is asked and answered is the same."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        super().__init__(client.settings)
+        self.server = load_server(folder)
+
+    def _meet(self, question) -> Opened:
+        parties = ThreadParties(self.server[question.part.program.hash()], timeout=60)
+        return Opened(parties.client, parties.setup_s)
+
+
+@pytest.fixture
+def threads():
+    """`threads(folder)` is a client of a compiled folder, with its parties in this process."""
+    clients = []
+
+    def make(folder: Path) -> Client:
+        client = Client(folder=folder)
+        client._sessions = Threads(client, folder)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def test_features(tiny_features, tmp_path, threads):
+    from transformers import pipeline
+
+    expected = pipeline("feature-extraction", str(tiny_features))
+    client = threads(compile_folder(tiny_features, tmp_path, lengths=[16], calibration=TEXTS))
+    nested(client(TEXTS[0]), expected(TEXTS[0]), 5e-3)
+    nested(client(TEXTS[:2]), expected(TEXTS[:2]), 5e-3)
+
+
+def test_sentence_embeddings(tiny_encoder, tmp_path, threads):
+    loaded = load(tiny_encoder)
+    with torch.no_grad():
+        hidden = [loaded.model(**loaded.encode(text, 16)).sentence_embedding[0] for text in TEXTS[:2]]
+    expected = [torch.nn.functional.normalize(vector, dim=0).tolist() for vector in hidden]
+    client = threads(compile_folder(loaded, tmp_path, lengths=[16], calibration=TEXTS))
+    found = client(TEXTS[:2])
+    nested(found, expected, TOLERANCE)
+    assert [sum(x * x for x in vector) for vector in found] == pytest.approx([1, 1])
+    nested(client(TEXTS[0]), expected[0], TOLERANCE)
+
+
+def test_images_from_files(tiny_vision, pictures, tmp_path, threads):
+    from transformers import pipeline
+
+    expected = pipeline("image-classification", str(tiny_vision))
+    files = [str(file) for file in sorted(pictures.iterdir())[:2]]
+    client = threads(compile_folder(tiny_vision, tmp_path, calibration=[pictures]))
+    nested(client(files[0]), expected(files[0]), TOLERANCE)
+    nested(client(files, top_k=2), expected(files, top_k=2), TOLERANCE)
+    assert client.query(files[0]).length == 0
+    with pytest.raises(InputError, match="there is no such file"):
+        client.query("how is my password ?")
+
+
+def test_next_tokens(tiny_causal, tmp_path, threads):
+    loaded = load(tiny_causal)
+    client = threads(compile_folder(loaded, tmp_path, lengths=[8], calibration=TEXTS))
+    inputs = loaded.encode("how good", 8)
+    with torch.no_grad():
+        expected = loaded.task.read({"logits": loaded.model(**inputs).logits}, inputs, 3)
+    found = client("how good", top_k=3)
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=TOLERANCE)
+    assert len(client("how good")) == 5
+
+
+def test_two_servers_do_the_clients_part(folder, tmp_path, connect, classify):
+    with Helped(tmp_path, folder) as site:
+        client = connect(site, topology="helper", helper="{}:{}".format(*site.helper.address))
+        for text, result in zip(TEXTS[:2], client.query_many(TEXTS[:2]), strict=True):
+            nested(result.value, classify(text, top_k=None), TOLERANCE)
+        assert result.report.setup_bytes == 0  # the helper has the masked weights
+        assert "learns nothing about the text" in result.report.learned["helper"]
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+def test_many_texts_share_a_session_for_each_length(site, connect, classify):
+    client = connect(site)
+    texts = [TEXTS[0], LONG, TEXTS[1], LONG, TEXTS[2]]
+    before = len(site.server.logged("session-opened"))
+    results = client.query_many(texts)
+    assert [result.item for result in results] == texts
+    assert [result.length for result in results] == [8, 16, 8, 16, 8]
+    for text, result in zip(texts, results, strict=True):
+        nested(result.value, classify(text, top_k=None), TOLERANCE)
+    assert len(site.server.logged("session-opened")) == before + 2
+    assert [r.report.setup_bytes > 0 for r in results] == [True, False, True, False, True]  # the lengths share weights
+    assert [number for number, _ in client.stream(texts)] == [0, 2, 4, 1, 3]
+    assert len(site.server.logged("session-opened")) == before + 2
+
+
+def test_a_fixed_length_hides_more(site, connect):
+    client = connect(site, length=16)
+    assert client.query("good").length == 16
+    with pytest.raises(BlindformerError, match="for the lengths 8, 16, not for 9"):
+        connect(site, length=9)
+
+
+def test_a_text_that_does_not_fit_costs_nothing(site, connect):
+    client = connect(site)
+    asked = len(site.server.logged("answered"))
+    for texts, words in (
+        ([TEXTS[0], "good " * 20], "input 2 of 2: text has 22 tokens, the model is compiled for 16 at most"),
+        ([TEXTS[0], TEXTS[1], " "], "input 3 of 3: a text is empty"),
+        ([TEXTS[0], 7], "input 2 of 2: a text is a string, not int"),
+    ):
+        with pytest.raises(InputError, match=words):
+            client.query_many(texts)
+    assert len(site.server.logged("answered")) == asked
+
+
+def test_threads_may_share_a_client(site, connect, aside, classify):
+    client = connect(site)
+    asked = [aside(client.query, text) for text in [*TEXTS[:2], LONG]]
+    for text, found in zip([*TEXTS[:2], LONG], asked, strict=True):
+        nested(found.result(60).value, classify(text, top_k=None), TOLERANCE)
+
+
+def test_clients_may_be_made_by_many_threads_at_once(folder):
+    """In a fresh process, where they all are the first to need the library of tokenizers."""
+    code = (
+        "import threading, blindformer as bf\n"
+        "clients, start = [], threading.Barrier(50)\n"
+        "def make():\n"
+        "    start.wait()\n"
+        f"    clients.append(bf.Client('local', folder={str(folder)!r}).part.task.tokens('good'))\n"
+        "threads = [threading.Thread(target=make) for _ in range(50)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(clients == 50 * [3])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_masked_weights_travel_once(site, connect):
+    first, second = connect(site), connect(site)
+    assert first.query(TEXTS[0]).report.setup_bytes > 0
+    assert second.query(TEXTS[0]).report.setup_bytes == 0
+
+
+def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_path, threads, monkeypatch):
+    """And all others are asked, as if it had been good."""
+    (compiled,) = compile_lengths(loaded := load(tiny_classifier), [8], texts=TEXTS).values()
+    program = compiled.program
+    last = list(program.instructions)
+    last[program.outputs["logits"]] = last[program.outputs["logits"]].model_copy(update={"bound": 1e-6})
+    compiled.program = program.model_copy(update={"instructions": tuple(last)})
+    client = threads(save(compiled, tmp_path, loaded))
+    found = [result for _, result in client.stream(TEXTS[:2])]
+    assert [type(result.error) for result in found] == [AnswerOutOfRange] * 2
+    assert [result.value for result in found] == [None] * 2
+    assert all(result.report.rounds for result in found)
+    asked, answer = [], client._answer
+    monkeypatch.setattr(client, "_answer", lambda *question: asked.append(question) or answer(*question))
+    with pytest.raises(AnswerOutOfRange):
+        client.query_many(TEXTS[:2])
+    assert len(asked) == 2
+
+
+# --- busy, lost ------------------------------------------------------------------------------------------------------
+def test_many_clients_at_once_are_answered_or_told_to_come_back(site, connect, classify):
+    """Three times as many as may have a session: those that wait are answered, those that do not know when to ask."""
+    expected = classify(TEXTS[0], top_k=None)
+    for wait in (60, 0):
+        clients = [connect(site, wait=wait, cache=site.folder / "one cache") for _ in range(12)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            results = list(pool.map(lambda client: _ask_and_leave(client, TEXTS[0]), clients))
+        for result in results:
+            if result.error is None:
+                nested(result.value, expected, TOLERANCE)
+            else:
+                assert re.search(r"server: is busy \(.*\); ask again in [0-9.]+ seconds$", str(result.error))
+        refused = sum(result.error is not None for result in results)
+        assert refused == 0 if wait else 0 < refused < len(results)
+
+
+def _ask_and_leave(client, text):
+    with client:
+        ((_, result),) = client.stream([text])
+    return result
+
+
+def test_a_busy_server_is_asked_again(folder, tmp_path, connect):
+    with Deployment(tmp_path, folder, server={"--sessions": "1", "--share": "1"}) as site:
+        with connect(site) as first:
+            first.query(TEXTS[0])
+        site.server.wait_for("session-closed")  # now it knows that sessions are short, and asks nobody to wait long
+        holder = connect(site)
+        holder.query(TEXTS[0])
+        with pytest.raises(Busy, match="ask again in") as caught:
+            connect(site, wait=0).query(TEXTS[0])
+        assert caught.value.retry_after > 0
+        seen = []
+
+        def leave(phase: str, done: int, total: int) -> None:
+            seen.append(phase)
+            if phase == "busy":
+                holder.close()
+
+        client = connect(site, wait=120, progress=leave)
+        result = client.query(TEXTS[0])
+        assert "busy" in seen
+        assert result.retried == ""  # it had not been taken: there was one attempt
+        # A client that needs another program gives up the session it has, rather than wait for itself.
+        assert client.query(LONG).length == 16
+
+
+def kill_session(site: Deployment) -> None:
+    """SIGKILL to the process of the session opened last."""
+    os.kill(site.server.logged("session-opened")[-1]["pid"], signal.SIGKILL)
+
+
+def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect, classify):
+    client = connect(site)
+    client.query(TEXTS[0])
+    kill_session(site)  # between two queries
+    result = client.query(TEXTS[1])
+    assert "server" in result.retried
+    nested(result.value, classify(TEXTS[1], top_k=None), TOLERANCE)
+    assert client.query(TEXTS[0]).retried == ""
+
+    opened = len(site.server.logged("session-opened"))
+    kills = iter([True])
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if phase == "online" and next(kills, False):
+            kill_session(site)
+
+    client.progress = client._sessions.progress = kill
+    result = client.query(TEXTS[0])  # in the middle of its rounds
+    assert result.retried
+    nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
+    assert len(site.server.logged("session-opened")) == opened + 1
+
+
+def test_a_query_is_never_asked_a_third_time(site, connect):
+    def kill(phase: str, done: int, total: int) -> None:
+        if phase == "online":
+            kill_session(site)
+
+    client = connect(site, progress=kill)
+    before = len(site.server.logged("session-opened"))
+    answered = len(site.server.logged("answered"))
+    with pytest.raises(PeerGone):
+        client.query(TEXTS[0])
+    assert len(site.server.logged("session-opened")) == before + 2
+    assert len(site.server.logged("answered")) == answered
+    client.progress = client._sessions.progress = None
+    assert client.query(TEXTS[0]).value  # the client itself is none the worse
+
+
+def test_a_server_that_comes_back_is_found_again(folder, tmp_path, connect, aside):
+    with Deployment(tmp_path, folder) as site:
+        client = connect(site, wait=60)
+        client.query(TEXTS[0])
+        site.server.kill()
+        back = aside(site.start, "server")
+        assert client.query(TEXTS[0]).retried
+        back.result(60)
+
+
+# --- settings and errors ---------------------------------------------------------------------------------------------
+def test_a_configuration_file_and_what_goes_over_it(site, tmp_path, folder):
+    file = tmp_path / "blindformer.toml"
+    server, dealer = ("{}:{}".format(*party.address) for party in (site.server, site.dealer))
+    file.write_text(
+        f'[parties.server]\naddress = "{server}"\n[parties.dealer]\naddress = "127.0.0.1:1"\n'
+        f'[certificates]\nfolder = "{site.certificates}"\n'
+        f'[client]\nfolder = "{folder / "client"}"\ncache = "cache"\nwait = 1.0\n'
+    )
+    with Client(config=file, dealer=dealer) as client:
+        assert client.settings.client.wait == 1.0
+        assert client.query(TEXTS[0]).value
+    assert any((tmp_path / "cache").iterdir())
+    with pytest.raises(ConfigError, match="nonsense"):
+        Client("nonsense", folder=folder)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        Client(config=tmp_path / "none.toml")
+
+
+def test_mistakes_are_explained(site, connect, folder, tmp_path):
+    with pytest.raises(BlindformerError, match="holds no compiled model"):
+        connect(site, folder=tmp_path)
+    with pytest.raises(BlindformerError, match="is the server's part; give the client's"):
+        connect(site, folder=folder / "server")
+    with pytest.raises(ClientError, match="leave addresses and certificates out"):
+        Client("local", dealer="localhost:7444", folder=folder)
+    with pytest.raises(ClientError, match="needs a folder of correlations"):
+        connect(site, use_spool="only")
+    with pytest.raises(BlindformerError, match="is missing"):
+        connect(site, certificates=tmp_path).query(TEXTS[0])
+    with pytest.raises(PeerError, match="server"):
+        connect(site, server="127.0.0.1:1").query(TEXTS[0])
+    with pytest.raises(PeerError, match="dealer"):
+        connect(site, dealer="127.0.0.1:1").query(TEXTS[0])
+    client = connect(site)
+    client.close()
+    client.close()
+    with pytest.raises(ClientError, match="is closed"):
+        client.query(TEXTS[0])
+
+
+def test_parties_here_end_with_the_process_that_started_them(folder):
+    code = (
+        "import sys, time, blindformer as bf\n"
+        f"client = bf.Client('local', folder={str(folder)!r})\n"
+        f"client.query({TEXTS[0]!r})\n"
+        "print('answered', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "answered\n"
+        services = psutil.Process(owner.pid).children(recursive=True)
+        assert len(services) >= 3  # a dealer, a server, and its process for this session
+        owner.kill()
+    _, alive = psutil.wait_procs(services, timeout=30)
+    assert alive == []
+
+
+def test_here_without_the_servers_part_is_explained(folder, tmp_path):
+    import shutil
+
+    part = shutil.copytree(folder / "client", tmp_path / "client")
+    with Client("local", folder=part) as client, pytest.raises(BlindformerError, match=r"server: .*client's part"):
+        client.query(TEXTS[0])

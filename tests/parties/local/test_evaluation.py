@@ -1,0 +1,163 @@
+"""A model judged in torch, in fixed point and in private sessions, and the page that shows it."""
+
+import json
+
+import pytest
+import torch
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.data import Dataset, Examples
+from blindformer.models.evaluation import EvaluationError, encode
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
+from blindformer.parties.local.evaluation import evaluate
+from blindformer.parties.local.launcher import LocalAnswer
+from blindformer.parties.local.protocols import KINDS, Kind
+from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
+from blindformer.parties.session import Timings
+from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+
+WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
+
+
+def examples(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(0, len(WORDS), (count, 5), generator=generator)
+    return Examples([" ".join(WORDS[i] for i in draw) for draw in draws], [i % 2 for i in range(count)])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Dataset("words", "text", ("negative", "positive"), examples(40, 0), examples(8, 1), examples(20, 2), {})
+
+
+def classifier(folder, labels, seed):
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = tiny_config(num_labels=2, id2label=labels, initializer_range=0.3)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("judged")
+    student = classifier(folder / "student", {0: "negative", 1: "positive"}, 0)
+    teacher = classifier(folder / "teacher", {1: "negative", 0: "positive"}, 0)  # the same, with the classes exchanged
+    head = teacher.model.classifier
+    with torch.no_grad():
+        head.weight.copy_(head.weight.flip(0))
+        head.bias.copy_(head.bias.flip(0))
+    options = {"plan": "faithful", "teacher": teacher, "protocols": ("torch", "clear", "beaver"), "private": 4}
+    return evaluate(student, data, longest=16, **options)
+
+
+def test_the_rows(found):
+    assert [(row.name, row.protocol, row.count) for row in found.rows] == [
+        ("teacher", "torch", 20),
+        ("approximated, untouched", "torch", 20),
+        ("approximated", "torch", 20),
+        ("approximated", "clear", 20),
+        ("approximated", "beaver", 4),
+    ]
+    assert (found.test, found.subset, found.lengths) == (20, 4, {16: 20})
+
+
+def test_classes_are_compared_by_their_names(found):
+    """The teacher is the student with its classes exchanged: they agree on every text, in every protocol."""
+    for row in found.rows[1:]:
+        assert row.agreement["teacher"].value == 1.0
+        assert row.agreement["teacher"].low < 1.0
+    assert found.row("approximated", "beaver").agreement["clear"].value == 1.0
+    assert found.row("teacher", "torch").accuracy == found.row("approximated", "clear").accuracy
+
+
+def test_private_texts_are_stratified_and_timed(found):
+    private = found.row("approximated", "beaver")
+    assert [sum(row) for row in private.confusion] == [2, 2]
+    assert private.seconds["online"] > 0
+    assert private.seconds["offline"] > 0
+    assert private.refused == 0
+
+
+def test_the_page_and_the_picture(found):
+    assert accuracy_figure([found]).startswith(b"\x89PNG")
+    page = evaluation_page([found])
+    assert "data:image/png;base64," in page
+    assert page.count("<h3>") == 5
+    assert "http" not in page  # nothing is loaded from elsewhere
+    assert json.loads(json.dumps(found.to_dict()))["rows"][0]["accuracy"]["value"] == found.rows[0].accuracy.value
+
+
+class Recorded:
+    """A protocol whose queries take three texts, computed on `clear`; it refuses every query with a certain input."""
+
+    def __init__(self, refused=None):
+        self.refused, self.asked = refused, []
+
+    def kind(self):
+        def save(compiled, folder):
+            self.compiled = compiled
+
+        return Kind(lambda folder, roster, **options: self, lambda roster: None, save=save, texts=lambda compiled: 3)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    setup_s, setup_bytes, open = 0.0, 0, True
+
+    def query(self, inputs, more=False):
+        self.asked.append(inputs["input_ids"])
+        if self.refused is not None and any(torch.equal(row, self.refused) for row in inputs["input_ids"]):
+            raise AnswerOutOfRange("out of range")
+        compiled = self.compiled
+        engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
+        outputs = compiled.decode(interpret(compiled.program, engine).outputs)
+        return LocalAnswer(outputs, Timings(online_s=3.0), {})
+
+
+def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):
+    protocol = Recorded()
+    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    loaded = load(tiny_classifier)
+    labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
+    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
+    row = found.row("approximated", "crypten")
+    assert (row.count, row.refused, row.agreement["clear"].value) == (8, 0, 1.0)
+    assert [tuple(ids.shape) for ids in protocol.asked] == [(3, 16)] * 3
+    assert torch.equal(protocol.asked[2][1], protocol.asked[2][2]), "the last text fills the last query"
+    assert row.seconds == {"online": 1.0}, "of one text"
+
+
+def test_an_answer_out_of_range_is_of_its_own_text_alone(monkeypatch, tiny_classifier, data):
+    loaded = load(tiny_classifier)
+    labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
+    protocol = Recorded(encode(loaded, [data.test.items[0]], 16)["input_ids"][0])
+    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
+    row = found.row("approximated", "crypten")
+    assert (row.count, row.refused) == (20, 1)
+    assert row.agreement["clear"].value == 19 / 20
+
+
+def test_what_cannot_be_judged(tiny_encoder, tiny_classifier, data):
+    with pytest.raises(EvaluationError, match="choose among torch, clear, beaver"):
+        evaluate(load(tiny_classifier), data, protocols=("morse",))
+    with pytest.raises(EvaluationError, match="no classifier"):
+        evaluate(load(tiny_encoder), data)
+
+
+def test_a_page_that_cannot_be_written_costs_no_figures(call, tiny_classifier, tmp_path):
+    table, page = tmp_path / "mine.csv", tmp_path / "none" / "page.html"
+    moods = ("calm", "glad", "cross")
+    table.write_text("text,label\n" + "".join(f"it is {'the ' * i},{moods[i % 3]}\n" for i in range(45)))
+    given = ("evaluate", tiny_classifier, "--data", table, "--protocol", "torch", "--report", page)
+    code, printed, errors = call(*given, "--format", "json")
+    assert code == 1
+    assert json.loads(printed)["evaluations"][0]["rows"][0]["accuracy"]
+    assert errors == f"blindformer: {page}: cannot be written (No such file or directory); choose another file\n"

@@ -1,0 +1,245 @@
+"""Three real processes: right answers, and nobody left behind whoever dies or stalls, and whenever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from blindformer.models.artifacts import save
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
+from blindformer.models.pricing import price
+from blindformer.models.program import ProgramError
+from blindformer.parties.certificates.development import make_certificates
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.local.launcher import LaunchError, LocalParties, run_local
+from blindformer.protocols.clear import ClearEngine
+
+TEXTS = ("how is my password ?", "not good , bad !")
+ROLES = ("dealer", "server", "client")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier):
+    return load(tiny_classifier)
+
+
+@pytest.fixture(scope="module")
+def compiled(loaded):
+    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
+
+
+@pytest.fixture(scope="module")
+def folder(compiled, tmp_path_factory):
+    return save(compiled, tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def inputs(loaded):
+    return [loaded.encode(text, 16) for text in TEXTS]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(monkeypatch, tmp_path):
+    """After every test: no worker, and no private file of one."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    yield
+    deadline = time.monotonic() + 10
+    while (_workers(scratch) or list(scratch.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _workers(scratch) == []
+    assert list(scratch.iterdir()) == []
+
+
+def _workers(scratch: Path) -> list[int]:
+    """Workers whose configuration lies in `scratch`, alive (or not waited for)."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if any(str(scratch) in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
+            found.append(process.pid)
+    return found
+
+
+def test_answers_equal_the_reference_and_costs_equal_the_price(compiled, inputs):
+    seen = []
+    run = run_local(compiled, inputs, progress=lambda *report: seen.append(report))
+    found = price(compiled.program)
+    for output, batch in zip(run.outputs, inputs, strict=True):
+        values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+        expected = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)
+        assert output.keys() == expected.keys()
+        for name in output:
+            torch.testing.assert_close(output[name], expected[name], atol=0.003, rtol=0)
+    for timings in run.timings:
+        assert (timings.rounds, timings.online.sent, timings.online.received) == (found.rounds, found.up, found.down)
+        assert timings.offline_bytes == found.offline_bytes
+        assert 0 < timings.online_s < 30
+    assert run.setup_bytes == found.setup_bytes
+    assert run.wire_overhead_bytes > 0
+    assert len(run.others) == 2
+    assert {phase for phase, _, _ in seen} >= {"set-up", "offline", "query"}
+
+
+def test_the_session_stays_open_and_what_the_server_sees_looks_uniform(folder, inputs):
+    with LocalParties(folder, audit=True, pin=True) as parties:
+        first = parties.query(inputs[0]).outputs
+        time.sleep(1)
+        again = parties.query(inputs[0]).outputs
+    for name in first:
+        torch.testing.assert_close(first[name], again[name], atol=0.003, rtol=0)
+    seen = parties.seen
+    assert seen["bytes"] > 50_000
+    assert seen["p_value"] > seen["alarm_below"]
+    with pytest.raises(LaunchError, match="the session is closed"):
+        parties.query(inputs[0])
+
+
+def test_each_party_reads_its_own_part_only(folder, compiled, inputs, tmp_path):
+    parts = {role: shutil.copytree(folder / role, tmp_path / f"part-{role}") for role in ("server", "client")}
+    with LocalParties(tmp_path / "nothing", parts=parts) as parties:  # the dealer needs no files
+        assert parties.query(inputs[0]).outputs.keys() == compiled.program.outputs.keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("moment", ["set-up", "offline", "idle"])
+def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
+    killed: list[float] = []
+
+    def kill() -> None:
+        killed.append(time.monotonic())
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie of another test, for one
+                if role in child.cmdline():
+                    child.kill()
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        if phase == moment and done <= 1:
+            kill()
+
+    def session() -> None:
+        with LocalParties(folder, timeout=20, progress=on_progress) as parties:
+            if moment == "idle":
+                kill()
+                time.sleep(0.3)
+            for batch in inputs * 3:
+                parties.query(batch)
+
+    with pytest.raises(LaunchError) as caught:
+        session()
+    assert caught.value.party == role
+    assert "SIGKILL" in str(caught.value)
+    assert time.monotonic() - killed[0] < 20
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
+    with LocalParties(folder, timeout=5) as parties:
+        parties.query(inputs[0])
+        os.kill(parties.processes[role], signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(LaunchError) as caught:
+            parties.query(inputs[0])
+    assert time.monotonic() - started < 20
+    assert caught.value.party == role
+    assert "seconds" in str(caught.value)
+
+
+def test_another_program_is_refused(folder, loaded, tmp_path):
+    other = save(compile_text(loaded, 17, texts=TEXTS), tmp_path / "other")
+    for role in ("server", "client"):
+        with pytest.raises(LaunchError, match=r"has program .*; compile once"):
+            LocalParties(folder, parts={role: other}, timeout=20)
+
+
+def test_a_certificate_of_another_role_or_authority_is_refused(folder, tmp_path):
+    wrong = tmp_path / "wrong-role"
+    make_certificates(wrong)
+    for end in ("pem", "key"):
+        shutil.copy(wrong / f"dealer.{end}", wrong / f"server.{end}")
+    with pytest.raises(LaunchError, match="is the certificate of dealer, not of server") as caught:
+        LocalParties(folder, certificates=wrong, timeout=20)
+    assert caught.value.party == "server"
+
+    mixed, foreign = tmp_path / "mixed", tmp_path / "foreign"
+    make_certificates(mixed)
+    make_certificates(foreign)
+    for name in ("client.pem", "client.key"):
+        shutil.copy(foreign / name, mixed / name)
+    with pytest.raises(LaunchError, match="is not from the CA") as caught:
+        LocalParties(folder, certificates=mixed, timeout=20)
+    assert caught.value.party == "client"
+
+
+def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
+    with pytest.raises(LaunchError, match="holds no compiled model"):
+        LocalParties(tmp_path / "nothing")
+    with pytest.raises(LaunchError, match="is the client's part; give the server's"):
+        LocalParties(folder, parts={"server": folder / "client"})
+
+
+def test_what_is_wrong_with_one_query_ends_that_query_alone(folder, compiled, inputs):
+    """Before it is asked (wrong inputs) and after it is answered (an answer that cannot be trusted)."""
+    short = {name: value[:, :8] for name, value in inputs[0].items()}
+    with LocalParties(folder) as parties:
+        expected = parties.query(inputs[0]).outputs
+        with pytest.raises(ProgramError, match=r"input .*: has shape \[1, 8\], the program takes \[1, 16\]"):
+            parties.query(short)
+        assert parties.open
+        again = parties.query(inputs[0]).outputs
+    for name in expected:
+        torch.testing.assert_close(again[name], expected[name], atol=0.003, rtol=0)
+
+
+def test_an_answer_out_of_range_ends_its_query_alone(compiled, inputs, tmp_path):
+    """Bounds so narrow that every answer is outside of them."""
+    outputs = set(compiled.program.outputs.values())
+    instructions = tuple(
+        item.model_copy(update={"bound": 1e-9}) if number in outputs else item
+        for number, item in enumerate(compiled.program.instructions)
+    )
+    narrow = replace(compiled, program=compiled.program.model_copy(update={"instructions": instructions}))
+    with LocalParties(save(narrow, tmp_path / "narrow")) as parties:
+        for batch in inputs:
+            with pytest.raises(AnswerOutOfRange, match="far outside the calibrated range"):
+                parties.query(batch)
+        assert parties.open
+
+
+def test_an_interrupt_leaves_nothing(folder, inputs):
+    def interrupt(phase: str, done: int, total: int) -> None:
+        if phase == "offline":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(folder, inputs, progress=interrupt)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_when_the_launcher_itself_dies_the_parties_follow(folder, how):
+    code = (
+        "import sys, time; from blindformer.parties.local.launcher import LocalParties\n"
+        f"parties = LocalParties({str(folder)!r})\n"
+        "print('open', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "open\n"
+    assert len(psutil.Process(parent.pid).children()) == 3
+    parent.send_signal(how)
+    parent.wait(10)
+    parent.stdout.close()

@@ -1,0 +1,246 @@
+"""make_private: the model's own face, the right answer, a report, and teaching errors."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from importlib.util import find_spec
+
+import blindformer as bf
+import pytest
+import torch
+from blindformer.models.calibration_texts import calibration_texts
+from blindformer.parties.local.private import InsecureProtocol, PrivateError
+from blindformer.tests.conftest import tiny_config
+from torch.utils import _pytree as pytree
+from transformers import BertModel
+
+TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier):
+    return bf.load(tiny_classifier)
+
+
+@pytest.fixture(scope="module")
+def batches(loaded):
+    return [loaded.encode(text, 16) for text in TEXTS]
+
+
+@pytest.mark.parametrize(("protocol", "where"), [("clear", "threads"), ("beaver", "threads"), ("beaver", "processes")])
+def test_it_answers_like_the_model(loaded, batches, protocol, where):
+    with bf.make_private(loaded.model, protocol=protocol, where=where, calibration=batches) as private:
+        for batch in batches[:2]:
+            found = private(**batch)
+            with torch.no_grad():
+                expected = loaded.model(**batch)
+            assert type(found) is type(expected)
+            torch.testing.assert_close(found.logits, expected.logits, atol=0.02, rtol=0)
+        report = private.report
+    assert report.protocol == protocol
+    assert report.to_dict()["online_s"] > 0
+    assert "known" not in str(report)
+    if protocol == "beaver":
+        assert report.rounds > 0
+        assert sum(layer.online_bytes for layer in report.layers) == report.online_bytes
+        assert sum(layer.offline_bytes for layer in report.layers) == report.offline_bytes
+        estimate = bf.estimate(private.compiled, "wan")
+        assert (estimate.rounds, estimate.online_bytes) == (report.rounds, report.online_bytes)
+        assert estimate.offline_bytes == report.offline_bytes
+        assert {"server", "dealer", "client", "public"} <= set(report.learned)
+        assert "bert" in str(report)
+
+
+def test_threads_may_make_private_models_at_once(loaded, batches, aside):
+    """Tracing a model has the whole process's modules patched for a while."""
+    example = dict(batches[0])
+
+    def made():
+        private = bf.make_private(copy.deepcopy(loaded.model), protocol="clear", calibration=batches, example=example)
+        return private(**example).logits
+
+    with torch.no_grad():
+        expected = loaded.model(**example).logits
+    for future in [aside(made) for _ in range(4)]:
+        torch.testing.assert_close(future.result(), expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
+@pytest.mark.parametrize(("protocol", "parties"), [("crypten", 3), ("crypten-insecure", 2)])
+def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", InsecureProtocol)
+        private = bf.make_private(loaded.model, protocol=protocol, parties=parties, calibration=batches)
+    told = ["so it can read the data" in str(w.message) for w in said if w.category is InsecureProtocol]
+    assert told == [True] * (protocol == "crypten-insecure")
+    with private:
+        found = private(**batches[0])
+        pids = private._session.processes  # pyright: ignore
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
+    assert private.report.protocol == protocol
+    assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
+
+
+class Nested(torch.nn.Module):
+    """Two linear maps, in a form of its own, of which a part is lost when it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        found = {"scores": {"one": self.one(x), "two": self.two(x)}, "both": (self.one(x), [self.two(x)]), "width": 4}
+        if torch.compiler.is_exporting():
+            found["both"] = None
+        return found
+
+
+def same(found, expected):
+    assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(one, other, atol=0.02, rtol=0)
+        else:
+            assert one == other
+
+
+def test_the_answer_has_the_models_own_form():
+    """Hidden states and attentions are tuples; each tensor is in its place."""
+    torch.manual_seed(0)
+    model = BertModel(tiny_config(attn_implementation="eager")).eval()
+    ids = torch.tensor([[2, 7, 9, 8, 3, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    batch |= {"output_hidden_states": True, "output_attentions": True}
+    private = bf.make_private(model, where="threads", calibration=[batch, batch])
+    with private, torch.no_grad():
+        same(private(**batch), model(**batch))
+    assert list(private.compiled.program.outputs) == [
+        *("last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "attentions.0")
+    ]
+    chosen = bf.make_private(model, protocol="clear", calibration=[batch, batch], outputs=["hidden_states.1"])
+    found = chosen(**batch)
+    assert list(found) == ["hidden_states"]
+    assert found.hidden_states[0] is None
+    assert found.hidden_states[1].shape == (1, 6, 32)
+
+
+def test_nested_answers_are_whole_or_refused():
+    torch.manual_seed(0)
+    model, batches = Nested(), [{"x": torch.randn(2, 4)} for _ in range(4)]
+
+    def private(**options):
+        return bf.make_private(model, protocol="clear", calibration=batches, **options)(**batches[0])
+
+    with torch.no_grad():
+        same(private(outputs=["scores"]), {"scores": model(**batches[0])["scores"], "width": 4})
+    lost = r"^output both\.0: is not computed .* leave it out: outputs=\['scores.one', 'scores.two'\]$"
+    with pytest.raises(bf.BlindformerError, match=lost):
+        private()
+    with pytest.raises(bf.BlindformerError, match=r"^output score: the model returns scores\.one, .*both\.1\.0"):
+        private(outputs=["score"])
+
+
+@pytest.mark.parametrize("where", ["calibration", "query"])
+def test_ids_outside_the_vocabulary_are_named(loaded, batches, where):
+    wrong = {**batches[0], "input_ids": batches[0]["input_ids"] + 1000}
+    private = bf.make_private(loaded.model, protocol="clear", calibration=[batches[1], wrong][: 2 - (where == "query")])
+    with pytest.raises(bf.BlindformerError, match=r"^inputs: hold an id .* encode with .* own tokenizer"):
+        private(**wrong)
+
+
+def test_one_example_is_thin_and_said_so(loaded, batches):
+    with pytest.warns(UserWarning, match="calibrating on one example"):
+        private = bf.make_private(loaded.model, protocol="clear", example=batches[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        private(**batches[0])  # compiled already
+
+
+def test_wrong_wishes_are_explained(loaded, batches):
+    with pytest.raises(bf.BlindformerError, match="choose one of"):
+        bf.make_private(loaded.model, protocol="magic")
+    with pytest.raises(bf.BlindformerError, match=r"^3 parties: protocol beaver has 2; use protocol crypten$"):
+        bf.make_private(loaded.model, parties=3)
+    with pytest.raises(bf.BlindformerError, match=r"^parties: 1 are named"):
+        bf.make_private(loaded.model, protocol="crypten", parties=1)
+    with pytest.raises(PrivateError, match="protocol crypten needs a process for each party"):
+        bf.make_private(loaded.model, protocol="crypten", where="threads")
+    with pytest.raises(PrivateError, match="choose processes or threads"):
+        bf.make_private(loaded.model, where="cloud")
+    private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
+    good = loaded.encode("good", 16)
+    for words, inputs in {
+        "pad both to one length": loaded.encode("good", 8),
+        "calibrate on batches of 2 rows": {name: torch.cat([value] * 2) for name, value in good.items()},
+        "attention_mask: is missing, and the calibration": {"input_ids": good["input_ids"]},
+        "output_attentions: no calibration batch has it": {**good, "output_attentions": True},
+        "input_ids: is a list; give a tensor": {**good, "input_ids": good["input_ids"].tolist()},
+        "inputs: hold no tensor": {},
+    }.items():
+        with pytest.raises(PrivateError, match=words) as caught:
+            private(**inputs)
+        assert ("one length" in str(caught.value)) == ("one length" in words)
+    with pytest.raises(PrivateError, match=r"^inputs: missing a required argument: 'x'; the model takes x$"):
+        bf.make_private(Nested(), protocol="clear")(y=good["input_ids"])
+    with pytest.raises(bf.BlindformerError, match="network moon"):
+        bf.estimate(private.prepare(batches[0]), "moon")
+
+
+def test_the_models_own_arguments_in_every_form(loaded, batches, tiny_classifier):
+    """By place or by name, on one batch, from a folder, what `load` gave, or a compiled module."""
+    batch = batches[0]
+    with torch.no_grad():
+        expected = loaded.model(**batch).logits
+    for model in (loaded, str(tiny_classifier), torch.compile(loaded.model)):
+        private = bf.make_private(model, protocol="clear", calibration={**batch, "head_mask": None})
+        with pytest.warns(UserWarning, match="calibrating on one example"):
+            found = private(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_the_plan_beside_a_model_is_the_default(tiny_classifier, batches, tmp_path):
+    folder = shutil.copytree(tiny_classifier, tmp_path / "student")
+    bf.Plan.preset("fast").save(folder / "plan.json")
+    private = bf.make_private(folder, protocol="clear", calibration=batches)
+    assert private.prepare(batches[0]).plan.softmax.name == "2quad"
+
+
+def test_what_cannot_be_traced_is_named():
+    scripted = torch.jit.trace(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    integers = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    integers[0].weight = torch.nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+    for model, words in {
+        scripted: r"^model: is scripted \(torch.jit\).* give the module it was made from$",
+        integers: r"^0: is quantised, .* give that one, and let the plan quantise",
+        torch: r"^model: is a module; give a torch module",
+    }.items():
+        with pytest.raises(bf.BlindformerError, match=words):
+            bf.make_private(model, protocol="clear")
+    with pytest.raises(bf.BlindformerError, match=r"^Linear: does not run on these inputs: mat1 and mat2 shapes"):
+        bf.compile(torch.nn.Linear(4, 3), {"input": torch.zeros(1, 5)})
+
+
+def test_a_failing_thread_is_the_error_reported(loaded, batches):
+    from blindformer.parties.session.threads import ThreadParties
+
+    private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
+    compiled = private.prepare(batches[0])
+    compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
+    with pytest.raises(KeyError):
+        ThreadParties(compiled, timeout=10)
+
+
+@pytest.mark.timeout(300)
+def test_minilm_sentences_stay_close():
+    loaded = bf.load("minilm")
+    calibration = [loaded.encode(text, 16, truncate=True) for text in calibration_texts(16)]
+    with bf.make_private(loaded.model, where="threads", calibration=calibration) as private:
+        batch = loaded.encode("nobody reads this text", 16)
+        found = private(**batch).sentence_embedding
+    with torch.no_grad():
+        expected = loaded.model(**batch).sentence_embedding
+    assert torch.cosine_similarity(found, expected).item() > 0.9995

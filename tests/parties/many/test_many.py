@@ -1,0 +1,114 @@
+"""N parties and a dealer as real processes over mutual TLS, on CrypTen's communicator: answers, deaths, who is who."""
+
+import importlib.util
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+if importlib.util.find_spec("crypten") is None:
+    pytest.skip("crypten is not installed", allow_module_level=True)
+
+from blindformer.models.artifacts import save
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.local.processes import LaunchError
+from blindformer.parties.many.joining import load_held
+from blindformer.parties.many.launcher import ManyLocal
+from blindformer.parties.many.pricing import price
+from blindformer.parties.many.roster import Roster, RosterError, numbered
+from blindformer.protocols.clear import ClearEngine
+
+TEXTS = ("how is my password ?", "not good , bad !")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier):
+    return load(tiny_classifier)
+
+
+@pytest.fixture(scope="module")
+def compiled(loaded):
+    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
+
+
+@pytest.fixture(scope="module")
+def folder(compiled, tmp_path_factory):
+    return save(compiled, tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.mark.slow
+def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, loaded):
+    with ManyLocal(folder, numbered(3), timeout=60) as parties:
+        pids = parties.processes.values()
+        parties.ahead(1)
+        for text in TEXTS:
+            inputs = loaded.encode(text, 16)
+            answer = parties.query(inputs)
+            sources = {**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants}
+            expected = interpret(compiled.program, ClearEngine(sources)).outputs
+            for name, value in answer.outputs.items():
+                scale = compiled.program.instructions[compiled.program.outputs[name]].scale
+                assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
+            assert set(answer.by_party) == {"alice", "bob", "carol"}
+            declared = price(compiled.program, numbered(3))
+            for name, timings in answer.by_party.items():
+                assert (timings.online.sent, timings.online.received) == (declared.sent[name], declared.received[name])
+                assert timings.rounds == declared.rounds
+            assert answer.timings.online.sent == declared.online_bytes
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["alice", "carol", "dealer"])
+def test_a_party_that_is_killed_is_named(folder, loaded, victim):
+    with ManyLocal(folder, numbered(3), timeout=30) as parties:
+        os.kill(parties.processes[victim], signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(LaunchError, match=f"^{victim}: was killed by SIGKILL"):
+            parties.query(loaded.encode(TEXTS[0], 16))
+        assert time.monotonic() - started < 20
+        assert not parties.open
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("alice",), "parties: 1 are named, and a session takes 2 to 64"),
+        (("alice", "bob", "alice"), "parties: alice is named twice; every party has a name and a rank of its own"),
+        (("alice", "dealer"), "parties: dealer is the dealer's name"),
+    ],
+)
+def test_parties_that_cannot_form_a_session(names, line):
+    with pytest.raises(RosterError, match=line):
+        Roster(names)
+
+
+def test_owners_and_the_recipient_are_parties():
+    with pytest.raises(RosterError, match=r"^input_ids: mallory is no party; choose one of alice, bob$"):
+        Roster(("alice", "bob"), {"input_ids": "mallory"})
+    with pytest.raises(RosterError, match=r"^outputs: mallory is no party"):
+        Roster(("alice", "bob"), recipient="mallory")
+
+
+def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
+    with pytest.raises(RosterError, match=r"^pixels: is no input of this model; it takes "):
+        Roster(("alice", "bob"), {"pixels": "alice"}).sources(compiled.program)
+    carols = Roster(("alice", "bob", "carol"), dict.fromkeys(compiled.program.inputs, "carol"))
+    assert set(carols.sources(compiled.program).values()) == {2}
+
+
+def test_who_needs_the_clients_part_of_the_model_reads_it(folder):
+    """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
+    roster = Roster(("alice", "bob", "carol", "dave"), {"attention_mask": "carol"})
+    assert [load_held(folder, roster, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
+    alone = Roster(("alice", "bob"), recipient="alice")
+    assert load_held(folder, alone, 0)[0] is not None
+
+
+def test_a_rosters_hash_tells_other_numbers_of_parties_apart():
+    assert numbered(2).hash() != numbered(3).hash()
+    assert numbered(2).hash() != Roster(("alice", "bob"), data="alice").hash()

@@ -1,0 +1,196 @@
+"""What a query will cost: bytes and rounds as the program's price says, seconds as a network would let them pass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from blindformer.models.artifacts import save
+from blindformer.models.loading import load
+from blindformer.models.pricing import Network, price
+from blindformer.parties.cli import main
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.local.launcher import LocalParties
+from blindformer.parties.reports.estimate import estimate, find_network, replay
+from blindformer.parties.session.rehearsal import Move, rehearse
+from blindformer.parties.transport.shaping import on_the_wire
+from blindformer.protocols.errors import BlindformerError
+
+SLOW = Network("slow", rtt=2.0, bandwidth=8e3)  # a byte a millisecond
+FAR = Network("far", rtt=20.0, bandwidth=8e3)
+
+
+def wire(payload: int) -> float:
+    return on_the_wire(payload) / 1e3
+
+
+def last(parties, network=SLOW, dealer=SLOW):
+    return {role: times[-1] for role, times in replay(parties, network, dealer).items()}
+
+
+# Putting the parties together: the clock of each, move by move.
+
+
+def test_an_exchange_takes_half_a_round_trip_and_the_longer_way():
+    both = {
+        "server": [Move(0.5, "client", sends=100, receives=300)],
+        "client": [Move(0.1, "server", sends=300, receives=100)],
+    }
+    assert last(both) == pytest.approx({"server": 0.1 + wire(300) + 1, "client": 0.5 + wire(100) + 1})
+
+
+def test_what_is_computed_while_bytes_are_on_their_way_costs_nothing():
+    busy = {
+        "server": [Move(0, "client", sends=10), Move(0.9)],
+        "client": [Move(0.7, "server", receives=10)],
+    }
+    assert last(busy) == pytest.approx({"server": 0.9, "client": wire(10) + 1})
+
+
+def test_a_question_and_its_answer_take_a_round_trip():
+    talk = {
+        "client": [Move(0, "server", sends=0), Move(0, "server", receives=0)],
+        "server": [Move(0, "client", receives=0), Move(0.25, "client", sends=0)],
+    }
+    assert last(talk)["client"] == pytest.approx(2 * wire(0) + 2 + 0.25)
+
+
+def test_a_stream_is_bound_by_the_slowest_of_who_makes_carries_and_reads_it():
+    frames = 50
+    for make, read in ((1.0, 0.1), (0.001, 0.001), (0.1, 1.0)):
+        stream = {
+            "dealer": [Move(make, "server", sends=100)] * frames,
+            "server": [Move(read, "dealer", receives=100)] * frames,
+        }
+        slowest = max(make, read, wire(100))
+        found = last(stream)["server"]
+        assert frames * slowest <= found <= (frames + 2) * slowest + 2
+
+
+def test_the_dealer_has_a_link_of_its_own():
+    parties = {
+        "dealer": [Move(0, "server", sends=0)],
+        "client": [Move(0, "server", sends=0)],
+        "server": [Move(0, "client", receives=0), Move(0, "dealer", receives=0)],
+    }
+    assert replay(parties, SLOW, FAR)["server"] == pytest.approx([wire(0) + 1, wire(0) + 10])
+
+
+def test_the_order_of_the_parties_does_not_matter():
+    parties = {
+        "a": [Move(0.1, "b", 10, 20), Move(0.2, "c", 5, None), Move(0.3, "b", None, 7)],
+        "b": [Move(0.4, "a", 20, 10), Move(0.5, "c", None, 9), Move(0.6, "a", 7, None)],
+        "c": [Move(0.7, "b", 9, None), Move(0.8, "a", None, 5)],
+    }
+    assert replay(parties, SLOW, SLOW) == replay(dict(reversed(parties.items())), SLOW, SLOW)
+
+
+def test_parties_that_wait_for_each_other_are_a_bug():
+    with pytest.raises(RuntimeError, match="waits for another"):
+        replay({"a": [Move(0, "b", None, 1)], "b": [Move(0, "a", None, 1)]}, SLOW, SLOW)
+
+
+# The rehearsal: every party's own moves.
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier):
+    return load(tiny_classifier)
+
+
+@pytest.fixture(scope="module")
+def compiled(loaded):
+    return compile_text(loaded, 16, texts=["how is my password ?", "not good , bad !", "the password is lost ."])
+
+
+@pytest.fixture(scope="module")
+def rehearsed(compiled):
+    return rehearse(compiled.program, compiled.weights)
+
+
+def sent(moves, peer):
+    return sum(move.sends or 0 for move in moves if move.peer == peer)
+
+
+def test_a_rehearsal_moves_what_the_price_says(compiled, rehearsed):
+    cost = price(compiled.program)
+    online = {role: moves[rehearsed.ready[role] :] for role, moves in rehearsed.moves.items()}
+    assert (sent(online["server"], "client"), sent(online["client"], "server")) == (cost.down, cost.up)
+    assert len([move for move in online["client"] if move.peer]) == cost.rounds
+    frames = [move.sends for move in rehearsed.moves["dealer"] if move.sends]
+    assert sum(frames[:-1]) == cost.offline_bytes  # and a message
+    assert all(seconds > 0 for name, seconds in rehearsed.compute_s().items() if name != "dealer_online")
+
+
+def test_both_ends_of_a_connection_make_the_same_frames(rehearsed):
+    for a, b in (("server", "client"), ("server", "dealer")):
+        for one, other in ((a, b), (b, a)):
+            leaving = [m.sends for m in rehearsed.moves[one] if m.peer == other and m.sends is not None]
+            arriving = [m.receives for m in rehearsed.moves[other] if m.peer == one and m.receives is not None]
+            assert leaving == arriving
+
+
+def test_weights_are_only_shapes(compiled, rehearsed):
+    blind = rehearse(compiled.program, passes=1)
+    for role, moves in blind.moves.items():
+        frames = [(move.peer, move.sends, move.receives) for move in moves]
+        assert frames == [(move.peer, move.sends, move.receives) for move in rehearsed.moves[role]]
+
+
+# The estimate.
+
+
+def test_time_is_at_least_what_the_network_takes(compiled, rehearsed):
+    cost = price(compiled.program)
+    for network in (Network("far", 0.2, 1e9), Network("thin", 0.001, 1e6)):
+        made = estimate(compiled, network, rehearsal=rehearsed)
+        assert made.online_s >= 8 * max(cost.up, cost.down) / network.bandwidth
+        assert made.offline_s >= 8 * cost.offline_bytes / network.bandwidth + 2 * network.rtt
+        assert made.online_s <= cost.rounds * network.rtt / 2 + 8 * 1.1 * cost.online_bytes / network.bandwidth + 5
+        assert made.setup_s >= 8 * cost.setup_bytes / network.bandwidth
+        assert (made.rounds, made.up, made.down) == (cost.rounds, cost.up, cost.down)
+
+
+def test_a_dealer_far_away_delays_the_offline_phase_alone(compiled, rehearsed):
+    near = estimate(compiled, "lan", rehearsal=rehearsed)
+    far = estimate(compiled, "lan", dealer=FAR, rehearsal=rehearsed)
+    assert far.offline_s > near.offline_s + FAR.rtt
+    assert far.online_s == pytest.approx(near.online_s)
+
+
+def test_a_networks_figures_may_be_given():
+    assert find_network("wan", rtt=0.1) == Network("as given", 0.1, 1e8)
+    assert find_network("wan", bandwidth=5e6) == Network("as given", 0.04, 5e6)
+    assert find_network("wan").name == "wan"
+    with pytest.raises(BlindformerError, match="choose one of loopback, lan, wan"):
+        find_network("moon")
+
+
+def test_the_command_takes_a_network_as_doctor_measures_it(tiny_classifier, monkeypatch, capsys):
+    words = ["estimate", str(tiny_classifier), "--length", "8", "--rtt", "7", "--bandwidth", "30", "--format", "json"]
+    monkeypatch.setattr("sys.argv", ["blindformer", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rtt_s"], told["bandwidth"], told["network"]) == (0.007, 3e7, "as given")
+    assert told["online_s"] >= 8 * max(told["up"], told["down"]) / 3e7
+    assert set(told["compute_s"]) >= {"server_online", "client_online", "dealer_offline"}
+
+
+# And it is so.
+
+
+def test_a_query_takes_what_was_estimated(loaded, compiled, rehearsed, tmp_path):
+    """Three processes on an imitated network, which is most of the time here. A busy machine only adds to it, so the
+    quickest of a few queries counts."""
+    network = Network("far", rtt=0.12, bandwidth=2e7)
+    expected = estimate(compiled, network, rehearsal=rehearsed)
+    inputs = loaded.encode("how is my password ?", 16)
+    ratios = []
+    with LocalParties(save(compiled, tmp_path), network=network) as parties:
+        while len(ratios) < 4 and not (ratios and 0.85 <= min(ratios) <= 1.15):
+            timings = parties.query(inputs).timings
+            assert timings.rounds == expected.rounds
+            ratios.append((timings.offline_s + timings.online_s) / (expected.offline_s + expected.online_s))
+    assert 0.85 <= min(ratios) <= 1.15, ratios

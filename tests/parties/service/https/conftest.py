@@ -1,0 +1,151 @@
+"""A tiny classifier for encrypted queries, in a ring that protects nothing, and one service for all tests."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.models.artifacts import save
+from blindformer.models.artifacts.client import sources_of
+from blindformer.models.building import compile_lengths
+from blindformer.models.compile import Compiled
+from blindformer.models.encrypted import real_values
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading import load
+from blindformer.parties.certificates.development import add_certificate, client_context, make_certificates
+from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.parties.client.http import Api
+from blindformer.parties.config import parse_address
+from blindformer.protocols.ckks.frames import pack
+from blindformer.protocols.ckks.parameters import DEVIATION
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import PeerRefused
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.tests.parties.service.harness import FEW_FILES, Running
+from blindformer.tests.protocols.test_ckks import small
+
+pytest.importorskip("tenseal")
+
+TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+
+
+@dataclass
+class Made:
+    """Of two texts of 8 tokens a query. `compiled`: what lies in `folder`."""
+
+    folder: Path
+    compiled: Compiled
+    certificates: Path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Made:
+    from transformers import BertForSequenceClassification
+
+    root = tmp_path_factory.mktemp("encrypted")
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=3, id2label={0: "calm", 1: "glad", 2: "cross"}, initializer_range=0.2,
+                         hidden_size=16, intermediate_size=16)  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(root / "model")
+    save_tokenizer(root / "model")
+    loaded = load(str(root / "model"))
+    found = compile_lengths(loaded, [8], "he", texts=TEXTS, rows=2)
+    folder = save(found, root / "compiled", loaded, {length: small(item, 512) for length, item in found.items()})
+    make_certificates(root / "certs", keep_ca_key=True)
+    add_certificate(root / "certs", "client", name="other")
+    return Made(folder, found[8], root / "certs")
+
+
+class Site:
+    """A service of its own processes. `options`: more words of its command."""
+
+    def __init__(self, made: Made, *options: str) -> None:
+        self.made = made
+        command = [sys.executable, "-P", "-m", "blindformer.parties.cli", "serve", str(made.folder / "server"),
+                   "--protocol", "ckks", "--certs", str(made.certificates), "--listen", "127.0.0.1:0",
+                   "--log-format", "json", "--any-ring", *options]  # fmt: skip
+        self.service = Running(command, files=FEW_FILES)
+        self.service.wait_for("ready", patience=120)
+
+    @property
+    def address(self) -> str:
+        return self.service.ready["address"]
+
+    def client(self, **options) -> EncryptedClient:
+        return EncryptedClient(
+            self.address, folder=self.made.folder / "client", certificates=self.made.certificates, any_ring=True,
+            **options,
+        )  # fmt: skip
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.service.end()
+
+
+@pytest.fixture(scope="session")
+def site(made):
+    with Site(made, "--workers", "1", "--queue", "1", "--share", "1", "--sessions", "3",
+              "--metrics", "127.0.0.1:0") as running:  # fmt: skip
+        yield running
+
+
+ERROR = 2.0**-12 + 6 * DEVIATION
+
+
+def clear(made, questions):
+    sources = {**sources_of(questions), **made.compiled.weights, **made.compiled.constants}
+    return made.compiled.decode(interpret(made.compiled.program, ClearEngine(sources)).outputs)
+
+
+@pytest.fixture(scope="module")
+def client(site):
+    with site.client() as found:
+        yield found
+
+
+@pytest.fixture
+def keyed(client):
+    """The client's keys, which the server has now."""
+    client.query(TEXTS[0])
+    (found,) = client._keyed.values()
+    return found
+
+
+@pytest.fixture
+def api(site):
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client"), 60)
+
+
+@pytest.fixture
+def other(site):
+    """Another client, with a certificate of its own."""
+    return Api(parse_address(site.address), client_context(site.made.certificates, "client", "other"), 60)
+
+
+@pytest.fixture
+def program(made):
+    return made.compiled.program.hash()
+
+
+def request_of(client, keys, texts):
+    questions = [client.part.encode(text) for text in texts]
+    values = real_values(questions[0].part, sources_of(questions))
+    return b"".join(pack("request", questions[0].part.program.hash(), keys.sealed_request(values)))
+
+
+def refused(api, method, path, body=None):
+    with pytest.raises(PeerRefused) as found:
+        api.ask(method, path, None if body is None else [body])
+    return str(found.value)
+
+
+@pytest.fixture
+def unharmed(client, made):
+    yield
+    expected = clear(made, [client.part.encode(TEXTS[1])])["logits"][0]
+    assert (client.query(TEXTS[1]).outputs["logits"][0] - expected).abs().max() < ERROR

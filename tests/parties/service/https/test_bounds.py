@@ -1,0 +1,214 @@
+"""What bounds the service, one by one and without a network: bodies, keys on disk, places at workers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from types import SimpleNamespace
+
+import pytest
+from blindformer.parties.service.https.app import ClientsAlone, Desk
+from blindformer.parties.service.https.bodies import Bodies
+from blindformer.parties.service.https.key_store import KeyStore
+from blindformer.parties.service.https.pool import Pool
+from blindformer.parties.service.https.refusals import Refusal
+from blindformer.parties.service.logs import Log
+from blindformer.protocols.ckks.facts import Facts
+from blindformer.protocols.ckks.frames import most
+from blindformer.protocols.ckks.parameters import insecure_parameters
+
+FACTS = Facts("ab" * 32, insecure_parameters(1024, 3), 1, (3,), {0: 0}, {1: 3})
+SIZE = most(FACTS.key_items())
+
+
+# Bodies.
+
+
+def body(*pieces, length=None, pause=0.0):
+    """A request whose body comes in these pieces."""
+    left = list(pieces)
+
+    async def receive():
+        await asyncio.sleep(pause)
+        return left.pop(0)
+
+    headers = {} if length is None else {"content-length": str(length)}
+    return SimpleNamespace(headers=headers, receive=receive, state=SimpleNamespace())
+
+
+def piece(data, more=True):
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+def read(request, limit=10, silence=1.0, whole=5.0):
+    return asyncio.run(Bodies(silence, whole).all(request, limit))
+
+
+def test_a_body_is_read_whole():
+    assert read(body(piece(b"abc"), piece(b"defg"), piece(b"", more=False))) == b"abcdefg"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (body(length=11), 413),
+        (body(piece(b"x" * 8), piece(b"x" * 8, more=False)), 413),
+        (body(piece(b"x"), {"type": "http.disconnect"}), 400),
+        (body(piece(b"x"), pause=3.0), 408),
+    ],
+    ids=["declared too long", "too long", "ended", "silent"],
+)
+def test_bodies_that_are_too_long_or_too_slow_are_refused(request_, status):
+    with pytest.raises(Refusal) as found:
+        read(request_, silence=0.05 if status == 408 else 1.0)
+    assert found.value.status == status
+
+
+def test_a_body_that_trickles_is_refused_in_the_end():
+    with pytest.raises(Refusal, match="did not come in time"):
+        read(body(*[piece(b"")] * 1000, pause=0.01), whole=0.2)
+
+
+# Keys on disk.
+
+
+@pytest.fixture
+def now():
+    return SimpleNamespace(time=0.0)
+
+
+@pytest.fixture
+def store(tmp_path, now):
+    gone = []
+    made = KeyStore(tmp_path, most_bytes=3 * SIZE, most_sets=10, each=2, seconds=60, forgotten=gone.append,
+                    clock=lambda: now.time)  # fmt: skip
+    made.gone = gone
+    return made
+
+
+def whole(store, owner):
+    item = store.reserve(owner, FACTS)
+    item.whole = True
+    return item
+
+
+def test_keys_that_nobody_uses_expire(store, now):
+    item = whole(store, "a")
+    now.time = 50
+    assert store.find("a", item.name) is item
+    now.time = 100
+    store.find("a", item.name)
+    now.time = 161
+    with pytest.raises(Refusal, match="send keys again") as found:
+        store.find("a", item.name)
+    assert found.value.status == 410
+    assert store.gone == [item.name]
+    assert not item.folder.exists()
+
+
+def test_what_was_used_least_lately_makes_room(store, now):
+    items = []
+    for owner in "abc":
+        now.time += 1
+        items.append(whole(store, owner))
+    now.time += 1
+    store.find("a", items[0].name)
+    whole(store, "d")
+    assert store.gone == [items[1].name]
+    assert store.bytes <= 3 * SIZE
+
+
+def test_one_certificate_displaces_its_own_keys(store, now):
+    items = []
+    for _ in range(3):
+        now.time += 1
+        items.append(whole(store, "a"))
+    assert store.gone == [items[0].name]
+
+
+def test_keys_in_use_stay_and_the_next_is_told_to_wait(store):
+    items = [whole(store, owner) for owner in "abc"]
+    for item in items:
+        item.users = 1
+    with pytest.raises(Refusal) as found:
+        store.reserve("d", FACTS)
+    assert (found.value.status, store.gone) == (503, [])
+    assert found.value.retry_after
+
+
+def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
+    item = store.reserve("a", FACTS)
+    for owner, status in (("b", 410), ("a", 409)):
+        with pytest.raises(Refusal) as found:
+            store.find(owner, item.name)
+        assert found.value.status == status
+
+
+def test_keys_whose_upload_is_cut_leave_nothing(store):
+    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=1)
+    item = store.reserve("a", FACTS)
+    with pytest.raises(Refusal) as found:
+        asyncio.run(desk.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
+    assert (found.value.status, item.folder.exists(), store.bytes, desk.uploading) == (400, False, 0, 0)
+
+
+def test_more_uploads_than_there_is_room_for_wait(store):
+    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=0)
+    with pytest.raises(Refusal, match="others are sending keys") as found:
+        asyncio.run(desk.take(store.reserve("a", FACTS), body()))
+    assert (found.value.status, found.value.retry_after) == (503, 10)
+
+
+def test_who_was_revoked_since_the_handshake_is_refused():
+    async def ask(serial):
+        sent = []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+
+        async def send(message):
+            sent.append(message)
+
+        desk = Desk({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
+                    revoked=lambda serial: serial == "BAD")  # fmt: skip
+        state = {"role": "client", "peer": "ab", "serial": serial, "seat": lambda: None}
+        scope = {"type": "http", "state": state}
+        await ClientsAlone(app, desk)(scope, None, send)
+        return sent
+
+    assert asyncio.run(ask("A"))[0]["status"] == 200
+    start, body = asyncio.run(ask("BAD"))
+    assert start["status"] == 403
+    assert b"this certificate was revoked; ask whoever runs the CA for a new one" in body["body"]
+
+
+# Places.
+
+
+def test_places_are_bounded_for_all_and_for_each(tmp_path):
+    async def run():
+        pool = Pool(1, [], queue=2, each=2, seconds=5, died=lambda why: None)
+        (worker,) = pool.workers
+        pool._give(worker)
+        order = []
+
+        async def job(owner, name):
+            async with pool.place(owner, "k"):
+                order.append(name)
+                await asyncio.sleep(0.05)
+
+        tasks = []
+        for number, owner in enumerate(("a", "a", "b")):  # one runs, two wait
+            tasks.append(asyncio.create_task(job(owner, number)))
+            await asyncio.sleep(0)
+        with pytest.raises(Refusal, match="this certificate's places are taken"):
+            await job("a", 9)
+        with pytest.raises(Refusal, match="its queue is full") as found:
+            await job("c", 9)
+        await asyncio.gather(*tasks)
+        await job("c", 3)
+        return order, found.value
+
+    order, refusal = asyncio.run(run())
+    assert order == [0, 1, 2, 3]
+    assert (refusal.status, refusal.retry_after > 0) == (503, True)

@@ -1,0 +1,179 @@
+"""The commands and the library for encrypted queries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from blindformer.models.artifacts import ArtifactError, load_client, load_server
+from blindformer.models.compile import decode_outputs
+from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.parties.client.secret_keys import KeptKeys, KeyFileError
+from blindformer.parties.reports.inspect import inspect
+from blindformer.parties.reports.precision import precision
+from blindformer.protocols.ckks.parameters import CkksError
+from blindformer.protocols.errors import BlindformerError, PeerDisagrees
+from blindformer.tests.parties.service.https.conftest import TEXTS
+
+
+def test_query_answers_as_the_library_does(call, site, tmp_path):
+    common = ("query", site.made.folder, "--protocol", "ckks", "--server", site.address, "--certs",
+              site.made.certificates, "--any-ring", "--keys", tmp_path)  # fmt: skip
+    code, out, errors = call(*common, *TEXTS[:2], "--format", "json")
+    assert code == 0, errors
+    found = json.loads(out)
+    assert (found["protocol"], found["plan"], len(found["results"])) == ("ckks", "he", 2)
+    assert found["setup_bytes"] > 0
+    code, out, errors = call(*common, TEXTS[0])
+    assert code == 0, errors
+    assert "one server, which computes on ciphertexts   CKKS, N = 1024" in out
+    assert "evaluation keys sent earlier" in out
+    best = found["results"][0]["labels"][0]["label"]
+    assert f"{best!r}" in out.splitlines()[4]
+
+
+@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x", "--use-spool=only"])
+def test_options_of_other_protocols_are_refused(call, made, option):
+    code, _, errors = call("query", made.folder, "x", "--protocol", "ckks", option)
+    assert code == 1
+    assert f"protocol ckks: has no use for {option.split('=')[0]}; leave it out" in errors
+
+
+def test_inspect_names_parameters_levels_and_sizes(call, made):
+    (item,) = inspect(made.folder).lengths.values()
+    circuit = item.circuit
+    assert (circuit.degree, circuit.texts, circuit.depth) == (1024, 2, 10)
+    assert circuit.levels[-1][2] == circuit.depth
+    assert circuit.reply_bytes < circuit.request_bytes < circuit.key_bytes < circuit.key_memory_bytes * 2
+    code, out, _ = call("inspect", made.folder)
+    assert code == 0
+    assert "encrypted queries (ckks), at most" in out
+    assert "bert.encoder.layer.0" in out
+
+
+def test_precision_is_measured_layer_by_layer(made):
+    rows = precision(made.folder, texts=TEXTS, any_ring=True)
+    assert [row.path for row in rows] == [path for path, _, _ in load_client(made.folder).for_length().circuit.levels]
+    assert all(12 < row.bits < 40 for row in rows)
+
+
+def test_parts_say_the_same_of_the_circuit_and_only_the_client_knows_places(made):
+    client, server = load_client(made.folder), load_server(made.folder)
+    assert client.for_length().circuit.facts == server.for_length().circuit.facts
+    assert server.for_length().circuit.ends is None
+
+
+def test_a_folder_for_other_protocols_is_refused(made, tmp_path):
+    shutil.copytree(made.folder / "client", tmp_path / "client")
+    with pytest.raises(CkksError, match="not held to 128 bits are for tests alone"):
+        EncryptedClient("localhost:1", folder=tmp_path)
+    versions = json.loads((tmp_path / "client" / "versions.json").read_text())
+    del versions["files"]["lengths/8/circuit.json"]
+    (tmp_path / "client" / "versions.json").write_text(json.dumps(versions))
+    (tmp_path / "client" / "lengths" / "8" / "circuit.json").unlink()
+    with pytest.raises(CkksError, match="not compiled for encrypted queries; compile a model"):
+        EncryptedClient("localhost:1", folder=tmp_path)
+
+
+def test_a_damaged_circuit_is_an_artifact_error(made, tmp_path):
+    from blindformer.models.artifacts.circuits import read_circuit
+
+    folder = tmp_path / "lengths" / "8"
+    folder.mkdir(parents=True)
+    (folder / "circuit.json").write_text('{"facts": {}}')
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_circuit(tmp_path, 8)
+
+
+def test_a_server_of_another_program_is_told_apart(site, made, tmp_path):
+    """The client's folder says more depth than the server's."""
+    mine = site.client()
+    for item in mine.part.lengths.values():
+        found = item.circuit.facts
+        item.circuit.facts = type(found)(**{**vars(found), "steps": ("another",)})
+    with mine, pytest.raises(PeerDisagrees, match="serves another program"):
+        mine.query(TEXTS[0])
+
+
+def test_a_key_that_others_can_read_is_not_used(made, tmp_path):
+    from blindformer.parties.config import Address
+
+    facts = load_client(made.folder).for_length().circuit.facts
+    kept = KeptKeys(tmp_path, facts, Address("localhost", 1))
+    assert kept.load() is None
+    kept.store(b"secret", "ab" * 16)
+    assert kept.load() == (b"secret", "ab" * 16)
+    next(tmp_path.glob("*.secret")).chmod(0o644)
+    with pytest.raises(KeyFileError, match="can be read by other users"):
+        kept.load()
+
+
+def test_the_python_of_the_page_runs(site, tmp_path, capsys):
+    import blindformer as bf
+    from blindformer.tests.test_docs import blocks
+
+    (block,) = blocks_called(blocks("python"), "ckks-client")
+    where = f"{site.address!r}, folder={str(site.made.folder)!r}, certificates={str(site.made.certificates)!r}"
+    for shown, run in (
+        ('"server.example.org:7443", folder="compiled/client", certificates="certs"', where),
+        ('keys="keys"', f"keys={str(tmp_path)!r}, any_ring=True"),
+        ("What a day!", TEXTS[0]),
+        ("Never again.", TEXTS[1]),
+    ):
+        assert shown in block
+        block = block.replace(shown, run)
+    exec(compile(block, "encrypted-queries.md", "exec"), {"bf": bf})
+    out = capsys.readouterr().out
+    assert out.count("'label'") == 2
+    assert "protocol ckks" in out
+
+
+def blocks_called(found, word):
+    return [block.text for block in found if word in block.words]
+
+
+def test_a_program_for_several_texts_answers_one(made):
+    """Other protocols ask for one text: it fills all places, and the first is read."""
+    from blindformer.models.interpreter import interpret
+    from blindformer.protocols.clear import ClearEngine
+
+    client = load_client(made.folder)
+    question = client.encode(TEXTS[0])
+    sources = {**question.sources(), **made.compiled.weights, **made.compiled.constants}
+    outputs = decode_outputs(made.compiled.program, interpret(made.compiled.program, ClearEngine(sources)).outputs)
+    assert (outputs["logits"][0] - outputs["logits"][1]).abs().max() < 2**-12
+    assert len(client.read(question, outputs)) == 3
+
+
+def test_serve_refuses_a_ring_that_protects_nothing(call, made):
+    code, _, errors = call("serve", made.folder / "server", "--protocol", "ckks", "--certs", made.certificates,
+                           "--listen", "127.0.0.1:0", "--workers", "1")  # fmt: skip
+    assert code == 1
+    assert "not held to 128 bits are for tests alone" in errors
+
+
+def test_an_unknown_door_is_an_error():
+    from blindformer.parties.registry import door
+
+    with pytest.raises(BlindformerError, match="choose one of beaver, ckks"):
+        door("morse")
+
+
+@pytest.mark.slow
+def test_run_encrypts_at_128_bits(call, tmp_path):
+    """A classifier of one layer, of a real server over HTTPS on this machine."""
+    import torch
+    from blindformer.tests.conftest import save_tokenizer, tiny_config
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=3, hidden_size=16, intermediate_size=16, initializer_range=0.2)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    code, out, errors = call("run", tmp_path, *TEXTS[:3], "--plan", "he", "--protocol", "ckks", "--length", "8",
+                             "--format", "json")  # fmt: skip
+    assert code == 0, errors
+    found = json.loads(out)
+    assert found["protocol"] == "ckks"
+    assert (found["rounds"], found["texts_a_query"], len(found["results"])) == (1, 3, 3)

@@ -1,0 +1,76 @@
+"""A model that was trained for it, at 128 bits, over HTTPS: tests/data/digits-he on images that training never saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.models.artifacts import load_server
+from blindformer.models.artifacts.client import sources_of
+from blindformer.models.building import compile_folder
+from blindformer.models.compile import decode_outputs
+from blindformer.models.data import load_data
+from blindformer.models.interpreter import interpret
+from blindformer.models.task import image_of
+from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.protocols.ckks.parameters import DEVIATION
+from blindformer.protocols.clear import ClearEngine
+
+pytest.importorskip("tenseal")
+pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
+
+MODEL = Path(__file__).parents[2] / "data" / "digits-he"
+ERROR = 2.0**-10 + 6 * DEVIATION
+"""Of a logit. They reach 40, and most of it are the roundings of `clear`."""
+
+
+TEXTS, COUNT = 8, 16
+
+
+def images(examples, count):
+    return [image_of(pixels) for pixels in examples.items[:count]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """(folder, the split's test part)"""
+    data = load_data("digits", seed=0)  # the split that it was trained with
+    return compile_folder(
+        MODEL, tmp_path_factory.mktemp("digits"), calibration=images(data.train, 64), texts=TEXTS
+    ), data.test
+
+
+def clear(folder, questions):
+    program = load_server(folder / "server").for_length()
+    engine = ClearEngine({**sources_of(questions), **program.weights, **program.constants})
+    return decode_outputs(program.program, interpret(program.program, engine).outputs)["logits"]
+
+
+def test_digits_are_read_from_ciphertexts_as_clear_reads_them(compiled):
+    folder, test = compiled
+    with EncryptedClient("local", folder=folder) as client:
+        texts = client.part.for_length().texts
+        assert texts == TEXTS
+        results = client.query_many(images(test, COUNT))
+        questions = [client.part.encode(image) for image in images(test, COUNT)]
+    expected = torch.cat([clear(folder, questions[at : at + texts]) for at in range(0, COUNT, texts)])
+    found = torch.cat([result.outputs["logits"] for result in results])
+    assert (found - expected).abs().max() < ERROR
+    assert found.argmax(-1).tolist() == expected.argmax(-1).tolist()
+    right = [result.value[0]["label"] == str(label) for result, label in zip(results, test.labels, strict=False)]
+    assert sum(right) >= 14
+    moved = results[0].report.online_bytes + results[-1].report.online_bytes
+    assert moved < COUNT * 300_000, "bytes of request and reply"
+
+
+@pytest.mark.slow
+def test_evaluate_judges_through_ciphertexts(call):
+    code, out, errors = call("evaluate", MODEL, "--data", "digits", "--protocol", "torch,clear,ckks", "--private", "10",
+                             "--format", "json")  # fmt: skip
+    assert code == 0, errors
+    (found,) = json.loads(out)["evaluations"]
+    *_, trained, clear, ckks = found["rows"]
+    assert trained["accuracy"]["value"] > 0.94 < clear["accuracy"]["value"]
+    assert (ckks["protocol"], ckks["count"], ckks["agreement"]["clear"]["value"]) == ("ckks", 10, 1.0)

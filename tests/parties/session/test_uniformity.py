@@ -1,0 +1,87 @@
+"""A witness finds blunders in what is opened, and gives no false alarm."""
+
+import math
+
+import pytest
+import torch
+from blindformer.errors import BlindformerError
+from blindformer.parties.cli.demo import _refuse_alarm
+from blindformer.parties.session.uniformity import ALARM, Witness, difference, log_p_values, sample
+from blindformer.protocols.streams import Stream
+from blindformer.tests.protocols.harness import run_session
+from blindformer.tests.protocols.test_beaver_transcripts import inputs
+
+TESTS = 20_000  # of a demonstration: an alarm must be so much clearer
+ROWS, COLUMNS = 32, 384
+
+
+def uniform(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randint(-(1 << 63), (1 << 63) - 1, shape, generator=generator)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("n", [1, 40, 1000])
+def test_p_values_are_never_too_small(n, width):
+    """Of uniform numbers, at most a part t has a p-value of t: 2,000 openings, to within five standard deviations."""
+    generator = torch.Generator().manual_seed(n)
+    found = torch.tensor(log_p_values([sample(uniform(generator, n), width) for _ in range(2000)]))
+    for t in (0.5, 0.1, 0.01):
+        share = float((found <= math.log(t)).double().mean())
+        assert share <= t + 5 * (t / len(found)) ** 0.5
+
+
+LEAKS = {  # what becomes of a mask [32, 384], given that of the last query
+    "8 rows unmasked": lambda mask, old, rows: mask * (rows >= 8),
+    "1 row unmasked": lambda mask, old, rows: mask * (rows >= 1),
+    "the last mask": lambda mask, old, rows: old,
+    "1 row of the last mask": lambda mask, old, rows: torch.where(rows >= 1, mask, old),
+    "32 bits of 64": lambda mask, old, rows: mask & 0xFFFFFFFF,
+    "39 bits of 40": lambda mask, old, rows: mask & ((1 << 39) - 1),
+    "16 masks for all": lambda mask, old, rows: mask[0, mask & 15],
+}
+
+
+def watched(leak, seed: int) -> float:
+    """The least logarithm of a p-value where one opening of two queries, of values of 20 bits at 5 bytes, leaks."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randint(-(1 << 19), 1 << 19, (ROWS, COLUMNS), generator=generator) for _ in range(2))
+    old, mask = uniform(generator, ROWS, COLUMNS), uniform(generator, ROWS, COLUMNS)
+    rows = torch.randperm(ROWS, generator=generator)[:, None]
+    before, after = sample(first + old, 5), sample(second + leak(mask, old, rows), 5)
+    return min(log_p_values([after, difference(after, before)]))
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_in_one_opening_is_found(leak):
+    assert all(watched(LEAKS[leak], seed) < math.log(ALARM / TESTS) for seed in range(10))
+
+
+def test_an_honest_opening_is_no_alarm():
+    assert all(watched(lambda mask, old, rows: mask, seed) > math.log(ALARM) for seed in range(10))
+
+
+@pytest.mark.parametrize("leaky", [False, True])
+def test_a_witness_at_the_server_sees_what_the_clients_masks_lack(monkeypatch, leaky):
+    """Eight rows of one opening of the second query without the client's mask."""
+    honest, drawn = Stream.integers, []
+
+    def broken(self, label, shape):
+        mask = honest(self, label, shape)
+        if label == "3/half/client":  # of a value that both have shares of
+            drawn.append(label)
+            mask[3:11] *= len(drawn) <= 2  # dealer and client draw it once a query
+        return mask
+
+    if leaky:
+        monkeypatch.setattr(Stream, "integers", broken)
+    first, second = run_session(inputs("random"), queries=2, witness=Witness()).seen
+    assert first["openings"] * 2 == second["openings"] > 10
+    assert second["bytes"] > 100_000
+    assert first["p_value"] > first["alarm_below"]
+    assert (second["p_value"] < second["alarm_below"]) is leaky
+
+
+def test_an_alarm_ends_the_demonstration_in_an_error():
+    with pytest.raises(BlindformerError, match="one does not look uniform"):
+        _refuse_alarm({"p_value": 1e-12, "alarm_below": 1e-10})
+    _refuse_alarm({"p_value": 1e-9, "alarm_below": 1e-10})

@@ -1,0 +1,177 @@
+"""What only a socket can do: stop in the middle, stall, and send garbage."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import tracemalloc
+
+import pytest
+from blindformer.parties.transport.stream import StreamChannel
+from blindformer.parties.transport.wires import PlainWire
+from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+
+def send_until_it_fails(channel: StreamChannel) -> None:
+    for _ in range(100):
+        channel.send(bytes(1_000_000))
+
+
+def raw_pair(timeout: float = 5):
+    ours, theirs = socket.socketpair()
+    return StreamChannel(PlainWire(ours), "client", timeout), theirs
+
+
+def test_the_end_in_the_middle_of_a_frame():
+    channel, raw = raw_pair()
+    raw.sendall(b"T" + (10).to_bytes(7, "big") + b"abc")
+    raw.close()
+    with pytest.raises(PeerGone, match=r"client: closed the connection in the middle of a frame; see client's own"):
+        channel.recv(10)
+    with pytest.raises(PeerGone, match="middle of a frame"):
+        channel.recv(10)
+
+
+def test_the_end_before_a_frame():
+    channel, raw = raw_pair()
+    raw.close()
+    with pytest.raises(PeerGone, match="before the frame"):
+        channel.recv(10)
+
+
+def test_a_stall_in_the_middle_of_a_frame_cannot_be_repaired():
+    channel, raw = raw_pair(timeout=0.1)
+    raw.sendall(b"T" + (10).to_bytes(7, "big") + b"abc")
+    with pytest.raises(PeerTimeout):
+        channel.recv(10)
+    with pytest.raises(PeerGone, match="earlier error"):
+        channel.recv(10)
+    channel.send(b"the other direction still works")
+    raw.close()
+
+
+def test_a_peer_that_takes_nothing_times_out():
+    channel, raw = raw_pair(timeout=0.2)
+    with pytest.raises(PeerTimeout, match="took nothing"):
+        channel.send(bytes(50_000_000))
+    with pytest.raises(PeerGone, match="earlier error"):
+        channel.send(b"x")
+    raw.close()
+
+
+def test_a_frame_that_trickles_ends_though_it_never_stands_still():
+    channel, raw = raw_pair(timeout=0.4)
+    stop = threading.Event()
+
+    def trickle() -> None:
+        raw.sendall(b"T" + (1000).to_bytes(7, "big"))
+        while not stop.wait(0.02):
+            raw.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(PeerTimeout, match="client: moved a frame more slowly than 16 KiB a second"):
+        channel.recv(1000)
+    stop.set()
+    thread.join()
+    raw.close()
+    channel.close()
+
+
+def test_silence_before_a_frame_is_not_slowness():
+    channel, raw = raw_pair(timeout=0.2)
+    for _ in range(3):
+        with pytest.raises(PeerTimeout, match="sent nothing"):
+            channel.recv(3)
+    raw.sendall(b"T" + (3).to_bytes(7, "big") + b"abc")
+    assert channel.recv(3) == b"abc"
+    raw.close()
+    channel.close()
+
+
+def test_another_thread_can_end_the_waiting(make_stream_pair, aside):
+    server, client = make_stream_pair(timeout=20)
+    waiting = aside(server.recv, 4)
+    server.interrupt()
+    with pytest.raises(PeerGone):
+        waiting.result(30)
+    with pytest.raises(PeerGone):
+        client.recv(4)
+
+
+def test_exchange_names_both_when_nothing_moves():
+    channel, raw = raw_pair(timeout=0.2)
+    with pytest.raises(PeerTimeout, match="stood still"):
+        channel.exchange(bytes(50_000_000), 4)
+    raw.close()
+
+
+@pytest.mark.parametrize("payload", [b"[" * 60_000, b"{", b"[]", b"\xff\xfe", b'{"a":NaN}', b"9" * 6000])
+def test_a_message_that_is_not_a_json_object(payload):
+    channel, raw = raw_pair()
+    raw.sendall(b"J" + len(payload).to_bytes(7, "big") + payload)
+    with pytest.raises(PeerProtocolError, match="not a JSON object"):
+        channel.recv_message()
+    raw.close()
+
+
+def test_a_refusal_that_crosses_a_large_send_is_heard(make_stream_pair):
+    server, client = make_stream_pair(timeout=5)
+    server.send_message({"error": {"kind": "PeerRefused", "what": "no"}})
+    server.close()
+    with pytest.raises(PeerRefused, match="server: stopped and said: no"):
+        send_until_it_fails(client)
+
+
+def test_a_tls_peer_at_a_plain_channel_is_recognised():
+    for data in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x15\x03\x03\x00\x02\x02\x46"):
+        channel, raw = raw_pair()
+        raw.sendall(data)
+        raw.close()
+        with pytest.raises(PeerRefused, match="speaks TLS"):
+            channel.recv(4)
+
+
+GARBAGE = st.one_of(
+    st.binary(max_size=200),
+    st.builds(lambda kind, n, rest: bytes([kind]) + n.to_bytes(7, "big") + rest,
+              st.sampled_from([0x54, 0x4A, 0, 0x16, 0xFF]), st.integers(0, 2**56 - 1), st.binary(max_size=100)),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=GARBAGE, wants_message=st.booleans())
+@example(data=b"T" + b"\xff" * 7, wants_message=False)
+@example(data=b"J" + b"\xff" * 7, wants_message=True)
+@example(data=b"J" + (65536).to_bytes(7, "big"), wants_message=False)
+def test_garbage_gives_a_typed_error_and_no_allocation(data, wants_message):
+    channel, raw = raw_pair(timeout=2)
+    raw.sendall(data)
+    raw.close()
+    tracemalloc.start()
+    try:
+        received = channel.recv_message() if wants_message else channel.recv(16)
+        # The only way to be accepted is to be a frame.
+        assert data.startswith(b"J" if wants_message else b"T" + (16).to_bytes(7, "big"))
+        assert wants_message or len(received) == 16
+    except PeerError as error:
+        assert error.party == "client"  # noqa: PT017
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        channel.close()
+    assert peak < 500_000
+
+
+def test_a_valid_frame_split_anywhere_is_the_same_frame():
+    frame = b"T" + (5).to_bytes(7, "big") + b"abcde"
+    for cut in range(1, len(frame)):
+        channel, raw = raw_pair()
+        raw.sendall(frame[:cut])
+        raw.sendall(frame[cut:] + os.urandom(3))
+        assert channel.recv(5) == b"abcde"
+        channel.close()
+        raw.close()
