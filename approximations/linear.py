@@ -18,7 +18,7 @@ from .errors import PlanError
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineParameters:
     """What a norm applies to its normalised values, n gain + shift. `gain`: [features], up to a power of two."""
 
     gain: Tensor
@@ -47,7 +47,7 @@ def fake_quantise(weight: Tensor, bits: int, per_channel: bool = True, axis: int
     return _straight_through(weight, integers * torch.exp2(exponents))
 
 
-def quantise_behind(weight: Tensor, bits: int, norm: Affine, axis: int = 0) -> tuple[Tensor, Tensor | None]:
+def quantise_behind(weight: Tensor, bits: int, norm: AffineParameters, axis: int = 0) -> tuple[Tensor, Tensor | None]:
     """For a linear layer that reads n gain + shift: (weight, what to add to the bias), both of them float.
 
     The weight times the gain is of few bits, up to float rounding. The shift's product with the weight is the owner's

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention import all_or_kept, keep_and_scores, scaled_scores, split_mask
-from .linear import Affine, fake_quantise, quantise_behind
+from .linear import AffineParameters, fake_quantise, quantise_behind
 from .normalisation import centred, rms_norm
 from .plan import DENOMINATOR, FULL_BITS, Plan
 from .primitives import inverse
@@ -33,10 +33,12 @@ class Observer(Protocol):
     def __call__(self, site: str, kind: str, value: Tensor) -> None: ...
 
 
-class Reader(Protocol):
+class LinearReader(Protocol):
     """Sees a linear layer's input x [..., inputs], its weight, the axis of its outputs, and the norm before it."""
 
-    def __call__(self, path: str, x: Tensor, weight: Tensor, axis: int, norm: Affine | None, bits: int) -> None: ...
+    def __call__(
+        self, path: str, x: Tensor, weight: Tensor, axis: int, norm: AffineParameters | None, bits: int
+    ) -> None: ...
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Overrides(TorchFunctionMode):
         self.plan = plan
         self.observer: Observer | None = None
         self.exact: frozenset[str] = frozenset()
-        self.reader: Reader | None = None
+        self.reader: LinearReader | None = None
         self._frames: dict[int, list[_Frame]] = {}  # by thread, as torch's own stack of modes is
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
         self._affines = _Affines()
@@ -189,7 +191,7 @@ class Overrides(TorchFunctionMode):
         result = exactly() if found.function is None else found.function(x, shape, weight, bias, eps, **constants)
         if len(shape) == 1 and weight is not None:
             # Lowering leaves the odd part of the mean's 1 / features with the gain (models/passes/scalars.py).
-            self._affines[result] = Affine(weight / _odd_part(shape[0]), bias)
+            self._affines[result] = AffineParameters(weight / _odd_part(shape[0]), bias)
         return result
 
     def rms_norm(
@@ -200,7 +202,7 @@ class Overrides(TorchFunctionMode):
             return exactly()
         result = rms_norm(x, shape, weight, eps, lambda m: self.elementwise("rsqrt", m, lambda: torch.rsqrt(m)))
         if len(shape) == 1 and weight is not None:
-            self._affines[result] = Affine(weight, None)
+            self._affines[result] = AffineParameters(weight, None)
         return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, axis: int) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .calibrate import in_force
 from .errors import CalibrationError
-from .linear import Affine, quantise, unfold
+from .linear import AffineParameters, quantise, unfold
 from .plan import Plan
 
 DAMPING = 0.01  # of the mean square of an input: what is never seen must not be moved without bounds
@@ -41,7 +41,9 @@ class _Moments:
     def __init__(self) -> None:
         self.layers: dict[int, _Layer] = {}
 
-    def __call__(self, path: str, x: Tensor, weight: Tensor, axis: int, norm: Affine | None, bits: int) -> None:
+    def __call__(
+        self, path: str, x: Tensor, weight: Tensor, axis: int, norm: AffineParameters | None, bits: int
+    ) -> None:
         rows = x.detach().reshape(-1, x.shape[-1]).double()
         gain = None if norm is None else norm.gain.detach().double()
         if norm is not None and gain is not None:

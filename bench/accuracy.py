@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from blindformer.models.data import Dataset, load_data
-from blindformer.models.distillation import Step, distill
+from blindformer.models.distillation import TrainingStep, distill
 from blindformer.models.evaluation import Score
 from blindformer.models.loading import Loaded, load
 from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
@@ -132,7 +132,7 @@ def _student(
 ) -> Loaded:
     """The student in `folder`, trained if it is not there yet."""
 
-    def show(step: Step) -> None:
+    def show(step: TrainingStep) -> None:
         best = "" if step.metric is None else f", best {step.metric:.4f}"
         say(f"{name}: {step.stage} {step.step}/{step.steps}, loss {step.loss:.3f}{best}")
 

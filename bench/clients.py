@@ -28,7 +28,7 @@ from blindformer.parties.session.meeting import meet_server, my_hello, new_sessi
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError
 
-from .site import Question, Site, read_questions, right
+from .site import BenchQuery, Site, read_questions, right
 
 torch.set_num_threads(1)
 
@@ -81,7 +81,7 @@ class Asker:
 
     def ask(self, party: ClientParty, progress: Progress | None = None, more: bool = False) -> bool:
         """The next question in turn; whether its answer is right. Errors: BlindformerError."""
-        question: Question = self.questions[self.asked % len(self.questions)]
+        question: BenchQuery = self.questions[self.asked % len(self.questions)]
         self.asked += 1
         answer = party.query(question.sources, progress, more)
         try:

@@ -26,7 +26,7 @@ _SENT = re.compile(r"total send bytes (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ContestantRow:
     """Medians over the queries. Bytes are of all parties, each message once; `rounds` None: not counted there.
 
     `offline_s` is None where correlations are made on the way, by a party of the computation.
@@ -46,9 +46,9 @@ class Row:
     cosine_min: float
 
 
-def of_latency(found: Latency) -> Row:
+def of_latency(found: Latency) -> ContestantRow:
     """The row of protocol `beaver`."""
-    return Row(
+    return ContestantRow(
         "blindformer, beaver",
         2,
         "of its own",
@@ -64,7 +64,7 @@ def of_latency(found: Latency) -> Row:
     )
 
 
-def measure_many(work: Workload, folder: Path, parties: int, *, timeout: float = 600) -> Row:
+def measure_many(work: Workload, folder: Path, parties: int, *, timeout: float = 600) -> ContestantRow:
     """Our Program on CrypTen's communicator, all queries in one session; the first is a warm-up."""
     with ManyLocal(folder, numbered(parties), timeout=timeout) as session:
         answers = [session.query(query) for query in work.queries]
@@ -74,7 +74,7 @@ def measure_many(work: Workload, folder: Path, parties: int, *, timeout: float =
     ]
     counted = [answer.timings for answer in answers[1:]]
     online = [timings.online_s for timings in counted]
-    return Row(
+    return ContestantRow(
         "blindformer, crypten",
         parties,
         "of its own",
@@ -90,7 +90,7 @@ def measure_many(work: Workload, folder: Path, parties: int, *, timeout: float =
     )
 
 
-def measure_spu(work: Workload, python: str, protocol: str, *, timeout: float = 600) -> Row:
+def measure_spu(work: Workload, python: str, protocol: str, *, timeout: float = 600) -> ContestantRow:
     """SPU on the encoder, from embedded activations, in one process of `python`. Errors: WorkloadError."""
     model: Any = work.model
     query, spent, errors = work.queries[-1], [], []
@@ -111,7 +111,7 @@ def measure_spu(work: Workload, python: str, protocol: str, *, timeout: float = 
             errors.append(deviation(output, exact(model, query), query))
             sent = sum(int(found) for found in _SENT.findall(done.stdout + done.stderr))
     maker = {"SEMI2K": "party 0", "ABY3": "none needed"}[protocol]
-    return Row(
+    return ContestantRow(
         f"spu {figures['version']}, {protocol}",
         PARTIES[protocol],
         maker,

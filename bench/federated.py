@@ -21,7 +21,7 @@ import torch
 from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.privacy import noise_for
 from blindformer.federated.rounds import Round
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from blindformer.federated.subject import begin
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation.teacher import judged
@@ -37,7 +37,7 @@ PRIVATE_EPOCHS = 3  # every release costs, so clients do more between two
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SeedsRow:
     """The same run for several seeds, each with a split of its own.
 
     accuracy  mean test accuracy; accuracies: by seed
@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Private:
+class CentralRun:
     """A run with central differential privacy. Each round of `curve`: number, validation accuracy, epsilon."""
 
     clients: int
@@ -80,8 +80,8 @@ class Federations:
     plan: str
     weights_that_travel: int
     untrained: float | None
-    rows: list[Row]
-    private: list[Private]
+    rows: list[SeedsRow]
+    private: list[CentralRun]
     round_s: dict[str, float]
     settings: dict[str, Any]
     command: str
@@ -145,26 +145,26 @@ def _common(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
     return {name: getattr(chosen, name) for name in names} | {"seed": seed}
 
 
-def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], best: list[float]) -> Row:
+def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], best: list[float]) -> SeedsRow:
     found = [report["test_accuracy"] for report in reports]
     curves = [[r["accuracy"] for r in report["rounds"]] for report in reports]
     below = 100 * statistics.mean(b - a for a, b in zip(found, best, strict=True))
-    return Row(name, clients, alpha, statistics.mean(found), found, below, curves)
+    return SeedsRow(name, clients, alpha, statistics.mean(found), found, below, curves)
 
 
-def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> Private:
+def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> CentralRun:
     clients, fraction, hidden, clip, rate, rounds = given
     settings = {**_common(chosen, chosen.seeds[0]), "clients": clients, "fraction": fraction, "hidden": hidden}
     settings |= {"dp": "central", "clip": clip, "rate": rate, "rounds": rounds, "epochs": PRIVATE_EPOCHS}
     name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rate:g}-{rounds}"
     report = trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
     curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
-    noise = noise_for(Settings(**report["settings"]))
-    return Private(clients, fraction, hidden, noise, report["test_accuracy"], report["epsilon"], curve)
+    noise = noise_for(FederateSettings(**report["settings"]))
+    return CentralRun(clients, fraction, hidden, noise, report["test_accuracy"], report["epsilon"], curve)
 
 
 def _untrained(chosen: argparse.Namespace, seed: int, data: Dataset) -> float:
-    subject, _, _ = begin(data, Settings(**_common(chosen, seed)))
+    subject, _, _ = begin(data, FederateSettings(**_common(chosen, seed)))
     test: Any = subject.encode(data.test)
     with torch.no_grad():
         return judged(subject.model, test)["accuracy"]

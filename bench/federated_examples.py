@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from blindformer.federated.privacy import noise_for
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from blindformer.models.data import load_data
 from blindformer.versions import versions
 from rich.table import Table
@@ -30,7 +30,7 @@ SETTINGS = ("data", "plan", "clients", "alpha", "rounds", "sample", "clip", "rat
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BudgetRow:
     """One budget, for several seeds, each with a split of its own.
 
     epsilon     spent, by the accountant, at the settings' delta
@@ -53,7 +53,7 @@ class Protected:
     train: int
     test: int
     weights_that_travel: int
-    rows: list[Row]
+    rows: list[BudgetRow]
     settings: dict[str, Any]
     command: str
     versions: dict[str, str]
@@ -92,11 +92,11 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
     )
 
 
-def _row(reports: list[dict[str, Any]]) -> Row:
+def _row(reports: list[dict[str, Any]]) -> BudgetRow:
     found = [report["test_accuracy"] for report in reports]
     curves = [[(r["accuracy"], r["epsilon"]) for r in report["rounds"]] for report in reports]
-    noise = noise_for(Settings(**reports[0]["settings"]))
-    return Row(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
+    noise = noise_for(FederateSettings(**reports[0]["settings"]))
+    return BudgetRow(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
 
 
 # The command line.

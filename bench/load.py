@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from blindformer.parties.certificates.development import add_certificate
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
 from blindformer.versions import versions
@@ -39,7 +39,7 @@ PATIENCE = 120.0  # seconds for a client to open its session, or to end it
 SAMPLE_SECONDS = 1.0
 
 
-class LoadError(BlindformerError):
+class BenchError(BlindformerError):
     """The load could not be put on the services: a client failed, or never began."""
 
 
@@ -67,7 +67,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     model: str
     length: int
     plan: str
@@ -95,7 +95,7 @@ def keep_asking(asker: Asker, pipe: Connection) -> None:
             more = began < end
             try:
                 right = asker.ask(party, more=more)
-            except Busy as busy:
+            except SlotsBusy as busy:
                 asker.say("busy")
                 time.sleep(busy.retry_after)
                 continue
@@ -143,7 +143,7 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
     try:
         for client in crowd:
             if client.wait_for("ready", PATIENCE) is None:
-                raise LoadError(f"a client did not begin: {client.ending}\n{deployment.server.tail()}")
+                raise BenchError(f"a client did not begin: {client.ending}\n{deployment.server.tail()}")
         began, before = time.monotonic(), _cpu(deployment, crowd)
         end = began + seconds
         with memory:
@@ -153,7 +153,7 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
             cpu = _cpu(deployment, crowd) - before
         for client in crowd:
             if not client.finish(PATIENCE) or client.ending is None or client.ending["event"] != "end":
-                raise LoadError(f"a client failed: {client.ending}\n{deployment.server.tail()}")
+                raise BenchError(f"a client failed: {client.ending}\n{deployment.server.tail()}")
     finally:
         for client in crowd:
             client.close()
@@ -161,7 +161,7 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
     inside = [[e for e in each if e["at"] <= end] for each in answers]
     waits = sorted(e["seconds"] for each in inside for e in each)
     if not waits:
-        raise LoadError(f"no answer in {seconds:g} seconds: ask for more seconds")
+        raise BenchError(f"no answer in {seconds:g} seconds: ask for more seconds")
     cuts = statistics.quantiles(waits, n=20, method="inclusive") if len(waits) > 1 else waits * 19
     values = [value for _, value in memory.samples] or [memory.now()]
     return Load(
@@ -206,7 +206,7 @@ def _slope(samples: list[tuple[float, float]]) -> float:
     return 60 * statistics.linear_regression([at for at, _ in late], [value for _, value in late]).slope
 
 
-def run(options: argparse.Namespace, say: Say) -> Report:
+def run(options: argparse.Namespace, say: Say) -> LoadReport:
     """Both phases. Errors: BlindformerError."""
     computer = machine()
     with tempfile.TemporaryDirectory(prefix="blindformer-load-") as name:
@@ -220,7 +220,7 @@ def run(options: argparse.Namespace, say: Say) -> Report:
             many = put_load(deployment, site, options.clients, options.seconds)
             for running in (deployment.server, deployment.dealer):
                 running.stop()
-    return Report(
+    return LoadReport(
         model=options.model,
         length=options.length,
         plan=options.plan,
@@ -234,7 +234,7 @@ def run(options: argparse.Namespace, say: Say) -> Report:
     )
 
 
-def table(found: Report) -> Table:
+def table(found: LoadReport) -> Table:
     grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
     grid.add_column("")
     for load in (found.single, found.many):

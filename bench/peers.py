@@ -19,7 +19,7 @@ from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
-from .contestants import Row, measure_many, measure_spu, of_latency
+from .contestants import ContestantRow, measure_many, measure_spu, of_latency
 from .crypten_plain import CryptenResult, run_crypten
 from .latency import Say, built, deviation, exact, measure, parser, provenance_line, run_command
 from .picture import plot
@@ -47,7 +47,7 @@ NOTES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Crypten:
+class CryptenFigures:
     """Medians over the runs, each in two fresh processes after a warm-up on a few tokens."""
 
     protocol: str
@@ -67,7 +67,7 @@ class Crypten:
     versions: dict[str, str]
 
 
-def measure_crypten(work: Workload, *, timeout: float = 600) -> Crypten:
+def measure_crypten(work: Workload, *, timeout: float = 600) -> CryptenFigures:
     """Run the workload's queries, all but the warm-up, under plain CrypTen.
 
     Errors: WorkloadError, one line.
@@ -87,7 +87,7 @@ def measure_crypten(work: Workload, *, timeout: float = 600) -> Crypten:
         runs.append(run)
         errors.append(deviation(run.output, exact(model, query), query))
     spent = [run.seconds for run in runs]
-    return Crypten(
+    return CryptenFigures(
         protocol="crypten",
         runs=len(runs),
         online_s=statistics.median(spent),
@@ -106,7 +106,7 @@ def measure_crypten(work: Workload, *, timeout: float = 600) -> Crypten:
     )
 
 
-def ratios(ours: Row, peer: Row) -> dict[str, float]:
+def ratios(ours: ContestantRow, peer: ContestantRow) -> dict[str, float]:
     """The peer's figure over ours: above 1, ours is smaller."""
     whole, moved = ours.online_s + (ours.offline_s or 0), ours.online_bytes + (ours.offline_bytes or 0)
     found = {
@@ -118,8 +118,8 @@ def ratios(ours: Row, peer: Row) -> dict[str, float]:
     return found | ({"rounds": peer.rounds / ours.rounds} if peer.rounds and ours.rounds else {})
 
 
-def of_crypten(found: Crypten) -> Row:
-    return Row(
+def of_crypten(found: CryptenFigures) -> ContestantRow:
+    return ContestantRow(
         "crypten, plain",
         2,
         "party 0",
@@ -135,7 +135,7 @@ def of_crypten(found: Crypten) -> Row:
     )
 
 
-def table(title: str, rows: list[Row], peer: Row) -> Table:
+def table(title: str, rows: list[ContestantRow], peer: ContestantRow) -> Table:
     """Ratios: plain CrypTen's figure over the row's."""
     grid = Table(title=title)
     names = (
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise WorkloadError("crypten is not installed; run: pip install -e '.[crypten]'")
         workload = build(chosen.model, chosen.length, queries=chosen.repeat)
         found = compete(workload, chosen.plan, chosen.parties, chosen.spu_python, chosen.timeout, say)
-        rows = [Row(**row) for row in found["rows"]]
+        rows = [ContestantRow(**row) for row in found["rows"]]
         title = f"{found['model']}, length {found['length']}, {found['weights']} weights, plan {found['plan']}"
         if chosen.plot:
             plot(chosen.plot, title, rows)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from .contestants import Row
+from .contestants import ContestantRow
 from .workloads import WorkloadError
 
 
-def plot(file: Path, title: str, rows: list[Row]) -> None:
+def plot(file: Path, title: str, rows: list[ContestantRow]) -> None:
     """Errors: WorkloadError if there is no matplotlib."""
     try:
         from matplotlib.figure import Figure

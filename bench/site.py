@@ -45,7 +45,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchQuery:
     """A query's sources (ring integers by name), and what `clear` answers (float32 by output name)."""
 
     sources: dict[str, Tensor]
@@ -88,15 +88,15 @@ def compile_into(folder: Path, model: str = SMALL, length: int = 8, plan: str = 
     save_file(held, folder / "questions.safetensors")
 
 
-def answered_in_the_clear(compiled: Compiled, sources: dict[str, Tensor]) -> Question:
+def answered_in_the_clear(compiled: Compiled, sources: dict[str, Tensor]) -> BenchQuery:
     found = interpret(compiled.program, ClearEngine({**sources, **compiled.weights, **compiled.constants}))
-    return Question(
+    return BenchQuery(
         sources, compiled.decode({name: value for name, value in found.outputs.items() if value is not None})
     )
 
 
-def read_questions(file: Path) -> list[Question]:
-    questions: list[Question] = []
+def read_questions(file: Path) -> list[BenchQuery]:
+    questions: list[BenchQuery] = []
     held = load_file(file)
     for number in range(1 + max(int(key.split()[0]) for key in held)):
         parts: dict[str, dict[str, Tensor]] = {"source": {}, "answer": {}}
@@ -104,11 +104,11 @@ def read_questions(file: Path) -> list[Question]:
             at, kind, name = key.split(" ", 2)
             if int(at) == number:
                 parts[kind][name] = value
-        questions.append(Question(parts["source"], parts["answer"]))
+        questions.append(BenchQuery(parts["source"], parts["answer"]))
     return questions
 
 
-def right(question: Question, answer: dict[str, Tensor]) -> bool:
+def right(question: BenchQuery, answer: dict[str, Tensor]) -> bool:
     """Whether an answer is the one that `clear` gives."""
     return question.answer.keys() == answer.keys() and all(
         answer[name].shape == value.shape and bool(((answer[name] - value).abs() <= TOLERANCE).all())

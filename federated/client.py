@@ -22,13 +22,13 @@ from torch import Tensor
 from ..errors import BlindformerError, first_line
 from ..versions import my_version
 from . import secure_client as secure
-from .examples import Source, client_name, part_of
+from .examples import ExampleSource, client_name, part_of
 from .learning import learn
 from .messages import ARRAYS, CONFIG, DRAWN, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
 from .privacy import gaussian
-from .rows import Rows
+from .rows import EncodedRows
 from .secure import SCALE, reach
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 from .steps import private_step, summed
 from .subject import About, Subject, join
 from .terms import Terms
@@ -38,7 +38,7 @@ COUNT = "count"  # in a client's own state
 Handler = Callable[[Message, Context], Message]
 
 
-def client_app(source: Source) -> ClientApp:
+def client_app(source: ExampleSource) -> ClientApp:
     """An app whose clients take their examples from `source`."""
     app, made = ClientApp(), _Made()
 
@@ -74,7 +74,7 @@ class _Made:
     def __init__(self) -> None:
         self.key, self.subject = "", None
 
-    def get(self, about: About, settings: Settings) -> Subject:
+    def get(self, about: About, settings: FederateSettings) -> Subject:
         key = settings.fingerprint() + about.to_json()
         if self.subject is None or self.key != key:
             self.key, self.subject = key, join(about, settings)
@@ -92,7 +92,7 @@ def _answered(message: Message, context: Context, run: Callable[[], dict[str, An
 
 def _agree(message: Message, context: Context) -> int:
     """The number of this round, by its own count or the server's. Errors: FederateError where its terms are not met."""
-    settings, config = Settings.of(context.run_config), message.content.config_records.get(CONFIG)
+    settings, config = FederateSettings.of(context.run_config), message.content.config_records.get(CONFIG)
     if config is None:
         raise FederateError(f"runs blindformer {my_version()}, the server an older one; install the same")
     part_of(context.node_config, settings)
@@ -103,9 +103,9 @@ def _agree(message: Message, context: Context) -> int:
 
 
 def _step(
-    message: Message, context: Context, run: Callable[[secure.Part, ConfigRecord], ConfigRecord]
+    message: Message, context: Context, run: Callable[[secure.SecureState, ConfigRecord], ConfigRecord]
 ) -> dict[str, Any]:
-    part = secure.Part.kept(context.state)
+    part = secure.SecureState.kept(context.state)
     sent = run(part, message.content.config_records[SECURE])
     part.keep(context.state)
     return {SECURE: sent}
@@ -130,11 +130,11 @@ class _Task:
     """A round as it reaches one client. `rows`: reads its examples; `part`: of a secure sum, if there is one."""
 
     name: str
-    settings: Settings
+    settings: FederateSettings
     subject: Subject
     config: Any
-    part: secure.Part | None
-    rows: Callable[[], Rows]
+    part: secure.SecureState | None
+    rows: Callable[[], EncodedRows]
 
     def learned(self) -> _Learned:
         """By the kind of privacy. Errors: FederateError, and what training may raise, without differential privacy."""
@@ -194,19 +194,19 @@ class _Task:
         return sum(p.numel() for p in self.subject.trained().values())
 
 
-def _train(message: Message, context: Context, source: Source, made: _Made) -> dict[str, Any]:
-    settings = Settings.of(context.run_config)
+def _train(message: Message, context: Context, source: ExampleSource, made: _Made) -> dict[str, Any]:
+    settings = FederateSettings.of(context.run_config)
     config: Any = message.content.config_records[CONFIG]
     context.state[COUNT] = ConfigRecord({"rounds": _agree(message, context)})
     about = About.of(str(config["about"]))
     part = None
     if settings.secagg:
-        part = secure.Part.kept(context.state)
+        part = secure.SecureState.kept(context.state)
         secure.begin_vector(part, message.content.config_records[SECURE])
     subject = made.get(about, settings)
     subject.set(tensors(message.content.array_records[ARRAYS]))
 
-    def rows() -> Rows:
+    def rows() -> EncodedRows:
         examples = source.examples(context.node_config, settings, about.labels, about.side)
         if not len(examples):
             raise FederateError("has no examples; give it some, or leave it out")
@@ -231,4 +231,4 @@ def _draw(seed: int, name: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name} {number}".encode()).digest()[:6], "big")
 
 
-app = client_app(Source())
+app = client_app(ExampleSource())

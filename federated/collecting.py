@@ -30,8 +30,8 @@ from .messages import (
     vector_of,
 )
 from .privacy import Budget
-from .secure_server import Send, Session
-from .settings import FederateError, Settings
+from .secure_server import SecureRound, Send
+from .settings import FederateError, FederateSettings
 from .subject import check_like
 from .updates import EXTRA, clipped, flat, unflat
 
@@ -53,7 +53,12 @@ class Collected:
 
 
 def collect(
-    messages: list[Message], drawn: Collection[int], now: Tensors, settings: Settings, budget: Budget, send: Send
+    messages: list[Message],
+    drawn: Collection[int],
+    now: Tensors,
+    settings: FederateSettings,
+    budget: Budget,
+    send: Send,
 ) -> Collected:
     """Send the round's messages and take in the answers.
 
@@ -138,9 +143,14 @@ def _summed(
 
 
 def _secure(
-    messages: list[Message], drawn: Collection[int], now: Tensors, budget: Budget, settings: Settings, send: Send
+    messages: list[Message],
+    drawn: Collection[int],
+    now: Tensors,
+    budget: Budget,
+    settings: FederateSettings,
+    send: Send,
 ) -> Collected:
-    session = Session(send, sum(v.numel() for v in now.values()) + EXTRA)
+    session = SecureRound(send, sum(v.numel() for v in now.values()) + EXTRA)
     content = {message.metadata.dst_node_id: message.content for message in messages}
     kind = messages[0].metadata.message_type
     told = messages[0].content.config_records[CONFIG]

@@ -34,7 +34,7 @@ from ..parties.certificates.development import make_certificates
 from .examples import PARTITION, dataset_of
 from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
-from .settings import OUT, FederateError, Settings
+from .settings import OUT, FederateError, FederateSettings
 from .subject import settle
 
 Nodes = Mapping[int, Mapping[str, Any]]
@@ -66,18 +66,18 @@ def deploy(
     out: str | Path, *, nodes: Nodes | None = None, progress: Progress | None = None, **settings: Any
 ) -> Federated:
     """Train as `federate` does, in processes of Flower's deployment engine. Errors: FederateError."""
-    return _carried_out(Deployment, Path(out).absolute(), progress, Settings(**settings), nodes)
+    return _carried_out(Deployment, Path(out).absolute(), progress, FederateSettings(**settings), nodes)
 
 
 def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
     """Train as `federate` does, with Ray's workers as clients, several at a time. Errors: FederateError."""
     if importlib.util.find_spec("ray") is None:
         raise FederateError("Flower's simulation needs Ray; run: pip install 'blindformer[simulation]'")
-    return _carried_out(Simulation, Path(out).absolute(), progress, Settings(**settings))
+    return _carried_out(Simulation, Path(out).absolute(), progress, FederateSettings(**settings))
 
 
 def _carried_out(
-    kind: type[Deployment], out: Path, progress: Progress | None, chosen: Settings, nodes: Nodes | None = None
+    kind: type[Deployment], out: Path, progress: Progress | None, chosen: FederateSettings, nodes: Nodes | None = None
 ) -> Federated:
     check_new(out, out / WORK)
     chosen = settle(chosen, dataset_of(chosen))
@@ -98,7 +98,7 @@ class Deployment:
     nodes  configurations by number from 1, as for `federate`
     """
 
-    def __init__(self, settings: Settings, folder: Path, nodes: Nodes | None = None) -> None:
+    def __init__(self, settings: FederateSettings, folder: Path, nodes: Nodes | None = None) -> None:
         self.settings, self.folder, self.nodes = settings, folder, nodes or {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.deaths: dict[str, int] = {}

@@ -14,7 +14,7 @@ from ..models.data.files import read_file
 from ..models.data.registry import cleaned
 from ..models.task import image_files, open_image
 from .partitions import deal
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 
 PARTITION, OWN, NAME = "partition-id", "data", "name"
 """Keys of a node's configuration: its part's number, or the path of its own examples; and what it is called."""
@@ -22,7 +22,7 @@ TABLE = ("text", "label", "encoding")
 """More keys, for a table of its own: its columns, unless they have usual names, and its encoding."""
 
 
-def dataset_of(settings: Settings, folder: Path | None = None) -> Dataset:
+def dataset_of(settings: FederateSettings, folder: Path | None = None) -> Dataset:
     """The data set that the settings name. `folder`: where its files lie, if not in the usual place.
 
     Errors: DataError.
@@ -31,14 +31,16 @@ def dataset_of(settings: Settings, folder: Path | None = None) -> Dataset:
     return load_data(settings.data, seed=settings.seed, folder=folder, **table)
 
 
-class Source:
+class ExampleSource:
     """Where clients' examples come from. Keeps what it has read: clients of one process share a data set."""
 
     def __init__(self, dataset: Dataset | None = None) -> None:
         self._dataset = dataset
         self._parts: list[list[int]] = []
 
-    def examples(self, node: Mapping[str, Any], settings: Settings, labels: Sequence[str], side: int) -> Examples:
+    def examples(
+        self, node: Mapping[str, Any], settings: FederateSettings, labels: Sequence[str], side: int
+    ) -> Examples:
         """Errors: DataError, FederateError."""
         number = part_of(node, settings)
         if number is None:
@@ -51,7 +53,7 @@ class Source:
         return self._dataset.train.take(self._parts[number])
 
 
-def part_of(node: Mapping[str, Any], settings: Settings) -> int | None:
+def part_of(node: Mapping[str, Any], settings: FederateSettings) -> int | None:
     """The number of its part of the data set; None for a client with examples of its own. Errors: FederateError."""
     if OWN in node:
         return None

@@ -22,11 +22,11 @@ from ..models.huggingface import huggingface
 from ..models.task import image_of
 from .adapters import merge
 from .client import client_app
-from .examples import PARTITION, Source, dataset_of
+from .examples import PARTITION, ExampleSource, dataset_of
 from .grids import LocalGrid
 from .partitions import deal
 from .rounds import Federation, Progress, Round
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 from .subject import Subject, begin, settle
 
 REPORT, WORK = "federation.json", ".federation"
@@ -58,11 +58,11 @@ def federate(
     dataset    instead of the one that the setting `data` names
     nodes      configurations of the clients by number, with the terms of each (terms.py; default: one for each part of
                the data set, on any terms)
-    settings   fields of `Settings`
+    settings   fields of `FederateSettings`
 
     Errors: BlindformerError, one line with the remedy.
     """
-    chosen, out = Settings(**settings), Path(out)
+    chosen, out = FederateSettings(**settings), Path(out)
     with locked(out, "trains"):
         dataset = dataset or dataset_of(chosen)
         chosen = settle(chosen, dataset)
@@ -70,11 +70,11 @@ def federate(
             deal(dataset.train.labels, chosen.clients, chosen.alpha, chosen.seed)  # before anything slow happens
         run, plan = prepare(chosen, dataset, out, progress)
         parts = nodes or {i + 1: {PARTITION: i} for i in range(chosen.clients)}
-        run.run(LocalGrid(client_app(Source(run.data)), parts, chosen.to_config()))
+        run.run(LocalGrid(client_app(ExampleSource(run.data)), parts, chosen.to_config()))
         return finish(run, plan, out)
 
 
-def prepare(settings: Settings, data: Dataset, out: Path, progress: Progress | None) -> tuple[Federation, Plan]:
+def prepare(settings: FederateSettings, data: Dataset, out: Path, progress: Progress | None) -> tuple[Federation, Plan]:
     """The server's side before its first round. Errors: DistillError if `out` holds a model already."""
     check_new(out, out / WORK)
     settings = settle(settings, data)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..models.data import DataError, Examples
 from ..models.distillation.batches import in_order
 from ..models.huggingface import huggingface
-from .rows import Pixels
-from .settings import FederateError, Settings
+from .rows import PixelRows
+from .settings import FederateError, FederateSettings
 
 LAYERS = 1
 HEADS = 4
@@ -24,7 +24,7 @@ SCALE = (0.5, 0.5)  # mean and deviation that pixels from 0 to 1 are scaled with
 RATE, PRIVATE_RATE = 4e-3, 2.0  # of AdamW; of plain steps with noise
 
 
-def vision_model(labels: Sequence[str], side: int, settings: Settings) -> nn.Module:
+def vision_model(labels: Sequence[str], side: int, settings: FederateSettings) -> nn.Module:
     """A model for square images of `side` pixels, with weights drawn from the seed."""
     if settings.hidden % HEADS:
         raise FederateError(f"hidden {settings.hidden}: the model has {HEADS} heads; give a multiple of {HEADS}")
@@ -47,7 +47,7 @@ def vision_model(labels: Sequence[str], side: int, settings: Settings) -> nn.Mod
         return transformers.ViTForImageClassification(config).eval()
 
 
-def rate_of(settings: Settings) -> float:
+def rate_of(settings: FederateSettings) -> float:
     """The learning rate, unless one is set."""
     return PRIVATE_RATE if settings.dp == "example" else RATE
 
@@ -73,13 +73,13 @@ def processor(side: int) -> Any:
             raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'") from None
 
 
-def pixels(examples: Examples) -> Pixels:
+def pixels(examples: Examples) -> PixelRows:
     """Grey images as the model takes them. Errors: DataError."""
     if not isinstance(examples.inputs, Tensor):
         raise DataError("these examples are texts: the model takes images")
     mean, deviation = SCALE
     values = ((examples.inputs.float() / 255 - mean) / deviation)[:, None].expand(-1, 3, -1, -1)
-    return Pixels(values, torch.tensor(examples.labels))
+    return PixelRows(values, torch.tensor(examples.labels))
 
 
 def calibration(examples: Examples) -> list[dict[str, Tensor]]:

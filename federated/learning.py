@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.distillation.batches import epoch_batches
-from .rows import Rows
-from .settings import FederateError, Settings
+from .rows import EncodedRows
+from .settings import FederateError, FederateSettings
 from .subject import Subject
 
 CLIP = 1.0  # of a step's gradient
@@ -19,13 +19,15 @@ DECAY = 0.01
 LAST_RATE = 0.1  # share of the rate that the last round has
 
 
-def rate_at(settings: Settings, rate: float, number: int) -> float:
+def rate_at(settings: FederateSettings, rate: float, number: int) -> float:
     """The learning rate of round `number` (from 1): down in a line, so that the rounds settle."""
     past = (number - 1) / max(1, settings.rounds - 1)
     return rate * (1 - (1 - LAST_RATE) * past)
 
 
-def learn(subject: Subject, rows: Rows, settings: Settings, *, rate: float, proximal: float, draw: int) -> float:
+def learn(
+    subject: Subject, rows: EncodedRows, settings: FederateSettings, *, rate: float, proximal: float, draw: int
+) -> float:
     """Train in place; the mean loss of a batch. `draw`: seeds the order of the examples.
 
     proximal   adds proximal / 2 |w - w0|^2 to the loss (T. Li et al., FedProx, arXiv:1812.06127, section 3.2)

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from ..protocols.gaussian import gaussian
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 
 QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm
 
@@ -57,12 +57,12 @@ def spent(noise: float, rate: float, steps: int, delta: float) -> float:
         return float(counted.get_epsilon(delta=delta))
 
 
-def sampling(settings: Settings) -> float:
+def sampling(settings: FederateSettings) -> float:
     """How likely what is protected is in a round, as nobody can foresee it."""
     return {"central": settings.fraction, "local": 1.0, "example": settings.sample}[settings.dp]
 
 
-def noise_for(settings: Settings) -> float:
+def noise_for(settings: FederateSettings) -> float:
     """The multiplier: what is set, or what the wanted epsilon needs for all rounds."""
     if settings.dp == "none":
         return 0.0
@@ -94,13 +94,13 @@ class Budget:
            ended well, was cut off and is repeated, or who answered in it, makes it no cheaper
     """
 
-    settings: Settings
+    settings: FederateSettings
     noise: float
     clip: float
     asked: int = 0
 
     @classmethod
-    def of(cls, settings: Settings) -> Budget:
+    def of(cls, settings: FederateSettings) -> Budget:
         return cls(settings, noise_for(settings), settings.clip)
 
     @property

@@ -24,7 +24,7 @@ from .grids import Chosen
 from .learning import rate_at
 from .messages import name_of, record, tensors
 from .privacy import Budget
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 from .strategies import memory, remember, strategy_of
 from .subject import About, Subject
 
@@ -67,7 +67,7 @@ class Federation:
     first_lost  the first client that was lost since this server started, and why
     """
 
-    settings: Settings
+    settings: FederateSettings
     data: Dataset
     subject: Subject
     about: About

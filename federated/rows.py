@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Rows(Protocol):
+class EncodedRows(Protocol):
     """Encoded examples. `lengths`: those of like length go into one batch."""
 
     @property
@@ -25,7 +25,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pixels:
+class PixelRows:
     """Images [N, channels, H, W], scaled as the model wants them."""
 
     values: Tensor

@@ -158,7 +158,7 @@ def opened(key: bytes, box: bytes, about: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Member:
+class SecureMember:
     """A client of one session, by its public keys: of masks, and of sealed shares."""
 
     mask: bytes

@@ -14,7 +14,7 @@ from ..protocols.streams import new_seed
 from .messages import SECURE
 from .secure import (
     SHARE_BYTES,
-    Member,
+    SecureMember,
     agreed,
     digest,
     encoded,
@@ -30,7 +30,7 @@ from .settings import FederateError
 
 
 @dataclass
-class Part:
+class SecureState:
     """What a client keeps between the messages of a session, in its own node alone.
 
     stage      the last one that was answered: keys, shares, vector, done
@@ -48,7 +48,7 @@ class Part:
     boxes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def kept(cls, state: RecordDict) -> Part:
+    def kept(cls, state: RecordDict) -> SecureState:
         found = state.config_records.get(SECURE)
         return cls() if found is None else cls(**json.loads(str(found["part"])))
 
@@ -61,20 +61,20 @@ class Part:
             raise FederateError("a message of secure aggregation came twice, or too late; begin the round again")
 
     @property
-    def roster(self) -> dict[int, Member]:
-        return {int(i): Member(bytes.fromhex(m), bytes.fromhex(s)) for i, (m, s) in self.members.items()}
+    def roster(self) -> dict[int, SecureMember]:
+        return {int(i): SecureMember(bytes.fromhex(m), bytes.fromhex(s)) for i, (m, s) in self.members.items()}
 
 
-def keys(session: str, me: int) -> tuple[Part, ConfigRecord]:
+def keys(session: str, me: int) -> tuple[SecureState, ConfigRecord]:
     """First message: two fresh pairs of keys. A new session forgets the last one."""
     mask_key, mask_public = new_key()
     seal_key, seal_public = new_key()
-    part = Part(session, "keys", me, mask_key.hex(), seal_key.hex())
+    part = SecureState(session, "keys", me, mask_key.hex(), seal_key.hex())
     part.members = {str(me): [mask_public.hex(), seal_public.hex()]}
     return part, ConfigRecord({"mask": mask_public, "seal": seal_public})
 
 
-def shares(part: Part, given: ConfigRecord) -> ConfigRecord:
+def shares(part: SecureState, given: ConfigRecord) -> ConfigRecord:
     """Second message: everybody's keys arrive; sealed shares of the own mask's seed and of the key of the pairs go out.
 
     So do digests of the seed and of all shares, in the order of ids: a wrong share will show.
@@ -103,7 +103,7 @@ def shares(part: Part, given: ConfigRecord) -> ConfigRecord:
     return ConfigRecord({"ids": others, "boxes": boxes, "digests": digests, "seed": digest(own)})
 
 
-def begin_vector(part: Part, given: ConfigRecord) -> None:
+def begin_vector(part: SecureState, given: ConfigRecord) -> None:
     """Third message, before training: who sent shares. Vectors are masked for these alone."""
     part.expect(str(given["session"]), "shares")
     ids: Any = given["ids"]
@@ -114,7 +114,7 @@ def begin_vector(part: Part, given: ConfigRecord) -> None:
     part.boxes |= {str(i): box.hex() for i, box in zip(ids, boxes, strict=True)}
 
 
-def masked(part: Part, vector: Tensor) -> Tensor:
+def masked(part: SecureState, vector: Tensor) -> Tensor:
     """The vector in fixed point, under the own mask and one a pair: uniform to whoever lacks one of them."""
     roster = part.roster
     made = encoded(vector, len(roster)) + mask(bytes.fromhex(part.own), part.session, len(vector))
@@ -125,12 +125,12 @@ def masked(part: Part, vector: Tensor) -> Tensor:
     return made
 
 
-def others(part: Part) -> int:
+def others(part: SecureState) -> int:
     """How many other clients are in any sum that is opened, at least: `unmask` sees to it."""
     return threshold_of(len(part.members)) - 1
 
 
-def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
+def unmask(part: SecureState, given: ConfigRecord) -> ConfigRecord:
     """Fourth message: for who is in the sum, the share of its own mask; for who dropped, of its key. Never both.
 
     Zeros for a box that does not open: they are no share, and the server hears of it.
@@ -152,7 +152,7 @@ def unmask(part: Part, given: ConfigRecord) -> ConfigRecord:
     return ConfigRecord({"ids": list(half), "shares": list(half.values())})
 
 
-def _opened(part: Part, sender: Member, i: int) -> bytes:
+def _opened(part: SecureState, sender: SecureMember, i: int) -> bytes:
     box = bytes.fromhex(part.boxes[str(i)])
     if i == part.me:
         return box
@@ -162,5 +162,5 @@ def _opened(part: Part, sender: Member, i: int) -> bytes:
         return bytes(2 * SHARE_BYTES)
 
 
-def _seal(part: Part, other: Member) -> bytes:
+def _seal(part: SecureState, other: SecureMember) -> bytes:
     return agreed(bytes.fromhex(part.seal_key), other.seal, f"seal {part.session}")

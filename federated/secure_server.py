@@ -22,7 +22,7 @@ from .secure import (
     DIGEST_BYTES,
     KEY_BYTES,
     SHARE_BYTES,
-    Member,
+    SecureMember,
     combine,
     decoded,
     digest,
@@ -46,7 +46,7 @@ class Commitments:
 
 
 @dataclass
-class Session:
+class SecureRound:
     """One round's.
 
     dealt     what each client said of the shares that it dealt
@@ -57,7 +57,7 @@ class Session:
     send: Send
     size: int
     name: str = field(default_factory=lambda: secrets.token_hex(8))
-    members: dict[int, Member] = field(default_factory=dict)
+    members: dict[int, SecureMember] = field(default_factory=dict)
     boxes: dict[int, dict[int, bytes]] = field(default_factory=dict)  # by receiver, then sender
     dealt: dict[int, Commitments] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Session:
         replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply), config)
         keys = Counter(bytes(r[name]) for r in replies.values() for name in ("mask", "seal"))
         for i, r in replies.items():
-            made = Member(bytes(r["mask"]), bytes(r["seal"]))
+            made = SecureMember(bytes(r["mask"]), bytes(r["seal"]))
             if keys[made.mask] == keys[made.seal] == 1:
                 self.members[i] = made
             else:  # the others would take the server for a liar

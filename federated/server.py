@@ -18,7 +18,7 @@ from ..models.distillation.checkpoints import locked
 from .examples import dataset_of
 from .federate import WORK, finish, prepare
 from .rounds import Round
-from .settings import OUT, FederateError, Settings
+from .settings import OUT, FederateError, FederateSettings
 
 PROGRESS = "progress.jsonl"
 FAILURE = "failure.json"
@@ -37,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         work.mkdir(parents=True, exist_ok=True)
         (work / FAILURE).unlink(missing_ok=True)
         try:
-            settings = Settings.of(context.run_config)
+            settings = FederateSettings.of(context.run_config)
 
             def show(made: Round, total: int) -> None:
                 with (work / PROGRESS).open("a") as file:

@@ -29,7 +29,7 @@ class FederateError(BlindformerError):
     """A federated run that cannot start, go on or be stored."""
 
 
-class Settings(BaseModel):
+class FederateSettings(BaseModel):
     """Everything that decides a run's result. Names with dashes are those of `[tool.flwr.app.config]`.
 
     data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
@@ -106,7 +106,7 @@ class Settings(BaseModel):
             raise FederateError(f"setting {where}: {message}" if where else message) from None
 
     @model_validator(mode="after")
-    def _together(self) -> Settings:
+    def _together(self) -> FederateSettings:
         hidden = "secagg" if self.secagg else "dp" if self.clips_updates else ""
         if hidden and self.strategy in ROBUST:
             raise ValueError(
@@ -124,7 +124,7 @@ class Settings(BaseModel):
             raise ValueError(f"secagg with {self.clients} clients hides nothing: give 3 or more")
         return self
 
-    def by_kind(self, kind: str) -> Settings:
+    def by_kind(self, kind: str) -> FederateSettings:
         """The same with what was left to the kind of data, image or text: alike on every side."""
         known = BY_KIND[kind]
         lora = self.lora if self.lora >= 0 else 0 if self.trained else known["lora"]
@@ -147,7 +147,7 @@ class Settings(BaseModel):
         return self.dp == "central" and self.fraction < 1
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Settings:
+    def of(cls, config: Mapping[str, Any]) -> FederateSettings:
         """From a Flower app's configuration, which both sides get whole. Errors: FederateError."""
         return cls(**{key: value for key, value in config.items() if key != OUT})
 

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .privacy import gaussian
-from .rows import Rows
+from .rows import EncodedRows
 from .subject import Subject
 from .updates import clipped, flat, unflat
 
 
-def summed(subject: Subject, rows: Rows, *, share: float, clip: float) -> Tensor:
+def summed(subject: Subject, rows: EncodedRows, *, share: float, clip: float) -> Tensor:
     """The clipped gradients of the examples that are drawn, added up. No noise is on it yet: it may not leave.
 
     share  the probability q; clip: the norm C of an example's gradient
@@ -46,7 +46,7 @@ def private_step(subject: Subject, total: Tensor, *, rate: float, expected: floa
     subject.set(unflat(flat(now) - rate / expected * (total + noise * clip * gaussian(len(total))), now))
 
 
-def gradient(subject: Subject, rows: Rows, index: int) -> Tensor:
+def gradient(subject: Subject, rows: EncodedRows, index: int) -> Tensor:
     """Of one example's loss, as one vector (see updates.flat).
 
     One after the other: a plan's functions are operators of their own, which torch.func cannot map over examples.

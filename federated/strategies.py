@@ -12,7 +12,7 @@ from flwr.serverapp import strategy as flower
 from torch import Tensor
 
 from .messages import WEIGHT
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 
 PROXIMAL = 0.01
 MOMENTUM = 0.9
@@ -32,7 +32,7 @@ STRATEGIES = {
 }
 
 
-def strategy_of(settings: Settings) -> Any:
+def strategy_of(settings: FederateSettings) -> Any:
     """Flower's strategy. Whom it asks is decided before, so it takes all that it is shown. Errors: FederateError."""
     check_strategy(settings.strategy)
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1, "weighted_by_key": WEIGHT}

@@ -19,8 +19,8 @@ from ..models.distillation.student import check_modules, in_training, settled
 from ..models.loading import load
 from ..versions import spoken_version
 from . import images, texts
-from .rows import Rows
-from .settings import FederateError, Settings
+from .rows import EncodedRows
+from .settings import FederateError, FederateSettings
 from .strategies import check_strategy
 
 SETTLED_ON = 64  # examples that a plan's trained constants are fitted to
@@ -34,7 +34,7 @@ class Subject:
     """
 
     model: nn.Module
-    encode: Callable[[Examples], Rows]
+    encode: Callable[[Examples], EncodedRows]
     processor: Any
     rate: float
     measured: Callable[[Examples], list[dict[str, Tensor]]]
@@ -102,7 +102,7 @@ def check_like(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
             )
 
 
-def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject:
+def new_subject(labels: Sequence[str], side: int, settings: FederateSettings) -> Subject:
     """The subject before training, the same on every side. Errors: those of `load`, FederateError."""
     if side:
         model = images.vision_model(labels, side, settings)
@@ -117,7 +117,7 @@ def new_subject(labels: Sequence[str], side: int, settings: Settings) -> Subject
     )
 
 
-def settle(settings: Settings, data: Dataset) -> Settings:
+def settle(settings: FederateSettings, data: Dataset) -> FederateSettings:
     """The settings with all that was left open: by the model's own plan, if it has one, and by the kind of data.
 
     Errors: FederateError for what cannot be done with this data, those of `load`.
@@ -132,14 +132,14 @@ def settle(settings: Settings, data: Dataset) -> Settings:
     return settings.by_kind(data.kind)
 
 
-def plan_for(settings: Settings) -> Plan:
+def plan_for(settings: FederateSettings) -> Plan:
     """The preset, or the plan in the file, to be fitted and calibrated anew. Errors: PlanError."""
     if settings.plan.endswith(".json"):
         return Plan.load(settings.plan).replace(ranges={}, fits={})
     return Plan.preset(settings.plan)
 
 
-def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
+def begin(data: Dataset, settings: FederateSettings) -> tuple[Subject, Plan, About]:
     """The server's part: the subject with the plan in force, the plan with the constants it is trained with."""
     settings = settle(settings, data)
     side = images.side_of(data.train) if data.kind == "image" else 0
@@ -153,7 +153,7 @@ def begin(data: Dataset, settings: Settings) -> tuple[Subject, Plan, About]:
     return subject, plan, about
 
 
-def join(about: About, settings: Settings) -> Subject:
+def join(about: About, settings: FederateSettings) -> Subject:
     """A client's part. Errors: FederateError if it runs another version, or has another base model."""
     if about.version != spoken_version():
         raise FederateError(f"runs blindformer {spoken_version()}, the server {about.version}; install the same")

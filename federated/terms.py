@@ -15,9 +15,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .examples import NAME, OWN, PARTITION, TABLE
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 
-MODES = get_args(Settings.model_fields["dp"].annotation)
+MODES = get_args(FederateSettings.model_fields["dp"].annotation)
 _OTHERS = (PARTITION, OWN, NAME, *TABLE, "num-partitions")  # keys that are no terms; the last one is Flower's
 _PAIR = re.compile(r"([\w-]+)=('[^']*'|\"[^\"]*\"|\S+)")
 
@@ -60,7 +60,7 @@ class Terms(BaseModel):
                 raise FederateError(f"node configuration: unknown key {key!r}; use {known}") from None
             raise FederateError(f"node configuration: {key}: {first['msg'].removeprefix('Value error, ')}") from None
 
-    def check(self, settings: Settings, noise: float, number: int) -> None:
+    def check(self, settings: FederateSettings, noise: float, number: int) -> None:
         """Before round `number`, of this noise. Errors: FederateError that names what is asked, and what is wanted."""
         modes = self.needs_dp.split(",")
         if self.needs_dp and settings.dp not in modes:

@@ -19,13 +19,13 @@ from ..models.distillation.student import layer_count, spread, stack_of, with_la
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
 from ..models.loading import Loaded
 from . import adapters
-from .settings import FederateError, Settings
+from .settings import FederateError, FederateSettings
 
 RATE, PRIVATE_RATE = 2e-4, 1.0  # of AdamW; of plain steps with noise
 LONGEST = 128  # tokens of a text that ranges are measured on
 
 
-def text_model(loaded: Loaded, labels: Sequence[str], settings: Settings) -> nn.Module:
+def text_model(loaded: Loaded, labels: Sequence[str], settings: FederateSettings) -> nn.Module:
     """The model that training begins with. Errors: FederateError, DistillError, DataError."""
     if is_classifier(loaded):
         if len(loaded.labels) != len(labels):
@@ -51,14 +51,14 @@ def calibration(loaded: Loaded, examples: Examples, length: int) -> list[dict[st
     return by_private_length(tokenise(loaded, Examples(texts, [0] * len(texts)), max(length, LONGEST)))
 
 
-def rate_of(settings: Settings) -> float:
+def rate_of(settings: FederateSettings) -> float:
     """The learning rate, unless one is set."""
     if settings.dp == "example":
         return PRIVATE_RATE
     return adapters.RATE if settings.lora else RATE
 
 
-def _freeze_but_adapters(model: nn.Module, settings: Settings) -> None:
+def _freeze_but_adapters(model: nn.Module, settings: FederateSettings) -> None:
     """Adapters are trained, and the head."""
     base: Any = model.base_model
     adapters.adapt(model, stack_of(model, layer_count(model)), settings.lora, settings.seed)

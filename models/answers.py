@@ -39,7 +39,7 @@ class Outcome:
 
 def read(task: Task, outcome: Outcome) -> Any:
     """An answer in the terms of the task; nested lists by output name where its kind has no terms for these outputs."""
-    found = READERS.get(task.kind, Reader(by_name))
+    found = READERS.get(task.kind, AnswerReader(by_name))
     there = found.needs <= {*outcome.outputs, *outcome.inputs} and not (found.words and task.processor is None)
     return found.read(task, outcome) if there else by_name(task, outcome)
 
@@ -135,7 +135,7 @@ def spans(task: Task, outcome: Outcome) -> Any:
     return found
 
 
-class Reader(NamedTuple):
+class AnswerReader(NamedTuple):
     """`needs`: outputs and inputs by name. `words`: whether it needs the tokenizer."""
 
     read: Callable[[Task, Outcome], Any]
@@ -144,14 +144,14 @@ class Reader(NamedTuple):
 
 
 READERS = {  # by kind of model
-    "classifier": Reader(classes, {"logits"}),
-    "image": Reader(image),
-    "encoder": Reader(features),
-    "sentence": Reader(embedding, {"sentence_embedding"}),
-    "causal": Reader(next_tokens, {"logits"}, words=True),
-    "masked": Reader(masked_tokens, {"logits", "input_ids"}, words=True),
-    "tokens": Reader(entities, {"logits", "input_ids"}, words=True),
-    "span": Reader(spans, {"start_logits", "end_logits", "input_ids"}, words=True),
+    "classifier": AnswerReader(classes, {"logits"}),
+    "image": AnswerReader(image),
+    "encoder": AnswerReader(features),
+    "sentence": AnswerReader(embedding, {"sentence_embedding"}),
+    "causal": AnswerReader(next_tokens, {"logits"}, words=True),
+    "masked": AnswerReader(masked_tokens, {"logits", "input_ids"}, words=True),
+    "tokens": AnswerReader(entities, {"logits", "input_ids"}, words=True),
+    "span": AnswerReader(spans, {"start_logits", "end_logits", "input_ids"}, words=True),
 }
 
 

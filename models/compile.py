@@ -25,7 +25,7 @@ from .graph import Node, order
 from .lowering import Lowered, Lowering, LoweringError
 from .passes import optimise
 from .prelude import run_prelude
-from .program import Program, ProgramError, Step
+from .program import PreludeStep, Program, ProgramError
 from .ranges import measure
 from .scales import Precision, Scaled, Scaler
 from .structure import Structure, tensors_of
@@ -333,7 +333,7 @@ def _give_examples(exported: torch.export.ExportedProgram, lowering: Lowering, b
             item.meta["example"] = batch[item.name]
 
 
-def _client_steps(outputs: list[Node], prelude: list[Step]) -> tuple[list[Step], set[str]]:
+def _client_steps(outputs: list[Node], prelude: list[PreludeStep]) -> tuple[list[PreludeStep], set[str]]:
     """The prelude with the transposed masks that passes asked for, and the names that the graph reads."""
     steps, names = list(prelude), set()
     for node in order(outputs):
@@ -341,11 +341,11 @@ def _client_steps(outputs: list[Node], prelude: list[Step]) -> tuple[list[Step],
             names.add(node.name)
             source = node.attributes.get("transposed")
             if source and not any(step.name == node.name for step in steps):
-                steps.append(Step(name=node.name, target="aten.transpose.int", args=[{"ref": source}, -1, -2]))
+                steps.append(PreludeStep(name=node.name, target="aten.transpose.int", args=[{"ref": source}, -1, -2]))
     return steps, names
 
 
-def _refs(step: Step) -> set[str]:
+def _refs(step: PreludeStep) -> set[str]:
     found: set[str] = set()
     stack: list[Any] = [step.args, step.kwargs]
     while stack:
@@ -359,8 +359,8 @@ def _refs(step: Step) -> set[str]:
     return found
 
 
-def _needed(steps: Iterable[Step], wanted: set[str]) -> list[Step]:
-    kept: list[Step] = []
+def _needed(steps: Iterable[PreludeStep], wanted: set[str]) -> list[PreludeStep]:
+    kept: list[PreludeStep] = []
     wanted = set(wanted)
     for step in reversed(list(steps)):
         if step.name in wanted:

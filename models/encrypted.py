@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..protocols.base import find
 from ..protocols.ckks.choosing import circuit_of, plan
-from ..protocols.ckks.circuit import Circuit, Step
+from ..protocols.ckks.circuit import Circuit, CircuitStep
 from ..protocols.ckks.exact import Exact
-from ..protocols.ckks.facts import Facts, facts_of
+from ..protocols.ckks.facts import CircuitNeeds, facts_of
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
 from .compile import AnswerOutOfRange, decode_outputs
@@ -87,7 +87,7 @@ class Encrypted:
         values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
         exact, rows = Exact(self.circuit, values), []
 
-        def watch(step: Step, held: Mapping[int, Any]) -> None:
+        def watch(step: CircuitStep, held: Mapping[int, Any]) -> None:
             exact.step(step)
             found = self.keys.slots({number: held[number] for number in step.results})
             error = max(float(np.abs(found[n] - exact.held[n]).max()) for n in step.results)
@@ -148,7 +148,7 @@ def circuit_for(compiled: Weighted, degree: int | None = None) -> Chosen:
     return plan(program.instructions, program.outputs, _known(compiled), program.client, degree)
 
 
-def circuit_in(compiled: Weighted, facts: Facts) -> Circuit:
+def circuit_in(compiled: Weighted, facts: CircuitNeeds) -> Circuit:
     """The circuit that `facts` describe, planned again. Errors: CkksError if it is another one."""
     program, slots = compiled.program, facts.parameters.slots
     circuit = circuit_of(program.instructions, program.outputs, _known(compiled), program.client, slots)

@@ -70,7 +70,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Predicted classes by position in the test set, and the seconds of one text by phase."""
 
     predicted: dict[int, int]
@@ -102,10 +102,10 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
 def score(
     name: str,
     protocol: str,
-    answers: Answers,
+    answers: Predictions,
     labels: Sequence[int],
     classes: int,
-    others: Mapping[str, Answers] | None = None,
+    others: Mapping[str, Predictions] | None = None,
     seed: int = 0,
 ) -> Score:
     """Judge the answers by the labels (of the whole test set), and compare them with those of other rows."""
@@ -132,7 +132,7 @@ def score(
     )
 
 
-def _agreement(ours: Answers, theirs: Answers) -> Interval:
+def _agreement(ours: Predictions, theirs: Predictions) -> Interval:
     both = [i for i in ours.predicted if i in theirs.predicted]
     return wilson(sum(ours.predicted[i] == theirs.predicted[i] for i in both), len(both))
 
@@ -175,7 +175,7 @@ def torch_answers(
     *,
     rows: int = 32,
     progress: Progress | None = None,
-) -> Answers:
+) -> Predictions:
     """The model's answers in float32, with a plan's approximations if one is given."""
     before, predicted, seconds = plan_of(loaded.model), {}, []
     if plan is not None:
@@ -194,7 +194,7 @@ def torch_answers(
     finally:
         if plan is not None:
             restore(loaded.model) if before is None else approximate(loaded.model, before)
-    return Answers(predicted, {"torch": _median(seconds)})
+    return Predictions(predicted, {"torch": _median(seconds)})
 
 
 def compile_bucket(
@@ -218,7 +218,7 @@ def clear_answers(
     *,
     rows: int = 16,
     progress: Progress | None = None,
-) -> Answers:
+) -> Predictions:
     """The answers in fixed point, on the reference protocol: what every private run computes but for roundings."""
     predicted, seconds = {}, []
     for length, positions in by_bucket(loaded, texts, longest).items():
@@ -234,7 +234,7 @@ def clear_answers(
                 predicted[i] = _class(compiled, result[row : row + 1])
             if progress:
                 progress(len(predicted), len(texts))
-    return Answers(predicted, {"clear": _median(seconds)})
+    return Predictions(predicted, {"clear": _median(seconds)})
 
 
 def _class(compiled: Compiled, result: Tensor) -> int:

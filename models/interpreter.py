@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..protocols.base import Engine
-from ..protocols.rounds import Swap, Task, run_rounds
+from ..protocols.rounds import RoundTask, Swap, run_rounds
 from .program import Program
 
 
@@ -57,6 +57,6 @@ def interpret(
             args = [values[arg] for arg in item.args]
             return engine.execute(str(number), item.op, item.shape, item.width, args, item.attributes)
 
-        tasks.append(Task(item.args, start, lambda value, number=number: finish(number, value)))
+        tasks.append(RoundTask(item.args, start, lambda value, number=number: finish(number, value)))
     rounds = run_rounds(tasks, wire, progress)
     return Execution({name: values[number] for number, name in outputs.items()}, rounds)

@@ -25,7 +25,7 @@ from ..approximations.attention import MASKED
 from .graph import Builder, Node
 from .prelude import ALLOWED, operation
 from .problems import LoweringError, Problems
-from .program import Step
+from .program import PreludeStep
 from .rules import Rules
 from .rules.masks import is_infinite
 
@@ -56,7 +56,7 @@ class Value:
 class Lowered:
     outputs: list[Node]
     output_names: list[str]
-    prelude: list[Step]
+    prelude: list[PreludeStep]
     released: dict[str, Tensor]  # tensors of the prelude, by name
     origins: dict[str, frozenset[str]]  # the server's parameters that each is computed from; none: it is public
     inputs: list[str]
@@ -69,7 +69,7 @@ class Lowering:
     builder: Builder = field(default_factory=Builder)
     embedding: str = "client"
     values: dict[str, Any] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[PreludeStep] = field(default_factory=list)
     released: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     applied: dict[tuple[Any, ...], tuple[Value, Any]] = field(default_factory=dict)
@@ -228,11 +228,11 @@ class Lowering:
         """The client's value of a step of its prelude."""
         short, found = _short(target), list(_values([args, kwargs]))
         embedded = short == "embedding" or any(v.embedded for v in found)
-        self.steps.append(Step(name=name, target=target, args=_encode(args, self), kwargs=_encode(kwargs, self)))
+        self.steps.append(PreludeStep(name=name, target=target, args=_encode(args, self), kwargs=_encode(kwargs, self)))
         if isinstance(value, list | tuple):
             results = []
             for number, part in enumerate(value):
-                self.steps.append(Step(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
+                self.steps.append(PreludeStep(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
                 results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded))
             return results
         rearranged = short in REARRANGES and all(v.binary for v in found)
@@ -323,7 +323,7 @@ def _values(tree: Any) -> Any:
             yield from _values(item)
 
 
-def _mentioned(steps: list[Step], ref: str) -> Iterator[float]:
+def _mentioned(steps: list[PreludeStep], ref: str) -> Iterator[float]:
     """Sizes of the numbers in the steps that lead to `ref`, those that only mean "to the end" aside. What comes before
     a bound from below by a number that hides nothing cannot be low any more."""
     table = {step.name: step for step in steps}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import Program, ProgramError, Step
+from .program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
     """
@@ -85,7 +85,7 @@ def _refs(arg: Any) -> set[str]:
     return set().union(*(_refs(item) for item in arg), set()) if isinstance(arg, list | tuple) else set()
 
 
-def _check_ids(step: Step, args: list[Any]) -> None:
+def _check_ids(step: PreludeStep, args: list[Any]) -> None:
     """Errors: ProgramError where a lookup would read a row that its table does not have."""
     if "embedding" in step.target:
         rows, ids = len(args[0]), args[1]

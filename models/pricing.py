@@ -33,7 +33,7 @@ NETWORKS = {
 
 
 @dataclass
-class Row:
+class PriceRow:
     """One module's share of the price. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
 
     path: str
@@ -56,7 +56,7 @@ class Price:
     offline_bytes: int
     macs: int
     setup_bytes: int
-    rows: list[Row]
+    rows: list[PriceRow]
     layout: tuple[int, ...] = field(default=(), repr=False)  # bytes of each of the dealer's corrections, in order
 
     @property
@@ -91,9 +91,9 @@ def _price(_: str, holder: _Holder) -> Price:
     weights = {n: torch.empty(s, dtype=torch.int64, device="meta") for n, s in program.weight_shapes().items()}
     engine = PricingEngine(Ring(program.ring), weights)
     execution = interpret(program, engine, lambda swaps: [None] * len(swaps))
-    rows: dict[str, Row] = {}
+    rows: dict[str, PriceRow] = {}
     for number, item in enumerate(program.instructions):
-        row = rows.setdefault(item.path, Row(item.path))
+        row = rows.setdefault(item.path, PriceRow(item.path))
         cost = engine.costs.get(str(number))
         macs = _macs(program, number)
         row.macs += macs

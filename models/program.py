@@ -46,7 +46,7 @@ class Instruction(BaseModel):
     path: str = ""
 
 
-class Step(BaseModel):
+class PreludeStep(BaseModel):
     """One step of the prelude, which the client runs in the clear: an ATen operation by name.
 
     Arguments are JSON; {"ref": name} stands for an earlier value, {"dtype": name} for a torch dtype.
@@ -70,7 +70,7 @@ class Program(BaseModel):
     ring: int = 64
     plan: str = ""
     inputs: dict[str, tuple[int, ...]] = {}
-    prelude: tuple[Step, ...] = ()
+    prelude: tuple[PreludeStep, ...] = ()
     client: dict[str, str] = {}
     instructions: tuple[Instruction, ...] = ()
     outputs: dict[str, int] = {}

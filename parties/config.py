@@ -117,7 +117,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
-class Session(_Section):
+class SessionSection(_Section):
     """What all parties of a session have in common, but for `timeout`: seconds of silence after which a peer counts as
     dead."""
 
@@ -138,7 +138,7 @@ class HelperAddress(_Section):
     address: Dialled = Address("localhost", 7445)
 
 
-class Parties(_Section):
+class PartiesSection(_Section):
     """Where the parties that listen are dialled. A client only dials, so it may sit behind NAT."""
 
     server: ServerAddress = ServerAddress()
@@ -146,13 +146,13 @@ class Parties(_Section):
     helper: HelperAddress = HelperAddress()
 
 
-class Certificates(_Section):
+class CertificatesSection(_Section):
     """`folder` holds ca.pem, and this party's own certificate and key."""
 
     folder: Folder = Path("certs")
 
 
-class Service(_Section):
+class ServiceSection(_Section):
     """What every long-lived process has. The numbers bound it: nobody outside can make it hold more."""
 
     listen: Listening = Address("127.0.0.1", 0)
@@ -175,7 +175,7 @@ class Service(_Section):
     log_format: Literal["text", "json"] = "text"
 
 
-class Server(Service):
+class ServerSection(ServiceSection):
     folder: Folder = Path("compiled/server")
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
@@ -200,13 +200,13 @@ class Server(Service):
     """Protocol ckks: processes that share one query's ciphertexts; with few clients, one for each core."""
 
 
-class Dealer(Service):
+class DealerSection(ServiceSection):
     listen: Listening = Address("127.0.0.1", 7444)
     share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     """Its sessions are held by servers, and often there is one server."""
 
 
-class Helper(Service):
+class HelperSection(ServiceSection):
     """The second server of topology "helper": it takes the client's seat in the computation."""
 
     folder: Folder = Path("compiled/helper")
@@ -216,7 +216,7 @@ class Helper(Service):
     """Where the server's masked weights are kept."""
 
 
-class Client(_Section):
+class ClientSection(_Section):
     folder: Folder = Path("compiled/client")
     spool: Folder | None = None
     cache: Folder = Path("~/.cache/blindformer")
@@ -225,7 +225,7 @@ class Client(_Section):
     """Seconds to go on asking a server that is busy."""
 
 
-class Seat(_Section):
+class PartySection(_Section):
     """One party of protocol `crypten`. `address`: where those after it dial it; the last is dialled by nobody."""
 
     address: Dialled | None = None
@@ -239,7 +239,7 @@ class Seat(_Section):
     """A compiled folder, or its part of it."""
 
 
-class Crypten(_Section):
+class CryptenSection(_Section):
     """Protocol `crypten`: [crypten.parties.NAME] in order. The first owns the model, unless another is said to."""
 
     length: int | None = Field(default=None, ge=1)
@@ -250,7 +250,7 @@ class Crypten(_Section):
     """Queries whose correlations a party holds ahead at most, in memory."""
     ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take."""
-    parties: dict[str, Seat] = {}
+    parties: dict[str, PartySection] = {}
 
 
 _AGREED = {"owns", "answers"}  # of a seat, what all parties must have in common
@@ -259,14 +259,14 @@ _AGREED = {"owns", "answers"}  # of a seat, what all parties must have in common
 class Settings(_Section):
     """A whole configuration, with every path absolute. Made by `load_settings`."""
 
-    session: Session
-    parties: Parties
-    certificates: Certificates
-    server: Server
-    dealer: Dealer
-    helper: Helper
-    client: Client
-    crypten: Crypten
+    session: SessionSection
+    parties: PartiesSection
+    certificates: CertificatesSection
+    server: ServerSection
+    dealer: DealerSection
+    helper: HelperSection
+    client: ClientSection
+    crypten: CryptenSection
     _file: Path | None = PrivateAttr(default=None)
 
     @property

@@ -72,7 +72,7 @@ def over_channel(channel: Channel) -> Wire:
 
 
 @dataclass
-class Task:
+class RoundTask:
     """One instruction of a Program: which tasks it needs, and how to start it once they are done."""
 
     needs: tuple[int, ...]
@@ -80,7 +80,7 @@ class Task:
     done: Callable[[Any], None]
 
 
-def run_rounds(tasks: list[Task], wire: Wire, progress: Callable[[int], None] | None = None) -> int:
+def run_rounds(tasks: list[RoundTask], wire: Wire, progress: Callable[[int], None] | None = None) -> int:
     """Run all tasks; return the number of rounds (messages exchanged in sequence)."""
     missing = [len(set(t.needs)) for t in tasks]
     users: list[list[int]] = [[] for _ in tasks]

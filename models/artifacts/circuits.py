@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...protocols.ckks.circuit import Circuit, Ends, Input, Output
-from ...protocols.ckks.facts import Facts, facts_from, facts_of
+from ...protocols.ckks.facts import CircuitNeeds, facts_from, facts_of
 from ...protocols.ckks.packing import Layout
 from ...protocols.ckks.parameters import CkksError
 from ..encrypted import Chosen
@@ -25,7 +25,7 @@ FILE = "circuit.json"
 class CircuitPart:
     """`levels`: (module, levels in it, levels after it), in order. `stride`, `lanes`: how texts lie in a ciphertext."""
 
-    facts: Facts
+    facts: CircuitNeeds
     levels: list[tuple[str, int, int]]
     lanes: int
     stride: int
@@ -79,7 +79,7 @@ def read_circuit(part: Path, length: int, tensors: Mapping[str, Tensor] | None =
         raise ArtifactError(f"{file}: is damaged; copy the part again, or compile again") from None
 
 
-def _ends(found: Mapping[str, Any], facts: Facts, tensors: Mapping[str, Tensor]) -> Ends:
+def _ends(found: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, Tensor]) -> Ends:
     slots = facts.parameters.slots
 
     def layout(name: str, item: Mapping[str, Any]) -> Layout:

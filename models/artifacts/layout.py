@@ -15,9 +15,7 @@ FORMAT = 2  # of the folder; a Program has a format of its own
 PARTS = ("server", "client", "helper")
 VERSIONS = "versions.json"
 TENSORS = "tensors.safetensors"
-SECRET = (
-    "secret.key"  # made by the server at first use (session/mask_seed.py): not in versions.json
-)
+SECRET = "secret.key"  # made by the server at first use (session/mask_seed.py): not in versions.json
 _CHUNK = 2**20
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from typing import Any
 
 from .dataset import DataError
 from .files import LABELS, SPLITS, TEXTS, choose, classes
-from .registry import Rows
+from .registry import RawExamples
 
 
-def read_folder(path: Path, text: str | None = None, label: str | None = None) -> Rows:
+def read_folder(path: Path, text: str | None = None, label: str | None = None) -> RawExamples:
     """Rows of a Dataset or a DatasetDict on disk. Parts by the usual names are kept; unlabelled ones (-1) are left out.
 
     Errors: DataError.
@@ -45,6 +45,6 @@ def read_folder(path: Path, text: str | None = None, label: str | None = None) -
     if not texts:
         raise DataError(f"{path}: holds no labelled examples in parts named {', '.join(SPLITS)}")
     if names is not None:
-        return Rows(texts, [int(y) for y in labels], tuple(names), parts)
+        return RawExamples(texts, [int(y) for y in labels], tuple(names), parts)
     indices, found_names = classes(str(path), labels)
-    return Rows(texts, indices, found_names, parts)
+    return RawExamples(texts, indices, found_names, parts)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from .dataset import DataError
-from .registry import Rows, source
+from .registry import RawExamples, source
 
 HOW = "pip install scikit-learn"
 
 
 @source("digits", title="Handwritten digits 8 x 8 (UCI), 10 classes", licence="CC BY 4.0", how=HOW)
-def read(folder: Path | None) -> Rows:
+def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds digits.csv.gz. Grey levels 0..16 become 0..255."""
     if folder is None:
         package = find_spec("sklearn")
@@ -35,4 +35,4 @@ def read(folder: Path | None) -> Rows:
         raise DataError(f"digits: {file} cannot be read ({error}); run: {HOW}") from None
     grey = (table[:, :64] * 255 + 8) // 16
     images = torch.from_numpy(grey.astype(np.uint8)).reshape(-1, 8, 8)
-    return Rows(images, table[:, 64].tolist(), tuple(str(d) for d in range(10)))
+    return RawExamples(images, table[:, 64].tolist(), tuple(str(d) for d in range(10)))

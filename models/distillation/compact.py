@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...approximations.registry import EXACT
 from ..huggingface import huggingface
-from .settings import DistillError, Settings
+from .settings import DistillError, DistillSettings
 
 EMBEDDINGS = "electra.embeddings.*"
 _DIRECTIONS = 4096  # tokens that the projection's first directions are found from
 
 
 def compact_student(
-    teacher: nn.Module, settings: Settings, labels: dict[int, str], batches: list[dict[str, Tensor]]
+    teacher: nn.Module, settings: DistillSettings, labels: dict[int, str], batches: list[dict[str, Tensor]]
 ) -> nn.Module:
     """A student of `settings.hidden` features with random layers, drawn with the seed. The projection begins as the
     directions in which the embeddings of the batches vary most.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import Dataset
 from ..huggingface import huggingface
 from ..loading import Loaded
-from .settings import DistillError, Settings
+from .settings import DistillError, DistillSettings
 
 VIT = "vit"
 IMAGES: dict[str, Any] = {
@@ -26,7 +26,7 @@ IMAGES: dict[str, Any] = {
 _ACROSS = 4  # patches in a row
 
 
-def new_vit(data: Dataset, settings: Settings) -> Loaded:
+def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
     """A ViT of 4 x 4 patches with random weights, drawn with the seed, and the processor that feeds it.
 
     Errors: DistillError for texts, or images that 4 x 4 patches do not cover.

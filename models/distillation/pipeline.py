@@ -25,7 +25,7 @@ from .checkpoints import check_new, locked, storing
 from .compact import compact_student, freeze, in_clear
 from .images import IMAGES, VIT, new_vit
 from .ranges import RangePenalty, extremes, observed
-from .settings import Settings
+from .settings import DistillSettings
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import check_modules, in_training, layer_count, settled, spread, with_layers
 from .teacher import classifier_of, freeze_embeddings, is_classifier, judged, teacher_stage
@@ -69,23 +69,23 @@ def distill(
     data       a data set, or what `load_data` takes
     out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
     transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
-    settings   fields of `Settings`
+    settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
-    chosen, out = Settings(**settings), Path(out)
+    chosen, out = DistillSettings(**settings), Path(out)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
-    run: type[_Run] = _Run
+    run: type[_Pipeline] = _Pipeline
     if teacher == VIT:
-        run, chosen = _OfImages, Settings(**{**IMAGES, **settings})
+        run, chosen = _OfImages, DistillSettings(**{**IMAGES, **settings})
     with locked(out):
         loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
         return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
 
 
-class _Run:
+class _Pipeline:
     def __init__(
         self,
         loaded: Loaded,
@@ -93,7 +93,7 @@ class _Run:
         transfer: Dataset | None,
         out: Path,
         plan: Plan,
-        settings: Settings,
+        settings: DistillSettings,
         progress: Progress | None,
         say: Say,
     ) -> None:
@@ -237,7 +237,7 @@ class _Run:
         return by_private_length(tokens)
 
 
-class _OfImages(_Run):
+class _OfImages(_Pipeline):
     """A new teacher, and a student of its shape."""
 
     def _read(self, examples: Examples) -> Any:

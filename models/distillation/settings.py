@@ -18,7 +18,7 @@ COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate":
 """Defaults for a compact student: it shares no states with its teacher, and learns fast."""
 
 
-class Settings(BaseModel):
+class DistillSettings(BaseModel):
     """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
 
     layers           layers of the student, as many as the teacher's unless given; spread evenly, the last one kept

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .batches import Tokens, in_order
 from .losses import answer_loss, state_loss
 from .ranges import RangePenalty, blame, extremes
-from .settings import Settings
+from .settings import DistillSettings
 from .states import TeacherStates, states_of
 from .teacher import judged
 from .training import Stage
@@ -32,7 +32,7 @@ class Pupil:
         kept: list[int],
         train: Tokens,
         validation: Tokens,
-        settings: Settings,
+        settings: DistillSettings,
         start: dict[str, tuple[float, float]],
     ) -> None:
         self.student, self.teacher, self.kept = student, teacher, kept

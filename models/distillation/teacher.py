@@ -13,7 +13,7 @@ from ..data import DataError
 from ..huggingface import FILES_ALONE, NO_CODE, huggingface
 from ..loading import Loaded
 from .batches import Tokens, in_order
-from .settings import DistillError, Settings
+from .settings import DistillError, DistillSettings
 from .training import Stage, accuracy
 
 
@@ -58,7 +58,7 @@ def freeze_embeddings(model: nn.Module) -> None:
     model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[operator, union-attr]
 
 
-def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: Settings) -> Stage:
+def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings) -> Stage:
     """Plain fine-tuning with cross entropy; the epoch of the best validation accuracy counts."""
 
     def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:

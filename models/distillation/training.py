@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from .batches import epoch_batches
 from .checkpoints import read, write
-from .settings import DistillError, Settings
+from .settings import DistillError, DistillSettings
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """Progress: after every step and every epoch. `metric`: the stage's best on validation so far, None before one."""
 
     stage: str
@@ -32,7 +32,7 @@ class Step:
     metric: float | None
 
 
-Progress = Callable[[Step], None]
+Progress = Callable[[TrainingStep], None]
 
 
 @dataclass
@@ -70,7 +70,7 @@ def train(
     model: nn.Module,
     stage: Stage,
     lengths: Sequence[int],
-    settings: Settings,
+    settings: DistillSettings,
     file: Path,
     fingerprint: str,
     progress: Progress | None = None,
@@ -113,13 +113,15 @@ def train(
                 for name, number in (("loss", value), *parts.items()):
                     state.sums[name] = state.sums.get(name, 0.0) + number
                 if progress:
-                    progress(Step(stage.name, state.epoch, state.step, total, value, _shown(state)))
+                    progress(TrainingStep(stage.name, state.epoch, state.step, total, value, _shown(state)))
                 if state.at < batches_an_epoch and state.at % settings.checkpoint_steps == 0:
                     _save(file, state, parameters, optimizer, best, fingerprint)
             _end_epoch(model, stage, state, best, parameters, batches_an_epoch, settings.patience)
             _save(file, state, parameters, optimizer, best, fingerprint)
             if progress:
-                progress(Step(stage.name, state.epoch, state.step, total, state.history[-1]["loss"], _shown(state)))
+                progress(
+                    TrainingStep(stage.name, state.epoch, state.step, total, state.history[-1]["loss"], _shown(state))
+                )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..program import Step
+from ..program import PreludeStep
 from . import rule
 from .elementwise import add
 
@@ -79,11 +79,11 @@ def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], paddin
     value = torch.nn.functional.unfold(x.value, (*kernel,), padding=(*padding,), stride=(*stride,))
     name = f"{x.ref}.patches.{len(lowering.steps)}"
     lowering.steps += [
-        Step(
+        PreludeStep(
             name=f"{name}.columns", target="aten.im2col.default", args=[{"ref": x.ref}, kernel, [1, 1], padding, stride]
         ),
-        Step(name=f"{name}.rows", target="aten.transpose.int", args=[{"ref": f"{name}.columns"}, 1, 2]),
-        Step(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.rows"}, list(node.shape)]),
+        PreludeStep(name=f"{name}.rows", target="aten.transpose.int", args=[{"ref": f"{name}.columns"}, 1, 2]),
+        PreludeStep(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.rows"}, list(node.shape)]),
     ]
     return lowering.as_node(Value("client", value.transpose(1, 2).reshape(node.shape), ref=name))
 
@@ -94,7 +94,7 @@ def embedding(lowering: Any, table: Any, ids: Any, *options: Any) -> Node:
     from ..lowering import Value
 
     name, count = f"{ids.ref}.one_hot.{len(lowering.steps)}", table.value.shape[0]
-    lowering.steps.append(Step(name=name, target="aten.one_hot.default", args=[{"ref": ids.ref}, count]))
+    lowering.steps.append(PreludeStep(name=name, target="aten.one_hot.default", args=[{"ref": ids.ref}, count]))
     rows = torch.nn.functional.one_hot(ids.value, count)
     return _product(lowering, lowering.as_node(Value("client", rows, ref=name)), lowering.as_node(table))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..program import Step
+from ..program import PreludeStep
 from . import rule
 
 
@@ -132,8 +132,8 @@ def _own_rows(lowering: Any, node: Node, columns: Any) -> Node:
     b, name, count = lowering.builder, f"{columns.ref}.one_hot.{len(lowering.steps)}", node.shape[1]
     places = torch.nn.functional.one_hot(columns.value, count).reshape(-1, count, *[1] * (len(node.shape) - 2))
     lowering.steps += [
-        Step(name=f"{name}.flat", target="aten.one_hot.default", args=[{"ref": columns.ref}, count]),
-        Step(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.flat"}, list(places.shape)]),
+        PreludeStep(name=f"{name}.flat", target="aten.one_hot.default", args=[{"ref": columns.ref}, count]),
+        PreludeStep(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.flat"}, list(places.shape)]),
     ]
     mask = lowering.as_node(Value("client", places, ref=name, binary=True))
     return b.sum(b.mul(node, mask), [1], keepdim=False)

@@ -17,7 +17,7 @@ from ...protocols.errors import BlindformerError
 from ...versions import spoken_version
 from ..doctor.checks import EXPIRY_DAYS
 from ..service.logs import Log
-from ..transport.probe import Facts
+from ..transport.probe import PeerFacts
 from ..transport.wires import NEW_CERTIFICATE
 from .authority import CA, REVOKED, load_certificate, state_of
 from .development import CertificateError, client_context, server_context
@@ -89,9 +89,9 @@ class Identity:
         when = f"ends on {self._ends:%Y-%m-%d %H:%M} UTC, in {left:.0f} days" if left > 0 else "has expired"
         return f"{self._first} {when}; renew it, and copy it here: it is taken without a restart"
 
-    def facts(self, config: str, programs: Collection[str] = ()) -> Facts:
+    def facts(self, config: str, programs: Collection[str] = ()) -> PeerFacts:
         """What this party says of itself to a probe."""
-        return Facts(blindformer=spoken_version(), role=self.role, config=config, programs=list(programs))
+        return PeerFacts(blindformer=spoken_version(), role=self.role, config=config, programs=list(programs))
 
     def _check_newer(self, found: RevokedList | None, issuer: str) -> None:
         """Nobody who was revoked comes back because an old list, or none, was copied here."""

@@ -16,12 +16,12 @@ def dealer(given: Given) -> None:
     from ..service.running import run
 
     settings = load_settings(given.config, ("beaver",), **given.flags())
-    from ..service.dealer import Dealing
+    from ..service.dealer import DealerService
 
     run(
         "dealer",
         settings.dealer,
-        lambda limits, scratch: Dealing(settings, limits, scratch),
+        lambda limits, scratch: DealerService(settings, limits, scratch),
         show if settings.dealer.log_format == "text" else None,
         lifeline=given.lifeline,
     )

@@ -85,14 +85,14 @@ def distill(
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
-        from ...models.distillation import Step
+        from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
 
         chosen = read_plan(plan)
         dataset = read_data(data, seed, data_folder, text_column, label_column, encoding)
         phases.end("load")
 
-        def show(step: Step) -> None:
+        def show(step: TrainingStep) -> None:
             phases.step(step.stage, step.step, step.steps)
             best = "" if step.metric is None else f"   best {step.metric:.4f}"
             phases.note(step.stage, f"epoch {step.epoch + 1}   loss {step.loss:.3f}{best}")

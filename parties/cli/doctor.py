@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .output import Door, Format, FormatOption, Phases, console, emit, prepare, table
+from .output import Format, FormatOption, Phases, Served, console, emit, prepare, table
 
 PIPED_WIDTH = 300  # one line a check, for grep
 
 
-class Party(enum.StrEnum):
+class DoctorParty(enum.StrEnum):
     server = "server"
     client = "client"
     dealer = "dealer"
@@ -25,10 +25,10 @@ class Party(enum.StrEnum):
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="The deployment's blindformer.toml.")] = None,
     party: Annotated[
-        Party | None, typer.Option("--party", help="Which party this machine is (default: whose key is here).")
+        DoctorParty | None, typer.Option("--party", help="Which party this machine is (default: whose key is here).")
     ] = None,
     protocol: Annotated[
-        Door | None, typer.Option("--protocol", help="beaver or ckks (default: the configuration's).")
+        Served | None, typer.Option("--protocol", help="beaver or ckks (default: the configuration's).")
     ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, max=20, help="How long to measure a bandwidth, each way.")

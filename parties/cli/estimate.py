@@ -29,7 +29,7 @@ from .output import (
 ROLES = ("server", "client", "dealer")
 
 
-class Priced(enum.StrEnum):
+class PricedPlan(enum.StrEnum):
     beaver = "beaver"
     crypten = "crypten"
 
@@ -47,7 +47,9 @@ def estimate(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", min=0.001, help="Mbit/s each way, as doctor says.")
     ] = None,
-    protocol: Annotated[Priced, typer.Option("--protocol", help="beaver; or crypten: N parties.")] = Priced.beaver,
+    protocol: Annotated[
+        PricedPlan, typer.Option("--protocol", help="beaver; or crypten: N parties.")
+    ] = PricedPlan.beaver,
     parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
@@ -72,9 +74,9 @@ def estimate(
         from ..reports.estimate import estimate as priced
         from ..reports.estimate import find_network
 
-        if protocol is Priced.beaver and parties != 2:
+        if protocol is PricedPlan.beaver and parties != 2:
             raise RosterError(f"--parties {parties}: protocol beaver has two; use --protocol crypten")
-        roster = numbered(parties) if protocol is Priced.crypten else None
+        roster = numbered(parties) if protocol is PricedPlan.crypten else None
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         chosen = read_plan(plan) if plan else None
         phases.note("load", "the model")

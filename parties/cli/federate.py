@@ -21,7 +21,7 @@ from .data_options import (
 from .output import Format, FormatOption, Phases, console, emit, prepare, table, use_threads
 
 
-class Engine(enum.StrEnum):
+class FederateEngine(enum.StrEnum):
     here = "here"
     ray = "ray"
 
@@ -104,8 +104,9 @@ def federate(
         ),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option("--engine", help="Who plays the clients: this process, one by one, or Ray's workers.")
-    ] = Engine.here,
+        FederateEngine,
+        typer.Option("--engine", help="Who plays the clients: this process, one by one, or Ray's workers."),
+    ] = FederateEngine.here,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
     ] = False,
@@ -133,7 +134,7 @@ def federate(
         from ...federated.federate import federate as run
         from ...federated.figures import rounds_figure
         from ...federated.partitions import deal
-        from ...federated.settings import FederateError, Settings
+        from ...federated.settings import FederateError, FederateSettings
         from ...federated.subject import settle
         from ...federated.terms import node_configs
         from ...models.distillation.checkpoints import check_new
@@ -142,7 +143,7 @@ def federate(
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
-        chosen = Settings(
+        chosen = FederateSettings(
             data=data, text=text_column or "", label=label_column or "", encoding=encoding,
             clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
@@ -150,12 +151,12 @@ def federate(
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
             epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
-        if deploy and engine is Engine.ray:
+        if deploy and engine is FederateEngine.ray:
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
-        if node_config and engine is Engine.ray:
+        if node_config and engine is FederateEngine.ray:
             raise FederateError("--node-config: Ray's workers have none; use --deploy, or leave --engine ray out")
         nodes = node_configs(node_config or (), clients)
-        if (deploy or engine is Engine.ray) and data_folder is not None:
+        if (deploy or engine is FederateEngine.ray) and data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
         dataset = dataset_of(chosen, data_folder)
         chosen = settle(chosen, dataset)
@@ -170,7 +171,7 @@ def federate(
             phases.step("rounds", made.number, total)
             phases.note("rounds", _line(made))
 
-        if engine is Engine.ray:
+        if engine is FederateEngine.ray:
             found = simulate(out, progress=show, **chosen.model_dump())
         elif deploy:
             found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump())

@@ -35,12 +35,12 @@ def helper(
         "session.topology": "helper",
     }
     settings = load_settings(given.config, ("beaver",), **given.flags(folder=folder, cache=cache), **own)
-    from ..service.helper import Helping
+    from ..service.helper import HelperService
 
     run(
         "helper",
         settings.helper,
-        lambda limits, scratch: Helping(settings, limits, scratch),
+        lambda limits, scratch: HelperService(settings, limits, scratch),
         show if settings.helper.log_format == "text" else None,
         lifeline=given.lifeline,
     )

@@ -43,7 +43,7 @@ class Protocol(enum.StrEnum):
     clear = "clear"
 
 
-class Door(enum.StrEnum):
+class Served(enum.StrEnum):
     """Protocols that are served (parties/registry.py)."""
 
     beaver = "beaver"

@@ -13,12 +13,12 @@ import typer
 from ..session.heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
 from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
-from .output import Door, PairOption, Phases, console, emit, prepare, use_threads
+from .output import PairOption, Phases, Served, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
 
-class Form(enum.StrEnum):
+class OutputForm(enum.StrEnum):
     text = "text"
     json = "json"
     jsonl = "jsonl"
@@ -48,7 +48,7 @@ def query(
     field: FieldOption = None,
     pair: PairOption = None,
     protocol: Annotated[
-        Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
+        Served | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The deployment's blindformer.toml.")] = None,
     server: Annotated[
@@ -86,8 +86,9 @@ def query(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this side.")] = 1,
     any_ring: Annotated[bool, typer.Option("--any-ring", hidden=True, help="FOR TESTS: below 128 bits.")] = False,
     form: Annotated[
-        Form, typer.Option("--format", help="text; json: one object; jsonl: one object a line, each when it is there.")
-    ] = Form.text,
+        OutputForm,
+        typer.Option("--format", help="text; json: one object; jsonl: one object a line, each when it is there."),
+    ] = OutputForm.text,
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
@@ -131,7 +132,7 @@ def query(
 
             def take(index: int, result: Any) -> None:
                 results[index] = result
-                if form is Form.jsonl:
+                if form is OutputForm.jsonl:
                     emit({**_row(client.task, items[index], result), **_costs(result)})
                     sys.stdout.flush()
 
@@ -146,8 +147,10 @@ def query(
             if broken is not None and answered:  # what was answered before is good
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
-    if answered and form is not Form.jsonl:
-        (_show if form is Form.text else _emit)(client, [(item, results[index]) for index, item in enumerate(items)])
+    if answered and form is not OutputForm.jsonl:
+        (_show if form is OutputForm.text else _emit)(
+            client, [(item, results[index]) for index, item in enumerate(items)]
+        )
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}

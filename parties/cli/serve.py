@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..session.heap import keep_freed_memory
-from .output import Door, prepare
+from .output import Served, prepare
 from .service_options import Given, service_command, show
 
 
@@ -17,7 +17,7 @@ def server(
     given: Given,
     folder: Annotated[Path | None, typer.Argument(help="The server's part of a compiled folder.")] = None,
     protocol: Annotated[
-        Door | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
+        Served | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
     ] = None,
     dealer: Annotated[str | None, typer.Option("--dealer", help="HOST:PORT of the dealer.")] = None,
     topology: Annotated[

@@ -21,7 +21,7 @@ from ...models.artifacts import ClientLength, Question, load_client
 from ...models.artifacts.client import sources_of
 from ...models.compile import AnswerOutOfRange
 from ...models.encrypted import decode_real, real_values
-from ...protocols.ckks.facts import Facts, facts_from
+from ...protocols.ckks.facts import CircuitNeeds, facts_from
 from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.ckks.sealed import SealedError
@@ -33,7 +33,7 @@ from ..local.services import LOCAL, LocalServices
 from ..reports.report import Report, ckks_report, requests_in_words
 from ..service.limits import cores
 from ..session import Progress, rss_mb
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from .base import Asking, ClientError, Result
 from .http import SERVER, Api, KeysGone, refusal
 from .secret_keys import KeptKeys
@@ -131,7 +131,7 @@ class EncryptedClient(Asking):
         self._keyed: dict[str, Keyed] = {}
         self._closed = False
 
-    def _facts(self, part: ClientLength) -> Facts:
+    def _facts(self, part: ClientLength) -> CircuitNeeds:
         if part.circuit is None:
             raise CkksError(
                 f"{self.part.folder}: is not compiled for encrypted queries; compile a model that was distilled with "
@@ -166,7 +166,7 @@ class EncryptedClient(Asking):
                 self.progress("query", done, len(questions))
             try:
                 replies.append((together, self.ask([questions[number] for number in together])))
-            except Busy as busy:
+            except SlotsBusy as busy:
                 replies.append((together, busy))
             except BlindformerError as error:
                 broken = error
@@ -186,7 +186,7 @@ class EncryptedClient(Asking):
         self._closed = True
         if self._api is not None and self._key_folder is None:
             for keyed in self._keyed.values():
-                with suppress(PeerError, Busy):
+                with suppress(PeerError, SlotsBusy):
                     self._api.ask("DELETE", f"/v1/keys/{keyed.name}")
         self._keyed.clear()
         local, self._local = self._local, None
@@ -194,14 +194,16 @@ class EncryptedClient(Asking):
             local.close()
 
     # --- one request -------------------------------------------------------------------------------------------------
-    def _read(self, reply: Reply | Busy, questions: list[Question], results: list[Result], top_k: int | None) -> None:
+    def _read(
+        self, reply: Reply | SlotsBusy, questions: list[Question], results: list[Result], top_k: int | None
+    ) -> None:
         """Fill in what a reply decrypts to, or why there is nothing."""
         part = questions[0].part
         try:
-            if isinstance(reply, Busy):
+            if isinstance(reply, SlotsBusy):
                 raise reply
             decrypted = reply.open()
-        except (Busy, SealedError) as error:
+        except (SlotsBusy, SealedError) as error:
             for result in results:
                 result.error = error
             return
@@ -223,7 +225,7 @@ class EncryptedClient(Asking):
         while True:
             try:
                 return replace(self._once(questions), retried=retried)
-            except Busy as busy:
+            except SlotsBusy as busy:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise
@@ -301,7 +303,7 @@ class EncryptedClient(Asking):
             SERVER, "serves another program or other parameters than this folder has", "get its client's folder"
         )
 
-    def _keys(self, part: ClientLength, facts: Facts, api: Api) -> Keyed:
+    def _keys(self, part: ClientLength, facts: CircuitNeeds, api: Api) -> Keyed:
         """Keys that the server has, of earlier or made and sent now."""
         if facts.program in self._keyed:
             return self._keyed[facts.program]
@@ -328,7 +330,7 @@ class EncryptedClient(Asking):
         self._keyed[facts.program] = Keyed(keys, name, time.perf_counter() - started, api.sent - before)
         return self._keyed[facts.program]
 
-    def _told(self, keys: Any, facts: Facts) -> Iterator[bytes]:
+    def _told(self, keys: Any, facts: CircuitNeeds) -> Iterator[bytes]:
         total = 1 + len(facts.elements)
         for number, sealed in enumerate(keys.sealed_evaluation()):
             if self.progress:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ..config import Address
-from ..session.compute_slots import Busy, LimitReached
+from ..session.compute_slots import LimitReached, SlotsBusy
 from ..transport.frames import printable
 from ..transport.tls import HANDSHAKE_SECONDS, reach, role_of
 from ..transport.wires import explain
@@ -114,7 +114,7 @@ def refusal(status: int, why: str, retry_after: str = "") -> Exception:
     """The error for what the server says no to."""
     what, _, remedy = printable(why).rpartition("; ")
     if status == 503:
-        return Busy(SERVER, float(retry_after) if retry_after.isdigit() else 5.0)
+        return SlotsBusy(SERVER, float(retry_after) if retry_after.isdigit() else 5.0)
     kind = KeysGone if status == 410 else PeerRefused
     return kind(SERVER, what or remedy, remedy if what else "see its log")
 

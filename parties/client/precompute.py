@@ -10,7 +10,7 @@ from ...models.artifacts import Question, load_client
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session import ClientParty, Progress
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
 from .sessions import Sessions
 
@@ -55,12 +55,12 @@ def precompute(
             before = party.kept
             try:
                 party.precompute(count - before, progress and _counting(progress, before, count))
-            except Busy as busy:
+            except SlotsBusy as busy:
                 if party.kept > before:
                     deadline = time.monotonic() + settings.client.wait
                 try:
                     sessions.rest(busy, deadline)
-                except Busy as error:
+                except SlotsBusy as error:
                     stopped = error
             except SpoolError as error:
                 stopped = error

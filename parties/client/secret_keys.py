@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from ...protocols.ckks.facts import Facts
+from ...protocols.ckks.facts import CircuitNeeds
 from ...protocols.errors import BlindformerError
 from ..config import Address
 
@@ -20,7 +20,7 @@ class KeyFileError(BlindformerError):
 class KeptKeys:
     """In `folder`, for one program at one server: the secret key, and the name of its evaluation keys there."""
 
-    def __init__(self, folder: Path, facts: Facts, address: Address) -> None:
+    def __init__(self, folder: Path, facts: CircuitNeeds, address: Address) -> None:
         what = f"{facts.program} {facts.parameters} {address}"
         self._folder = folder
         self._secret = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.secret"

@@ -17,7 +17,7 @@ from ..certificates.development import client_context
 from ..config import Settings
 from ..local.services import LocalServices
 from ..session import Answer, ClientParty, Progress, UseSpool
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from ..session.helper.owner import ask_two_servers
 from ..session.meeting import meet_server, my_hello, new_session, seed_dealer, tell
 from ..session.spool import Spool
@@ -25,7 +25,7 @@ from ..session.spool import Spool
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that a session was lost to
 
 
-class Party(Protocol):
+class ClientSession(Protocol):
     """The data owner's end of a session, whoever sits on the client's seat."""
 
     program: Program
@@ -37,10 +37,10 @@ class Party(Protocol):
 
 
 @dataclass
-class Opened:
+class OpenSession:
     """`setup_s`: seconds that it took to meet the others and to get the masked weights."""
 
-    party: Party
+    party: ClientSession
     setup_s: float
 
 
@@ -62,9 +62,9 @@ class Sessions:
         self.use_spool: UseSpool = use_spool
         self.cache, self.progress = cache, progress
         self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
-        self._open: dict[str, Opened] = {}
+        self._open: dict[str, OpenSession] = {}
 
-    def open(self, question: Question, deadline: float, patient: bool = False) -> Opened:
+    def open(self, question: Question, deadline: float, patient: bool = False) -> OpenSession:
         """The session of the question's program. A busy server is asked again until `deadline` (of time.monotonic).
 
         `patient`: so is one that cannot be reached, because it may be coming back. Errors: PeerError, Busy.
@@ -77,7 +77,7 @@ class Sessions:
                 self._open[key] = self._meet(question)
                 if self.progress:
                     self.progress("connect", 1, 1)
-            except Busy as busy:
+            except SlotsBusy as busy:
                 if not self._make_room():
                     self.rest(busy, deadline)
             except PeerGone:
@@ -86,7 +86,7 @@ class Sessions:
                 time.sleep(REOPEN_SECONDS)
         return self._open[key]
 
-    def rest(self, busy: Busy, deadline: float) -> None:
+    def rest(self, busy: SlotsBusy, deadline: float) -> None:
         """Sleep as long as a busy server asks for, and a little more, or less if the deadline is near.
 
         Errors: the same Busy when the deadline is here.
@@ -123,7 +123,7 @@ class Sessions:
             opened.party.close()
         return True
 
-    def _meet(self, question: Question) -> Opened:
+    def _meet(self, question: Question) -> OpenSession:
         started = time.perf_counter()
         part, timeout = question.part, self.settings.session.timeout
         if self._start_local and self._local is None:
@@ -132,7 +132,7 @@ class Sessions:
         context = client_context(folder, "client")
         if self.settings.session.topology == "helper":
             server, helper = self._address("server"), self._address("helper")
-            party: Party = ask_two_servers(
+            party: ClientSession = ask_two_servers(
                 part.program,
                 context,
                 server,
@@ -141,7 +141,7 @@ class Sessions:
                 config=self.settings.shared_hash(),
                 waiting=self._waiting,
             )
-            return Opened(party, time.perf_counter() - started)
+            return OpenSession(party, time.perf_counter() - started)
         mine = my_hello(part.program, "client", new_session(), config=self.settings.shared_hash())
         channel = meet_server(context, self._address("server"), mine, timeout)
         try:
@@ -163,7 +163,7 @@ class Sessions:
         except BaseException:
             channel.close()
             raise
-        return Opened(party, time.perf_counter() - started)
+        return OpenSession(party, time.perf_counter() - started)
 
     def _address(self, role: Any) -> tuple[str, int]:
         return self._local.addresses[role] if self._local else self.settings.address(role)

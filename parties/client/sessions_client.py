@@ -20,10 +20,10 @@ from ..config import load_settings
 from ..local.services import LOCAL
 from ..reports.report import Report, beaver_report, phases_in_words
 from ..session import Answer, Progress, UseSpool
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
 from .base import Asking, ClientError, Result
-from .sessions import Opened, Sessions
+from .sessions import OpenSession, Sessions
 
 LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too
 
@@ -157,11 +157,11 @@ class Client(Asking):
             )
             result.outputs = decode_outputs(question.part.program, answer.outputs)
             result.value = self.part.read(question, result.outputs, top_k)
-        except (Busy, AnswerOutOfRange) as error:
+        except (SlotsBusy, AnswerOutOfRange) as error:
             result.error = error
         return result
 
-    def _answer(self, question: Question, more: bool, result: Result) -> tuple[Opened, Answer]:
+    def _answer(self, question: Question, more: bool, result: Result) -> tuple[OpenSession, Answer]:
         """At most two attempts, of which the second is in a new session (or on other correlations).
 
         A lost session gave no answer: its last round had not come. What the server learned of it is uniform, and the
@@ -176,7 +176,7 @@ class Client(Asking):
             opened = sessions.open(question, deadline, patient=bool(result.retried))
             try:
                 return opened, opened.party.query(sources, self.progress, more)
-            except Busy as busy:
+            except SlotsBusy as busy:
                 sessions.rest(busy, deadline)
             except SpoolError as error:  # the session lives on, and so do other correlations
                 if result.retried or sessions.use_spool == "only":

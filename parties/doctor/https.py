@@ -16,7 +16,7 @@ from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part
 from ...models.artifacts.writing import text_length
 from ...models.program import Program
-from ...protocols.ckks.facts import Facts, facts_from
+from ...protocols.ckks.facts import CircuitNeeds, facts_from
 from ...protocols.ckks.frames import most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import PeerError, PeerTimeout
@@ -24,7 +24,7 @@ from ...versions import my_version
 from ..certificates.development import CertificateError, client_context
 from ..client.http import Api
 from ..config import Role, Settings
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from .checks import ANSWER_SECONDS, GB, Check, clock_check, programs_check, room, version_check
 
 ROLES: tuple[Role, ...] = ("server", "client")
@@ -58,7 +58,7 @@ def files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterat
         yield from _room_for_keys(settings, found)
 
 
-def _circuits(folder: Path, role: Role, programs: Sequence[Program]) -> list[Facts]:
+def _circuits(folder: Path, role: Role, programs: Sequence[Program]) -> list[CircuitNeeds]:
     """Errors: ArtifactError, CkksError."""
     found, part = [], find_part(folder, role)
     for program in programs:
@@ -71,7 +71,7 @@ def _circuits(folder: Path, role: Role, programs: Sequence[Program]) -> list[Fac
     return found
 
 
-def _room_for_keys(settings: Settings, found: Sequence[Facts]) -> Iterator[Check]:
+def _room_for_keys(settings: Settings, found: Sequence[CircuitNeeds]) -> Iterator[Check]:
     mine, largest = settings.server, max(most(facts.key_items()) for facts in found)
     if mine.keys_gb * GB < largest:
         what = f"server.keys_gb = {mine.keys_gb:g}, and one client's may take {largest / GB:.2f} GB"
@@ -109,7 +109,7 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
     except PeerError as error:
         yield Check(f"{peer}: reached", "bad", error.what, error.remedy)
         return
-    except Busy as busy:
+    except SlotsBusy as busy:
         yield Check(f"{peer}: reached", "bad", "is busy, or stopping", f"ask again in {busy.retry_after:g} seconds")
         return
     yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, HTTPS, TLS 1.3")

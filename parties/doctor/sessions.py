@@ -12,7 +12,7 @@ from ..certificates.development import CertificateError, client_context
 from ..config import Role, Settings
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER
-from ..transport.probe import Facts, Probed, my_facts, probe
+from ..transport.probe import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
 from .checks import ANSWER_SECONDS, Check, clock_check, programs_check, room, version_check
 
@@ -80,7 +80,7 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
     yield _network(peer, found)
 
 
-def _agreement(peer: Role, mine: Facts, found: Probed) -> Iterator[Check]:
+def _agreement(peer: Role, mine: PeerFacts, found: Probed) -> Iterator[Check]:
     theirs = found.facts
     yield version_check(peer, theirs.blindformer, mine.blindformer)
     if mine.config and theirs.config:

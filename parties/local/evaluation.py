@@ -17,8 +17,8 @@ from ...models.data import Dataset, Examples
 from ...models.evaluation import (
     OUTPUT,
     REFUSED,
-    Answers,
     EvaluationError,
+    Predictions,
     Score,
     by_bucket,
     clear_answers,
@@ -30,7 +30,7 @@ from ...models.evaluation import (
 from ...models.loading import Loaded
 from ..many.roster import numbered
 from .compare import compile_for, in_queries, versions
-from .protocols import KINDS, REFERENCE, Kind, Session, find_kind
+from .protocols import KINDS, REFERENCE, Kind, PartySession, find_kind
 
 PROTOCOLS = ("torch", REFERENCE, *KINDS)
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
@@ -111,9 +111,9 @@ def evaluate(
     lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
     fitting = data.train.subset(CALIBRATION, seed).items
     fitted = _fitted(loaded, plan or loaded.plan() or "faithful", fitting, lengths)
-    found: dict[tuple[str, str], Answers] = {}
+    found: dict[tuple[str, str], Predictions] = {}
 
-    def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Answers]) -> None:
+    def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Predictions]) -> None:
         found[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
 
     reference = TEACHER if teacher is not None else EXACT
@@ -136,7 +136,7 @@ def evaluate(
     sessions = [protocol for protocol in PROTOCOLS if protocol in protocols and protocol in KINDS]
     positions = _subset(data.test, private, seed) if sessions else []
     for protocol in sessions:
-        asking = Private(protocol, find_kind(protocol), {"threads": threads, "timeout": timeout})
+        asking = PrivateSessions(protocol, find_kind(protocol), {"threads": threads, "timeout": timeout})
         run(
             APPROXIMATED,
             protocol,
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _rows(
-    found: Mapping[tuple[str, str], Answers], reference: str, labels: Sequence[int], classes: int, seed: int
+    found: Mapping[tuple[str, str], Predictions], reference: str, labels: Sequence[int], classes: int, seed: int
 ) -> list[Score]:
     """In the order of trust: the reference first, the private run last, which is compared with `clear` too."""
     order = [TEACHER, EXACT, UNTOUCHED, APPROXIMATED]
@@ -180,7 +180,7 @@ def _fitted(loaded: Loaded, plan: Plan | str, texts: Sequence[Any], lengths: Map
     )
 
 
-def _renamed(answers: Answers, of: Loaded, to: Loaded) -> Answers:
+def _renamed(answers: Predictions, of: Loaded, to: Loaded) -> Predictions:
     """A teacher's classes by the student's indices: by name, or as they are where names say nothing."""
     index = {name: i for i, name in to.labels.items()}
     if not of.labels or set(of.labels.values()) != set(index):
@@ -189,7 +189,7 @@ def _renamed(answers: Answers, of: Loaded, to: Loaded) -> Answers:
                 f"{of.name} has {len(of.labels)} classes, {to.name} {len(index)}: give the teacher that it comes from"
             )
         return answers
-    return Answers({i: index[of.labels[c]] for i, c in answers.predicted.items()}, answers.seconds)
+    return Predictions({i: index[of.labels[c]] for i, c in answers.predicted.items()}, answers.seconds)
 
 
 def _subset(test: Examples, count: int, seed: int) -> list[int]:
@@ -199,7 +199,7 @@ def _subset(test: Examples, count: int, seed: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Private:
+class PrivateSessions:
     """Asks as a client would: sessions of processes over TLS, one a length, with as many texts a query as fill it."""
 
     protocol: str
@@ -215,7 +215,7 @@ class Private:
         plan: Plan,
         fitting: Sequence[Any],
         progress: Callable[[int, int], None],
-    ) -> Answers:
+    ) -> Predictions:
         """Of the texts at these positions. `fitting`: texts that ranges are measured on."""
         predicted: dict[int, int] = {}
         seconds: dict[str, list[float]] = {"online": [], "offline": []}
@@ -233,11 +233,13 @@ class Private:
                         found = _ask(session, loaded, [chosen[place] for place in some], count, length, seconds)
                         predicted.update(zip((positions[place] for place in some), found, strict=False))
                         progress(len(predicted), len(positions))
-        return Answers(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)})
+        return Predictions(
+            predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)}
+        )
 
 
 def _ask(
-    session: Session, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
+    session: PartySession, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
 ) -> list[int]:
     """Classes of the first `count` texts of one query. One answer out of range spoils those beside it, so that each is
     asked alone then."""

@@ -24,7 +24,7 @@ from ..many.roster import numbered
 from ..reports.report import Report, clear_report
 from ..session.threads import ThreadParties
 from .launcher import Progress
-from .protocols import KINDS, REFERENCE, Session, find_kind
+from .protocols import KINDS, REFERENCE, PartySession, find_kind
 
 if TYPE_CHECKING:
     from ...models.loading import Loaded
@@ -108,7 +108,7 @@ class PrivateModel:
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self._programs: dict[tuple, Compiled] = {}  # by shapes
-        self._session: Session | None = None
+        self._session: PartySession | None = None
         self._of: Compiled | None = None  # whose session is open
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -195,14 +195,14 @@ class PrivateModel:
         with suppress(Exception):
             self.close()
 
-    def _open(self, compiled: Compiled) -> Session:
+    def _open(self, compiled: Compiled) -> PartySession:
         if self._session is not None and self._of is compiled:
             return self._session
         self.close()
         options = dict(self.session_options)
         if self.where == "threads":
             options.pop("threads")
-            session: Session = ThreadParties(compiled, **options)
+            session: PartySession = ThreadParties(compiled, **options)
         else:
             self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
             kind, folder = KINDS[self.protocol], Path(self._folder.name)

@@ -32,7 +32,7 @@ class LaunchError(BlindformerError):
         super().__init__(f"{party}: {line}" + (f"; {remedy}" if remedy else ""))
 
 
-class Worker:
+class PartyProcess:
     """One party's process, and the two threads that listen to it. Everything it says lands in `events`."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Processes:
     def __init__(self, progress: Progress | None = None) -> None:
         self.progress = progress
         self._events: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, PartyProcess] = {}
         self._scratch = Path(tempfile.mkdtemp(prefix="blindformer-"))  # mode 0700
 
     @property
@@ -146,7 +146,7 @@ class Processes:
     def _start(self, role: str, config: dict[str, Any]) -> None:
         path = self._scratch / f"{role}.json"
         path.write_text(json.dumps(config))
-        self._workers[role] = Worker(self.module, role, path, self._events)
+        self._workers[role] = PartyProcess(self.module, role, path, self._events)
 
     def _wait(self, role: str, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
         """The next report of `role` that has one of these names. Progress of the client counts as a sign of life.

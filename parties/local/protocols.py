@@ -22,7 +22,7 @@ from .launcher import LocalAnswer, LocalParties
 REFERENCE = "clear"  # in this process; hides nothing
 
 
-class Session(Protocol):
+class PartySession(Protocol):
     """Queries to parties on this machine."""
 
     @property
@@ -35,10 +35,10 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class LocalSession(Session, Protocol):
+class LocalSession(PartySession, Protocol):
     """Of processes: a context manager."""
 
-    def __enter__(self) -> Session: ...
+    def __enter__(self) -> PartySession: ...
     def __exit__(self, *exc: object) -> None: ...
 
 

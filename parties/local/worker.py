@@ -156,7 +156,7 @@ def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
         from ...protocols.streams import new_seed
         from ..session import ServerParty, serve_parts
         from ..session.meeting import accept, meet_client, meet_dealer, my_hello, tell
-        from ..session.uniformity import Witness
+        from ..session.uniformity import UniformityWitness
 
         served = serve_parts([load_server(config.folder).for_length(config.length)], new_seed())
         for offered in served.values():
@@ -166,7 +166,7 @@ def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
         )
     context = client_context(config.certificates, "server")
     client = config.shaped(channel)
-    seen = Witness() if config.audit else None
+    seen = UniformityWitness() if config.audit else None
     address = config.address("dealer")
 
     def dial() -> Channel:

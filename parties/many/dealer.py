@@ -20,7 +20,7 @@ from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerT
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...versions import spoken_version
-from ..session import Limits, patient, peak_rss_mb, query_key, receive_program
+from ..session import ProgramLimits, patient, peak_rss_mb, query_key, receive_program
 from ..session.keys import masks
 from ..session.meeting import HELLO_SECONDS, Refused
 from ..session.messages import SAME_VERSION, Seed, read, read_number
@@ -85,7 +85,7 @@ class ManyDealerParty:
         self.seeds: dict[int, bytes] = {}
         self.first: Hello | None = None
         self.leader: StreamChannel | None = None
-        self.limits = Limits()
+        self.limits = ProgramLimits()
 
     def gather(self, listener: Listener) -> None:
         """Every party's seed."""

@@ -19,13 +19,13 @@ from ...protocols.streams import new_seed
 from ..session.meeting import Address, tell
 from ..transport.tls import Listener
 from .meeting import Place, meet_dealer, meet_parties
-from .party import Held, ManyParty
+from .party import ManyParty, PartyModel
 from .roster import LEADER, Roster
 
 
 def load_held(
     folder: str | Path, roster: Roster, rank: int, length: int | None = None
-) -> tuple[ClientPart | None, Held]:
+) -> tuple[ClientPart | None, PartyModel]:
     """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
 
     The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
@@ -34,14 +34,14 @@ def load_held(
     client = None
     if rank == LEADER:
         server = load_server(folder).for_length(length)
-        held = Held(server.program, server.constants, server.weights)
+        held = PartyModel(server.program, server.constants, server.weights)
     elif roster.reads(rank) or "helper" not in parts_of(folder):
         client = load_client(folder)
         part = client.for_length(length)
-        held = Held(part.program, part.constants)
+        held = PartyModel(part.program, part.constants)
     else:
         helper = load_helper(folder).for_length(length)
-        held = Held(helper.program, helper.constants)
+        held = PartyModel(helper.program, helper.constants)
     owners = roster.owns_data(held.program)
     if client is None and (roster.reads(rank) or rank in owners):
         client = load_client(folder)
@@ -73,7 +73,7 @@ class Joined:
 
 
 def join(
-    place: Place, held: Held, addresses: Mapping[int, Address], listener: Listener | None, dealer: Address
+    place: Place, held: PartyModel, addresses: Mapping[int, Address], listener: Listener | None, dealer: Address
 ) -> Joined:
     """Meet the other parties and the dealer, and set the session up. Closes `listener`.
 

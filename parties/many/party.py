@@ -38,7 +38,7 @@ _WHOLE = 1000  # progress of a phase is told in this many parts
 
 
 @dataclass(frozen=True)
-class Held:
+class PartyModel:
     """What a party has of a model: the program and its constants; the weights at the leader alone."""
 
     program: Program
@@ -99,7 +99,7 @@ class ManyParty:
         self,
         roster: Roster,
         mesh: Mesh,
-        held: Held,
+        held: PartyModel,
         seed: bytes,
         dealer: Channel | None = None,
         ring: Ring | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..certificates.development import ROLES
-from ..config import Address, Seat, Settings
+from ..config import Address, PartySection, Settings
 from .roster import Roster, RosterError
 
 MODEL, DATA = "model", "data"
@@ -39,7 +39,7 @@ def addresses_of(settings: Settings) -> dict[int, Address]:
     return {rank: seat.address for rank, seat in seats if seat.address is not None}
 
 
-def listening(seat: Seat) -> Address:
+def listening(seat: PartySection) -> Address:
     """Where a party listens: as told, else where it is dialled."""
     found = seat.listen or seat.address
     assert found is not None

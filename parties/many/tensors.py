@@ -21,7 +21,7 @@ from ..config import parse_address
 from ..transport.tls import Listener, listen
 from .joining import Joined, join
 from .meeting import Place
-from .party import Held
+from .party import PartyModel
 from .roster import DEALER, LEADER, Roster
 
 FRACTION_BITS = 16  # of CrypTen's tensors
@@ -156,14 +156,14 @@ def _roster(addresses: Mapping[str, str]) -> tuple[Roster, dict[str, tuple[str, 
     return Roster(tuple(name for name in addresses if name != DEALER)), places
 
 
-def _held(folder: str | Path | None, rank: int, length: int | None) -> Held:
+def _held(folder: str | Path | None, rank: int, length: int | None) -> PartyModel:
     if folder is None:
-        return Held(Program(), {})
+        return PartyModel(Program(), {})
     if rank == LEADER:
         server = load_server(folder).for_length(length)
-        return Held(between(server.program, FRACTION_BITS), server.constants, server.weights)
+        return PartyModel(between(server.program, FRACTION_BITS), server.constants, server.weights)
     public = load_helper(folder).for_length(length)
-    return Held(between(public.program, FRACTION_BITS), public.constants)
+    return PartyModel(between(public.program, FRACTION_BITS), public.constants)
 
 
 __all__ = ["TensorSession", "deal", "meet"]

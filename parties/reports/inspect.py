@@ -16,7 +16,7 @@ from .report import Layer, layers
 
 
 @dataclass
-class Part:
+class FolderPart:
     """One party's part. `bytes` on disk; `versions`: what wrote it."""
 
     folder: str
@@ -46,7 +46,7 @@ class CircuitSizes:
 
 
 @dataclass
-class Priced:
+class PricedProgram:
     """A program of one length and the price of a query on it. Bytes are payload; `setup_bytes` is paid once."""
 
     length: int
@@ -78,8 +78,8 @@ class Inspection:
     kind: str
     plan: str
     plan_hash: str
-    parts: dict[str, Part]
-    lengths: dict[int, Priced]
+    parts: dict[str, FolderPart]
+    lengths: dict[int, PricedProgram]
     released: tuple[str, ...]
     public: str
     private: str
@@ -128,10 +128,10 @@ def inspect(folder: str | Path) -> Inspection:
     )
 
 
-def _part(part: Path) -> Part:
+def _part(part: Path) -> FolderPart:
     found = versions(part)
     size = sum(file["bytes"] for file in found["files"].values())
-    return Part(str(part), size, len(found["files"]), found["format"], found.get("versions", {}))
+    return FolderPart(str(part), size, len(found["files"]), found["format"], found.get("versions", {}))
 
 
 def _about(part: Path, name: str) -> dict[str, str]:
@@ -161,9 +161,9 @@ def _sizes(found: CircuitPart) -> CircuitSizes:
     )
 
 
-def _priced(length: int, program: Program, circuit: CircuitPart | None) -> Priced:
+def _priced(length: int, program: Program, circuit: CircuitPart | None) -> PricedProgram:
     found = price(program)
-    return Priced(
+    return PricedProgram(
         length=length,
         hash=program.hash(),
         instructions=len(program.instructions),

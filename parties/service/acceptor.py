@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .limits import Limits
+from .limits import ServiceLimits
 from .logs import Log
-from .pending import Lobby, Sight, Visitor
+from .pending import HelloState, Pending, PendingConnections
 from .stats import Stats
 
 TICK = 0.25  # seconds between looks at deadlines
@@ -40,7 +40,7 @@ class Acceptor:
     def __init__(
         self,
         listener: socket.socket,
-        limits: Limits,
+        limits: ServiceLimits,
         reserved: int,
         log: Log,
         stats: Stats,
@@ -50,7 +50,7 @@ class Acceptor:
         self._listener, self._limits, self._log, self._stats = listener, limits, log, stats
         self._watch, self._forget = watch, forget
         size = max(LEAST_LOBBY, min(limits.lobby, _files_left() - reserved - SPARE_FILES))
-        self._lobby = Lobby(size, limits.lobby_seconds)
+        self._lobby = PendingConnections(size, limits.lobby_seconds)
         self._resume_at: float | None = None
         self._stopped = False
 
@@ -80,13 +80,13 @@ class Acceptor:
             if not self._stopped:
                 self._watch(self._listener, self._accept)
 
-    def next(self, inside: Mapping[str, int]) -> Visitor | None:
-        """As `Lobby.next`; nobody while the machine has no room."""
+    def next(self, inside: Mapping[str, int]) -> Pending | None:
+        """As `PendingConnections.next`; nobody while the machine has no room."""
         return self._lobby.next(inside) if self._resume_at is None else None
 
-    def drop(self, visitor: Visitor, why: str) -> None:
+    def drop(self, visitor: Pending, why: str) -> None:
         """Hang up on one that has left the lobby."""
-        if visitor.sight is Sight.silent:
+        if visitor.sight is HelloState.silent:
             self._forget(visitor.sock)
         visitor.sock.close()
         self._stats.add("connections", label="dropped")
@@ -136,16 +136,16 @@ class Acceptor:
             self._watch(sock, lambda visitor=visitor: self._look(visitor))
             self._look(visitor)
 
-    def _look(self, visitor: Visitor) -> None:
+    def _look(self, visitor: Pending) -> None:
         before = visitor.sight
         sight = self._lobby.look(visitor)
-        if before is Sight.silent and sight is not Sight.silent:
+        if before is HelloState.silent and sight is not HelloState.silent:
             self._forget(visitor.sock)
-        if sight is Sight.stranger:
+        if sight is HelloState.stranger:
             self._stats.add("connections", label="not_tls")
             self._log.warning("refused", address=visitor.address, kind="NotTls", what=sight.value)
             visitor.sock.close()
-        elif sight is Sight.gone:
+        elif sight is HelloState.gone:
             self._stats.add("connections", label="gone")
             visitor.sock.close()
 

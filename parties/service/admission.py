@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .limits import Limits
+from .limits import ServiceLimits
 
 SMOOTH = 0.2  # the weight of the newest duration in the running mean
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0  # seconds
@@ -64,7 +64,7 @@ class Mean:
 class Admission:
     """See the file's head. `child`: the process id of a connection."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits, self._clock = limits, clock
         self._sessions: dict[int, tuple[str, float]] = {}  # owner, since
         self._running: dict[int, float] = {}  # since

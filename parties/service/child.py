@@ -21,17 +21,17 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ...protocols.errors import BlindformerError, PeerRefused
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
 from .control import (
     READ_AT_ONCE,
     BrokenControl,
+    ChildReport,
     Failed,
     Introduced,
     Lines,
     Probing,
     Release,
-    Report,
     Want,
     pack_report,
     parse,
@@ -83,27 +83,27 @@ class Control:
             raise Stopping(self._why)
         signal.setitimer(signal.ITIMER_REAL, left)
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: ChildReport) -> None:
         self._sock.sendall(pack_report(report))
 
-    def ask(self, report: Report) -> dict[str, Any]:
+    def ask(self, report: ChildReport) -> dict[str, Any]:
         """The supervisor's answer. Errors: `BrokenControl` if there is none."""
         self.tell(report)
         return self._next(ANSWER_SECONDS)
 
     def introduce(self, role: str, owner: str, serial: str, session: str, program: str) -> None:
-        """Ask for a session with the peer that has just said hello. Errors: `Busy`; `Stopping`."""
+        """Ask for a session with the peer that has just said hello. Errors: `SlotsBusy`; `Stopping`."""
         self._heed(self.ask(Introduced(role=role, owner=owner, serial=serial, session=session, program=program)))
 
     def probing(self, role: str, owner: str) -> None:
-        """The peer asks how far away we are, and wants no session. Errors: `Busy`."""
+        """The peer asks how far away we are, and wants no session. Errors: `SlotsBusy`."""
         self._heed(self.ask(Probing(role=role, owner=owner)))
 
     @contextmanager
     def slot(self, number: int, waiting: Callable[[int], None]) -> Iterator[None]:
         """A worker for query `number`. `waiting(place)` is called while others go first, as a sign of life.
 
-        Errors: `Busy`; `Stopping`; whatever `waiting` raises.
+        Errors: `SlotsBusy`; `Stopping`; whatever `waiting` raises.
         """
         if self._stop:
             raise Stopping(self._why)
@@ -143,7 +143,7 @@ class Control:
 
     def _heed(self, answer: dict[str, Any]) -> None:
         if "busy" in answer:
-            raise Busy(self.party, float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
+            raise SlotsBusy(self.party, float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
         if "go" not in answer:
             raise BrokenControl("the supervisor answered something else")
 
@@ -191,7 +191,7 @@ def become_child(
     except Stopping:
         code = 0
     except BaseException as error:
-        if not (isinstance(error, Busy) and error.party == control.party):  # which the supervisor said itself
+        if not (isinstance(error, SlotsBusy) and error.party == control.party):  # which the supervisor said itself
             control.failed(error)
     finally:
         with contextlib.suppress(Exception):

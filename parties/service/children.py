@@ -18,8 +18,19 @@ from ..certificates.identity import Renewable
 from ..transport.wires import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
-from .control import Answered, BrokenControl, ChildLine, Failed, Introduced, Limited, Probing, Release, Report, Want
-from .limits import Limits
+from .control import (
+    Answered,
+    BrokenControl,
+    ChildLine,
+    ChildReport,
+    Failed,
+    Introduced,
+    Limited,
+    Probing,
+    Release,
+    Want,
+)
+from .limits import ServiceLimits
 from .logs import Log
 from .stats import Stats
 
@@ -27,7 +38,7 @@ Seat = Literal["session", "relay", "visit"]
 FAREWELL = 5.0  # seconds to end, for a child that has let go of its line
 
 
-class Answers(Protocol):
+class ReportHandlers(Protocol):
     """The part of a service that answers reports (supervisor.Service)."""
 
     @property
@@ -35,7 +46,7 @@ class Answers(Protocol):
 
     def seat(self, role: str) -> Seat: ...
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]: ...
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]: ...
 
 
 @dataclass(eq=False)
@@ -73,7 +84,7 @@ class Children:
     """All of them. Whatever one does, or happens to it, ends with it."""
 
     def __init__(
-        self, service: Answers, limits: Limits, log: Log, stats: Stats, selector: selectors.BaseSelector
+        self, service: ReportHandlers, limits: ServiceLimits, log: Log, stats: Stats, selector: selectors.BaseSelector
     ) -> None:
         self._service, self._limits, self._log, self._stats = service, limits, log, stats
         self._selector = selector
@@ -172,7 +183,7 @@ class Children:
             self._try_reap(child)
         return bool(reports)
 
-    def _hear(self, child: Child, report: Report) -> None:
+    def _hear(self, child: Child, report: ChildReport) -> None:
         """Errors: `BrokenControl`, ValueError for what this child may not say now."""
         if isinstance(report, Failed):
             self._failed(child, report)

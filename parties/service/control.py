@@ -39,13 +39,13 @@ Number = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
 
 
-class Report(BaseModel):
+class ChildReport(BaseModel):
     """What a child says. The subclasses below, by their names in lower case, are all there is."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Introduced(Report):
+class Introduced(ChildReport):
     """The handshake and the hello are done. `owner`: the SHA-256 of the peer's certificate; `serial`: its number."""
 
     role: Role
@@ -55,33 +55,33 @@ class Introduced(Report):
     program: Hash
 
 
-class Probing(Report):
+class Probing(ChildReport):
     """The peer wants no session: it measures (parties/transport/probe.py)."""
 
     role: Role
     owner: Hash
 
 
-class Want(Report):
+class Want(ChildReport):
     """A query needs a worker."""
 
     number: Number
 
 
-class Release(Report):
+class Release(ChildReport):
     """It needs it no more. `left`: correlations made ahead that are left now, if that is known."""
 
     number: Number
     left: Number | None = None
 
 
-class Limited(Report):
+class Limited(ChildReport):
     """A query was refused: its certificate has asked all that it may (quota.py)."""
 
     what: What
 
 
-class Answered(Report):
+class Answered(ChildReport):
     """What a query took: seconds, and bytes of payload; `sent` and `received` while it was online.
 
     A dealer is not there when it is online.
@@ -95,7 +95,7 @@ class Answered(Report):
     received: Amount = 0.0
 
 
-class Keep(Report):
+class Keep(ChildReport):
     """The dealer has a client's seed, for the server's connection of the same session."""
 
     session: Session
@@ -103,21 +103,21 @@ class Keep(Report):
     seed: Annotated[str, StringConstraints(pattern=SEED_HEX)]
 
 
-class Take(Report):
+class Take(ChildReport):
     """The dealer's connection with the server wants the client's seed."""
 
     session: Session
     program: Hash
 
 
-class Failed(Report):
+class Failed(ChildReport):
     """The connection ends, and why. `what` is fit for a log."""
 
     kind: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")]
     what: What
 
 
-REPORTS: dict[str, type[Report]] = {cls.__name__.lower(): cls for cls in Report.__subclasses__()}
+REPORTS: dict[str, type[ChildReport]] = {cls.__name__.lower(): cls for cls in ChildReport.__subclasses__()}
 
 
 class BrokenControl(Exception):
@@ -148,7 +148,7 @@ def parse(line: bytes) -> dict[str, Any]:
     return message
 
 
-def parse_report(line: bytes) -> Report:
+def parse_report(line: bytes) -> ChildReport:
     """Errors: `BrokenControl` if it is not one of `REPORTS`."""
     ((name, body),) = parse(line).items()
     if name not in REPORTS:
@@ -163,7 +163,7 @@ def pack(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def pack_report(report: Report) -> bytes:
+def pack_report(report: ChildReport) -> bytes:
     return pack({type(report).__name__.lower(): report.model_dump()})
 
 
@@ -175,7 +175,7 @@ class ChildLine:
         self.sock = sock
         self._lines = Lines()
 
-    def read(self) -> list[Report] | None:
+    def read(self) -> list[ChildReport] | None:
         """What has come; None at the end. Errors: `BrokenControl`."""
         try:
             data = self.sock.recv(READ_AT_ONCE)

@@ -22,9 +22,9 @@ from ..session import DealerParty, receive_seed
 from ..session.meeting import meet_as_dealer
 from .child import Control
 from .children import Seat
-from .control import Answered, Introduced, Report
+from .control import Answered, ChildReport, Introduced
 from .front import greet, telling
-from .limits import Limits
+from .limits import ServiceLimits
 from .pairs import AskedSeeds, Pairs
 
 ROLE = "dealer"
@@ -32,7 +32,7 @@ ROLES = ("client", "helper", "server")
 PROGRAMS = 64  # files kept
 
 
-class Dealing:
+class DealerService:
     """One dealer. `scratch`: a folder of this service alone."""
 
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
@@ -40,7 +40,7 @@ class Dealing:
     programs: tuple[str, ...] = ()
     limit = ""
 
-    def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
+    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         _load_ahead()
         self.settings, self.limits = settings, limits
@@ -73,7 +73,7 @@ class Dealing:
     def seat(self, role: str) -> Seat:
         return "session" if role == "server" else "visit"
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         return self.pairs.reply(report, peer)
 
     def gauges(self) -> Mapping[str, float]:

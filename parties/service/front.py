@@ -10,9 +10,9 @@ from typing import Any
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
 from ..certificates.identity import Identity
-from ..session.compute_slots import Busy
+from ..session.compute_slots import SlotsBusy
 from ..session.meeting import tell
-from ..transport.probe import Facts, answer_probe, is_probe
+from ..transport.probe import PeerFacts, answer_probe, is_probe
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
 
@@ -21,11 +21,11 @@ FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that name
 
 
 def greet(
-    sock: socket.socket, control: Control, identity: Identity, roles: Collection[str], facts: Facts
+    sock: socket.socket, control: Control, identity: Identity, roles: Collection[str], facts: PeerFacts
 ) -> tuple[TlsChannel, dict[str, Any]] | None:
     """The channel to a peer with a good certificate of one of `roles`, and its first message.
 
-    None if that was a probe (transport/probe.py), which is answered then. Errors: `PeerError`, of which the peer is told.
+    None if that was a probe (transport/probe.py), which is answered. Errors: `PeerError`, of which the peer is told.
     """
     channel = welcome(sock, identity.accepting, roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
     with telling(identity.role, lambda: [channel]):
@@ -46,7 +46,7 @@ def telling(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[No
     except Stopping as stopping:
         tell(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
         raise
-    except Busy as busy:
+    except SlotsBusy as busy:
         for channel in channels():
             channel.timeout = min(channel.timeout, 1.0)
             if channel.peer != busy.party:

@@ -16,7 +16,7 @@ from ...models.pricing import price
 from ..certificates.identity import Identity
 from ..config import Settings
 from ..session import ClientParty, Timings
-from ..session.helper.heartbeat import Pulse
+from ..session.helper.heartbeat import Heartbeat
 from ..session.helper.party import HelperParty
 from ..session.meeting import meet_client, meet_server, my_hello, seed_dealer
 from ..session.spool import Spool
@@ -24,14 +24,14 @@ from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .children import Seat
-from .control import Answered, Introduced, Report
+from .control import Answered, ChildReport, Introduced
 from .front import greet, telling
-from .limits import Limits
+from .limits import ServiceLimits
 
 ROLE = "helper"
 
 
-class Helping:
+class HelperService:
     """One helper with its programs, one for each length. Made in the supervisor, before the first fork.
 
     Errors: `BlindformerError`: a folder or a certificate that cannot be used.
@@ -40,7 +40,7 @@ class Helping:
     helpers = "an offline dealer, and the server, with which this helper must not collude"
     limit = ""  # the server counts, by the owners' certificates
 
-    def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
+    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         mine = settings.helper
         self.settings, self.limits = settings, limits
@@ -74,7 +74,7 @@ class Helping:
     def seat(self, role: str) -> Seat:
         return "session"
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         raise ValueError("a helper's child says nothing of that kind")
 
     def gauges(self) -> Mapping[str, float]:
@@ -84,7 +84,7 @@ class Helping:
         settings, timeout = self.settings, self.settings.session.timeout
         context = self.identity.dialling
         mine = my_hello(part.program, ROLE, hello.session, config=self.config)
-        with telling(ROLE, lambda: [owner]), Pulse(owner, lambda: None):
+        with telling(ROLE, lambda: [owner]), Heartbeat(owner, lambda: None):
             server = meet_server(context, settings.address("server"), mine, timeout)
         client = ClientParty(
             part.program,

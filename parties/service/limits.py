@@ -12,7 +12,7 @@ def cores() -> int:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServiceLimits:
     """Counts, and times in seconds."""
 
     sessions: int = 32

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..session import SeedError
 from .child import Control
-from .control import Introduced, Keep, Report, Take
+from .control import ChildReport, Introduced, Keep, Take
 
 LIMIT, LIMIT_EACH = 256, 64  # seeds kept, in all and of one certificate
 SECONDS = 600.0
@@ -34,7 +34,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         """The answer to `Keep` and `Take`. Errors: ValueError if this peer's process may not say that."""
         seats = {Keep: ("client", "helper"), Take: ("server",)}
         if not isinstance(report, Keep | Take) or peer.role not in seats[type(report)]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...protocols.errors import BlindformerError
-from ..config import Server
+from ..config import ServerSection
 from ..session.compute_slots import LimitReached, span
 
 FILE = "queries.sqlite"
@@ -116,7 +116,7 @@ class Quota:
             raise QuotaError(f"{self.file}: cannot be used ({error}); {fix}") from None
 
 
-def quota_of(mine: Server, texts: int) -> Quota | None:
+def quota_of(mine: ServerSection, texts: int) -> Quota | None:
     """The limit of a server whose requests carry `texts`; None if there is none. Errors: `QuotaError`."""
     if mine.queries_each is None:
         return None

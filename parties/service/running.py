@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ...protocols.errors import BlindformerError
-from ..config import Address, Service
+from ..config import Address, ServiceSection
 from .exporter import Exporter
-from .limits import Limits
+from .limits import ServiceLimits
 from .logs import Log
 from .stats import Stats
-from .supervisor import Service as Served
-from .supervisor import Supervisor
+from .supervisor import Service, Supervisor
 
 ADVERSARY = "semi-honest parties that do not collude"
 SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
@@ -45,13 +44,13 @@ class Announcement:
     helpers: str
     programs: list[str]
     about: str
-    limits: Limits
+    limits: ServiceLimits
     expires: float
     adversary: str = ADVERSARY
     limit: str = ""
 
 
-class Made(Served, Protocol):
+class StartedService(Service, Protocol):
     """A service that can say what it serves."""
 
     @property
@@ -69,8 +68,8 @@ class Made(Served, Protocol):
 
 def run(
     role: str,
-    mine: Service,
-    make: Callable[[Limits, Path], Made],
+    mine: ServiceSection,
+    make: Callable[[ServiceLimits, Path], StartedService],
     announce: Callable[[Announcement], None] | None = None,
     lifeline: int | None = None,
 ) -> None:
@@ -102,9 +101,9 @@ def run(
         )
 
 
-def make_limits(mine: Service) -> Limits:
+def make_limits(mine: ServiceSection) -> ServiceLimits:
     same = ("sessions", "queue", "share", "idle", "query_seconds", "grace")
-    made = Limits(**{name: getattr(mine, name) for name in same})
+    made = ServiceLimits(**{name: getattr(mine, name) for name in same})
     return made if mine.workers is None else replace(made, workers=mine.workers)
 
 

@@ -18,7 +18,7 @@ from ..certificates.identity import Identity
 from ..config import Settings
 from ..session import Served, ServerParty, Timings, serve_parts
 from ..session.compute_slots import LimitReached
-from ..session.helper.owner_shares import Desk, seat_of, serve_owner
+from ..session.helper.owner_shares import OwnerShares, seat_of, serve_owner
 from ..session.mask_seed import load_secret
 from ..session.meeting import meet_client, meet_dealer, my_hello
 from ..session.spool import Spool
@@ -26,9 +26,9 @@ from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .children import Seat
-from .control import Answered, Introduced, Limited, Report
+from .control import Answered, ChildReport, Introduced, Limited
 from .front import greet, telling
-from .limits import Limits
+from .limits import ServiceLimits
 from .quota import quota_in_words, quota_of
 from .rendezvous import Rendezvous
 from .running import Announcement, run
@@ -48,13 +48,13 @@ def serve(
         ROLE,
         # With a helper, all sessions are its own: it sees to it that its clients share them.
         settings.server if settings.session.topology == "dealer" else settings.server.model_copy(update={"share": 1.0}),
-        lambda limits, scratch: Serving(settings, limits, scratch),
+        lambda limits, scratch: ServerService(settings, limits, scratch),
         announce,
         lifeline=lifeline,
     )
 
 
-class Serving:
+class ServerService:
     """One server with its programs, one for each length. Made in the supervisor, before the first fork.
 
     `scratch`: a folder of this service alone, with a short path.
@@ -62,7 +62,7 @@ class Serving:
     Errors: `BlindformerError`: a folder, a key or a certificate that cannot be used.
     """
 
-    def __init__(self, settings: Settings, limits: Limits, scratch: Path) -> None:
+    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         mine = settings.server
         self.settings, self.limits = settings, limits
@@ -112,7 +112,7 @@ class Serving:
     def seat(self, role: str) -> Seat:
         return "relay" if self.helped and role == "client" else "session"
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         raise ValueError("a server's child says nothing of that kind")
 
     def gauges(self) -> Mapping[str, float]:
@@ -131,7 +131,7 @@ class Serving:
                 waiting = {"waiting": "owner"}
                 meet = partial(self.rendezvous.meet, alive=lambda: channel.send_message(waiting))
                 owners = [meet(hello.session, channel.peer, timeout)]
-                outside = Desk(owners[0], served.program)
+                outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, ROLE, hello.session, config=self.config)
         dial = partial(meet_dealer, self.identity.dialling, settings.address("dealer"), mine, timeout)
         party = ServerParty(

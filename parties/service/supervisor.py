@@ -24,11 +24,11 @@ from ..certificates.identity import Renewable, Renewal
 from .acceptor import Acceptor
 from .child import Control, become_child
 from .children import Children, Seat
-from .control import Introduced, Report
+from .control import ChildReport, Introduced
 from .exporter import Exporter
-from .limits import Limits
+from .limits import ServiceLimits
 from .logs import Log
-from .pending import Visitor
+from .pending import Pending
 from .stats import Stats
 
 FEED_SECONDS = 1.0
@@ -50,7 +50,7 @@ class Service(Protocol):
         """What a connection of `role` is: a session that computes, a relay that lives as long, or a short visit."""
         ...
 
-    def reply(self, report: Report, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
         ...
 
@@ -66,7 +66,7 @@ class Supervisor:
         self,
         listener: socket.socket,
         service: Service,
-        limits: Limits,
+        limits: ServiceLimits,
         log: Log,
         stats: Stats,
         exporter: Exporter | None = None,
@@ -134,7 +134,7 @@ class Supervisor:
                 self._acceptor.drop(visitor, "this machine has no room for a process")
                 self._acceptor.pause(error)
 
-    def _fork(self, visitor: Visitor) -> None:
+    def _fork(self, visitor: Pending) -> None:
         """Errors: OSError, with nothing done."""
         mine, its = socket.socketpair()
         sys.stderr.flush()
@@ -153,7 +153,7 @@ class Supervisor:
         visitor.sock.close()
         self._children.add(pid, mine, visitor.host, visitor.address)
 
-    def _be_child(self, mine: socket.socket, visitor: Visitor, control: Control) -> None:
+    def _be_child(self, mine: socket.socket, visitor: Pending, control: Control) -> None:
         """In the child: let go of all that is the supervisor's or another child's, then work."""
         mine.close()
         self._selector.close()

@@ -27,9 +27,9 @@ from __future__ import annotations
 from .client import Answer, ClientParty, Progress, UseSpool
 from .dealer import (
     DealerParty,
-    Limits,
     MemoryPrograms,
     MemorySeeds,
+    ProgramLimits,
     Programs,
     SeedError,
     Seeds,
@@ -41,22 +41,22 @@ from .keys import query_key
 from .messages import patient
 from .server import Outside, ServerParty
 from .timings import Timings, peak_rss_mb, rss_mb
-from .weights import Part, Served, serve_parts, weight_keys
+from .weights import Served, ServedPart, serve_parts, weight_keys
 
 __all__ = [
     "Answer",
     "ClientParty",
     "DealerParty",
-    "Limits",
     "MemoryPrograms",
     "MemorySeeds",
     "Outside",
-    "Part",
+    "ProgramLimits",
     "Programs",
     "Progress",
     "SeedError",
     "Seeds",
     "Served",
+    "ServedPart",
     "ServerParty",
     "Timings",
     "UseSpool",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .weights import Line, as_tensor
+from .weights import CatalogueLine, as_tensor
 
 
 class MaskedCache:
@@ -24,7 +24,7 @@ class MaskedCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, line: Line) -> Tensor | None:
+    def load(self, line: CatalogueLine) -> Tensor | None:
         """Mapped from the disk, so processes share its memory; None if it is not there, or not what it should be."""
         path = self.folder / line.id
         try:
@@ -38,7 +38,7 @@ class MaskedCache:
             return None
         return as_tensor(content, line.shape) if hashlib.sha256(content).hexdigest() == line.sha256 else None
 
-    def keep(self, line: Line, content: bytes | bytearray) -> None:
+    def keep(self, line: CatalogueLine, content: bytes | bytearray) -> None:
         """Warns, and goes on without, where the disk does not take it."""
         path = self.folder / line.id
         part = path.with_name(f"{line.id}.{secrets.token_hex(4)}.part")

@@ -31,7 +31,7 @@ from .messages import SAME_VERSION, amount, hear, out_of_place, read_busy
 from .spool import Spool, SpoolError
 from .spool.agree import Missing, Proposals, Ref
 from .timings import Timings, peak_rss_mb
-from .weights import LINE_BYTES, Line, as_tensor, catalogue_id, read_catalogue
+from .weights import LINE_BYTES, CatalogueLine, as_tensor, catalogue_id, read_catalogue
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 UseSpool = Literal["auto", "only", "off"]
@@ -311,7 +311,7 @@ class ClientParty:
             self._hear("live")
             self._live = True
 
-    def _download(self, line: Line) -> Tensor:
+    def _download(self, line: CatalogueLine) -> Tensor:
         content = self.server.recv(line.bytes)
         if hashlib.sha256(content).hexdigest() != line.sha256:
             raise PeerProtocolError(self.server.peer, "sent other weights than it announced", SAME_VERSION)

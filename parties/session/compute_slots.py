@@ -12,7 +12,7 @@ from ...protocols.errors import BlindformerError
 MOST_SECONDS = 1e9  # to wait, whatever a peer says
 
 
-class Busy(BlindformerError):
+class SlotsBusy(BlindformerError):
     """A party has no room at the moment. The session lives on: ask again in `retry_after` seconds."""
 
     def __init__(self, party: str, retry_after: float, why: str = "all its places are taken") -> None:
@@ -41,7 +41,7 @@ def span(seconds: float) -> str:
     return f"{number} {unit}{'' if number == '1' else 's'}"
 
 
-class Admission(Protocol):
+class ComputeSlots(Protocol):
     """Hands out places to compute in."""
 
     def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:
@@ -51,12 +51,12 @@ class Admission(Protocol):
         within the session's timeout: that is what tells the client that this side lives. `waiting` raises `PeerError`
         when the client has gone; then the place in the queue is to be given back.
 
-        Errors: `Busy`.
+        Errors: `SlotsBusy`.
         """
         ...
 
 
-class Open:
+class Unlimited:
     """Always go."""
 
     def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:

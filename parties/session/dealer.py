@@ -27,7 +27,7 @@ from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
 from ..transport.handshake import Hello
 from .ahead import Ahead
-from .compute_slots import Admission, Busy, Open
+from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .keys import masks, query_key
 from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
 from .timings import peak_rss_mb
@@ -109,7 +109,7 @@ class MemoryPrograms:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """What a program from a server may ask of a dealer. Bytes: of its JSON, and of its largest value."""
 
     program_bytes: int = 16 * 2**20
@@ -135,12 +135,12 @@ class DealerParty:
         hello: Hello,
         seeds: Seeds,
         programs: Programs | None = None,
-        limits: Limits | None = None,
-        admission: Admission | None = None,
+        limits: ProgramLimits | None = None,
+        admission: ComputeSlots | None = None,
     ) -> None:
         self.server, self.hello, self.seeds = server, hello, seeds
         self.programs = programs or MemoryPrograms()
-        self.limits, self.admission = limits or Limits(), admission or Open()
+        self.limits, self.admission = limits or ProgramLimits(), admission or Unlimited()
 
     def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
         """Answer the server's requests until it says goodbye. `idle`: seconds it may be silent between queries.
@@ -174,7 +174,7 @@ class DealerParty:
                     corrections.finish()
                     seconds = time.perf_counter() - started
                     self.server.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
-            except Busy as busy:
+            except SlotsBusy as busy:
                 self.server.send_message(busy_message(busy))
                 continue
             if on_query:
@@ -189,7 +189,7 @@ class DealerParty:
 
 
 def receive_program(
-    server: Channel, digest: str, limits: Limits, use: Callable[[Program], object] | None = None
+    server: Channel, digest: str, limits: ProgramLimits, use: Callable[[Program], object] | None = None
 ) -> Program:
     """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
     size = server.recv_message().get("program")

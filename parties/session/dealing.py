@@ -13,7 +13,7 @@ from .messages import SAME_VERSION, hear, read_busy
 from .weights import Served
 
 
-class Dealing:
+class RemoteDealer:
     """The server's end of its connection with the dealer. One thread at a time uses it. Errors: `PeerError`."""
 
     def __init__(self, channel: Channel, served: Served) -> None:

@@ -12,7 +12,7 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
-from .compute_slots import Busy, LimitReached
+from .compute_slots import LimitReached, SlotsBusy
 from .spool.agree import Ref
 
 SAME_VERSION = "use the same version at every party"
@@ -88,14 +88,14 @@ def amount(message: Mapping[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
 
 
-def busy_message(busy: Busy) -> dict[str, Any]:
+def busy_message(busy: SlotsBusy) -> dict[str, Any]:
     return {"busy": busy.retry_after, "party": busy.party, "why": busy.why}
 
 
-def read_busy(channel: Channel, message: Mapping[str, Any]) -> Busy:
+def read_busy(channel: Channel, message: Mapping[str, Any]) -> SlotsBusy:
     """What the peer says of itself, or of a party that it asked in turn."""
     party = printable(message.get("party"), 32) or channel.peer
-    return Busy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+    return SlotsBusy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
 
 
 def limit_message(limit: LimitReached) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def read_limit(channel: Channel, message: Mapping[str, Any]) -> LimitReached:
 def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], None] | None = None) -> dict[str, Any]:
     """The next message that has one of the names `expected`, after any signs of life.
 
-    `waiting` is told of these. Errors: `Busy` if the peer has no room, `LimitReached` if this side has asked all that
-    it may, `PeerProtocolError` for anything else.
+    `waiting` is told of these. Errors: `SlotsBusy` if the peer has no room, `LimitReached` if this side has asked all
+    that it may, `PeerProtocolError` for anything else.
     """
     while True:
         message = channel.recv_message()
@@ -122,7 +122,9 @@ def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], 
         if "limit" in message:
             raise read_limit(channel, message)
         if "busy" in message and "busy" not in expected:
-            raise Busy(channel.peer, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+            raise SlotsBusy(
+                channel.peer, amount(message, "busy"), printable(message.get("why")) or "it does not say why"
+            )
         if not any(name in message for name in expected):
             raise out_of_place(channel)
         return message

@@ -20,8 +20,8 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .compute_slots import Admission, Busy, LimitReached, Open
-from .dealing import Dealing, Replay
+from .compute_slots import ComputeSlots, LimitReached, SlotsBusy, Unlimited
+from .dealing import RemoteDealer, Replay
 from .keys import masks, query_key
 from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, patient, read, read_number
 from .spool import Spool, SpoolError
@@ -47,7 +47,7 @@ class Outside(Protocol):
 
 
 @dataclass
-class Made:
+class ServerTape:
     """The server's correlations of one query, and what they took here and at the dealer."""
 
     tape: Tape
@@ -77,7 +77,7 @@ class ServerParty:
         *,
         session: str = "",
         client_id: str = "",
-        admission: Admission | None = None,
+        admission: ComputeSlots | None = None,
         spool: Spool | None = None,
         outside: Outside | None = None,
         wire: Callable[[Channel], Wire] = over_channel,
@@ -87,15 +87,15 @@ class ServerParty:
         self.outside, self.wire, self.count = outside, wire, count
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
-        self.admission, self.spool = admission or Open(), spool
+        self.admission, self.spool = admission or Unlimited(), spool
         self.program, self.ring = served.program, Ring(served.program.ring)
         self.price = price(served.program)
         self.seed = new_seed()
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
-        self._dealing: Dealing | None = None
+        self._dealing: RemoteDealer | None = None
         self._work: Ahead | None = None  # the last one begun
-        self._ahead: tuple[Ref | None, Ahead[Made]] | None = None  # of the next query
+        self._ahead: tuple[Ref | None, Ahead[ServerTape]] | None = None  # of the next query
         self._beat = client.timeout / 3
 
     def set_up(self) -> None:
@@ -151,9 +151,9 @@ class ServerParty:
         return work.result(self._beat, lambda: self.client.send_message({"waiting": what}))
 
     def _go_live(self) -> None:
-        def connect() -> Dealing:
+        def connect() -> RemoteDealer:
             self._dealer = self.dial_dealer()
-            dealing = Dealing(self._dealer, self.served)
+            dealing = RemoteDealer(self._dealer, self.served)
             dealing.set_up(self.seed)
             return dealing
 
@@ -167,7 +167,7 @@ class ServerParty:
             with self.admission.slot(ask.query, lambda place: self.client.send_message({"queued": place})):
                 self._count(ask.query)
                 return self._answer(ask)
-        except Busy as busy:
+        except SlotsBusy as busy:
             self.client.send_message(busy_message(busy))
         except LimitReached as limit:
             self.client.send_message(limit_message(limit))
@@ -186,7 +186,7 @@ class ServerParty:
         if work is None:
             return None
         try:
-            made: Made = self._wait(work, "correlations")
+            made: ServerTape = self._wait(work, "correlations")
         except SpoolError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
@@ -223,7 +223,7 @@ class ServerParty:
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
 
-    def _find(self, ask: Ask) -> Ahead[Made] | None:
+    def _find(self, ask: Ask) -> Ahead[ServerTape] | None:
         """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
         ref = None if ask.spool is None else ask.spool.ref()
         ahead, self._ahead = self._ahead, None
@@ -247,20 +247,20 @@ class ServerParty:
             self._ahead = (ref, self._load(entry))
         return reply
 
-    def _deal(self, number: int) -> Ahead[Made]:
+    def _deal(self, number: int) -> Ahead[ServerTape]:
         """Live correlations."""
         dealing = self._dealing
         if dealing is None:
             raise PeerProtocolError(self.client.peer, "asked for live correlations without a dealer", "say so before")
         key = query_key(self.seed, number)
 
-        def deal() -> Made:
+        def deal() -> ServerTape:
             started = time.perf_counter()
             tape = self._tape(key, dealing.begin(number))
             dealt = dealing.end(number)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
-            return Made(tape, time.perf_counter() - started, dealt)
+            return ServerTape(tape, time.perf_counter() - started, dealt)
 
         return self._begin(deal, "correlations")
 
@@ -276,17 +276,17 @@ class ServerParty:
             return None, {"missing": ref.number, "known": found.known, "next": found.next}
         return found, {"taken": ref.number}
 
-    def _load(self, entry: Entry) -> Ahead[Made]:
+    def _load(self, entry: Entry) -> Ahead[ServerTape]:
         """Correlations of the spool, marked as used before."""
         spool = self.spool
         assert spool is not None
 
-        def load() -> Made:
+        def load() -> ServerTape:
             started = time.perf_counter()
             taken = spool.fetch(entry)
             replay = cast(Channel, Replay(memoryview(taken.corrections)))
             tape = self._tape(taken.key, Corrections(replay, self.price.layout))
-            return Made(tape, time.perf_counter() - started, {})
+            return ServerTape(tape, time.perf_counter() - started, {})
 
         return self._begin(load, "spool")
 
@@ -319,10 +319,10 @@ class ServerParty:
                     return
         except SpoolError as error:
             self.client.send_message({"full": count, "what": error.what})
-        except Busy as busy:
+        except SlotsBusy as busy:
             self.client.send_message(busy_message(busy))
 
-    def _store(self, spool: Spool, dealing: Dealing, number: int) -> Ahead[None]:
+    def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> Ahead[None]:
         frames = dealing.frames(number)
 
         def store() -> None:

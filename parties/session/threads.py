@@ -21,7 +21,7 @@ from ..local.launcher import LocalAnswer, Progress
 from ..transport.memory import MemoryChannel, memory_pair
 from ..transport.shaping import ShapedChannel
 from . import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, Served, ServerParty, receive_seed
-from .compute_slots import Admission, Open
+from .compute_slots import ComputeSlots, Unlimited
 from .meeting import my_hello, new_session
 
 IDLE_SECONDS = 86400.0
@@ -35,7 +35,7 @@ class ThreadDealer:
     def __init__(self, connect: Connect, run: Run) -> None:
         self._connect, self._run = connect, run
         self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
-        self.admission: Admission = Open()
+        self.admission: ComputeSlots = Unlimited()
 
     def seeding(self, program: Program, session: str) -> Callable[[bytes], None]:
         """For the client: leaves its seed."""

@@ -31,7 +31,7 @@ ALARM = 1e-6  # an honest session gives an alarm less often than this
 Sample = list[Tensor]
 
 
-class Witness:
+class UniformityWitness:
     """What one party has opened in a session. Counting waits until `finish`, outside of what is timed."""
 
     def __init__(self) -> None:

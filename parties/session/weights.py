@@ -28,7 +28,7 @@ LINE_BYTES = ID_BYTES + HASH_BYTES  # of the catalogue, for one weight
 Shape = tuple[int, ...]
 
 
-class Part(Protocol):
+class ServedPart(Protocol):
     """What the server holds for one program: `weights` and `constants` are ring integers by name."""
 
     @property
@@ -40,7 +40,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Line:
+class CatalogueLine:
     """One weight in the catalogue: its name and shape, which the program tells, an id and the hash of D, as hex."""
 
     name: str
@@ -93,10 +93,10 @@ class MaskedWeights:
         self.keys = weight_keys(secret, weights, self._shapes)
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[CatalogueLine]:
         """The catalogue. It takes a pass over all weights, once."""
         return [
-            Line(
+            CatalogueLine(
                 name,
                 shape,
                 derive(self.keys[name], "id")[:ID_BYTES].hex(),
@@ -122,16 +122,16 @@ class MaskedWeights:
         return b"".join(self.keys.values())
 
 
-def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[Line]:
+def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[CatalogueLine]:
     """The catalogue of a program's weights, as the client receives it."""
     lines = []
     for at, (name, shape) in enumerate(sorted(shapes.items())):
         line = data[at * LINE_BYTES : (at + 1) * LINE_BYTES]
-        lines.append(Line(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
+        lines.append(CatalogueLine(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
     return lines
 
 
-def catalogue_id(lines: list[Line]) -> str:
+def catalogue_id(lines: list[CatalogueLine]) -> str:
     """Names a whole set of masked weights."""
     return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
 
@@ -144,7 +144,7 @@ def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str,
 class Served:
     """One program as a server offers it: its part of the artifacts, and the masked weights that clients get."""
 
-    def __init__(self, part: Part, secret: bytes) -> None:
+    def __init__(self, part: ServedPart, secret: bytes) -> None:
         self.part = part
         self.masked = MaskedWeights(part.program, part.weights, secret)
 
@@ -168,7 +168,7 @@ class Served:
         price(self.program)
 
 
-def serve_parts(parts: Iterable[Part], secret: bytes) -> dict[str, Served]:
+def serve_parts(parts: Iterable[ServedPart], secret: bytes) -> dict[str, Served]:
     """What a server offers, by program hash."""
     return {part.program.hash(): Served(part, secret) for part in parts}
 

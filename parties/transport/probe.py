@@ -38,7 +38,7 @@ _LONG_ENOUGH = 0.3  # seconds of transfer after which a bandwidth is believed
 _SAME_VERSION = "install the same version on both sides"
 
 
-class Facts(BaseModel):
+class PeerFacts(BaseModel):
     """What a party says about itself. `programs`: of the asking side, its own; of the other, which of these it has."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -55,23 +55,23 @@ class Facts(BaseModel):
 class Probed:
     """What was learnt. Seconds, and bits per second; `clock_s`: how far the peer's clock is ahead of ours."""
 
-    facts: Facts
+    facts: PeerFacts
     rtt_s: float
     up: float
     down: float
     clock_s: float
 
 
-def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> Facts:
+def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> PeerFacts:
     """What this installation says of itself. `config`: Settings.shared_hash(). `programs`: hashes."""
-    return Facts(blindformer=spoken_version(), role=role, config=config, programs=list(programs))
+    return PeerFacts(blindformer=spoken_version(), role=role, config=config, programs=list(programs))
 
 
 def is_probe(message: dict[str, Any]) -> bool:
     return "probe" in message
 
 
-def answer_probe(channel: Channel, message: dict[str, Any], mine: Facts) -> None:
+def answer_probe(channel: Channel, message: dict[str, Any], mine: PeerFacts) -> None:
     """Answer one probe, whose first message was `message`, until the peer says goodbye. `mine.programs`: all we have.
 
     The caller closes the channel, and should end the process that runs this after PROBE_SECONDS.
@@ -102,7 +102,7 @@ def answer_probe(channel: Channel, message: dict[str, Any], mine: Facts) -> None
     raise PeerProtocolError(channel.peer, "asked a probe for more than it may", _SAME_VERSION)
 
 
-def probe(channel: Channel, mine: Facts, seconds: float = 5.0) -> Probed:
+def probe(channel: Channel, mine: PeerFacts, seconds: float = 5.0) -> Probed:
     """Ask the party behind a new channel. `seconds`: how long to measure bandwidth, each way, at most.
 
     Errors: `PeerProtocolError` if it does not answer probes; those of the channel.
@@ -153,8 +153,8 @@ def _request(message: dict[str, Any]) -> tuple[str, int]:
     return (kind, count) if good else ("", 0)
 
 
-def _facts(channel: Channel, message: dict[str, Any]) -> Facts:
+def _facts(channel: Channel, message: dict[str, Any]) -> PeerFacts:
     try:
-        return Facts.model_validate(message.get("probe"))  # at most _LIMIT bytes, so the list is short
+        return PeerFacts.model_validate(message.get("probe"))  # at most _LIMIT bytes, so the list is short
     except ValidationError:
         raise PeerProtocolError(channel.peer, "does not answer probes", _SAME_VERSION) from None

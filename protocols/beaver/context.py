@@ -16,7 +16,7 @@ from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
 
 
 @dataclass(eq=False)
-class Private:
+class PrivateValue:
     """A value that one party knows in the clear.
 
     `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the
@@ -72,7 +72,7 @@ class Offline:
             self.keep(f"{x.key}/open", x.plain)
         return x.plain
 
-    def half(self, x: Trace | Private, owner: str) -> Tensor:
+    def half(self, x: Trace | PrivateValue, owner: str) -> Tensor:
         """The mask, known to `owner`, under which the owner's share of x (or x itself) goes to the other party."""
         store = x.half if isinstance(x, Trace) else {}
         if owner not in store:

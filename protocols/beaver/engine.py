@@ -11,7 +11,7 @@ from torch import Tensor
 from ..local import LOCAL
 from ..ring import Ring
 from ..rounds import Step, Swap, together
-from .context import Offline, Online, Private, Public
+from .context import Offline, Online, PrivateValue, Public
 from .primitive import Cost, Primitive, primitives
 from .source import CountingSource, Source
 from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
@@ -39,11 +39,11 @@ class OfflineEngine:
 
     def prepare(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Any:
         if op == "client":
-            return Private(key, "client", shape, width)
+            return PrivateValue(key, "client", shape, width)
         if op == "weight":
             known = self.weights.get(attributes["name"])
             role = self.offline.role
-            return Private(
+            return PrivateValue(
                 key,
                 "server",
                 shape,
@@ -152,7 +152,9 @@ class OnlineEngine:
         role = self.online.role
         if op in ("client", "weight"):
             owner = "client" if op == "client" else "server"
-            return Private(key, owner, shape, width, tensor=self.values[attributes["name"]] if owner == role else None)
+            return PrivateValue(
+                key, owner, shape, width, tensor=self.values[attributes["name"]] if owner == role else None
+            )
         if op == "constant":
             return Public(self.constants[attributes["name"]])
         if op == "input":
@@ -193,12 +195,12 @@ class OnlineEngine:
     def _absent(self, value: Any) -> bool:
         if isinstance(value, Public):
             return not self.online.leader
-        return isinstance(value, Private) and value.tensor is None
+        return isinstance(value, PrivateValue) and value.tensor is None
 
 
 def _trace(value: Any) -> Any:
     """A private value used as a shared one; always the same trace, so that it is opened once."""
-    if not isinstance(value, Private):
+    if not isinstance(value, PrivateValue):
         return value
     value.shared = value.shared or Trace(value.key, value.shape, value.width)
     return value.shared

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import CorrelationError
 from ..rounds import Swap, together
 from ..wire import wire_bytes
-from .context import Offline, Online, Private
+from .context import Offline, Online, PrivateValue
 from .primitive import Cost, Primitive, Steps, size
 from .values import Shape, Share, Trace, mask_bytes
 
@@ -80,7 +80,9 @@ def _half_cost(shape: Shape, width: int, x: Trace, owner: str) -> Cost:
     return Cost(steps, mask_bytes(width) * size(shape))
 
 
-def _stationary(offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: Private, product: Any) -> Trace:
+def _stationary(
+    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Any
+) -> Trace:
     a = offline.half(x, "client")
     if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
@@ -91,7 +93,7 @@ def _stationary(offline: Offline, key: str, shape: Shape, width: int, x: Trace, 
     return Trace(key, shape, width)
 
 
-def _run_stationary(online: Online, key: str, width: int, x: Share, weight: Private, product: Any) -> Steps:
+def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Any) -> Steps:
     masked = yield from online.half(x, "client")
     share = online.tape.take(key)
     assert isinstance(share, Tensor)
@@ -100,7 +102,7 @@ def _run_stationary(online: Online, key: str, width: int, x: Share, weight: Priv
     return Share(key, share, width)
 
 
-def _client_mask(offline: Offline, v: Private) -> Tensor:
+def _client_mask(offline: Offline, v: PrivateValue) -> Tensor:
     if v.mask is None:
         label = f"{v.key}/private"
         v.mask = offline.source.private(label, v.shape, "client")
@@ -109,7 +111,7 @@ def _client_mask(offline: Offline, v: Private) -> Tensor:
     return v.mask
 
 
-def _open_client_value(online: Online, v: Private) -> Steps:
+def _open_client_value(online: Online, v: PrivateValue) -> Steps:
     """The client's value under its own mask, to the server. Returns v at the client, v - B at the server."""
     while v.pending and not v.opened:
         yield []

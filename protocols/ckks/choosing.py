@@ -10,13 +10,13 @@ from .circuit import Circuit, parameters_of, too_deep
 from .packing import packing_for
 from .parameters import MOST_BITS, CkksError, Parameters
 from .planner import Planner
-from .values import Instruction
+from .values import PlannedInstruction
 
 Array = np.ndarray
 
 
 def plan(
-    instructions: Sequence[Instruction],
+    instructions: Sequence[PlannedInstruction],
     outputs: Mapping[str, int],
     known: Mapping[str, Array],
     clients: Mapping[str, str],
@@ -42,7 +42,7 @@ def plan(
 
 
 def circuit_of(
-    instructions: Sequence[Instruction],
+    instructions: Sequence[PlannedInstruction],
     outputs: Mapping[str, int],
     known: Mapping[str, Array],
     clients: Mapping[str, str],

@@ -29,7 +29,7 @@ class Operand:
 
 
 @dataclass
-class Step:
+class CircuitStep:
     """`work`: the depth at which it reads; its results are one deeper. `path`: the module it comes from."""
 
     results: list[int]
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass
-class Affine(Step):
+class AffineStep(CircuitStep):
     """An affine map: one block for each result."""
 
     blocks: list[Block] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Affine(Step):
 
 
 @dataclass
-class Multiply(Step):
+class MultiplyStep(CircuitStep):
     """Products of ciphertexts, pair by pair; where both are one object, a square."""
 
     pairs: list[tuple[Operand, Operand]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Multiply(Step):
 
 
 @dataclass
-class Scored(Step):
+class Scored(CircuitStep):
     """What scores read. `sums`: rotations that add up the features of every head."""
 
     queries: list[Operand] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Scored(Step):
 
 
 @dataclass
-class Mixed(Step):
+class Mixed(CircuitStep):
     """What mixing reads."""
 
     weights: list[Operand] = field(default_factory=list)
@@ -129,7 +129,7 @@ class Mixed(Step):
 
 
 @dataclass
-class Attention(Step):
+class Attention(CircuitStep):
     """What scores and their mixing share. `tokens`: of a text; `giant`: see packing.baby_steps."""
 
     tokens: int = 1
@@ -172,7 +172,7 @@ class Mix(Mixed, Attention):
 
 
 @dataclass
-class OneQuery(Step):
+class OneQuery(CircuitStep):
     """Attention of one query a text. `span`: lanes of a text, a power of two; those beyond its tokens hold 0."""
 
     span: int = 1
@@ -236,7 +236,7 @@ class Ends:
 class Circuit:
     packing: Packing
     inputs: list[Input] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[CircuitStep] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)  # by ciphertext
 
@@ -246,7 +246,7 @@ class Circuit:
         self.depth += [0] * count
         return numbers
 
-    def add(self, step: Step) -> None:
+    def add(self, step: CircuitStep) -> None:
         step.work = max((self.depth[number] for number in step.reads()), default=0)
         for number in step.results:
             self.depth[number] = step.work + 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .forms import Form
+from .forms import AffineForm
 from .packing import Layout, Packing
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks_of(
-    form: Form, target: Layout, bases: Mapping[int, tuple[Layout, Sequence[int]]], packing: Packing
+    form: AffineForm, target: Layout, bases: Mapping[int, tuple[Layout, Sequence[int]]], packing: Packing
 ) -> list[Block]:
     """The form, laid out as `target`, from its bases: layout and ciphertexts of each by number."""
     found: dict[tuple[int, int, int], Array] = {}  # (block of the result, ciphertext, rotation) -> diagonal

@@ -17,9 +17,9 @@ from typing import Any
 
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
-from .circuit import Affine, Circuit, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
+from .circuit import AffineStep, Circuit, CircuitStep, Mix, MultiplyStep, Operand, QueryMix, QueryScores, Scores
 from .diagonals import Product
-from .keys import EvaluationKeys, Ring
+from .keys import EvaluationKeys, SealContext
 from .parameters import CkksError, Parameters
 from .workers import each
 
@@ -34,7 +34,7 @@ class Evaluator:
     def __init__(self, circuit: Circuit, parameters: Parameters, keep: int = 4_000_000_000, workers: int = 1) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
-        self.circuit, self.ring, self.turns = circuit, Ring(parameters), circuit.turns()
+        self.circuit, self.ring, self.turns = circuit, SealContext(parameters), circuit.turns()
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
         self.room, self.workers = keep, workers
 
@@ -57,7 +57,7 @@ class Evaluator:
             scales.update(dict.fromkeys(step.results, self.ring.parameters.scale))
             for result, (one, other) in zip(step.results, step.factors(), strict=False):
                 scales[result] = scales[one] * scales[other] / self.ring.prime(step.work)
-            for at, item in step.products() if isinstance(step, Affine) else ():
+            for at, item in step.products() if isinstance(step, AffineStep) else ():
                 self.encoded((number, *at, self.weight_scale(scales[item.source], step.work)), item.diagonal, step.work)
 
     def weight_scale(self, scale: float, depth: int) -> float:
@@ -69,7 +69,7 @@ class Evaluator:
         inputs: Mapping[int, Any],
         keys: EvaluationKeys,
         progress: Callable[[int, int], None] | None = None,
-        watch: Callable[[Step, Mapping[int, Any]], None] | None = None,
+        watch: Callable[[CircuitStep, Mapping[int, Any]], None] | None = None,
     ) -> dict[int, Any]:
         """The answers' ciphertexts by number. `watch` sees each step with its results, and what is still to be read.
 
@@ -79,7 +79,7 @@ class Evaluator:
         missing = [r for r in wanted if self.ring.element(r) not in keys.galois]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
-        run = _Run(self, dict(inputs), keys)
+        run = _Evaluation(self, dict(inputs), keys)
         for number, step in enumerate(self.circuit.steps):
             run.step(number, step)
             if watch:
@@ -90,7 +90,7 @@ class Evaluator:
         return {number: run.held[number] for output in self.circuit.outputs for number in output.ciphertexts}
 
 
-class _Run:
+class _Evaluation:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
         self.ring, self.turns, self.workers = evaluator.ring, evaluator.turns, evaluator.workers
         self.encoded, self.weight_scale = evaluator.encoded, evaluator.weight_scale
@@ -102,12 +102,12 @@ class _Run:
         for output in evaluator.circuit.outputs:
             self.last.update(dict.fromkeys(output.ciphertexts, len(evaluator.circuit.steps)))
         self.rotated: dict[tuple[int, int, int], Any] = {}  # of (ciphertext, baby step, depth): readers share them
-        self.kinds: dict[type[Step], Callable[[int, Any], list[Any]]] = {
-            Affine: self._affine, Multiply: self._multiply, Scores: self._scores, Mix: self._mix,
+        self.kinds: dict[type[CircuitStep], Callable[[int, Any], list[Any]]] = {
+            AffineStep: self._affine, MultiplyStep: self._multiply, Scores: self._scores, Mix: self._mix,
             QueryScores: self._query_scores, QueryMix: self._query_mix,
         }  # fmt: skip
 
-    def step(self, number: int, step: Step) -> None:
+    def step(self, number: int, step: CircuitStep) -> None:
         for result, value in zip(step.results, self.kinds[type(step)](number, step), strict=True):
             self.held[result] = value
 
@@ -134,7 +134,7 @@ class _Run:
             x = out
         return x
 
-    def _baby(self, number: int, steps: int, step: Affine) -> Any:
+    def _baby(self, number: int, steps: int, step: AffineStep) -> Any:
         key = (number, steps, step.work)
         if key not in self.rotated:
             if steps:
@@ -179,18 +179,18 @@ class _Run:
         return x
 
     # --- steps -------------------------------------------------------------------------------------------------------
-    def _affine(self, number: int, step: Affine) -> list[Any]:
+    def _affine(self, number: int, step: AffineStep) -> list[Any]:
         if self.workers > 1:  # what several blocks read is rotated and encoded here, once
             for at, item in step.products():
                 self._weighed(number, step, at, item)
         return self._each(range(len(step.blocks)), lambda index: self._block(number, step, index))
 
-    def _weighed(self, number: int, step: Affine, at: tuple[int, int, int], item: Product) -> tuple[Any, Any]:
+    def _weighed(self, number: int, step: AffineStep, at: tuple[int, int, int], item: Product) -> tuple[Any, Any]:
         """A rotated source, and what it is multiplied by."""
         x = self._baby(item.source, item.baby, step)
         return x, self.encoded((number, *at, self.weight_scale(x.scale, step.work)), item.diagonal, step.work)
 
-    def _block(self, number: int, step: Affine, index: int) -> Any:
+    def _block(self, number: int, step: AffineStep, index: int) -> Any:
         depth, wanted, block = step.work, self.ring.parameters.scale, step.blocks[index]
         sums: dict[int, Any] = {}
         for giant, products in block.giants.items():
@@ -217,7 +217,7 @@ class _Run:
             self.seal.add_plain_inplace(total, self.ring.encode(block.constant, wanted, depth + 1))
         return total
 
-    def _multiply(self, number: int, step: Multiply) -> list[Any]:
+    def _multiply(self, number: int, step: MultiplyStep) -> list[Any]:
         def product(pair: tuple[Operand, Operand]) -> Any:
             left, right = pair
             x = self._with(left, step.work)

@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from .circuit import Affine, Attention, Circuit, Ends, Mix, Multiply, Operand, QueryMix, QueryScores, Scores, Step
+from .circuit import (
+    AffineStep,
+    Attention,
+    Circuit,
+    CircuitStep,
+    Ends,
+    Mix,
+    MultiplyStep,
+    Operand,
+    QueryMix,
+    QueryScores,
+    Scores,
+)
 
 Array = np.ndarray
 
@@ -17,12 +29,12 @@ class Exact:
 
     def __init__(self, circuit: Circuit, values: Mapping[str, Array]) -> None:
         self.circuit, self.held = circuit, packed(circuit, values)
-        self.kinds: dict[type[Step], Callable[[Any], Iterable[Array]]] = {
-            Affine: self._affine, Multiply: self._multiply, Scores: self._scores, Mix: self._mix,
+        self.kinds: dict[type[CircuitStep], Callable[[Any], Iterable[Array]]] = {
+            AffineStep: self._affine, MultiplyStep: self._multiply, Scores: self._scores, Mix: self._mix,
             QueryScores: self._query_scores, QueryMix: self._query_mix,
         }  # fmt: skip
 
-    def step(self, step: Step) -> None:
+    def step(self, step: CircuitStep) -> None:
         self.held.update(zip(step.results, self.kinds[type(step)](step), strict=True))
 
     def run(self) -> dict[str, Array]:
@@ -40,7 +52,7 @@ class Exact:
         value = self.held[operand.ciphertext]
         return value if operand.plus is None else value + operand.plus
 
-    def _affine(self, step: Affine) -> Iterator[Array]:
+    def _affine(self, step: AffineStep) -> Iterator[Array]:
         for block in step.blocks:
             total = block.constant.copy()
             for giant, products in block.giants.items():
@@ -48,7 +60,7 @@ class Exact:
                 total += _rotated(np.asarray(inner), giant)
             yield total
 
-    def _multiply(self, step: Multiply) -> Iterator[Array]:
+    def _multiply(self, step: MultiplyStep) -> Iterator[Array]:
         yield from (self._with(left) * self._with(right) for left, right in step.pairs)
 
     def _twice(self, operand: Operand, step: Attention) -> Array:

@@ -30,7 +30,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CircuitNeeds:
     """`elements`: Galois elements, sorted. `inputs`, `outputs`: depth by ciphertext. `steps`: modules, in order."""
 
     program: str
@@ -74,10 +74,10 @@ class Facts:
         }
 
 
-def facts_of(program: str, texts: int, circuit: Circuit, parameters: Parameters) -> Facts:
+def facts_of(program: str, texts: int, circuit: Circuit, parameters: Parameters) -> CircuitNeeds:
     """`program`: the hash of the circuit's program."""
     ends = circuit.ends()
-    return Facts(
+    return CircuitNeeds(
         program,
         parameters,
         texts,
@@ -92,7 +92,7 @@ def _depths(sides: Sequence[Input] | Sequence[Output], ends: Ends) -> dict[int, 
     return {number: ends.depth[number] for side in sides for number in side.ciphertexts}
 
 
-def facts_from(found: Mapping[str, Any], *, secure: bool = True) -> Facts:
+def facts_from(found: Mapping[str, Any], *, secure: bool = True) -> CircuitNeeds:
     """The facts in what `to_json` gave. `secure`: refuse parameters that are not held to 128 bits.
 
     Errors: CkksError for what is none.
@@ -102,7 +102,7 @@ def facts_from(found: Mapping[str, Any], *, secure: bool = True) -> Facts:
         parameters = Parameters(
             int(given["degree"]), int(given["scale_bits"]), int(given["levels"]), given["secure"] is not False
         )
-        facts = Facts(
+        facts = CircuitNeeds(
             str(found["program"]),
             parameters,
             int(found["texts"]),

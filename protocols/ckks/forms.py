@@ -41,7 +41,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Form:
+class AffineForm:
     """shape (..., F), R = all dimensions but the last. `constant`: [R, F]."""
 
     shape: tuple[int, ...]
@@ -56,32 +56,32 @@ class Form:
         """The value, if it is no secret."""
         return None if self.terms else self.constant.reshape(self.shape)
 
-    def scaled(self, factor: float) -> Form:
+    def scaled(self, factor: float) -> AffineForm:
         if factor == 1.0:
             return self
         terms = tuple(Term(t.base, t.support, t.kind, t.matrix * factor) for t in self.terms)
-        return Form(self.shape, terms, self.constant * factor)
+        return AffineForm(self.shape, terms, self.constant * factor)
 
 
-def known(value: Array) -> Form:
+def known(value: Array) -> AffineForm:
     value = np.asarray(value, dtype=np.float64)
     shape = value.shape or (1,)
-    return Form(shape, (), value.reshape(-1, shape[-1]))
+    return AffineForm(shape, (), value.reshape(-1, shape[-1]))
 
 
-def identity(base: int, shape: tuple[int, ...]) -> Form:
+def identity(base: int, shape: tuple[int, ...]) -> AffineForm:
     """The base itself."""
     features = shape[-1]
     support = np.arange(math.prod(shape)).reshape(-1, features)
     rows = len(support)
-    return Form(
+    return AffineForm(
         shape,
         (Term(base, support, np.zeros(rows, dtype=int), np.eye(features)[None]),),
         np.zeros((rows, features)),
     )
 
 
-def gather(form: Form, at: Array) -> Form:
+def gather(form: AffineForm, at: Array) -> AffineForm:
     """The form whose element at each place is the element of `form` with the number that `at` holds there."""
     if at.shape == form.shape and np.array_equal(at.reshape(-1), np.arange(form.size)):
         return form
@@ -92,7 +92,7 @@ def gather(form: Form, at: Array) -> Form:
     rows = np.where(at == ZERO, 0, rows)
     constant = np.where(at == ZERO, 0.0, form.constant[rows, columns])
     gathered = [_gathered(term, rows, columns, at == ZERO) for term in form.terms]
-    return Form(shape, tuple(term for term in gathered if term.matrix.any()), constant)
+    return AffineForm(shape, tuple(term for term in gathered if term.matrix.any()), constant)
 
 
 def _gathered(term: Term, rows: Array, columns: Array, missing: Array) -> Term:
@@ -128,13 +128,13 @@ def _unique(keys: Array) -> tuple[Array, Array]:
     return found, index.reshape(-1)
 
 
-def broadcast(form: Form, shape: tuple[int, ...]) -> Form:
+def broadcast(form: AffineForm, shape: tuple[int, ...]) -> AffineForm:
     if form.shape == shape:
         return form
     return gather(form, np.broadcast_to(np.arange(form.size).reshape(form.shape), shape))
 
 
-def add(x: Form, y: Form) -> Form:
+def add(x: AffineForm, y: AffineForm) -> AffineForm:
     """x + y, broadcasting."""
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = broadcast(x, shape), broadcast(y, shape)
@@ -145,7 +145,7 @@ def add(x: Form, y: Form) -> Form:
             terms.append(term)
         else:
             terms[same] = _sum(terms[same], term)
-    return Form(shape, tuple(terms), x.constant + y.constant)
+    return AffineForm(shape, tuple(terms), x.constant + y.constant)
 
 
 def _sum(x: Term, y: Term) -> Term:
@@ -153,7 +153,7 @@ def _sum(x: Term, y: Term) -> Term:
     return Term(x.base, x.support, kind, x.matrix[key[:, 0]] + y.matrix[key[:, 1]])
 
 
-def times(form: Form, value: Array) -> Form:
+def times(form: AffineForm, value: Array) -> AffineForm:
     """The product with a known value, element by element, broadcasting."""
     shape = np.broadcast_shapes(form.shape, value.shape)
     form = broadcast(form, shape)
@@ -163,24 +163,24 @@ def times(form: Form, value: Array) -> Form:
     for term in form.terms:
         key, kind = _unique(np.c_[term.kind, index])
         terms.append(Term(term.base, term.support, kind, term.matrix[key[:, 0]] * distinct[key[:, 1]][:, :, None]))
-    return Form(shape, tuple(terms), form.constant * factors)
+    return AffineForm(shape, tuple(terms), form.constant * factors)
 
 
-def linear(form: Form, weight: Array) -> Form:
+def linear(form: AffineForm, weight: Array) -> AffineForm:
     """form @ weight: [..., K] x [K, N]."""
     terms = tuple(
         Term(t.base, t.support, t.kind, np.einsum("kfs,fn->kns", t.matrix, weight, optimize=True)) for t in form.terms
     )
-    return Form((*form.shape[:-1], weight.shape[1]), terms, form.constant @ weight)
+    return AffineForm((*form.shape[:-1], weight.shape[1]), terms, form.constant @ weight)
 
 
-def total(form: Form) -> Form:
+def total(form: AffineForm) -> AffineForm:
     """The sum over the last dimension, which stays with size 1."""
     terms = tuple(Term(t.base, t.support, t.kind, t.matrix.sum(1, keepdims=True)) for t in form.terms)
-    return Form((*form.shape[:-1], 1), terms, form.constant.sum(-1, keepdims=True))
+    return AffineForm((*form.shape[:-1], 1), terms, form.constant.sum(-1, keepdims=True))
 
 
-def stack(forms: Sequence[Form]) -> Form:
+def stack(forms: Sequence[AffineForm]) -> AffineForm:
     """All elements, one form after the other: rows as they are if all are of one width, else one element a row."""
     width = forms[0].shape[-1] if len({form.shape[-1] for form in forms}) == 1 else 1
     singles = [f if f.shape[-1] == width else gather(f, np.arange(f.size).reshape(-1, 1)) for f in forms]
@@ -198,7 +198,7 @@ def stack(forms: Sequence[Form]) -> Form:
                     np.concatenate([t.matrix, np.zeros((1, *t.matrix.shape[1:]))]),
                 )
             )
-    return Form((sum(counts), width), tuple(terms), np.concatenate([single.constant for single in singles]))
+    return AffineForm((sum(counts), width), tuple(terms), np.concatenate([single.constant for single in singles]))
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Elementwise:
         return first if first != 0 and bool((self.factor == first).all()) else None
 
 
-def as_elementwise(form: Form, size: int) -> Elementwise | None:
+def as_elementwise(form: AffineForm, size: int) -> Elementwise | None:
     """The form as factors of a base of `size` elements in the same order, if it is that."""
     if len(form.terms) != 1 or form.size != size:
         return None

@@ -48,7 +48,7 @@ def pack(kind: Kind, program: str, sealed: Iterable[bytes]) -> Iterator[bytes]:
         yield data
 
 
-class Reader:
+class FrameReader:
     """Takes a message apart as it comes. `feed` gives the items that are whole now; `end` says if any are missing.
 
     It holds one item at most. Errors of both: FrameError, SealedError.
@@ -102,7 +102,7 @@ class Reader:
 
 def unpack(kind: Kind, program: str, items: Sequence[Item], data: bytes) -> dict[int, bytes]:
     """A whole message's objects by number. Errors: FrameError, SealedError."""
-    reader = Reader(kind, program, items)
+    reader = FrameReader(kind, program, items)
     found = reader.feed(data)
     reader.end()
     return {item.number: content for item, content in found}

@@ -25,11 +25,11 @@ import numpy as np
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
 from ..gaussian import gaussian
-from .keys import EvaluationKeys, Ring
+from .keys import EvaluationKeys, SealContext
 from .parameters import DEVIATION
 
 
-def hide(ring: Ring, answers: Mapping[int, Any], keys: EvaluationKeys) -> dict[int, Any]:
+def hide(ring: SealContext, answers: Mapping[int, Any], keys: EvaluationKeys) -> dict[int, Any]:
     """A circuit's results, each under fresh randomness."""
     encryptor, evaluator, hidden = seal.Encryptor(ring.context, keys.public), seal.Evaluator(ring.context), {}
     for number, answer in answers.items():

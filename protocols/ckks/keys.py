@@ -24,7 +24,7 @@ from .sealed import SealedError
 Array = np.ndarray
 
 
-class Ring:
+class SealContext:
     """SEAL's context for the parameters, and what both sides need of it. Errors: CkksError if SEAL refuses them."""
 
     def __init__(self, parameters: Parameters) -> None:
@@ -82,7 +82,7 @@ class ClientKeys:
     """
 
     def __init__(self, ends: Ends, parameters: Parameters, secret: bytes | None = None) -> None:
-        self.ends, self.ring = ends, Ring(parameters)
+        self.ends, self.ring = ends, SealContext(parameters)
         if secret is None:
             self._secret = seal.KeyGenerator(self.ring.context).secret_key()
         else:
@@ -173,7 +173,7 @@ class ClientKeys:
         return self.decrypt({n: self.ring.checked(x, self.ends.depth[n], "the answer") for n, x in answers.items()})
 
 
-def load_evaluation(ring: Ring, sealed: Iterable[tuple[int, bytes]]) -> EvaluationKeys:
+def load_evaluation(ring: SealContext, sealed: Iterable[tuple[int, bytes]]) -> EvaluationKeys:
     """A client's evaluation keys from (number, bytes), one after the other, numbered as Facts.key_items are.
 
     Errors: SealedError.
@@ -190,7 +190,7 @@ def load_evaluation(ring: Ring, sealed: Iterable[tuple[int, bytes]]) -> Evaluati
     return EvaluationKeys(loaded.pop(RELINEARISATION), loaded.pop(PUBLIC), loaded)
 
 
-def load_request(ring: Ring, sealed: Mapping[int, bytes], depth: Mapping[int, int]) -> dict[int, Any]:
+def load_request(ring: SealContext, sealed: Mapping[int, bytes], depth: Mapping[int, int]) -> dict[int, Any]:
     """A request's ciphertexts from their bytes, each of its depth and exactly of the scale: encoded weights are kept
     by the scale that they meet. Errors: SealedError."""
     found = {}

@@ -13,11 +13,11 @@ import numpy as np
 
 from . import forms
 from .circuit import (
-    Affine,
+    AffineStep,
     Circuit,
     Input,
     Mix,
-    Multiply,
+    MultiplyStep,
     Operand,
     Output,
     QueryMix,
@@ -26,10 +26,22 @@ from .circuit import (
     check_scores,
 )
 from .diagonals import blocks_of
-from .forms import Form
+from .forms import AffineForm
 from .packing import Layout, Packing, baby_steps, query_layout, score_layout, span
 from .parameters import CkksError
-from .values import VIEWS, Base, Held, Instruction, Value, element_numbers, equal, is_rows, scaled, value_of, viewed
+from .values import (
+    VIEWS,
+    Base,
+    FactoredValue,
+    PlannedInstruction,
+    PlannedValue,
+    element_numbers,
+    equal,
+    is_rows,
+    scaled,
+    value_of,
+    viewed,
+)
 
 Array = np.ndarray
 
@@ -39,12 +51,12 @@ class Planner:
     """Walks the instructions once. `known`: real values of weights and constants by name; `clients`: whose source a
     client's value is, by name (two names may be one value at two scales)."""
 
-    instructions: Sequence[Instruction]
+    instructions: Sequence[PlannedInstruction]
     known: Mapping[str, Array]
     clients: Mapping[str, str]
     packing: Packing
     circuit: Circuit = field(init=False)
-    values: list[Value] = field(default_factory=list)
+    values: list[PlannedValue] = field(default_factory=list)
     bases: list[Base] = field(default_factory=list)
     inputs: dict[tuple[str, bytes, tuple[int, ...]], int] = field(default_factory=dict)
     path: str = ""
@@ -75,11 +87,11 @@ class Planner:
         return self.circuit
 
     # --- values ------------------------------------------------------------------------------------------------------
-    def _value(self, item: Instruction) -> Value:
+    def _value(self, item: PlannedInstruction) -> PlannedValue:
         args = [self.values[arg] for arg in item.args]
         scales = [self.instructions[arg].scale for arg in item.args]
         if item.op == "client":
-            return Value(
+            return PlannedValue(
                 element_numbers(item.shape), client=self.clients.get(item.attributes["name"], item.attributes["name"])
             )
         if item.op in ("weight", "constant"):
@@ -91,7 +103,7 @@ class Planner:
             return scaled(args[0], scales[0] + bits - item.scale)
         if item.op == "neg":
             return scaled(args[0], scales[0] - item.scale, -1.0)
-        handler: Callable[..., Value] | None = getattr(self, f"_{item.op}", None)
+        handler: Callable[..., PlannedValue] | None = getattr(self, f"_{item.op}", None)
         if handler is None:
             raise self._fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")
         return handler(item, args, scales)
@@ -99,7 +111,7 @@ class Planner:
     def _fail(self, what: str) -> CkksError:
         return CkksError(f"{self.path or 'model'}: {what}")
 
-    def _form(self, value: Value, at: Array | None = None) -> Form:
+    def _form(self, value: PlannedValue, at: Array | None = None) -> AffineForm:
         """The value (or these of its elements) as a form."""
         at = value.at if at is None else at
         if value.form is not None:
@@ -125,33 +137,35 @@ class Planner:
         return len(self.bases) - 1
 
     def _result(self, layout: Layout, clean: bool, factor: float, shape: tuple[int, ...], numbers: list[int],
-                tokens: int = 0) -> Value:  # fmt: skip
+                tokens: int = 0) -> PlannedValue:  # fmt: skip
         base = self._base(Base(layout, numbers, clean, tokens))
         return value_of(forms.identity(base, shape).scaled(factor), shape)
 
     # --- what is linear ----------------------------------------------------------------------------------------------
-    def _add(self, item: Instruction, args: list[Value], scales: list[int], sign: float = 1.0) -> Value:
+    def _add(
+        self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int], sign: float = 1.0
+    ) -> PlannedValue:
         x, y = (self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True))
         return value_of(forms.add(x, y.scaled(sign)), item.shape)
 
-    def _sub(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _sub(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         return self._add(item, args, scales, -1.0)
 
-    def _sum(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _sum(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         dims = sorted(d % args[0].at.ndim for d in item.attributes["dims"])
         kept = [d for d in range(args[0].at.ndim) if d not in dims]
         at = args[0].at.transpose(*kept, *dims)
         at = at.reshape(*at.shape[: len(kept)], -1)
         return value_of(forms.total(self._form(args[0], at)).scaled(2.0 ** (scales[0] - item.scale)), item.shape)
 
-    def _concat(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _concat(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         parts = [self._form(v).scaled(2.0 ** (s - item.scale)) for v, s in zip(args, scales, strict=True)]
         starts = np.cumsum([0, *(part.size for part in parts)])
         numbers = [start + element_numbers(value.at.shape) for start, value in zip(starts, args, strict=False)]
         at = np.concatenate(numbers, axis=item.attributes["dim"])
         return value_of(forms.gather(forms.stack(parts), at), item.shape)
 
-    def _linear(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _linear(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         weight = self._form(args[1]).known()
         if weight is None:
             return self._matmul(item, args, scales)
@@ -161,7 +175,7 @@ class Planner:
         return value_of(forms.linear(self._form(x), weight).scaled(2.0 ** (sum(scales) - item.scale)), item.shape)
 
     # --- products ----------------------------------------------------------------------------------------------------
-    def _mul(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _mul(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         factor = 2.0 ** (sum(scales) - item.scale)
         for one, other in (args, args[::-1]):
             value = self._form(other).known() if other.form is not None else None
@@ -178,15 +192,17 @@ class Planner:
     _mul_public = _mul
     _mul_private = _mul
 
-    def _multiplied(self, left: Held, right: Held, shape: tuple[int, ...], factor: float = 1.0) -> Value:
+    def _multiplied(
+        self, left: FactoredValue, right: FactoredValue, shape: tuple[int, ...], factor: float = 1.0
+    ) -> PlannedValue:
         numbers = self.circuit.new(left.base.layout.blocks)
         pairs = list(zip(left.operands, right.operands, strict=True))
-        self.circuit.add(Multiply(numbers, self.path, pairs=pairs))
+        self.circuit.add(MultiplyStep(numbers, self.path, pairs=pairs))
         clean = left.base.clean or right.base.clean
         factor *= left.factor * right.factor
         return self._result(left.base.layout, clean, factor, shape, numbers, left.base.tokens)
 
-    def _scores(self, value: Value) -> Layout | None:
+    def _scores(self, value: PlannedValue) -> Layout | None:
         """The layout of scores, if that is what the value lies in."""
         if value.form is None:
             return None
@@ -195,12 +211,14 @@ class Planner:
             return None
         return self.bases[found.base].layout
 
-    def _held(self, value: Value, shape: tuple[int, ...], layout: Layout | None, again: bool = False) -> Held:
+    def _held(
+        self, value: PlannedValue, shape: tuple[int, ...], layout: Layout | None, again: bool = False
+    ) -> FactoredValue:
         """The value in ciphertexts: those it lies in if it is but a factor of them, else through an affine map."""
         shape = shape or (1,)
         if value.form is None and layout is not None:
             base = self.bases[self._input(value.client, value.at, layout)]
-            return Held(base, [Operand(number) for number in base.ciphertexts], value.factor)
+            return FactoredValue(base, [Operand(number) for number in base.ciphertexts], value.factor)
         form = self._form(value)
         found = None if again else forms.as_elementwise(form, form.size)
         factor = found.uniform if found else None
@@ -210,23 +228,23 @@ class Planner:
             if found.shift.any():
                 plus = list(base.layout.spread(found.shift.reshape(-1) / factor))
             operands = [Operand(n, p) for n, p in zip(base.ciphertexts, plus, strict=True)]
-            return Held(base, operands, factor)
+            return FactoredValue(base, operands, factor)
         own = self.bases[found.base].layout if found is not None else None
         base = self._laid_out(form, own or layout or self.packing.natural(shape))
-        return Held(base, [Operand(number) for number in base.ciphertexts])
+        return FactoredValue(base, [Operand(number) for number in base.ciphertexts])
 
-    def _laid_out(self, form: Form, layout: Layout) -> Base:
+    def _laid_out(self, form: AffineForm, layout: Layout) -> Base:
         """An affine map into new ciphertexts."""
         held = {term.base: self.bases[term.base] for term in form.terms}
         places = {number: (base.layout, base.ciphertexts) for number, base in held.items()}
         numbers = self.circuit.new(layout.blocks)
-        self.circuit.add(Affine(numbers, self.path, blocks=blocks_of(form, layout, places, self.packing)))
+        self.circuit.add(AffineStep(numbers, self.path, blocks=blocks_of(form, layout, places, self.packing)))
         scores = next((b.tokens for b in held.values() if b.layout.same(layout)), 0)
         base = Base(layout, numbers, clean=True, tokens=scores)
         self.bases.append(base)
         return base
 
-    def _polynomial(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _polynomial(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         """Powers by products, as few in sequence as there can be; coefficients are left to whoever reads the sum."""
         given = item.attributes["coefficients"]
         c = [_signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(given)]
@@ -249,7 +267,7 @@ class Planner:
             out = forms.add(out, self._read(held, item.shape).scaled(c[1]))
         return value_of(out, item.shape)
 
-    def _power(self, powers: dict[int, Held], k: int, shape: tuple[int, ...]) -> Value:
+    def _power(self, powers: dict[int, FactoredValue], k: int, shape: tuple[int, ...]) -> PlannedValue:
         """x^k, its ciphertexts kept for higher ones. Half of k is rounded to a power of two: products are shared."""
         high = 1 << (k - 1).bit_length() - 1
         for part in (high, k - high):
@@ -259,17 +277,17 @@ class Planner:
         powers[k] = self._held(value, shape, None)
         return value
 
-    def _read(self, held: Held, shape: tuple[int, ...]) -> Form:
+    def _read(self, held: FactoredValue, shape: tuple[int, ...]) -> AffineForm:
         """The form of what is held."""
         number = next(i for i, base in enumerate(self.bases) if base is held.base)
         constant = np.zeros(int(np.prod(shape)))
         if held.operands[0].plus is not None:
             constant = held.base.layout.collect(np.stack([o.plus for o in held.operands if o.plus is not None]))
         form = forms.identity(number, shape or (1,))
-        return Form(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(held.factor)
+        return AffineForm(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(held.factor)
 
     # --- attention ---------------------------------------------------------------------------------------------------
-    def _matmul(self, item: Instruction, args: list[Value], scales: list[int]) -> Value:
+    def _matmul(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         factor = 2.0 ** (sum(scales) - item.scale)
         x, y = args
         if y.form is not None and not y.form.terms and y.at.ndim == 2:
@@ -288,15 +306,15 @@ class Planner:
             )
         return self._scored(x, turned, item.shape, factor)
 
-    def _clean(self, value: Value) -> Held:
+    def _clean(self, value: PlannedValue) -> FactoredValue:
         held = self._held(value, value.at.shape, None)
         natural = self.packing.natural(value.at.shape)
         if held.base.clean and held.base.layout.same(natural):
             return held
         base = self._laid_out(self._form(value), natural)
-        return Held(base, [Operand(number) for number in base.ciphertexts])
+        return FactoredValue(base, [Operand(number) for number in base.ciphertexts])
 
-    def _scored(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+    def _scored(self, x: PlannedValue, y: PlannedValue, shape: tuple[int, ...], factor: float) -> PlannedValue:
         texts, heads, tokens = (shape[0], shape[1] if len(shape) == 4 else 1, shape[-1])
         check_scores(self.packing, heads, self.path)
         group, lanes = 1 << (heads - 1).bit_length(), self.packing.lanes
@@ -320,7 +338,7 @@ class Planner:
         layout = score_layout(self.packing, texts, heads, tokens, giant)
         return self._result(layout, False, factor, shape, numbers, tokens)
 
-    def _known_query(self, query: Array, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+    def _known_query(self, query: Array, y: PlannedValue, shape: tuple[int, ...], factor: float) -> PlannedValue:
         """Scores of a query that is no secret, as of the first layer's class token: a linear map of the keys."""
         texts, heads, tokens = shape[0], shape[1] if len(shape) == 4 else 1, shape[-1]
         check_scores(self.packing, heads, self.path)
@@ -328,7 +346,7 @@ class Planner:
         base = self._laid_out(form, query_layout(self.packing, texts, heads, tokens))
         return self._result(base.layout, True, 1.0, shape, base.ciphertexts, tokens)
 
-    def _mixed(self, x: Value, y: Value, shape: tuple[int, ...], factor: float) -> Value:
+    def _mixed(self, x: PlannedValue, y: PlannedValue, shape: tuple[int, ...], factor: float) -> PlannedValue:
         weights, values = self._held(x, x.at.shape, None), self._clean(y)
         factor *= weights.factor * values.factor
         tokens = x.at.shape[-1]

@@ -12,14 +12,14 @@ from torch import Tensor
 from ..local import LOCAL
 from . import forms
 from .circuit import Operand
-from .forms import Form
+from .forms import AffineForm
 from .packing import Layout
 
 Array = np.ndarray
 VIEWS = ("reshape", "permute", "expand", "slice", "index", "unfold")
 
 
-class Instruction(Protocol):
+class PlannedInstruction(Protocol):
     """What the planner reads of a program's instruction (models/program.py)."""
 
     @property
@@ -37,16 +37,16 @@ class Instruction(Protocol):
 
 
 @dataclass(frozen=True)
-class Value:
+class PlannedValue:
     """A value of the program: elements `at` of a form, or of what the client calls `client`, times a factor."""
 
     at: Array
-    form: Form | None = None
+    form: AffineForm | None = None
     client: str = ""
     factor: float = 1.0
 
-    def viewed(self, at: Array) -> Value:
-        return Value(at, self.form, self.client, self.factor)
+    def viewed(self, at: Array) -> PlannedValue:
+        return PlannedValue(at, self.form, self.client, self.factor)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Base:
 
 
 @dataclass
-class Held:
+class FactoredValue:
     """What a product reads: ciphertexts with what is added to them, and the factor that is left for its readers."""
 
     base: Base
@@ -79,20 +79,20 @@ def is_rows(at: Array, shape: tuple[int, ...]) -> bool:
     return bool((at % shape[-1] == np.arange(shape[-1])).all())
 
 
-def value_of(form: Form, shape: tuple[int, ...]) -> Value:
-    return Value(element_numbers(shape), form)
+def value_of(form: AffineForm, shape: tuple[int, ...]) -> PlannedValue:
+    return PlannedValue(element_numbers(shape), form)
 
 
-def viewed(op: str, value: Value, attributes: dict[str, Any]) -> Value:
+def viewed(op: str, value: PlannedValue, attributes: dict[str, Any]) -> PlannedValue:
     moved: Tensor = LOCAL[op](torch.from_numpy(np.ascontiguousarray(value.at) + 1), **attributes)
     return value.viewed(moved.numpy() - 1)  # what padding adds is number 0, and then none
 
 
-def scaled(value: Value, power: int, factor: float = 1.0) -> Value:
-    return Value(value.at, value.form, value.client, value.factor * factor * 2.0**power)
+def scaled(value: PlannedValue, power: int, factor: float = 1.0) -> PlannedValue:
+    return PlannedValue(value.at, value.form, value.client, value.factor * factor * 2.0**power)
 
 
-def equal(x: Value, y: Value) -> bool:
+def equal(x: PlannedValue, y: PlannedValue) -> bool:
     """Whether two values are one: the same elements of equal forms."""
     if x.client or y.client or x.form is None or y.form is None or x.factor != y.factor:
         return False

@@ -16,7 +16,7 @@ from __future__ import annotations
 from ..operations import OPERATIONS
 
 
-class Crypten:
+class CryptenProtocol:
     name = "crypten"
     offers = OPERATIONS
     parties = "two or more parties, the first owns the model; offline dealer"
@@ -24,4 +24,4 @@ class Crypten:
     exact = True
 
 
-PROTOCOL = Crypten()
+PROTOCOL = CryptenProtocol()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..beaver.context import Offline, Online, Private
+from ..beaver.context import Offline, Online, PrivateValue
 from ..beaver.values import Share, Tape, Trace
 from ..ring import Ring
 from ..rounds import Swap
@@ -19,7 +19,7 @@ LEADER = 0
 
 
 @dataclass(eq=False)
-class Owned(Private):
+class Owned(PrivateValue):
     """A value that party `rank` knows in the clear. `masked`: it, minus its mask B, at each of the others."""
 
     rank: int = LEADER

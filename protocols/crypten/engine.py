@@ -14,8 +14,8 @@ from ..beaver.values import Shape, Tape
 from ..ring import Ring
 from ..rounds import Step
 from .context import LEADER, ManyOffline, ManyOnline, Owned
-from .private import Linear, MultiplyPrivate
-from .reveal import Reveal
+from .private import LinearToAll, MultiplyPrivateToAll
+from .reveal import RevealToOne
 from .source import ManySource
 
 Owners = Mapping[str, int]  # a data owner's rank, by the name of its value
@@ -24,7 +24,7 @@ FIRST_OWNER = 1  # of the data, where nothing else is said
 
 def primitives() -> dict[str, Primitive]:
     """Beaver's, but for those whose messages have another form among N parties."""
-    return {**beaver.primitives(), **{item.op: item for item in (Linear(), MultiplyPrivate(), Reveal())}}
+    return {**beaver.primitives(), **{item.op: item for item in (LinearToAll(), MultiplyPrivateToAll(), RevealToOne())}}
 
 
 class ManyOfflineEngine(OfflineEngine):

@@ -28,7 +28,7 @@ from .costs import ManyCost, Moved
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-class Linear(Primitive):
+class LinearToAll(Primitive):
     """x @ W, x shared [..., K], W the leader's [K, N]."""
 
     op = "linear"
@@ -46,7 +46,7 @@ class Linear(Primitive):
         return _cost(shape, width, *args)
 
 
-class MultiplyPrivate(Primitive):
+class MultiplyPrivateToAll(Primitive):
     """Elementwise x * v with broadcasting, x shared, v known to one party."""
 
     op = "mul_private"

@@ -21,7 +21,7 @@ from .context import LEADER
 from .costs import OPENER, RECIPIENT, ManyCost, Moved, opener_of
 
 
-class Reveal(Primitive):
+class RevealToOne(Primitive):
     """Returns the result at the recipient and None at the others; to the owner, each party's share of it."""
 
     op = "reveal"

@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
 from blindformer.bench import federated, federated_examples
 from blindformer.federated.privacy import noise_for
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 
 
 def test_rows_come_from_the_folders_that_are_there(tmp_path, capsys, monkeypatch):
@@ -48,6 +48,6 @@ def test_budgets_of_single_examples(tmp_path, capsys):
     assert federated_examples.main([*given, "--format", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["accuracy"], row["epsilon"]) == (pytest.approx(0.75), 3.9)
-    assert row["noise"] == pytest.approx(noise_for(Settings(**settings)))
+    assert row["noise"] == pytest.approx(noise_for(FederateSettings(**settings)))
     assert federated_examples.main(given) == 0
     assert "0.7500" in capsys.readouterr().out

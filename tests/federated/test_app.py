@@ -4,7 +4,7 @@ import ast
 import tomllib
 from pathlib import Path
 
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.supercore.object_ref import load_app, validate
@@ -14,11 +14,11 @@ APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"
 
 
 def test_the_configuration_is_the_settings():
-    assert APP["config"] == {**Settings().to_config(), "out": ""}
+    assert APP["config"] == {**FederateSettings().to_config(), "out": ""}
 
 
 def test_both_halves_read_the_configuration_that_both_get():
-    assert Settings.of({**APP["config"], "out": "/models/digits", "clients": 3}) == Settings(clients=3)
+    assert FederateSettings.of({**APP["config"], "out": "/models/digits", "clients": 3}) == FederateSettings(clients=3)
 
 
 def test_flower_finds_both_halves():
@@ -37,6 +37,13 @@ def test_the_deployed_app_is_the_same():
 def test_the_command_knows_every_setting():
     """Or the setting is one of those that the command leaves at their defaults."""
     source = ast.parse((ROOT / "parties" / "cli" / "federate.py").read_text())
-    given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Settings"
+    given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "FederateSettings"
              for k in n.keywords if k.arg}  # fmt: skip
-    assert set(Settings.model_fields) - given == {"batch", "epochs", "examples", "length", "proximal", "timeout"}
+    assert set(FederateSettings.model_fields) - given == {
+        "batch",
+        "epochs",
+        "examples",
+        "length",
+        "proximal",
+        "timeout",
+    }

@@ -11,7 +11,7 @@ from blindformer.federated import deploy as deployment
 from blindformer.federated.deploy import Deployment, deploy, new_node_key, simulate
 from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.server import FAILURE
-from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.models.distillation.settings import DistillError
 from blindformer.models.loading import load
 
@@ -26,7 +26,7 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_kills(tmp_pat
     asked."""
     wanted = {**SETTINGS, "rounds": 3}
     simulated, out = federate(tmp_path / "simulated", **wanted), tmp_path / "out"
-    with Deployment(Settings(**wanted), tmp_path) as run:
+    with Deployment(FederateSettings(**wanted), tmp_path) as run:
 
         def kill(made, total):
             name = {1: "superlink", 2: "node 1"}.get(made.number)
@@ -52,7 +52,7 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_kills(tmp_pat
 
 def test_a_run_that_is_over_without_a_result_is_not_waited_for(tmp_path, monkeypatch):
     """Its app never came to say why: a library that nodes lack, say. What still runs is waited for."""
-    run = Deployment(Settings(**SETTINGS), tmp_path)
+    run = Deployment(FederateSettings(**SETTINGS), tmp_path)
     states = [{"status": "running", "status-details": "N/A"}, {"status": "finished:failed", "status-details": "no Ray"}]
     monkeypatch.setattr(run, "_flwr", lambda *words: {"success": True, "runs": [states.pop(0)]})
     monkeypatch.setattr(deployment, "QUIET", 0.0)
@@ -71,7 +71,7 @@ def orphaned(run, name):
 
 def test_what_a_dead_superlink_leaves_running_is_ended_and_not_believed(tmp_path, monkeypatch):
     """Its app has a session of its own: it would hold the folder, and call the run failed for want of a SuperLink."""
-    run, out = Deployment(Settings(**SETTINGS), tmp_path), tmp_path / "out"
+    run, out = Deployment(FederateSettings(**SETTINGS), tmp_path), tmp_path / "out"
     app = orphaned(run, "superlink")
     (out / WORK).mkdir(parents=True)
     (out / WORK / FAILURE).write_text('{"error": "connection refused"}')
@@ -94,8 +94,11 @@ def test_what_a_dead_superlink_leaves_running_is_ended_and_not_believed(tmp_path
 def test_leaving_a_deployment_ends_what_its_processes_have_started(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    with Deployment(Settings(**SETTINGS), tmp_path) as run:
-        left, others = orphaned(run, "superlink"), orphaned(Deployment(Settings(**SETTINGS), other), "superlink")
+    with Deployment(FederateSettings(**SETTINGS), tmp_path) as run:
+        left, others = (
+            orphaned(run, "superlink"),
+            orphaned(Deployment(FederateSettings(**SETTINGS), other), "superlink"),
+        )
     assert not left.is_running()
     assert others.is_running()
     others.kill()

@@ -10,14 +10,14 @@ import pytest
 import torch
 from blindformer.federated import secure_client
 from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.faults import Faults
 from blindformer.federated.federate import prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import spent
 from blindformer.federated.secure import threshold_of
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from flwr.app import ConfigRecord
 
 from .conftest import SMALL
@@ -78,9 +78,9 @@ def crooked(message, answer):
 
 def prepared(data, folder, progress=None, **wire):
     """A run, and its clients."""
-    settings = Settings(**{**GIVEN, "dp": "central", "noise": NOISE, "clip": 10.0})
+    settings = FederateSettings(**{**GIVEN, "dp": "central", "noise": NOISE, "clip": 10.0})
     made, _ = prepare(settings, data, folder, progress)
-    return made, Cheating(client_app(Source(data)), settings, **wire)
+    return made, Cheating(client_app(ExampleSource(data)), settings, **wire)
 
 
 CHEATS = {
@@ -118,9 +118,9 @@ def test_the_sum_is_right_whoever_gives_wrong_shares(data, tmp_path):
     """To the bit that of a round in which nobody does."""
     states = []
     for place, wire in enumerate(({}, {"kind": UNMASK, "cheat": changed(shares=noise)})):
-        settings = Settings(**{**GIVEN, "rounds": 1})
+        settings = FederateSettings(**{**GIVEN, "rounds": 1})
         made, _ = prepare(settings, data, tmp_path / str(place), None)
-        (found,) = made.run(Cheating(client_app(Source(data)), settings, **wire))
+        (found,) = made.run(Cheating(client_app(ExampleSource(data)), settings, **wire))
         assert found.clients == 4
         states.append(made.subject.state())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.federated.client import NothingLearned, client_app
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, VECTOR, tensors
-from blindformer.federated.secure_server import Session
-from blindformer.federated.settings import Settings
+from blindformer.federated.secure_server import SecureRound
+from blindformer.federated.settings import FederateSettings
 from blindformer.federated.updates import EXTRA, flat
 from blindformer.models.data import Examples
 from flwr.app import Message, RecordDict
@@ -37,7 +37,7 @@ class Recorder(LocalGrid):
         return replies
 
 
-class Unreadable(Source):
+class Unreadable(ExampleSource):
     def examples(self, *arguments):
         raise ValueError("row 17: Jane Doe has no date of birth")
 
@@ -49,16 +49,16 @@ def white(count):
 
 def sent(data, source, monkeypatch, **changes):
     """A round. (the replies, the weights before, what the secure sum gave)."""
-    settings, sums = Settings(**{**GIVEN, **changes}), []
+    settings, sums = FederateSettings(**{**GIVEN, **changes}), []
     run, _ = prepare(settings, data, Path("no such folder"), None)
     run.work = None
-    total = Session.total
+    total = SecureRound.total
 
     def kept(session, replies):
         sums.append(total(session, replies))
         return sums[-1]
 
-    monkeypatch.setattr(Session, "total", kept)
+    monkeypatch.setattr(SecureRound, "total", kept)
     before = flat(run.subject.state())
     wire = Recorder(client_app(source), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
     with warnings.catch_warnings():
@@ -95,7 +95,10 @@ def test_nothing_but_noised_numbers_tells_of_the_examples(data, monkeypatch, dp,
     """Of some, of few and alike, of some that cannot be read. And the noise is of the size that is told."""
     some, alike = (type(data)(data.name, data.kind, data.labels, examples, data.validation, data.test, {})
                    for examples in (squares(20, 0), white(8)))  # fmt: skip
-    found = [sent(data, s, monkeypatch, dp=dp, secagg=secagg) for s in (Source(some), Source(alike), Unreadable())]
+    found = [
+        sent(data, s, monkeypatch, dp=dp, secagg=secagg)
+        for s in (ExampleSource(some), ExampleSource(alike), Unreadable())
+    ]
     transcripts = [sorted(map(exact, replies), key=str) for replies, _, _ in found]
     assert len(transcripts[0]) == (16 if secagg else 4)
     assert transcripts[0] == transcripts[1] == transcripts[2]
@@ -114,7 +117,7 @@ def test_nothing_but_noised_numbers_tells_of_the_examples(data, monkeypatch, dp,
 
 @pytest.mark.filterwarnings("ignore::blindformer.federated.client.NothingLearned")
 def test_the_client_alone_hears_that_nothing_was_learned(data):
-    settings = Settings(**{**GIVEN, "dp": "local"})
+    settings = FederateSettings(**{**GIVEN, "dp": "local"})
     run, _ = prepare(settings, data, Path("no such folder"), None)
     run.work = None
     app = client_app(Unreadable())
@@ -125,6 +128,6 @@ def test_the_client_alone_hears_that_nothing_was_learned(data):
 @pytest.mark.parametrize("kind", ["evaluate", "query", "train.weights"])
 def test_clients_answer_no_other_questions(data, kind):
     """No accuracy, no size of a table: there are no rounds of evaluation."""
-    grid = LocalGrid(client_app(Source(data)), {1: {PARTITION: 0}}, Settings(**GIVEN).to_config())
+    grid = LocalGrid(client_app(ExampleSource(data)), {1: {PARTITION: 0}}, FederateSettings(**GIVEN).to_config())
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, kind)])
     assert reply.has_error()

@@ -6,13 +6,13 @@ import pytest
 import torch
 from blindformer.federated import privacy, steps
 from blindformer.federated.client import NothingLearned, client_app
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, UNMASK, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
 from blindformer.federated.secure import threshold_of
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from blindformer.federated.updates import clipped, flat
 
 from .conftest import SMALL
@@ -60,11 +60,13 @@ def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data, tmp_path):
     """Of 8, any sum that is opened has 5 at least. Whoever takes its own noise out leaves the whole."""
     monkeypatch.setattr(steps, "drawn", lambda count, share: [])
     given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
-    settings = Settings(**given)
+    settings = FederateSettings(**given)
     made, _ = prepare(settings, data, tmp_path / "out", None)
     made.work = None
     before = flat(made.subject.state())
-    made.run(LocalGrid(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(8)}, settings.to_config()))
+    made.run(
+        LocalGrid(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(8)}, settings.to_config())
+    )
     summed = (flat(made.subject.state()) - before) * len(data.train) / settings.rate
     assert float(summed.std()) == pytest.approx(3.0 * 0.1 * (8 / 4) ** 0.5, rel=5 / len(summed) ** 0.5)
     assert threshold_of(8) == 5
@@ -74,7 +76,7 @@ def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data, tmp_path):
 def test_rounds_whose_unmasking_fails_are_spent(data, tmp_path, dp):
     """The server holds vectors, and maybe shares enough: only what it says of itself speaks against."""
     given = {**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2, "secagg": True, "sample": 0.2 if dp == "example" else 1.0}
-    made, _ = prepare(Settings(**given), data, tmp_path / "out", None)
+    made, _ = prepare(FederateSettings(**given), data, tmp_path / "out", None)
     made.work = None
     before = flat(made.subject.state())
 
@@ -83,7 +85,7 @@ def test_rounds_whose_unmasking_fails_are_spent(data, tmp_path, dp):
             replies = list(super().send_and_receive(messages, timeout=timeout))
             return replies[:2] if replies[0].metadata.message_type == UNMASK else replies
 
-    app = client_app(Source(data))
+    app = client_app(ExampleSource(data))
     rounds = made.run(Ruined(app, {i + 1: {PARTITION: i} for i in range(4)}, made.settings.to_config()))
     assert [r.clients for r in rounds] == [0, 0]
     assert torch.equal(flat(made.subject.state()), before)
@@ -92,7 +94,7 @@ def test_rounds_whose_unmasking_fails_are_spent(data, tmp_path, dp):
 
 @pytest.mark.parametrize("dp", ["local", "example"])
 def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, tmp_path, dp):
-    settings = Settings(**{**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2})
+    settings = FederateSettings(**{**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2})
     made, _ = prepare(settings, data, tmp_path / "out", None)
 
     class Silent(LocalGrid):
@@ -101,14 +103,14 @@ def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, tmp_path, dp):
                 [m for m in messages if m.metadata.dst_node_id != 3], timeout=timeout
             )  # fmt: skip
 
-    app = client_app(Source(data))
+    app = client_app(ExampleSource(data))
     found = made.run(Silent(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
     assert [(r.clients, r.lost) for r in found] == [(3, {"node 3": "did not answer in time"})] * 2
     assert [r.epsilon for r in found] == pytest.approx([accounted(2.0, 1.0, 1), accounted(2.0, 1.0, 2)])
 
 
 def test_an_update_that_is_refused_is_spent(data, tmp_path):
-    settings = Settings(**{**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1})
+    settings = FederateSettings(**{**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1})
     made, _ = prepare(settings, data, tmp_path / "out", None)
     made.work = None
 
@@ -119,13 +121,13 @@ def test_an_update_that_is_refused_is_spent(data, tmp_path):
                 del reply.content["metrics"]
             return replies
 
-    app = client_app(Source(data))
+    app = client_app(ExampleSource(data))
     (found,) = made.run(Emptied(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
     assert (found.clients, found.epsilon) == (0, pytest.approx(accounted(2.0, 1.0, 1)))
 
 
 def test_the_noise_that_a_budget_needs_spends_it():
-    settings = Settings(dp="central", epsilon=8.0, rounds=10, clients=100, fraction=0.1)
+    settings = FederateSettings(dp="central", epsilon=8.0, rounds=10, clients=100, fraction=0.1)
     noise = noise_for(settings)
     assert 0.97 * 8 < accounted(noise, 0.1, 10) <= 8.0
     assert spent(noise, 0.1, 10, 1e-5) == pytest.approx(accounted(noise, 0.1, 10))
@@ -151,7 +153,7 @@ def test_one_client_moves_the_sum_by_the_norm_at_most():
 
 
 def test_the_released_mean_has_the_noise_that_is_accounted_for():
-    budget = Budget(Settings(dp="central", clients=8, fraction=0.5, noise=3.0, clip=0.2), 3.0, 0.2)
+    budget = Budget(FederateSettings(dp="central", clients=8, fraction=0.5, noise=3.0, clip=0.2), 3.0, 0.2)
     total = torch.zeros(20003, dtype=torch.float64)
     released = budget.release(total)
     assert float(released.std()) == pytest.approx(3.0 * 0.2 / 4, rel=0.03)  # z C over the expected number of clients
@@ -159,7 +161,7 @@ def test_the_released_mean_has_the_noise_that_is_accounted_for():
 
 def test_the_norm_follows_the_median():
     """Andrew et al., algorithm 1: all updates shorter than the norm lower it, all longer ones raise it."""
-    settings = Settings(dp="central", clients=4000, adaptive=True, noise=1.0, clip=1.0)
+    settings = FederateSettings(dp="central", clients=4000, adaptive=True, noise=1.0, clip=1.0)
     for bit, change in ((0.5, math.exp(-0.1)), (-0.5, math.exp(0.1))):
         budget = Budget(settings, 1.0, 1.0)
         budget.release(torch.tensor([0.0, 4000.0, 0.0, 4000 * bit], dtype=torch.float64))
@@ -167,7 +169,7 @@ def test_the_norm_follows_the_median():
 
 
 def test_a_client_that_does_not_clip_is_clipped_by_the_server(data, tmp_path):
-    settings = Settings(**{**PRIVATE, "rounds": 1, "noise": 1e-9})
+    settings = FederateSettings(**{**PRIVATE, "rounds": 1, "noise": 1e-9})
     made, _ = prepare(settings, data, tmp_path / "out", None)
     made.work = None
     before = flat(made.subject.state())
@@ -179,7 +181,7 @@ def test_a_client_that_does_not_clip_is_clipped_by_the_server(data, tmp_path):
                 message.content.config_records["config"]["clip"] = 1e9
             return super().send_and_receive(messages, timeout=timeout)
 
-    made.run(Unclipped(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(4)}, wild))
+    made.run(Unclipped(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(4)}, wild))
     assert float((flat(made.subject.state()) - before).norm()) <= settings.clip * 1.001
 
 
@@ -203,7 +205,7 @@ def test_a_client_that_drops_costs_no_more(data, tmp_path):
     ],
 )
 def test_a_bad_update_is_named_before_it_is_added_up(data, tmp_path, dp, change, why):
-    settings = Settings(**{**PRIVATE, "rounds": 1, "dp": dp})
+    settings = FederateSettings(**{**PRIVATE, "rounds": 1, "dp": dp})
     made, _ = prepare(settings, data, tmp_path / "out", None)
     made.work = None
 
@@ -216,7 +218,7 @@ def test_a_bad_update_is_named_before_it_is_added_up(data, tmp_path, dp, change,
             return replies
 
     (found,) = made.run(
-        Damaged(client_app(Source(data)), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
+        Damaged(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
     )
     assert (found.clients, found.lost) == (3, {"client 1": why})
     assert all(bool(p.isfinite().all()) for p in made.subject.state().values())

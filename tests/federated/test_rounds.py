@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from blindformer.federated.client import client_app
-from blindformer.federated.examples import OWN, PARTITION, Source
+from blindformer.federated.examples import OWN, PARTITION, ExampleSource
 from blindformer.federated.federate import REPORT, WORK, federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, METRICS, answer, record, refusal, summary
 from blindformer.federated.privacy import spent
-from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
@@ -106,21 +106,21 @@ def test_a_round_that_was_cut_off_is_spent_and_so_is_its_repetition(data, tmp_pa
             raise Killed
 
     given = {**SMALL, "rounds": 2, "epochs": 1, "dp": dp, "noise": 2.0, "sample": 0.2 if dp == "example" else 1.0}
-    settings = Settings(**given)
+    settings = FederateSettings(**given)
     for _ in range(2):
         run, _ = prepare(settings, data, tmp_path, None)
         with pytest.raises(Killed):
-            run.run(Cut(client_app(Source(data)), nodes(4), settings.to_config()))
+            run.run(Cut(client_app(ExampleSource(data)), nodes(4), settings.to_config()))
     found = federate(tmp_path, data, **given)
     assert [r.epsilon for r in found.rounds] == [spent(2.0, settings.sample, 2 + n, settings.delta) for n in (1, 2)]
     assert found.report["epsilon"] == found.rounds[-1].epsilon
 
 
 def test_a_folder_belongs_to_one_run(data, tmp_path):
-    settings = Settings(**SMALL)
+    settings = FederateSettings(**SMALL)
     run, _ = prepare(settings, data, tmp_path, None)
     run.settings = settings.model_copy(update={"rounds": 1})
-    run.run(LocalGrid(client_app(Source(data)), nodes(4), run.settings.to_config()))
+    run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), run.settings.to_config()))
     with pytest.raises(FederateError, match="belongs to a run with other settings"):
         federate(tmp_path, data, **{**SMALL, "seed": 5})
 
@@ -145,7 +145,7 @@ def nodes(count):
 
 def faulty(data, **faults):
     """An app whose clients answer as `faults` says by their number; the others do as they should."""
-    good, app = client_app(Source(data)), ClientApp()
+    good, app = client_app(ExampleSource(data)), ClientApp()
 
     @app.train()
     def train(message, context):
@@ -208,7 +208,7 @@ def crash(message, reply):
     ],
 )
 def test_a_bad_update_is_named_and_the_round_goes_on(data, fault, why):
-    settings = Settings(**{**SMALL, "rounds": 1, "epochs": 1})
+    settings = FederateSettings(**{**SMALL, "rounds": 1, "epochs": 1})
     run, _ = prepare(settings, data, data_folder := _nowhere(), None)
     assert not data_folder.exists()
     run.work = None
@@ -228,17 +228,17 @@ def _nowhere():
 
 
 def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path):
-    settings = Settings(**{**SMALL, "rounds": 1, "epochs": 1})
+    settings = FederateSettings(**{**SMALL, "rounds": 1, "epochs": 1})
     run, _ = prepare(settings, data, tmp_path / "out", None)
     empty = tmp_path / "own"
     (empty / "upper left").mkdir(parents=True)
     configs = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {PARTITION: 2}, 4: {OWN: str(empty), "name": "ward"}}
-    (made,) = run.run(LocalGrid(client_app(Source(data)), configs, settings.to_config()))
+    (made,) = run.run(LocalGrid(client_app(ExampleSource(data)), configs, settings.to_config()))
     assert list(made.lost) == ["ward"]
     assert "holds no images" in made.lost["ward"]
     run, _ = prepare(settings, data, tmp_path / "other", None)
     run.about = About(**{**vars(run.about), "version": "9.9"})
-    (made,) = run.run(LocalGrid(client_app(Source(data)), nodes(4), settings.to_config()))
+    (made,) = run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), settings.to_config()))
     assert made.clients == 0
     assert all(why.endswith("the server 9.9; install the same") for why in made.lost.values())
 
@@ -291,7 +291,7 @@ def test_what_cannot_be_is_one_line(data, tmp_path, settings, message):
 
 
 def test_clients_that_never_come(data):
-    settings = Settings(**{**SMALL, "clients": 5, "timeout": 0.1})
+    settings = FederateSettings(**{**SMALL, "clients": 5, "timeout": 0.1})
     run, _ = prepare(settings, data, _nowhere(), None)
     with pytest.raises(FederateError, match=r"5 clients asked for, 4 connected in 0.1 s; start the others"):
-        run.run(LocalGrid(client_app(Source(data)), nodes(4), settings.to_config()))
+        run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), settings.to_config()))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from blindformer.federated import rounds
 from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import REPORT, federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import Budget, spent
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from blindformer.federated.updates import flat
 
 from .conftest import SMALL
@@ -50,9 +50,9 @@ def drawn(monkeypatch):
 
 
 def run(data, folder, gone=(), **changes):
-    settings = Settings(**{**GIVEN, **changes})
+    settings = FederateSettings(**{**GIVEN, **changes})
     made, _ = prepare(settings, data, folder, None)
-    wire = Recorder(Source(data), settings, gone)
+    wire = Recorder(ExampleSource(data), settings, gone)
     before = flat(made.subject.state())
     return made.run(wire), flat(made.subject.state()) - before, wire
 
@@ -81,7 +81,7 @@ def test_what_is_published_is_the_same_whoever_was_drawn(data, tmp_path, drawn, 
 def test_the_mean_is_divided_by_the_number_that_is_expected():
     """So it does not tell how many there were."""
     updates = torch.ones(7, dtype=torch.float64)
-    settings = Settings(**{**GIVEN, "noise": 1e-12})
+    settings = FederateSettings(**{**GIVEN, "noise": 1e-12})
     means = [Budget.of(settings).release(torch.cat([updates, torch.tensor([n, 0.0, 0.0])])) for n in (1.0, 5.0)]
     assert torch.allclose(means[0], updates / 3, atol=1e-9)
     assert torch.allclose(means[0], means[1], atol=1e-9)

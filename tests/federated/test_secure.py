@@ -5,11 +5,11 @@ import pytest
 import torch
 from blindformer.federated import secure, secure_client
 from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import ARRAYS, SECURE, TRAIN, UNMASK, VECTOR, record, tensors
-from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.settings import FederateError, FederateSettings
 from flwr.app import ConfigRecord
 
 from .conftest import SMALL
@@ -36,11 +36,11 @@ class Wire(LocalGrid):
 
 def run(data, tmp_path, dead=None, **changes):
     """One round. (the round, the weights, the wire)."""
-    settings = Settings(**{**SECURELY, **changes})
+    settings = FederateSettings(**{**SECURELY, **changes})
     made, _ = prepare(settings, data, tmp_path / "nowhere", None)
     made.work = None
     nodes = {i + 1: {PARTITION: i} for i in range(settings.clients)}
-    wire = Wire(client_app(Source(data)), nodes, settings.to_config(), dead=dead)
+    wire = Wire(client_app(ExampleSource(data)), nodes, settings.to_config(), dead=dead)
     (found,) = made.run(wire)
     return found, made.subject.state(), wire
 
@@ -63,11 +63,11 @@ def test_a_client_that_drops_leaves_the_mean_of_the_others(data, tmp_path, kind)
     found, weights, _ = run(data, tmp_path, dead={kind: [3]})
     assert found.clients == 3
     assert found.lost == {"node 3": "did not answer in time"}
-    settings = Settings(**{**SECURELY, "secagg": False})
+    settings = FederateSettings(**{**SECURELY, "secagg": False})
     plain, _ = prepare(settings, data, tmp_path / "nowhere", None)
     plain.work = None
     nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    plain.run(Wire(client_app(Source(data)), nodes, settings.to_config(), dead={TRAIN: [3]}))
+    plain.run(Wire(client_app(ExampleSource(data)), nodes, settings.to_config(), dead={TRAIN: [3]}))
     assert largest(weights, plain.subject.state()) < 2.0**-secure.SCALE + 2.0**-22
 
 
@@ -80,7 +80,7 @@ def test_one_may_drop_before_it_gives_its_shares(data, tmp_path):
 
 
 def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data, tmp_path):
-    settings = Settings(**SECURELY)
+    settings = FederateSettings(**SECURELY)
     made, _ = prepare(settings, data, tmp_path / "nowhere", None)
     made.work = None
 
@@ -94,7 +94,7 @@ def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data, tmp_path
             return replies
 
     nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    (found,) = made.run(Damaged(client_app(Source(data)), nodes, settings.to_config()))
+    (found,) = made.run(Damaged(client_app(ExampleSource(data)), nodes, settings.to_config()))
     assert (found.clients, found.lost) == (3, {"client 2": "its vector has another shape"})
     _, expected, _ = run(data, tmp_path, dead={TRAIN: [3]})
     assert largest(made.subject.state(), expected) == 0
@@ -116,7 +116,7 @@ ODD = {
 
 @pytest.mark.parametrize(("kind", "change"), [(kind, change) for kind, changes in ODD.items() for change in changes])
 def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, tmp_path, kind, change):
-    settings = Settings(**SECURELY)
+    settings = FederateSettings(**SECURELY)
     made, _ = prepare(settings, data, tmp_path / "nowhere", None)
     made.work = None
 
@@ -129,7 +129,7 @@ def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, tmp_path, k
             return replies
 
     nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    (found,) = made.run(Odd(client_app(Source(data)), nodes, settings.to_config()))
+    (found,) = made.run(Odd(client_app(ExampleSource(data)), nodes, settings.to_config()))
     assert (found.clients, found.lost) == (
         4 if kind == UNMASK else 3,
         {"client 2": f"sent what is no answer to {kind}"},
@@ -137,7 +137,7 @@ def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, tmp_path, k
 
 
 def test_too_few_leave_the_model_as_it_was(data, tmp_path):
-    before = prepare(Settings(**SECURELY), data, tmp_path / "nowhere", None)[0].subject.state()
+    before = prepare(FederateSettings(**SECURELY), data, tmp_path / "nowhere", None)[0].subject.state()
     found, weights, _ = run(data, tmp_path, dead={TRAIN: [1, 2]})
     assert (found.clients, largest(weights, before)) == (0, 0.0)
     silent = dict.fromkeys(("node 1", "node 2"), "did not answer in time")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blindformer.federated import steps
-from blindformer.federated.settings import Settings
+from blindformer.federated.settings import FederateSettings
 from blindformer.federated.steps import drawn, gradient, private_step, summed
 from blindformer.federated.subject import begin
 from blindformer.federated.updates import clipped, flat
@@ -16,7 +16,7 @@ CLIP = 0.5
 
 @pytest.fixture(scope="module", params=["fast", "he"])
 def learning(request, data):
-    subject, _, _ = begin(data, Settings(**{**SMALL, "plan": request.param}))
+    subject, _, _ = begin(data, FederateSettings(**{**SMALL, "plan": request.param}))
     return subject, subject.encode(data.train.subset(12, 0))
 
 

@@ -6,11 +6,11 @@ import pytest
 from blindformer.federated import client as clients
 from blindformer.federated.client import client_app
 from blindformer.federated.deploy import Deployment
-from blindformer.federated.examples import PARTITION, Source
+from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import CONFIG, KEYS
-from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.terms import Terms, node_configs
 
 from .conftest import SMALL
@@ -44,7 +44,7 @@ def test_a_round_below_a_clients_terms_is_refused_before_it_trains(data, tmp_pat
 
 def test_the_server_cannot_say_one_thing_and_ask_for_another(data, tmp_path):
     """Noise below its terms in the question itself; a round's number that stands still."""
-    settings = Settings(**{**GIVEN, "rounds": 3, "dp": "local", "noise": 2.0, "secagg": True})
+    settings = FederateSettings(**{**GIVEN, "rounds": 3, "dp": "local", "noise": 2.0, "secagg": True})
     made, _ = prepare(settings, data, tmp_path / "out", None)
 
     class Lying(LocalGrid):
@@ -56,7 +56,7 @@ def test_the_server_cannot_say_one_thing_and_ask_for_another(data, tmp_path):
             return super().send_and_receive(messages, timeout=timeout)
 
     nodes = node_configs(["1: most-rounds=1", "3: least-noise=1.0"], 4)
-    found = made.run(Lying(client_app(Source(data)), nodes, settings.to_config()))
+    found = made.run(Lying(client_app(ExampleSource(data)), nodes, settings.to_config()))
     assert all(r.lost["client 3"].startswith("noise 0 is asked for") for r in found)
     assert found[1].lost["client 1"] == "round 2 is asked for, its most-rounds is 1; ask for fewer"
 
@@ -94,7 +94,7 @@ def test_a_supernode_gets_the_terms_that_it_was_given(tmp_path, monkeypatch):
     from flwr.common.config import parse_config_args
 
     nodes = node_configs(["least-noise=1.0", '1: needs-secagg=true name="ward 1"'], 3)
-    run, started = Deployment(Settings(clients=3), tmp_path, nodes), {}
+    run, started = Deployment(FederateSettings(clients=3), tmp_path, nodes), {}
     monkeypatch.setattr(run, "_flwr", lambda *words: {})
     monkeypatch.setattr(run, "_start", lambda name, command: started.update({name: command}))
     for number in range(3):

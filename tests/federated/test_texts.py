@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from blindformer.federated.client import client_app
-from blindformer.federated.examples import OWN, PARTITION, Source, own_examples
+from blindformer.federated.examples import OWN, PARTITION, ExampleSource, own_examples
 from blindformer.federated.federate import federate, prepare
 from blindformer.federated.grids import LocalGrid
-from blindformer.federated.settings import FederateError, Settings
+from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
 from blindformer.models.loading import BUCKETS, load
@@ -70,13 +70,13 @@ def test_ranges_are_measured_on_texts_as_long_and_padded_as_private_ones(texts, 
 
 
 def test_only_the_head_and_the_last_layers_travel(texts, base, tmp_path):
-    made, _ = prepare(Settings(**{**TEXTS, "model": base, "trained": 1}), texts, tmp_path / "out", None)
+    made, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "trained": 1}), texts, tmp_path / "out", None)
     names = set(made.subject.trained())
     assert {n.split(".")[3] for n in names if ".layer." in n} == {"1"}
     assert {"classifier.weight", "bert.pooler.dense.weight"} <= names
     assert not any("embeddings" in n for n in names)
     with pytest.raises(FederateError, match="trained 3: the model has 2 layers"):
-        prepare(Settings(**{**TEXTS, "model": base, "trained": 3}), texts, tmp_path / "out", None)
+        prepare(FederateSettings(**{**TEXTS, "model": base, "trained": 3}), texts, tmp_path / "out", None)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_adapters_are_merged_into_a_model_like_any_other(adapted, texts, base):
 
 
 def test_adapters_and_the_head_alone_travel(adapted, texts, base, tmp_path):
-    made, _ = prepare(Settings(**{**TEXTS, "model": base, "lora": 2}), texts, tmp_path / "out", None)
+    made, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "lora": 2}), texts, tmp_path / "out", None)
     names = set(made.subject.trained())
     assert all("lora_" in n or n.startswith(("classifier.", "bert.pooler.")) for n in names)
     assert len([n for n in names if "lora_" in n]) == 2 * 2 * 6  # A and B, layers, linear layers of each
@@ -115,7 +115,7 @@ def test_a_merged_model_answers_as_with_its_adapters(base):
     from blindformer.federated.texts import text_model
 
     loaded = load(base)
-    model = text_model(loaded, ("negative", "positive"), Settings(lora=3))
+    model = text_model(loaded, ("negative", "positive"), FederateSettings(lora=3))
     tokens = dict(loaded.processor(["the good", "a bad"], return_tensors="pt"))
     with torch.no_grad():
         untouched = model(**tokens).logits
@@ -130,17 +130,17 @@ def test_a_merged_model_answers_as_with_its_adapters(base):
 
 def test_adapters_where_they_cannot_be(texts, data, base, tmp_path):
     with pytest.raises(FederateError, match="lora adapts all layers, trained names some to train whole"):
-        Settings(lora=2, trained=1)
+        FederateSettings(lora=2, trained=1)
     with pytest.raises(FederateError, match="begins from nothing: leave lora out"):
-        prepare(Settings(**{**SMALL, "lora": 2}), data, tmp_path / "out", None)
+        prepare(FederateSettings(**{**SMALL, "lora": 2}), data, tmp_path / "out", None)
 
 
 def test_another_base_model_is_refused_and_named(texts, base, tmp_path):
-    settings = Settings(**{**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1})
+    settings = FederateSettings(**{**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1})
     made, _ = prepare(settings, texts, tmp_path / "out", None)
     made.work = None
     config = {**settings.to_config(), "model": encoder(tmp_path / "other", 1)}
-    (only,) = made.run(LocalGrid(client_app(Source(texts)), {i + 1: {PARTITION: i} for i in range(4)}, config))
+    (only,) = made.run(LocalGrid(client_app(ExampleSource(texts)), {i + 1: {PARTITION: i} for i in range(4)}, config))
     assert only.clients == 0
     assert all("has other weights than the server's" in why for why in only.lost.values())
 

@@ -10,8 +10,8 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.evaluation import (
     OUTPUT,
     REFUSED,
-    Answers,
     EvaluationError,
+    Predictions,
     by_bucket,
     clear_answers,
     compile_bucket,
@@ -50,14 +50,14 @@ def test_macro_f1_by_hand():
 
 def test_a_score_counts_refusals_as_wrong_and_compares_what_both_answered():
     labels = [0, 1, 1, 0, 1]
-    answers = Answers({0: 0, 1: 1, 2: REFUSED, 4: 0}, {"online": 0.5})
-    made = score("student", "beaver", answers, labels, 2, {"teacher": Answers(dict(enumerate([0, 1, 1, 1, 1])))})
+    answers = Predictions({0: 0, 1: 1, 2: REFUSED, 4: 0}, {"online": 0.5})
+    made = score("student", "beaver", answers, labels, 2, {"teacher": Predictions(dict(enumerate([0, 1, 1, 1, 1])))})
     assert (made.count, made.refused, made.accuracy.value) == (4, 1, 0.5)
     assert made.confusion == [[1, 0], [1, 1]]
     assert made.agreement["teacher"].value == 0.5
     assert made.f1.low <= made.f1.value <= made.f1.high
     assert made == score(
-        "student", "beaver", answers, labels, 2, {"teacher": Answers(dict(enumerate([0, 1, 1, 1, 1])))}
+        "student", "beaver", answers, labels, 2, {"teacher": Predictions(dict(enumerate([0, 1, 1, 1, 1])))}
     )
 
 

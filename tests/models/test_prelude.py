@@ -3,22 +3,24 @@
 import pytest
 import torch
 from blindformer.models.prelude import ALLOWED, run_prelude
-from blindformer.models.program import Program, ProgramError, Step
+from blindformer.models.program import PreludeStep, Program, ProgramError
 
 X = {"x": torch.tensor([[1.0, 2.0]])}
 
 
-def program(*steps: Step) -> Program:
+def program(*steps: PreludeStep) -> Program:
     return Program(inputs={"x": (1, 2)}, prelude=steps)
 
 
 def test_steps_run_in_order_on_inputs_and_tensors():
     steps = (
-        Step(name="twice", target="aten.mul.Tensor", args=[{"ref": "x"}, 2.0]),
-        Step(name="sum", target="aten.add.Tensor", args=[{"ref": "twice"}, {"ref": "table"}], kwargs={"alpha": 3}),
-        Step(name="bits", target="aten.to.dtype", args=[{"ref": "sum"}, {"dtype": "bool"}]),
-        Step(name="parts", target="aten.split.Tensor", args=[{"ref": "sum"}, 1, -1]),
-        Step(name="second", target="getitem", args=[{"ref": "parts"}, 1]),
+        PreludeStep(name="twice", target="aten.mul.Tensor", args=[{"ref": "x"}, 2.0]),
+        PreludeStep(
+            name="sum", target="aten.add.Tensor", args=[{"ref": "twice"}, {"ref": "table"}], kwargs={"alpha": 3}
+        ),
+        PreludeStep(name="bits", target="aten.to.dtype", args=[{"ref": "sum"}, {"dtype": "bool"}]),
+        PreludeStep(name="parts", target="aten.split.Tensor", args=[{"ref": "sum"}, 1, -1]),
+        PreludeStep(name="second", target="getitem", args=[{"ref": "parts"}, 1]),
     )
     values = run_prelude(program(*steps), {"table": torch.tensor(1.0)}, X)
     assert values["sum"].tolist() == [[5.0, 7.0]]
@@ -33,7 +35,7 @@ def test_steps_run_in_order_on_inputs_and_tensors():
 )  # fmt: skip
 def test_anything_else_is_refused(target):
     with pytest.raises(ProgramError, match=r"prelude: operation .* is not allowed at the client"):
-        run_prelude(program(Step(name="y", target=target, args=[{"ref": "x"}])), {}, X)
+        run_prelude(program(PreludeStep(name="y", target=target, args=[{"ref": "x"}])), {}, X)
 
 
 def test_no_allowed_operation_writes_to_its_argument_or_to_the_machine():

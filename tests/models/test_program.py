@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from blindformer.models.program import Instruction, Program, ProgramError, Step, check_offers
+from blindformer.models.program import Instruction, PreludeStep, Program, ProgramError, check_offers
 from blindformer.protocols.base import find
 from blindformer.protocols.operations import OPERATIONS
 from blindformer.tests.protocols.programs import CASES
@@ -197,7 +197,7 @@ def test_two_compilations_give_the_same_program(tiny):
 
 
 def test_instructions_and_steps_cannot_be_changed():
-    for frozen in (CLIENT, Step(name="a", target="aten.add.Tensor")):
+    for frozen in (CLIENT, PreludeStep(name="a", target="aten.add.Tensor")):
         with pytest.raises(ValueError, match="frozen"):
             frozen.name = "other"
     assert one(CLIENT)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from blindformer.models.handover import hand_over
 from blindformer.parties.session import ClientParty, Served, ServerParty
-from blindformer.parties.session.compute_slots import Admission
+from blindformer.parties.session.compute_slots import ComputeSlots
 from blindformer.parties.session.helper.owner import OwnerParty
-from blindformer.parties.session.helper.owner_shares import Desk
+from blindformer.parties.session.helper.owner_shares import OwnerShares
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.meeting import new_session, tell
 from blindformer.parties.session.threads import ThreadDealer
@@ -32,7 +32,7 @@ class Four:
     def __init__(
         self,
         compiled,
-        admission: dict[str, Admission] | None = None,
+        admission: dict[str, ComputeSlots] | None = None,
         timeout: float = 30,
         owner: type[OwnerParty] = OwnerParty,
     ) -> None:
@@ -87,7 +87,7 @@ class Four:
             self._dealer.dialling(self.case.program, self._session),
             session=self._session,
             admission=self._admission.get("server"),
-            outside=Desk(owner, self.case.program),
+            outside=OwnerShares(owner, self.case.program),
         )
         party.set_up()
         party.serve(idle=60)

@@ -29,7 +29,7 @@ from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
 from blindformer.parties.transport.handshake import Hello, hello
-from blindformer.parties.transport.probe import Facts, answer_probe
+from blindformer.parties.transport.probe import PeerFacts, answer_probe
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.streams import SEED_BYTES, new_seed
@@ -250,12 +250,12 @@ class Stage:
     def _tapped(self, sock: socket.socket, peer: str, name: str) -> StreamChannel:
         return channel(sock, peer, self._heard.setdefault(name, bytearray()))
 
-    def _facts(self) -> Facts:
-        return Facts(blindformer="0", role="server", programs=[self.program.hash()])
+    def _facts(self) -> PeerFacts:
+        return PeerFacts(blindformer="0", role="server", programs=[self.program.hash()])
 
     def _probing(self) -> list[bytes]:
         frame = pack_header(TENSOR, 65536) + bytes(65536)
-        asked = Facts(blindformer="0", role="client", programs=[self.program.hash()]).model_dump()
+        asked = PeerFacts(blindformer="0", role="client", programs=[self.program.hash()]).model_dump()
         return [message({"probe": asked}), message({"echo": 1}), message({"up": 1}), frame,
                 message({"down": 1}), message({"bye": True})]  # fmt: skip
 

@@ -19,7 +19,7 @@ import pytest
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
 from blindformer.parties.session import DealerParty, MemoryPrograms, MemorySeeds
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.spool import SpoolError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError
@@ -136,7 +136,7 @@ def outcome(conversation: Callable[[], None]) -> str:
     """The typed error that ends it, one printable line; empty if it goes to its end. Anything else fails the test."""
     try:
         conversation()
-    except (PeerError, Busy, SpoolError) as error:
+    except (PeerError, SlotsBusy, SpoolError) as error:
         text = str(error)
     else:
         return ""

@@ -27,7 +27,7 @@ from blindformer.parties.certificates.development import add_certificate, client
 from blindformer.parties.session import ClientParty
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
-from blindformer.parties.transport.probe import Facts
+from blindformer.parties.transport.probe import PeerFacts
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
@@ -422,7 +422,7 @@ def test_one_certificate_that_opens_session_after_session(besieged: Besieged, ho
 @pytest.mark.slow
 def test_a_peer_that_stops_reading(besieged: Besieged) -> None:
     """It asks for 16 MiB, as a measurement does, and takes nothing of it: it is given up when the silence is over."""
-    facts = Facts(blindformer="0", role="client").model_dump()
+    facts = PeerFacts(blindformer="0", role="client").model_dump()
     server = besieged.deployment.server
     before = len(server.logged("session-failed", kind="PeerTimeout"))
     with besieged.attack(), besieged.connect() as sock:

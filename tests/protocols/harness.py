@@ -14,7 +14,7 @@ from blindformer.models.pricing import price
 from blindformer.parties.session import Answer, ClientParty, Served, ServerParty
 from blindformer.parties.session.meeting import new_session
 from blindformer.parties.session.threads import ThreadDealer
-from blindformer.parties.session.uniformity import Sample, Witness, opened, sample
+from blindformer.parties.session.uniformity import Sample, UniformityWitness, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
@@ -255,7 +255,7 @@ def run_session(
     case: Case,
     queries: int = 1,
     timeout: float = 20,
-    witness: Witness | None = None,
+    witness: UniformityWitness | None = None,
     party: type[ClientParty] = ClientParty,
     play: Callable[[Any], None] | None = None,
 ) -> Session:

@@ -6,8 +6,18 @@ import struct
 
 import pytest
 from blindformer.protocols.ckks import sealed
-from blindformer.protocols.ckks.facts import Facts, facts_from
-from blindformer.protocols.ckks.frames import HEAD, LENGTH, FrameError, OtherProgram, Reader, head, most, pack, unpack
+from blindformer.protocols.ckks.facts import CircuitNeeds, facts_from
+from blindformer.protocols.ckks.frames import (
+    HEAD,
+    LENGTH,
+    FrameError,
+    FrameReader,
+    OtherProgram,
+    head,
+    most,
+    pack,
+    unpack,
+)
 from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
 from blindformer.protocols.ckks.sealed import SealedError, check_sealed
 from hypothesis import given, settings
@@ -17,12 +27,12 @@ seal = pytest.importorskip("tenseal.sealapi")
 
 from blindformer.protocols.ckks.circuit import Ends  # noqa: E402
 from blindformer.protocols.ckks.files import from_bytes, to_bytes  # noqa: E402
-from blindformer.protocols.ckks.keys import ClientKeys, Ring, load_evaluation, load_request  # noqa: E402
+from blindformer.protocols.ckks.keys import ClientKeys, SealContext, load_evaluation, load_request  # noqa: E402
 
 PROGRAM = "ab" * 32
 PARAMETERS = insecure_parameters(2048, 3)
 ROTATIONS = [1, 5]
-FACTS = Facts(
+FACTS = CircuitNeeds(
     PROGRAM, PARAMETERS, 1, tuple(sorted(PARAMETERS.element(r) for r in ROTATIONS)), {0: 0, 1: 2}, {7: 3}, ("a", "b")
 )
 
@@ -53,7 +63,7 @@ def request_parts(keys):
 
 @pytest.mark.parametrize("parameters", [PARAMETERS, Parameters(16384, 34, 10)], ids=["small", "128 bits"])
 def test_sizes_follow_from_the_parameters(parameters):
-    ring = Ring(parameters)
+    ring = SealContext(parameters)
     generator = seal.KeyGenerator(ring.context)
     encryptor = seal.Encryptor(ring.context, generator.secret_key())
     degree, levels, plain = parameters.degree, parameters.levels, seal.Plaintext()
@@ -97,12 +107,12 @@ def test_keys_and_requests_arrive_whole_whatever_the_pieces(keys, evaluation, re
     message = b"".join(pack("keys", PROGRAM, evaluation))
     assert len(message) <= most(FACTS.key_items())
     for size in (1000, 77_777, len(message)):
-        reader, found = Reader("keys", PROGRAM, FACTS.key_items()), []
+        reader, found = FrameReader("keys", PROGRAM, FACTS.key_items()), []
         for start in range(0, len(message), size):
             found += reader.feed(message[start : start + size])
         reader.end()
         assert [data for _, data in found] == evaluation
-    ring = Ring(PARAMETERS)
+    ring = SealContext(PARAMETERS)
     loaded = load_evaluation(ring, ((item.number, data) for item, data in found))
     assert set(loaded.galois) == set(FACTS.elements)
     parts = unpack("request", PROGRAM, FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts)))
@@ -143,11 +153,11 @@ def test_messages_that_are_none_are_refused(evaluation, request_parts):
 def test_a_key_of_another_rotation_is_refused(evaluation):
     swapped = zip((0, 1, *FACTS.elements), [*evaluation[:2], evaluation[3], evaluation[2]], strict=True)
     with pytest.raises(SealedError, match="is the key of another rotation"):
-        load_evaluation(Ring(PARAMETERS), swapped)
+        load_evaluation(SealContext(PARAMETERS), swapped)
 
 
 def test_a_ciphertext_of_another_scale_or_ring_is_refused(keys):
-    ring = Ring(PARAMETERS)
+    ring = SealContext(PARAMETERS)
     with pytest.raises(SealedError, match="another level or scale"):
         load_request(ring, {0: fresh(keys, 0, 2.0**39)}, {0: 0})
     other = ClientKeys(keys.ends, insecure_parameters(2048, 3, 39))
@@ -215,7 +225,7 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
 @pytest.mark.hypothesis
 def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
     """They are refused, or loaded as what they are."""
-    ring, good, inner, taken = Ring(PARAMETERS), request_parts[1], FACTS.request_items()[1].inner, []
+    ring, good, inner, taken = SealContext(PARAMETERS), request_parts[1], FACTS.request_items()[1].inner, []
 
     def read(data):
         try:
@@ -238,7 +248,7 @@ def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["relinearisation", "public", "rotation"])
 @pytest.mark.hypothesis
 def test_random_keys_do_no_harm(evaluation, which):
-    ring, item, taken = Ring(PARAMETERS), FACTS.key_items()[which], []
+    ring, item, taken = SealContext(PARAMETERS), FACTS.key_items()[which], []
     good = {item.number: data for item, data in zip(FACTS.key_items()[:2], evaluation, strict=False)}
 
     def read(data):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
-from blindformer.protocols.rounds import Swap, Task, over_channel, run_rounds, together
+from blindformer.protocols.rounds import RoundTask, Swap, over_channel, run_rounds, together
 from blindformer.protocols.wire import pack, unpack, wire_bytes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ def opening(number, *, rounds=1):
 def tasks_of(graph, done):
     """graph: per task, (tasks it needs, rounds it takes)."""
     return [
-        Task(tuple(needs), lambda i=i, rounds=rounds: opening(i, rounds=rounds), done.append)
+        RoundTask(tuple(needs), lambda i=i, rounds=rounds: opening(i, rounds=rounds), done.append)
         for i, (needs, rounds) in enumerate(graph)
     ]
 
@@ -89,7 +89,7 @@ def test_together_runs_steps_side_by_side():
         return (yield from together(opening(1), opening(2, rounds=3), opening(3, rounds=2)))
 
     seen, done = [], []
-    assert run_rounds([Task((), both, done.append)], mirror(seen)) == 3
+    assert run_rounds([RoundTask((), both, done.append)], mirror(seen)) == 3
     assert seen == [[8, 8, 8], [8, 8], [8]]
     assert done == [[1, 2, 3]]
 
@@ -99,7 +99,7 @@ def test_together_with_a_step_that_needs_no_round():
         return (yield from together(opening(1, rounds=0), opening(2)))
 
     done = []
-    assert run_rounds([Task((), both, done.append)], mirror([])) == 1
+    assert run_rounds([RoundTask((), both, done.append)], mirror([])) == 1
     assert done == [[1, 2]]
 
 
@@ -115,7 +115,7 @@ def test_waiting_for_an_opening_under_way_costs_no_round():
         return state["value"]
 
     done = []
-    assert run_rounds([Task((), waits, done.append), Task((), opens, lambda value: None)], mirror([])) == 1
+    assert run_rounds([RoundTask((), waits, done.append), RoundTask((), opens, lambda value: None)], mirror([])) == 1
     assert done[0][0].item() == 7
 
 
@@ -125,7 +125,7 @@ def test_a_wait_without_end_is_found():
             yield []
 
     with pytest.raises(RuntimeError, match="waits for another's opening"):
-        run_rounds([Task((), waits, lambda value: None)], mirror([]))
+        run_rounds([RoundTask((), waits, lambda value: None)], mirror([]))
 
 
 def test_one_frame_per_direction_and_none_where_there_is_nothing_to_send():

@@ -14,8 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ....protocols.ckks.facts import Facts
-from ....protocols.ckks.frames import OtherProgram, Reader, most
+from ....protocols.ckks.facts import CircuitNeeds
+from ....protocols.ckks.frames import FrameReader, OtherProgram, most
 from ....protocols.ckks.sealed import SealedError
 from ...session.compute_slots import LimitReached
 from ..logs import Log
@@ -25,7 +25,7 @@ from .bodies import Bodies
 from .interface import (
     ABOUT,
     LINES,
-    Circuit,
+    CircuitInfo,
     Health,
     Interface,
     Model,
@@ -46,11 +46,12 @@ FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes 
 NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-class Desk:
+class AppState:
     """What the routes share. `stopping`: no more is taken. `revoked`: whether a certificate of this number is, now."""
 
     def __init__(
-        self, about: dict[str, str], facts: list[Facts], pool: Pool, store: KeyStore, bodies: Bodies, stats: Stats,
+        self, about: dict[str, str], facts: list[CircuitNeeds], pool: Pool, store: KeyStore, bodies: Bodies,
+        stats: Stats,
         log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
         quota: Quota | None = None,
     ) -> None:  # fmt: skip
@@ -61,7 +62,7 @@ class Desk:
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def model(self, program: str) -> Facts:
+    def model(self, program: str) -> CircuitNeeds:
         if program not in self.facts:
             known = ", ".join(name[:16] for name in self.facts)
             raise Refusal(404, f"program {program[:16]}: is not served here (served: {known}); get the client's folder")
@@ -79,7 +80,7 @@ class Desk:
         self.uploading, item.taking = self.uploading + 1, True
         try:
             expected, started, size = item.facts.key_items(), time.perf_counter(), 0
-            reader = Reader("keys", item.facts.program, expected)
+            reader = FrameReader("keys", item.facts.program, expected)
             async for piece in self.bodies.pieces(request, most(expected)):
                 size += len(piece)
                 for part, data in reader.feed(piece):
@@ -113,7 +114,7 @@ class Desk:
             body = await self.bodies.all(request, limit)
         finally:
             self.reading -= 1
-        reader = Reader("request", item.facts.program, expected)
+        reader = FrameReader("request", item.facts.program, expected)
         reader.feed(body)
         reader.end()
         if self.revoked(item.serial):  # while its body came
@@ -160,7 +161,7 @@ async def _lines(job: Job) -> AsyncIterator[bytes]:
 class ClientsAlone:
     """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
 
-    def __init__(self, app: Any, desk: Desk) -> None:
+    def __init__(self, app: Any, desk: AppState) -> None:
         self.app, self.desk = app, desk
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -186,7 +187,7 @@ class ClientsAlone:
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
 
-def make_app(desk: Desk) -> FastAPI:
+def make_app(desk: AppState) -> FastAPI:
     app = Interface(
         title="Blindformer, encrypted queries",
         version=desk.about["version"],
@@ -236,7 +237,7 @@ def make_app(desk: Desk) -> FastAPI:
         """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
         found = [
             Model(
-                facts=Circuit(**item.to_json()),
+                facts=CircuitInfo(**item.to_json()),
                 keys_most_bytes=most(item.key_items()),
                 request_most_bytes=most(item.request_items()),
                 reply_most_bytes=most(item.reply_items()),

@@ -17,9 +17,9 @@ from typing import Any
 from ...certificates.identity import Identity
 from ...transport.wires import explain
 from ..acceptor import Acceptor
-from ..limits import Limits
+from ..limits import ServiceLimits
 from ..logs import Log
-from ..pending import Visitor
+from ..pending import Pending
 from ..stats import Stats
 from .handshakes import farewell, telling
 from .refusals import Refusal, busy
@@ -30,7 +30,7 @@ PLACES_AGAIN = 5.0  # seconds until one that found no place may ask again
 class Guest:
     """A connection that has left the lobby. `owner`: SHA-256 of the certificate of one that has a place."""
 
-    def __init__(self, visitor: Visitor) -> None:
+    def __init__(self, visitor: Pending) -> None:
         self.host, self.address, self.born = visitor.host, visitor.address, time.monotonic()
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
@@ -42,7 +42,7 @@ class Entrance:
     their way to one. `make` gives a connection's protocol, which calls `arrived`, `seat` and `left`."""
 
     def __init__(
-        self, listener: socket.socket, identity: Identity, limits: Limits, places: int, each: int, log: Log,
+        self, listener: socket.socket, identity: Identity, limits: ServiceLimits, places: int, each: int, log: Log,
         stats: Stats, make: Callable[[Guest], asyncio.Protocol],
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ Once: reserve room for keys of a program, and upload them. Then: queries. `blind
 
 A message is a head of 38 bytes, then objects, each after its length (4 bytes, little-endian). The head: `BFHE`, 2 for
 the format, 1, 2 or 3 for keys, request or reply, and the program's SHA-256. The objects are SEAL's own, compressed with
-zstd, in the order that `Circuit` says; fresh ciphertexts and keys have a seed in place of their second half."""
+zstd, in the order that `CircuitInfo` says; fresh ciphertexts and keys have a seed in place of their second half."""
 
 
 class Limit(BaseModel):
@@ -41,7 +41,7 @@ class Reserved(BaseModel):
     expires_s: float = Field(description="Seconds of no use after which the keys go.")
 
 
-class Parameters(BaseModel):
+class CkksParameters(BaseModel):
     """Of CKKS."""
 
     degree: int = Field(description="N: a ciphertext has N / 2 slots.")
@@ -50,11 +50,11 @@ class Parameters(BaseModel):
     secure: bool = Field(description="Whether they are held to 128 bits.")
 
 
-class Circuit(BaseModel):
+class CircuitInfo(BaseModel):
     """What a client and its server must have in common."""
 
     program: str = Field(description="SHA-256 of the program, hex.")
-    parameters: Parameters
+    parameters: CkksParameters
     texts: int = Field(description="Texts or images of one query.")
     elements: list[int] = Field(
         description="Galois elements, sorted. Keys are that of relinearisation, then one for each of these."
@@ -69,7 +69,7 @@ class Circuit(BaseModel):
 class Model(BaseModel):
     """A program, its circuit, and sizes."""
 
-    facts: Circuit
+    facts: CircuitInfo
     keys_most_bytes: int = Field(description="The longest that a message of keys can be.")
     request_most_bytes: int = Field(description="The longest that a request can be.")
     reply_most_bytes: int = Field(description="The longest that a reply can be.")
@@ -90,7 +90,7 @@ class Health(BaseModel):
     stopping: bool = Field(description="Told to stop: running queries may finish.")
 
 
-class Line(BaseModel):
+class ReplyLine(BaseModel):
     """One line of a query's reply. The last has `answer`, or `error` and `status`."""
 
     accepted: bool | None = Field(None, description="A worker has read keys and ciphertexts, and begins.")
@@ -159,7 +159,7 @@ class Interface(FastAPI):
             schemas = found["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            schemas["Line"] = Line.model_json_schema()
+            schemas["Line"] = ReplyLine.model_json_schema()
             found["components"]["schemas"] = dict(sorted(schemas.items()))
         assert self.openapi_schema is not None
         return self.openapi_schema

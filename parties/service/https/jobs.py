@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .key_store import KeySet
-from .pool import Pool, Worker
+from .pool import Pool, WorkerProcess
 from .refusals import Refusal
 
 PULSE_SECONDS = 10.0
@@ -41,7 +41,7 @@ class Job:
             self.keys.users -= 1
             self._news.put_nowait(None)
 
-    async def _compute(self, worker: Worker) -> None:
+    async def _compute(self, worker: WorkerProcess) -> None:
         await worker.ask(
             {"do": "query", "keys": self.keys.name, "program": self.keys.facts.program,
              "folder": str(self.keys.folder)},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ....protocols.ckks.facts import Facts
+from ....protocols.ckks.facts import CircuitNeeds
 from ....protocols.ckks.frames import most
 from .refusals import Refusal, busy, gone
 
@@ -21,7 +21,7 @@ class KeySet:
 
     name: str
     owner: str
-    facts: Facts
+    facts: CircuitNeeds
     folder: Path
     reserved: int
     used: float
@@ -57,7 +57,7 @@ class KeyStore:
     def bytes(self) -> int:
         return sum(item.reserved for item in self.sets.values())
 
-    def reserve(self, owner: str, facts: Facts, serial: str = "0") -> KeySet:
+    def reserve(self, owner: str, facts: CircuitNeeds, serial: str = "0") -> KeySet:
         """Room for one more set. Errors: Refusal (503)."""
         self.expire()
         size = most(facts.key_items())

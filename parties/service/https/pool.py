@@ -23,7 +23,7 @@ class WorkerDied(BlindformerError):
     """A worker ended in the middle of a job. Another takes its place."""
 
 
-class Worker:
+class WorkerProcess:
     """One process. `held`: names of the keys that it has in memory, as far as is known here."""
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -98,8 +98,8 @@ class Pool:
         seconds: float,
         died: Callable[[str], None],
     ) -> None:
-        self.workers = [Worker(words) for _ in range(count)]
-        self._free: list[Worker] = []
+        self.workers = [WorkerProcess(words) for _ in range(count)]
+        self._free: list[WorkerProcess] = []
         self._places = asyncio.Semaphore(0)
         self._queue, self._each, self._seconds, self._died = queue, each, seconds, died
         self._holding: dict[str, int] = {}
@@ -132,7 +132,7 @@ class Pool:
             raise busy("its queue is full", self.usual * (1 + self.waiting / len(self.workers)))
 
     @asynccontextmanager
-    async def place(self, owner: str, keys: str) -> AsyncIterator[Worker]:
+    async def place(self, owner: str, keys: str) -> AsyncIterator[WorkerProcess]:
         """A worker, for one job of this certificate; one that has the keys, if it is free.
 
         Errors: Refusal (503) when too many wait; (504) when the job takes too long; (500) when the worker dies.
@@ -174,7 +174,7 @@ class Pool:
                 await worker.ask({"do": "forget", "keys": keys})
             self._give(worker)
 
-    async def _take(self, keys: str) -> Worker:
+    async def _take(self, keys: str) -> WorkerProcess:
         self.waiting += 1
         try:
             await self._places.acquire()
@@ -184,11 +184,11 @@ class Pool:
         self._free.remove(worker)
         return worker
 
-    def _give(self, worker: Worker) -> None:
+    def _give(self, worker: WorkerProcess) -> None:
         self._free.append(worker)
         self._places.release()
 
-    def _back(self, worker: Worker, keys: str, whole: bool) -> None:
+    def _back(self, worker: WorkerProcess, keys: str, whole: bool) -> None:
         if whole:
             worker.held.add(keys)
             worker.answers += 1
@@ -200,7 +200,7 @@ class Pool:
         self._repairs.add(task)
         task.add_done_callback(self._repairs.discard)
 
-    async def _repair(self, worker: Worker) -> None:
+    async def _repair(self, worker: WorkerProcess) -> None:
         """Replace a worker that died, or that is in the middle of something nobody wants."""
         while True:
             await worker.end()

@@ -22,7 +22,7 @@ from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
 from ...certificates.identity import Identity, Renewal
 from ...config import Address, Settings
-from ..limits import Limits
+from ..limits import ServiceLimits
 from ..logs import Log
 from ..quota import quota_in_words, quota_of
 from ..running import (
@@ -36,7 +36,7 @@ from ..running import (
     scratch_folder,
 )
 from ..stats import Stats
-from .app import Desk, make_app
+from .app import AppState, make_app
 from .bodies import Bodies
 from .entrance import Entrance
 from .front import Front
@@ -74,13 +74,13 @@ def serve(
     # It warns of a worker that its own close has reaped before its watcher; how workers end is in our log.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{ROLE}-") as scratch:
-        asyncio.run(Serving(settings, identity, scratch, more).run(listener, announce, lifeline))
+        asyncio.run(HttpsService(settings, identity, scratch, more).run(listener, announce, lifeline))
 
 
-class Serving:
+class HttpsService:
     def __init__(self, settings: Settings, identity: Identity, scratch: Path, more: Sequence[str]) -> None:
         self.mine, self.identity = settings.server, identity
-        self.limits: Limits = replace(make_limits(self.mine), **ENTERING)
+        self.limits: ServiceLimits = replace(make_limits(self.mine), **ENTERING)
         self.log, self.stats = Log(ROLE, self.mine.log_format), Stats()
         self.exporter = exporter_at(self.mine.metrics, self.log)
         self.pool = Pool(
@@ -117,7 +117,7 @@ class Serving:
             facts = [facts_from(found, secure=False) for found in ready["ready"]]
             about = {"name": ready["name"], "plan": ready["plan"], "version": my_version()}
             quota = quota_of(self.mine, max(item.texts for item in facts))
-            self.desk = Desk(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS,
+            self.desk = AppState(about, facts, self.pool, self.store, self.bodies, self.stats, self.log, UPLOADS,
                              self.identity.revoked, quota)  # fmt: skip
             front = self._front(listener)
             serving = asyncio.create_task(front.serve())

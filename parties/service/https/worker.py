@@ -20,7 +20,7 @@ import torch
 
 from ....models.artifacts import ArtifactError, load_server
 from ....models.encrypted import circuit_in
-from ....protocols.ckks.facts import Facts, facts_from
+from ....protocols.ckks.facts import CircuitNeeds, facts_from
 from ....protocols.ckks.frames import pack, unpack
 from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
@@ -47,7 +47,7 @@ class Worker:
 
         self.sock, self.memory = sock, memory
         part = load_server(folder)
-        self.facts: dict[str, Facts] = {}
+        self.facts: dict[str, CircuitNeeds] = {}
         self.evaluators: dict[str, Evaluator] = {}
         for program, item in part.items():
             if item.circuit is None:

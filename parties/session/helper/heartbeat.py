@@ -12,7 +12,7 @@ from ....protocols.errors import PeerError
 BEATS = 3  # in the time after which a peer takes silence for death
 
 
-class Pulse:
+class Heartbeat:
     """As a context: sends {"waiting": place} on `channel` all the while, from a thread of its own.
 
     When the peer is gone, `gone` is called once, from that thread; and leaving the context raises the peer's error,
@@ -30,7 +30,7 @@ class Pulse:
         with self._speaking:
             yield
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self.place = 0
         self._over, self._failures = threading.Event(), list[PeerError]()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="blindformer pulse")

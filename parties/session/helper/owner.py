@@ -19,7 +19,7 @@ from ....protocols.errors import PeerError, PeerProtocolError
 from ....protocols.streams import new_seed
 from ...transport.frames import printable
 from .. import Answer, Progress, Timings, peak_rss_mb
-from ..compute_slots import Busy
+from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet_helper, meet_server, my_hello, new_session, tell
 from ..messages import amount, hear
 
@@ -33,8 +33,8 @@ class OwnerParty:
     `program`: the handed-over one (models/handover.py). `waiting` is told of what the helper says while it lets this
     side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is sent.
 
-    Errors: `PeerError` ends the session, and both have been told why. `Busy` and `LimitReached` end the query, of which
-    nothing has been sent: ask again.
+    Errors: `PeerError` ends the session, and both have been told why. `SlotsBusy` and `LimitReached` end the query, of
+    which nothing has been sent: ask again.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class OwnerParty:
 def hear_server(
     channel: Channel, name: str, number: int | None = None, waiting: Callable[[dict], None] | None = None
 ) -> dict[str, Any]:
-    """The next message, called `name` and about query `number`, of one of the two. Errors: `Busy`, `PeerError`."""
+    """The next message, called `name` and about query `number`, of one of the two. Errors: `SlotsBusy`, `PeerError`."""
     message = hear(channel, (name, "busy"), waiting)
     if "busy" in message:
         who = "server" if message.get("party") == "server" else channel.peer  # a helper passes on what it was told
-        raise Busy(who, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
+        raise SlotsBusy(who, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
     if number is not None and message[name] != number:
         raise PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
     return message
@@ -139,7 +139,7 @@ def ask_two_servers(
 ) -> OwnerParty:
     """Dial both servers and open a session. `program`: the compiled one, or handed over already.
 
-    `config`: Settings.shared_hash(). Errors: `PeerError`, `Busy`; whoever was met by then has been told.
+    `config`: Settings.shared_hash(). Errors: `PeerError`, `SlotsBusy`; whoever was met by then has been told.
     """
     program = hand_over(program)
     mine = my_hello(program, "client", new_session(), config=config)
@@ -152,7 +152,7 @@ def ask_two_servers(
     except PeerError as error:
         tell(met, error)
         raise
-    except Busy:
+    except SlotsBusy:
         for channel in met:
             channel.close()
         raise

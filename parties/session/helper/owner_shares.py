@@ -19,7 +19,7 @@ from ..messages import SAME_VERSION, limit_message, patient
 RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; the owner's only waits for it
 
 
-class Desk:
+class OwnerShares:
     """Where `ServerParty` gets its shares of inputs, and leaves its shares of results (`outside`).
 
     `owner`: the owner's own channel, or one to the process that holds it (`relay`). Shares are sent once for every

@@ -12,9 +12,9 @@ from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerGone
 from .. import Answer, ClientParty, Timings
-from ..compute_slots import Admission, Busy, Open
+from ..compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from ..messages import Seed, amount, patient, read, read_number
-from .heartbeat import Pulse
+from .heartbeat import Heartbeat
 
 OnQuery = Callable[[int, Timings], None]
 
@@ -25,11 +25,11 @@ class HelperParty:
     Errors of `set_up` and `serve`: `PeerError`, and whatever ends a client's session.
     """
 
-    def __init__(self, owner: Channel, party: ClientParty, admission: Admission | None = None) -> None:
-        self.owner, self.party, self.admission = owner, party, admission or Open()
+    def __init__(self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None) -> None:
+        self.owner, self.party, self.admission = owner, party, admission or Unlimited()
         self._inputs, self._answers = input_layout(party.program), answer_layout(party.program)
         # Without the owner there is nobody to compute for: whoever waits for the server is woken up.
-        self._pulse = Pulse(owner, party.server.interrupt)
+        self._pulse = Heartbeat(owner, party.server.interrupt)
         party.waiting = self._waiting
 
     def set_up(self) -> None:
@@ -64,7 +64,7 @@ class HelperParty:
                     self.owner.send(pack_shares(answer.outputs, self._answers))
                 if on_query:
                     on_query(number, answer.timings)
-        except Busy as busy:
+        except SlotsBusy as busy:
             self.owner.send_message({"busy": busy.retry_after, "party": busy.party, "why": busy.why})
             return False
         return True

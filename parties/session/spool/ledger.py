@@ -76,7 +76,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class LedgerRow:
     """Counts of one session's correlations. `bytes`: of those that are ready. `created`: seconds since 1970."""
 
     session: str
@@ -221,13 +221,13 @@ class Ledger:
         with self._read() as db:
             return db.execute(query, (peer,)).fetchone()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LedgerRow]:
         counts = ", ".join(f"SUM(state = '{state}')" for state in ("ready", "used", "skipped", "broken"))
         query = f"""
             SELECT session, program, weights, peer, sessions.created, {counts}, SUM((state = 'ready') * bytes)
             FROM sessions LEFT JOIN queries USING (session) GROUP BY session ORDER BY sessions.created, session"""
         with self._read() as db:
-            return [Row(*row[:5], *(value or 0 for value in row[5:])) for row in db.execute(query)]
+            return [LedgerRow(*row[:5], *(value or 0 for value in row[5:])) for row in db.execute(query)]
 
     def audit(self) -> list[tuple[str, str, int]]:
         """(tag, session, number) of all correlations used, spooled and live, in order."""

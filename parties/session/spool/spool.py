@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .ledger import Entry, Ledger, Row, SpoolError
+from .ledger import Entry, Ledger, LedgerRow, SpoolError
 from .store import Store
 
 LEDGER = "ledger.sqlite"
@@ -15,7 +15,7 @@ GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it p
 
 
 @dataclass(frozen=True)
-class Taken:
+class SpoolEntry:
     """One query's correlations, handed out for good. `corrections`: the dealer's frames in a row, at the server."""
 
     key: bytes
@@ -69,12 +69,12 @@ class Spool:
         """Use one up: from here on nobody gets it again, whatever happens. None if it is not ready (any more)."""
         return self.ledger.take(session, number)
 
-    def fetch(self, entry: Entry) -> Taken:
+    def fetch(self, entry: Entry) -> SpoolEntry:
         """What was marked as used. Errors: `SpoolError` if its file is missing or damaged; it stays used."""
         if entry.file is None or entry.sha256 is None:
-            return Taken(entry.key, b"")
+            return SpoolEntry(entry.key, b"")
         try:
-            return Taken(entry.key, self.store.open_once(entry.file, entry.bytes, entry.sha256))
+            return SpoolEntry(entry.key, self.store.open_once(entry.file, entry.bytes, entry.sha256))
         except SpoolError:
             self.ledger.mark_broken(entry.session, entry.number)
             raise
@@ -83,7 +83,7 @@ class Spool:
         """How many queries' correlations are ready."""
         return self.ledger.ready()[0]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LedgerRow]:
         """One row for each session, the oldest first."""
         return self.ledger.rows()
 

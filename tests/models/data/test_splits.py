@@ -7,16 +7,16 @@ from collections import Counter
 
 import pytest
 import torch
-from blindformer.models.data import DataError, Rows
+from blindformer.models.data import DataError, RawExamples
 from blindformer.models.data.dataset import stratified
 from blindformer.models.data.registry import cleaned, split
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def rows(count: int, classes: int = 2, **more) -> Rows:
+def rows(count: int, classes: int = 2, **more) -> RawExamples:
     texts = [f"sentence number {i}" for i in range(count)]
-    return Rows(texts, [i % classes for i in range(count)], tuple("abcdefgh"[:classes]), **more)
+    return RawExamples(texts, [i % classes for i in range(count)], tuple("abcdefgh"[:classes]), **more)
 
 
 def test_parts_are_disjoint_complete_and_stratified():
@@ -62,7 +62,7 @@ def test_copies_go_and_the_first_stays():
         "e",
         "f",
     ] * 3
-    found = split("x", Rows(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4)
+    found = split("x", RawExamples(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4)
     kept = sorted(t for p in (found.train, found.validation, found.test) for t in p.texts)
     assert kept == sorted(["Good film.", "bad film", "Bad & long", "c", "d", "e", "f"])
     assert found.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
@@ -70,7 +70,7 @@ def test_copies_go_and_the_first_stays():
 
 def test_texts_with_two_labels_go_altogether_and_empty_ones_too():
     base = rows(20)
-    mixed = Rows([*base.inputs, "both", "Both!", " ", ""], [*base.labels, 0, 1, 0, 0], base.names)
+    mixed = RawExamples([*base.inputs, "both", "Both!", " ", ""], [*base.labels, 0, 1, 0, 0], base.names)
     found = split("x", mixed, 0)
     assert found.dropped == {"duplicate": 0, "contradictory": 2, "empty": 2}
     assert len(found.train) + len(found.validation) + len(found.test) == 20
@@ -80,7 +80,9 @@ def test_nothing_of_a_given_test_part_is_trained_on():
     texts = [*(f"t{i}" for i in range(20)), "Copy.", *(f"u{i}" for i in range(6)), "copy"]
     parts = ["train"] * 21 + ["test"] * 7
     found = split(
-        "x", Rows(texts, [i % 2 for i in range(20)] + [0] + [i % 2 for i in range(6)] + [0], ("n", "p"), parts), 0
+        "x",
+        RawExamples(texts, [i % 2 for i in range(20)] + [0] + [i % 2 for i in range(6)] + [0], ("n", "p"), parts),
+        0,
     )
     assert found.test.texts == [*(f"u{i}" for i in range(6)), "copy"]
     assert "Copy." not in found.train.texts + found.validation.texts
@@ -91,14 +93,14 @@ def test_entities_spaces_and_disguised_punctuation_are_repaired():
 
 
 def test_punctuation_alone_is_not_one_text():
-    found = split("x", Rows([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
+    found = split("x", RawExamples([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
     assert found.dropped == {"duplicate": 0, "contradictory": 0, "empty": 0}
 
 
 def test_images_are_divided_and_deduplicated_alike():
     images = torch.arange(40, dtype=torch.uint8).repeat_interleave(4).reshape(40, 2, 2)
     found = split(
-        "x", Rows(torch.cat([images, images[:5]]), [i % 2 for i in range(40)] + [0, 1, 0, 1, 0], ("n", "p")), 0
+        "x", RawExamples(torch.cat([images, images[:5]]), [i % 2 for i in range(40)] + [0, 1, 0, 1, 0], ("n", "p")), 0
     )
     assert found.kind == "image"
     assert found.dropped["duplicate"] == 5
@@ -118,9 +120,12 @@ def test_subsets_are_stratified_and_in_order():
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (Rows([], [], ("n", "p")), "holds no examples"),
-        (Rows(["a", "b", "c"], [1, 1, 1], ("n", "p")), "every example is 'p'"),
-        (Rows([f"t{i}" for i in range(30)], [0] * 29 + [1], ("n", "rare")), "'rare' has 1 examples, none of them for"),
+        (RawExamples([], [], ("n", "p")), "holds no examples"),
+        (RawExamples(["a", "b", "c"], [1, 1, 1], ("n", "p")), "every example is 'p'"),
+        (
+            RawExamples([f"t{i}" for i in range(30)], [0] * 29 + [1], ("n", "rare")),
+            "'rare' has 1 examples, none of them for",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused(made, message):
@@ -146,7 +151,7 @@ def test_names_of_no_meaning_are_matched_by_index(labels):
 
 def test_numbers_of_the_data_take_a_models_names():
     base = rows(40)
-    data = split("x", Rows(base.inputs, base.labels, ("0", "1")), 0)
+    data = split("x", RawExamples(base.inputs, base.labels, ("0", "1")), 0)
     assert data.matched({0: "negative", 1: "positive"}).labels == ("negative", "positive")
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from blindformer.models.data import Dataset, Rows
+from blindformer.models.data import Dataset, RawExamples
 from blindformer.models.data.registry import split
 
 from tests.conftest import save_tokenizer, tiny_config
@@ -27,7 +27,7 @@ def sentences(count: int, seed: int = 0) -> Dataset:
         draw.shuffle(words)
         texts.append(" ".join(words))
         labels.append(int(2 * sum(word in ("good", "found") for word in telling) > len(telling)))
-    return split("sentences", Rows(texts, labels, ("negative", "positive")), seed)
+    return split("sentences", RawExamples(texts, labels, ("negative", "positive")), seed)
 
 
 @pytest.fixture(scope="session")

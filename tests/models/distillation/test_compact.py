@@ -5,7 +5,7 @@ import torch
 from blindformer.approximations import approximate
 from blindformer.models.compile import compile
 from blindformer.models.data import Dataset, Examples
-from blindformer.models.distillation import DistillError, Settings, distill
+from blindformer.models.distillation import DistillError, DistillSettings, distill
 from blindformer.models.loading import load
 
 from tests.models.distillation.conftest import sentences
@@ -64,5 +64,5 @@ def test_what_cannot_be_made_is_refused(encoder, few, tmp_path, settings, messag
 
 
 def test_a_compact_student_has_defaults_of_its_own():
-    assert Settings(hidden=16).logit_rate > Settings().logit_rate
-    assert Settings(hidden=16, logit_rate=1e-4).logit_rate == 1e-4
+    assert DistillSettings(hidden=16).logit_rate > DistillSettings().logit_rate
+    assert DistillSettings(hidden=16, logit_rate=1e-4).logit_rate == 1e-4

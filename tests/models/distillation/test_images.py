@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blindformer.models.data import Rows
+from blindformer.models.data import RawExamples
 from blindformer.models.data.registry import split
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.loading import load
@@ -17,7 +17,7 @@ def bright(count):
     labels = [i % 2 for i in range(count)]
     for image, label in zip(images, labels, strict=True):
         image[4 * label : 4 * label + 4] += 120
-    return split("halves", Rows(images.byte(), labels, ("upper", "lower")), 0)
+    return split("halves", RawExamples(images.byte(), labels, ("upper", "lower")), 0)
 
 
 @pytest.fixture(scope="module")

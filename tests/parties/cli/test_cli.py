@@ -185,7 +185,7 @@ def test_lists(call, what):
 def test_names_in_the_help_are_those_of_the_registries():
     from blindformer.approximations import Plan, PlanError
     from blindformer.approximations.registry import KINDS, find
-    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS, Door, Protocol
+    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS, Protocol, Served
     from blindformer.parties.local.protocols import KINDS as SESSIONS
     from blindformer.parties.local.protocols import REFERENCE
     from blindformer.parties.registry import DOORS
@@ -197,7 +197,7 @@ def test_names_in_the_help_are_those_of_the_registries():
     runs = [p.name for p in plans if all(find(kind, getattr(p, kind).name).function for kind in KINDS)]
     assert runs == list(PRIVATE_PLANS)
     assert set(Protocol) == {*SESSIONS, REFERENCE}
-    assert set(Door) == set(DOORS)
+    assert set(Served) == set(DOORS)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

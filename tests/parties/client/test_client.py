@@ -19,10 +19,10 @@ from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading import load
 from blindformer.models.task import InputError
-from blindformer.parties.client.sessions import Opened, Sessions
+from blindformer.parties.client.sessions import OpenSession, Sessions
 from blindformer.parties.client.sessions_client import Client, ClientError
 from blindformer.parties.config import ConfigError
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.threads import ThreadParties
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.test_task import nested
@@ -115,9 +115,9 @@ class Threads(Sessions):
         super().__init__(client.settings)
         self.server = load_server(folder)
 
-    def _meet(self, question) -> Opened:
+    def _meet(self, question) -> OpenSession:
         parties = ThreadParties(self.server[question.part.program.hash()], timeout=60)
-        return Opened(parties.client, parties.setup_s)
+        return OpenSession(parties.client, parties.setup_s)
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_a_busy_server_is_asked_again(folder, tmp_path, connect):
         site.server.wait_for("session-closed")  # now it knows that sessions are short, and asks nobody to wait long
         holder = connect(site)
         holder.query(TEXTS[0])
-        with pytest.raises(Busy, match="ask again in") as caught:
+        with pytest.raises(SlotsBusy, match="ask again in") as caught:
             connect(site, wait=0).query(TEXTS[0])
         assert caught.value.retry_after > 0
         seen = []

@@ -23,7 +23,7 @@ from blindformer.parties.local.compare import compile_text
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
 from blindformer.parties.transport.frames import say_why
-from blindformer.parties.transport.probe import Facts, answer_probe, my_facts
+from blindformer.parties.transport.probe import PeerFacts, answer_probe, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.errors import PeerError
 
@@ -44,7 +44,7 @@ class Skewed:
 
 
 @contextlib.contextmanager
-def answering(folder: Path, role: str, facts: Facts, ahead: float = 0.0):
+def answering(folder: Path, role: str, facts: PeerFacts, ahead: float = 0.0):
     """A party that does nothing but answer probes; its port."""
     with listen("127.0.0.1", 0, server_context(folder, role), timeout=10) as listener:
         stop = threading.Event()
@@ -359,7 +359,7 @@ def test_a_peer_that_is_silent_before_tls_and_after_it(place, tmp_path, monkeypa
 
 
 def test_what_the_peer_has_otherwise(place, tmp_path):
-    other = Facts(blindformer="0.0.1", role="dealer", config="ab" * 32)
+    other = PeerFacts(blindformer="0.0.1", role="dealer", config="ab" * 32)
     with answering(tmp_path / "all", "dealer", other) as dealer:
         text = addresses(server=free_port(), dealer=dealer)
         checks = found(place("server", text + '[server]\nlisten = "127.0.0.1:0"\n'))

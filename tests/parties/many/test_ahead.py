@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.many.ahead import AheadError, AheadLimits, tape_bytes
-from blindformer.parties.many.party import Held, ManyParty
+from blindformer.parties.many.party import ManyParty, PartyModel
 from blindformer.parties.many.roster import Roster
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
@@ -23,7 +23,7 @@ class Carol:
         roster = Roster(NAMES, data="alice")
         self.leader, mine = memory_pair("carol", "alice", 20)
         self.bob, to_bob = memory_pair("carol", "bob", 20)
-        held = Held(CASE.program, CASE.constants)
+        held = PartyModel(CASE.program, CASE.constants)
         self.party = ManyParty(roster, Mesh(2, {0: mine, 1: to_bob}), held, new_seed(), limits=limits)
         self.party._masked = dict(CASE.weights)  # any numbers do: nothing is computed with them
 

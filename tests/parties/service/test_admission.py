@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.service.admission import RETRY_LEAST, RETRY_MOST, Admission, Busy, Go, Queued
-from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.limits import ServiceLimits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ class Clock:
 def make(owners: dict[int, str], clock=None, **limits) -> Admission:
     """With a session open for each child of `owners`."""
     admission = Admission(
-        Limits(**{"sessions": 50, "workers": 1, "queue": 10, "share": 1.0, **limits}), clock or Clock()
+        ServiceLimits(**{"sessions": 50, "workers": 1, "queue": 10, "share": 1.0, **limits}), clock or Clock()
     )
     for child, owner in owners.items():
         assert admission.open(child, owner) == Go()
@@ -148,7 +148,7 @@ STEP = st.tuples(st.sampled_from(["open", "want", "release", "leave"]), st.integ
 
 @given(steps=st.lists(STEP, max_size=80), workers=st.integers(1, 3), queue=st.integers(0, 4), share=st.floats(0.1, 1))
 def test_whatever_happens_the_bounds_hold_and_no_worker_idles_while_one_waits(steps, workers, queue, share):
-    admission = Admission(Limits(sessions=6, workers=workers, queue=queue, share=share), Clock())
+    admission = Admission(ServiceLimits(sessions=6, workers=workers, queue=queue, share=share), Clock())
     told: dict[int, Go | Queued] = {}
     for what, child in steps:
         try:

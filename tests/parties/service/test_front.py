@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from blindformer.parties.service.child import Stopping, place
 from blindformer.parties.service.front import telling
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
@@ -25,7 +25,7 @@ def heard(error: BaseException) -> list[BaseException | None]:
     for _, theirs in pairs:
         try:
             hear(theirs, ("ready",))
-        except (PeerError, Busy) as caught:
+        except (PeerError, SlotsBusy) as caught:
             found.append(caught)
         else:
             found.append(None)
@@ -40,14 +40,14 @@ def test_a_service_that_stops_says_so():
 
 
 def test_a_full_service_says_when_to_come_back():
-    client, _ = heard(Busy("server", 7.5, "the queue is full"))
-    assert isinstance(client, Busy)
+    client, _ = heard(SlotsBusy("server", 7.5, "the queue is full"))
+    assert isinstance(client, SlotsBusy)
     assert (client.party, client.retry_after, client.why) == ("server", 7.5, "the queue is full")
 
 
 def test_a_full_dealer_is_passed_on_to_the_client_alone():
-    client, dealer = heard(Busy("dealer", 3.0, "all sessions are taken"))
-    assert isinstance(client, Busy)
+    client, dealer = heard(SlotsBusy("dealer", 3.0, "all sessions are taken"))
+    assert isinstance(client, SlotsBusy)
     assert client.retry_after == 3.0
     assert isinstance(dealer, PeerGone)  # hung up
 

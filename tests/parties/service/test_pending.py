@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from blindformer.parties.service.pending import Lobby, Sight, look
+from blindformer.parties.service.pending import HelloState, PendingConnections, look
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,10 +43,10 @@ def peers():
 
 def test_a_whole_hello_is_ready_and_stays_in_the_socket(peers):
     ours, theirs = peers()
-    assert look(ours) is Sight.silent
+    assert look(ours) is HelloState.silent
     for number in range(len(HELLO)):
         theirs.send(HELLO[number : number + 1])
-        assert look(ours) is (Sight.ready if number == len(HELLO) - 1 else Sight.partial)
+        assert look(ours) is (HelloState.ready if number == len(HELLO) - 1 else HelloState.partial)
     assert ours.recv(100) == HELLO
 
 
@@ -56,9 +56,9 @@ def test_a_whole_hello_is_ready_and_stays_in_the_socket(peers):
 def test_what_is_not_tls_is_a_stranger_and_is_told(peers, data):
     ours, theirs = peers()
     theirs.send(data)
-    lobby = Lobby(4, 10)
+    lobby = PendingConnections(4, 10)
     visitor, _ = lobby.enter(ours, "::1", 5)
-    assert lobby.look(visitor) is Sight.stranger
+    assert lobby.look(visitor) is HelloState.stranger
     assert len(lobby) == 0
     assert theirs.recv(100) == b"\x15\x03\x03\x00\x02\x02\x46"  # a TLS alert: protocol version
     assert visitor.address == "[::1]:5"
@@ -66,10 +66,10 @@ def test_what_is_not_tls_is_a_stranger_and_is_told(peers, data):
 
 def test_one_that_hangs_up_is_gone(peers):
     ours, theirs = peers()
-    lobby = Lobby(4, 10)
+    lobby = PendingConnections(4, 10)
     visitor, _ = lobby.enter(ours, "a", 1)
     theirs.close()
-    assert lobby.look(visitor) is Sight.gone
+    assert lobby.look(visitor) is HelloState.gone
     assert len(lobby) == 0
 
 
@@ -82,25 +82,25 @@ def test_any_first_bytes_get_one_clear_answer(data):
         theirs.send(data)
         sight = look(ours)
         if not data:
-            assert sight is Sight.silent
+            assert sight is HelloState.silent
         elif data[0] != 0x16:
-            assert sight is Sight.stranger
+            assert sight is HelloState.stranger
         elif len(data) < 5:
-            assert sight is Sight.partial
+            assert sight is HelloState.partial
         else:
             length = int.from_bytes(data[3:5], "big")
-            expected = Sight.ready if len(data) >= 5 + length else Sight.partial
-            assert sight is (expected if 0 < length <= 16384 else Sight.stranger)
+            expected = HelloState.ready if len(data) >= 5 + length else HelloState.partial
+            assert sight is (expected if 0 < length <= 16384 else HelloState.stranger)
 
 
 def test_time_is_over_for_the_silent_and_for_the_slow(peers, clock):
-    lobby = Lobby(4, 10, clock)
+    lobby = PendingConnections(4, 10, clock)
     silent, _ = lobby.enter(peers()[0], "a", 1)
     clock.now += 6
     ours, theirs = peers()
     later, _ = lobby.enter(ours, "a", 2)
     theirs.send(HELLO[:5])
-    assert lobby.look(later) is Sight.partial
+    assert lobby.look(later) is HelloState.partial
     clock.now += 4
     assert lobby.expired() == [silent]
     assert lobby.partial == [later]
@@ -110,7 +110,7 @@ def test_time_is_over_for_the_silent_and_for_the_slow(peers, clock):
 
 
 def test_a_full_lobby_drops_the_oldest_of_whoever_holds_most(peers):
-    lobby = Lobby(4, 10)
+    lobby = PendingConnections(4, 10)
     honest, _ = lobby.enter(peers()[0], "honest", 1)
     flood = [lobby.enter(peers()[0], "flood", port)[0] for port in range(3)]
     another, dropped = lobby.enter(peers()[0], "flood", 9)
@@ -121,7 +121,7 @@ def test_a_full_lobby_drops_the_oldest_of_whoever_holds_most(peers):
 
 
 def test_one_that_is_ready_is_dropped_last(peers):
-    lobby = Lobby(2, 10)
+    lobby = PendingConnections(2, 10)
     ours, theirs = peers()
     ready, _ = lobby.enter(ours, "a", 1)
     theirs.send(HELLO)
@@ -132,7 +132,7 @@ def test_one_that_is_ready_is_dropped_last(peers):
 
 
 def test_the_next_is_of_the_host_with_the_fewest_inside(peers):
-    lobby = Lobby(8, 10)
+    lobby = PendingConnections(8, 10)
     visitors = []
     for host in ("flood", "flood", "honest"):
         ours, theirs = peers()

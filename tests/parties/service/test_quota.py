@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.config import Server
+from blindformer.parties.config import ServerSection
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
 from blindformer.parties.session.compute_slots import LimitReached
 from hypothesis import HealthCheck, given, settings
@@ -111,10 +111,10 @@ def _inherited(number: int) -> bool:
 
 def test_what_cannot_be_counted_is_one_line(tmp_path, make):
     with pytest.raises(QuotaError, match=r"no folder for that is given; set server.state, or say --state"):
-        quota_of(Server(queries_each=5), 1)
+        quota_of(ServerSection(queries_each=5), 1)
     with pytest.raises(QuotaError, match=r"server.queries_each = 5: one request carries 8 texts; raise it"):
-        quota_of(Server(queries_each=5, state=tmp_path), 8)
-    assert quota_of(Server(state=tmp_path), 1) is None
+        quota_of(ServerSection(queries_each=5, state=tmp_path), 8)
+    assert quota_of(ServerSection(state=tmp_path), 1) is None
     (tmp_path / "file").write_text("")
     with pytest.raises(QuotaError, match=r"cannot be written .*; give server.state a folder"):
         Quota(tmp_path / "file", 5, DAY)

@@ -20,12 +20,12 @@ import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
 from blindformer.parties.certificates.development import add_certificate, client_context, renew_certificates, revoke
-from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session import ClientParty
-from blindformer.parties.session.compute_slots import Busy, LimitReached
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
-from blindformer.parties.transport.probe import Facts, probe
+from blindformer.parties.transport.probe import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
@@ -222,11 +222,11 @@ def other(site) -> str:
 
 def test_a_full_server_says_so_and_the_next_attempt_succeeds(site, small, part, expected, other):
     first = Client(site, part, server=small)
-    with pytest.raises(Busy, match="this certificate holds all the sessions that one may"):
+    with pytest.raises(SlotsBusy, match="this certificate holds all the sessions that one may"):
         Client(site, part, server=small)
     small.wait_for("busy", what="session: this certificate holds all the sessions that one may")
     with client(site, part, server=small, name=other):
-        with pytest.raises(Busy, match="all sessions are taken"):
+        with pytest.raises(SlotsBusy, match="all sessions are taken"):
             Client(site, part, server=small, name=other)
         first.close()
         with client(site, part, server=small) as third:
@@ -419,7 +419,7 @@ def test_unknown_programs_and_versions_are_told(site, part):
 
 def test_a_probe_is_answered_and_is_no_session(site, part):
     program = part.for_length(8).program.hash()
-    mine = Facts(blindformer=spoken_version(), role="client", programs=[program, "0" * 64])
+    mine = PeerFacts(blindformer=spoken_version(), role="client", programs=[program, "0" * 64])
     opened = len(site.server.logged("session-opened"))
     for running, role, known in ((site.server, "server", [program]), (site.dealer, "dealer", [])):
         with dial(*running.address, client_context(site.certificates, "client"), role, timeout=20) as channel:
@@ -463,7 +463,7 @@ def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
         for sock in crowd:
             with contextlib.suppress(ConnectionError):
                 sock.sendall(hello)
-        places = Limits().handshakes
+        places = ServiceLimits().handshakes
         eventually(lambda: len(site.server.children()) == 1 + places, "every place in the handshake is taken")
         most = max(site.server.memory() for _ in range(5))
         for sock in crowd:

@@ -15,11 +15,11 @@ import time
 
 from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.exporter import Exporter
-from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.stats import Stats
 from blindformer.parties.service.supervisor import Supervisor
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 
 HELLO = b"\x16\x03\x01\x00\x05hello"
@@ -66,7 +66,7 @@ class Toy:
                 command, *words = line.split()
                 try:
                     COMMANDS[command](control, say, *words)
-                except Busy as busy:
+                except SlotsBusy as busy:
                     say(f"busy {busy.retry_after} {busy.why}")
         except Stopping as stopping:
             say(f"stopping {stopping.why or ''}".strip())
@@ -132,7 +132,7 @@ def main() -> None:
     exporter = Exporter(socket.create_server(("127.0.0.1", 0)), log) if options.pop("metrics", False) else None
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     lifeline = 0 if options.pop("lifeline", False) else None
-    supervisor = Supervisor(listener, Toy(), Limits(**options), log, Stats(), exporter, lifeline)
+    supervisor = Supervisor(listener, Toy(), ServiceLimits(**options), log, Stats(), exporter, lifeline)
     addresses = [listener.getsockname(), exporter.address if exporter else ("", 0)]
     address, metrics = (f"{host}:{port}" for host, port in addresses)
     supervisor.run(lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))

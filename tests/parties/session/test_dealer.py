@@ -14,7 +14,7 @@ from blindformer.parties.session import (
     SeedError,
     receive_seed,
 )
-from blindformer.parties.session.compute_slots import Busy, Open
+from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.meeting import my_hello
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
@@ -216,13 +216,13 @@ def test_numbers_only_count_up(case, numbers):
 
 
 def test_a_busy_dealer_says_so_and_a_refused_number_may_be_asked_again(case):
-    class Once(Open):
+    class Once(Unlimited):
         refused = False
 
         def slot(self, number, waiting):
             if not self.refused:
                 self.refused = True
-                raise Busy("dealer", 3)
+                raise SlotsBusy("dealer", 3)
             waiting(1)
             return super().slot(number, waiting)
 
@@ -241,17 +241,17 @@ def test_a_busy_dealer_makes_a_busy_server(case):
     site = Site(case)
     gate = {"left": 2}
 
-    class Twice(Open):
+    class Twice(Unlimited):
         def slot(self, number, waiting):
             if gate["left"]:
                 gate["left"] -= 1
-                raise Busy("dealer", 3)
+                raise SlotsBusy("dealer", 3)
             return super().slot(number, waiting)
 
     site.dealer.admission = Twice()
     with site.client() as party:
         for _ in range(2):
-            with pytest.raises(Busy, match=r"dealer: is busy.*in 3 seconds"):
+            with pytest.raises(SlotsBusy, match=r"dealer: is busy.*in 3 seconds"):
                 site.ask(party, True)
         for more in (True, False):
             site.ask(party, more)

@@ -15,8 +15,8 @@ from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
 from blindformer.parties.service.rendezvous import OWNER, SESSION, Rendezvous
-from blindformer.parties.session.compute_slots import Busy, LimitReached
-from blindformer.parties.session.helper.owner_shares import Desk, relay, seat_of, serve_owner
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
+from blindformer.parties.session.helper.owner_shares import OwnerShares, relay, seat_of, serve_owner
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.threads import ThreadParties
 from blindformer.parties.transport.memory import memory_pair
@@ -132,7 +132,7 @@ class Full:
     def slot(self, number, waiting):
         self.asked += 1
         if self.asked <= self.times:
-            raise Busy(self.party, 3.0, "the queue is full")
+            raise SlotsBusy(self.party, 3.0, "the queue is full")
         yield
 
 
@@ -141,7 +141,7 @@ def test_a_query_that_is_turned_away_has_sent_nothing_and_may_be_another(item, f
     """A share that a server holds already must never meet a second value under the same seed."""
     session = four(admission={party: Full(party, 2)})
     for batch in item.batches[:2]:
-        with pytest.raises(Busy, match=f"{party}: is busy .the queue is full.; ask again in 3 seconds") as busy:
+        with pytest.raises(SlotsBusy, match=f"{party}: is busy .the queue is full.; ask again in 3 seconds") as busy:
             session.query(item.compiled.encode_inputs(batch))
         assert (busy.value.party, busy.value.retry_after) == (party, 3.0)
     assert session.received["server", "owner"] == []
@@ -292,7 +292,7 @@ def test_any_message_of_an_owner_is_a_query_a_goodbye_or_a_typed_error(message):
     program = hand_over(make("bert-labels", "fast").compiled.program)
     for run in (
         lambda channel: HelperParty(channel, Session(program)).serve(idle=5),
-        lambda channel: Desk(channel, program).shares(0),
+        lambda channel: OwnerShares(channel, program).shares(0),
     ):
         mine, owner = memory_pair("helper", "client", timeout=5)
         owner.send_message(message)

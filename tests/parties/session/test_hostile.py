@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.session import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, receive_seed
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.meeting import my_hello
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError
@@ -88,7 +88,7 @@ def test_a_dealer_that_says_anything(steps, moment):
         return ours
 
     site.dealer.dialling = lambda program, session: dial
-    with pytest.raises((PeerError, Busy)), site.client() as party:
+    with pytest.raises((PeerError, SlotsBusy)), site.client() as party:
         site.ask(party)
     assert all(isinstance(error, BlindformerError) for error in site.errors())
 

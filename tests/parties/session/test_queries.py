@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from blindformer.models.pricing import price
-from blindformer.parties.session.compute_slots import Busy, LimitReached
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case
@@ -75,7 +75,7 @@ class Turnstile:
     def slot(self, number, waiting):
         if self.refuse.get(number, 0):
             self.refuse[number] -= 1
-            raise Busy("server", 7.5)
+            raise SlotsBusy("server", 7.5)
         place = 3
         while number in self.hold and not self.hold[number].wait(0.01):
             waiting(place)
@@ -93,7 +93,7 @@ def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
     with site.client(server={"admission": gate}, spool=mine) as party:
         for times in (1, 2, 0):
             for _ in range(times):
-                with pytest.raises(Busy, match=r"server: is busy \(all .* taken\); ask again in 7.5 seconds"):
+                with pytest.raises(SlotsBusy, match=r"server: is busy \(all .* taken\); ask again in 7.5 seconds"):
                     site.ask(party, more)
             site.ask(party, more)
     site.end()
@@ -213,7 +213,7 @@ def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site,
     counter = Counter(3)
     with site.client(server={"count": counter, "admission": Turnstile({0: 2})}) as party:
         for _ in range(2):
-            with pytest.raises(Busy):
+            with pytest.raises(SlotsBusy):
                 party.query(site.case.client)
         assert counter.asked == 0
         site.ask(party, more)

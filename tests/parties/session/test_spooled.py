@@ -10,7 +10,7 @@ import pytest
 from blindformer.models.pricing import price
 from blindformer.parties.reports.report import beaver_report, phases_in_words
 from blindformer.parties.session import Timings
-from blindformer.parties.session.compute_slots import Busy, Open
+from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import store as stores
 from blindformer.tests.parties.session.site import Site, small_case
@@ -255,13 +255,13 @@ def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
 
 
 def test_precomputing_goes_on_after_a_busy_server(site, mine):
-    class Sometimes(Open):
+    class Sometimes(Unlimited):
         asked = 0
 
         def slot(self, number, waiting):
             self.asked += 1
             if self.asked % 2:
-                raise Busy("server", 0.1)
+                raise SlotsBusy("server", 0.1)
             return super().slot(number, waiting)
 
     with site.client(spool=mine, server={"admission": Sometimes()}) as party:
@@ -269,7 +269,7 @@ def test_precomputing_goes_on_after_a_busy_server(site, mine):
         while party.kept < 3:
             try:
                 party.precompute(3 - party.kept)
-            except Busy:
+            except SlotsBusy:
                 refused += 1
     assert refused == 3
     site.dealer_up = False

@@ -6,7 +6,7 @@ import pytest
 import torch
 from blindformer.errors import BlindformerError
 from blindformer.parties.cli.demo import _refuse_alarm
-from blindformer.parties.session.uniformity import ALARM, Witness, difference, log_p_values, sample
+from blindformer.parties.session.uniformity import ALARM, UniformityWitness, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream
 from blindformer.tests.protocols.harness import run_session
 from blindformer.tests.protocols.test_beaver_transcripts import inputs
@@ -74,7 +74,7 @@ def test_a_witness_at_the_server_sees_what_the_clients_masks_lack(monkeypatch, l
 
     if leaky:
         monkeypatch.setattr(Stream, "integers", broken)
-    first, second = run_session(inputs("random"), queries=2, witness=Witness()).seen
+    first, second = run_session(inputs("random"), queries=2, witness=UniformityWitness()).seen
     assert first["openings"] * 2 == second["openings"] > 10
     assert second["bytes"] > 100_000
     assert first["p_value"] > first["alarm_below"]

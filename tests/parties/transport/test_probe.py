@@ -7,7 +7,7 @@ from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.probe import (
     FRAME_BYTES,
     FRAMES_AT_ONCE,
-    Facts,
+    PeerFacts,
     answer_probe,
     is_probe,
     my_facts,
@@ -16,7 +16,7 @@ from blindformer.parties.transport.probe import (
 from blindformer.protocols.errors import PeerProtocolError
 
 
-def probed(mine: Facts, theirs: Facts, aside, seconds: float = 0.2):
+def probed(mine: PeerFacts, theirs: PeerFacts, aside, seconds: float = 0.2):
     server, client = memory_pair("server", "client", 20)
     answered = aside(lambda: answer_probe(server, server.recv_message(), theirs))
     result = probe(client, mine, seconds)

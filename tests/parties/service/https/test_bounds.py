@@ -7,17 +7,17 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.service.https.app import ClientsAlone, Desk
+from blindformer.parties.service.https.app import AppState, ClientsAlone
 from blindformer.parties.service.https.bodies import Bodies
 from blindformer.parties.service.https.key_store import KeyStore
 from blindformer.parties.service.https.pool import Pool
 from blindformer.parties.service.https.refusals import Refusal
 from blindformer.parties.service.logs import Log
-from blindformer.protocols.ckks.facts import Facts
+from blindformer.protocols.ckks.facts import CircuitNeeds
 from blindformer.protocols.ckks.frames import most
 from blindformer.protocols.ckks.parameters import insecure_parameters
 
-FACTS = Facts("ab" * 32, insecure_parameters(1024, 3), 1, (3,), {0: 0}, {1: 3})
+FACTS = CircuitNeeds("ab" * 32, insecure_parameters(1024, 3), 1, (3,), {0: 0}, {1: 3})
 SIZE = most(FACTS.key_items())
 
 
@@ -145,7 +145,7 @@ def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
 
 
 def test_keys_whose_upload_is_cut_leave_nothing(store):
-    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=1)
+    desk = AppState({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=1)
     item = store.reserve("a", FACTS)
     with pytest.raises(Refusal) as found:
         asyncio.run(desk.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
@@ -153,7 +153,7 @@ def test_keys_whose_upload_is_cut_leave_nothing(store):
 
 
 def test_more_uploads_than_there_is_room_for_wait(store):
-    desk = Desk({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=0)
+    desk = AppState({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=0)
     with pytest.raises(Refusal, match="others are sending keys") as found:
         asyncio.run(desk.take(store.reserve("a", FACTS), body()))
     assert (found.value.status, found.value.retry_after) == (503, 10)
@@ -169,7 +169,7 @@ def test_who_was_revoked_since_the_handshake_is_refused():
         async def send(message):
             sent.append(message)
 
-        desk = Desk({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
+        desk = AppState({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
                     revoked=lambda serial: serial == "BAD")  # fmt: skip
         state = {"role": "client", "peer": "ab", "serial": serial, "seat": lambda: None}
         scope = {"type": "http", "state": state}

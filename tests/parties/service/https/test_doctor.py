@@ -12,7 +12,7 @@ from blindformer.parties.client.sessions_client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import https as checks
 from blindformer.parties.doctor.examine import examine
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.ckks.facts import facts_from
 from blindformer.protocols.errors import PeerError, PeerRefused
@@ -109,7 +109,7 @@ def test_a_date_that_is_none():
     ("answers", "name", "said"),
     [
         ({"/v1/health": {"healthy": False}}, "server: health", "not healthy"),
-        ({"/v1/health": Busy("server", 30.0)}, "server: reached", "is busy, or stopping"),
+        ({"/v1/health": SlotsBusy("server", 30.0)}, "server: reached", "is busy, or stopping"),
         ({"version": "0.0.1"}, "server: version", "0.0.1 there"),
         ({"models": [{"facts": {}}]}, "server: programs", "cannot be read"),
         ({"models": []}, "server: programs", "0 of 1 known there"),

@@ -16,9 +16,9 @@ import pytest
 from blindformer.parties.certificates.development import client_context, server_context
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.https.entrance import Entrance, Guest
-from blindformer.parties.service.limits import Limits
+from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
-from blindformer.parties.service.pending import Visitor
+from blindformer.parties.service.pending import Pending
 from blindformer.parties.service.stats import Stats
 from blindformer.tests.parties.service.harness import CROWD, SERVED_SECONDS, crowd
 from blindformer.tests.parties.service.https.conftest import TEXTS
@@ -65,7 +65,7 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
     log, context = io.StringIO(), client_context(certificates, "client")
 
     async def run() -> None:
-        limits = Limits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
+        limits = ServiceLimits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
         identity, made = SimpleNamespace(accepting=server_context(certificates, "server")), []
         with socket.create_server(("127.0.0.1", 0)) as listener:
             make = partial(Silent, made)
@@ -95,10 +95,10 @@ def test_places_are_bounded_for_all_and_for_each_certificate(places, each, refus
 
     async def run() -> list[int]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            entrance = Entrance(listener, None, Limits(), places, each, Log("test"), Stats(), lambda guest: None)
+            entrance = Entrance(listener, None, ServiceLimits(), places, each, Log("test"), Stats(), lambda guest: None)
             full = []
             for number, owner in enumerate("aaabb"):
-                guest = Guest(Visitor(listener, "127.0.0.1", number, 0.0))
+                guest = Guest(Pending(listener, "127.0.0.1", number, 0.0))
                 entrance._guests[guest] = None
                 if entrance.seat(guest, owner):
                     full.append(number)

@@ -16,7 +16,7 @@ from blindformer.models.loading import load
 from blindformer.parties.certificates.development import client_context
 from blindformer.parties.client.http import Api, KeysGone, _Connection
 from blindformer.parties.config import parse_address
-from blindformer.parties.session.compute_slots import Busy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.frames import head, pack
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.harness import eventually
@@ -164,7 +164,7 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
         try:
             lines = list(api.lines(f"/v1/keys/{keyed.name}/queries", [body]))
             outcomes.append("answer" if "answer" in lines[-1] else lines[-1])
-        except Busy as busy:
+        except SlotsBusy as busy:
             outcomes.append("busy" if 1 <= busy.retry_after <= 600 else busy)
 
     threads, told = [], len(site.service.logged("busy"))
