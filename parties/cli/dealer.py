@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from .output import prepare
 from .service_options import Given, service_command, show
 

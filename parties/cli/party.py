@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, in_words, similarities
 from .items import FieldOption, FileOption, raise_if_all, read_items
 from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from .items import folder_first
 from .output import Format, FormatOption, Phases, console, emit, prepare, use_threads
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
 from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import PairOption, Phases, Served, console, emit, prepare, use_threads

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from .output import Served, prepare
 from .service_options import Given, service_command, show
 

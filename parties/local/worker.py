@@ -23,7 +23,7 @@ from typing import Any
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, CorrelationError, PeerError
 from ..certificates.development import client_context, server_context
-from ..session.heap import keep_freed_memory
+from ..heap import keep_freed_memory
 from ..transport.tls import Listener, listen
 
 IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes

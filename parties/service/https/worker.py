@@ -25,7 +25,7 @@ from ....protocols.ckks.frames import pack, unpack
 from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
-from ...session.heap import keep_freed_memory
+from ...heap import keep_freed_memory
 from .lines import packed, receive
 
 
