@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .models.compile import Compiled, compile
     from .models.data import load_data
     from .models.distillation import distill
-    from .models.loading import Loaded, load
+    from .models.loading.load import Loaded, load
     from .parties.client.base import Result
     from .parties.client.encrypted import EncryptedClient
     from .parties.client.sessions_client import Client
@@ -39,7 +39,7 @@ _HOMES = {
     "Compiled": ".models.compile",
     "EncryptedClient": ".parties.client.encrypted",
     "Estimate": ".parties.reports.estimate",
-    "Loaded": ".models.loading",
+    "Loaded": ".models.loading.load",
     "LocalParties": ".parties.local.launcher",
     "Plan": ".approximations",
     "PrivateModel": ".parties.local.private",
@@ -51,7 +51,7 @@ _HOMES = {
     "compile_folder": ".models.building",
     "distill": ".models.distillation",
     "estimate": ".parties.reports.estimate",
-    "load": ".models.loading",
+    "load": ".models.loading.load",
     "load_data": ".models.data",
     "make_private": ".parties.local.private",
     "restore": ".approximations",

@@ -57,7 +57,10 @@ def split_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
 
 
 def keep_and_scores(masked: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of scores that a mask hides some of. Lowering finds the mask in them (models/rules/masks.py)."""
+    """The same of scores that a mask hides some of. Lowering finds the mask in them.
+
+    See models/lowering/rules/masks.py.
+    """
     return _keeps(masked.detach()), _unmasked(masked)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation import TrainingStep, distill
-from blindformer.models.evaluation import Score
-from blindformer.models.loading import Loaded, load
+from blindformer.models.judging.evaluation import Score
+from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
 from blindformer.versions import versions
 from rich.console import Console

@@ -24,7 +24,7 @@ import torch
 from blindformer.models.compile import Compiled, compile
 from blindformer.models.data import load_data
 from blindformer.models.encrypted import Encrypted, circuit_for, real_values
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION, MOST_BITS, CkksError, Parameters

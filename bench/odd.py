@@ -23,7 +23,7 @@ from blindformer.approximations import Plan, approximate, restore
 from blindformer.models.building import own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import Loaded, load
+from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.protocols import find_kind
 from blindformer.parties.many.roster import numbered

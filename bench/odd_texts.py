@@ -1,6 +1,7 @@
 """Texts as strangers type them: short, long, repeated, in any script, or no language at all. Seeded.
 
-Each kind is a function of a random generator. Texts that calibration reads (models/calibration_texts.py) are left out.
+Each kind is a function of a random generator. Texts that calibration reads
+(models/loading/calibration_texts.py) are left out.
 """
 
 # pyright: reportMissingImports=false
@@ -10,7 +11,7 @@ import random
 import string
 from collections.abc import Callable
 
-from blindformer.models.calibration_texts import ODD, TEXTS
+from blindformer.models.loading.calibration_texts import ODD, TEXTS
 
 SCRIPTS = {
     "latin": (0x00C0, 0x024F),

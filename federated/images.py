@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.data import DataError, Examples
 from ..models.distillation.batches import in_order
-from ..models.huggingface import huggingface
+from ..models.loading.huggingface import huggingface
 from .rows import PixelRows
 from .settings import FederateError, FederateSettings
 

@@ -16,7 +16,7 @@ from ..approximations.plan import FILE_NAME
 from ..models.data import Dataset, Examples
 from ..models.distillation.batches import tokenise
 from ..models.distillation.student import check_modules, in_training, settled
-from ..models.loading import load
+from ..models.loading.load import load
 from ..versions import spoken_version
 from . import images, texts
 from .rows import EncodedRows

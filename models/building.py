@@ -15,11 +15,11 @@ from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from ..approximations.registry import KINDS
 from .artifacts import save
-from .calibration_texts import calibration_texts
 from .compile import TRACING, CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
-from .loading import Loaded, LoadError, load
-from .task import image_files
+from .loading.calibration_texts import calibration_texts
+from .loading.load import Loaded, LoadError, load
+from .loading.task import image_files
 
 LENGTHS = (32, 64, 128)
 MOST_IMAGES = 64  # to calibrate on

@@ -20,18 +20,18 @@ from torch.utils import _pytree as pytree
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..errors import BlindformerError, first_line
 from ..protocols.ring import Ring
-from .accepted import module_of
 from .graph import Node, order
-from .lowering import Lowered, Lowering, LoweringError
+from .loading.accepted import module_of
+from .lowering.client_graph import run_prelude
+from .lowering.lower import Lowered, Lowering, LoweringError
+from .lowering.structure import Structure, tensors_of
 from .passes import optimise
-from .prelude import run_prelude
 from .program import PreludeStep, Program, ProgramError
 from .ranges import measure
 from .scales import Precision, Scaled, Scaler
-from .structure import Structure, tensors_of
 
 if TYPE_CHECKING:
-    from .loading import Loaded
+    from .loading.load import Loaded
 
 Progress = Callable[[str], None]
 TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model

@@ -373,7 +373,7 @@ def test_the_worked_examples_of_contributing_work(tmp_path):
     for path in ("__init__.py", "protocols", "approximations", "models", "parties"):
         file, there = ROOT / path, copy / path
         shutil.copytree(file, there) if file.is_dir() else there.parent.mkdir() or shutil.copy(file, there)
-    for word, folder in (("approximation", "approximations"), ("rule", "models/rules")):
+    for word, folder in (("approximation", "approximations"), ("rule", "models/lowering/rules")):
         ((name, text),) = re.findall(
             rf"Save this as (\S+) in that folder:\n\n```python {word}\n(.*?)^```", page, re.S | re.M
         )

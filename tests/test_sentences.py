@@ -24,9 +24,9 @@ def sentences() -> list[str]:
 @pytest.mark.slow
 def test_embeddings_match_float32():
     from blindformer.bench.odd_texts import odd_texts
-    from blindformer.models.calibration_texts import calibration_texts
     from blindformer.models.compile import compile
-    from blindformer.models.loading import load
+    from blindformer.models.loading.calibration_texts import calibration_texts
+    from blindformer.models.loading.load import load
     from blindformer.parties.session.threads import ThreadParties
 
     torch.set_num_threads(1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..compile import decode_outputs, encode_client
-from ..processors import read_processor
+from ..loading.processors import read_processor
+from ..loading.task import InputError, Item, Task
 from ..program import Program, ProgramError
-from ..task import InputError, Item, Task
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors

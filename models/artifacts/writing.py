@@ -17,14 +17,14 @@ from ...errors import first_line
 from ...versions import versions
 from ..compile import Compiled
 from ..encrypted import Chosen
+from ..loading.task import Task
 from ..program import Program
-from ..task import Task
 from .circuits import FILE, described, layouts
 from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
 from .tensors import Tensors
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
-    from ..loading import Loaded
+    from ..loading.load import Loaded
 
 _DRAFT = ".compiling-"
 

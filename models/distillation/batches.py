@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import DataError, Examples
-from ..loading import BUCKETS, Loaded
+from ..loading.load import BUCKETS, Loaded
 
 _PADDED_TO = 8  # lengths are multiples of this: some padding is seen in training, as it is in a private run
 

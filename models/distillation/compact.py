@@ -1,6 +1,6 @@
 """A compact student: the teacher's embeddings, made narrower by a learned projection, and a few layers of that width.
 
-The words stay the teacher's, and with the projection they are the client's part (models/lowering.py): what an
+The words stay the teacher's, and with the projection they are the client's part (models/lowering/lower.py): what an
 encrypted query costs is decided by the width behind it. The architecture is ELECTRA's, which has such a projection
 (K. Clark et al., arXiv:2003.10555, with ALBERT's factorised embedding, arXiv:1909.11942), and a head of a linear map,
 GELU and another: two products on ciphertexts less than BERT's pooler, whose tanh is a cubic.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...approximations.registry import EXACT
-from ..huggingface import huggingface
+from ..loading.huggingface import huggingface
 from .settings import DistillError, DistillSettings
 
 EMBEDDINGS = "electra.embeddings.*"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from ..huggingface import huggingface
-from ..loading import Loaded
+from ..loading.huggingface import huggingface
+from ..loading.load import Loaded
 from .settings import DistillError, DistillSettings
 
 VIT = "vit"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
-from ..calibration_texts import calibration_texts
 from ..data import Dataset, Examples, load_data
-from ..huggingface import huggingface
-from ..loading import Loaded, load
+from ..loading.calibration_texts import calibration_texts
+from ..loading.huggingface import huggingface
+from ..loading.load import Loaded, load
 from .augment import UNLABELLED, with_variants
 from .batches import by_private_length, in_order, pixels, tokenise
 from .checkpoints import check_new, locked, storing

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import DataError
-from ..huggingface import FILES_ALONE, NO_CODE, huggingface
-from ..loading import Loaded
+from ..loading.huggingface import FILES_ALONE, NO_CODE, huggingface
+from ..loading.load import Loaded
 from .batches import Tokens, in_order
 from .settings import DistillError, DistillSettings
 from .training import Stage, accuracy

@@ -61,7 +61,7 @@ def compile_model(
         phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_folder
-        from ...models.loading import load
+        from ...models.loading.load import load
         from ..reports.inspect import inspect
 
         chosen, numbers = read_plan(plan) if plan else None, _numbers(lengths)

@@ -50,7 +50,7 @@ def demo(
         phases.begin("load", 2)
         phases.note("load", "libraries")
         use_threads(threads)
-        from ...models.loading import load
+        from ...models.loading.load import load
         from ..local.compare import compare, compile_text
 
         chosen = read_plan(plan)

@@ -65,7 +65,7 @@ def estimate(
         phases.note("load", "libraries")
         use_threads(1)
         from ...models.building import compile_images, own_plan
-        from ...models.loading import load
+        from ...models.loading.load import load
         from ...protocols.errors import BlindformerError
         from ...versions import versions
         from ..local.compare import compile_text

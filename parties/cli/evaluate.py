@@ -64,7 +64,7 @@ def evaluate(
     with Phases() as phases:
         phases.begin("load")
         use_threads(threads)
-        from ...models.loading import load
+        from ...models.loading.load import load
         from ...protocols.errors import BlindformerError, writing
         from ..local.evaluation import evaluate as run
         from ..reports.figures import accuracy_figure, evaluation_page

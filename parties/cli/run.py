@@ -81,7 +81,7 @@ def run(
         phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
-        from ...models.loading import load
+        from ...models.loading.load import load
         from ..local.compare import compare, compile_for, compile_text, encode_each
 
         chosen = read_plan(plan) if plan else None

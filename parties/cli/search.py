@@ -49,8 +49,8 @@ def search(
         phases.begin("load", 2)
         phases.note("load", "libraries")
         use_threads(threads)
-        from ...models.loading import load
-        from ...models.search import search as run
+        from ...models.judging.search import search as run
+        from ...models.loading.load import load
         from ...protocols.errors import BlindformerError
         from ..reports.estimate import estimate, find_network
         from ..reports.figures import frontier_figure

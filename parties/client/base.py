@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...models.artifacts import ClientPart, Question
 from ...models.compile import AnswerOutOfRange
-from ...models.task import IMAGE_LABELS, InputError
+from ...models.loading.task import IMAGE_LABELS, InputError
 from ...protocols.errors import BlindformerError
 from ..reports.report import Report
 

@@ -14,7 +14,7 @@ from ...approximations import Plan, calibrate
 from ...models.artifacts import texts_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.data import Dataset, Examples
-from ...models.evaluation import (
+from ...models.judging.evaluation import (
     OUTPUT,
     REFUSED,
     EvaluationError,
@@ -27,7 +27,7 @@ from ...models.evaluation import (
     score,
     torch_answers,
 )
-from ...models.loading import Loaded
+from ...models.loading.load import Loaded
 from ..many.roster import numbered
 from .compare import compile_for, in_queries, versions
 from .protocols import KINDS, REFERENCE, Kind, PartySession, find_kind

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...approximations import Plan
-from ...models.accepted import loaded_of, module_of
 from ...models.compile import Compiled, compile, decode_outputs
 from ...models.interpreter import interpret
+from ...models.loading.accepted import loaded_of, module_of
 from ...models.scales import Precision
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
@@ -27,7 +27,7 @@ from .launcher import Progress
 from .protocols import KINDS, REFERENCE, PartySession, find_kind
 
 if TYPE_CHECKING:
-    from ...models.loading import Loaded
+    from ...models.loading.load import Loaded
 
 Inputs = Mapping[str, Any]
 IN_THREADS = "beaver"  # CrypTen's state belongs to a process

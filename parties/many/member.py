@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...models.compile import AnswerOutOfRange, decode_outputs
-from ...models.task import InputError
+from ...models.loading.task import InputError
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError, PeerError
 from ..certificates.identity import Identity

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from ...models.prelude import inputs_behind
+from ...models.lowering.client_graph import inputs_behind
 from ...models.program import Program
 from ...protocols.crypten.context import LEADER
 from ...protocols.crypten.engine import FIRST_OWNER

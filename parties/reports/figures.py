@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from ...models.search import Found
+from ...models.judging.search import Found
 from ...protocols.errors import BlindformerError
 from ..local.evaluation import Evaluation
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...models.artifacts import ArtifactError, ClientLength, ServerLength, load_client, load_server
 from ...models.artifacts.client import together
-from ...models.calibration_texts import calibration_texts
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
+from ...models.loading.calibration_texts import calibration_texts
 from ...models.program import Program
 from ...protocols.ckks.facts import facts_from
 

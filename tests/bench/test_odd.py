@@ -5,7 +5,7 @@ import json
 import pytest
 from blindformer.bench.odd import Asked, Odd, judged, main
 from blindformer.bench.odd_texts import KINDS, odd_texts
-from blindformer.models.calibration_texts import ODD, TEXTS
+from blindformer.models.loading.calibration_texts import ODD, TEXTS
 from torch import tensor
 
 

@@ -13,7 +13,7 @@ from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.models.distillation.settings import DistillError
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 

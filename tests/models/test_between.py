@@ -65,7 +65,7 @@ def test_every_party_derives_the_same_program(compiled):
 
 def test_an_input_that_its_owner_prepares_is_refused(tiny_encoder):
     from blindformer.models.building import compile_lengths
-    from blindformer.models.loading import load
+    from blindformer.models.loading.load import load
 
     program = compile_lengths(load(tiny_encoder), [8], "faithful", texts=["my password is lost ."] * 2)[8].program
     with pytest.raises(ProgramError, match=r"is prepared in the clear by its owner .* compile the part of the model"):

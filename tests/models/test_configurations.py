@@ -5,7 +5,7 @@ import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models.graph import order
 from blindformer.models.interpreter import interpret
-from blindformer.models.prelude import run_prelude
+from blindformer.models.lowering.client_graph import run_prelude
 from blindformer.models.pricing import price
 from blindformer.models.reference import run as run_float
 from blindformer.models.revealed import FRACTION

@@ -8,7 +8,7 @@ import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models import compile as compiling
 from blindformer.models.graph import Builder, Node, order
-from blindformer.models.lowering import Lowering
+from blindformer.models.lowering.lower import Lowering
 from blindformer.models.passes import PASSES, optimise
 from blindformer.models.passes.affine import fold_affines
 from blindformer.models.passes.fuse import fuse_linears

@@ -7,10 +7,10 @@ import pytest
 import torch
 from blindformer.approximations import Plan, calibrate
 from blindformer.models.building import compile_lengths
-from blindformer.models.calibration_texts import ODD, TEXTS, calibration_texts
 from blindformer.models.compile import CalibrationWarning, check_room, compile
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import load
+from blindformer.models.loading.calibration_texts import ODD, TEXTS, calibration_texts
+from blindformer.models.loading.load import load
 from blindformer.models.program import Instruction, ProgramError
 from blindformer.models.ranges import Range
 from blindformer.models.widths import near_width

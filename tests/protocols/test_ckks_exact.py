@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from blindformer.models.compile import compile
 from blindformer.models.encrypted import real_values
-from blindformer.models.heads import SentenceEncoder
+from blindformer.models.loading.heads import SentenceEncoder
 from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.tests.models.conftest import make

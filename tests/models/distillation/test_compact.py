@@ -6,7 +6,7 @@ from blindformer.approximations import approximate
 from blindformer.models.compile import compile
 from blindformer.models.data import Dataset, Examples
 from blindformer.models.distillation import DistillError, DistillSettings, distill
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 
 from tests.models.distillation.conftest import sentences
 

@@ -14,7 +14,7 @@ from blindformer.models.data import DataError, Examples
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.batches import in_order, tokenise
 from blindformer.models.distillation.checkpoints import locked
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 
 from .conftest import FAST
 

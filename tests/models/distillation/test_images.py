@@ -5,7 +5,7 @@ import torch
 from blindformer.models.data import RawExamples
 from blindformer.models.data.registry import split
 from blindformer.models.distillation import DistillError, distill
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 
 SMALL = {"teacher_epochs": 8, "logit_epochs": 4, "hidden": 16, "heads": 2}
 

@@ -16,7 +16,7 @@ from blindformer.models.distillation.ranges import LIMITS, RangePenalty, blame, 
 from blindformer.models.distillation.states import States, TeacherStates, states_of
 from blindformer.models.distillation.student import in_training, spread, with_layers
 from blindformer.models.distillation.teacher import classifier_of
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from hypothesis import given
 from hypothesis import strategies as st
 

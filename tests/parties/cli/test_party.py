@@ -16,7 +16,7 @@ import pytest
 import torch
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.certificates.development import make_certificates
 from blindformer.parties.local.compare import compile_text
 from safetensors.torch import save_file

@@ -11,7 +11,7 @@ import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.pricing import price
 from blindformer.parties.cli import main
-from blindformer.tests.models.test_task import nested
+from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]

@@ -17,15 +17,15 @@ import torch
 from blindformer.models.artifacts import load_server, save
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading import load
-from blindformer.models.task import InputError
+from blindformer.models.loading.load import load
+from blindformer.models.loading.task import InputError
 from blindformer.parties.client.sessions import OpenSession, Sessions
 from blindformer.parties.client.sessions_client import Client, ClientError
 from blindformer.parties.config import ConfigError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.threads import ThreadParties
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
-from blindformer.tests.models.test_task import nested
+from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 from blindformer.tests.parties.service.helped import Helped
 

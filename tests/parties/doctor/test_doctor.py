@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.handover import hand_over
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.certificates import development as made
 from blindformer.parties.certificates.development import make_certificates, server_context
 from blindformer.parties.doctor import sessions as session_checks

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.local.compare import Comparison, compare, compile_text, encode_each
 from blindformer.protocols.errors import BlindformerError
 

@@ -19,7 +19,7 @@ import torch
 from blindformer.models.artifacts import save
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.models.pricing import price
 from blindformer.models.program import ProgramError
 from blindformer.parties.certificates.development import make_certificates

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import blindformer as bf
 import pytest
 import torch
-from blindformer.models.calibration_texts import calibration_texts
+from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.parties.local.private import InsecureProtocol, PrivateError
 from blindformer.tests.conftest import tiny_config
 from torch.utils import _pytree as pytree

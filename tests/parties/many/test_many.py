@@ -13,7 +13,7 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.processes import LaunchError
 from blindformer.parties.many.joining import load_held

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from blindformer.models.artifacts import save
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.models.pricing import Network, price
 from blindformer.parties.cli import main
 from blindformer.parties.local.compare import compile_text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blindformer.models.artifacts import ClientPart, load_client, save
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.local.compare import compile_text
 from blindformer.tests.parties.service.harness import Deployment
 

@@ -14,7 +14,7 @@ from blindformer.models.building import compile_lengths
 from blindformer.models.compile import Compiled
 from blindformer.models.encrypted import real_values
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.certificates.development import add_certificate, client_context, make_certificates
 from blindformer.parties.client.encrypted import EncryptedClient
 from blindformer.parties.client.http import Api

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.parties.certificates.development import client_context
 from blindformer.parties.client.http import Api, KeysGone, _Connection
 from blindformer.parties.config import parse_address

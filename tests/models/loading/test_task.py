@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from blindformer.models.loading import load
-from blindformer.models.task import InputError, Task, image_files, open_image, score_function
+from blindformer.models.loading.load import load
+from blindformer.models.loading.task import InputError, Task, image_files, open_image, score_function
 
 TEXTS = ["how is my password ?", "not good , bad !", "good"]
 

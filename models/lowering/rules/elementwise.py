@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import Node
+from ...graph import Node
 from . import rule
 from .masks import bounded, is_mask
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..approximations import Plan, approximate, calibrate, plan_of, restore
-from ..approximations.registry import find
-from ..protocols.errors import BlindformerError
-from .compile import Compiled
-from .data import Examples
+from ...approximations import Plan, approximate, calibrate, plan_of, restore
+from ...approximations.registry import find
+from ...protocols.errors import BlindformerError
+from ..compile import Compiled
+from ..data import Examples
+from ..loading.load import Loaded
 from .evaluation import Interval, by_bucket, compile_bucket, encode, wilson
-from .loading import Loaded
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "gelu": ("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),

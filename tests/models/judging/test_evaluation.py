@@ -7,7 +7,8 @@ import pytest
 import torch
 from blindformer.approximations import calibrate
 from blindformer.models.compile import decode_outputs
-from blindformer.models.evaluation import (
+from blindformer.models.interpreter import interpret
+from blindformer.models.judging.evaluation import (
     OUTPUT,
     REFUSED,
     EvaluationError,
@@ -21,8 +22,7 @@ from blindformer.models.evaluation import (
     torch_answers,
     wilson,
 )
-from blindformer.models.interpreter import interpret
-from blindformer.models.loading import load
+from blindformer.models.loading.load import load
 from blindformer.protocols.clear import ClearEngine
 
 TEXTS = ["good", "my password is lost", "how bad is the red , red , blue", "what is it ?", "not good . " * 8, "the a"]

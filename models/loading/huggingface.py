@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..protocols.errors import BlindformerError
+from ...protocols.errors import BlindformerError
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every Auto class. Unless told so, transformers asks at the terminal whether to run a folder's Python files."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .lowering import LoweringError
+from ..lowering.lower import LoweringError
 
 if TYPE_CHECKING:  # importing it takes a while, and who gives a module has no need of it
-    from .loading import Loaded
+    from .load import Loaded
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "bitsandbytes")
 
@@ -20,7 +20,7 @@ def loaded_of(model: nn.Module | Loaded | str | Path) -> nn.Module | Loaded:
     """A module as it is; what a name or a folder loads. Errors: LoadError, LoweringError."""
     if isinstance(model, nn.Module):
         return model
-    from .loading import Loaded, load
+    from .load import Loaded, load
 
     if isinstance(model, str | Path):
         return load(model)

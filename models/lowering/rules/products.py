@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import Node
-from ..program import PreludeStep
+from ...graph import Node
+from ...program import PreludeStep
 from . import rule
 from .elementwise import add
 
 
 def _weight(lowering: Any, value: Any, transform: Any) -> Any:
     """A parameter in another layout: the server's, folded now."""
-    from ..lowering import Value
+    from ..lower import Value
 
     name = f"{value.ref or 'folded'}"
     return Value(value.owner, transform(value.value), ref=name, parameters=value.parameters)
@@ -69,7 +69,7 @@ def conv2d(
 
 def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], padding: list[int]) -> Node:
     """Patches of a secret image; of the client's own image, the client cuts them in the clear."""
-    from ..lowering import Value
+    from ..lower import Value
 
     b = lowering.builder
     if x.owner != "client":
@@ -91,7 +91,7 @@ def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], paddin
 @rule("embedding")
 def embedding(lowering: Any, table: Any, ids: Any, *options: Any) -> Node:
     """A lookup in the server's table by the client's tokens: the one-hot matrix times the table."""
-    from ..lowering import Value
+    from ..lower import Value
 
     name, count = f"{ids.ref}.one_hot.{len(lowering.steps)}", table.value.shape[0]
     lowering.steps.append(PreludeStep(name=name, target="aten.one_hot.default", args=[{"ref": ids.ref}, count]))

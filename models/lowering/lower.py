@@ -2,7 +2,7 @@
 
 Every value belongs to someone. What depends on public things alone is computed now; what depends on parameters alone
 is folded and stays the server's; what depends on the client's inputs alone is left to the client, in the clear, as
-the program's prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/rules/).
+the program's prelude. Only what mixes the two becomes secret, by a rule per ATen operation (models/lowering/rules/).
 
 The embedding block: an embedding table read by the client's tokens, and what follows elementwise up to the first
 matrix product, runs at the client, so these parameters are released to it; a product that alone reads it and makes it
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..approximations.attention import MASKED
-from .graph import Builder, Node
-from .prelude import ALLOWED, operation
+from ...approximations.attention import MASKED
+from ..graph import Builder, Node
+from ..program import PreludeStep
+from .client_graph import ALLOWED, operation
 from .problems import LoweringError, Problems
-from .program import PreludeStep
 from .rules import Rules
 from .rules.masks import is_infinite
 
@@ -125,8 +125,10 @@ class Lowering:
         return value.node
 
     def apply(self, target: str, *args: Any) -> Value:
-        """A listed operation (models/prelude.py) on values of one owner, public ones aside: done now, and by the client
-        in every query if it is the owner. Equal calls are one value."""
+        """A listed operation (client_graph.py) on values of one owner and public ones. Equal calls are one value.
+
+        It is done now; if the client owns the result, the client does it in every query, too.
+        """
         key = (target, *((a.ref or id(a.value)) if isinstance(a, Value) else repr(a) for a in args))
         if key not in self.applied:
             found = list(_values(args))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..protocols.errors import BlindformerError
+from ...protocols.errors import BlindformerError
 
 MOST = 8  # problems that a line names
 

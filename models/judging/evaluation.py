@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..approximations import Plan, approximate, plan_of, restore
-from ..protocols.clear import ClearEngine
-from ..protocols.errors import BlindformerError
-from .compile import AnswerOutOfRange, Compiled, compile, decode_outputs
-from .interpreter import interpret
-from .loading import BUCKETS, Loaded
-from .task import image_of
+from ...approximations import Plan, approximate, plan_of, restore
+from ...protocols.clear import ClearEngine
+from ...protocols.errors import BlindformerError
+from ..compile import AnswerOutOfRange, Compiled, compile, decode_outputs
+from ..interpreter import interpret
+from ..loading.load import BUCKETS, Loaded
+from ..loading.task import image_of
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 RESAMPLES = 1000

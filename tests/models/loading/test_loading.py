@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from blindformer.models.calibration_texts import TEXTS, calibration_texts
 from blindformer.models.compile import compile
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading import BUCKETS, LoadError, load
-from blindformer.models.processors import read_processor
-from blindformer.models.task import InputError
+from blindformer.models.loading.calibration_texts import TEXTS, calibration_texts
+from blindformer.models.loading.load import BUCKETS, LoadError, load
+from blindformer.models.loading.processors import read_processor
+from blindformer.models.loading.task import InputError
 from blindformer.protocols.clear import ClearEngine
 
 KNOWN = [

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import Node
-from ..program import PreludeStep
+from ...graph import Node
+from ...program import PreludeStep
 from . import rule
 
 
@@ -127,7 +127,7 @@ def _counts(rows: Any, batch: int) -> bool:
 
 def _own_rows(lowering: Any, node: Node, columns: Any) -> Node:
     """x[arange(B), j] with the client's j [B]: x times a one-hot mask, which the client makes, summed over rows."""
-    from ..lowering import Value
+    from ..lower import Value
 
     b, name, count = lowering.builder, f"{columns.ref}.one_hot.{len(lowering.steps)}", node.shape[1]
     places = torch.nn.functional.one_hot(columns.value, count).reshape(-1, count, *[1] * (len(node.shape) - 2))

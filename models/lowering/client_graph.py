@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import PreludeStep, Program, ProgramError
+from ..program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
     """

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...approximations.attention import MASKED
-from ..graph import Node
+from ....approximations.attention import MASKED
+from ...graph import Node
 from . import rule
 
 HIDDEN = -4e3
@@ -54,7 +54,7 @@ def masked_fill(lowering: Any, x: Any, mask: Any, value: Any) -> Node:
 @rule("keeps")
 def keeps(lowering: Any, x: Any) -> Any:
     """1 where no mask hides a score."""
-    from ..lowering import Value
+    from ..lower import Value
 
     masks, _ = _split(lowering, lowering.as_node(x))
     if len({mask.owner for mask in masks} - {"public"}) > 1:
@@ -147,7 +147,7 @@ def _may_hide(lowering: Any, source: Node) -> bool:
 
 
 def _of_source(node: Node) -> Any:
-    from ..lowering import Value
+    from ..lower import Value
 
     return Value(node.owner, node.value, node=node, ref=node.name)
 
@@ -165,7 +165,7 @@ def _is_low(value: Any) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    from ..lowering import Value
+    from ..lower import Value
 
     number = torch.as_tensor(getattr(value, "value", value), dtype=torch.float64) if _is_low(value) else None
     if number is None or float(number.min()) > INFINITE:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blindformer.models.prelude import ALLOWED, run_prelude
+from blindformer.models.lowering.client_graph import ALLOWED, run_prelude
 from blindformer.models.program import PreludeStep, Program, ProgramError
 
 X = {"x": torch.tensor([[1.0, 2.0]])}

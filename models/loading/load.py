@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..approximations.plan import FILE_NAME as PLAN_FILE
-from ..approximations.plan import Plan
-from ..errors import first_line
+from ...approximations.plan import FILE_NAME as PLAN_FILE
+from ...approximations.plan import Plan
+from ...errors import first_line
 from .heads import MaskedToken, NextToken, SentenceEncoder
 from .huggingface import FILES_ALONE, LoadError, huggingface, refused
 from .processors import read_processor

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import BlindformerError, first_line
+from ...errors import BlindformerError, first_line
 from .answers import Outcome, read
 
 Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
