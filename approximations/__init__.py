@@ -2,17 +2,19 @@
 
 from .apply import approximate, plan_of, restore
 from .calibrate import calibrate, check, kind_of, out_of_range
-from .errors import CalibrationError, PlanError
+from .errors import ApproximationError, CalibrationError, PlanError
 from .linear import fake_quantise, quantise
 from .plan import Choice, Plan
 from .primitives import polynomial
-from .registry import Approximation, approximation, choices, find
+from .registry import Approximation, Kind, approximation, choices, find, find_kind, kinds
 from .rounding import round_weights
 
 __all__ = [
     "Approximation",
+    "ApproximationError",
     "CalibrationError",
     "Choice",
+    "Kind",
     "Plan",
     "PlanError",
     "approximate",
@@ -22,7 +24,9 @@ __all__ = [
     "choices",
     "fake_quantise",
     "find",
+    "find_kind",
     "kind_of",
+    "kinds",
     "out_of_range",
     "plan_of",
     "polynomial",

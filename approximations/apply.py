@@ -12,21 +12,15 @@ from torch import Tensor, nn
 from .errors import PlanError
 from .overrides import Overrides
 from .plan import Plan
+from .registry import kinds
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Activations of transformers that are composed of smaller functions: class name -> (kind, s) of f(s x) / s.
-# QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702. RMSNorm classes need no entry: they call rsqrt.
-_COMPOSITES: dict[str, tuple[str, float]] = {
-    "AccurateGELUActivation": ("gelu", 1.0),
-    "FastGELUActivation": ("gelu", 1.0),
-    "GELUActivation": ("gelu", 1.0),
-    "GELUTanh": ("gelu", 1.0),
-    "NewGELUActivation": ("gelu", 1.0),
-    "PytorchGELUTanh": ("gelu", 1.0),
-    "QuickGELUActivation": ("silu", 1.702),
-    "SiLUActivation": ("silu", 1.0),
-}
+
+@functools.cache
+def _composites() -> dict[str, tuple[str, float]]:
+    """Class name of an activation of smaller functions -> (kind, s) of f(s x) / s."""
+    return {layer: (kind.name, scale) for kind in kinds().values() for layer, scale in kind.layers.items()}
 
 
 class _Call:
@@ -37,7 +31,7 @@ class _Call:
         self.path = path
         self.module = module
         self.replaced: Callable[..., Any] | None = module.__dict__.get("forward")  # another library's replacement
-        self.composite = _COMPOSITES.get(type(module).__name__)
+        self.composite = _composites().get(type(module).__name__)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # A try/finally and not a pair of hooks: under torch.export, hooks do not run after an exception.

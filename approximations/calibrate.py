@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .apply import approximate, overrides_of, restore
 from .errors import CalibrationError
-from .overrides import ALL_KINDS, Overrides
-from .plan import DENOMINATOR, Plan, Range, kind_of
-from .registry import Constants, find
+from .overrides import Overrides, everything
+from .plan import DENOMINATOR, Plan, kind_of
+from .registry import Constants, Range, find, find_kind, kinds
 
 Batch = Mapping[str, Any]
 Progress = Callable[[int, int], None]
@@ -24,8 +24,6 @@ _GROWN = (
     "the plan faithful"
 )
 _DIVERGED = "the model does not, but with the plan's approximations; choose others for the modules before it"
-_EPSILONS = [10.0**-digits for digits in range(4, 13)]  # what a norm adds to the variance, which is 0 of zeros
-_DIVISIONS = frozenset(("layer_norm", "reciprocal", "rsqrt"))
 
 
 class _Ranges:
@@ -36,11 +34,7 @@ class _Ranges:
         self.refuse_nan, self.why = refuse_nan, why
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
-        if kind in ("layer_norm", "rsqrt"):
-            # Attention that sees no key gives zeros, and their norm is zeros whatever the factor.
-            other = value[~torch.isin(value, torch.tensor(_EPSILONS, dtype=value.dtype, device=value.device))]
-            value = other if other.numel() else value
-        low, high = (float(v) for v in value.detach().aminmax())
+        low, high = (float(v) for v in find_kind(kind).recorded(value.detach()).aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             if self.refuse_nan:
                 raise CalibrationError(f"{site} meets NaN or infinity: {self.why}")
@@ -73,7 +67,7 @@ def calibrate(
     total = 2 * len(batches)
     first, second = _Ranges(), _Ranges(why=_GROWN if plan.needs_distillation() else _DIVERGED)
     with in_force(model, plan) as overrides:
-        overrides.exact = ALL_KINDS
+        overrides.exact = everything()
         _run(model, overrides, batches, first, _counted(progress, 0, total))
         fitted = _fitted(plan, first.seen, kept)
         overrides.use(fitted)
@@ -81,7 +75,7 @@ def calibrate(
         _run(model, overrides, batches, second, _counted(progress, len(batches), total))
     ranges = dict(second.seen)
     for site, (low, high) in first.seen.items():
-        if kind_of(site) not in _DIVISIONS:
+        if not find_kind(kind_of(site)).is_division:
             known = ranges.get(site, (low, high))
             ranges[site] = (min(low, known[0]), max(high, known[1]))
     return _fitted(plan, ranges, fitted.trained_fits())
@@ -118,16 +112,16 @@ def out_of_range(
 
 def _close(plan: Plan) -> frozenset[str]:
     """The divisions that the plan leaves close to the exact ones, wherever they are."""
-    chosen = [(kind, getattr(plan, kind)) for kind in _DIVISIONS]
-    chosen += [pair for by_kind in plan.overrides.values() for pair in by_kind.items()]
-    return _DIVISIONS - {kind for kind, choice in chosen if find(kind, choice.name).needs_distillation}
+    far = {kind for kind, choice in plan.chosen() if find(kind, choice.name).needs_distillation}
+    return frozenset(kind.name for kind in kinds().values() if kind.is_division and kind.name not in far)
 
 
 def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constants] | None = None) -> Plan:
     ranged = plan.replace(ranges={site: ranges[site] for site in sorted(ranges)})
     fits: dict[str, Constants] = {}
     for site in ranged.ranges:
-        path, kind = site.split("/")[0], kind_of(site)
+        path, whole, *_ = site.split("/")
+        kind = kind_of(site)
         choice = plan.choice(kind, path)
         found = find(kind, choice.name)
         if found.fit is None:
@@ -135,15 +129,13 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constant
         if kept and site in kept and found.accepts(kept[site]):
             fits[site] = kept[site]
             continue
-        low, high = ranged.widened(site) or found.default_range
-        if kind == "reciprocal" and ranged.ranges[site][0] <= 0 and not site.endswith(DENOMINATOR):
-            continue  # it may well divide by no secret; if it does, lowering refuses
-        if site.endswith(DENOMINATOR):
-            softmax = find("softmax", plan.choice("softmax", path).name)
-            low = max(low, softmax.least)
-            high = max(low, ranged.ranges[site][1] if softmax.most else high)  # no more than that is possible
+        parent = find(whole, plan.choice(whole, path).name) if site.endswith(DENOMINATOR) else None
+        widened = ranged.widened(site) or found.default_range
+        range_ = find_kind(kind).fitted_range(ranged.ranges[site], widened, parent)
+        if range_ is None:
+            continue
         try:
-            fits[site] = found.constants((low, high), choice.options)
+            fits[site] = found.constants(range_, choice.options)
         except CalibrationError as error:
             raise CalibrationError(f"{site}: {error}") from None
     return ranged.replace(fits=fits)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from ..errors import BlindformerError
 
 
-class PlanError(BlindformerError, ValueError):
+class ApproximationError(BlindformerError, ValueError):
+    """Base of every error of this folder."""
+
+
+class PlanError(ApproximationError):
     """A plan asks for something that does not exist or does not fit the model."""
 
 
-class CalibrationError(BlindformerError, ValueError):
+class CalibrationError(ApproximationError):
     """Activations cannot be calibrated, or have left the range a plan was calibrated for."""

@@ -10,11 +10,33 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .lowdegree import add_polynomial, gated_fit
+from .overrides import define_elementwise
 from .piecewise import as_constants, as_pieces, fit_pieces, gated
 from .primitives import below, polynomial
 from .registry import Constants, approximation
+
+define_elementwise(
+    "gelu",
+    F.gelu,
+    layers=dict.fromkeys(
+        (
+            "AccurateGELUActivation",
+            "FastGELUActivation",
+            "GELUActivation",
+            "GELUTanh",
+            "NewGELUActivation",
+            "PytorchGELUTanh",
+        ),
+        1.0,
+    ),
+    presets={"faithful": "piecewise", "fast": "quad", "he": "quad"},
+    search=("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
+    limit=6.0,
+)
 
 
 def _even_part(x: np.ndarray) -> np.ndarray:
@@ -124,3 +146,6 @@ def nexus(x: Tensor) -> Tensor:
         -7.26059653e-7,
     ]
     return gated(x, [3.5], [[c * 16.0**k for k, c in enumerate(published)]])
+
+
+add_polynomial("gelu", gated_fit(_even_part), error=0.262)

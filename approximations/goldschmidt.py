@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
-import numpy as np
 from torch import Tensor
 
 from .errors import CalibrationError
-from .minimax import minimax
 from .primitives import polynomial
-from .registry import Constants, approximation
+from .registry import Constants
 
 TOLERANCE = 2.0**-14
 """Relative error that the fits aim at, over the whole range."""
@@ -36,42 +33,7 @@ TOLERANCE = 2.0**-14
 SOURCE = "R. E. Goldschmidt, MIT thesis, 1964; steps fitted by Blindformer"
 
 
-def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
-    """Constants of `reciprocal` for [low, high]: the start whose degree (1 to 3) leaves the fewest steps."""
-    _require_positive(low, high)
-    exponent = math.ceil(math.log2(high))
-    start, steps = _fit_reciprocal(low * 2.0**-exponent, high * 2.0**-exponent, tolerance)
-    return _constants(exponent, start, steps)
-
-
-def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
-    """Constants of `rsqrt` for [low, high]. The exponent is even, so that its root is a power of two too.
-
-    The start is the first step (p = 1, q = y): linear in y, and q a cubic in y.
-    """
-    _require_positive(low, high)
-    exponent = 2 * math.ceil(math.log2(high) / 2)
-    first, *steps = _steps(2, math.sqrt(low * 2.0**-exponent), math.sqrt(high * 2.0**-exponent), tolerance, least=1)
-    return _constants(exponent, first, steps)
-
-
-@approximation("reciprocal", "goldschmidt", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
-def reciprocal(x: Tensor, *, exponent: float, start: list[float], offsets: list[float], slopes: list[float]) -> Tensor:
-    """1/x for x in the fitted range."""
-    y = x * 2.0**-exponent
-    first = polynomial(y, start)
-    return _iterate(first, y * first, offsets, slopes, lambda a, b: [0.0, a, b]) * 2.0**-exponent
-
-
-@approximation("rsqrt", "goldschmidt", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
-def rsqrt(x: Tensor, *, exponent: float, start: list[float], offsets: list[float], slopes: list[float]) -> Tensor:
-    """1/sqrt(x) for x in the fitted range."""
-    y = x * 2.0**-exponent
-    first = polynomial(y, start)
-    return _iterate(first, (y * first) * first, offsets, slopes, _cubic) * 2.0 ** (-exponent / 2)
-
-
-def _iterate(
+def iterate(
     p: Tensor, q: Tensor, offsets: list[float], slopes: list[float], next_q: Callable[[float, float], list[float]]
 ) -> Tensor:
     """The steps p <- p (a + b q), written p <- c p - p q with c = -a/b.
@@ -87,12 +49,7 @@ def _iterate(
     return p
 
 
-def _cubic(a: float, b: float) -> list[float]:
-    """Coefficients of q (a + b q)^2: one opening of q instead of two products in a row."""
-    return [0.0, a * a, 2.0 * a * b, b * b]
-
-
-def _constants(exponent: int, start: tuple[float, ...], steps: list[tuple[float, float]]) -> Constants:
+def step_constants(exponent: int, start: tuple[float, ...], steps: list[tuple[float, float]]) -> Constants:
     return {
         "exponent": float(exponent),
         "start": list(start),
@@ -101,27 +58,14 @@ def _constants(exponent: int, start: tuple[float, ...], steps: list[tuple[float,
     }
 
 
-def _require_positive(low: float, high: float) -> None:
+def require_positive(low: float, high: float) -> None:
     if not 0.0 < low <= high < math.inf:
         raise CalibrationError(
             f"a division needs a range of positive numbers, not [{low:g}, {high:g}]: calibrate again"
         )
 
 
-@cache
-def _fit_reciprocal(low: float, high: float, tolerance: float) -> tuple[tuple[float, ...], list[tuple[float, float]]]:
-    high = max(high, low * (1 + 1e-6))
-    y = np.geomspace(low, high, 1001)
-    found = []
-    for degree in (1, 2, 3):
-        # The weight makes the error relative, that is the distance of q from 1.
-        start, _ = minimax(lambda v: 1 / v, degree, low, high, weight=lambda v: v)
-        q = y * np.polynomial.polynomial.polyval(y, start)
-        found.append((tuple(start), _steps(1, float(q.min()), float(q.max()), tolerance)))
-    return min(found, key=lambda pair: len(pair[1]))  # the first, of lowest degree, among equals
-
-
-def _steps(root: int, low: float, high: float, tolerance: float, least: int = 0) -> list[tuple[float, float]]:
+def fit_steps(root: int, low: float, high: float, tolerance: float, least: int = 0) -> list[tuple[float, float]]:
     """(a, b) by step until q^(1/root), known to lie in [low, high], is within the tolerance of 1.
 
     With s = q^(1/root), a step maps s to s (a + b s^root). Least deviation from 1 means equal values at both ends and

@@ -10,32 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .errors import CalibrationError
+from .goldschmidt import require_positive
 from .minimax import minimax
-from .normalisation import affine, centred
 from .primitives import polynomial
 from .registry import Constants, approximation
 
-SOURCE = "Blindformer: minimax on the calibrated range"
+LOW_DEGREE = "Blindformer: minimax on the calibrated range"
 _RANGE = (-8.0, 8.0)
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * torch.erf(torch.from_numpy(x / math.sqrt(2))).numpy()
-
-
-def _silu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * np.tanh(0.5 * x)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * np.tanh(0.5 * x)
 
 
 @cache
@@ -63,7 +48,7 @@ def _top(low: float, high: float) -> float:
     return max(abs(low), abs(high), 2.0**-10)
 
 
-def _gated(part: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Constants]:
+def gated_fit(part: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Constants]:
     def fit(low: float, high: float, degree: float = 4) -> Constants:
         """x/2 plus an even polynomial, of least error on the range's larger side and its mirror image."""
         e, coefficients = _even(part, _top(low, high), max(2, int(degree)))
@@ -74,7 +59,7 @@ def _gated(part: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Constants]
     return fit
 
 
-def _saturating(function: Callable[[np.ndarray], np.ndarray], offset: float) -> Callable[..., Constants]:
+def saturating_fit(function: Callable[[np.ndarray], np.ndarray], offset: float) -> Callable[..., Constants]:
     def fit(low: float, high: float, degree: float = 3) -> Constants:
         """An odd polynomial (and an offset) of least error on the range's larger side and its mirror image."""
         e, coefficients = _odd(function, _top(low, high), int(degree))
@@ -83,35 +68,10 @@ def _saturating(function: Callable[[np.ndarray], np.ndarray], offset: float) -> 
     return fit
 
 
-def _registered(kind: str, fit: Callable[..., Constants], error: float) -> Callable[[Any], Any]:
-    return approximation(
-        kind,
-        "polynomial",
-        needs_distillation=True,
-        source=SOURCE,
-        error=error,
-        domain=_RANGE,
-        fit=fit,
-        default_range=_RANGE,
-    )
-
-
-@_registered("gelu", _gated(_gelu), 0.262)
-@_registered("silu", _gated(_silu), 0.195)
-@_registered("tanh", _saturating(np.tanh, 0.0), 0.37)
-@_registered("sigmoid", _saturating(_sigmoid, 0.5), 0.09)
-def fitted(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
-    """sum_k coefficients[k] (x 2^-exponent)^k."""
-    return polynomial(x * 2.0**-exponent, coefficients)
-
-
-def _power(root: float) -> Callable[..., Constants]:
+def power_fit(root: float) -> Callable[..., Constants]:
     def fit(low: float, high: float, degree: float = 3) -> Constants:
         """The least relative error on [low, high]. The exponent is even, so that its root is a power of two too."""
-        if not 0.0 < low <= high < math.inf:
-            raise CalibrationError(
-                f"a division needs a range of positive numbers, not [{low:g}, {high:g}]: calibrate again"
-            )
+        require_positive(low, high)
         e = 2 * math.ceil(math.log2(high) / 2)
         low, high = low * 2.0**-e, max(high, low * (1 + 1e-6)) * 2.0**-e
         found, _ = minimax(lambda y: y**-root, int(degree), low, high, weight=lambda y: y**root)
@@ -120,81 +80,12 @@ def _power(root: float) -> Callable[..., Constants]:
     return fit
 
 
-@approximation(
-    "reciprocal",
-    "polynomial",
-    needs_distillation=True,
-    source=SOURCE,
-    fit=_power(1.0),
-    default_range=(0.5, 8.0),
-)
-def reciprocal(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
-    """1/x for x in the fitted range."""
-    return polynomial(x * 2.0**-exponent, coefficients) * 2.0**-exponent
+def fitted(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
+    """sum_k coefficients[k] (x 2^-exponent)^k."""
+    return polynomial(x * 2.0**-exponent, coefficients)
 
 
-@approximation(
-    "rsqrt",
-    "polynomial",
-    needs_distillation=True,
-    source=SOURCE,
-    fit=_power(0.5),
-    default_range=(0.25, 4.0),
-)
-def rsqrt(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
-    """1/sqrt(x) for x in the fitted range."""
-    return polynomial(x * 2.0**-exponent, coefficients) * 2.0 ** (-exponent / 2)
-
-
-@approximation(
-    "layer_norm",
-    "polynomial",
-    needs_distillation=True,
-    source=SOURCE,
-    fit=_power(0.5),
-    default_range=(0.25, 4.0),
-)
-def layer_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    exponent: float,
-    coefficients: Sequence[float],
-) -> Tensor:
-    """(x - mean) P(variance + eps) weight + bias."""
-    difference, variance = centred(x, shape, eps)
-    return affine(difference * rsqrt(variance, exponent=exponent, coefficients=coefficients), weight, bias)
-
-
-def fit_constant(low: float, high: float) -> Constants:
-    """The reciprocal root of the range's geometric mean, which widening does not move."""
-    if not 0.0 < low <= high < math.inf:
-        raise CalibrationError(
-            f"a division needs a range of positive numbers, not [{low:g}, {high:g}]: calibrate again"
-        )
-    return {"inverse_deviation": round((low * high) ** -0.25, 10)}
-
-
-@approximation(
-    "layer_norm",
-    "affine",
-    needs_distillation=True,
-    source="Blindformer: a constant deviation, as BatchNorm has in inference (arXiv:1502.03167)",
-    fit=fit_constant,
-    default_range=(0.25, 4.0),
-)
-def folded_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    inverse_deviation: float,
-) -> Tensor:
-    """(x - mean) times a calibrated constant, times weight, plus bias: nothing but a linear map of x."""
-    axes = list(range(-len(shape), 0))
-    return affine((x - x.mean(axes, keepdim=True)) * inverse_deviation, weight, bias)
+def add_polynomial(kind: str, fit: Callable[..., Constants], error: float) -> None:
+    """The approximation `polynomial` of an elementwise kind; ``error``: by the default degree on the default range."""
+    facts = {"error": error, "domain": _RANGE, "fit": fit, "default_range": _RANGE}
+    approximation(kind, "polynomial", needs_distillation=True, source=LOW_DEGREE, **facts)(fitted)

@@ -1,13 +1,13 @@
-"""LayerNorm and RMSNorm around a reciprocal square root that is fitted to the calibrated variances."""
+"""What LayerNorm and RMSNorm share: means, the affine after them, and what calibration reads of their variances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .goldschmidt import SOURCE, fit_rsqrt, rsqrt
-from .registry import approximation
+_EPSILONS = [10.0**-digits for digits in range(4, 13)]  # what a norm adds to the variance, which is 0 of zeros
 
 
 def centred(x: Tensor, shape: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
@@ -23,28 +23,9 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-@approximation("layer_norm", "goldschmidt", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
-def layer_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    exponent: float,
-    start: list[float],
-    offsets: list[float],
-    slopes: list[float],
-) -> Tensor:
-    """(x - mean) rsqrt(variance + eps) weight + bias; the fitted range is that of variance + eps."""
-    difference, variance = centred(x, shape, eps)
-    inverse_root = rsqrt(variance, exponent=exponent, start=start, offsets=offsets, slopes=slopes)
-    return affine(difference * inverse_root, weight, bias)
-
-
-def rms_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float, inverse_root: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """x inverse_root(mean(x^2) + eps) weight."""
-    mean_square = (x * x).mean(list(range(-len(shape), 0)), keepdim=True)
-    return affine(x * inverse_root(mean_square + eps), weight, None)
+def without_epsilons(variances: Tensor) -> Tensor:
+    """The variances of rows that are not zero. Attention that sees no key gives zeros, whose norm is zeros whatever the
+    factor."""
+    epsilons = torch.tensor(_EPSILONS, dtype=variances.dtype, device=variances.device)
+    others = variances[~torch.isin(variances, epsilons)]
+    return others if others.numel() else variances

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import PlanError
-from .registry import EXACT, KINDS, Approximation, Constants, find
+from .registry import EXACT, FAITHFUL, Approximation, Constants, Range, find, kinds
 
 FILE_NAME = "plan.json"
 DENOMINATOR = "/denominator"
@@ -33,36 +32,32 @@ def _as_choice(value: Any) -> Any:
 
 
 Named = Annotated[Choice, BeforeValidator(_as_choice)]
-Range = tuple[float, float]
 Bits = Annotated[int, Field(ge=8, le=16)]
 
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
+PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": {"linear_bits": 8}, "he": {}, EXACT: {}}
+"""What each preset sets besides the kinds' choices, which the kinds say themselves."""
+
 
 class Plan(BaseModel):
     """One approximation per kind, exceptions by module path, ranges and fits by call site.
 
-    A choice may be given as a bare name. ``overrides`` maps a glob on module paths (``"encoder.layer.0.*"``) to choices
-    by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3`` ... for
-    later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
+    Every kind is a field: ``plan.gelu`` is the choice for GELU. A choice may be given as a bare name; a kind that is
+    left out has that of the preset ``faithful``. ``overrides`` maps a glob on module paths (``"encoder.layer.0.*"``) to
+    choices by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3``
+    ... for later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
     ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
     ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor).
 
     Raises PlanError, in one line, for anything that does not exist.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Named]  # by kind: which kinds there are is known when all files are read
 
     name: str = "custom"
-    gelu: Named = Choice(name="piecewise")
-    silu: Named = Choice(name="piecewise")
-    tanh: Named = Choice(name="piecewise")
-    sigmoid: Named = Choice(name="piecewise")
-    softmax: Named = Choice(name="exp")
-    reciprocal: Named = Choice(name="goldschmidt")
-    rsqrt: Named = Choice(name="goldschmidt")
-    layer_norm: Named = Choice(name="goldschmidt")
     linear_bits: Bits = FULL_BITS
     bits: dict[str, Bits] = Field(default_factory=dict)
     margin: float = Field(default=2.0, ge=1.0)
@@ -70,45 +65,49 @@ class Plan(BaseModel):
     ranges: dict[str, Range] = Field(default_factory=dict)
     fits: dict[str, Constants] = Field(default_factory=dict)
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, kind: str) -> Choice: ...
+
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
             raise PlanError(_one_line(error)) from None
 
-    @field_validator(*KINDS, mode="after")
+    @model_validator(mode="before")
     @classmethod
-    def _choice_exists(cls, choice: Choice, info: Any) -> Choice:
-        _check(info.field_name, choice)
-        return choice
+    def _with_every_kind(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        known = [*cls.model_fields, *kinds()]
+        for name in fields:
+            if name not in known:
+                raise PlanError(f"unknown key {name!r} in the plan: use one of {', '.join(known)}")
+        return {**_preset(FAITHFUL), **fields}
 
-    @field_validator("overrides", mode="after")
-    @classmethod
-    def _overrides_exist(cls, overrides: dict[str, dict[str, Choice]]) -> dict[str, dict[str, Choice]]:
-        for by_kind in overrides.values():
-            for kind, choice in by_kind.items():
-                _check(kind, choice)
-        return overrides
+    @model_validator(mode="after")
+    def _choices_exist(self) -> Plan:
+        for kind, choice in self.chosen():
+            known = find(kind, choice.name).options()
+            for option in choice.options:
+                if option not in known:
+                    raise PlanError(
+                        f"approximation {choice.name!r} of {kind} has no option {option!r}: "
+                        f"use {', '.join(known) or 'none'}"
+                    )
+        return self
 
     @classmethod
     def preset(cls, name: str) -> Plan:
-        """``faithful``: close to the model as it is. ``fast``, ``he``: for a student distilled with it, the second of
-        sums and products alone. ``exact``: torch's own."""
-        presets: dict[str, dict[str, Any]] = {
-            "faithful": {},
-            "fast": {"gelu": "quad", "silu": "quad", "softmax": "2quad", "linear_bits": 8},
-            "he": {
-                **dict.fromkeys(KINDS, "polynomial"),
-                "gelu": "quad",
-                "silu": "quad",
-                "softmax": "square",
-                "layer_norm": "affine",
-            },
-            "exact": dict.fromkeys(KINDS, EXACT),
-        }
-        if name not in presets:
-            raise PlanError(f"unknown preset {name!r}: use one of {', '.join(presets)}")
-        return cls(name=name, **presets[name])
+        """``faithful``: close to the model as it is. ``fast``: for a student that is distilled with it. ``he``: for a
+        student, too, with sums and products only. ``exact``: torch's own functions."""
+        if name not in PRESETS:
+            raise PlanError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
+        return cls(name=name, **PRESETS[name], **_preset(name))
+
+    def chosen(self) -> list[tuple[str, Choice]]:
+        """Every kind with its choice, then those of the overrides."""
+        own = [(kind, getattr(self, kind)) for kind in kinds()]
+        return own + [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
 
     def choice(self, kind: str, path: str) -> Choice:
         """The choice for a kind of function called in the module at ``path``."""
@@ -156,13 +155,11 @@ class Plan(BaseModel):
 
     def needs_distillation(self) -> bool:
         """Whether any choice only works after a student was trained with it."""
-        chosen = [(kind, getattr(self, kind)) for kind in KINDS]
-        chosen += [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
-        return any(find(kind, choice.name).needs_distillation for kind, choice in chosen)
+        return any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
     def same_functions(self, other: Plan) -> bool:
         """Whether both choose alike for every module, ranges and fits aside."""
-        return self.overrides == other.overrides and all(getattr(self, k) == getattr(other, k) for k in KINDS)
+        return self.overrides == other.overrides and self.chosen() == other.chosen()
 
     def trained_fits(self) -> dict[str, Constants]:
         """The fits of approximations that a student is trained with: to fit them again would undo the training."""
@@ -174,7 +171,7 @@ class Plan(BaseModel):
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Rows (what, choice, remark) for a table."""
-        rows = [(kind, _label(getattr(self, kind)), _remark(kind, getattr(self, kind))) for kind in KINDS]
+        rows = [(kind, _label(getattr(self, kind)), _remark(kind, getattr(self, kind))) for kind in kinds()]
         rows += [
             (f"{kind} in {pattern}", _label(choice), _remark(kind, choice))
             for pattern, by_kind in self.overrides.items()
@@ -189,8 +186,10 @@ class Plan(BaseModel):
         return rows
 
     def to_json(self) -> str:
-        """Canonical JSON: the same plan gives the same text."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        """Canonical JSON: the same plan gives the same text. Kinds that are exact unless a plan says otherwise are left
+        out if it does not, so that a new kind leaves the hashes of plans without it as they are."""
+        silent = {name for name, choice in _preset(FAITHFUL).items() if choice == EXACT == getattr(self, name).name}
+        return json.dumps(self.model_dump(mode="json", exclude=silent), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = FILE_NAME) -> Plan:
@@ -237,21 +236,15 @@ def _file(path: str | Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
 
 
-def _check(kind: str, choice: Choice) -> None:
-    known = find(kind, choice.name).options()
-    for option in choice.options:
-        if option not in known:
-            raise PlanError(
-                f"approximation {choice.name!r} of {kind} has no option {option!r}: use {', '.join(known) or 'none'}"
-            )
+def _preset(name: str) -> dict[str, str]:
+    return {kind.name: kind.presets.get(name, EXACT) for kind in kinds().values()}
 
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known: Mapping[str, Any] = Plan.model_fields if len(first["loc"]) == 1 else Choice.model_fields
-        return f"unknown key {where!r} in the plan: use one of {', '.join(known)}"
+        return f"unknown key {where!r} in the plan: use one of {', '.join(Choice.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -1,25 +1,77 @@
-"""The approximations that exist: found by importing every file of this folder once, looked up by kind and name."""
+"""What can be approximated (kinds) and how (approximations): found by importing every file of this folder once."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import PlanError
+from torch import Tensor
 
-KINDS = ("gelu", "layer_norm", "reciprocal", "rsqrt", "sigmoid", "silu", "softmax", "tanh")
-"""What can be approximated. ``rsqrt`` covers every RMS normalisation; ``reciprocal`` is softmax's division too."""
+from .errors import PlanError
 
 EXACT = "exact"
 """The name, valid for every kind, that leaves torch's own function in place (it does not run on secrets)."""
 
+FAITHFUL = "faithful"
+"""The preset whose choices a plan has where it says nothing."""
+
 Constants = dict[str, float | list[float]]
+Range = tuple[float, float]
+
+
+def _as_seen(value: Tensor) -> Tensor:
+    return value
+
+
+def _widened(seen: Range, widened: Range, whole: Approximation | None) -> Range | None:
+    return widened
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of function that can be approximated, and all that others need to know of it.
+
+    answers       torch's functions -> what answers a call: ``answer(overrides, function, *args, **kwargs)``
+    exact         the function of one tensor that errors are stated against; None where it is not elementwise
+    layers        classes of transformers that compute f(s x) / s in smaller steps -> s
+    presets       preset -> the approximation it chooses; `exact` where a preset is missing
+    search        what a search for a cheaper plan tries: names, or a name with options
+    operations    ATen operations by which an exported model shows that nothing has approximated it
+    limit         magnitude of arguments beyond which a student is penalised; None: never
+    spread        of what is divided by: powers of two that values may be from their mean before a student is penalised;
+                  None: this kind is not a division
+    recorded      the part of the values shown that calibration takes the range of
+    fitted_range  (range seen, widened range, approximation of the whole that this is a division in) -> the range to
+                  fit to; None: no fit
+    """
+
+    name: str
+    answers: Mapping[Callable[..., Any], Callable[..., Any]]
+    exact: Callable[..., Tensor] | None = None
+    layers: Mapping[str, float] = field(default_factory=dict)
+    presets: Mapping[str, str] = field(default_factory=dict)
+    search: Sequence[Any] = ()
+    operations: Sequence[str] = ()
+    limit: float | None = None
+    spread: float | None = None
+    recorded: Callable[[Tensor], Tensor] = _as_seen
+    fitted_range: Callable[[Range, Range, Approximation | None], Range | None] = _widened
+
+    @property
+    def is_division(self) -> bool:
+        """Whether a student is trained with the exact function, which its approximation is within 2^-14 of."""
+        return self.spread is not None
+
+    @property
+    def advice(self) -> str:
+        """What to do where an exported model still calls it."""
+        return f"approximate the model first, or choose a {self.name} in the plan"
 
 
 @dataclass(frozen=True)
@@ -44,9 +96,9 @@ class Approximation:
     comparisons: int = 0
     source: str = ""
     error: float | None = None
-    domain: tuple[float, float] | None = None
+    domain: Range | None = None
     fit: Callable[..., Constants] | None = None
-    default_range: tuple[float, float] = (-8.0, 8.0)
+    default_range: Range = (-8.0, 8.0)
     least: float = 0.0
     most: float = 0.0
 
@@ -56,7 +108,7 @@ class Approximation:
             return tuple(inspect.signature(self.fit).parameters)[2:]
         return () if self.function is None else _keywords(self.function)
 
-    def constants(self, range_: tuple[float, float] | None, options: Mapping[str, float]) -> Constants:
+    def constants(self, range_: Range | None, options: Mapping[str, float]) -> Constants:
         """The function's constants for a range (None: the default one)."""
         if self.fit is None:
             return dict(options)
@@ -72,7 +124,16 @@ def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
-_found: dict[tuple[str, str], Approximation] = {(kind, EXACT): Approximation(kind, EXACT, None) for kind in KINDS}
+_kinds: dict[str, Kind] = {}
+_found: dict[tuple[str, str], Approximation] = {}
+
+
+def define_kind(name: str, **facts: Any) -> None:
+    """Make ``name`` a kind; ``facts`` are `Kind`'s fields. For a function of one tensor: `define_elementwise`."""
+    if name in _kinds:
+        raise PlanError(f"kind {name!r} is defined twice: rename one of them")
+    _kinds[name] = Kind(name, **{"operations": (name,), **facts})
+    _found[name, EXACT] = Approximation(name, EXACT, None)
 
 
 def approximation(kind: str, name: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -82,8 +143,10 @@ def approximation(kind: str, name: str, **facts: Any) -> Callable[[Callable[...,
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if kind not in KINDS:
-            raise PlanError(f"unknown kind {kind!r} for approximation {name!r}: use one of {', '.join(KINDS)}")
+        if kind not in _kinds:
+            _scan()  # its file may come later
+        if kind not in _kinds:
+            raise PlanError(f"unknown kind {kind!r} for approximation {name!r}: use one of {', '.join(sorted(_kinds))}")
         if (kind, name) in _found:
             raise PlanError(f"approximation {name!r} of {kind} is registered twice: rename one of them")
         _found[kind, name] = Approximation(kind, name, function, **facts)
@@ -98,17 +161,32 @@ def _scan() -> None:
         importlib.import_module(f".{module.name}", __package__)
 
 
+def kinds() -> dict[str, Kind]:
+    """Every kind by its name, sorted."""
+    _scan()
+    return dict(sorted(_kinds.items()))
+
+
+def find_kind(name: str) -> Kind:
+    """The kind of this name. A miss is a `PlanError` that lists what exists."""
+    _scan()
+    if name not in _kinds:
+        raise PlanError(f"unknown kind {name!r}: use one of {', '.join(sorted(_kinds))}")
+    return _kinds[name]
+
+
 def choices(kind: str | None = None) -> list[Approximation]:
     """Every approximation, of one kind or of all, sorted by kind and name."""
     _scan()
-    if kind is not None and kind not in KINDS:
-        raise PlanError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+    if kind is not None:
+        find_kind(kind)
     return [a for (k, _), a in sorted(_found.items()) if kind in (None, k)]
 
 
 def find(kind: str, name: str) -> Approximation:
     """The approximation ``name`` of ``kind``. A miss is a `PlanError` that lists what exists."""
-    known = {a.name: a for a in choices(kind)}
-    if name not in known:
-        raise PlanError(f"unknown approximation {name!r} of {kind}: use one of {', '.join(known)}")
-    return known[name]
+    _scan()
+    if (kind, name) not in _found:
+        known = ", ".join(a.name for a in choices(kind))
+        raise PlanError(f"unknown approximation {name!r} of {kind}: use one of {known}")
+    return _found[kind, name]

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
+from .lowdegree import add_polynomial, gated_fit
+from .overrides import define_elementwise
 from .piecewise import as_constants, as_pieces, fit_pieces, gated
 from .primitives import polynomial
 from .registry import Constants, approximation
+
+define_elementwise(
+    "silu",
+    F.silu,
+    layers={"SiLUActivation": 1.0, "QuickGELUActivation": 1.702},  # x sigmoid(1.702 x) = silu(1.702 x) / 1.702
+    presets={"faithful": "piecewise", "fast": "quad", "he": "quad"},
+    search=("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
+    limit=6.0,
+)
 
 
 def _even_part(x: np.ndarray) -> np.ndarray:
@@ -51,3 +63,6 @@ def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[f
 def quad(x: Tensor) -> Tensor:
     """0.1205 x^2 + 0.5 x + 0.1536."""
     return polynomial(x, [0.1536, 0.5, 0.1205])
+
+
+add_polynomial("silu", gated_fit(_even_part), error=0.195)

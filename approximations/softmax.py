@@ -9,19 +9,105 @@ row that keeps no key has numerators 0, and a denominator that is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import none_kept
+from .attention import all_or_kept, keep_and_scores, none_kept, scaled_scores, split_mask
 from .minimax import minimax
+from .overrides import Overrides
 from .primitives import above, polynomial
-from .registry import Constants, approximation
+from .reciprocal import divide_within
+from .registry import Constants, approximation, define_kind
 
 Parts = tuple[Tensor, Tensor | None]
+
+
+def _mixed(
+    overrides: Overrides, site: str, parts: Parts, most: float, values: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
+    numerators, denominators = parts
+    if dropout > 0.0:
+        numerators = F.dropout(numerators, dropout)
+    mixed = numerators if values is None else numerators @ values
+    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most)
+
+
+def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Tensor:
+    """Softmax of scores that may have an additive mask in them already."""
+    exact = lambda: func(input, dim, *rest, **kwargs)  # noqa: E731
+    dtype = kwargs.get("dtype") or next((r for r in rest if isinstance(r, torch.dtype)), None)
+    if not isinstance(dim, int):
+        return exact()
+    x, site = input if dtype is None else input.to(dtype), overrides.site("softmax")
+    found, constants = overrides.approximation("softmax", site)
+    if found.function is None and overrides.observer is None:
+        return exact()
+    last = dim in (-1, x.dim() - 1)
+    keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))
+    overrides.show(site, "softmax", scores)
+    if found.function is None:
+        return exact()
+    parts = found.function(scores, all_or_kept(keep), **constants)
+    result = _mixed(overrides, site, parts, found.most * scores.shape[-1], None)
+    return result if last else result.transpose(dim, -1)
+
+
+def _attention(
+    overrides: Overrides,
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention, divided after the mixing of values."""
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    exact = lambda: func(query, *given, attn_mask, dropout_p, is_causal, **options)  # noqa: E731
+    given, site = (key, value), overrides.site("softmax")
+    found, constants = overrides.approximation("softmax", site)
+    if found.function is None and overrides.observer is None:
+        return exact()
+    if key.shape[-3] != query.shape[-3] and key.dim() > 3:  # grouped queries
+        key, value = (_repeat_heads(t, query.shape[-3] // t.shape[-3]) for t in given)
+    keep, bias = split_mask(attn_mask, query, key, is_causal)
+    scores, factor = scaled_scores(query, key, scale, bias)
+    if overrides.observer is not None:
+        overrides.show(site, "softmax", scores * factor)
+    if found.function is None:
+        return exact()
+    parts = found.function(scores, keep, factor, **constants)
+    return _mixed(overrides, site, parts, found.most * key.shape[-2], value, dropout_p)
+
+
+def _repeat_heads(x: Tensor, times: int) -> Tensor:
+    """Each head of x [..., heads, length, features] ``times`` times in a row."""
+    shape = x.shape
+    return x.unsqueeze(-3).expand(*shape[:-2], times, *shape[-2:]).reshape(*shape[:-3], -1, *shape[-2:])
+
+
+define_kind(
+    "softmax",
+    answers={
+        F.softmax: _softmax,
+        torch.softmax: _softmax,
+        Tensor.softmax: _softmax,
+        F.scaled_dot_product_attention: _attention,
+    },
+    presets={"faithful": "exp", "fast": "2quad", "he": "square"},
+    search=("2quad", "2relu"),
+    operations=("softmax", "_softmax", "scaled_dot_product_attention"),
+    limit=12.0,
+)
 
 
 def _parts(numerators: Tensor, keep: Tensor | None, alone: float = 1.0) -> Parts:
@@ -205,11 +291,3 @@ def _squared(x: Tensor, times: float) -> Tensor:
     for _ in range(int(times)):
         x = x * x
     return x
-
-
-def mix(
-    numerators: Tensor, denominators: Tensor | None, values: Tensor | None, reciprocal: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
-    mixed = numerators if values is None else numerators @ values
-    return mixed if denominators is None else mixed * reciprocal(denominators)

@@ -1,15 +1,28 @@
-"""tanh, and the sigmoid 1/2 + tanh(x/2)/2."""
+"""tanh: odd, and -1 or 1 far from zero."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .lowdegree import add_polynomial, saturating_fit
+from .overrides import define_elementwise
 from .piecewise import as_constants, as_pieces, fit_pieces, saturating
 from .primitives import below, polynomial
 from .registry import Constants, approximation
+
+define_elementwise(
+    "tanh",
+    torch.tanh,
+    Tensor.tanh,
+    F.tanh,
+    presets={"faithful": "piecewise", "fast": "piecewise", "he": "polynomial"},
+    limit=6.0,
+)
 
 
 def _tail(x: float) -> float:
@@ -52,15 +65,4 @@ def bolt(x: Tensor) -> Tensor:
     return (upper - lower) * sign * polynomial(x * sign, coefficients) + (1.0 - upper - lower)
 
 
-@approximation(
-    "sigmoid",
-    "piecewise",
-    comparisons=4,
-    source="Blindformer: 1/2 + tanh(x/2)/2",
-    error=0.0005,
-    domain=(-40.0, 40.0),
-    fit=fit_tanh,
-)
-def sigmoid(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """1/2 + tanh(x/2)/2 with the fitted tanh."""
-    return 0.5 + 0.5 * saturating(0.5 * x, cuts, as_pieces(inner, outer))
+add_polynomial("tanh", saturating_fit(np.tanh, 0.0), error=0.37)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..approximations import Plan, calibrate
 from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
-from ..approximations.registry import KINDS
 from .artifacts import save
 from .compile import TRACING, CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
@@ -94,9 +93,7 @@ def _circuits(found: Mapping[int, Compiled], stage: Stage | None) -> dict[int, C
 
 def _divides(plan: Plan) -> bool:
     """Whether a plan iterates for reciprocals and roots."""
-    chosen = [getattr(plan, kind) for kind in KINDS]
-    chosen += [choice for by_kind in plan.overrides.values() for choice in by_kind.values()]
-    return any(choice.name == "goldschmidt" for choice in chosen)
+    return any(choice.name == "goldschmidt" for _, choice in plan.chosen())
 
 
 def own_plan(loaded: Loaded) -> Plan | str:

@@ -9,36 +9,35 @@ from torch import Tensor, nn
 
 from ...approximations.apply import overrides_of
 from ...approximations.overrides import Overrides
+from ...approximations.registry import find_kind
 from .settings import DistillError
 
-LIMITS = {"gelu": 6.0, "silu": 6.0, "tanh": 6.0, "sigmoid": 8.0, "softmax": 12.0}
-"""Magnitudes beyond which an argument is penalised. A parabola for GELU errs most where its argument is large."""
-
-SPREAD = {"layer_norm": 3.0, "rsqrt": 3.0, "reciprocal": 2.0}
-"""Powers of two that what is divided by may be from its mean: every factor of 4 costs another step of the iteration."""
-
-DIVISIONS = tuple(SPREAD)
 _FAR = 8.0
 
 
 class RangePenalty:
     """An observer of approximated functions that sums penalties during a forward pass.
 
-    x beyond its limit L costs (|x| - L)^2, v more than s powers of two from its mean costs (|log2 v - mean| - s)^2,
-    each summed over the last dimension and averaged over the others (a mean over all would not see one outlier).
+    x beyond its kind's limit L costs (|x| - L)^2, v more than the spread s of its kind from its mean, in powers of two,
+    costs (|log2 v - mean| - s)^2, each summed over the last dimension and averaged over the others (a mean over all
+    would not see one outlier). A kind with neither costs nothing.
+
+    A parabola for GELU errs most where its argument is large; a division costs another step for every factor of 4.
     """
 
     def __init__(self) -> None:
         self.terms: list[Tensor] = []
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
-        value = value.float()
-        if kind in LIMITS:
-            excess = torch.relu(value.abs() - LIMITS[kind])
-        else:
+        value, found = value.float(), find_kind(kind)
+        if found.limit is not None:
+            self._add(value.abs() - found.limit)
+        if found.spread is not None:
             logarithm = value.clamp_min(2.0**-20).log2()
-            excess = torch.relu((logarithm - logarithm.mean().detach()).abs() - SPREAD[kind])
-        self.terms.append(excess.square().sum(-1).mean())
+            self._add((logarithm - logarithm.mean().detach()).abs() - found.spread)
+
+    def _add(self, excess: Tensor) -> None:
+        self.terms.append(torch.relu(excess).square().sum(-1).mean())
 
     def take(self) -> Tensor:
         """The sum since the last call. Zero if nothing was seen."""

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ...approximations import Choice, Plan, PlanError, calibrate, find
+from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kind, kinds
 from ...approximations.registry import EXACT
-from .ranges import DIVISIONS
 from .settings import DistillError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -75,9 +74,9 @@ def in_training(plan: Plan) -> Plan:
     """
 
     def close(kind: str, choice: Choice) -> bool:
-        return kind in DIVISIONS and not find(kind, choice.name).needs_distillation
+        return find_kind(kind).is_division and not find(kind, choice.name).needs_distillation
 
-    exact = {kind: EXACT for kind in DIVISIONS if close(kind, getattr(plan, kind))}
+    exact = {kind: EXACT for kind in kinds() if close(kind, getattr(plan, kind))}
     overrides = {
         pattern: {
             kind: Choice(name=EXACT) if close(kind, choice) else choice

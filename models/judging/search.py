@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...approximations import Plan, approximate, calibrate, plan_of, restore
+from ...approximations import Plan, approximate, calibrate, kinds, plan_of, restore
 from ...approximations.registry import find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
@@ -30,9 +30,7 @@ from ..loading.load import Loaded
 from .evaluation import Interval, by_bucket, compile_bucket, encode, wilson
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "gelu": ("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
-    "silu": ("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
-    "softmax": ("2quad", "2relu"),
+    **{kind.name: tuple(kind.search) for kind in kinds().values() if kind.search},
     "linear": (8,),
 }
 """What a layer may be given instead of the base plan's own choice. `linear`: bits of the weights."""

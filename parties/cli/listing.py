@@ -75,8 +75,7 @@ def _approximations() -> list[dict[str, Any]]:
 
 
 def _plans() -> list[dict[str, Any]]:
-    from ...approximations import Plan
-    from ...approximations.registry import KINDS
+    from ...approximations import Plan, kinds
 
     plans = [Plan.preset(name) for name in PLANS]
     return [
@@ -85,7 +84,7 @@ def _plans() -> list[dict[str, Any]]:
             "runs_on_secrets": plan.name in PRIVATE_PLANS,
             "needs_distillation": plan.needs_distillation(),
             "linear_bits": plan.linear_bits,
-            **{kind: getattr(plan, kind).name for kind in KINDS},
+            **{kind: getattr(plan, kind).name for kind in kinds()},
         }
         for plan in plans
     ]

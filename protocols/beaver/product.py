@@ -8,6 +8,7 @@ not made.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Polynomial(Primitive):
             chosen.append(power)
         result = _horner(opened.public, coefficients) if online.leader else torch.zeros_like(opened.public)
         for j, power in enumerate(chosen, start=1):
-            taylor = [_wrap(c * _binomial(k, j)) for k, c in enumerate(coefficients) if k >= j]
+            taylor = [_wrap(c * math.comb(k, j)) for k, c in enumerate(coefficients) if k >= j]
             if len(taylor) == 1:
                 result = result.add_(power, alpha=taylor[0]) if taylor[0] else result
             else:
@@ -207,10 +208,3 @@ def _horner(x: Tensor, coefficients: list[int]) -> Tensor:
 def _wrap(value: int) -> int:
     """A Python integer as a signed 64-bit one."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _binomial(n: int, k: int) -> int:
-    out = 1
-    for i in range(k):
-        out = out * (n - i) // (i + 1)
-    return out

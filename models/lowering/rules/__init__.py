@@ -12,20 +12,13 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from ...approximations.registry import kinds
 from ..problems import LoweringError
 
 Rule = Callable[..., Any]
 _RULE = "_blindformer_rule"
 
 _ADVICE = {
-    "softmax": "approximate the model first (blindformer.approximate with a plan)",
-    "_softmax": "approximate the model first (blindformer.approximate with a plan)",
-    "scaled_dot_product_attention": "approximate the model first (blindformer.approximate with a plan)",
-    "gelu": "approximate the model first, or choose a gelu in the plan",
-    "silu": "approximate the model first, or choose a silu in the plan",
-    "tanh": "approximate the model first, or choose a tanh in the plan",
-    "layer_norm": "approximate the model first, or choose a layer_norm in the plan",
-    "rsqrt": "approximate the model first, or choose a rsqrt in the plan",
     "batch_norm": "fold it into the preceding linear layer before compiling",
     "sort": "sorting secrets is not offered; use amax or a comparison with a constant",
     "topk": "sorting secrets is not offered; take the largest logits at the client",
@@ -65,6 +58,7 @@ class Rules:
 
     def advice(self, name: str) -> str:
         """What to do about an operation without a rule."""
-        if name in _ADVICE:
-            return _ADVICE[name]
+        advice = {op: kind.advice for kind in kinds().values() for op in kind.operations} | _ADVICE
+        if name in advice:
+            return advice[name]
         return f"rewrite the module with one of: {', '.join(sorted(self.table))}"

@@ -7,12 +7,12 @@ from itertools import combinations
 
 import pytest
 import torch
-from blindformer.approximations import Plan, approximate
+from blindformer.approximations import Plan, approximate, find_kind
 from blindformer.models.data import Examples
 from blindformer.models.distillation import DistillError
 from blindformer.models.distillation.batches import Tokens, epoch_batches, tokenise
 from blindformer.models.distillation.losses import answer_loss, state_loss
-from blindformer.models.distillation.ranges import LIMITS, RangePenalty, blame, extremes
+from blindformer.models.distillation.ranges import RangePenalty, blame, extremes
 from blindformer.models.distillation.states import States, TeacherStates, states_of
 from blindformer.models.distillation.student import in_training, spread, with_layers
 from blindformer.models.distillation.teacher import classifier_of
@@ -180,16 +180,18 @@ def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
 
 # Ranges.
 
+LIMIT = find_kind("gelu").limit
+
 
 def test_what_is_inside_its_limits_costs_nothing():
     penalty = RangePenalty()
-    penalty("x/gelu", "gelu", torch.linspace(-LIMITS["gelu"], LIMITS["gelu"], 20).view(2, 10))
+    penalty("x/gelu", "gelu", torch.linspace(-LIMIT, LIMIT, 20).view(2, 10))
     penalty("x/layer_norm", "layer_norm", torch.tensor([[1.0], [2.0], [4.0]]))
     assert penalty.take().item() == 0.0
 
 
 def test_what_is_outside_costs_its_square_and_pulls_inwards():
-    x = torch.tensor([[LIMITS["gelu"] + 2.0, 0.0], [0.0, -LIMITS["gelu"] - 1.0]], requires_grad=True)
+    x = torch.tensor([[LIMIT + 2.0, 0.0], [0.0, -LIMIT - 1.0]], requires_grad=True)
     penalty = RangePenalty()
     penalty("x/gelu", "gelu", x)
     total = penalty.take()

@@ -1,0 +1,111 @@
+"""Reciprocal, as torch's own and as the division of a softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .goldschmidt import SOURCE, TOLERANCE, fit_steps, iterate, require_positive, step_constants
+from .lowdegree import LOW_DEGREE, power_fit
+from .minimax import minimax
+from .overrides import Overrides, define_elementwise
+from .plan import DENOMINATOR
+from .primitives import inverse, polynomial
+from .registry import Approximation, Constants, Range, approximation
+
+
+def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    exact = func(input, *args, **kwargs)
+    found = overrides.elementwise("reciprocal", input, lambda: exact)
+    return exact if found is exact else inverse(found, input)
+
+
+def _divided_by(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
+    """number / x, by the name that x has for it."""
+    if not input.is_floating_point():
+        return func(input, other)
+    return _reciprocal(overrides, torch.reciprocal, input) * other
+
+
+def _fitted_range(seen: Range, widened: Range, whole: Approximation | None) -> Range | None:
+    """Within another approximation, the bounds that it keeps by construction. None elsewhere where a number is not
+    above 0: it may well be no secret that is divided by; if it is, lowering refuses."""
+    low, high = widened
+    if whole is None:
+        return None if seen[0] <= 0 else widened
+    low = max(low, whole.least)
+    return low, max(low, seen[1] if whole.most else high)  # no more than that is possible
+
+
+define_elementwise(
+    "reciprocal",
+    torch.reciprocal,
+    answers={
+        torch.reciprocal: _reciprocal,
+        Tensor.reciprocal: _reciprocal,
+        Tensor.__rdiv__: _divided_by,
+        Tensor.__rtruediv__: _divided_by,
+    },
+    presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
+    spread=2.0,
+    fitted_range=_fitted_range,
+)
+
+
+def divide_within(overrides: Overrides, site: str, denominators: Tensor, most: float) -> Tensor:
+    """1 / denominators, for a kind that divides; ``site``: its own call. `most`: the largest denominator there can be;
+    0: not known."""
+    site += DENOMINATOR
+    overrides.show(site, "reciprocal", denominators)
+    if most:
+        overrides.show(site, "reciprocal", torch.full((1,), most))
+    found, fitted = overrides.approximation("reciprocal", site)
+    return denominators.reciprocal() if found.function is None else found.function(denominators, **fitted)
+
+
+def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
+    """Constants of `reciprocal` for [low, high]: the start whose degree (1 to 3) leaves the fewest steps."""
+    require_positive(low, high)
+    exponent = math.ceil(math.log2(high))
+    start, steps = _fit_reciprocal(low * 2.0**-exponent, high * 2.0**-exponent, tolerance)
+    return step_constants(exponent, start, steps)
+
+
+@cache
+def _fit_reciprocal(low: float, high: float, tolerance: float) -> tuple[tuple[float, ...], list[tuple[float, float]]]:
+    high = max(high, low * (1 + 1e-6))
+    y = np.geomspace(low, high, 1001)
+    found = []
+    for degree in (1, 2, 3):
+        # The weight makes the error relative, that is the distance of q from 1.
+        start, _ = minimax(lambda v: 1 / v, degree, low, high, weight=lambda v: v)
+        q = y * np.polynomial.polynomial.polyval(y, start)
+        found.append((tuple(start), fit_steps(1, float(q.min()), float(q.max()), tolerance)))
+    return min(found, key=lambda pair: len(pair[1]))  # the first, of lowest degree, among equals
+
+
+@approximation("reciprocal", "goldschmidt", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
+def reciprocal(x: Tensor, *, exponent: float, start: list[float], offsets: list[float], slopes: list[float]) -> Tensor:
+    """1/x for x in the fitted range."""
+    y = x * 2.0**-exponent
+    first = polynomial(y, start)
+    return iterate(first, y * first, offsets, slopes, lambda a, b: [0.0, a, b]) * 2.0**-exponent
+
+
+@approximation(
+    "reciprocal",
+    "polynomial",
+    needs_distillation=True,
+    source=LOW_DEGREE,
+    fit=power_fit(1.0),
+    default_range=(0.5, 8.0),
+)
+def low_degree_reciprocal(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
+    """1/x for x in the fitted range."""
+    return polynomial(x * 2.0**-exponent, coefficients) * 2.0**-exponent
