@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from ...approximations.registry import kinds
+from ....approximations.registry import kinds
 from ..problems import LoweringError
 
 Rule = Callable[..., Any]
