@@ -17,8 +17,8 @@ from ...protocols.errors import BlindformerError
 from ...versions import spoken_version
 from ..doctor.checks import EXPIRY_DAYS
 from ..service.logs import Log
+from ..transport.faults import NEW_CERTIFICATE
 from ..transport.probe import PeerFacts
-from ..transport.wires import NEW_CERTIFICATE
 from .authority import CA, REVOKED, load_certificate, state_of
 from .development import CertificateError, client_context, server_context
 from .revocation import RevokedList, read_revoked

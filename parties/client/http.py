@@ -13,9 +13,9 @@ from typing import Any
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ..config import Address
 from ..session.compute_slots import LimitReached, SlotsBusy
+from ..transport.faults import explain
 from ..transport.frames import printable
 from ..transport.tls import HANDSHAKE_SECONDS, reach, role_of
-from ..transport.wires import explain
 
 SERVER = "server"
 MOST_LINE = 1 << 26  # of a reply: an answer of a few ciphertexts

@@ -22,7 +22,7 @@ from ...protocols.errors import BlindformerError
 from ..certificates.development import ROLES, CertificateError, client_context, describe, server_context
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import checks
-from ..transport.wires import NEW_CERTIFICATE
+from ..transport.faults import NEW_CERTIFICATE
 from .checks import EXPIRY_DAYS, Check, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ..certificates.identity import Renewable
-from ..transport.wires import NEW_CERTIFICATE
+from ..transport.faults import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Queued
 from .child import place
 from .control import (

@@ -141,7 +141,7 @@ class ThreadParties:
         except BaseException as error:
             self._failures.append(error)
             for channel in self._channels:  # nobody waits for who is gone
-                channel.close()
+                channel.interrupt()
 
     def _try(self, step: Callable):
         """The client's step; a failure elsewhere that caused its own is the one to report."""

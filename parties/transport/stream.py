@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from typing import Protocol
 
 from ...protocols.channel import Buffer, Meter
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerTimeout
+from .faults import explain
 from .frames import (
     HEADER_BYTES,
     MESSAGE,
@@ -22,52 +22,16 @@ from .frames import (
     peer_error,
     unpack_message,
 )
+from .wires import PlainWire
 
 CHUNK = 256 * 1024  # bytes moved one way before the other way gets its turn
 FIRST_RECORD = 16384  # the header travels in one TLS record with the first bytes of the payload
-LAST_WORDS_SECONDS = 1.0  # how long to wait for, or stay for, the reason of a failure
+CLOSE_TIMEOUT = 1.0  # seconds to wait for the reason of a failure, or to stay until the peer has read ours
 SLOWEST = 16384  # bytes a second: a frame that moves more slowly does not count as alive
 
 
-class Wire(Protocol):
-    """What carries the bytes. No call blocks; OSError and ssl.SSLError may be raised by all of them."""
-
-    moved: int
-    """Bytes the socket has taken and given so far: a change is a sign of life."""
-
-    def fileno(self) -> int: ...
-
-    def write(self, data: memoryview) -> int:
-        """Take some bytes of `data`, return how many; 0 when the peer is not keeping up."""
-        ...
-
-    def flush(self) -> bool:
-        """Push out what was taken. True when nothing is left."""
-        ...
-
-    def read_into(self, view: memoryview) -> int:
-        """Bytes put into `view`; 0 at the end of the stream, -1 when there is nothing yet."""
-        ...
-
-    def consumed(self) -> int:
-        """`moved`, less what was read ahead of the frames already delivered."""
-        ...
-
-    def explain(self, peer: str, error: OSError) -> PeerError:
-        """The typed error for a failure of this wire."""
-        ...
-
-    def interrupt(self) -> None:
-        """End both directions, from any thread; the socket stays open until `close`."""
-        ...
-
-    def close(self, linger: float) -> None:
-        """Say goodbye and close; stay up to `linger` seconds until the peer has read everything."""
-        ...
-
-
 class StreamChannel:
-    """The `Channel` of protocols/channel.py over a `Wire`. Used by one thread at a time.
+    """The `Channel` of protocols/channel.py over a wire. Used by one thread at a time.
 
     `timeout` (seconds, may be changed at any time) bounds silence, not the length of a transfer; but a frame of n bytes
     that has begun must be over in timeout + n / SLOWEST, so that a peer cannot hold us for days a byte at a time.
@@ -76,7 +40,9 @@ class StreamChannel:
     Errors: `PeerGone`, `PeerTimeout`, `PeerProtocolError`, `PeerRefused`, each naming `peer`.
     """
 
-    def __init__(self, wire: Wire, peer: str, timeout: float = 60) -> None:
+    close_timeout = CLOSE_TIMEOUT
+
+    def __init__(self, wire: PlainWire, peer: str, timeout: float = 60) -> None:
         self.peer = peer
         self.timeout = timeout
         self.meter = Meter()
@@ -123,7 +89,7 @@ class StreamChannel:
         self._closed = True
         # A socket closed with unread bytes is reset, and takes our last message with it: stay until it is read.
         with contextlib.suppress(OSError):
-            self._wire.close(LAST_WORDS_SECONDS if self._said_why else 0.0)
+            self._wire.close(self.close_timeout if self._said_why else 0.0)
 
     def __enter__(self) -> StreamChannel:
         return self
@@ -182,12 +148,12 @@ class StreamChannel:
                     # The peer may have told us why before it hung up: read that first.
                     write_error, sending, receiving = error, False, not self._read_broken
                     incoming = incoming or Incoming.message(self.peer)
-                    timeout = min(timeout, LAST_WORDS_SECONDS)
+                    timeout = min(timeout, CLOSE_TIMEOUT)
             if receiving and incoming is not None:
                 try:
                     read_blocked = self._pull(incoming)
                 except OSError as error:
-                    raise wire.explain(self.peer, error) from error
+                    raise explain(self.peer, error) from error
                 except PeerError:
                     if write_error is None:
                         raise
@@ -209,7 +175,7 @@ class StreamChannel:
                     break
                 raise self._silent(sending, receiving, time.monotonic() - alive < timeout)
         if write_error is not None:
-            raise self._last_words(incoming) or wire.explain(self.peer, write_error) from write_error
+            raise self._error_on_close(incoming) or explain(self.peer, write_error) from write_error
 
     def _push(self, out: list[memoryview]) -> bool:
         """Write up to one chunk. True when the wire takes no more for now."""
@@ -253,7 +219,7 @@ class StreamChannel:
         self.meter.seconds_waiting += time.monotonic() - start
         return bool(ready)
 
-    def _last_words(self, incoming: Incoming | None) -> PeerError | None:
+    def _error_on_close(self, incoming: Incoming | None) -> PeerError | None:
         """The error a peer reported before it hung up, if it did."""
         if incoming is None or incoming.payload is None or len(incoming.view):
             return None

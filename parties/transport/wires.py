@@ -14,9 +14,6 @@ import ssl
 import time
 from typing import cast
 
-from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
-from .frames import READ_ITS_MESSAGE
-
 READ_AHEAD = 256 * 1024
 RECORD_BYTES = 16384  # the most one TLS record carries
 SOCKET_BUFFER = 4 * 1024 * 1024  # the kernel gives what its own limits allow
@@ -27,57 +24,7 @@ KEEPALIVE = {
     if hasattr(socket, name)
 }
 
-_RENEW = "make new certificates with `blindformer certs`"
-_SAME_CA = "all parties need certificates from the same CA: share one ca.pem"
-NEW_CERTIFICATE = "ask whoever runs the CA for a new one"
-_NEWEST = "copy the newest ca.pem and revoked.pem here"
-_SPEAK_TLS = "use TLS on both sides, and check the address and port"
-
 NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
-
-# X509_V_ERR_* of OpenSSL: why this side turned a certificate down.
-_CERTIFICATE_FAULTS: dict[int, tuple[str, str]] = {
-    9: ("its certificate is not valid yet", "compare the clocks of both machines"),
-    10: ("its certificate has expired", _RENEW),
-    18: ("its certificate is self-signed", _SAME_CA),
-    19: ("its certificate comes from another CA", _SAME_CA),
-    20: ("its certificate comes from another CA", _SAME_CA),
-    21: ("its certificate comes from another CA", _SAME_CA),
-    23: ("its certificate was revoked", NEW_CERTIFICATE),
-    3: ("its certificate cannot be checked: this side's list of revoked ones is of another CA", _NEWEST),
-    8: ("its certificate cannot be checked: this side's list of revoked ones is of another CA", _NEWEST),
-    12: ("its certificate cannot be checked: this side's list of revoked ones has ended", _NEWEST),
-    7: ("its certificate is not signed by this side's CA", _SAME_CA),
-    26: ("its certificate is not made for this role", "give it the certificate of its own role"),
-    62: ("its certificate names another host", "make its certificate with the host name this side dials"),
-    64: ("its certificate names another address", "make its certificate with the address this side dials"),
-}
-
-# SSLError.reason: alerts the peer sent about this side's certificate, and peers that do not speak our TLS.
-_REASONS: dict[str, tuple[str, str]] = {
-    "TLSV1_ALERT_UNKNOWN_CA": ("refused this side's certificate: it comes from another CA", _SAME_CA),
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": ("refused this side's certificate: it has expired", _RENEW),
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": ("refused this side's certificate: it was revoked", NEW_CERTIFICATE),
-    "SSLV3_ALERT_BAD_CERTIFICATE": ("refused this side's certificate", _SAME_CA),
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": ("refused this side's certificate", _SAME_CA),
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": (
-        "refused this side's certificate: it is not made for this role",
-        "use the certificate of this side's own role",
-    ),
-    "TLSV1_ALERT_DECRYPT_ERROR": ("refused this side's certificate: a signature is wrong", _SAME_CA),
-    "TLSV1_ALERT_PROTOCOL_VERSION": ("does not speak TLS 1.3", _SPEAK_TLS),
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
-        "refused this side: it showed no certificate",
-        "give this side the certificate of its role",
-    ),
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": ("showed no certificate", "give it the certificate of its role"),
-    "UNSUPPORTED_PROTOCOL": ("does not speak TLS 1.3", "update it: older TLS versions are not accepted"),
-    "HTTP_REQUEST": ("speaks HTTP, not TLS", _SPEAK_TLS),
-    "HTTPS_PROXY_REQUEST": ("speaks HTTP, not TLS", _SPEAK_TLS),
-    "WRONG_VERSION_NUMBER": ("does not speak TLS", _SPEAK_TLS),
-    "PACKET_LENGTH_TOO_LONG": ("does not speak TLS", _SPEAK_TLS),
-    "RECORD_LAYER_FAILURE": ("does not speak TLS", _SPEAK_TLS),
-}
 
 
 def tune(sock: socket.socket) -> None:
@@ -93,40 +40,11 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
 
 
-def explain(peer: str, error: OSError, handshaking: bool = False) -> PeerError:
-    """The typed error for a failed socket or TLS call."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        fault = _CERTIFICATE_FAULTS.get(error.verify_code)
-        what, remedy = fault or (f"its certificate is not accepted: {error.verify_message}", _SAME_CA)
-        return PeerRefused(peer, what, remedy)
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
-        if handshaking:
-            what = "closed the connection during the TLS handshake"
-            return PeerRefused(peer, what, "see its own message; " + _SPEAK_TLS)
-        return PeerGone(peer, "closed the connection", READ_ITS_MESSAGE.format(peer=peer))
-    reason = error.reason or "unknown"
-    known = _REASONS.get(reason)
-    if known is not None and (handshaking or "ALERT" in reason):
-        return PeerRefused(peer, *known)
-    if handshaking or "ALERT" in reason:
-        return PeerRefused(peer, f"the TLS handshake failed ({reason})", _SAME_CA + "; " + _SPEAK_TLS)
-    what = f"sent bytes that TLS does not accept ({reason})"
-    return PeerProtocolError(peer, what, "something between the parties alters the traffic: check the network")
-
-
-def _leave(sock: socket.socket, linger: float) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + linger
-        while (left := deadline - time.monotonic()) > 0:
-            sock.settimeout(left)
-            if not sock.recv(65536):
-                break
-    sock.close()
-
-
 class PlainWire:
-    """TCP as it is."""
+    """The bytes of a channel over a socket as they are. No call blocks; all of them may raise OSError.
+
+    moved   bytes that the socket has taken and given so far: a change is a sign of life
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         tune(sock)
@@ -137,6 +55,7 @@ class PlainWire:
         return self.sock.fileno()
 
     def write(self, data: memoryview) -> int:
+        """Take some bytes of `data`, return how many; 0 when the peer is not keeping up."""
         try:
             count = self.sock.send(data)
         except BlockingIOError:
@@ -145,9 +64,11 @@ class PlainWire:
         return count
 
     def flush(self) -> bool:
+        """Push out what was taken. True when nothing is left."""
         return True
 
     def read_into(self, view: memoryview) -> int:
+        """Bytes put into `view`; 0 at the end of the stream, -1 when there is nothing yet."""
         try:
             count = self.sock.recv_into(view)
         except BlockingIOError:
@@ -156,35 +77,37 @@ class PlainWire:
         return count
 
     def consumed(self) -> int:
+        """`moved`, less what was read ahead of the frames already delivered."""
         return self.moved
 
-    def explain(self, peer: str, error: OSError) -> PeerError:
-        return explain(peer, error)
-
     def interrupt(self) -> None:
+        """End both directions, from any thread; the socket stays open until `close`."""
         self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self, linger: float) -> None:
-        _leave(self.sock, linger)
+        """Say goodbye and close; stay up to `linger` seconds until the peer has read everything."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + linger
+            while (left := deadline - time.monotonic()) > 0:
+                self.sock.settimeout(left)
+                if not self.sock.recv(65536):
+                    break
+        self.sock.close()
 
 
-class TlsWire:
-    """TLS 1.3 over TCP. Call `handshake` until it returns True before anything else."""
+class TlsWire(PlainWire):
+    """TLS 1.3 over it. Call `handshake` until it returns True before anything else. Errors: ssl.SSLError with them."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str | None = None) -> None:
         """`host` is the name the peer's certificate must carry, on the side that dials; None on the other."""
-        tune(sock)
-        self.sock = sock
-        self.moved = 0
+        super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._pending = memoryview(b"")  # ciphertext the socket has not taken yet
         self.records = 0  # sent, all under one key
         self._said_anything = False
         self._ahead = memoryview(bytearray(READ_AHEAD))
-
-    def fileno(self) -> int:
-        return self.sock.fileno()
 
     def handshake(self) -> bool:
         """One step. True when the peer is known; False when the socket has to become ready first.
@@ -233,18 +156,15 @@ class TlsWire:
         return count
 
     def flush(self) -> bool:
-        while True:
+        while len(self._pending) or self._outgoing.pending:
             if not len(self._pending):
-                if not self._outgoing.pending:
-                    return True
                 self._pending = memoryview(self._outgoing.read())
-            try:
-                count = self.sock.send(self._pending)
-            except BlockingIOError:
+            count = super().write(self._pending)
+            if not count:
                 return False
-            self.moved += count
             self._said_anything = True
             self._pending = self._pending[count:]
+        return True
 
     def read_into(self, view: memoryview) -> int:
         while True:
@@ -259,28 +179,18 @@ class TlsWire:
     def consumed(self) -> int:
         return self.moved - self._incoming.pending
 
-    def explain(self, peer: str, error: OSError) -> PeerError:
-        return explain(peer, error)
-
-    def interrupt(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
-
     def close(self, linger: float) -> None:
         with contextlib.suppress(OSError):  # want-read is one: we do not wait for the peer's goodbye
             self._tls.unwrap()
         with contextlib.suppress(OSError):
             self.flush()
-        _leave(self.sock, linger)
+        super().close(linger)
 
     def _fill(self) -> bool:
         """Hand TLS what the socket has. False when it has nothing."""
-        try:
-            count = self.sock.recv_into(self._ahead)
-        except BlockingIOError:
-            return False
-        if count:
-            self.moved += count
+        count = super().read_into(self._ahead)
+        if count > 0:
             self._incoming.write(self._ahead[:count])
-        else:
+        elif count == 0:
             self._incoming.write_eof()
-        return True
+        return count >= 0

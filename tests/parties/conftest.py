@@ -81,23 +81,6 @@ def make_pair(request, certificates):
         opened.extend(pair)
         return pair
 
-    make.kind = request.param
-    yield make
-    for channel in opened:
-        channel.close()
-
-
-@pytest.fixture(params=["plain", "tls"])
-def make_stream_pair(request, certificates):
-    """As `make_pair`, without the memory channel."""
-    opened = []
-
-    def make(timeout: float = 20):
-        pair = connect(request.param, certificates, timeout)
-        opened.extend(pair)
-        return pair
-
-    make.kind = request.param
     yield make
     for channel in opened:
         channel.close()

@@ -67,7 +67,7 @@ class Four:
     def vanish(self, party: str) -> None:
         """What happens when its process is killed."""
         for end in self.ends[party]:
-            end.close()
+            end.interrupt()
 
     def _help(self, owner: MemoryChannel, server: MemoryChannel) -> None:
         leave = self._dealer.seeding(self.case.program, self._session)

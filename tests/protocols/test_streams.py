@@ -127,14 +127,14 @@ def test_corrections_arrive_as_sent():
 
 @pytest.mark.parametrize(("count", "width"), [(6, 8), (4, 8), (5, 7), (0, 8)])
 def test_a_correction_of_another_size_is_not_sent(count, width):
-    out, _, dealer = corrections()
+    out, *_, dealer = corrections()
     with pytest.raises(CorrelationError, match="where the program declares 40"):
         out.write(words(count), width)
     assert dealer.meter.sent == 0
 
 
 def test_a_correction_too_many_is_not_sent():
-    out, _, _ = corrections()
+    out, *_ = corrections()
     out.write(words(5), 8)
     out.write(words(2), 8)
     with pytest.raises(CorrelationError, match="where the program declares None"):
@@ -142,7 +142,7 @@ def test_a_correction_too_many_is_not_sent():
 
 
 def test_a_correction_too_few_fails():
-    out, _, _ = corrections()
+    out, *_ = corrections()
     out.write(words(5), 8)
     with pytest.raises(CorrelationError, match="fewer than the program declares"):
         out.finish()

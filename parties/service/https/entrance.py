@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...certificates.identity import Identity
-from ...transport.wires import explain
+from ...transport.faults import explain
 from ..acceptor import Acceptor
 from ..limits import ServiceLimits
 from ..logs import Log

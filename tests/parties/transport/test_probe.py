@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.probe import (
@@ -13,7 +15,7 @@ from blindformer.parties.transport.probe import (
     my_facts,
     probe,
 )
-from blindformer.protocols.errors import PeerProtocolError
+from blindformer.protocols.errors import PeerGone, PeerProtocolError
 
 
 def probed(mine: PeerFacts, theirs: PeerFacts, aside, seconds: float = 0.2):
@@ -52,11 +54,23 @@ def test_a_probe_refuses_what_nobody_may_ask(request_, aside):
 def test_a_probe_ends(request_, aside):
     server, client = memory_pair(timeout=20)
     client.send_message({"probe": my_facts("client").model_dump()})
-    for _ in range(1000):
-        client.send_message(request_)
+
+    def ask_on() -> None:
+        client.recv_message(16384)
+        with contextlib.suppress(PeerGone):
+            while True:
+                client.send_message(request_)
+                for _ in range(request_.get("down", 0)):
+                    client.recv(FRAME_BYTES)
+                if "echo" in request_:
+                    client.recv_message()
+
+    asking = aside(ask_on)
     with pytest.raises(PeerProtocolError, match="more than it may"):
         answer_probe(server, server.recv_message(), my_facts("server"))
     assert server.meter.sent < 200e6
+    server.close()
+    asking.result(20)
 
 
 def test_who_answers_with_something_else_is_said_so(aside):

@@ -92,8 +92,8 @@ def test_silence_before_a_frame_is_not_slowness():
     channel.close()
 
 
-def test_another_thread_can_end_the_waiting(make_stream_pair, aside):
-    server, client = make_stream_pair(timeout=20)
+def test_another_thread_can_end_the_waiting(make_pair, aside):
+    server, client = make_pair(timeout=20)
     waiting = aside(server.recv, 4)
     server.interrupt()
     with pytest.raises(PeerGone):
@@ -118,8 +118,8 @@ def test_a_message_that_is_not_a_json_object(payload):
     raw.close()
 
 
-def test_a_refusal_that_crosses_a_large_send_is_heard(make_stream_pair):
-    server, client = make_stream_pair(timeout=5)
+def test_a_refusal_that_crosses_a_large_send_is_heard(make_pair):
+    server, client = make_pair(timeout=5)
     server.send_message({"error": {"kind": "PeerRefused", "what": "no"}})
     server.close()
     with pytest.raises(PeerRefused, match="server: stopped and said: no"):
