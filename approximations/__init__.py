@@ -6,7 +6,7 @@ from .errors import ApproximationError, CalibrationError, PlanError
 from .linear import fake_quantise, quantise
 from .plan import Choice, Plan
 from .primitives import polynomial
-from .registry import Approximation, Kind, approximation, choices, find, find_kind, kinds
+from .registry import Approximation, FunctionKind, approximation, choices, find, find_kind, kinds
 from .rounding import round_weights
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "ApproximationError",
     "CalibrationError",
     "Choice",
-    "Kind",
+    "FunctionKind",
     "Plan",
     "PlanError",
     "approximate",

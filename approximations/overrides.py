@@ -195,7 +195,7 @@ def define_elementwise(
 ) -> None:
     """Make a function of one tensor a kind, and answer its calls, also by its other names in torch.
 
-    ``answers``: what else it answers, or answers otherwise; ``facts`` are `Kind`'s other fields.
+    ``answers``: what else it answers, or answers otherwise; ``facts`` are `FunctionKind`'s other fields.
     """
 
     def answer(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -186,10 +186,8 @@ class Plan(BaseModel):
         return rows
 
     def to_json(self) -> str:
-        """Canonical JSON: the same plan gives the same text. Kinds that are exact unless a plan says otherwise are left
-        out if it does not, so that a new kind leaves the hashes of plans without it as they are."""
-        silent = {name for name, choice in _preset(FAITHFUL).items() if choice == EXACT == getattr(self, name).name}
-        return json.dumps(self.model_dump(mode="json", exclude=silent), indent=1, sort_keys=True) + "\n"
+        """Canonical JSON: the same plan gives the same text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = FILE_NAME) -> Plan:

@@ -34,7 +34,7 @@ def _widened(seen: Range, widened: Range, whole: Approximation | None) -> Range 
 
 
 @dataclass(frozen=True)
-class Kind:
+class FunctionKind:
     """One kind of function that can be approximated, and all that others need to know of it.
 
     answers       torch's functions -> what answers a call: ``answer(overrides, function, *args, **kwargs)``
@@ -124,15 +124,15 @@ def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
-_kinds: dict[str, Kind] = {}
+_kinds: dict[str, FunctionKind] = {}
 _found: dict[tuple[str, str], Approximation] = {}
 
 
 def define_kind(name: str, **facts: Any) -> None:
-    """Make ``name`` a kind; ``facts`` are `Kind`'s fields. For a function of one tensor: `define_elementwise`."""
+    """Make ``name`` a kind; ``facts`` are `FunctionKind`'s fields. For one tensor's function: `define_elementwise`."""
     if name in _kinds:
         raise PlanError(f"kind {name!r} is defined twice: rename one of them")
-    _kinds[name] = Kind(name, **{"operations": (name,), **facts})
+    _kinds[name] = FunctionKind(name, **{"operations": (name,), **facts})
     _found[name, EXACT] = Approximation(name, EXACT, None)
 
 
@@ -161,13 +161,13 @@ def _scan() -> None:
         importlib.import_module(f".{module.name}", __package__)
 
 
-def kinds() -> dict[str, Kind]:
+def kinds() -> dict[str, FunctionKind]:
     """Every kind by its name, sorted."""
     _scan()
     return dict(sorted(_kinds.items()))
 
 
-def find_kind(name: str) -> Kind:
+def find_kind(name: str) -> FunctionKind:
     """The kind of this name. A miss is a `PlanError` that lists what exists."""
     _scan()
     if name not in _kinds:

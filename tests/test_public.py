@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import blindformer as bf
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_all_is_sorted_complete_and_importable():
@@ -30,7 +35,34 @@ def test_importing_is_light(module):
     assert found.stdout.strip() == "[]"
 
 
-def test_one_except_catches_every_error():
+def ancestors(name: str, bases: dict[str, list[str]]) -> set[str]:
+    return {name}.union(*(ancestors(base, bases) for base in bases.get(name, ())))
+
+
+BUILTIN = {
+    name
+    for name, found in vars(builtins).items()
+    if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, Warning)
+}
+SIGNALS = {"BrokenControl", "Stopped", "Stopping"}  # between processes of one service, which catch them
+
+
+def test_every_error_of_the_package_is_a_blindformer_error():
+    """By the classes' names, of which no two errors share one; warnings aside."""
+    rooms = ("protocols", "approximations", "models", "parties", "federated")
+    files = [ROOT / "errors.py", *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    bases: dict[str, list[str]] = {}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases.setdefault(node.name, []).extend(ast.unparse(base).split(".")[-1] for base in node.bases)
+    above = {name: ancestors(name, bases) for name in bases}
+    own = {name for name, found in above.items() if found & BUILTIN}
+    assert len(own) > 40
+    assert {name for name in own if "BlindformerError" not in above[name]} == SIGNALS
+
+
+def test_one_except_catches_a_bad_plan():
     with pytest.raises(bf.BlindformerError, match="unknown preset 'nothing'"):
         bf.Plan.preset("nothing")
     with pytest.raises(bf.BlindformerError, match="unknown key 'sofmax'"):

@@ -1,0 +1,115 @@
+"""A kind is one file: CONTRIBUTING's, beside the others in a copy of the package, and nothing else changes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blindformer.approximations import Plan
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+KIND = re.compile(r"Save this as (\S+) in that folder:\n\n```python kind\n(.*?)^```", re.S | re.M)
+
+EXAMPLE = """
+import json, sys
+import torch
+import torch.nn.functional as F
+import blindformer as bf
+from blindformer.approximations import Plan, find
+from blindformer.approximations.plan import PRESETS
+from blindformer.models.data import Examples
+from blindformer.models.distillation.ranges import RangePenalty
+from blindformer.models.judging.search import CHOICES, search
+
+torch.set_num_threads(1)
+folder, written, said = sys.argv[1], Plan.load(sys.argv[2]), {}
+found = find("mish", "cut")
+x = torch.linspace(*found.domain, 100_001, dtype=torch.float64)
+said["errors"] = [found.error, (found.function(x, **found.constants(None, {})) - F.mish(x)).abs().max().item()]
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return {"mish": F.mish(self.linear(x) * 4)}
+
+torch.manual_seed(0)
+model, batches = Small().eval(), [{"x": torch.randn(1, 4, 8)} for _ in range(4)]
+plan = bf.calibrate(model, batches)
+(site,) = plan.ranges
+expected = found.function(model.linear(batches[0]["x"]) * 4, **plan.fits[site])
+for protocol in ("clear", "beaver"):
+    with bf.make_private(model, plan, protocol, where="threads", calibration=batches) as private:
+        said[protocol] = (private(**batches[0])["mish"] - expected).abs().max().item()
+
+penalty = RangePenalty()
+penalty(site, "mish", torch.tensor([[10.0, -9.0]]))
+said["penalty"] = penalty.take().item()
+try:
+    bf.compile(model, batches, "he")
+except bf.BlindformerError as error:
+    said["he"] = str(error)
+said["presets"] = {name: Plan.preset(name).to_json() for name in PRESETS}
+said["written"] = [written.mish.name, written.constants("gelu", "a/gelu", "a")[1]]
+
+loaded, texts = bf.load(folder), ["good", "bad red", "not good", "the blue"]
+price = lambda compiled: {"seconds": len(compiled.program.instructions)}
+result = search(loaded, Examples(texts, [0, 1, 0, 1]), texts, price, length=4, choices={"mish": CHOICES["mish"]})
+said["search"] = sorted({s.change.label for s in result.sensitivities})
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What the example prints, run on a copy of the package with one more file, and a model that needs it."""
+    from transformers import BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("kind")
+    copy = folder / "blindformer"
+    for room in ("protocols", "approximations", "models", "parties"):
+        shutil.copytree(ROOT / room, copy / room)
+    for file in ("__init__.py", "errors.py", "versions.py"):
+        shutil.copy(ROOT / file, copy)
+    ((name, text),) = KIND.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    (copy / "approximations" / name).write_text(text, encoding="utf-8")
+    BertForSequenceClassification(tiny_config(num_labels=2, hidden_act="mish")).save_pretrained(folder / "model")
+    save_tokenizer(folder / "model")
+    Plan(fits={"a/gelu": {"cuts": [3.0], "inner": [1.0, 2.0]}}).save(folder / "plan.json")
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE, str(folder / "model"), str(folder / "plan.json")],
+        env={**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_new_kind_is_approximated_calibrated_compiled_and_run(said):
+    stated, worst = said["errors"]
+    assert 0.75 * stated < worst <= stated
+    assert said["clear"] < 2**-10
+    assert said["beaver"] < 2**-10
+    assert said["penalty"] == 5.0
+    assert said["search"] == ["cut (degree 6)"]
+
+
+def test_presets_and_plans_that_do_not_know_a_new_kind_stay_as_they_are(said):
+    chosen = {}
+    for name, text in said["presets"].items():
+        fields = json.loads(text)
+        chosen[name] = fields.pop("mish")["name"]
+        assert fields == json.loads(Plan.preset(name).to_json())
+    assert chosen == {"faithful": "cut", "fast": "cut", "he": "exact", "exact": "exact"}
+    assert said["he"].endswith("approximate the model first, or choose a mish in the plan")
+    assert said["written"] == ["cut", {"cuts": [3.0], "inner": [1.0, 2.0]}]
