@@ -1,7 +1,7 @@
 """The settings of a deployment: one TOML file that all parties may share, read with flags over file over default.
 
     [session]                       the same at every party, the timeout aside; compared by hash in the hello
-    [crypten.parties.NAME]          likewise, where protocol is "crypten": who takes part, and what each owns
+    [crypten.parties.NAME]          likewise, with protocol crypten: who takes part, and what each owns
     addresses                       each party's own view of the network: a tunnel or NAT gives others
     [certificates], [server], ...   each party's own
 
@@ -32,14 +32,10 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
+from .registry import deployed, find, served
 
 Role = Literal["server", "client", "dealer", "helper"]
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-SERVED = ("beaver", "ckks")  # protocols of long-lived services; `crypten` has parties
-_COMMANDS = {
-    **dict.fromkeys(SERVED, 'say protocol = "crypten" there, or start serve and query'),
-    "crypten": "start its parties with `blindformer party`",
-}
 _FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
 
 
@@ -107,6 +103,13 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     return ((info.context or {}).get("base") or Path.cwd()) / Path(value).expanduser()
 
 
+def _deployed(value: Any) -> str:
+    known = [f"'{name}'" for name in deployed()]
+    if not isinstance(value, str) or value not in deployed():
+        raise ValueError(f"should be {', '.join(known[:-1])} or {known[-1]}")
+    return value
+
+
 Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)]
 Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
@@ -121,7 +124,7 @@ class SessionSection(_Section):
     """What all parties of a session have in common, but for `timeout`: seconds of silence after which a peer counts as
     dead."""
 
-    protocol: Literal["beaver", "crypten", "ckks"] = "beaver"
+    protocol: Annotated[str, BeforeValidator(_deployed)] = "beaver"
     topology: Literal["dealer", "helper"] = "dealer"
     timeout: Seconds = 60.0
 
@@ -298,12 +301,12 @@ class Settings(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_settings(path: Path | None = None, protocols: Collection[str] = SERVED, /, **flags: Any) -> Settings:
+def load_settings(path: Path | None = None, protocols: Collection[str] | None = None, /, **flags: Any) -> Settings:
     """Settings of the file at `path`, under `flags`, over the defaults.
 
     Flags are named by their key ("server.listen"), so call with `**{"server.listen": "0.0.0.0:7443"}`; one that is None
     was not given. A relative path in the file is relative to the file; a `Path` among the flags to the working folder.
-    `protocols`: the caller's; settings of another are refused.
+    `protocols`: the caller's (default: those of long-lived services); settings of another are refused.
 
     Errors: `ConfigError`, naming the file, the key and what is allowed.
     """
@@ -324,10 +327,11 @@ def load_settings(path: Path | None = None, protocols: Collection[str] = SERVED,
     except ValidationError as error:
         raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
     settings._file = path.absolute() if path else None
-    if settings.session.protocol not in protocols:
+    protocol, wanted = settings.session.protocol, tuple(served() if protocols is None else protocols)
+    if protocol not in wanted:
         where = "the command line" if "session.protocol" in given or path is None else path
-        what = f"session.protocol = {settings.session.protocol}: this is for protocol {' or '.join(protocols)}"
-        raise ConfigError([f"{where}: {what}; {_COMMANDS[settings.session.protocol]}"])
+        what = f"session.protocol = {protocol}: this is for protocol {' or '.join(wanted)}"
+        raise ConfigError([f'{where}: {what}; {find(protocol).start}, or say protocol = "{wanted[0]}" there'])
     return settings
 
 

@@ -13,9 +13,10 @@ def dealer(given: Given) -> None:
     prepare()
     keep_freed_memory()
     from ..config import load_settings
+    from ..registry import served_with
     from ..service.running import run
 
-    settings = load_settings(given.config, ("beaver",), **given.flags())
+    settings = load_settings(given.config, served_with("dealer"), **given.flags())
     from ..service.dealer import DealerService
 
     run(

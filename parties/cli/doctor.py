@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .output import Format, FormatOption, Phases, Served, console, emit, prepare, table
+from .output import Format, FormatOption, Phases, ServedOption, console, emit, prepare, table
 
 PIPED_WIDTH = 300  # one line a check, for grep
 
@@ -27,9 +27,7 @@ def doctor(
     party: Annotated[
         DoctorParty | None, typer.Option("--party", help="Which party this machine is (default: whose key is here).")
     ] = None,
-    protocol: Annotated[
-        Served | None, typer.Option("--protocol", help="beaver or ckks (default: the configuration's).")
-    ] = None,
+    protocol: ServedOption = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, max=20, help="How long to measure a bandwidth, each way.")
     ] = 3,
@@ -42,8 +40,7 @@ def doctor(
         phases.begin("examine", 20)
         from ..doctor.examine import examine
 
-        named = None if protocol is None else protocol.value
-        for check in examine(config, None if party is None else party.value, seconds, named):
+        for check in examine(config, None if party is None else party.value, seconds, protocol):
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)

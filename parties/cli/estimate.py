@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from ..registry import find, of_parties, resolve
 from .output import (
     COMPILE_NOTES,
+    DEFAULT,
     MB,
     CalibrateOption,
     EmbeddingOption,
@@ -17,6 +18,7 @@ from .output import (
     FormatOption,
     OwnPlanOption,
     Phases,
+    PricedOption,
     console,
     emit,
     prepare,
@@ -27,11 +29,6 @@ from .output import (
 )
 
 ROLES = ("server", "client", "dealer")
-
-
-class PricedPlan(enum.StrEnum):
-    beaver = "beaver"
-    crypten = "crypten"
 
 
 def estimate(
@@ -47,9 +44,7 @@ def estimate(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", min=0.001, help="Mbit/s each way, as doctor says.")
     ] = None,
-    protocol: Annotated[
-        PricedPlan, typer.Option("--protocol", help="beaver; or crypten: N parties.")
-    ] = PricedPlan.beaver,
+    protocol: PricedOption = DEFAULT,
     parties: Annotated[int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")] = 2,
     calibrate: CalibrateOption = None,
     embedding: EmbeddingOption = "client",
@@ -69,14 +64,14 @@ def estimate(
         from ...protocols.errors import BlindformerError
         from ...versions import versions
         from ..local.compare import compile_text
-        from ..many.pricing import price
         from ..many.roster import RosterError, numbered
-        from ..reports.estimate import estimate as priced
         from ..reports.estimate import find_network
 
-        if protocol is PricedPlan.beaver and parties != 2:
-            raise RosterError(f"--parties {parties}: protocol beaver has two; use --protocol crypten")
-        roster = numbered(parties) if protocol is PricedPlan.crypten else None
+        entry = find(protocol)
+        if entry.parties not in (None, parties):
+            others = " or ".join(of_parties())
+            raise RosterError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
+        roster = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         chosen = read_plan(plan) if plan else None
         phases.note("load", "the model")
@@ -96,24 +91,24 @@ def estimate(
             compiled = compile_text(loaded, length, chosen, texts=texts, **options)
         phases.end("compile")
         phases.begin("rehearse")
-        found = priced(compiled, chosen_network) if roster is None else price(compiled.program, roster)
+        found = resolve(entry.price)(compiled, chosen_network, roster)
         phases.end("rehearse")
     if form is Format.json:
-        head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol.value}
+        head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
         emit({**head, **asdict(found), "versions": versions()})
-    elif roster is None:
-        _show(loaded.name, length, compiled.plan.name, found)
+    elif entry.parties:
+        _show(loaded.name, length, compiled.plan.name, protocol, found)
     else:
-        _show_many(loaded.name, length, compiled.plan.name, found)
+        _show_many(loaded.name, length, compiled.plan.name, protocol, found)
 
 
 def _size(length: int) -> str:
     return f"length {length}" if length else "an image"
 
 
-def _show_many(name: str, length: int, plan: str, found: Any) -> None:
+def _show_many(name: str, length: int, plan: str, protocol: str, found: Any) -> None:
     out, size = console(), len(found.sent)
-    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol crypten   {size} parties\n")
+    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol {protocol}   {size} parties\n")
     rows = table("party", "sends MB", "receives MB", right=(1, 2))
     for party in found.sent:
         rows.add_row(party, f"{found.sent[party] / MB:.2f}", f"{found.received[party] / MB:.2f}")
@@ -126,9 +121,9 @@ def _show_many(name: str, length: int, plan: str, found: Any) -> None:
     )
 
 
-def _show(name: str, length: int, plan: str, found: Any) -> None:
+def _show(name: str, length: int, plan: str, protocol: str, found: Any) -> None:
     out = console()
-    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol beaver   network {found.network}\n")
+    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol {protocol}   network {found.network}\n")
     rows = table("layer", "online MB", "offline MB", "million MACs", "rounds", right=(1, 2, 3, 4))
     for layer in found.layers:
         rows.add_row(

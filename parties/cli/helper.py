@@ -27,6 +27,7 @@ def helper(
     prepare()
     keep_freed_memory()
     from ..config import load_settings
+    from ..registry import served_with
     from ..service.running import run
 
     own = {
@@ -34,7 +35,7 @@ def helper(
         "parties.dealer.address": dealer,
         "session.topology": "helper",
     }
-    settings = load_settings(given.config, ("beaver",), **given.flags(folder=folder, cache=cache), **own)
+    settings = load_settings(given.config, served_with("dealer"), **given.flags(folder=folder, cache=cache), **own)
     from ..service.helper import HelperService
 
     run(

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..registry import in_words, priced, runs_here, served
 from .items import read_lines
 
 MB = 1e6
@@ -35,21 +37,23 @@ class Format(enum.StrEnum):
     json = "json"
 
 
-class Protocol(enum.StrEnum):
-    beaver = "beaver"
-    crypten = "crypten"
-    ckks = "ckks"
-    crypten_insecure = "crypten-insecure"
-    clear = "clear"
+def choice(*known: str) -> Any:
+    return click.Choice(known)
 
 
-class Served(enum.StrEnum):
-    """Protocols that are served (parties/registry.py)."""
-
-    beaver = "beaver"
-    ckks = "ckks"
-
-
+DEFAULT = "beaver"
+RunsOption = Annotated[
+    str, typer.Option("--protocol", click_type=choice(*runs_here()), help=f"{in_words(runs_here())}.")
+]
+PricedOption = Annotated[str, typer.Option("--protocol", click_type=choice(*priced()), help=f"{in_words(priced())}.")]
+ServedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        click_type=choice(*served()),
+        help=f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')}.",
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="text, or one JSON object on stdout.")]
 PlanOption = Annotated[str, typer.Option("--plan", help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlanOption = Annotated[

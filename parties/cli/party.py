@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..heap import keep_freed_memory
+from ..registry import of_parties
 from .answers import answer_table, as_json, in_words, similarities
 from .items import FieldOption, FileOption, raise_if_all, read_items
 from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads
@@ -68,7 +69,7 @@ def party(
             "crypten.length": length,
             "dealer.listen": listen if name == DEALER else None,
         }
-        settings = load_settings(config, ("crypten",), **flags)
+        settings = load_settings(config, of_parties(), **flags)
         if not name:
             known = ", ".join([*settings.crypten.parties, DEALER])
             raise RosterError(f"--party: is not given; choose one of {known}")
@@ -132,7 +133,7 @@ def _deal(settings: Any, phases: Phases, form: Format) -> None:
     _banner(DEALER, member.roster, member.identity, listener, helpers)
     member.deal(listener, _refused)
     if form is Format.json:
-        emit({"party": DEALER, "protocol": "crypten", "parties": list(member.roster.names)})
+        emit({"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.roster.names)})
     else:
         console().print("the session is over; the dealer's seeds and keys are forgotten")
 
@@ -148,7 +149,7 @@ def _banner(name: str, roster: Any, identity: Any, listener: Any, helpers: str, 
     from ..service.running import SECURITY_BITS
 
     out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(f"[bold]Blindformer {name}[/]   protocol crypten   {SECURITY_BITS} bits   mutual TLS 1.3")
+    out.print(f"[bold]Blindformer {name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits   mutual TLS 1.3")
     out.print(f"secure against  {PROTOCOL.security}")
     out.print(f"with the help of  {helpers}")
     out.print(f"parties  {escape(who_is_who(roster))}")
@@ -203,7 +204,7 @@ def _emit(member: Any, taken: list[Any]) -> None:
     emit(
         {
             "party": member.name,
-            "protocol": "crypten",
+            "protocol": member.settings.session.protocol,
             "parties": list(member.roster.names),
             "recipient": member.roster.names[member.roster.recipient_rank],
             "program": member.held.program.hash(),

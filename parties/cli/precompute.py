@@ -53,10 +53,11 @@ def precompute(
         use_threads(threads)
         from ..client.precompute import precompute as make
         from ..config import load_settings
+        from ..registry import served_with
 
         settings = load_settings(
             config,
-            ("beaver",),
+            served_with("dealer"),
             **{
                 "parties.server.address": server,
                 "parties.dealer.address": dealer,

@@ -13,7 +13,7 @@ import typer
 from ..heap import keep_freed_memory
 from .answers import answer_table, as_json, asked, in_words, similarities
 from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
-from .output import PairOption, Phases, Served, console, emit, prepare, use_threads
+from .output import PairOption, Phases, ServedOption, console, emit, prepare, use_threads
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
@@ -47,9 +47,7 @@ def query(
     file: FileOption = None,
     field: FieldOption = None,
     pair: PairOption = None,
-    protocol: Annotated[
-        Served | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
-    ] = None,
+    protocol: ServedOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="The deployment's blindformer.toml.")] = None,
     server: Annotated[
         str | None,
@@ -105,9 +103,8 @@ def query(
         from ..registry import open_client
 
         phases.note("load", "the model's client part")
-        named = None if protocol is None else protocol.value
         with open_client(
-            load_settings(config, **{"session.protocol": named}).session.protocol,
+            load_settings(config, **{"session.protocol": protocol}).session.protocol,
             server,
             {"layer": lambda layer: phases.note("online", layer)},
             dealer=dealer,

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..registry import find, of_parties, resolve
 from .answers import answer_table, as_json, asked, in_words, similarities
 from .items import FieldOption, FileOption, complain, paired, raise_if_all, read_items
 from .output import (
     COMPILE_NOTES,
+    DEFAULT,
     CalibrateOption,
     EmbeddingOption,
     Format,
@@ -18,7 +20,7 @@ from .output import (
     OwnPlanOption,
     PairOption,
     Phases,
-    Protocol,
+    RunsOption,
     ThreadsOption,
     TimeoutOption,
     console,
@@ -43,12 +45,7 @@ def run(
     field: FieldOption = None,
     pair: PairOption = None,
     plan: OwnPlanOption = None,
-    protocol: Annotated[
-        Protocol,
-        typer.Option(
-            "--protocol", help="beaver; crypten: N parties; ckks: encrypted; clear, crypten-insecure: to compare."
-        ),
-    ] = Protocol.beaver,
+    protocol: RunsOption = DEFAULT,
     parties: Annotated[
         int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")
     ] = DEFAULT_PARTIES,
@@ -111,7 +108,7 @@ def run(
                 return compile_images(loaded, [calibrate] if calibrate else None, chosen, rows=rows, **options)
             return compile_text(loaded, size, chosen, texts=calibration, rows=rows, **options)
 
-        compiled = compile_for(protocol.value, len(encoded), make)
+        compiled = compile_for(protocol, len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
         inputs = list(encoded.values())
@@ -119,7 +116,7 @@ def run(
             loaded,
             compiled,
             inputs,
-            protocol=protocol.value,
+            protocol=protocol,
             threads=threads,
             timeout=timeout,
             progress=phases.step,
@@ -160,16 +157,18 @@ def _answer(task: str, index: int, values: dict[int, Any], errors: dict[int, Any
     return as_json(task, values[index]) if index in values else {"error": str(errors[index])}
 
 
-def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: list[str]) -> Any:
+def _roster(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
     """Who is who among N parties; None for another protocol. Refuses what cannot be before anything slow happens.
 
     Errors: RosterError, CryptenError.
     """
-    from ..local.protocols import REFERENCE, find_kind
+    from ..local.protocols import find_kind
     from ..many.roster import Roster, RosterError, numbered
 
-    kind = None if protocol == REFERENCE and parties == DEFAULT_PARTIES else find_kind(protocol.value, parties)
-    if kind is not None and kind.fixed is None:
+    entry = find(protocol)
+    if not entry.reference or parties != DEFAULT_PARTIES:
+        find_kind(protocol, parties)
+    if entry.local and entry.parties is None:
         pairs = [item.rpartition("=") for item in owners]
         for name, equals, _ in pairs:
             if not name or not equals:
@@ -177,27 +176,25 @@ def _roster(protocol: Protocol, parties: int, recipient: str | None, owners: lis
         return Roster(numbered(parties).names, {name: who for name, _, who in pairs}, recipient or "")
     for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
         if given:
-            raise RosterError(f"{option}: protocol {protocol.value} has fixed parties; use --protocol crypten")
+            raise RosterError(
+                f"{option}: protocol {protocol} has fixed parties; use --protocol {' or '.join(of_parties())}"
+            )
     return None
 
 
 def _setting(summary: dict[str, Any]) -> str:
-    from ..local.protocols import KINDS
-
-    kind = KINDS.get(summary["protocol"])
-    if kind is None:
-        return f"protocol clear: the reference, in one process; it hides nothing   plan {summary['plan']}"
-    if kind.insecure:
-        return f"INSECURE, protocol {summary['protocol']}: {kind.insecure}   plan {summary['plan']}"
-    return f"protocol {summary['protocol']}: {kind.who.format(**summary)}   TLS 1.3   plan {summary['plan']}"
+    entry, plan = find(summary["protocol"]), f"plan {summary['plan']}"
+    if entry.insecure:
+        return f"INSECURE, protocol {entry.name}: {entry.insecure}   {plan}"
+    who = f"protocol {entry.name}: {entry.who.format(**summary)}"
+    return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
 def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[str, Any], reports: list[Any]) -> None:
-    from ..local.protocols import KINDS
     from ..reports.report import each_in_words
 
-    out, kind = console(), KINDS.get(summary["protocol"])
-    costs = each_in_words if kind is None else kind.costs
+    out, local = console(), find(summary["protocol"]).local
+    costs = each_in_words if local is None else resolve(local.costs)
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..heap import keep_freed_memory
-from .output import Served, prepare
+from .output import ServedOption, prepare
 from .service_options import Given, service_command, show
 
 
@@ -16,9 +16,7 @@ from .service_options import Given, service_command, show
 def server(
     given: Given,
     folder: Annotated[Path | None, typer.Argument(help="The server's part of a compiled folder.")] = None,
-    protocol: Annotated[
-        Served | None, typer.Option("--protocol", help="beaver: sessions with a dealer; ckks: encrypted queries.")
-    ] = None,
+    protocol: ServedOption = None,
     dealer: Annotated[str | None, typer.Option("--dealer", help="HOST:PORT of the dealer.")] = None,
     topology: Annotated[
         str | None, typer.Option("--topology", help="dealer, or helper: a second server takes the client's seat.")
@@ -52,7 +50,7 @@ def server(
     prepare()
     keep_freed_memory()
     from ..config import load_settings
-    from ..registry import service
+    from ..registry import find_served, resolve
 
     flags = given.flags(
         folder=folder, spool=spool, keys_gb=keys_gb, keys_memory_gb=keys_memory_gb, keys_seconds=keys_seconds,
@@ -60,12 +58,12 @@ def server(
         queries_period=queries_period, state=state,
     )  # fmt: skip
     shared = {
-        "session.protocol": None if protocol is None else protocol.value,
+        "session.protocol": protocol,
         "session.topology": topology,
         "parties.dealer.address": dealer,
     }
     settings = load_settings(given.config, **shared, **flags)
     options: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
-    service(settings.session.protocol)(
+    resolve(find_served(settings.session.protocol).service)(
         settings, show if settings.server.log_format == "text" else None, given.lifeline, **options
     )

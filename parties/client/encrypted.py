@@ -21,6 +21,7 @@ from ...models.artifacts import ClientLength, Question, load_client
 from ...models.artifacts.client import sources_of
 from ...models.compile import AnswerOutOfRange
 from ...models.encrypted import decode_real, real_values
+from ...protocols.channel import Meter
 from ...protocols.ckks.facts import CircuitNeeds, facts_from
 from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.parameters import CkksError
@@ -30,9 +31,9 @@ from ..certificates.authority import state_of
 from ..certificates.development import CertificateError, client_context
 from ..config import load_settings
 from ..local.services import LOCAL, LocalServices
-from ..reports.report import Report, ckks_report, requests_in_words
+from ..reports.report import Report, encrypted_report, requests_in_words
 from ..service.limits import cores
-from ..session import Progress, rss_mb
+from ..session import Progress, Timings, rss_mb
 from ..session.compute_slots import SlotsBusy
 from .base import Asking, ClientError, Result
 from .http import SERVER, Api, KeysGone, refusal
@@ -262,15 +263,13 @@ class EncryptedClient(Asking):
         if answer is None:
             raise PeerGone(SERVER, "ended without an answer", "ask again; see its log")
         sealed = unpack("reply", facts.program, facts.reply_items(), answer)
-        report = ckks_report(
-            part.program,
-            self.part.about["plan"],
-            seconds=time.perf_counter() - started,
-            setup_s=keyed.seconds,
-            setup_bytes=keyed.bytes,
-            moved=api.sent + api.received - before,
-            rss_mb=rss_mb(),
+        timings = Timings(
+            online_s=time.perf_counter() - started,
+            rounds=1,
+            online=Meter(sent=api.sent + api.received - before),
+            peak_rss_mb=rss_mb(),
         )
+        report = encrypted_report(part.program, self.part.about["plan"], timings, {}, keyed.seconds, keyed.bytes)
         return Reply(keyed.keys, sealed, report)
 
     # --- the server, and keys ----------------------------------------------------------------------------------------

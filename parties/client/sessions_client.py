@@ -18,7 +18,7 @@ from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...protocols.errors import PeerGone, PeerTimeout
 from ..config import load_settings
 from ..local.services import LOCAL
-from ..reports.report import Report, beaver_report, phases_in_words
+from ..reports.report import Report, phases_in_words, two_party_report
 from ..session import Answer, Progress, UseSpool
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
@@ -147,7 +147,7 @@ class Client(Asking):
         try:
             with self._turn:
                 opened, answer = self._answer(question, more, result)
-            result.report = beaver_report(
+            result.report = two_party_report(
                 opened.party.program,
                 self.part.about["plan"],
                 answer.timings,

@@ -21,7 +21,7 @@ from cryptography import x509
 from ...protocols.errors import BlindformerError
 from ..certificates.development import ROLES, CertificateError, client_context, describe, server_context
 from ..config import Address, ConfigError, Role, Settings, load_settings
-from ..registry import checks
+from ..registry import find_served, resolve
 from ..transport.faults import NEW_CERTIFICATE
 from .checks import EXPIRY_DAYS, Check, shown
 
@@ -70,7 +70,7 @@ def examine(
         yield Check("party", "bad", str(error), f"name it with --party: {', '.join(ROLES)}")
         return
     protocol = settings.session.protocol
-    own: Checks = checks(protocol)
+    own: Checks = resolve(find_served(protocol).checks)
     if role not in own.ROLES:
         fix = f"name one with --party: {', '.join(own.ROLES)}"
         yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)

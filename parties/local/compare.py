@@ -201,7 +201,7 @@ def compare(
         options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
         if progress:
             progress("start", 0, 1)
-        session, report = kind.start(Path(folder), roster, **options), kind.report(roster)
+        session = kind.start(Path(folder), roster, **options)
         if progress:
             progress("start", 1, 1)
         with session:
@@ -209,8 +209,8 @@ def compare(
             def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
                 answer: LocalAnswer = session.query(_together(items))
                 timings, others, plan = answer.timings, answer.others, compiled.plan.name
-                return answer.outputs, report(
-                    compiled.program, plan, timings, others, session.setup_s, session.setup_bytes
+                return answer.outputs, kind.report(
+                    compiled.program, plan, timings, others, session.setup_s, session.setup_bytes, roster
                 )
 
             _ask_all(found, asked, progress, lambda: session.open)

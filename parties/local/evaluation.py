@@ -29,10 +29,11 @@ from ...models.judging.evaluation import (
 )
 from ...models.loading.load import Loaded
 from ..many.roster import numbered
+from ..registry import sessions
 from .compare import compile_for, in_queries, versions
-from .protocols import KINDS, REFERENCE, Kind, PartySession, find_kind
+from .protocols import REFERENCE, Kind, PartySession, find_kind
 
-PROTOCOLS = ("torch", REFERENCE, *KINDS)
+PROTOCOLS = ("torch", REFERENCE, *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
 TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, untouched", "approximated"
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -133,9 +134,9 @@ def evaluate(
         run(EXACT, "torch", lambda p: torch_answers(loaded, test, longest, progress=p))
     if "clear" in protocols:
         run(APPROXIMATED, "clear", lambda p: clear_answers(loaded, test, longest, fitted, fitting, progress=p))
-    sessions = [protocol for protocol in PROTOCOLS if protocol in protocols and protocol in KINDS]
-    positions = _subset(data.test, private, seed) if sessions else []
-    for protocol in sessions:
+    private_ones = [protocol for protocol in sessions() if protocol in protocols]
+    positions = _subset(data.test, private, seed) if private_ones else []
+    for protocol in private_ones:
         asking = PrivateSessions(protocol, find_kind(protocol), {"threads": threads, "timeout": timeout})
         run(
             APPROXIMATED,
@@ -166,7 +167,7 @@ def _rows(
     rows = []
     for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
         others = {} if name == reference else {reference: found[reference, "torch"]}
-        if protocol in KINDS and (name, "clear") in found:
+        if protocol in sessions() and (name, "clear") in found:
             others["clear"] = found[name, "clear"]
         rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))
     return rows

@@ -21,16 +21,16 @@ from ...models.scales import Precision
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..many.roster import numbered
+from ..registry import find
 from ..reports.report import Report, clear_report
 from ..session.threads import ThreadParties
 from .launcher import Progress
-from .protocols import KINDS, REFERENCE, PartySession, find_kind
+from .protocols import REFERENCE, PartySession, find_kind
 
 if TYPE_CHECKING:
     from ...models.loading.load import Loaded
 
 Inputs = Mapping[str, Any]
-IN_THREADS = "beaver"  # CrypTen's state belongs to a process
 _FEW = 2  # with fewer calibration batches than this, ranges are guesses
 
 
@@ -74,9 +74,12 @@ def make_private(
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
-    if protocol != REFERENCE and (insecure := find_kind(protocol, parties).insecure):
-        warnings.warn(f"protocol {protocol}: {insecure}", InsecureProtocol, stacklevel=2)
-    if where == "threads" and protocol not in (IN_THREADS, REFERENCE):
+    if protocol != REFERENCE:
+        find_kind(protocol, parties)
+    entry = find(protocol)
+    if entry.insecure:
+        warnings.warn(f"protocol {protocol}: {entry.insecure}", InsecureProtocol, stacklevel=2)
+    if where == "threads" and entry.local and not entry.local.threads:
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
@@ -128,13 +131,14 @@ class PrivateModel:
                     self.close()
                 raise
             found = answer.outputs
-            self.report = KINDS[self.protocol].report(self.roster)(
+            self.report = find_kind(self.protocol, self.roster.size).report(
                 compiled.program,
                 compiled.plan.name,
                 answer.timings,
                 answer.others,
                 session.setup_s,
                 session.setup_bytes,
+                self.roster,
             )
         return compiled.answer(found)
 
@@ -205,7 +209,7 @@ class PrivateModel:
             session: PartySession = ThreadParties(compiled, **options)
         else:
             self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
-            kind, folder = KINDS[self.protocol], Path(self._folder.name)
+            kind, folder = find_kind(self.protocol, self.roster.size), Path(self._folder.name)
             kind.save(compiled, folder)
             session = kind.start(folder, self.roster, **options)
         self._session, self._of = session, compiled

@@ -21,7 +21,7 @@ from typing import Any
 from ...protocols.errors import BlindformerError
 from ..certificates.development import make_certificates
 from ..config import Address, parse_address
-from ..registry import door
+from ..registry import find_served
 
 LOCAL = "local"
 READY_SECONDS = 120.0  # to import torch and load a model, on a machine that is busy
@@ -43,7 +43,7 @@ class LocalServices:
         try:
             make_certificates(self.certificates, days=30)
             options = ["--certs", str(self.certificates), "--timeout", str(timeout)]
-            for role in door(protocol).helpers:
+            for role in find_served(protocol).helpers:
                 self._start(role, [role, *options])
                 more = [*more, f"--{role}", str(self.addresses[role])]
             near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]

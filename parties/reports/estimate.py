@@ -17,6 +17,9 @@ from ...models.compile import Compiled
 from ...models.pricing import NETWORKS, Network, price
 from ...models.program import Program
 from ...protocols.errors import BlindformerError
+from ..many.pricing import ManyPrice
+from ..many.pricing import price as price_parties
+from ..many.roster import Roster
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
 from .report import Layer, layers
@@ -89,6 +92,16 @@ def estimate(
         compute_s=rehearsal.compute_s(),
         layers=layers(found),
     )
+
+
+def price_of_two(compiled: Compiled, network: Network, roster: Roster) -> Estimate:
+    """As the registry names it."""
+    return estimate(compiled, network)
+
+
+def price_of_parties(compiled: Compiled, network: Network, roster: Roster) -> ManyPrice:
+    """Bytes of each party, and rounds; no seconds."""
+    return price_parties(compiled.program, roster)
 
 
 def replay(parties: Mapping[str, list[Move]], network: Network, dealer: Network) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ...models.handover import is_handed_over
@@ -12,6 +13,7 @@ from ..many.roster import Roster
 from ..session import Timings
 
 MB = 1e6
+PEAK = "_peak_rss_mb"  # after a party's name
 
 
 @dataclass
@@ -65,6 +67,10 @@ class Report:
         return "\n".join(lines)
 
 
+def _peak(party: str) -> str:
+    return party + PEAK
+
+
 def layers(found: Price) -> list[Layer]:
     return [
         Layer(row.path or "(model)", row.rounds, row.down + row.up, row.offline, row.macs)
@@ -73,15 +79,22 @@ def layers(found: Price) -> list[Layer]:
     ]
 
 
-def beaver_report(
+def query_report(
     program: Program,
     plan: str,
+    protocol: str,
     timings: Timings,
-    others: dict[str, float],
     setup_s: float,
     setup_bytes: int,
-    protocol: str = "beaver",
+    learned: dict[str, str],
+    **more: Any,
 ) -> Report:
+    """What a report of any protocol has. `more`: what its own says otherwise, or beside it."""
+    found: dict[str, Any] = {
+        "online_bytes": timings.online.sent,
+        "peak_rss_mb": {"client": timings.peak_rss_mb},
+        **more,
+    }
     return Report(
         model=program.model,
         plan=plan,
@@ -90,18 +103,39 @@ def beaver_report(
         online_s=timings.online_s,
         setup_s=setup_s,
         offline_bytes=timings.offline_bytes,
-        online_bytes=timings.online.sent + timings.online.received,
         setup_bytes=setup_bytes,
         rounds=timings.rounds,
         made_ahead=timings.ahead,
-        peak_rss_mb={
-            "client": timings.peak_rss_mb,
-            "server": others.get("server_peak_rss_mb", 0.0),
-            "dealer": others.get("dealer_peak_rss_mb", 0.0),
-            **({"helper": others["helper_peak_rss_mb"]} if "helper_peak_rss_mb" in others else {}),
-        },
+        learned=learned,
+        **found,
+    )
+
+
+# One function a protocol; `others`: what the other parties say of themselves.
+
+
+def two_party_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    roster: Roster | None = None,
+) -> Report:
+    """Bytes are the client's, of both ways."""
+    roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
+    return query_report(
+        program,
+        plan,
+        "beaver",
+        timings,
+        setup_s,
+        setup_bytes,
+        who_learned_what(program, timings),
+        online_bytes=timings.online.sent + timings.online.received,
+        peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
         layers=layers(price(program)),
-        learned=who_learned_what(program, timings),
     )
 
 
@@ -131,14 +165,13 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     }
 
 
-def many_report(
+def parties_report(
     program: Program,
     plan: str,
     timings: Timings,
     others: dict[str, float],
     setup_s: float,
     setup_bytes: int,
-    *,
     roster: Roster,
     protocol: str = "crypten",
 ) -> Report:
@@ -152,65 +185,36 @@ def many_report(
     learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")
     learned[recipient] += "; it alone learns the answer"
     learned["dealer"] = "was told the program, every party's seed, the keys of the weight masks and a count of queries"
-    return Report(
-        model=program.model,
-        plan=plan,
-        protocol=protocol,
-        offline_s=timings.offline_s,
-        online_s=timings.online_s,
-        setup_s=setup_s,
-        offline_bytes=timings.offline_bytes,
-        online_bytes=timings.online.sent,
-        setup_bytes=setup_bytes,
-        rounds=timings.rounds,
-        peak_rss_mb={name.removesuffix("_peak_rss_mb"): mb for name, mb in others.items()},
-        learned=learned,
-    )
+    peaks = {name.removesuffix(PEAK): mb for name, mb in others.items()}
+    return query_report(program, plan, protocol, timings, setup_s, setup_bytes, learned, peak_rss_mb=peaks)
 
 
-def clear_report(program: Program, plan: str, seconds: float) -> Report:
-    """For the reference protocol, which hides nothing."""
-    learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
-    return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)
+insecure_report = partial(parties_report, protocol="crypten-insecure")
 
 
-def ckks_report(
-    program: Program, plan: str, *, seconds: float, setup_s: float, setup_bytes: int, moved: int, rss_mb: float
+def encrypted_report(
+    program: Program,
+    plan: str,
+    timings: Timings,
+    others: dict[str, float],
+    setup_s: float,
+    setup_bytes: int,
+    roster: Roster | None = None,
 ) -> Report:
-    """Of one encrypted request. `moved`: bytes of request and reply; `setup_bytes`: of evaluation keys sent for it."""
+    """Of one encrypted request: bytes of request and reply together, and of the evaluation keys sent for it."""
     learned = {
         "server": "received ciphertexts and evaluation keys; learns their sizes and times",
         "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",
         "released to the client": ", ".join(program.released) or "nothing",
         "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
     }
-    return Report(
-        model=program.model,
-        plan=plan,
-        protocol="ckks",
-        online_s=seconds,
-        setup_s=setup_s,
-        online_bytes=moved,
-        setup_bytes=setup_bytes,
-        rounds=1,
-        peak_rss_mb={"client": rss_mb},
-        learned=learned,
-    )
+    return query_report(program, plan, "ckks", timings, setup_s, setup_bytes, learned)
 
 
-def ckks_local_report(
-    program: Program, plan: str, timings: Timings, others: dict[str, float], setup_s: float, setup_bytes: int
-) -> Report:
-    """The same from a session's timings. Bytes are of both ways together."""
-    return ckks_report(
-        program,
-        plan,
-        seconds=timings.online_s,
-        setup_s=setup_s,
-        setup_bytes=setup_bytes,
-        moved=timings.online.sent,
-        rss_mb=timings.peak_rss_mb,
-    )
+def clear_report(program: Program, plan: str, seconds: float) -> Report:
+    """For the reference protocol, which hides nothing."""
+    learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
+    return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)
 
 
 def phases_in_words(reports: list[Report]) -> str:

@@ -11,7 +11,7 @@ from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.parties.local.evaluation import evaluate
 from blindformer.parties.local.launcher import LocalAnswer
-from blindformer.parties.local.protocols import KINDS, Kind
+from blindformer.parties.registry import Entry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
 from blindformer.parties.session import Timings
 from blindformer.protocols.clear import ClearEngine
@@ -97,11 +97,14 @@ class Recorded:
     def __init__(self, refused=None):
         self.refused, self.asked = refused, []
 
-    def kind(self):
+    def entry(self):
         def save(compiled, folder):
             self.compiled = compiled
 
-        return Kind(lambda folder, roster, **options: self, lambda roster: None, save=save, texts=lambda compiled: 3)
+        def start(folder, roster, **options):
+            return self
+
+        return Entry("crypten", "", local=RunsHere(start, start, save=save, texts=lambda compiled: 3))
 
     def __enter__(self):
         return self
@@ -123,7 +126,7 @@ class Recorded:
 
 def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):
     protocol = Recorded()
-    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    monkeypatch.setitem(protocols(), "crypten", protocol.entry())
     loaded = load(tiny_classifier)
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
     found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
@@ -138,7 +141,7 @@ def test_an_answer_out_of_range_is_of_its_own_text_alone(monkeypatch, tiny_class
     loaded = load(tiny_classifier)
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
     protocol = Recorded(encode(loaded, [data.test.items[0]], 16)["input_ids"][0])
-    monkeypatch.setitem(KINDS, "crypten", protocol.kind())
+    monkeypatch.setitem(protocols(), "crypten", protocol.entry())
     found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
     row = found.row("approximated", "crypten")
     assert (row.count, row.refused) == (20, 1)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from blindformer.models.pricing import price
-from blindformer.parties.reports.report import beaver_report, phases_in_words
+from blindformer.parties.reports.report import phases_in_words, two_party_report
 from blindformer.parties.session import Timings
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.spool import Spool, SpoolError
@@ -84,7 +84,7 @@ def test_one_session_goes_from_the_spool_to_live_ones(site, mine, more):
     size = price(site.case.program).offline_bytes
     assert [took.offline_bytes for took in spent] == [0, 0, size, size, size]  # nothing of what is kept travels again
     program, ahead = site.case.program, [took.ahead for took in spent]
-    reports = [beaver_report(program, "faithful", took, {}, 0.0, 0) for took in spent]
+    reports = [two_party_report(program, "faithful", took, {}, 0.0, 0) for took in spent]
     assert [report.made_ahead for report in reports] == ahead == [True, True, False, False, False]
     assert "made ahead   online" in phases_in_words(reports[:2])
     assert "MB, 2 of 5 made ahead   online" in phases_in_words(reports)

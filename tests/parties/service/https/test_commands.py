@@ -154,10 +154,10 @@ def test_serve_refuses_a_ring_that_protects_nothing(call, made):
 
 
 def test_an_unknown_door_is_an_error():
-    from blindformer.parties.registry import door
+    from blindformer.parties.registry import find_served
 
     with pytest.raises(BlindformerError, match="choose one of beaver, ckks"):
-        door("morse")
+        find_served("morse")
 
 
 @pytest.mark.slow

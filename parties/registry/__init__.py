@@ -1,0 +1,187 @@
+"""Which protocols parties run, and how. A protocol is a file of this folder, found by being there; it defines ENTRY.
+
+Configuration, command line and Python ask here; nothing else knows a protocol by its name. What an entry needs is
+written as "module:name", with the module as seen from `parties`, and imported when it is used: names cost nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from ...errors import BlindformerError
+
+PARTIES = __name__.rpartition(".")[0]
+Named = str | Callable[..., Any]
+"""What `resolve` takes."""
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """How long-lived services answer clients.
+
+    client, service   a class, and a function of (settings, announce, lifeline, **options)
+    checks            a module of the doctor's own checks (doctor.examine.Checks)
+    words             what is asked, in help
+    helpers           roles that a server needs beside it
+    """
+
+    client: str
+    service: str
+    checks: str
+    words: str
+    helpers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunsHere:
+    """How the parties are processes of this machine.
+
+    start    (folder, roster, **options) opens a session (local.protocols.LocalSession) of what `save` wrote there
+    report   (program, plan, timings, others, setup_s, setup_bytes, roster) makes the report of a query
+    save     (compiled, folder)
+    texts    (compiled): texts or images that fill one query
+    costs    (reports, "a text"): in a line, what queries cost
+    check    raises BlindformerError where a library is missing
+    threads  whether its parties may also be threads of one process, for tests
+    """
+
+    start: Named
+    report: Named
+    save: Named = "..models.artifacts:save"
+    texts: Named = ".local.protocols:one_text"
+    costs: Named = ".reports.report:each_in_words"
+    check: Named = ""
+    threads: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One protocol.
+
+    words    in help, after its name: what it is for
+    who      who takes part, in words
+    parties  how many, if that is not for the user to say
+    start    how a deployment of it is started, in a few words; empty: it has none
+    served   by services; None: it is not
+    local    None: no session of it runs on one machine
+    price    (compiled, network, roster): a dataclass of what a query costs; empty: it is not priced
+    insecure why it is, in one line
+    reference  runs in this process and hides nothing: what the others are compared with
+    """
+
+    name: str
+    words: str
+    who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
+    parties: int | None = None
+    start: str = ""
+    served: ServedBy | None = None
+    local: RunsHere | None = None
+    price: str = ""
+    insecure: str = ""
+    reference: bool = False
+
+
+@cache
+def protocols() -> dict[str, Entry]:
+    """All entries by name, in alphabetical order."""
+    found = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
+    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+
+
+def names(wanted: Callable[[Entry], object] = lambda entry: True) -> tuple[str, ...]:
+    return tuple(name for name, entry in protocols().items() if wanted(entry))
+
+
+def served() -> tuple[str, ...]:
+    """Protocols of long-lived services."""
+    return names(lambda entry: entry.served)
+
+
+def served_with(helper: str) -> tuple[str, ...]:
+    """Protocols whose server needs this role beside it."""
+    return names(lambda entry: entry.served and helper in entry.served.helpers)
+
+
+def deployed() -> tuple[str, ...]:
+    """Protocols that a configuration may name."""
+    return names(lambda entry: entry.start)
+
+
+def of_parties() -> tuple[str, ...]:
+    """Protocols whose deployment is N parties, each of which takes part in one session."""
+    return names(lambda entry: entry.start and not entry.served)
+
+
+def priced() -> tuple[str, ...]:
+    return names(lambda entry: entry.price)
+
+
+def sessions() -> tuple[str, ...]:
+    """Protocols that run a session of processes on this machine."""
+    return names(lambda entry: entry.local)
+
+
+def runs_here() -> tuple[str, ...]:
+    """Protocols that `run` offers."""
+    return names(lambda entry: entry.local or entry.reference)
+
+
+def in_words(wanted: tuple[str, ...], words: Callable[[Entry], str] = lambda entry: entry.words) -> str:
+    """Help on a choice: "beaver: two parties; clear, crypten-insecure: to compare"."""
+    grouped: dict[str, list[str]] = {}
+    for name in wanted:
+        grouped.setdefault(words(protocols()[name]), []).append(name)
+    return "; ".join(f"{', '.join(some)}: {said}" for said, some in grouped.items())
+
+
+def reference() -> str:
+    """The protocol that hides nothing."""
+    return names(lambda entry: entry.reference)[0]
+
+
+def find(name: str) -> Entry:
+    """Errors: BlindformerError, naming what there is."""
+    return _one_of(names(), name, "is not known")
+
+
+def find_served(name: str) -> ServedBy:
+    """Errors: BlindformerError, naming what there is."""
+    found = _one_of(served(), name, "is not served").served
+    assert found is not None
+    return found
+
+
+def resolve(named: Named) -> Any:
+    """What "module:name" stands for, or the module. What is resolved stays as it is."""
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
+    found = import_module(module, PARTIES)
+    return getattr(found, name) if name else found
+
+
+def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """The protocol's client. Options that are None were not given; `hints` are left out where a protocol has no use
+    for them.
+
+    Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
+    """
+    made = resolve(find_served(protocol).client)
+    given = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(made).parameters
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
+    return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
+
+
+def _one_of(known: tuple[str, ...], name: str, fault: str) -> Entry:
+    if name not in known:
+        raise BlindformerError(f"protocol {name}: {fault}; choose one of {', '.join(known)}")
+    return protocols()[name]

@@ -1,0 +1,22 @@
+"""Two parties and an offline dealer."""
+
+from __future__ import annotations
+
+from . import Entry, RunsHere, ServedBy
+
+ENTRY = Entry(
+    "beaver",
+    words="two parties",
+    who="two parties and an offline dealer, semi-honest, 128 bits",
+    parties=2,
+    start="start serve and query",
+    served=ServedBy(
+        client=".client.sessions_client:Client",
+        service=".service.server:serve",
+        checks=".doctor.sessions",
+        words="sessions with a dealer",
+        helpers=("dealer",),
+    ),
+    local=RunsHere(start=".local.protocols:start_two", report=".reports.report:two_party_report", threads=True),
+    price=".reports.estimate:price_of_two",
+)

@@ -1,0 +1,26 @@
+"""One encrypted request, one encrypted reply."""
+
+from __future__ import annotations
+
+from . import Entry, RunsHere, ServedBy
+
+ENTRY = Entry(
+    "ckks",
+    words="encrypted",
+    who="one server, which computes on ciphertexts   CKKS, 128 bits",
+    parties=2,
+    start="start serve and query",
+    served=ServedBy(
+        client=".client.encrypted:EncryptedClient",
+        service=".service.https.serving:serve",
+        checks=".doctor.https",
+        words="encrypted queries",
+    ),
+    local=RunsHere(
+        start=".local.protocols:start_encrypted",
+        report=".reports.report:encrypted_report",
+        save=".local.protocols:save_encrypted",
+        texts=".local.protocols:texts_encrypted",
+        costs=".reports.report:requests_in_words",
+    ),
+)

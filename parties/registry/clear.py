@@ -1,0 +1,7 @@
+"""The reference: the same computation in one process, which hides nothing."""
+
+from __future__ import annotations
+
+from . import Entry
+
+ENTRY = Entry("clear", words="to compare", who="the reference, in one process; it hides nothing", reference=True)

@@ -1,0 +1,17 @@
+"""N parties and an offline dealer, on CrypTen."""
+
+from __future__ import annotations
+
+from . import Entry, RunsHere
+
+ENTRY = Entry(
+    "crypten",
+    words="N parties",
+    start="start its parties with `blindformer party`",
+    local=RunsHere(
+        start=".local.protocols:start_many",
+        report=".reports.report:parties_report",
+        check="..protocols.crypten.versions:check_versions",
+    ),
+    price=".reports.estimate:price_of_parties",
+)

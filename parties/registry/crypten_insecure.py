@@ -1,0 +1,17 @@
+"""CrypTen as it comes: the first party makes all correlations."""
+
+from __future__ import annotations
+
+from . import Entry, RunsHere
+
+ENTRY = Entry(
+    "crypten-insecure",
+    words="to compare",
+    local=RunsHere(
+        start=".local.protocols:start_first_party",
+        report=".reports.report:insecure_report",
+        check="..protocols.crypten.versions:check_versions",
+    ),
+    insecure="the model's owner makes all correlations, as CrypTen's default provider has it, so it can read the data; "
+    "for comparison only",
+)

@@ -1,0 +1,121 @@
+"""A protocol is one entry: nothing else knows it by name, and a new file is found by whoever asks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from blindformer.parties.registry import in_words, names, protocols, resolve, served
+from blindformer.protocols.base import available
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("approximations", "models", "parties", "federated")
+SECRET = names(lambda entry: not entry.reference)  # "clear" is a word of its own
+
+
+def comparisons(path: Path):
+    """(line, name) where a protocol's name is compared, looked up or listed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            found = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            found = [key for key in node.keys if key]
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            found = node.elts
+        elif isinstance(node, ast.MatchValue):
+            found = [node.value]
+        elif isinstance(node, ast.Subscript):
+            found = [node.slice]
+        else:
+            continue
+        for value in found:
+            if isinstance(value, ast.Constant) and value.value in SECRET:
+                yield node.lineno, value.value
+
+
+OTHER_THINGS = {("parties/cli/env.py", "crypten"), ("parties/config.py", "crypten")}  # a package; a section's name
+
+
+def test_nothing_else_asks_for_a_protocol_by_name():
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found = [(str(path.relative_to(ROOT)), line, name) for path in files for line, name in comparisons(path)]
+    wrong = [f"{path}:{line} {name}" for path, line, name in found if (path, name) not in OTHER_THINGS]
+    assert [place for place in wrong if not place.startswith("parties/registry/")] == []
+
+
+def test_entries_name_what_is_there():
+    assert list(protocols()) == sorted(protocols())
+    for entry in protocols().values():
+        assert not entry.start or entry.name in available()
+        parts = [part for part in (entry.served, entry.local) if part is not None]
+        named = [entry.price, *(getattr(part, field.name) for part in parts for field in fields(part))]
+        for one in named:
+            if isinstance(one, str) and one.startswith("."):
+                assert resolve(one)
+    assert {name for name in names() if protocols()[name].reference} == {"clear"}
+
+
+def test_help_has_every_name_once():
+    assert (
+        in_words(served(), lambda entry: entry.served.words)
+        == "beaver: sessions with a dealer; ckks: encrypted queries"
+    )
+    said = in_words(names())
+    assert sorted(re.findall(r"[a-z-]+(?=[,:])", said)) == sorted(names())
+
+
+# A new protocol, in a copy of the tree.
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of the package with the protocol of CONTRIBUTING.md."""
+    copy = tmp_path_factory.mktemp("copy") / "blindformer"
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".*", "tests", "bench", "docs", "shared", "build", "*.egg-info")
+    )
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for block, folder in (("protocol", "protocols"), ("entry", "parties/registry")):
+        (text,) = re.findall(rf"^```python {block}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        (copy / folder / "replicated.py").write_text(text)
+    return copy
+
+
+@pytest.fixture
+def call(house, tmp_path):
+    """`call(*words)` gives exit code, output and errors of the copy's command line."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "blindformer.parties.cli", *map(str, words)],
+            env={**os.environ, "PYTHONPATH": str(house.parent), "COLUMNS": "200"},
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_a_new_protocol_is_known_everywhere(call, tmp_path):
+    assert "replicated" in call("list", "protocols")[1]
+    for command in ("run", "serve", "query", "doctor"):
+        said = " ".join(call(command, "--help")[1].split())
+        assert "replicated]" in said or "replicated|" in said, command
+    assert "replicated: three servers" in " ".join(call("run", "--help")[1].split())
+    file = tmp_path / "blindformer.toml"
+    file.write_text('[session]\nprotocol = "replicated"\n')
+    code, _, errors = call("dealer", "--config", file)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "session.protocol = replicated: this is for protocol beaver; start its three servers, or say" in errors
+    file.write_text('[session]\nprotocol = "morse"\n')
+    assert "should be 'beaver', 'ckks', 'crypten' or 'replicated'" in call("dealer", "--config", file)[2]
+    code, _, errors = call("run", "nowhere", "a text", "--protocol", "replicated")
+    assert "2 parties: protocol replicated has 3" in errors
+    assert "'replicated'" in call("run", "nowhere", "a text", "--protocol", "morse")[2]
