@@ -108,7 +108,7 @@ def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     for command in ("run", "serve", "query", "doctor"):
         said = " ".join(call(command, "--help")[1].split())
         assert "replicated]" in said or "replicated|" in said, command
-    assert "replicated: three servers" in " ".join(call("run", "--help")[1].split())
+    assert "replicated:" in call("run", "--help")[1]
     file = tmp_path / "blindformer.toml"
     file.write_text('[session]\nprotocol = "replicated"\n')
     code, _, errors = call("dealer", "--config", file)
