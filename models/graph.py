@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..protocols.local import LOCAL
+from ..protocols.operations import operations
 
 
 @dataclass(eq=False)
@@ -213,7 +213,8 @@ class Builder:
             return x
         shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
         if x.op == "constant" and x.value is not None:
-            return self.constant(LOCAL["slice"](x.value, start=start, stop=stop, step=step, dim=dim).contiguous())
+            cut = operations()["slice"].compute(x.value, start=start, stop=stop, step=step, dim=dim)
+            return self.constant(cut.contiguous())
         return self.node("slice", x, shape=shape, dim=dim, start=start, stop=stop, step=step)
 
     def select(self, x: Node, dim: int, index: int) -> Node:
@@ -240,7 +241,7 @@ class Builder:
         return self.node("sum", x, shape=tuple(shape), dims=dims, keepdim=keepdim)
 
     def unfold(self, x: Node, kernel: list[int], stride: list[int], padding: list[int]) -> Node:
-        empty = LOCAL["unfold"](torch.empty(x.shape, device="meta"), kernel, stride, padding)
+        empty = operations()["unfold"].compute(torch.empty(x.shape, device="meta"), kernel, stride, padding)
         return self.node("unfold", x, shape=tuple(empty.shape), kernel=kernel, stride=stride, padding=padding)
 
 

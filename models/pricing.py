@@ -95,10 +95,9 @@ def _price(_: str, holder: _Holder) -> Price:
     for number, item in enumerate(program.instructions):
         row = rows.setdefault(item.path, PriceRow(item.path))
         cost = engine.costs.get(str(number))
-        macs = _macs(program, number)
-        row.macs += macs
         if cost is None:
             continue
+        row.macs += cost.macs
         row.down += cost.down
         row.up += cost.up
         row.offline += cost.offline
@@ -110,7 +109,7 @@ def _price(_: str, holder: _Holder) -> Price:
         down=sum(r.down for r in listed),
         up=sum(r.up for r in listed),
         offline_bytes=sum(r.offline for r in listed),
-        macs=sum(r.macs for r in rows.values()),
+        macs=sum(r.macs for r in listed),
         setup_bytes=sum(8 * math.prod(s) for s in program.weight_shapes().values()),
         rows=listed,
         layout=_layout(program, weights),
@@ -122,12 +121,3 @@ def _layout(program: Program, weights: dict[str, torch.Tensor]) -> tuple[int, ..
     source = CountingSource()
     interpret(program, OfflineEngine(source, Ring(program.ring), weights))
     return tuple(source.layout)
-
-
-def _macs(program: Program, number: int) -> int:
-    """Integer multiply-accumulates of the busier party online: the server's one per linear, two per matrix product."""
-    item = program.instructions[number]
-    if item.op not in ("linear", "matmul"):
-        return 0
-    inner = program.instructions[item.args[0]].shape[-1]
-    return math.prod(item.shape) * inner * (1 if item.op == "linear" else 2)

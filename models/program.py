@@ -1,4 +1,4 @@
-"""The Program: a model as data. Single-assignment instructions over the operations of protocols/operations.py.
+"""The Program: a model as data. Single-assignment instructions over the operations of protocols/operations/.
 
 It holds no weights and no code, serialises to JSON, has a content hash that the parties compare before any share is
 sent, and can be priced, printed and executed without the model. What it makes public about a model: its architecture,
@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..protocols.errors import BlindformerError
-from ..protocols.operations import OPERATIONS, RECIPIENTS
+from ..protocols.operations import of_kind, operations
 
 FORMAT = 2  # 2: results are rounded before they are revealed
 
@@ -124,17 +124,18 @@ class Program(BaseModel):
 
         Who compiles a program need not own the data: a result that went to the server could be the input itself.
         """
+        known = operations()
         for number, item in enumerate(self.instructions):
-            if item.op not in OPERATIONS:
+            if item.op not in known:
                 raise ProgramError(
                     f"program: instruction {number}: operation {item.op} is not known; update blindformer"
                 )
             if any(not 0 <= arg < number for arg in item.args):
                 raise ProgramError(f"program: instruction {number}: reads a value that does not exist yet")
-            if not _bits_fit(item):
+            if not 0 < item.width <= 64:
                 raise ProgramError(f"program: instruction {number}: {item.op} of a number of bits that no ring has")
-            if item.op == "reveal" and item.attributes.get("to") not in RECIPIENTS:
-                raise ProgramError(f"program: instruction {number}: tells a result to others than the data's owner")
+            if problem := known[item.op].problem(item.attributes):
+                raise ProgramError(f"program: instruction {number}: {problem}")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
             raise ProgramError("program: an output does not exist")
 
@@ -143,19 +144,13 @@ class Program(BaseModel):
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights that take part in a product with a secret, whose masked form the client holds."""
-        shapes = {}
+        shapes, private = {}, of_kind("private")
         for item in self.instructions:
-            if item.op in ("linear", "mul_private"):
+            if item.op in private:
                 source = self.instructions[item.args[1]]
                 if source.op == "weight":
                     shapes[source.attributes["name"]] = source.shape
         return shapes
-
-
-def _bits_fit(item: Instruction) -> bool:
-    """Whether shifts stay within 64 bits: a peer's program could ask for numbers that fill the memory."""
-    bits, ring = numbers = item.attributes.get("bits", 0), item.attributes.get("ring", 64)
-    return 0 < item.width <= 64 and all(type(n) is int for n in numbers) and 0 <= bits <= ring <= 64
 
 
 def check_offers(program: Program, protocol: Any) -> None:

@@ -58,7 +58,7 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
                 "calibrate the plan on more inputs, or choose another approximation for this layer"
             )
         domain = node.attributes.get("domain", 0.0)
-        if node.op == "polynomial" and domain:
+        if domain:
             # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
             magnitude = magnitude[args[0].abs() <= domain]
             low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)

@@ -7,30 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..protocols.local import LOCAL
+from ..protocols.operations import operations
 from .graph import Node
-
-
-def _polynomial(x: Tensor, coefficients: list[float], domain: float = 0.0) -> Tensor:
-    result = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        result = result * x + c
-    return result
-
-
-_COMPUTE: dict[str, Callable[..., Tensor]] = {
-    **LOCAL,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "mul_public": torch.mul,
-    "mul_private": torch.mul,
-    "matmul": torch.matmul,
-    "linear": torch.matmul,
-    "ldexp": lambda x, exponent: x * 2.0**exponent,
-    "polynomial": _polynomial,
-    "less": lambda x, threshold: (x < threshold).to(x.dtype),
-}
 
 
 def compute(node: Node, args: list[Tensor]) -> Tensor:
@@ -38,7 +16,9 @@ def compute(node: Node, args: list[Tensor]) -> Tensor:
     if node.op in ("client", "weight", "constant"):
         assert node.value is not None
         return node.value.to(torch.float64)
-    return _COMPUTE[node.op](*args, **node.attributes)
+    if node.op == "ldexp":  # of graphs alone: a Program moves the scale instead
+        return args[0] * 2.0 ** node.attributes["exponent"]
+    return operations()[node.op].on_reals(*args, **node.attributes)
 
 
 def fixed_values(nodes: list[Node]) -> dict[int, Tensor]:

@@ -4,11 +4,14 @@ A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (
 modulo 2^w; and what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
     rescale   its own w              less     the comparison's bits
     shift     minus the shift        reveal   the answer's own size, sign included, and the bits that it drops
-Everything else (sums, products, rearrangements) needs its arguments to the width of its result.
+Everything else (sums, products, rearrangements) needs its arguments to the width of its result. So each operation says
+(protocols/operations/, `demand` and `limit`).
 """
 
 from __future__ import annotations
 
+from ..protocols.operations import operations
+from ..protocols.operations.operation import Bits, whole_bytes
 from .program import Instruction
 
 ROOM = 2.0  # an input may show twice what calibration saw, everywhere
@@ -20,8 +23,10 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
     `bounded`: instructions whose values cannot pass what was seen.
     """
     found: dict[str, float] = {}
+    known = operations()
     for item in instructions:
-        if item.op not in ("rescale", "less", "reveal"):
+        limit = known[item.op].limit
+        if limit is None:
             continue
         number = item.args[0]
         while instructions[number].op == "shift":
@@ -29,52 +34,25 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
         source = instructions[item.args[0]]
         if number in bounded or not source.bound:
             continue
-        if item.op == "less":
-            limit = 2.0 ** (item.attributes["bits"] - 1) - abs(item.attributes["threshold"])
-        else:
-            ring = item.attributes.get("ring", item.width)
-            limit = 2.0 ** (ring - 2 if item.op == "rescale" else ring - 1)
-        room = limit * 2.0**-source.scale / source.bound
+        room = limit(item.width, item.attributes) * 2.0**-source.scale / source.bound
         if room < ROOM:
             found[item.path or "model"] = min(room, found.get(item.path or "model", room))
     return found
 
 
-def _round(bits: int) -> int:
-    """Whole bytes."""
-    return 8 * ((min(max(bits, 1), 64) + 7) // 8)
-
-
 def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
-    width = [0] * len(instructions)
-    ring = dict.fromkeys(range(len(instructions)), 64)
-    compared = [0] * len(instructions)  # widest comparison that reads the value: its threshold may be the larger part
+    known = operations()
+    width, compared = [8] * len(instructions), [0] * len(instructions)
+    placed = list(instructions)
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
-        if item.op == "reveal":
-            width[number] = _round(needed.get(number, 64))
-            if bits := item.attributes.get("bits"):
-                ring[number] = min(64, width[number] + bits)
-                width[number] = ring[number] - bits  # no more: the bits above would tell of the masks (reveal.py)
-        own = width[number] = max(width[number], 8)
-        demand = ring[number] if item.op == "reveal" and item.attributes.get("bits") else own
-        if item.op == "rescale":
-            source = item.args[0]
-            kept = item.attributes["bits"] + max(4, compared[number])
-            ring[number] = max(_round(needed.get(source, 64) + 1), _round(kept))
-            demand = ring[number]
-        elif item.op == "less":
-            demand = _round(item.attributes["bits"])
-            compared[item.args[0]] = max(compared[item.args[0]], item.attributes["bits"])
-        elif item.op == "shift":
-            demand = max(8, own - item.attributes["bits"])
+        argument = needed.get(item.args[0], 64) if item.args else 64
+        bits = Bits(width[number], needed.get(number, 64), argument, compared[number])
+        demand = whole_bytes(known[item.op].demand(bits, item.attributes))
         for arg in item.args:
-            width[arg] = max(width[arg], _round(demand))
-    placed = []
-    for number, item in enumerate(instructions):
-        attributes = item.attributes
-        if "ring" in attributes:
-            attributes = {**attributes, "ring": ring[number]}
-        placed.append(item.model_copy(update={"width": width[number], "attributes": attributes}))
+            width[arg] = max(width[arg], demand)
+            compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part
+        ring = {"ring": bits.ring} if "ring" in item.attributes else {}
+        placed[number] = item.model_copy(update={"width": bits.width, "attributes": {**item.attributes, **ring}})
     return placed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from .errors import BlindformerError
@@ -19,7 +22,8 @@ class Engine(Protocol):
     def execute(
         self, key: str, op: str, shape: tuple[int, ...], width: int, args: list[Any], attributes: dict[str, Any]
     ) -> Step:
-        """One instruction. `key`: its name within the program, the same at every party.
+        """One instruction. `key`: its name within the program, the same at every party. `args`: what this engine
+        returned for its arguments.
 
         `width`: the low bits of the result that its readers use; the rest need not be right (nor travel).
         """
@@ -33,19 +37,26 @@ class Offer(Protocol):
     """
 
     name: ClassVar[str]
-    offers: ClassVar[frozenset[str]]
     parties: ClassVar[str]
     security: ClassVar[str]
     exact: ClassVar[bool]
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """The operations that it has an implementation of."""
+        ...
 
-def available() -> list[str]:
-    """Names of the protocols in this folder (a module or package that defines `PROTOCOL`)."""
-    skip = {
-        "base", "channel", "errors", "gaussian", "local", "operations", "ring", "rounds", "seeds", "streams", "wire",
-    }  # fmt: skip
+
+@cache
+def available() -> tuple[str, ...]:
+    """Names of the protocols in this folder: modules and packages that define `PROTOCOL`. None is imported for it."""
     package = importlib.import_module(__package__ or "")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in skip)
+    return tuple(sorted(x.name for x in pkgutil.iter_modules(package.__path__) if _is_protocol(x.name)))
+
+
+def _is_protocol(module: str) -> bool:
+    spec = importlib.util.find_spec(f".{module}", __package__)
+    return bool(spec and spec.origin and "\nPROTOCOL = " in Path(spec.origin).read_text())
 
 
 def find(name: str) -> Offer:

@@ -74,7 +74,7 @@ class Ring:
             raise RangeError(f"matrix product over {x.shape[-1]} terms: sums of bytes are exact up to {_BYTES}")
         rows, inner = x.numel() // x.shape[-1], x.shape[-1]
         count = min(self.bits, bits, 64) + 7 >> 3
-        raised = x.reshape(rows, inner) + _signed(sum(128 << (8 * p) for p in range(self.bits // 8)), self.bits)
+        raised = x.reshape(rows, inner) + signed(sum(128 << (8 * p) for p in range(self.bits // 8)), self.bits)
         digits = torch.empty(count, rows, inner, dtype=torch.int8)
         for p in range(count):
             digits[p].copy_(raised >> (8 * p) if p else raised)
@@ -82,7 +82,7 @@ class Ring:
         parts = torch.ops.aten._int_mm(stacked, y.integers).view(count, rows, -1)
         total = parts[0].to(self.dtype)
         for p in range(1, count):
-            total.add_(parts[p].to(self.dtype), alpha=_signed(1 << (8 * p), self.bits))
+            total.add_(parts[p].to(self.dtype), alpha=signed(1 << (8 * p), self.bits))
         if y.shifts is not None:
             total <<= y.shifts
         return total.view(*x.shape[:-1], total.shape[-1])
@@ -146,7 +146,7 @@ def _vnni() -> bool:
     return bool(supported and supported() and hasattr(torch, "_int_mm"))
 
 
-def _signed(value: int, bits: int) -> int:
+def signed(value: int, bits: int = 64) -> int:
     """A Python integer modulo 2^bits, in two's complement."""
     half = 1 << (bits - 1)
     return (value + half) % (1 << bits) - half
@@ -178,6 +178,11 @@ def shift_left_(x: Tensor, bits: int) -> Tensor:
     `<<` makes torch import sympy when x has no storage, as in pricing: a second and tens of MB in every process.
     """
     return x.mul_(-(1 << 63) if bits == 63 else 1 << bits) if bits else x
+
+
+def nearest(x: Tensor, bits: int) -> Tensor:
+    """x / 2^bits, rounded."""
+    return (x >> bits) + (x >> (bits - 1) & 1) if bits else x
 
 
 def top_bit(x: Tensor, width: int = 64) -> Tensor:

@@ -21,7 +21,7 @@ from ...protocols.beaver.source import Corrections, DealerSource
 from ...protocols.channel import Channel
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError
-from ...protocols.operations import SOURCES
+from ...protocols.operations import of_kind
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
@@ -224,14 +224,15 @@ def _unfit(server: Channel, what: str) -> PeerProtocolError:
 
 def _check_shapes(program: Program) -> None:
     """Every value has the shape that its instruction says. Computes on tensors without storage. Errors: of any kind."""
-    sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in SOURCES}
+    kinds = of_kind("source")
+    sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in kinds}
     values = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in sources.items()}
 
     def observe(number: int, value: Tensor) -> None:
         if tuple(value.shape) != program.instructions[number].shape:
             raise ValueError(number)
 
-    interpret(program, ClearEngine(values, Ring(program.ring)), observe=observe)
+    interpret(program, ClearEngine(values), observe=observe)
 
 
 def _seeds(channel: Channel, step: Callable):

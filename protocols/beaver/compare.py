@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from ..errors import CorrelationError
 from ..rounds import Swap
 from .bitslice import add_constant, from_plane, to_planes, words
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, ring_opening_cost, size
+from .primitive import Cost, Opening, Primitive, Steps, plain_openings, ring_opening_cost, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 BLOCK = 4
@@ -105,9 +104,10 @@ class Less(Primitive):
 
     op = "less"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x: Trace = args[0]
-        bits, source = attributes["bits"], offline.source
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, threshold: int, bits: int
+    ) -> Trace:
+        source = offline.source
         _bits_of_mask(offline, x, bits)
         wide = words(size(shape))
         masks, products = [], []
@@ -131,13 +131,10 @@ class Less(Primitive):
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
         return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x: Share = args[0]
-        bits, threshold = attributes["bits"], attributes["threshold"]
+    def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int) -> Steps:
         opened = yield from online.ring_opened(x)
         store = _taken_bits(online, x, bits)
-        correlation = online.tape.take(key)
-        assert isinstance(correlation, SignCorrelation)
+        correlation = online.tape.take(key, SignCorrelation)
         planes = _public_planes(x, opened.public, bits, threshold)
         greater, equal = _compare_blocks(planes[:-1], store.blocks)
         wires: dict[tuple[str, int], Tensor] = {}
@@ -158,8 +155,7 @@ class Less(Primitive):
             share += public
         return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        x, bits = args[0], attributes["bits"]
+    def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int) -> Cost:
         blocks, word_bytes = _blocks(bits), 8 * words(size(shape))
         levels = tree(blocks)
         sizes = [word_bytes * len(level.opened) for level in levels] + [word_bytes]
@@ -168,6 +164,9 @@ class Less(Primitive):
         if f"bits{bits}" not in x.bits:
             offline += word_bytes * (blocks * len(SUBSETS) + 1)
         return Cost(ring_opening_cost(x) + steps, offline)
+
+    def opens(self, x: Trace, threshold: int, bits: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
 
 
 def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
@@ -192,7 +191,7 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
 def _taken_bits(online: Online, x: Share, bits: int) -> BitCorrelation:
     name = f"bits{bits}"
     if name not in x.bits:
-        x.bits[name] = online.tape.take(f"{x.key}/{name}")
+        x.bits[name] = online.tape.take(f"{x.key}/{name}", BitCorrelation)
     found = x.bits[name]
     assert isinstance(found, BitCorrelation)
     return found

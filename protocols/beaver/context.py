@@ -109,8 +109,7 @@ class Online:
             yield []
         if x.plain is None:
             x.pending.add("plain")
-            mask = self.tape.take(f"{x.key}/open")
-            assert isinstance(mask, Tensor)
+            mask = self.tape.take(f"{x.key}/open", Tensor)
             mine = x.tensor - mask
             (theirs,) = yield [Swap(mine, x.shape, wire_bytes(x.width))]
             x.plain = (mine + theirs, mask)
@@ -125,8 +124,7 @@ class Online:
             yield []
         if owner not in x.half:
             x.pending.add(owner)
-            mask = self.tape.take(f"{x.key}/half/{owner}")
-            assert isinstance(mask, Tensor)
+            mask = self.tape.take(f"{x.key}/half/{owner}", Tensor)
             if self.role == owner:
                 yield [Swap(x.tensor - mask, None, wire_bytes(x.width))]
                 x.half[owner] = mask

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..local import LOCAL
+from ..operations import operations
+from ..operations.operation import Attributes, Operation
 from ..ring import Ring
 from ..rounds import Step, Swap, together
 from .context import Offline, Online, PrivateValue, Public
-from .primitive import Cost, Primitive, primitives
+from .primitive import Cost, Opening, Primitive, primitives
 from .source import CountingSource, Source
 from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
 
+Prepared = Trace | PrivateValue | Public  # a value in the offline phase
+Held = Share | PrivateValue | Public  # a value in the online phase
 _A_ROUND = [Swap(None, None)]  # of a price, whose walk counts rounds: bytes are declared
-AFFINE = ("add", "sub", "neg")  # these keep the opening of bits, so that products of sums of bits stay free
 
 
 class OfflineEngine:
@@ -31,13 +32,17 @@ class OfflineEngine:
         self.tape = Tape()
         self.offline = Offline(source, self.tape, ring)
         self.weights = weights
-        self.primitives = primitives()
+        self.operations, self.primitives = operations(), primitives()
 
-    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
-        return self.prepare(key, op, shape, width, args, attributes)
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> Step:
+        return self.prepare(key, op, shape, width, self.operations[op].sharing(args, _trace), attributes)
         yield []
 
-    def prepare(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Any:
+    def prepare(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> Prepared:
         if op == "client":
             return PrivateValue(key, "client", shape, width)
         if op == "weight":
@@ -54,17 +59,12 @@ class OfflineEngine:
         if op == "constant":
             return Public(torch.empty(shape, device="meta"))
         if op in self.primitives:
-            primitive = self.primitives[op]
-            self.price(primitive, key, shape, width, args, attributes)
-            shared = [_trace(x) if i == 0 or op in ("mul", "matmul") else x for i, x in enumerate(args)]
-            return primitive.correlate(self.offline, key, shape, width, *shared, **attributes)
-        trace = Trace(key, shape, width)
-        if op in AFFINE:
-            trace.mask = _bit_masks(args, shape)
-        return trace
+            self.price(self.primitives[op], key, shape, width, args, attributes)
+            return self.primitives[op].correlate(self.offline, key, shape, width, *args, **attributes)
+        return Trace(key, shape, width, _bit_masks(args, shape) if self.operations[op].signs else None)
 
     def price(
-        self, primitive: Primitive, key: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> None:
         """Hook of the pricing engine."""
 
@@ -75,8 +75,8 @@ class PricingEngine(OfflineEngine):
     def __init__(self, ring: Ring, weights: Mapping[str, Tensor]) -> None:
         super().__init__(CountingSource(), ring, weights)
         self.costs: dict[str, Cost] = {}
-        self.opened: set[tuple[str, str]] = set()
-        self.under_way: set[tuple[str, str]] = set()
+        self.opened: set[Opening] = set()
+        self.under_way: set[Opening] = set()
 
     @property
     def counted(self) -> int:
@@ -86,13 +86,15 @@ class PricingEngine(OfflineEngine):
         return sum(source.layout)
 
     def price(
-        self, primitive: Primitive, key: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> None:
-        shared = [_trace(x) if i == 0 or primitive.op in ("mul", "matmul") else x for i, x in enumerate(args)]
-        self.costs[key] = primitive.cost(shape, width, *shared, **attributes)
+        self.costs[key] = primitive.cost(shape, width, *args, **attributes)
 
-    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
-        openings = self.openings(op, args)
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> Step:
+        args, primitive = self.operations[op].sharing(args, _trace), self.primitives.get(op)
+        openings = list(dict.fromkeys(primitive.opens(*args, **attributes))) if primitive else []
         result = self.prepare(key, op, shape, width, args, attributes)
         steps = list(self.costs[key].steps) if key in self.costs else []
         first = [opening for opening in openings if opening not in self.opened]
@@ -104,11 +106,7 @@ class PricingEngine(OfflineEngine):
             yield _A_ROUND
         return result
 
-    def openings(self, op: str, args: list[Any]) -> list[tuple[str, str]]:
-        """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
-        return openings_of(op, args)
-
-    def _open(self, opening: tuple[str, str]) -> Step:
+    def _open(self, opening: Opening) -> Step:
         """As online: the first reader of a value opens it, a round; one that comes meanwhile waits for that."""
         if opening not in self.opened:
             self.opened.add(opening)
@@ -117,24 +115,6 @@ class PricingEngine(OfflineEngine):
             self.under_way.discard(opening)
         while opening in self.under_way:
             yield []
-
-
-def openings_of(op: str, args: list[Any]) -> list[tuple[str, str]]:
-    """What an instruction opens of its arguments, unless others have: (value, kind of opening)."""
-    if op in ("mul", "polynomial", "less"):
-        opened = ("scaled", "bit") if op == "mul" else ("scaled",)
-        found = [(_trace(x).key, "plain") for x in args if not (_trace(x).mask and _trace(x).mask.kind in opened)]
-    elif op == "matmul":
-        found = [(_trace(x).key, "plain") for x in args]
-    elif op in ("linear", "mul_private"):
-        x, private = args
-        if private.owner == "server":
-            found = [(x.key, "half of the client")]
-        else:
-            found = [(x.key, "half of the server"), (private.key, "private")]
-    else:
-        found = []
-    return list(dict.fromkeys(found))
 
 
 class OnlineEngine:
@@ -146,9 +126,11 @@ class OnlineEngine:
     ) -> None:
         self.online = Online(role, tape, ring)
         self.values, self.constants = values, constants
-        self.primitives = primitives()
+        self.operations, self.primitives = operations(), primitives()
 
-    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
+    ) -> Step:
         role = self.online.role
         if op in ("client", "weight"):
             owner = "client" if op == "client" else "server"
@@ -159,19 +141,13 @@ class OnlineEngine:
             return Public(self.constants[attributes["name"]])
         if op == "input":
             return Share(key, self.values[attributes["name"]], width)
+        operation = self.operations[op]
         if op in self.primitives:
-            shared = [self.share(x) if i == 0 or op in ("mul", "matmul") else x for i, x in enumerate(args)]
-            return (yield from self.primitives[op].run(self.online, key, width, *shared, **attributes))
-        if op in ("add", "sub"):
-            return self._combine(key, op, shape, width, args)
-        if op == "mul_public":
-            return Share(key, self.share(args[0]).tensor * args[1].tensor, width)
-        result = Share(key, LOCAL[op](*(self.share(x).tensor for x in args), **attributes), width)
-        if op == "neg":
-            result.opened = _bits_opened(self.online, op, args, shape)
-        return result
+            given = operation.sharing(args, self.share)
+            return (yield from self.primitives[op].run(self.online, key, width, *given, **attributes))
+        return self._local(operation, key, shape, width, args, attributes)
 
-    def share(self, value: Any) -> Share:
+    def share(self, value: Held) -> Share:
         """This party's share of any value: the owner of a private value holds all of it."""
         if isinstance(value, Share):
             return value
@@ -183,22 +159,25 @@ class OnlineEngine:
             value.shared = Share(value.key, tensor, value.width)
         return value.shared
 
-    def _combine(self, key: str, op: str, shape: Shape, width: int, args: list[Any]) -> Share:
-        x, y = args
-        if self._absent(y) and isinstance(x, Share) and x.shape == shape:
-            tensor = x.tensor  # the other argument is another party's: nothing to add here
+    def _local(
+        self, operation: Operation, key: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
+    ) -> Share:
+        """A linear operation: each party computes it on its shares, and on public numbers where it takes these."""
+        x, *rest = args
+        if operation.signs[1:] and self._absent(rest[0]) and isinstance(x, Share) and x.shape == shape:
+            tensor = x.tensor  # the other summand is another party's: nothing to add here
         else:
-            left, right = self.share(x).tensor, self.share(y).tensor
-            tensor = left + right if op == "add" else left - right
-        return Share(key, tensor, width, opened=_bits_opened(self.online, op, args, shape))
+            tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
+        opened = _bits_opened(operation.signs, args, shape) if operation.signs else None
+        return Share(key, tensor, width, opened=opened)
 
-    def _absent(self, value: Any) -> bool:
+    def _absent(self, value: Held) -> bool:
         if isinstance(value, Public):
             return not self.online.leader
         return isinstance(value, PrivateValue) and value.tensor is None
 
 
-def _trace(value: Any) -> Any:
+def _trace(value: Prepared) -> Trace | Public:
     """A private value used as a shared one; always the same trace, so that it is opened once."""
     if not isinstance(value, PrivateValue):
         return value
@@ -206,38 +185,36 @@ def _trace(value: Any) -> Any:
     return value.shared
 
 
-def _keeps_bits(args: list[Any], shape: Shape, kind: Any) -> bool:
-    """Whether a sum's arguments are bits of the result's shape, or public numbers."""
-    bits = [x for x in args if not isinstance(x, Public)]
-    return bool(bits) and all(kind(x) and tuple(x.shape) == shape for x in bits)
+def _bit_masks(args: Sequence[Prepared], shape: Shape) -> Mask | None:
+    """The masks of a sum of bits of the result's shape, and public numbers: such a sum keeps the openings of bits."""
+    masks: list[Mask] = []
+    for x in args:
+        if isinstance(x, Public):
+            continue
+        if not isinstance(x, Trace) or x.shape != shape or x.mask is None or x.mask.kind != "bit":
+            return None
+        masks.append(x.mask)
+    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit") if masks else None
 
 
-def _bit_masks(args: list[Any], shape: Shape) -> Mask | None:
-    def is_bit(x: Any) -> bool:
-        return isinstance(x, Trace) and x.mask is not None and x.mask.kind == "bit"
-
-    if not _keeps_bits(args, shape, is_bit):
-        return None
-    terms = tuple(term for x in args if isinstance(x, Trace) and x.mask for term in x.mask.terms)
-    return Mask(tuple(MaskTerm(term.value) for term in terms), "bit")
-
-
-def _bits_opened(online: Online, op: str, args: list[Any], shape: Shape) -> Opened | None:
-    def is_bit(x: Any) -> bool:
-        return isinstance(x, Share) and x.opened is not None and x.opened.kind == "bit"
-
-    if not _keeps_bits(args, shape, is_bit):
-        return None
-    signs = {"add": (1, 1), "sub": (1, -1), "neg": (-1,)}[op]
-    public = torch.zeros(shape, dtype=torch.int64)
-    coefficients: list[Tensor | None] = []
-    terms: list[MaskTerm] = []
+def _bits_opened(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) -> Opened | None:
+    """The opening of such a sum."""
+    parts: list[tuple[int, Opened]] = []
     for sign, x in zip(signs, args, strict=True):
         if isinstance(x, Public):
-            public = public + sign * x.tensor
             continue
-        public = public + sign * x.opened.public
-        for coefficient, term in zip(x.opened.coefficients, x.opened.terms, strict=True):
-            coefficients.append(coefficient * sign if coefficient is not None else torch.tensor(sign))
-            terms.append(term)
-    return Opened(public, tuple(coefficients), tuple(terms), "bit")
+        if not isinstance(x, Share) or x.opened is None or x.opened.kind != "bit" or x.shape != shape:
+            return None
+        parts.append((sign, x.opened))
+    if not parts:
+        return None
+    public = torch.zeros(shape, dtype=torch.int64)
+    numbers = [(sign, x.tensor) for sign, x in zip(signs, args, strict=True) if isinstance(x, Public)]
+    for sign, number in (*numbers, *((sign, opened.public) for sign, opened in parts)):
+        public = public + sign * number
+    coefficients = [
+        torch.tensor(sign) if coefficient is None else coefficient * sign
+        for sign, opened in parts
+        for coefficient in opened.coefficients
+    ]
+    return Opened(public, tuple(coefficients), tuple(term for _, opened in parts for term in opened.terms), "bit")

@@ -5,19 +5,20 @@ To add one, add a file with a subclass of `Primitive`; the registry finds it by 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from ..rounds import Swap
+from ..scanning import modules
 from ..wire import elements as size
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .values import Shape, Trace
 
 Steps = Generator[list[Swap], list[Any], Any]
+Opening = tuple[str, str]  # of a value, by its key: in which way
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Cost:
     """Declared price of one instruction.
 
     `steps`: per round, bytes from the server to the client and back. `offline`: bytes of corrections, dealer to server.
+    `macs`: integer multiply-accumulates of the busier party online.
     """
 
     steps: tuple[tuple[int, int], ...] = ()
     offline: int = 0
+    macs: int = 0
 
     @property
     def rounds(self) -> int:
@@ -48,7 +51,8 @@ class Cost:
 class Primitive:
     """One interactive operation. `key` names the instruction; all correlations are filed under it.
 
-    `width`: the low bits of the result that matter. An argument is right to at least as many.
+    `width`: the low bits of the result that matter. An argument is right to at least as many. Arguments come one by
+    one (shared values as traces or shares, others as they are), then attributes by name.
     """
 
     op: ClassVar[str]
@@ -65,6 +69,10 @@ class Primitive:
         """The price, as a formula of the shapes and of what is open already. Called before `correlate`."""
         raise NotImplementedError
 
+    def opens(self, *args: Any, **attributes: Any) -> Iterable[Opening]:
+        """What it opens of its arguments, unless others have: in the first of the rounds that `cost` declares."""
+        return ()
+
 
 def opening_cost(*values: Trace, plain: bool = False) -> tuple[tuple[int, int], ...]:
     """Bytes of opening those of `values` that are not open yet, both ways at once."""
@@ -78,14 +86,19 @@ def ring_opening_cost(x: Trace) -> tuple[tuple[int, int], ...]:
     return opening_cost(x, plain=x.mask is not None and x.mask.kind == "bit")
 
 
-def primitives() -> dict[str, Primitive]:
-    """All primitives of this folder by operation."""
-    package = __name__.rsplit(".", 1)[0]
+def plain_openings(*values: Trace, but: tuple[str, ...] = ()) -> list[Opening]:
+    """The plain openings of values, but of those that are open in a way that does, too."""
+    return [(x.key, "plain") for x in values if x.mask is None or x.mask.kind not in but]
+
+
+@cache
+def primitives(package: str = __name__.rsplit(".", 1)[0]) -> Mapping[str, Primitive]:
+    """All primitives of a folder by operation."""
     found: dict[str, Primitive] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        for item in vars(importlib.import_module(f"{package}.{module.name}")).values():
-            if isinstance(item, type) and issubclass(item, Primitive) and item is not Primitive:
-                if item.op in found and type(found[item.op]) is not item:
-                    raise RuntimeError(f"operation {item.op} has two primitives")
-                found[item.op] = item()
+    for module in modules(package):
+        for item in vars(module).values():
+            if not (isinstance(item, type) and issubclass(item, Primitive) and "op" in vars(item)):
+                continue
+            if type(found.setdefault(item.op, item())) is not item:
+                raise RuntimeError(f"operation {item.op}: has two primitives in {package}; keep one")
     return found

@@ -12,7 +12,7 @@ server's mask A, the client sends m - B once per query, and the dealer shares A 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -20,8 +20,10 @@ from ..errors import CorrelationError
 from ..rounds import Swap, together
 from ..wire import wire_bytes
 from .context import Offline, Online, PrivateValue
-from .primitive import Cost, Primitive, Steps, size
+from .primitive import Cost, Opening, Primitive, Steps, size
 from .values import Shape, Share, Trace, mask_bytes
+
+Product = Callable[..., Tensor]  # of a share or a mask, and what this party knows of the private value
 
 
 class Linear(Primitive):
@@ -29,18 +31,18 @@ class Linear(Primitive):
 
     op = "linear"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, weight = args
-        matmul = offline.ring.matmul
-        return _stationary(offline, key, shape, width, x, weight, matmul)
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue) -> Trace:
+        return _stationary(offline, key, shape, width, x, weight, offline.ring.matmul)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, weight = args
+    def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue) -> Steps:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
         return (yield from _run_stationary(online, key, width, x, weight, product))
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        return _half_cost(shape, width, args[0], "client")
+    def cost(self, shape: Shape, width: int, x: Trace, weight: PrivateValue) -> Cost:
+        return _half_cost(shape, width, x, "client", size(shape) * x.shape[-1])
+
+    def opens(self, x: Trace, weight: PrivateValue) -> list[Opening]:
+        return [(x.key, "half of the client")]
 
 
 class MultiplyPrivate(Primitive):
@@ -48,8 +50,7 @@ class MultiplyPrivate(Primitive):
 
     op = "mul_private"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, v = args
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Trace:
         if v.owner == "server":
             return _stationary(offline, key, shape, width, x, v, lambda a, b: a * b)
         a, b = offline.half(x, "server"), _client_mask(offline, v)
@@ -57,31 +58,33 @@ class MultiplyPrivate(Primitive):
         offline.keep(key, product)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, v = args
+    def run(self, online: Online, key: str, width: int, x: Share, v: PrivateValue) -> Steps:
         if v.owner == "server":
             return (yield from _run_stationary(online, key, width, x, v, lambda a, b: a * b))
         left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
-        product = online.tape.take(key)
-        assert isinstance(product, Tensor)
+        product = online.tape.take(key, Tensor)
         return Share(key, left * right + product, width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        x, v = args
+    def cost(self, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Cost:
         if v.owner == "server":
             return _half_cost(shape, width, x, "client")
         down = 0 if "server" in x.half else wire_bytes(x.width) * size(x.shape)
         up = 0 if v.opened else wire_bytes(v.width) * size(v.shape)
         return Cost(((down, up),) if down or up else (), mask_bytes(width) * size(shape))
 
+    def opens(self, x: Trace, v: PrivateValue) -> list[Opening]:
+        if v.owner == "server":
+            return [(x.key, "half of the client")]
+        return [(x.key, "half of the server"), (v.key, "private")]
 
-def _half_cost(shape: Shape, width: int, x: Trace, owner: str) -> Cost:
+
+def _half_cost(shape: Shape, width: int, x: Trace, owner: str, macs: int = 0) -> Cost:
     steps = () if owner in x.half else ((0, wire_bytes(x.width) * size(x.shape)),)
-    return Cost(steps, mask_bytes(width) * size(shape))
+    return Cost(steps, mask_bytes(width) * size(shape), macs)
 
 
 def _stationary(
-    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Any
+    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Product
 ) -> Trace:
     a = offline.half(x, "client")
     if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
@@ -93,10 +96,9 @@ def _stationary(
     return Trace(key, shape, width)
 
 
-def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Any) -> Steps:
+def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Product) -> Steps:
     masked = yield from online.half(x, "client")
-    share = online.tape.take(key)
-    assert isinstance(share, Tensor)
+    share = online.tape.take(key, Tensor)
     if online.role == "server":
         share = product(masked, weight.tensor).add_(share)
     return Share(key, share, width)
@@ -117,8 +119,7 @@ def _open_client_value(online: Online, v: PrivateValue) -> Steps:
         yield []
     if not v.opened:
         v.pending = True
-        mask = online.tape.take(f"{v.key}/private")
-        assert isinstance(mask, Tensor)
+        mask = online.tape.take(f"{v.key}/private", Tensor)
         if online.role == "client":
             assert v.tensor is not None
             yield [Swap(v.tensor - mask, None, wire_bytes(v.width))]

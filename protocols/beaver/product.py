@@ -8,16 +8,15 @@ not made.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from math import comb
 
 import torch
 from torch import Tensor
 
-from ..ring import shift_left_
+from ..ring import shift_left_, signed
 from ..rounds import together
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, opening_cost, ring_opening_cost, size
+from .primitive import Cost, Opening, Primitive, Steps, opening_cost, plain_openings, ring_opening_cost, size
 from .values import MaskTerm, Shape, Share, Trace, mask_bytes
 
 
@@ -36,8 +35,7 @@ class Multiply(Primitive):
 
     op = "mul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, y = args
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
         a, b = offline.mask(x), offline.mask(y)
         entries = []
         for t, u in term_pairs(a.terms, b.terms, width):
@@ -46,14 +44,12 @@ class Multiply(Primitive):
         offline.keep(key, entries)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, y = args
+    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Steps:
         if x is y:
             a = b = yield from online.opened(x)
         else:
             a, b = yield from together(online.opened(x), online.opened(y))
-        products = online.tape.take(key)
-        assert isinstance(products, list)
+        products = online.tape.take(key, list)
         left = b.mask()
         if online.leader:
             left = left + b.public
@@ -69,11 +65,13 @@ class Multiply(Primitive):
                 result = _add_scaled(result, a.coefficients[t], inner)
         return Share(key, result, width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        x, y = args
+    def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
         pairs = term_pairs(mask_terms(x), mask_terms(y), width)
         zeros = [mask_terms(x)[t].zeros + mask_terms(y)[u].zeros for t, u in pairs]
         return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(width, z) for z in zeros))
+
+    def opens(self, x: Trace, y: Trace) -> list[Opening]:
+        return plain_openings(x, y, but=("scaled", "bit"))
 
 
 def _add_scaled(total: Tensor | None, coefficient: Tensor | None, value: Tensor) -> Tensor:
@@ -95,23 +93,24 @@ class MatrixProduct(Primitive):
 
     op = "matmul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, y = args
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
         a, b = offline.plain(x), offline.plain(y)
         offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, y = args
+    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Steps:
         (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
-        product = online.tape.take(key)
-        assert isinstance(product, Tensor)
+        product = online.tape.take(key, Tensor)
         matmul = online.ring.matmul
         result = matmul(left, b + right if online.leader else b).add_(product)
         return Share(key, result.add_(matmul(a, right)), width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        return Cost(opening_cost(*args, plain=True), mask_bytes(width) * size(shape))
+    def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
+        macs = 2 * size(shape) * x.shape[-1]
+        return Cost(opening_cost(x, y, plain=True), mask_bytes(width) * size(shape), macs)
+
+    def opens(self, x: Trace, y: Trace) -> list[Opening]:
+        return plain_openings(x, y)
 
 
 class Polynomial(Primitive):
@@ -123,14 +122,14 @@ class Polynomial(Primitive):
 
     op = "polynomial"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        _share_powers(offline, args[0], len(attributes["coefficients"]) - 1)
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, coefficients: list[int]
+    ) -> Trace:
+        _share_powers(offline, x, len(coefficients) - 1)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x: Share = args[0]
+    def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Steps:
         opened = yield from online.ring_opened(x)
-        coefficients: list[int] = attributes["coefficients"]
         chosen = [opened.mask()]
         for power, difference in _taken_powers(online, x, len(coefficients) - 1):
             if difference is not None:
@@ -140,19 +139,21 @@ class Polynomial(Primitive):
             chosen.append(power)
         result = _horner(opened.public, coefficients) if online.leader else torch.zeros_like(opened.public)
         for j, power in enumerate(chosen, start=1):
-            taylor = [_wrap(c * math.comb(k, j)) for k, c in enumerate(coefficients) if k >= j]
+            taylor = [signed(c * comb(k, j)) for k, c in enumerate(coefficients) if k >= j]
             if len(taylor) == 1:
                 result = result.add_(power, alpha=taylor[0]) if taylor[0] else result
             else:
                 result = result.addcmul_(_horner(opened.public, taylor), power)
         return Share(key, result, width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        x: Trace = args[0]
+    def cost(self, shape: Shape, width: int, x: Trace, coefficients: list[int]) -> Cost:
         terms = mask_terms(x) if x.mask and x.mask.kind == "scaled" else ()
         each = mask_bytes(x.width) + (mask_bytes(x.width, terms[1].zeros) if len(terms) > 1 else 0)
-        missing = len(attributes["coefficients"]) - 2 - len(x.powers)
+        missing = len(coefficients) - 2 - len(x.powers)
         return Cost(ring_opening_cost(x), size(shape) * each * max(0, missing))
+
+    def opens(self, x: Trace, coefficients: list[int]) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
 
 
 def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
@@ -183,8 +184,7 @@ def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
 
 def _taken_powers(online: Online, x: Share, degree: int) -> list[tuple[Tensor, Tensor | None]]:
     for power in range(2 + len(x.powers), degree + 1):
-        entry = online.tape.take(f"{x.key}/power/{power}")
-        assert isinstance(entry, tuple)
+        entry = online.tape.take(f"{x.key}/power/{power}", tuple)
         x.powers.append(entry)
     return x.powers[: max(0, degree - 1)]
 
@@ -197,14 +197,9 @@ def _power(x: Tensor, exponent: int) -> Tensor:
 
 
 def _horner(x: Tensor, coefficients: list[int]) -> Tensor:
-    result = torch.full_like(x, _wrap(coefficients[-1]))
+    result = torch.full_like(x, signed(coefficients[-1]))
     for position, c in enumerate(reversed(coefficients[:-1])):
-        result = x * _wrap(coefficients[-1]) if position == 0 else result.mul_(x)
+        result = x * signed(coefficients[-1]) if position == 0 else result.mul_(x)
         if c:
-            result += _wrap(c)
+            result += signed(c)
     return result
-
-
-def _wrap(value: int) -> int:
-    """A Python integer as a signed 64-bit one."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -12,7 +12,6 @@ Each party sees c, uniform because r is; its share of the result is a share of m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,9 @@ class RescaleCorrelation:
 class Rescale(Primitive):
     op = "rescale"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        bits, ring = attributes["bits"], attributes.get("ring", 64)
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64
+    ) -> Trace:
         source, zeros = offline.source, ring - bits
         r = source.uniform(f"{key}/r", shape)
         low = source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
@@ -47,11 +47,8 @@ class Rescale(Primitive):
         offline.keep(key, RescaleCorrelation(r, tuple(terms)))
         return Trace(key, shape, width, mask=Mask(tuple(terms), "scaled"))
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x: Share = args[0]
-        bits, ring = attributes["bits"], attributes.get("ring", 64)
-        correlation = online.tape.take(key)
-        assert isinstance(correlation, RescaleCorrelation)
+    def run(self, online: Online, key: str, width: int, x: Share, bits: int, ring: int = 64) -> Steps:
+        correlation = online.tape.take(key, RescaleCorrelation)
         mine = x.tensor + correlation.r
         if online.leader:
             mine += 1 << (ring - 2)
@@ -66,7 +63,6 @@ class Rescale(Primitive):
         coefficients = (None, wrapped) if wrap else (None,)
         return Share(key, share, width, opened=Opened(public, coefficients, correlation.terms, "scaled"))
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
-        bits, ring = attributes["bits"], attributes.get("ring", 64)
+    def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64) -> Cost:
         opening = size(shape) * wire_bytes(ring)
         return Cost(((opening, opening),), size(shape) * (mask_bytes(width) + mask_bytes(width, ring - bits)))

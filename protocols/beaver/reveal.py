@@ -27,7 +27,6 @@ the owner does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,20 +51,22 @@ class Reveal(Primitive):
 
     op = "reveal"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        if attributes.get("bits"):
-            offline.keep(key, rounding(offline, key, shape, width, **attributes))
-        elif attributes["to"] == OWNER:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64
+    ) -> Trace:
+        if bits:
+            offline.keep(key, rounding(offline, key, shape, width, bits, ring))
+        elif to == OWNER:
             offline.keep(key, zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        share = args[0].tensor
-        if attributes.get("bits"):
-            share = yield from rounded(online, key, args[0], online.leader, None, **attributes)
-        elif attributes["to"] == OWNER:
-            share = share + online.tape.take(key)
-        if attributes["to"] == OWNER:
+    def run(self, online: Online, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Steps:
+        share = x.tensor
+        if bits:
+            share = yield from rounded(online, key, x, online.leader, None, bits, ring)
+        elif to == OWNER:
+            share = share + online.tape.take(key, Tensor)
+        if to == OWNER:
             return share
         if online.leader:
             yield [Swap(share, None, wire_bytes(width))]
@@ -73,10 +74,10 @@ class Reveal(Primitive):
         (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
         return sign_extend(share + theirs, width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Cost:
+    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> Cost:
         fresh, answer = mask_bytes(width) * size(shape), ((wire_bytes(width) * size(shape), 0),)
-        opening = ((0, wire_bytes(attributes["ring"]) * size(shape)),) if attributes.get("bits") else ()
-        if attributes["to"] == OWNER:
+        opening = ((0, wire_bytes(ring) * size(shape)),) if bits else ()
+        if to == OWNER:
             return Cost(opening, fresh)
         return Cost(opening + answer, fresh if opening else 0)
 
@@ -87,19 +88,16 @@ def zero(offline: Offline, key: str, shape: Shape, width: int) -> Tensor:
     return offline.source.derived(f"{key}/zero", shape, lambda: zeros, mask_bytes(width))
 
 
-def rounding(offline: Offline, key: str, shape: Shape, width: int, *, bits: int, ring: int, **rest: Any) -> Rounding:
+def rounding(offline: Offline, key: str, shape: Shape, width: int, bits: int, ring: int) -> Rounding:
     """What an answer is divided with."""
     r = offline.source.uniform(f"{key}/r", shape)
     low = offline.source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
     return Rounding(r, low)
 
 
-def rounded(
-    online: Online, key: str, x: Share, opener: bool, peer: int | None, *, bits: int, ring: int, **rest: Any
-) -> Steps:
+def rounded(online: Online, key: str, x: Share, opener: bool, peer: int | None, bits: int, ring: int) -> Steps:
     """This party's fresh share of x / 2^bits. `opener`: whether it is the one that opens; `peer`: that one's rank."""
-    correlation = online.tape.take(key)
-    assert isinstance(correlation, Rounding)
+    correlation = online.tape.take(key, Rounding)
     mine = x.tensor + correlation.r
     if not opener:
         yield [Swap(mine, None, wire_bytes(ring), peer=peer)]

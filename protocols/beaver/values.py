@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from ..errors import CorrelationError
 from ..wire import wire_bytes
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,15 @@ class Tape:
             raise CorrelationError(f"correlation {key} is made twice; this is a bug")
         self._entries[key] = entry
 
-    def take(self, key: str) -> object:
+    def take(self, key: str, kind: type[T]) -> T:
         if key in self._used:
             raise CorrelationError(f"correlation {key} was already used; masks are used once: make new correlations")
         if key not in self._entries:
             raise CorrelationError(f"correlation {key} was not prepared; both parties must run the same program")
         self._used.add(key)
-        return self._entries.pop(key)
+        entry = self._entries.pop(key)
+        assert isinstance(entry, kind)
+        return entry
 
     def entries(self) -> Collection[object]:
         """What is left, for its size alone."""

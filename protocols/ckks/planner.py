@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..operations import operations
+from ..ring import signed
 from . import forms
 from .circuit import (
     AffineStep,
@@ -30,7 +32,6 @@ from .forms import AffineForm
 from .packing import Layout, Packing, baby_steps, query_layout, score_layout, span
 from .parameters import CkksError
 from .values import (
-    VIEWS,
     Base,
     FactoredValue,
     PlannedInstruction,
@@ -96,7 +97,7 @@ class Planner:
             )
         if item.op in ("weight", "constant"):
             return value_of(forms.known(self.known[item.attributes["name"]]), item.shape)
-        if item.op in VIEWS:
+        if operations()[item.op].rearranges and len(args) == 1:
             return scaled(viewed(item.op, args[0], item.attributes), scales[0] - item.scale)
         if item.op in ("shift", "rescale", "reveal"):
             bits = item.attributes.get("bits", 0) * (1 if item.op == "shift" else -1)
@@ -247,7 +248,7 @@ class Planner:
     def _polynomial(self, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
         """Powers by products, as few in sequence as there can be; coefficients are left to whoever reads the sum."""
         given = item.attributes["coefficients"]
-        c = [_signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(given)]
+        c = [signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(given)]
         while len(c) > 1 and c[-1] == 0:
             c.pop()
         if len(c) == 3:  # c2 (x + c1 / 2 c2)^2 + the rest: a square of one affine map
@@ -374,10 +375,6 @@ def _attend(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
         and (*queries[:-2], queries[-1]) == (*keys[:-2], keys[-1])
         and queries[-2] in (1, keys[-2])
     )
-
-
-def _signed(value: int) -> int:
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _text(at: Array) -> str:

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..local import LOCAL
+from ..operations import operations
 from . import forms
 from .circuit import Operand
 from .forms import AffineForm
 from .packing import Layout
 
 Array = np.ndarray
-VIEWS = ("reshape", "permute", "expand", "slice", "index", "unfold")
 
 
 class PlannedInstruction(Protocol):
@@ -84,7 +83,7 @@ def value_of(form: AffineForm, shape: tuple[int, ...]) -> PlannedValue:
 
 
 def viewed(op: str, value: PlannedValue, attributes: dict[str, Any]) -> PlannedValue:
-    moved: Tensor = LOCAL[op](torch.from_numpy(np.ascontiguousarray(value.at) + 1), **attributes)
+    moved: Tensor = operations()[op].compute(torch.from_numpy(np.ascontiguousarray(value.at) + 1), **attributes)
     return value.viewed(moved.numpy() - 1)  # what padding adds is number 0, and then none
 
 

@@ -4,8 +4,8 @@ The parties hold additive shares modulo 2^64, which is what CrypTen's arithmetic
 the model and receives the dealer's corrections. Products, powers, rescales and comparisons are those of `beaver`
 (each head there says who learns what), opened among all parties; what differs with more than two of them is here.
 
-    private.py    products with a value that one party knows: X - A goes to that party alone
-    reveal.py     results: to one party, each share under a fresh sharing of zero
+    primitives/   products with a value that one party knows: X - A goes to that party alone
+                  results: to one party, each share under a fresh sharing of zero
     source.py     correlations among N parties and a dealer
     costs.py      declared costs, for any N; pricing.py adds up a Program's
     wire.py       rounds on a CrypTen communicator
@@ -13,15 +13,20 @@ the model and receives the dealer's corrections. Products, powers, rescales and 
 
 from __future__ import annotations
 
-from ..operations import OPERATIONS
+from ..operations import of_kind
 
 
 class CryptenProtocol:
     name = "crypten"
-    offers = OPERATIONS
     parties = "two or more parties, the first owns the model; offline dealer"
     security = "semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps"
     exact = True
+
+    @property
+    def offers(self) -> frozenset[str]:
+        from .primitives import primitives
+
+        return of_kind("source", "local") | primitives().keys()
 
 
 PROTOCOL = CryptenProtocol()

@@ -19,7 +19,7 @@ from ..operations import OWNER
 from ..ring import Ring
 from ..wire import elements
 from .context import ManyOffline, ManyOnline, Owned
-from .engine import primitives
+from .primitives import primitives
 from .source import ManyCount, ManySource
 from .tuples import Request, make_tuple, tuple_layout
 

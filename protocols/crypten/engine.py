@@ -1,30 +1,23 @@
-"""The engines of N parties: beaver's, with values owned by any party, and the primitives of this folder."""
+"""The engines of N parties: beaver's, with values owned by any party, and the primitives of primitives/."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..beaver import primitive as beaver
-from ..beaver.engine import OfflineEngine, OnlineEngine
-from ..beaver.primitive import Primitive
+from ..beaver.engine import Held, OfflineEngine, OnlineEngine, Prepared
 from ..beaver.values import Shape, Tape
+from ..operations import operations
+from ..operations.operation import Attributes
 from ..ring import Ring
 from ..rounds import Step
 from .context import LEADER, ManyOffline, ManyOnline, Owned
-from .private import LinearToAll, MultiplyPrivateToAll
-from .reveal import RevealToOne
+from .primitives import primitives
 from .source import ManySource
 
 Owners = Mapping[str, int]  # a data owner's rank, by the name of its value
 FIRST_OWNER = 1  # of the data, where nothing else is said
-
-
-def primitives() -> dict[str, Primitive]:
-    """Beaver's, but for those whose messages have another form among N parties."""
-    return {**beaver.primitives(), **{item.op: item for item in (LinearToAll(), MultiplyPrivateToAll(), RevealToOne())}}
 
 
 class ManyOfflineEngine(OfflineEngine):
@@ -39,9 +32,11 @@ class ManyOfflineEngine(OfflineEngine):
         self.tape = Tape()
         self.offline = ManyOffline(source, self.tape, ring)
         self.weights, self.owners = weights, owners or {}
-        self.primitives = primitives()
+        self.operations, self.primitives = operations(), primitives()
 
-    def prepare(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Any:
+    def prepare(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> Prepared:
         if op == "client":
             return Owned(key, "client", shape, width, rank=self.owners.get(attributes["name"], FIRST_OWNER))
         if op == "weight":
@@ -73,9 +68,11 @@ class ManyOnlineEngine(OnlineEngine):
     ) -> None:
         self.online = self.many = ManyOnline(rank, recipient, tape, ring)
         self.values, self.constants, self.owners = values, constants, owners or {}
-        self.primitives = primitives()
+        self.operations, self.primitives = operations(), primitives()
 
-    def execute(self, key: str, op: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]) -> Step:
+    def execute(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
+    ) -> Step:
         if op in ("client", "weight"):
             name = attributes["name"]
             rank = LEADER if op == "weight" else self.owners.get(name, FIRST_OWNER)

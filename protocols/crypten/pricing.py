@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..beaver.engine import PricingEngine, openings_of
+from ..beaver.engine import Prepared, PricingEngine
 from ..beaver.primitive import Primitive
 from ..beaver.values import Shape
+from ..operations.operation import Attributes
 from ..ring import Ring
-from .context import but
 from .costs import ManyCost, among_all
 from .engine import ManyOfflineEngine, Owners
 from .source import ManyCount
@@ -26,15 +25,8 @@ class ManyPricingEngine(PricingEngine, ManyOfflineEngine):
         self.prices: dict[str, ManyCost] = {}
 
     def price(
-        self, primitive: Primitive, key: str, shape: Shape, width: int, args: list[Any], attributes: dict[str, Any]
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> None:
         super().price(primitive, key, shape, width, args, attributes)
         cost = self.costs[key]
         self.prices[key] = cost if isinstance(cost, ManyCost) else among_all(cost)
-
-    def openings(self, op: str, args: list[Any]) -> list[tuple[str, str]]:
-        if op not in ("linear", "mul_private"):
-            return openings_of(op, args)
-        x, private = args
-        found = [(x.key, but(private.rank))]
-        return found if private.owner == "server" else [*found, (private.key, "private")]

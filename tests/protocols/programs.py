@@ -14,10 +14,10 @@ import torch
 from blindformer.models.handover import hand_over
 from blindformer.models.program import Instruction, Program
 from blindformer.protocols.clear import ClearEngine
-from blindformer.protocols.ring import Ring, sign_extend
+from blindformer.protocols.ring import sign_extend
 from torch import Tensor
 
-ENGINE = ClearEngine({}, Ring())
+ENGINE = ClearEngine({})
 SOURCES = ("client", "weight", "constant", "input")
 
 

@@ -10,7 +10,7 @@ from blindformer.models.pricing import price
 from blindformer.models.program import Program
 from blindformer.protocols.beaver.engine import PricingEngine
 from blindformer.protocols.beaver.primitive import primitives
-from blindformer.protocols.operations import PRIVATE, RESULT, SHARED
+from blindformer.protocols.operations import of_kind
 from blindformer.protocols.ring import Ring
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import CASES, Data, Draft, handed_over, hidden, scaled
@@ -66,7 +66,7 @@ def test_declared_is_metered_when_only_the_result_is_revealed(name):
 
 
 def test_every_interactive_operation_has_a_primitive():
-    assert set(primitives()) == PRIVATE | SHARED | RESULT
+    assert set(primitives()) == of_kind("private", "shared", "result")
 
 
 def test_rows_add_up_to_the_totals():

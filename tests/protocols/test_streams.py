@@ -86,10 +86,10 @@ def test_large_arrays_do_not_repeat():
 def test_a_correlation_is_used_once():
     tape = Tape()
     tape.put("7/r", 1)
-    assert tape.take("7/r") == 1
+    assert tape.take("7/r", int) == 1
     assert len(tape) == 0
     with pytest.raises(CorrelationError, match=r"7/r was already used; masks are used once"):
-        tape.take("7/r")
+        tape.take("7/r", int)
     with pytest.raises(CorrelationError, match=r"7/r is made twice"):
         tape.put("7/r", 2)
 
@@ -97,7 +97,7 @@ def test_a_correlation_is_used_once():
 def test_a_correlation_that_was_not_made_is_missing():
     tape = Tape()
     with pytest.raises(CorrelationError, match="8/r was not prepared; both parties must run the same program"):
-        tape.take("8/r")
+        tape.take("8/r", int)
     tape.put("9", 1)
     with pytest.raises(CorrelationError, match="made twice"):
         tape.put("9", 1)

@@ -1,6 +1,7 @@
-"""The operations of a Program: what a protocol may be asked to compute on secrets.
+"""The operations of a Program: what a protocol may be asked to compute on secrets. Found by scanning this folder.
 
-A protocol states which of these it `offers`; compilation checks that against what a program needs.
+To add one, add a file with an `Operation` (operation.py). A protocol states which it `offers`; compilation checks that
+against what a program needs.
 
 sources    client(name)                  a tensor of the data owner          weight(name)  of the model owner
            constant(name)                public
@@ -22,14 +23,32 @@ result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without
 
 from __future__ import annotations
 
-SOURCES = frozenset({"client", "weight", "constant", "input"})
-LINEAR = frozenset(
-    {"add", "sub", "neg", "shift", "mul_public", "sum", "reshape", "permute", "expand", "slice", "index", "concat"}
-    | {"unfold"}
-)
-PRIVATE = frozenset({"linear", "mul_private"})
-SHARED = frozenset({"mul", "matmul", "polynomial", "rescale", "less"})
-RESULT = frozenset({"reveal"})
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ..scanning import modules
+
+if TYPE_CHECKING:
+    from .operation import Operation
+
 OWNER = "owner"  # of the data, who takes no part in the protocol
 RECIPIENTS = frozenset({"client", OWNER})  # of results
-OPERATIONS = SOURCES | LINEAR | PRIVATE | SHARED | RESULT
+
+
+@cache
+def operations() -> Mapping[str, Operation]:
+    """All operations by name. Their files import torch, so none is read before somebody asks."""
+    from .operation import Operation
+
+    found: dict[str, Operation] = {}
+    for module in modules(__name__):
+        for item in vars(module).values():
+            if isinstance(item, Operation) and found.setdefault(item.name, item) is not item:
+                raise RuntimeError(f"operation {item.name}: is defined twice, in {module.__name__} again; keep one")
+    return found
+
+
+def of_kind(*kinds: str) -> frozenset[str]:
+    """The names of the operations of these kinds: source, local, private, shared, result."""
+    return frozenset(name for name, item in operations().items() if item.kind in kinds)

@@ -8,17 +8,17 @@ nothing. Recipient and opener together learn z + (r mod 2^bits): the answer with
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
-from ..beaver.primitive import Primitive, Steps, size
-from ..beaver.reveal import rounded, rounding, zero
-from ..beaver.values import Shape, Trace, mask_bytes
-from ..operations import OWNER
-from ..ring import sign_extend
-from ..rounds import Swap
-from ..wire import wire_bytes
-from .context import LEADER
-from .costs import OPENER, RECIPIENT, ManyCost, Moved, opener_of
+from ...beaver.primitive import Primitive, Steps, size
+from ...beaver.reveal import rounded, rounding, zero
+from ...beaver.values import Shape, Share, Trace, mask_bytes
+from ...operations import OWNER
+from ...ring import sign_extend
+from ...rounds import Swap
+from ...wire import wire_bytes
+from ..context import LEADER, ManyOffline, ManyOnline
+from ..costs import OPENER, RECIPIENT, ManyCost, Moved, opener_of
 
 
 class RevealToOne(Primitive):
@@ -26,18 +26,20 @@ class RevealToOne(Primitive):
 
     op = "reveal"
 
-    def correlate(self, offline: Any, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        made = rounding(offline, key, shape, width, **attributes) if attributes.get("bits") else None
+    def correlate(
+        self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64
+    ) -> Trace:
+        made = rounding(offline, key, shape, width, bits, ring) if bits else None
         offline.keep(key, made or zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
-    def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        to_owner = attributes["to"] == OWNER
-        if attributes.get("bits"):
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Steps:
+        to_owner = to == OWNER
+        if bits:
             opener = LEADER if to_owner else opener_of(online.recipient)
-            share = yield from rounded(online, key, args[0], online.rank == opener, opener, **attributes)
+            share = yield from rounded(online, key, x, online.rank == opener, opener, bits, ring)
         else:
-            share = args[0].tensor + online.tape.take(key)
+            share = x.tensor + online.tape.take(key, Tensor)
         if to_owner:
             return share
         if online.rank != online.recipient:
@@ -46,10 +48,10 @@ class RevealToOne(Primitive):
         (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
         return sign_extend(share + theirs, width)
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
-        steps, to_owner = (), attributes["to"] == OWNER
-        if attributes.get("bits"):
-            opening = wire_bytes(attributes["ring"]) * size(shape)
+    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> ManyCost:
+        steps, to_owner = (), to == OWNER
+        if bits:
+            opening = wire_bytes(ring) * size(shape)
             steps += (Moved(gathered=opening, one=LEADER if to_owner else OPENER),)
         if not to_owner:
             steps += (Moved(gathered=wire_bytes(width) * size(shape), one=RECIPIENT),)

@@ -12,18 +12,17 @@ One A serves every product of X with values of party k. For N = 2 this is protoc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..beaver.primitive import Primitive, Steps, size
-from ..beaver.values import Shape, Share, Trace, mask_bytes
-from ..errors import CorrelationError
-from ..rounds import Swap, together
-from ..wire import wire_bytes
-from .context import ManyOffline, ManyOnline, Owned, but
-from .costs import ManyCost, Moved
+from ...beaver.primitive import Opening, Primitive, Steps, size
+from ...beaver.values import Shape, Share, Trace, mask_bytes
+from ...errors import CorrelationError
+from ...rounds import Swap, together
+from ...wire import wire_bytes
+from ..context import ManyOffline, ManyOnline, Owned, but
+from ..costs import ManyCost, Moved
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,17 +32,18 @@ class LinearToAll(Primitive):
 
     op = "linear"
 
-    def correlate(self, offline: Any, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, weight = args
+    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, weight: Owned) -> Trace:
         return _correlate(offline, key, shape, width, x, weight, offline.ring.matmul)
 
-    def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, weight = args
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, weight: Owned) -> Steps:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
         return (yield from _run(online, key, width, x, weight, product))
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
-        return _cost(shape, width, *args)
+    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
+        return _cost(shape, width, x, value)
+
+    def opens(self, x: Trace, value: Owned) -> list[Opening]:
+        return _opens(x, value)
 
 
 class MultiplyPrivateToAll(Primitive):
@@ -51,16 +51,17 @@ class MultiplyPrivateToAll(Primitive):
 
     op = "mul_private"
 
-    def correlate(self, offline: Any, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        x, value = args
+    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned) -> Trace:
         return _correlate(offline, key, shape, width, x, value, _times)
 
-    def run(self, online: Any, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
-        x, value = args
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned) -> Steps:
         return (yield from _run(online, key, width, x, value, _times))
 
-    def cost(self, shape: Shape, width: int, *args: Any, **attributes: Any) -> Any:
-        return _cost(shape, width, *args)
+    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
+        return _cost(shape, width, x, value)
+
+    def opens(self, x: Trace, value: Owned) -> list[Opening]:
+        return _opens(x, value)
 
 
 def _cost(shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
@@ -70,6 +71,11 @@ def _cost(shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
     spread = 0 if known else wire_bytes(value.width) * size(value.shape)
     moved = Moved(gathered=gathered, spread=spread, one=value.rank)
     return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
+
+
+def _opens(x: Trace, value: Owned) -> list[Opening]:
+    gathered = (x.key, but(value.rank))
+    return [gathered] if value.owner == "server" else [gathered, (value.key, "private")]
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
@@ -106,8 +112,7 @@ def _run(online: ManyOnline, key: str, width: int, x: Share, value: Owned, produ
         a = yield from online.others(x, value.rank)
     else:
         a, _ = yield from together(online.others(x, value.rank), _send_masked(online, value))
-    share = online.tape.take(key)
-    assert isinstance(share, Tensor)
+    share = online.tape.take(key, Tensor)
     if online.rank == value.rank:
         assert value.tensor is not None
         share = product(a, value.tensor).add_(share)
@@ -125,8 +130,7 @@ def _send_masked(online: ManyOnline, value: Owned) -> Steps:
         return
     value.pending = True
     if online.rank == value.rank:
-        mask = online.tape.take(f"{value.key}/private")
-        assert isinstance(mask, Tensor)
+        mask = online.tape.take(f"{value.key}/private", Tensor)
         assert value.tensor is not None
         yield [Swap(value.tensor - mask, None, wire_bytes(value.width))]
     else:

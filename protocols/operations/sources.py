@@ -1,0 +1,16 @@
+"""Sources: values that parties have, by name."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from .operation import SOURCE, Operation
+
+
+def _given(name: str) -> NoReturn:
+    raise RuntimeError(f"{name}: is a source, which is not computed; this is a bug")
+
+
+client, weight, constant, input_ = (
+    Operation(name, SOURCE, _given) for name in ("client", "weight", "constant", "input")
+)
