@@ -59,7 +59,7 @@ def test_every_error_of_the_package_is_a_blindformer_error():
     above = {name: ancestors(name, bases) for name in bases}
     own = {name for name, found in above.items() if found & BUILTIN}
     assert len(own) > 40
-    assert {name for name in own if "BlindformerError" not in above[name]} == SIGNALS
+    assert {name for name in own if "BlindformerError" not in above[name]} <= SIGNALS
 
 
 def test_one_except_catches_a_bad_plan():

@@ -14,14 +14,6 @@ def test_best_line_of_the_square_root():
     assert error == pytest.approx(1 / 48, rel=1e-3)
 
 
-def test_relative_error_of_the_reciprocal():
-    """The least relative error of 1/x by degree d on [a, b] is 1 / T_(d+1)((b + a) / (b - a))."""
-    for degree in (1, 2, 3, 4):
-        _, error = minimax(lambda x: 1 / x, degree, 1.0, 10.0, weight=lambda x: x)
-        chebyshev = np.cosh((degree + 1) * np.arccosh(11 / 9))
-        assert error == pytest.approx(1 / chebyshev, rel=1e-3)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-4, 4), st.floats(0.1, 6), st.integers(0, 6))
 def test_no_other_polynomial_does_much_better(low, width, degree):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from blindformer import approximations
-from blindformer.approximations import Choice, Plan, PlanError, approximation, choices, find, kinds
+from blindformer.approximations import Choice, Plan, PlanError, approximation, choices, find
+from blindformer.approximations.plan import PRESETS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,17 +95,15 @@ def test_every_kind_has_exact_and_metadata_is_complete():
 
 
 def test_presets():
-    assert not Plan.preset("faithful").needs_distillation()
-    assert Plan.preset("fast").needs_distillation()
-    assert Plan.preset("fast").linear_bits == 8
+    presets = {name: Plan.preset(name) for name in PRESETS}
+    needy = {name for name, plan in presets.items() if plan.needs_distillation()}
+    assert needy == {"fast", "he"}
+    assert presets["fast"].linear_bits == 8
     assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
-
-
-def test_he_is_of_polynomials_alone():
-    plan = Plan.preset("he")
-    chosen = [find(kind, getattr(plan, kind).name) for kind in kinds()]
-    assert all(found.function is not None and found.comparisons == 0 for found in chosen)
-    assert plan.needs_distillation()
+    found = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
+    assert all(a.function is not None and a.comparisons == 0 for a in found)  # polynomials only
+    assert {choice.name for _, choice in presets["exact"].chosen()} == {"exact"}
+    assert presets["faithful"].same_functions(Plan())
 
 
 def test_describe_has_a_row_for_everything():
