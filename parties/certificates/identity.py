@@ -1,7 +1,7 @@
 """This party's certificate while a service runs: read from its folder again when files there change, or when told to.
 
 For connections to come, what was read last and could be used is in force. Files that cannot be used change nothing, and
-the log says so once. Whoever is in a new list of revoked ones is shown out (children.py; encrypted/serving.py).
+the log says so once. Whoever is in a new list of revoked ones has its sessions ended (host.Connections.end_revoked).
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Long-lived processes: one supervisor, and one child for each connection, as PostgreSQL does it.
 
-supervisor.py   accepts, forks, counts, reaps; holds no peer's bytes longer than it takes to pass them on
-lobby.py        where a connection waits until its peer has shown that it speaks TLS
+running.py      from settings to a service that serves
+host.py         what every service does alike: whom it lets in, signals, certificates, numbers, its end
+acceptor.py, pending.py   where a connection waits until its peer has shown that it speaks TLS
 admission.py    how many sessions, how many queries at once, who is next, who is told to come back
-control.py      what a child and its supervisor say to each other
-child.py        the first and the last thing a child does
-serve.py, dealer.py   the two services: what their children do
-pairs.py        how the dealer brings a client's seed to the session of its server
-logs.py, stats.py, exporter.py, metrics.py   what operators see
+supervisor.py, children.py   one process for each connection: forked, heard, reaped
+control.py, child.py   what a child and its supervisor say to each other; the first and the last thing a child does
+sessions.py     what server.py, dealer.py and helper.py do alike
+seeds.py, rendezvous.py   how two connections of one session meet, at the dealer and at the server
+quota.py        how much one certificate's name may ask
+logs.py, metrics.py, exporter.py, metrics_server.py   what operators see
+https/          encrypted queries: one process that speaks HTTP, and workers
 """

@@ -16,8 +16,8 @@ from typing import Any
 
 from .limits import ServiceLimits
 from .logs import Log
+from .metrics import Metrics
 from .pending import HelloState, Pending, PendingConnections
-from .stats import Stats
 
 TICK = 0.25  # seconds between looks at deadlines
 PARTIAL_TICK = 0.05  # between looks at a hello of which a part has come
@@ -43,11 +43,11 @@ class Acceptor:
         limits: ServiceLimits,
         reserved: int,
         log: Log,
-        stats: Stats,
+        metrics: Metrics,
         watch: Callable[[Any, Callable[[], None]], object],
         forget: Callable[[Any], object],
     ) -> None:
-        self._listener, self._limits, self._log, self._stats = listener, limits, log, stats
+        self._listener, self._limits, self._log, self._metrics = listener, limits, log, metrics
         self._watch, self._forget = watch, forget
         size = max(LEAST_LOBBY, min(limits.lobby, _files_left() - reserved - SPARE_FILES))
         self._lobby = PendingConnections(size, limits.lobby_seconds)
@@ -89,7 +89,7 @@ class Acceptor:
         if visitor.sight is HelloState.silent:
             self._forget(visitor.sock)
         visitor.sock.close()
-        self._stats.add("connections", label="dropped")
+        self._metrics.add("connections", label="dropped")
         self._log.warning("dropped", address=visitor.address, what=f"{visitor.sight.value}; {why}")
 
     def pause(self, error: OSError) -> None:
@@ -97,7 +97,7 @@ class Acceptor:
         if self._resume_at is None and not self._stopped:
             self._forget(self._listener)
         self._resume_at = time.monotonic() + BREATH
-        self._stats.add("connections", label="no_room")
+        self._metrics.add("connections", label="no_room")
         self._log.error("no-room", what=f"nobody is let in for {BREATH:g} s: {error.strerror}")
 
     def stop(self) -> None:
@@ -142,11 +142,11 @@ class Acceptor:
         if before is HelloState.silent and sight is not HelloState.silent:
             self._forget(visitor.sock)
         if sight is HelloState.stranger:
-            self._stats.add("connections", label="not_tls")
+            self._metrics.add("connections", label="not_tls")
             self._log.warning("refused", address=visitor.address, kind="NotTls", what=sight.value)
             visitor.sock.close()
         elif sight is HelloState.gone:
-            self._stats.add("connections", label="gone")
+            self._metrics.add("connections", label="gone")
             visitor.sock.close()
 
 

@@ -1,10 +1,12 @@
 """Who may open a session, whose query computes, who waits, and who is told to come back: counting, and no sockets.
 
     open(child, owner)    a session: admitted, or busy
+    check(child)          whether a query would be told that all is busy
     want(child)           a query: go, or queued at some place, or busy
     release(child)        the query is over: somebody else may go
     leave(child)          the child is gone, however it went: it gives back all it held
 
+`child` is the number of a connection: of sessions, its process's id. An encrypted query is a session of one query.
 `owner` is the fingerprint of the peer's certificate. A worker that is free goes to the owner with the fewest queries
 running, of equals to the one whose turn is longest ago: so a client with many sessions does not starve one that has a
 single one, and nobody is held back while no other waits.
@@ -62,10 +64,12 @@ class Mean:
 
 
 class Admission:
-    """See the file's head. `child`: the process id of a connection."""
+    """See the file's head. `places`: what a session is called to a peer that has none."""
 
-    def __init__(self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limits, self._clock = limits, clock
+    def __init__(
+        self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic, places: str = "sessions"
+    ) -> None:
+        self.limits, self._clock, self._places = limits, clock, places
         self._sessions: dict[int, tuple[str, float]] = {}  # owner, since
         self._running: dict[int, float] = {}  # since
         self._queue: dict[int, int | None] = {}  # in order of arrival; the place last told
@@ -94,28 +98,34 @@ class Admission:
             raise ValueError("it has a session already")
         mine = sum(held == owner for held, _ in self._sessions.values())
         if len(self._sessions) >= self.limits.sessions:
-            return Busy(self._when(self._session.value / self.limits.sessions), "all sessions are taken")
+            return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._places} are taken")
         if mine >= self.limits.sessions_each:
             seconds = self._when(self._session.value / self.limits.sessions_each)
-            return Busy(seconds, "this certificate holds all the sessions that one may")
+            return Busy(seconds, f"this certificate holds all the {self._places} that one may")
         self._sessions[child] = (owner, self._clock())
         return Go()
 
-    def want(self, child: int) -> Verdict:
-        """A worker for a query of `child`. Errors: ValueError if it has no session, or another query already."""
+    def check(self, child: int) -> Busy | None:
+        """Why a query of `child` would find no place. Errors: ValueError if it has no session."""
         if child not in self._sessions:
             raise ValueError("it has no session")
+        mine = sum(self._owner(other) == self._owner(child) for other in self._queue)
+        full = len(self._queue) >= self.limits.queue
+        if self._is_free() or (not full and mine < self.limits.queue_each):
+            return None
+        seconds = self._query.value * (1 + len(self._queue)) / self.limits.workers
+        why = "the queue is full" if full else "this certificate has as many queries in the queue as one may"
+        return Busy(self._when(seconds), why)
+
+    def want(self, child: int) -> Verdict:
+        """A worker for a query of `child`. Errors: ValueError if it has no session, or another query already."""
+        if busy := self.check(child):
+            return busy
         if child in self._running or child in self._queue:
             raise ValueError("it has a query already")
-        if len(self._running) < self.limits.workers and not self._queue:
+        if self._is_free():
             self._start(child)
             return Go()
-        mine = sum(self._owner(other) == self._owner(child) for other in self._queue)
-        if len(self._queue) >= self.limits.queue or mine >= self.limits.queue_each:
-            seconds = self._query.value * (1 + len(self._queue)) / self.limits.workers
-            full = len(self._queue) >= self.limits.queue
-            why = "the queue is full" if full else "this certificate has as many queries in the queue as one may"
-            return Busy(self._when(seconds), why)
         self._queue[child] = None
         place = self._order().index(child)
         self._queue[child] = place
@@ -157,6 +167,10 @@ class Admission:
                 self._queue[child] = place
                 news.append((child, Queued(place)))
         return news
+
+    def _is_free(self) -> bool:
+        """Whether a worker is, and nobody waits for it."""
+        return len(self._running) < self.limits.workers and not self._queue
 
     def _start(self, child: int) -> None:
         self._count += 1

@@ -1,23 +1,23 @@
-"""The supervisor's children: what each is doing, what it asks for, and its end."""
+"""The supervisor's children: how each starts, what it is doing, what it asks for, and its end."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import selectors
 import signal
 import socket
+import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ..certificates.identity import Renewable
 from ..transport.faults import NEW_CERTIFICATE
-from .admission import Admission, Busy, Go, News, Queued
-from .child import place
+from .admission import Admission, Busy, Go, News, Verdict
+from .child import Control, become_child, place
 from .control import (
     Answered,
     BrokenControl,
@@ -30,31 +30,44 @@ from .control import (
     Release,
     Want,
 )
-from .limits import ServiceLimits
-from .logs import Log
-from .stats import Stats
+from .host import Host
+from .pending import Pending
 
-Seat = Literal["session", "relay", "visit"]
-FAREWELL = 5.0  # seconds to end, for a child that has let go of its line
+ConnectionKind = Literal["session", "relay", "visit"]
+CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line
 
 
-class ReportHandlers(Protocol):
-    """The part of a service that answers reports (supervisor.Service)."""
+class ServedSessions(Protocol):
+    """What a supervisor serves (sessions.SessionService)."""
 
     @property
-    def identity(self) -> Renewable: ...
+    def identity(self) -> Renewable:
+        """In the supervisor: this party's certificate, and who is revoked."""
+        ...
 
-    def seat(self, role: str) -> Seat: ...
+    def work(self, sock: socket.socket, control: Control) -> None:
+        """In the child: everything from the handshake to the last byte."""
+        ...
 
-    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]: ...
+    def kind(self, role: str) -> ConnectionKind:
+        """What a connection of `role` is: a session that computes, a relay that lives as long, or a short visit."""
+        ...
+
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
+        """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """In the supervisor, every second: values of gauges that only this service knows."""
+        ...
 
 
 @dataclass(eq=False)
 class Child:
     """A connection and its process.
 
-    `peer`: None until the hello is done. `seated`: it may stay; until then it holds a place in the handshake, and is
-    ended at `kill_at` (of the monotonic clock).
+    `peer`: None until the hello is done. `placed`: it has a place; until then it counts as in the handshake. `kill_at`:
+    of the monotonic clock.
     """
 
     pid: int
@@ -62,9 +75,9 @@ class Child:
     host: str
     address: str
     born: float
-    kill_at: float
+    kill_at: float = math.inf
     peer: Introduced | Probing | None = None
-    seated: bool = False
+    placed: bool = False
     failed: bool = False
     stopped: bool = False
     killed: str = ""
@@ -79,17 +92,20 @@ class Child:
             found["session"] = self.peer.session
         return found
 
+    @property
+    def ending(self) -> str:
+        """The event of its end by an error."""
+        return "session-failed" if self.placed else "refused"
+
 
 class Children:
-    """All of them. Whatever one does, or happens to it, ends with it."""
+    """All of them (host.Connections). Whatever one does, or happens to it, ends with it."""
 
-    def __init__(
-        self, service: ReportHandlers, limits: ServiceLimits, log: Log, stats: Stats, selector: selectors.BaseSelector
-    ) -> None:
-        self._service, self._limits, self._log, self._stats = service, limits, log, stats
-        self._selector = selector
-        self._admission = Admission(limits)
-        self._relays = Admission(limits)  # as many as sessions; they never compute
+    def __init__(self, service: ServedSessions, host: Host, selector: selectors.BaseSelector) -> None:
+        self._service, self._host, self._selector = service, host, selector
+        self._limits, self._log, self._metrics = host.limits, host.log, host.metrics
+        self._admission = Admission(self._limits)
+        self._relays = Admission(self._limits)  # as many as sessions; they never compute
         self._alive: dict[int, Child] = {}
         self._dying: dict[int, Child] = {}  # their line is closed, their process not yet reaped
 
@@ -97,34 +113,41 @@ class Children:
     def any(self) -> bool:
         return bool(self._alive or self._dying)
 
-    def add(self, pid: int, sock: socket.socket, host: str, address: str) -> None:
-        now = time.monotonic()
-        child = Child(pid, ChildLine(sock), host, address, now, now + self._limits.handshake_seconds)
-        self._alive[pid] = child
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(child))
-
-    def handshaking(self) -> Counter[str]:
-        """How many hold a place in the handshake, by host."""
-        return Counter(child.host for child in self._alive.values() if not child.seated)
+    def entering(self) -> Sequence[Child]:
+        return [child for child in self._alive.values() if not child.placed]
 
     def gauges(self) -> dict[str, float]:
-        return {
-            "handshakes": self.handshaking().total(),
-            "sessions": self._admission.sessions,
-            "running": self._admission.running,
-            "queued": self._admission.queued,
-        }
+        counts = {name: getattr(self._admission, name) for name in ("sessions", "running", "queued")}
+        return {**counts, **self._service.gauges()}
 
-    def keep_order(self, waiting: int) -> None:
-        """End those whose time is over. `waiting`: so many would like a place in the handshake."""
+    def start(self, visitor: Pending) -> None:
+        mine, its = socket.socketpair()
+        sys.stderr.flush()
+        # A signal between the fork and the child's own handlers would be taken for the supervisor's.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        try:
+            pid = os.fork()
+            if pid == 0:
+                become_child(its, lambda control: self._be_child(mine, visitor, control), blocked)
+        except OSError:
+            mine.close()
+            raise
+        finally:
+            its.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        visitor.sock.close()
+        child = Child(pid, ChildLine(mine), visitor.host, visitor.address, time.monotonic())
+        self._alive[pid] = child
+        self._selector.register(mine, selectors.EVENT_READ, lambda: self._read(child))
+
+    def drop(self, entering: Child, why: str) -> None:
+        self._kill(entering, "slow", why)
+
+    def on_turn(self) -> None:
+        """End those whose time is over."""
         now = time.monotonic()
         for child in [child for child in self._alive.values() if now >= child.kill_at]:
             self._kill(child, "slow", "did not finish in time")
-        unseated = [child for child in self._alive.values() if not child.seated]  # the oldest first
-        wanted = waiting - (self._limits.handshakes - len(unseated))
-        for child in unseated[: max(0, wanted)]:
-            if now - child.born > self._limits.pressed_seconds:
-                self._kill(child, "slow", "did not finish in time while others waited")
         for pid in self._admission.overdue():
             what = f"its query held a worker for more than {self._limits.query_seconds:g} seconds"
             self._kill(self._alive[pid], "overdue", what)
@@ -133,36 +156,38 @@ class Children:
                 self._signal(child, signal.SIGKILL)
             self._try_reap(child)
 
-    def reap(self) -> None:
-        """Collect those that have ended."""
+    def on_child_exit(self) -> None:
         for child in [*self._alive.values(), *self._dying.values()]:
             self._try_reap(child)
 
     def ask_to_stop(self) -> None:
-        """Those with a running query finish it first."""
         for child in self._alive.values():
             self._signal(child, signal.SIGTERM)
 
-    def show_out(self) -> None:
-        """End the sessions of whoever was revoked: at once, or when the query that computes is answered."""
+    def end_revoked(self) -> None:
+        """At once, or when the query that computes is answered."""
         for child in list(self._alive.values()):
             if isinstance(child.peer, Introduced) and self._service.identity.revoked(child.peer.serial):
                 self._stop(child, child.peer)
 
     def end_all(self) -> None:
-        """At once. Returns when they are gone."""
+        """Returns when they are gone."""
         for child in [*self._alive.values(), *self._dying.values()]:
             self._signal(child, signal.SIGKILL)
         for child in [*self._alive.values(), *self._dying.values()]:
-            with contextlib.suppress(ChildProcessError):
+            with suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
             self._let_go(child)
         self._dying.clear()
 
-    def forget(self) -> None:
-        """In a child: let go of the others' lines."""
+    def _be_child(self, mine: socket.socket, visitor: Pending, control: Control) -> None:
+        """In the child: let go of all that is the supervisor's or another child's, then work."""
+        mine.close()
+        self._selector.close()
+        self._host.let_go()
         for child in self._alive.values():
             child.line.close()
+        self._service.work(visitor.sock, control)
 
     # -- what a child says
 
@@ -199,9 +224,9 @@ class Children:
         elif isinstance(report, Release):
             self._spread(self._admission.release(child.pid))
             if report.left is not None:
-                self._stats.set("correlations_left", report.left)
+                self._metrics.set("correlations_left", report.left)
         elif isinstance(report, Limited):
-            self._stats.add("limited")
+            self._metrics.add("limited")
             self._log.info("limited", **child.who, owner=child.peer.owner, what=report.what)
         elif isinstance(report, Answered):
             self._count(child, report)
@@ -209,25 +234,25 @@ class Children:
             child.line.tell(dict(self._service.reply(report, child.peer)))
 
     def _welcome(self, child: Child, peer: Introduced | Probing) -> None:
-        """Give it a seat, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
+        """Give it a place, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
         if isinstance(peer, Introduced) and self._service.identity.revoked(peer.serial):
             self._stop(child, peer)  # while it shook hands
             return
-        self._stats.add("connections", label="introduced")
-        seat = "probe" if isinstance(peer, Probing) else self._service.seat(peer.role)
-        verdict: Go | Busy = Go()
-        if seat == "probe":
-            probes = sum(isinstance(other.peer, Probing) and other.seated for other in self._alive.values())
+        self._metrics.add("connections", label="introduced")
+        kind = "probe" if isinstance(peer, Probing) else self._service.kind(peer.role)
+        verdict: Verdict = Go()
+        if kind == "probe":
+            probes = sum(isinstance(other.peer, Probing) and other.placed for other in self._alive.values())
             if probes >= self._limits.probes:
                 verdict = Busy(5.0, "others measure just now")
-        elif seat != "visit":
-            verdict = (self._relays if seat == "relay" else self._admission).open(child.pid, peer.owner)
-        if isinstance(verdict, Go) and seat != "visit":
-            child.seated = True
-            child.kill_at = time.monotonic() + self._limits.probe_seconds if seat == "probe" else math.inf
-        self._answer(child, verdict, seat)
-        if child.seated and isinstance(peer, Introduced):
-            self._stats.add("sessions_opened", label=peer.role)
+        elif kind != "visit":
+            verdict = (self._relays if kind == "relay" else self._admission).open(child.pid, peer.owner)
+        child.placed = isinstance(verdict, Go) and kind != "visit"
+        if child.placed and kind == "probe":
+            child.kill_at = time.monotonic() + self._limits.probe_seconds
+        self._answer(child, verdict, kind)
+        if child.placed and isinstance(peer, Introduced):
+            self._metrics.add("sessions_opened", label=peer.role)
             self._log.info("session-opened", **child.who, owner=peer.owner, program=peer.program)
 
     def _stop(self, child: Child, peer: Introduced) -> None:
@@ -235,24 +260,23 @@ class Children:
         if child.stopped:
             return
         child.stopped = True
-        self._stats.add("errors", label="Revoked")
-        event = "session-failed" if child.seated else "refused"
+        self._metrics.add("errors", label="Revoked")
         what = f"refuses this {peer.role}: its certificate was revoked; {NEW_CERTIFICATE}"
-        self._log.warning(event, **child.who, kind="Revoked", owner=peer.owner, what=what)
+        self._log.warning(child.ending, **child.who, kind="Revoked", owner=peer.owner, what=what)
         try:
             child.line.tell({"stop": what})
         except BrokenControl as error:
             self._kill(child, "broken_control", str(error))
 
-    def _answer(self, child: Child, verdict: Go | Queued | Busy, wanted: str) -> None:
+    def _answer(self, child: Child, verdict: Verdict, wanted: str) -> None:
         if isinstance(verdict, Go):
             child.line.tell({"go": True})
-        elif isinstance(verdict, Queued):
-            child.line.tell({"queued": verdict.place})
-        else:
-            self._stats.add("busy", label=wanted)
+        elif isinstance(verdict, Busy):
+            self._metrics.add("busy", label=wanted)
             self._log.info("busy", **child.who, seconds=verdict.seconds, what=f"{wanted}: {verdict.why}")
             child.line.tell({"busy": {"seconds": verdict.seconds, "why": verdict.why}})
+        else:
+            child.line.tell({"queued": verdict.place})
 
     def _spread(self, news: News) -> None:
         for pid, verdict in news:
@@ -265,13 +289,13 @@ class Children:
                 self._kill(other, "broken_control", str(error))
 
     def _count(self, child: Child, report: Answered) -> None:
-        self._stats.add("queries")
+        self._metrics.add("queries")
         seconds = {"offline_s": report.offline_s, "online_s": report.online_s}
         seconds = {name: value for name, value in seconds.items() if value is not None}
         for name, value in seconds.items():
-            self._stats.observe("seconds", value, name.removesuffix("_s"))
+            self._metrics.observe("seconds", value, name.removesuffix("_s"))
         for direction in ("sent", "received", "offline_bytes"):
-            self._stats.add("bytes", getattr(report, direction), direction.removesuffix("_bytes"))
+            self._metrics.add("bytes", getattr(report, direction), direction.removesuffix("_bytes"))
         self._log.info(
             "answered",
             **child.who,
@@ -284,11 +308,10 @@ class Children:
         if child.failed:
             raise BrokenControl("it has failed already")
         child.failed = True
-        self._stats.add("errors", label=report.kind)
+        self._metrics.add("errors", label=report.kind)
         if child.peer is None:
-            self._stats.add("connections", label="refused")
-        event = "session-failed" if child.seated else "refused"
-        self._log.warning(event, **child.who, kind=report.kind, what=report.what)
+            self._metrics.add("connections", label="refused")
+        self._log.warning(child.ending, **child.who, kind=report.kind, what=report.what)
 
     # -- the end of a child
 
@@ -298,9 +321,9 @@ class Children:
             return
         self._selector.unregister(child.line.sock)
         child.line.close()
-        child.kill_at = time.monotonic() + FAREWELL
+        child.kill_at = time.monotonic() + CLOSE_SECONDS
         self._dying[child.pid] = child
-        if child.seated and isinstance(child.peer, Introduced):
+        if child.placed and isinstance(child.peer, Introduced):
             self._log.info("session-closed", **child.who, seconds=time.monotonic() - child.born)
         self._relays.leave(child.pid)
         self._spread(self._admission.leave(child.pid))
@@ -315,7 +338,7 @@ class Children:
         if os.WIFSIGNALED(status) and not child.killed:
             number = os.WTERMSIG(status)
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-            self._stats.add("children_killed", label=name)
+            self._metrics.add("children_killed", label=name)
             self._log.error("child-killed", **child.who, kind=name, what="its process was ended by a signal")
         while child.pid in self._alive and self._read(child):
             pass  # what it had said before it ended
@@ -326,12 +349,11 @@ class Children:
         if child.killed:
             return
         child.killed = reason
-        self._stats.add("children_killed", label=reason)
-        event = "session-failed" if child.seated else "refused"
-        self._log.warning(event, **child.who, kind="Killed", what=what)
+        self._metrics.add("children_killed", label=reason)
+        self._log.warning(child.ending, **child.who, kind="Killed", what=what)
         self._signal(child, signal.SIGKILL)
         self._let_go(child)
 
     def _signal(self, child: Child, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(child.pid, number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,70 +13,63 @@ import torch
 
 from ...models.program import Program
 from ...protocols.beaver.primitive import primitives
-from ...protocols.channel import Meter
 from ...protocols.errors import BlindformerError
-from ..certificates.identity import Identity
 from ..config import Settings
 from ..session import DealerParty, receive_seed
 from ..session.meeting import meet_as_dealer
+from ..transport.tls import TlsChannel
 from .child import Control
-from .children import Seat
+from .children import ConnectionKind
 from .control import Answered, ChildReport, Introduced
-from .front import greet, telling
 from .limits import ServiceLimits
-from .pairs import AskedSeeds, Pairs
+from .seeds import AskedSeeds, PassedSeeds
+from .sessions import SessionService
 
-ROLE = "dealer"
-ROLES = ("client", "helper", "server")
 PROGRAMS = 64  # files kept
 
 
-class DealerService:
+class DealerService(SessionService):
     """One dealer. `scratch`: a folder of this service alone."""
 
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
+    roles = ("client", "helper", "server")
     about = "any program that a server and its client agree on"
-    programs: tuple[str, ...] = ()
-    limit = ""
 
     def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
-        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        super().__init__("dealer", settings, limits)
         _load_ahead()
-        self.settings, self.limits = settings, limits
-        self.identity = Identity(settings.certificates.folder, ROLE)
         self.known = FilePrograms(scratch)
-        self.pairs = Pairs()
-        self.config = settings.shared_hash()
-        self.facts = self.identity.facts(self.config)
+        self.seeds = PassedSeeds()
 
-    def work(self, sock: socket.socket, control: Control) -> None:
-        timeout = self.settings.session.timeout
-        control.party, control.keepalive = ROLE, timeout / 3
-        greeted = greet(sock, control, self.identity, ROLES, self.facts)
-        if greeted is None:
-            return
-        channel, first = greeted
-        with telling(ROLE, lambda: [channel]):
-            hello = meet_as_dealer(channel, timeout, first=first, config=self.config)
-            control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        with self.telling(channel):
+            hello = meet_as_dealer(channel, self.timeout, first=first, config=self.config)
+            self.introduce(channel, hello, control)
             seeds = AskedSeeds(control)
             if channel.peer == "server":
-                party = DealerParty(channel, hello, seeds, self.known, admission=control)
-                dealt = _Dealt(channel.meter, control)
+                sent = channel.meter.sent
+
+                def dealt(number: int, seconds: float) -> None:
+                    nonlocal sent
+                    before, sent = sent, channel.meter.sent
+                    control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
+
                 # The server decides how long its client may be silent; it keeps this connection that long.
-                party.serve(dealt.report, idle=2 * self.limits.idle)
+                DealerParty(channel, hello, seeds, self.known, admission=control).serve(
+                    dealt, idle=2 * self.limits.idle
+                )
             else:
                 receive_seed(channel, hello, seeds)
             channel.close()
 
-    def seat(self, role: str) -> Seat:
+    def kind(self, role: str) -> ConnectionKind:
         return "session" if role == "server" else "visit"
 
     def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
-        return self.pairs.reply(report, peer)
+        return self.seeds.reply(report, peer)
 
     def gauges(self) -> Mapping[str, float]:
-        return {"seeds": len(self.pairs)}
+        return {"seeds": len(self.seeds)}
 
 
 class FilePrograms:
@@ -110,18 +102,5 @@ class FilePrograms:
 def _load_ahead() -> None:
     """Import what the first program would: a child would do it for itself alone, and its peer would wait."""
     primitives()
-    _ = torch.zeros(1, device="meta") + torch.zeros(
-        1, device="meta"
-    )  # on which programs are checked; the first use imports 70 MB of torch
-
-
-class _Dealt:
-    """Reports each query with the bytes that went to the server since the one before."""
-
-    def __init__(self, meter: Meter, control: Control) -> None:
-        self._meter, self._control = meter, control
-        self._sent = meter.sent
-
-    def report(self, number: int, seconds: float) -> None:
-        sent, self._sent = self._meter.sent - self._sent, self._meter.sent
-        self._control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent)))
+    zero = torch.zeros(1, device="meta")  # on which programs are checked; the first use imports 70 MB of torch
+    _ = zero + zero

@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
 
+from .backoff import Backoff
 from .logs import Log
 
-PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before it is started again, the longer the oftener it died
-STEADY_SECONDS = 120.0  # running so long, it starts with the first pause again
+STEADY_SECONDS = 120.0  # running so long, it does well
 
 
 class Exporter:
@@ -25,34 +24,36 @@ class Exporter:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._rest = b""
-        self._deaths = 0
+        self._backoff = Backoff()
         self._since = self._again = 0.0
 
     @property
     def address(self) -> tuple[str, int]:
         return self._sock.getsockname()[:2]
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    def feed(self, snapshot: dict[str, Any]) -> None:
+    def feed(self, text: str, stopping: bool) -> None:
         """Hand over a snapshot; start the process if it is time to. Blocks on nothing."""
         now = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
-            self._died(now, f"it ended with code {self._process.returncode}")
-        if self._process is None:
-            if now < self._again:
-                return
-            self._start(now)
+            if now - self._since > STEADY_SECONDS:
+                self._backoff.reset()
+            self._ended(now, f"it ended with code {self._process.returncode}")
+        if self._process is None and now >= self._again:
+            try:
+                self._start(now)
+            except OSError as error:
+                self._ended(now, f"it cannot be started ({error.strerror})")
         if self._process is not None:
-            self._write(snapshot)
+            # Each snapshot holds everything, so one is left out while an earlier one is still on its way.
+            data = self._rest or (json.dumps({"text": text, "stopping": stopping}) + "\n").encode()
+            with contextlib.suppress(OSError):  # the pipe is full, or it is dead, which the next call notices
+                self._rest = data[os.write(self._pipe, data) :]
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
         self._sock.close()
+        self._hang_up()
         if self._process is not None:
-            self._hang_up()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
             self._process.kill()
@@ -62,43 +63,27 @@ class Exporter:
     def forget(self) -> None:
         """In a child of the supervisor: let go of what is the supervisor's."""
         self._sock.close()
+        self._hang_up()
         if self._process is not None:
-            self._hang_up()
             self._process.returncode = 0  # it is not ours to wait for
 
     def _start(self, now: float) -> None:
-        try:
-            reading, self._pipe = os.pipe()
-        except OSError as error:
-            self._died(now, f"it cannot be started ({error.strerror})")
-            return
-        command = [sys.executable, "-m", f"{__package__}.metrics", str(self._sock.fileno())]
+        """Errors: OSError."""
+        reading, self._pipe = os.pipe()
+        command = [sys.executable, "-m", f"{__package__}.metrics_server", str(self._sock.fileno())]
         try:
             self._process = subprocess.Popen(
                 command, stdin=reading, stdout=subprocess.DEVNULL, pass_fds=[self._sock.fileno()], cwd="/"
             )
-        except OSError as error:
-            self._died(now, f"it cannot be started ({error.strerror})")
-            return
         finally:
             os.close(reading)
         os.set_blocking(self._pipe, False)
         self._since, self._rest = now, b""
 
-    def _write(self, snapshot: dict[str, Any]) -> None:
-        # Each snapshot holds everything, so one is left out while an earlier one is still on its way.
-        data = self._rest or (json.dumps(snapshot) + "\n").encode()
-        with contextlib.suppress(OSError):  # the pipe is full, or it is dead, which the next call notices
-            self._rest = data[os.write(self._pipe, data) :]
-
-    def _died(self, now: float, what: str) -> None:
-        if self._process is not None and now - self._since > STEADY_SECONDS:
-            self._deaths = 0
-        pause = PAUSES[min(self._deaths, len(PAUSES) - 1)]
-        self._deaths += 1
-        self._again = now + pause
+    def _ended(self, now: float, what: str) -> None:
+        pause = self._backoff.ended()
+        self._again, self._process = now + pause, None
         self._hang_up()
-        self._process = None
         self._log.error("metrics-died", what=f"{what}; it is started again", seconds=pause)
 
     def _hang_up(self) -> None:

@@ -1,115 +1,91 @@
-"""/healthz, /readyz and /metrics over HTTP: a process of its own, `python -m blindformer.parties.service.metrics`.
-
-Whoever reads metrics speaks HTTP with a web framework, so that runs where no key, seed or weight is: a new process,
-fed snapshots (stats.py) by the supervisor as JSON lines on stdin. It ends when stdin does, and not before.
-"""
+"""What a service counts: every metric is declared here once."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple, TypeVar
 
-import uvicorn
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
-from .stats import BUCKETS, METRICS
-
-STALE_SECONDS = 15.0  # the supervisor sends a snapshot every second; silent for so long, it hangs
-CONNECTIONS = 32
+M = TypeVar("M", bound=MetricWrapperBase)
 
 
-class Latest(Collector):
-    """The newest snapshot, as Prometheus wants it."""
+class Metric(NamedTuple):
+    """`label`: the name of its one label, empty for none."""
+
+    kind: type[MetricWrapperBase]
+    help: str
+    label: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "connections": Metric(Counter, "Connections by what became of them in the lobby and the handshake", "outcome"),
+    "sessions_opened": Metric(Counter, "Sessions opened, by the peer's role", "role"),
+    "queries": Metric(Counter, "Queries answered"),
+    "busy": Metric(Counter, "Times a peer was told to come back later, by what it wanted", "wanted"),
+    "limited": Metric(Counter, "Queries refused because a certificate has asked all that it may"),
+    "errors": Metric(Counter, "Connections that ended with an error, by its type", "kind"),
+    "children_killed": Metric(Counter, "Children ended by the supervisor or a signal, by reason", "reason"),
+    "bytes": Metric(Counter, "Payload of answered queries, by direction and phase", "direction"),
+    "seconds": Metric(Histogram, "Seconds of a query, by phase", "phase"),
+    "lobby": Metric(Gauge, "Connections that have not shown a TLS hello yet"),
+    "handshakes": Metric(Gauge, "Connections in the handshake"),
+    "sessions": Metric(Gauge, "Open sessions"),
+    "running": Metric(Gauge, "Queries that hold a worker"),
+    "queued": Metric(Gauge, "Queries that wait for a worker"),
+    "correlations_left": Metric(Gauge, "Correlations made ahead and not used yet"),
+    "key_bytes": Metric(Gauge, "What clients' evaluation keys may take on disk, of encrypted queries"),
+    "seeds": Metric(Gauge, "Clients' seeds that the dealer keeps for their servers"),
+    "certificate_expires": Metric(
+        Gauge, "When the first of its certificate, CA and list of revoked ones ends, seconds since 1970"
+    ),
+    "started": Metric(Gauge, "When the service started, seconds since 1970"),
+    "stopping": Metric(Gauge, "1 while the service drains"),
+}
+BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # seconds
+LABELS_MOST = 50  # values of one label: a child may invent error kinds
+
+disable_created_metrics()
+
+
+class Metrics:
+    """Numbers by metric and label value. A gauge is shown from its first value on: what a service lacks is not 0."""
 
     def __init__(self) -> None:
-        self.snapshot: dict[str, Any] = {}
-        self.at = 0.0
+        self._registry = CollectorRegistry()
+        self._labels: dict[str, set[str]] = {name: set() for name in METRICS}
+        self._metrics = {name: self._make(name, metric) for name, metric in METRICS.items()}
 
-    def put(self, snapshot: dict[str, Any]) -> None:
-        self.snapshot, self.at = snapshot, time.monotonic()
+    def add(self, name: str, amount: float = 1, label: str = "") -> None:
+        self._find(name, Counter, label).inc(amount)
 
-    @property
-    def fresh(self) -> bool:
-        return bool(self.snapshot) and time.monotonic() - self.at < STALE_SECONDS
+    def set(self, name: str, value: float) -> None:
+        gauge = self._find(name, Gauge)
+        if not self._labels[name]:
+            self._labels[name].add("")
+            self._registry.register(gauge)
+        gauge.set(value)
 
-    @property
-    def stopping(self) -> bool:
-        return bool(self.snapshot.get("stopping", {}).get("", 0))
+    def observe(self, name: str, value: float, label: str) -> None:
+        self._find(name, Histogram, label).observe(value)
 
-    def collect(self) -> Iterator[Family]:
-        for name, metric in METRICS.items():
-            values = self.snapshot.get(name, {})
-            labels = [metric.label] if metric.label else []
-            if metric.kind == "histogram":
-                family = HistogramMetricFamily(f"blindformer_{name}", metric.help, labels=labels)
-                for label, value in values.items():
-                    family.add_metric([label], _cumulative(value["counts"]), value["total"])
-            else:
-                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-                family = kind(f"blindformer_{name}", metric.help, labels=labels)
-                for label, value in values.items():
-                    family.add_metric([label] if labels else [], value)
-            yield family
+    def text(self) -> str:
+        """As Prometheus reads it."""
+        return generate_latest(self._registry).decode()
 
+    def _make(self, name: str, metric: Metric) -> MetricWrapperBase:
+        name, labels = f"blindformer_{name}", [metric.label] if metric.label else []
+        if metric.kind is Histogram:
+            return Histogram(name, metric.help, labels, buckets=BUCKETS, registry=self._registry)
+        return metric.kind(name, metric.help, labels, registry=None if metric.kind is Gauge else self._registry)
 
-def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
-    total, rows = 0, []
-    for bound, count in zip([*(str(float(b)) for b in BUCKETS), "+Inf"], counts, strict=True):
-        total += count
-        rows.append((bound, float(total)))
-    return rows
-
-
-def make_app(latest: Latest) -> FastAPI:
-    registry = CollectorRegistry()
-    registry.register(latest)
-    app = FastAPI(title="blindformer", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.get("/healthz")
-    def health() -> JSONResponse:
-        """200 while the supervisor reports."""
-        return JSONResponse({"healthy": latest.fresh}, status_code=200 if latest.fresh else 503)
-
-    @app.get("/readyz")
-    def ready() -> JSONResponse:
-        """200 while new sessions are taken."""
-        good = latest.fresh and not latest.stopping
-        return JSONResponse({"ready": good, "stopping": latest.stopping}, status_code=200 if good else 503)
-
-    @app.get("/metrics")
-    def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
-
-
-def main(number: int) -> None:
-    """Serve on the listening socket with this file number, until stdin ends."""
-    for stop in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd signal everybody; the supervisor drains first
-        signal.signal(stop, signal.SIG_IGN)
-    latest = Latest()
-    config = uvicorn.Config(
-        make_app(latest), log_config=None, access_log=False, limit_concurrency=CONNECTIONS, lifespan="off"
-    )
-    sock = socket.socket(fileno=number)
-    # Outside the main thread uvicorn leaves the signals alone.
-    threading.Thread(target=lambda: uvicorn.Server(config).run(sockets=[sock]), daemon=True, name="http").start()
-    for line in sys.stdin:
-        latest.put(json.loads(line))
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    def _find(self, name: str, kind: type[M], label: str = "") -> M:
+        metric, labels = self._metrics[name], self._labels[name]
+        if not isinstance(metric, kind):
+            raise ValueError(f"{name} is a {METRICS[name].kind.__name__}, not a {kind.__name__}")
+        if not METRICS[name].label:
+            return metric
+        if label not in labels and len(labels) >= LABELS_MOST:
+            label = "other"
+        labels.add(label)
+        return metric.labels(label)

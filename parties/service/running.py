@@ -9,21 +9,21 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...protocols.errors import BlindformerError
+from ..certificates.identity import Identity
 from ..config import Address, ServiceSection
 from .exporter import Exporter
+from .host import Host
 from .limits import ServiceLimits
 from .logs import Log
-from .stats import Stats
-from .supervisor import Service, Supervisor
+from .metrics import Metrics
 
-ADVERSARY = "semi-honest parties that do not collude"
 SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
 BACKLOG = 128
 STALE_SECONDS = 60.0  # a folder that was made just now may not have its lock yet
@@ -31,6 +31,21 @@ STALE_SECONDS = 60.0  # a folder that was made just now may not have its lock ye
 
 class StartError(BlindformerError):
     """A service cannot start."""
+
+
+class StartedService(Protocol):
+    """A service that can say what it serves, as soon as it is ready."""
+
+    identity: Identity
+    helpers: str
+    about: str
+    adversary: str
+    limit: str
+    programs: list[str]
+
+    def run(self, host: Host, ready: Callable[[], None]) -> None:
+        """Serve until the host is told to stop."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,24 +61,8 @@ class Announcement:
     about: str
     limits: ServiceLimits
     expires: float
-    adversary: str = ADVERSARY
-    limit: str = ""
-
-
-class StartedService(Service, Protocol):
-    """A service that can say what it serves."""
-
-    @property
-    def helpers(self) -> str: ...
-
-    @property
-    def about(self) -> str: ...
-
-    @property
-    def limit(self) -> str: ...
-
-    @property
-    def programs(self) -> Sequence[str]: ...
+    adversary: str
+    limit: str
 
 
 def run(
@@ -72,39 +71,44 @@ def run(
     make: Callable[[ServiceLimits, Path], StartedService],
     announce: Callable[[Announcement], None] | None = None,
     lifeline: int | None = None,
+    **bounds: float,
 ) -> None:
-    """Serve until a signal stops it, or the end of the pipe `lifeline`.
+    """Serve until a signal stops it, or the end of the pipe `lifeline`; SIGHUP reads the certificates again.
 
-    `make` loads the service; it is given a scratch folder. `announce` is told when it serves; without it the log is.
+    make       loads the service; it is given a scratch folder
+    announce   is told when it serves; without it the log is
+    bounds     limits that are no settings
 
     Errors: `StartError`, and those of `make`.
     """
     if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
-    log, stats, limits = Log(role, mine.log_format), Stats(), make_limits(mine)
+    log, limits = Log(role, mine.log_format), make_limits(mine, **bounds)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
-        exporter = exporter_at(mine.metrics, log)
+        exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, backlog=16), log)
         service = make(limits, scratch)
-        said = Announcement(
-            role=role,
-            address=Address(*listener.getsockname()[:2]),
-            metrics=Address(*exporter.address) if exporter else None,
-            helpers=service.helpers,
-            programs=list(service.programs),
-            about=service.about,
-            limits=limits,
-            expires=service.identity.expires,
-            limit=service.limit,
-        )
-        Supervisor(listener, service, limits, log, stats, exporter, lifeline).run(
-            lambda: log_ready(said, log) if announce is None else announce(said)
-        )
+
+        def ready() -> None:
+            said = Announcement(
+                role=role,
+                address=Address(*listener.getsockname()[:2]),
+                metrics=Address(*exporter.address) if exporter else None,
+                helpers=service.helpers,
+                programs=service.programs,
+                about=service.about,
+                limits=limits,
+                expires=service.identity.expires,
+                adversary=service.adversary,
+                limit=service.limit,
+            )
+            log_ready(said, log) if announce is None else announce(said)
+
+        service.run(Host(listener, limits, log, Metrics(), exporter, lifeline), ready)
 
 
-def make_limits(mine: ServiceSection) -> ServiceLimits:
-    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace")
-    made = ServiceLimits(**{name: getattr(mine, name) for name in same})
-    return made if mine.workers is None else replace(made, workers=mine.workers)
+def make_limits(mine: ServiceSection, **bounds: Any) -> ServiceLimits:
+    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace", "workers")
+    return ServiceLimits(**{name: getattr(mine, name) for name in same if getattr(mine, name) is not None}, **bounds)
 
 
 def bind(address: Address, backlog: int) -> socket.socket:
@@ -144,10 +148,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def exporter_at(address: Address | None, log: Log) -> Exporter | None:
-    return None if address is None else Exporter(bind(address, backlog=16), log)
 
 
 def log_ready(said: Announcement, log: Log) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...models.artifacts import load_server
 from ...models.artifacts.circuits import texts_of
 from ...models.artifacts.server import ServerLength, ServerPart
 from ...models.handover import hand_over
-from ..certificates.identity import Identity
 from ..config import Settings
-from ..session import Served, ServerParty, Timings, serve_parts
+from ..session import Served, ServerParty, serve_parts
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner_shares import OwnerShares, seat_of, serve_owner
 from ..session.mask_seed import load_secret
@@ -25,13 +21,13 @@ from ..session.spool import Spool
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
-from .children import Seat
-from .control import Answered, ChildReport, Introduced, Limited
-from .front import greet, telling
+from .children import ConnectionKind
+from .control import Limited
 from .limits import ServiceLimits
 from .quota import quota_in_words, quota_of
 from .rendezvous import Rendezvous
 from .running import Announcement, run
+from .sessions import SessionService, answered, telling
 
 ROLE = "server"
 HELPERS = {
@@ -54,90 +50,59 @@ def serve(
     )
 
 
-class ServerService:
-    """One server with its programs, one for each length. Made in the supervisor, before the first fork.
+class ServerService(SessionService):
+    """One server with its programs, one for each length. `scratch`: a folder of this service alone, with a short path.
 
-    `scratch`: a folder of this service alone, with a short path.
-
-    Errors: `BlindformerError`: a folder, a key or a certificate that cannot be used.
+    Errors: as `SessionService`, and those of a key and of the folder of counts.
     """
 
     def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
-        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        super().__init__(ROLE, settings, limits)
         mine = settings.server
-        self.settings, self.limits = settings, limits
-        self.identity = Identity(settings.certificates.folder, ROLE)
         self.helped = settings.session.topology == "helper"
         part = load_server(mine.folder)
         parts = [self._seated(item) for item in part.values()]
         self.served = serve_parts(parts, load_secret(part.secret_file))
+        self.programs = list(self.served)
+        if self.helped:
+            self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
             served.prepare()
-        self.texts = max(texts_of(item.program) for item in parts)
-        self.quota = quota_of(mine, self.texts)
+        self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
         share = 1.0 if self.helped else mine.share
         self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), share)
-        self.config = settings.shared_hash()
-        self.facts = self.identity.facts(self.config, self.served)
-        if self.helped:
-            self.rendezvous = Rendezvous(scratch)
-        self.helpers = HELPERS[settings.session.topology]
+        self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {_lengths(part)}"
 
-    @property
-    def limit(self) -> str:
-        return quota_in_words(self.quota)
-
-    @property
-    def programs(self) -> list[str]:
-        return list(self.served)
-
-    def work(self, sock: socket.socket, control: Control) -> None:
-        timeout = self.settings.session.timeout
-        control.party, control.keepalive = ROLE, timeout / 3
-        roles = ("client", "helper") if self.helped else ("client",)
-        greeted = greet(sock, control, self.identity, roles, self.facts)
-        if greeted is None:
-            return
-        channel, first = greeted
-        with telling(ROLE, lambda: [channel]):
-            served, hello = meet_client(channel, self.served, timeout, first=first, config=self.config)
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        with self.telling(channel):
+            served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             seat = seat_of(channel, served.program)
-            control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
-        if seat == "owner":
-            self._relay(channel, served, hello, control)
-        else:
-            self._session(channel, served, hello, control)
+            self.introduce(channel, hello, control)
+        (self._relay if seat == "owner" else self._session)(channel, served, hello, control)
 
-    def seat(self, role: str) -> Seat:
+    def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"
-
-    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
-        raise ValueError("a server's child says nothing of that kind")
-
-    def gauges(self) -> Mapping[str, float]:
-        return {}
 
     def _seated(self, part: ServerLength) -> ServerLength:
         """For two servers it is the same model with another seat (models/handover.py)."""
         return ServerLength(hand_over(part.program), part.weights, part.constants) if self.helped else part
 
     def _session(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
-        settings, timeout = self.settings, self.settings.session.timeout
-        control.left = self._left
+        control.left = self.left
         owners, outside = [], None
         if self.helped:
-            with telling(ROLE, lambda: [channel]):
+            with self.telling(channel):
                 waiting = {"waiting": "owner"}
                 meet = partial(self.rendezvous.meet, alive=lambda: channel.send_message(waiting))
-                owners = [meet(hello.session, channel.peer, timeout)]
+                owners = [meet(hello.session, channel.peer, self.timeout)]
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, ROLE, hello.session, config=self.config)
-        dial = partial(meet_dealer, self.identity.dialling, settings.address("dealer"), mine, timeout)
+        dealer = self.settings.address("dealer")
         party = ServerParty(
             served,
             channel,
-            dial,
+            partial(meet_dealer, self.identity.dialling, dealer, mine, self.timeout),
             session=hello.session,
             client_id=channel.fingerprint,
             admission=control,
@@ -148,14 +113,13 @@ class ServerService:
         )
         with telling(ROLE, lambda: [*party.abandon(), *owners]):
             party.set_up()
-            party.serve(lambda number, timings: control.tell(_answered(number, timings)), idle=self.limits.idle)
+            party.serve(lambda number, timings: control.tell(answered(number, timings)), idle=self.limits.idle)
             party.close()
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
-        with telling(ROLE, lambda: [channel]):
-            timeout, idle = self.settings.session.timeout, self.limits.idle
+        with self.telling(channel):
             count = self._counting(channel, served, control)
-            serve_owner(channel, served.program, self.rendezvous, hello.session, timeout, idle, count)
+            serve_owner(channel, served.program, self.rendezvous, hello.session, self.timeout, self.limits.idle, count)
             channel.close()
 
     def _counting(self, channel: TlsChannel, served: Served, control: Control) -> Callable[[], None] | None:
@@ -173,20 +137,6 @@ class ServerService:
 
         return count
 
-    def _left(self) -> int | None:
-        return None if self.spool is None else self.spool.left()
-
 
 def _lengths(part: ServerPart) -> str:
     return ", ".join(str(length) for length in sorted(part.lengths))
-
-
-def _answered(number: int, timings: Timings) -> Answered:
-    return Answered(
-        number=number,
-        offline_s=timings.offline_s,
-        online_s=timings.online_s,
-        offline_bytes=float(timings.offline_bytes),
-        sent=float(timings.online.sent),
-        received=float(timings.online.received),
-    )

@@ -28,17 +28,15 @@ from .client import Answer, ClientParty, Progress, UseSpool
 from .dealer import (
     DealerParty,
     MemoryPrograms,
-    MemorySeeds,
     ProgramLimits,
     Programs,
-    SeedError,
-    Seeds,
     receive_program,
     receive_seed,
     wait_with,
 )
 from .keys import query_key
 from .messages import patient
+from .seeds import MemorySeeds, SeedError, Seeds
 from .server import Outside, ServerParty
 from .timings import Timings, peak_rss_mb, rss_mb
 from .weights import Served, ServedPart, serve_parts, weight_keys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from ...protocols.beaver.engine import OfflineEngine
 from ...protocols.beaver.source import Corrections, DealerSource
 from ...protocols.channel import Channel
 from ...protocols.clear import ClearEngine
-from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError
+from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.operations import of_kind
 from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES
@@ -30,57 +29,11 @@ from .ahead import Ahead
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .keys import masks, query_key
 from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
+from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
 from .weights import WeightMasks, read_keys
 
 T = TypeVar("T")
-
-
-class SeedError(BlindformerError):
-    """No client's seed is kept for a session."""
-
-
-class Seeds(Protocol):
-    """Brings the seed that a client left to the connection of its session's server: once."""
-
-    def put(self, session: str, program: str, seed: bytes) -> None:
-        """Errors: `SeedError` if there is one already, or no room."""
-        ...
-
-    def take(self, session: str, program: str) -> bytes:
-        """The seed, which is forgotten. Errors: `SeedError` if there is none, or it is for another program."""
-        ...
-
-
-class MemorySeeds:
-    """Seeds within one process: at most `limit`, each for `seconds` at most."""
-
-    def __init__(self, limit: int = 64, seconds: float = 600.0) -> None:
-        self.limit, self.seconds = limit, seconds
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[str, bytes, float]] = OrderedDict()
-
-    def put(self, session: str, program: str, seed: bytes) -> None:
-        with self._lock:
-            self._forget()
-            if session in self._kept:
-                raise SeedError("this session has its client's seed already; start a new session")
-            if len(self._kept) >= self.limit:
-                self._kept.popitem(last=False)  # the oldest
-            self._kept[session] = (program, seed, time.monotonic() + self.seconds)
-
-    def take(self, session: str, program: str) -> bytes:
-        with self._lock:
-            self._forget()
-            found = self._kept.pop(session, None)
-        if found is None or found[0] != program:
-            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
-        return found[1]
-
-    def _forget(self) -> None:
-        now = time.monotonic()
-        for session in [s for s, (_, _, end) in self._kept.items() if end <= now]:
-            del self._kept[session]
 
 
 class Programs(Protocol):

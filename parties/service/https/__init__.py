@@ -1,9 +1,9 @@
 """Encrypted queries over HTTPS: one request, one reply.
 
-    client   keeps the secret key, encrypts and decrypts    client.py, http.py, kept.py
-    front    speaks HTTP, checks sizes, hands bytes on      serving.py, app.py, interface.py, bodies.py, store.py,
-                                                            pool.py, jobs.py
-    workers  hold the weights, compute on ciphertexts       worker.py, lines.py
+    client    keeps the secret key, encrypts and decrypts    parties/client/encrypted.py
+    service   speaks HTTP, checks sizes, hands bytes on      serving.py, connections.py, http_server.py, app.py, schema.py,
+                                                             bodies.py, key_store.py, places.py, query.py, workers.py
+    workers   hold the weights, compute on ciphertexts       worker.py, worker_messages.py
 
 The process that speaks HTTP holds no weights and runs nothing of SEAL; what reads bytes of strangers is a worker, whose
 crash is its own.

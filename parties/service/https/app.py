@@ -1,4 +1,4 @@
-"""The service's HTTP interface. Who asks is told by the certificate alone; front.py puts it into a request's state."""
+"""The service's HTTP interface. Only the certificate says who asks; http_server.py puts it into a request's state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,10 +20,15 @@ from ....protocols.ckks.frames import FrameReader, OtherProgram, most
 from ....protocols.ckks.sealed import SealedError
 from ...session.compute_slots import LimitReached
 from ..logs import Log
+from ..metrics import Metrics
 from ..quota import Quota, QuotaError
-from ..stats import Stats
 from .bodies import Bodies
-from .interface import (
+from .docs_page import docs_page
+from .key_store import KeySet, KeyStore
+from .places import Places
+from .query import EncryptedQuery
+from .refusals import Refusal, busy, revoked
+from .schema import (
     ABOUT,
     LINES,
     CircuitInfo,
@@ -36,31 +42,37 @@ from .interface import (
     message,
     refusals,
 )
-from .jobs import Job
-from .key_store import KeySet, KeyStore
-from .page import page
-from .pool import Pool
-from .refusals import Refusal, busy, revoked
+from .workers import Workers
 
 FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
 NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
+@dataclass
 class AppState:
-    """What the routes share. `stopping`: no more is taken. `revoked`: whether a certificate of this number is, now."""
+    """What the routes share. `facts`: by program.
 
-    def __init__(
-        self, about: dict[str, str], facts: list[CircuitNeeds], pool: Pool, store: KeyStore, bodies: Bodies,
-        stats: Stats,
-        log: Log, uploads: int, revoked: Callable[[str], bool] = lambda serial: False,
-        quota: Quota | None = None,
-    ) -> None:  # fmt: skip
-        self.about, self.facts = about, {item.program: item for item in facts}
-        self.pool, self.store, self.bodies, self.stats = pool, store, bodies, stats
-        self.log, self.uploads, self.revoked, self.quota = log, uploads, revoked, quota
-        self.uploading = self.reading = 0
-        self.stopping = False
-        self.tasks: set[asyncio.Task[None]] = set()
+    room, uploads   requests that may send their bodies at a time, and keys
+    revoked         whether a certificate of this number is, now
+    stopping        no more is taken
+    """
+
+    about: dict[str, str]
+    facts: dict[str, CircuitNeeds]
+    workers: Workers
+    places: Places
+    store: KeyStore
+    bodies: Bodies
+    metrics: Metrics
+    log: Log
+    room: int
+    uploads: int
+    revoked: Callable[[str], bool]
+    quota: Quota | None
+    stopping: bool = False
+    reading: int = 0
+    uploading: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def model(self, program: str) -> CircuitNeeds:
         if program not in self.facts:
@@ -106,9 +118,10 @@ class AppState:
         who = (request.state.name, item.facts.texts)
         if self.quota is not None:
             await asyncio.to_thread(self.quota.check, *who)
-        self.pool.admit(item.owner)
-        if self.reading >= self.pool.room:
-            raise busy("others are sending queries", self.pool.usual)
+        connection: int = request.state.connection
+        self.places.check(connection)
+        if self.reading >= self.room:
+            raise busy("others are sending queries", 5)
         self.reading += 1
         try:
             body = await self.bodies.all(request, limit)
@@ -120,49 +133,48 @@ class AppState:
         if self.revoked(item.serial):  # while its body came
             raise revoked()
         if self.quota is not None:
-            self.pool.admit(item.owner)  # what finds no place is not counted
+            self.places.check(connection)  # what finds no place is not counted
             await asyncio.to_thread(self.quota.spend, *who)
-        job = Job(item, body)
-        task = asyncio.create_task(self._run(job))
+        query = EncryptedQuery(item, body, connection)
+        task = asyncio.create_task(self._run(query))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                await job.first()
+                await query.first()
         except TimeoutError:
             pass  # it waits for a worker: whatever is wrong with it, a line will say
         except BaseException:
-            job.abandon()
+            query.abandon()
             raise
-        return _lines(job)
+        return _lines(query)
 
-    async def _run(self, job: Job) -> None:
-        await job.run(self.pool)
-        who: dict[str, Any] = {"session": job.keys.name, "owner": job.keys.owner}
-        if job.refusal is not None and job.refusal.status >= 500 and job.refusal.retry_after is None:
-            self.log.error("query-failed", **who, what=str(job.refusal))
-        if job.sent:
-            self.log.info("answered", **who, seconds=job.seconds, bytes=len(job.body) + job.sent)
-            self.pool.usual = 0.7 * self.pool.usual + 0.3 * job.seconds
-            self.stats.add("queries")
-            self.stats.add("bytes", len(job.body), "received")
-            self.stats.add("bytes", job.sent, "sent")
-            self.stats.observe("seconds", job.seconds, "online")
+    async def _run(self, query: EncryptedQuery) -> None:
+        await query.run(self.places, self.workers)
+        who: dict[str, Any] = {"session": query.keys.name, "owner": query.keys.owner}
+        if query.refusal is not None and query.refusal.status >= 500 and query.refusal.retry_after is None:
+            self.log.error("query-failed", **who, what=str(query.refusal))
+        if query.sent:
+            self.log.info("answered", **who, seconds=query.seconds, bytes=len(query.body) + query.sent)
+            self.metrics.add("queries")
+            self.metrics.add("bytes", len(query.body), "received")
+            self.metrics.add("bytes", query.sent, "sent")
+            self.metrics.observe("seconds", query.seconds, "online")
 
 
-async def _lines(job: Job) -> AsyncIterator[bytes]:
+async def _lines(query: EncryptedQuery) -> AsyncIterator[bytes]:
     try:
-        async for line in job.lines():
+        async for line in query.lines():
             yield json.dumps(line).encode() + b"\n"
     finally:
-        job.abandon()
+        query.abandon()
 
 
-class ClientsAlone:
+class OnlyClients:
     """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
 
-    def __init__(self, app: Any, desk: AppState) -> None:
-        self.app, self.desk = app, desk
+    def __init__(self, app: Any, state: AppState) -> None:
+        self.app, self.state = app, state
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -170,12 +182,12 @@ class ClientsAlone:
         why = None
         if scope["state"].get("role") != "client":
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
-        elif self.desk.revoked(scope["state"]["serial"]):  # since it shook hands
+        elif self.state.revoked(scope["state"]["serial"]):  # since it shook hands
             why = revoked()
-        elif self.desk.stopping:
+        elif self.state.stopping:
             why = busy("it is stopping", 30)
         else:
-            why = scope["state"]["seat"]()
+            why = scope["state"]["take_place"]()
 
         async def send_last(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -183,45 +195,45 @@ class ClientsAlone:
             await send(message)
 
         if why is not None and why.status == 403:
-            self.desk.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
+            self.state.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
 
-def make_app(desk: AppState) -> FastAPI:
+def make_app(state: AppState) -> FastAPI:
     app = Interface(
         title="Blindformer, encrypted queries",
-        version=desk.about["version"],
+        version=state.about["version"],
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
     )
 
-    app.add_middleware(ClientsAlone, desk=desk)
+    app.add_middleware(OnlyClients, state=state)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
         busy = error.status == 503
-        desk.stats.add("busy" if busy else "errors", label="query" if busy else "Refusal")
-        desk.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
+        state.metrics.add("busy" if busy else "errors", label="query" if busy else "Refusal")
+        state.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
         return _problem(error)
 
     @app.exception_handler(LimitReached)
     async def limited(request: Request, error: LimitReached) -> JSONResponse:
-        desk.stats.add("limited")
-        desk.log.info("limited", owner=request.state.peer, what=str(error))
+        state.metrics.add("limited")
+        state.log.info("limited", owner=request.state.peer, what=str(error))
         limit = {"each": error.each, "period_s": error.period}
         return _problem(Refusal(429, str(error), math.ceil(error.retry_after)), limit=limit)
 
     @app.exception_handler(QuotaError)
     async def uncounted(request: Request, error: QuotaError) -> JSONResponse:
-        desk.stats.add("errors", label="QuotaError")
-        desk.log.error("query-failed", owner=request.state.peer, what=str(error))
+        state.metrics.add("errors", label="QuotaError")
+        state.log.error("query-failed", owner=request.state.peer, what=str(error))
         return _problem(Refusal(500, "queries cannot be counted, so none are answered; see the server's log"))
 
     @app.exception_handler(SealedError)
     async def damaged(request: Request, error: SealedError) -> JSONResponse:
-        desk.stats.add("errors", label=type(error).__name__)
-        desk.log.warning("refused", owner=request.state.peer, kind=type(error).__name__, what=str(error))
+        state.metrics.add("errors", label=type(error).__name__)
+        state.log.warning("refused", owner=request.state.peer, kind=type(error).__name__, what=str(error))
         return _problem(Refusal(409 if isinstance(error, OtherProgram) else 400, str(error)))
 
     @app.exception_handler(HTTPException)
@@ -243,16 +255,16 @@ def make_app(desk: AppState) -> FastAPI:
                 reply_most_bytes=most(item.reply_items()),
                 keys_memory_bytes=item.key_memory(),
             )
-            for item in desk.facts.values()
+            for item in state.facts.values()
         ]
-        return Models(**desk.about, models=found)
+        return Models(**state.about, models=found)
 
     @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
     async def reserve(request: Request, program: Program) -> Reserved:
         """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
         keys that were used least lately, of this certificate first."""
-        item = desk.store.reserve(request.state.peer, desk.model(program), request.state.serial)
-        return Reserved(keys=item.name, expires_s=desk.store.seconds)
+        item = state.store.reserve(request.state.peer, state.model(program), request.state.serial)
+        return Reserved(keys=item.name, expires_s=state.store.seconds)
 
     @app.put(
         "/v1/keys/{name}",
@@ -265,19 +277,19 @@ def make_app(desk: AppState) -> FastAPI:
     )
     async def upload(request: Request, name: Name) -> Response:
         """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""
-        async with desk.bodies.lingering(request):
-            await desk.take(desk.store.find(request.state.peer, name, whole=False), request)
+        async with state.bodies.lingering(request):
+            await state.take(state.store.find(request.state.peer, name, whole=False), request)
         return Response(status_code=204)
 
     @app.get("/v1/keys/{name}", response_description="They are", responses=refusals(409, 410))
     async def known(request: Request, name: Name) -> Reserved:
         """Whether keys are still here. To ask counts as use."""
-        return Reserved(keys=desk.store.find(request.state.peer, name).name, expires_s=desk.store.seconds)
+        return Reserved(keys=state.store.find(request.state.peer, name).name, expires_s=state.store.seconds)
 
     @app.delete("/v1/keys/{name}", status_code=204, response_description="Gone", responses=refusals(410))
     async def drop(request: Request, name: Name) -> Response:
         """Forget keys."""
-        desk.store.drop(desk.store.find(request.state.peer, name, whole=False))
+        state.store.drop(state.store.find(request.state.peer, name, whole=False))
         return Response(status_code=204)
 
     @app.post(
@@ -288,19 +300,19 @@ def make_app(desk: AppState) -> FastAPI:
     )
     async def query(request: Request, name: Name) -> StreamingResponse:
         """Ask. The reply is a line after each step, and one with the answer, encrypted. Leave, and it is stopped."""
-        async with desk.bodies.lingering(request):
-            item = desk.store.find(request.state.peer, name)
-            return StreamingResponse(await desk.answer(item, request), media_type="application/x-ndjson")
+        async with state.bodies.lingering(request):
+            item = state.store.find(request.state.peer, name)
+            return StreamingResponse(await state.answer(item, request), media_type="application/x-ndjson")
 
     @app.get("/v1/health", response_description="It answers", responses=refusals())
     async def health() -> Health:
         """Whether it answers, and goes on to."""
-        return Health(healthy=True, stopping=desk.stopping)
+        return Health(healthy=True, stopping=state.stopping)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """This interface in words, without a script or anything from elsewhere."""
-        return HTMLResponse(page(app.openapi()), headers={"content-security-policy": NOTHING_ELSE})
+        return HTMLResponse(docs_page(app.openapi()), headers={"content-security-policy": NOTHING_ELSE})
 
     return app
 

@@ -11,12 +11,12 @@ from typing import Any, cast
 LINGER_SECONDS = 1.0
 
 
-def telling(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
+def with_alerts(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
     """`context`, for one connection over `sock` (loop.connect_accepted_socket)."""
-    return cast(ssl.SSLContext, _Telling(context, sock))
+    return cast(ssl.SSLContext, _WithAlerts(context, sock))
 
 
-class _Telling:
+class _WithAlerts:
     """All that asyncio asks of a context."""
 
     def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
@@ -45,7 +45,7 @@ class _Handshake(ssl.SSLObject):
             raise
 
 
-async def farewell(sock: socket.socket) -> None:
+async def linger(sock: socket.socket) -> None:
     """Stay until the other side has read why, or for a second: closed with unread bytes, the connection would be reset,
     and the alert lost."""
     loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
     python -m blindformer.parties.service.https.worker SOCKET FOLDER KEY_BYTES [--any-ring]
 
-Started by the service (pool.py) with one end of a pair of sockets, by its number. Ends when the other end does.
+Started by the service (workers.py) with one end of a pair of sockets, by its number. Ends when the other end does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
 from ...heap import keep_freed_memory
-from .lines import packed, receive
+from .worker_messages import pack_message, receive_message
 
 
 class Stopped(Exception):
@@ -63,7 +63,7 @@ class Worker:
         self._say({"ready": [facts.to_json() for facts in self.facts.values()], **self.about})
         for evaluator in self.evaluators.values():  # while the first client makes its keys
             evaluator.prepare()
-        while (message := receive(self.sock)) is not None:
+        while (message := receive_message(self.sock)) is not None:
             head, body = message
             try:
                 getattr(self, f"do_{head['do']}")(head, body)
@@ -120,7 +120,7 @@ class Worker:
         self._say({"done": done, "of": total})
 
     def _say(self, head: dict[str, Any], body: bytes = b"") -> None:
-        self.sock.sendall(packed(head, body))
+        self.sock.sendall(pack_message(head, body))
 
 
 def main(arguments: list[str]) -> int:
@@ -133,10 +133,10 @@ def main(arguments: list[str]) -> int:
             sizes = int(memory), int(weights), int(processes)
             Worker(sock, Path(folder), *sizes, secure="--any-ring" not in more).run()
         except BlindformerError as error:
-            sock.sendall(packed({"failed": str(error)}))
+            sock.sendall(pack_message({"failed": str(error)}))
             return 1
         except ImportError as error:
-            sock.sendall(packed({"failed": f"protocol ckks: {error.name} is missing; install blindformer[he]"}))
+            sock.sendall(pack_message({"failed": f"protocol ckks: {error.name} is missing; install blindformer[he]"}))
             return 1
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the service is gone

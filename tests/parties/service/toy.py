@@ -15,9 +15,10 @@ import time
 
 from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.exporter import Exporter
+from blindformer.parties.service.host import Host
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
-from blindformer.parties.service.stats import Stats
+from blindformer.parties.service.metrics import Metrics
 from blindformer.parties.service.supervisor import Supervisor
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
@@ -72,7 +73,7 @@ class Toy:
             say(f"stopping {stopping.why or ''}".strip())
             raise
 
-    def seat(self, role: str):
+    def kind(self, role: str):
         return "visit" if role == "visitor" else "session"
 
     def reply(self, report, peer):
@@ -132,10 +133,10 @@ def main() -> None:
     exporter = Exporter(socket.create_server(("127.0.0.1", 0)), log) if options.pop("metrics", False) else None
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     lifeline = 0 if options.pop("lifeline", False) else None
-    supervisor = Supervisor(listener, Toy(), ServiceLimits(**options), log, Stats(), exporter, lifeline)
+    host = Host(listener, ServiceLimits(**options), log, Metrics(), exporter, lifeline)
     addresses = [listener.getsockname(), exporter.address if exporter else ("", 0)]
     address, metrics = (f"{host}:{port}" for host, port in addresses)
-    supervisor.run(lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))
+    Supervisor(Toy(), host).run(lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from blindformer.parties.session import (
     DealerParty,
     MemoryPrograms,
     MemorySeeds,
-    SeedError,
     receive_seed,
 )
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
@@ -27,34 +26,6 @@ SESSION, SEED = "0f" * 16, bytes(32)
 @pytest.fixture(scope="module")
 def case():
     return small_case()
-
-
-def test_a_seed_is_for_one_session_and_one_program_and_one_use():
-    seeds = MemorySeeds(limit=2)
-    seeds.put(SESSION, "ab", SEED)
-    with pytest.raises(SeedError, match="has its client's seed already"):
-        seeds.put(SESSION, "ab", SEED)
-    with pytest.raises(SeedError, match="no client of this session"):
-        seeds.take("11" * 16, "ab")
-    assert seeds.take(SESSION, "ab") == SEED
-    with pytest.raises(SeedError, match="or it was used"):
-        seeds.take(SESSION, "ab")
-    seeds.put(SESSION, "ab", SEED)
-    with pytest.raises(SeedError):
-        seeds.take(SESSION, "cd")
-
-
-def test_seeds_that_nobody_fetches_are_forgotten():
-    seeds = MemorySeeds(limit=2)
-    for session in ("a", "b", "c"):
-        seeds.put(session, "ab", SEED)
-    with pytest.raises(SeedError):
-        seeds.take("a", "ab")
-    assert seeds.take("c", "ab") == SEED
-    seeds = MemorySeeds(seconds=0)
-    seeds.put("a", "ab", SEED)
-    with pytest.raises(SeedError):
-        seeds.take("a", "ab")
 
 
 def test_a_client_leaves_its_seed_and_is_told_so(case):

@@ -7,11 +7,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.service.https.app import AppState, ClientsAlone
+from blindformer.parties.service.https.app import AppState, OnlyClients
 from blindformer.parties.service.https.bodies import Bodies
 from blindformer.parties.service.https.key_store import KeyStore
-from blindformer.parties.service.https.pool import Pool
+from blindformer.parties.service.https.places import Places
 from blindformer.parties.service.https.refusals import Refusal
+from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.protocols.ckks.facts import CircuitNeeds
 from blindformer.protocols.ckks.frames import most
@@ -70,6 +71,12 @@ def test_a_body_that_trickles_is_refused_in_the_end():
 
 
 # Keys on disk.
+
+
+def state_of(store, uploads=1, revoked=lambda serial: False):
+    log = Log("server", stream=io.StringIO())
+    return AppState({"version": "1"}, {FACTS.program: FACTS}, None, None, store, Bodies(1.0, 5.0), None, log, room=1,
+                    uploads=uploads, revoked=revoked, quota=None)  # fmt: skip
 
 
 @pytest.fixture
@@ -145,17 +152,17 @@ def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
 
 
 def test_keys_whose_upload_is_cut_leave_nothing(store):
-    desk = AppState({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=1)
+    state = state_of(store)
     item = store.reserve("a", FACTS)
     with pytest.raises(Refusal) as found:
-        asyncio.run(desk.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
-    assert (found.value.status, item.folder.exists(), store.bytes, desk.uploading) == (400, False, 0, 0)
+        asyncio.run(state.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
+    assert (found.value.status, item.folder.exists(), store.bytes, state.uploading) == (400, False, 0, 0)
 
 
 def test_more_uploads_than_there_is_room_for_wait(store):
-    desk = AppState({"version": "1"}, [FACTS], None, store, Bodies(1.0, 5.0), None, None, uploads=0)
+    state = state_of(store, uploads=0)
     with pytest.raises(Refusal, match="others are sending keys") as found:
-        asyncio.run(desk.take(store.reserve("a", FACTS), body()))
+        asyncio.run(state.take(store.reserve("a", FACTS), body()))
     assert (found.value.status, found.value.retry_after) == (503, 10)
 
 
@@ -169,11 +176,9 @@ def test_who_was_revoked_since_the_handshake_is_refused():
         async def send(message):
             sent.append(message)
 
-        desk = AppState({"version": "1"}, [], None, None, None, None, Log("server", stream=io.StringIO()), uploads=1,
-                    revoked=lambda serial: serial == "BAD")  # fmt: skip
-        state = {"role": "client", "peer": "ab", "serial": serial, "seat": lambda: None}
+        state = {"role": "client", "peer": "ab", "serial": serial, "take_place": lambda: None}
         scope = {"type": "http", "state": state}
-        await ClientsAlone(app, desk)(scope, None, send)
+        await OnlyClients(app, state_of(None, revoked=lambda serial: serial == "BAD"))(scope, None, send)
         return sent
 
     assert asyncio.run(ask("A"))[0]["status"] == 200
@@ -185,30 +190,35 @@ def test_who_was_revoked_since_the_handshake_is_refused():
 # Places.
 
 
-def test_places_are_bounded_for_all_and_for_each(tmp_path):
+def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
+    """Bounds are those of admission (service/test_admission.py)."""
+
     async def run():
-        pool = Pool(1, [], queue=2, each=2, seconds=5, died=lambda why: None)
-        (worker,) = pool.workers
-        pool._give(worker)
-        order = []
+        places, order = Places(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
 
-        async def job(owner, name):
-            async with pool.place(owner, "k"):
-                order.append(name)
-                await asyncio.sleep(0.05)
+        async def query(connection):
+            await places.turn(connection)
+            order.append(connection)
 
-        tasks = []
-        for number, owner in enumerate(("a", "a", "b")):  # one runs, two wait
-            tasks.append(asyncio.create_task(job(owner, number)))
-            await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="this certificate's places are taken"):
-            await job("a", 9)
-        with pytest.raises(Refusal, match="its queue is full") as found:
-            await job("c", 9)
-        await asyncio.gather(*tasks)
-        await job("c", 3)
-        return order, found.value
+        for connection in range(4):
+            assert places.open(connection, "a") is None
+        tasks = [asyncio.create_task(query(connection)) for connection in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal, match="the queue is full") as found:
+            await query(3)
+        assert (found.value.status, found.value.retry_after > 0, places.gauges) == (
+            503,
+            True,
+            {"running": 1, "queued": 2},
+        )
+        places.leave(1)
+        places.leave(0)  # with its query
+        places.release(0)  # which ends later
+        await asyncio.wait(tasks)
+        assert tasks[1].cancelled()
+        assert places.gauges == {"running": 1, "queued": 0}
+        with pytest.raises(Refusal, match="the connection has ended"):
+            places.check(1)
+        return order
 
-    order, refusal = asyncio.run(run())
-    assert order == [0, 1, 2, 3]
-    assert (refusal.status, refusal.retry_after > 0) == (503, True)
+    assert asyncio.run(run()) == [0, 2]

@@ -156,7 +156,7 @@ def workers_of(site):
 
 @pytest.mark.usefixtures("unharmed")
 def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keyed, api):
-    """A certificate has one place here. The worker stands still meanwhile."""
+    """One query may wait. The worker stands still meanwhile."""
     (worker,) = workers_of(site)
     body, outcomes = request_of(client, keyed.keys, TEXTS[:2]), []
 
@@ -170,16 +170,16 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
     threads, told = [], len(site.service.logged("busy"))
 
     def one_more():
-        """Whether the reason was the certificate's place: of several at once, some may find others still sending."""
+        """Whether the reason was the queue: of several at once, some may find others still sending."""
         threads.append(threading.Thread(target=ask))
         threads[-1].start()
-        return any("places are taken" in row["what"] for row in site.service.logged("busy")[told:])
+        return any("the queue is full" in row["what"] for row in site.service.logged("busy")[told:])
 
     worker.suspend()
     try:
         for _ in range(5):
             one_more()
-        eventually(one_more, "one is told that its certificate's place is taken")
+        eventually(one_more, "one is told that the queue is full")
         eventually(lambda: len(outcomes) >= len(threads) - 2, "the others are sent away")
     finally:
         worker.resume()

@@ -34,7 +34,7 @@ nav a { display: block; padding: .1rem 0 }
 """
 
 
-def page(schema: dict[str, Any]) -> str:
+def docs_page(schema: dict[str, Any]) -> str:
     """The paths of an OpenAPI schema, and its models."""
     info = schema["info"]
     operations = [

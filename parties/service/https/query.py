@@ -9,31 +9,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .key_store import KeySet
-from .pool import Pool, WorkerProcess
+from .places import Places
 from .refusals import Refusal
+from .workers import WorkerProcess, Workers
 
-PULSE_SECONDS = 10.0
+NEWS_SECONDS = 10.0
 
 
 @dataclass
-class Job:
-    """`run` does it; `first` and `lines` tell whoever asked. `abandon`: nobody listens any more."""
+class EncryptedQuery:
+    """`run` does it; `first` and `lines` tell whoever asked. `abandon`: nobody listens any more. `connection`: the
+    number of the one that asks."""
 
     keys: KeySet
     body: bytes
+    connection: int
     seconds: float = 0.0
     sent: int = 0
     refusal: Refusal | None = None
     _news: asyncio.Queue[dict[str, Any] | Refusal | None] = field(default_factory=asyncio.Queue)
     _abandoned: bool = False
 
-    async def run(self, pool: Pool) -> None:
+    async def run(self, places: Places, workers: Workers) -> None:
         """Errors go to whoever listens."""
         self.keys.users += 1
         try:
-            async with pool.place(self.keys.owner, self.keys.name) as worker:
-                if not self._abandoned:
-                    await self._compute(worker)
+            await places.turn(self.connection)
+            try:
+                async with workers.worker(self.keys.name) as worker:
+                    if not self._abandoned:
+                        await self._compute(worker)
+            finally:
+                places.release(self.connection)
         except Refusal as refusal:
             self.refusal = refusal
             self._news.put_nowait(refusal)
@@ -75,7 +82,7 @@ class Job:
         """What happens; where nothing does for a while, that it is still on its way."""
         while True:
             try:
-                news = await asyncio.wait_for(self._news.get(), PULSE_SECONDS)
+                news = await asyncio.wait_for(self._news.get(), NEWS_SECONDS)
             except TimeoutError:
                 yield {"waiting": True}
                 continue

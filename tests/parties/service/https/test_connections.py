@@ -1,4 +1,4 @@
-"""The HTTPS service's entrance: whatever strangers and clients hold open, a good client is served."""
+"""Connections of the HTTPS service: whatever strangers and clients hold open, a good client is served."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import json
 import socket
 import ssl
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.certificates.development import client_context, server_context
+from blindformer.parties.certificates.development import client_context
+from blindformer.parties.certificates.identity import Identity
 from blindformer.parties.config import parse_address
-from blindformer.parties.service.https.entrance import Entrance, Guest
+from blindformer.parties.service.host import Host
+from blindformer.parties.service.https.connections import HttpsConnection, HttpsConnections
+from blindformer.parties.service.https.places import Places
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
-from blindformer.parties.service.pending import Pending
-from blindformer.parties.service.stats import Stats
+from blindformer.parties.service.metrics import Metrics
 from blindformer.tests.parties.service.harness import CROWD, SERVED_SECONDS, crowd
 from blindformer.tests.parties.service.https.conftest import TEXTS
 
@@ -52,11 +53,11 @@ def test_crowds_that_say_too_little_shut_nobody_out(site, client):
 class Silent(asyncio.Protocol):
     """Of a connection that never sends a request."""
 
-    def __init__(self, entrance: list[Entrance], guest: Guest) -> None:
-        self.entrance, self.guest = entrance, guest
+    def __init__(self, connections: HttpsConnections, connection: HttpsConnection) -> None:
+        self.connections, self.connection = connections, connection
 
     def connection_made(self, transport) -> None:
-        self.entrance[0].arrived(self.guest, transport)
+        self.connections.arrived(self.connection, transport)
 
 
 @pytest.mark.parametrize("shaken", [False, True], ids=["a TLS hello", "a whole handshake"])
@@ -64,45 +65,32 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
     """In time, and sooner while others wait: of three there is room for two."""
     log, context = io.StringIO(), client_context(certificates, "client")
 
+    async def turn(host: Host) -> None:
+        while True:
+            host.turn()
+            await asyncio.sleep(host.tick)
+
     async def run() -> None:
         limits = ServiceLimits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
-        identity, made = SimpleNamespace(accepting=server_context(certificates, "server")), []
+        state = SimpleNamespace(places=Places(limits), store=SimpleNamespace(expire=lambda: None))
+        loop, identity = asyncio.get_running_loop(), Identity(certificates, "server")
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            make = partial(Silent, made)
-            made.append(Entrance(listener, identity, limits, 1, 1, Log("test", "json", log), Stats(), make))
-            running = asyncio.create_task(made[0].run())
-            held = []
-            for _ in range(3):
-                reader, writer = await asyncio.open_connection(
-                    *listener.getsockname(), **({"ssl": context, "server_hostname": "127.0.0.1"} if shaken else {})
-                )
-                writer.write(b"" if shaken else tls_hello())
-                held.append(writer)
-            with contextlib.suppress(ConnectionError):
-                while await reader.read(1 << 16):
-                    pass
-            running.cancel()
+            host = Host(listener, limits, Log("test", "json", log), Metrics())
+            connections = HttpsConnections(host, identity, state, SimpleNamespace(), Silent)
+            with host.serving(connections, identity, 9, loop.add_reader, loop.remove_reader):
+                turning, held = asyncio.create_task(turn(host)), []
+                for _ in range(3):
+                    reader, writer = await asyncio.open_connection(
+                        *listener.getsockname(), **({"ssl": context, "server_hostname": "127.0.0.1"} if shaken else {})
+                    )
+                    writer.write(b"" if shaken else tls_hello())
+                    held.append(writer)
+                with contextlib.suppress(ConnectionError):
+                    while await reader.read(1 << 16):
+                        pass
+                turning.cancel()
 
     asyncio.run(asyncio.wait_for(run(), SERVED_SECONDS))
-    reasons = [json.loads(line)["what"] for line in log.getvalue().splitlines()]
+    reasons = [line["what"] for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "dropped"]
     assert reasons[0] == "sent a TLS hello; did not finish in time while others waited"
     assert reasons[-1] == "sent a TLS hello; did not finish in time"
-
-
-@pytest.mark.parametrize(("places", "each", "refused"), [(3, 2, [2, 4]), (9, 1, [1, 2, 4])])
-def test_places_are_bounded_for_all_and_for_each_certificate(places, each, refused):
-    """Five requests, of three certificates; those that find no place, by number."""
-
-    async def run() -> list[int]:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            entrance = Entrance(listener, None, ServiceLimits(), places, each, Log("test"), Stats(), lambda guest: None)
-            full = []
-            for number, owner in enumerate("aaabb"):
-                guest = Guest(Pending(listener, "127.0.0.1", number, 0.0))
-                entrance._guests[guest] = None
-                if entrance.seat(guest, owner):
-                    full.append(number)
-                    entrance.left(guest)
-            return full
-
-    assert asyncio.run(run()) == refused

@@ -1,0 +1,171 @@
+"""The service's side of its workers: starts them, gives each one query at a time, replaces those that die."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from ....protocols.errors import BlindformerError
+from ..backoff import Backoff
+from .refusals import Refusal
+from .worker_messages import pack_message, read_message
+
+START_SECONDS = 600.0  # to import torch, to load a model, and to plan its circuits
+STEADY_ANSWERS = 3  # after so many good ones a worker does well
+
+
+class WorkerDied(BlindformerError):
+    """A worker ended in the middle of a query. Another takes its place."""
+
+
+class WorkerProcess:
+    """One process. `held`: names of the keys that it has in memory, as far as is known here."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._process: subprocess.Popen[bytes] | None = None
+        self.held: set[str] = set()
+        self.backoff, self.answers = Backoff(), 0
+
+    async def start(self) -> dict[str, Any]:
+        """What it says when it is ready. Errors: BlindformerError with its own words."""
+        mine, its = socket.socketpair()
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", f"{__package__}.worker", str(its.fileno()), *self._words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True,
+            )  # fmt: skip
+        self._reader, self._writer = await asyncio.open_connection(sock=mine)
+        self.held.clear()
+        self.answers = 0
+        async with asyncio.timeout(START_SECONDS):
+            head, _ = await self.hear()
+        if "failed" in head:
+            raise BlindformerError(head["failed"])
+        return head
+
+    async def say(self, head: dict[str, Any], body: bytes = b"") -> None:
+        """Errors: WorkerDied."""
+        try:
+            self._writer.write(pack_message(head, body))
+            await self._writer.drain()
+        except (ConnectionError, OSError):
+            raise WorkerDied("the worker has ended") from None
+
+    async def hear(self) -> tuple[dict[str, Any], bytes]:
+        """Errors: WorkerDied."""
+        try:
+            return await read_message(self._reader)
+        except (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError):
+            raise WorkerDied("the worker has ended") from None
+
+    async def ask(self, head: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
+        """One question, one answer. Errors: WorkerDied; Refusal, where it will not have what it was given."""
+        await self.say(head, body)
+        found, _ = await self.hear()
+        if "refused" in found:
+            raise Refusal(400, found["refused"])
+        if "failed" in found:
+            raise Refusal(500, found["failed"])
+        return found
+
+    async def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+            self._writer.close()
+
+
+class Workers:
+    """`count` of them, started with `words` (worker.py). `died` is told why, whenever one did."""
+
+    def __init__(self, count: int, words: Sequence[str], seconds: float, died: Callable[[str], None]) -> None:
+        self._all = [WorkerProcess(words) for _ in range(count)]
+        self._seconds, self._died = seconds, died
+        self._idle: list[WorkerProcess] = []
+        self._given_back = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> dict[str, Any]:
+        """What the workers say of the model. Errors: BlindformerError."""
+        ready = await asyncio.gather(*(worker.start() for worker in self._all))
+        self._idle += self._all
+        return ready[0]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(worker.end() for worker in self._all), return_exceptions=True)
+
+    @asynccontextmanager
+    async def worker(self, keys: str) -> AsyncIterator[WorkerProcess]:
+        """One that is idle, for one query; one that has the keys, if there is one.
+
+        Errors: Refusal (504) when the query takes too long; (500) when the worker dies.
+        """
+        while not self._idle:
+            self._given_back.clear()
+            await self._given_back.wait()
+        worker = next((worker for worker in self._idle if keys in worker.held), self._idle[0])
+        self._idle.remove(worker)
+        whole = False
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield worker
+            whole = True
+        except TimeoutError:
+            raise Refusal(504, f"the query took longer than {self._seconds:g} seconds") from None
+        except Refusal:
+            whole = True
+            raise
+        except WorkerDied:
+            raise Refusal(500, "the worker failed on this; it is replaced, and nobody else is affected") from None
+        finally:
+            if whole:
+                worker.held.add(keys)
+                worker.answers += 1
+                if worker.answers > STEADY_ANSWERS:
+                    worker.backoff.reset()
+                self._give_back(worker)
+            else:
+                self._spawn(self._replace(worker))
+
+    def forget(self, keys: str) -> None:
+        """Let idle workers drop a client's keys. A busy one drops them when it needs the room."""
+        for worker in [worker for worker in self._idle if keys in worker.held]:
+            self._idle.remove(worker)
+            self._spawn(self._drop_keys(worker, keys))
+
+    async def _drop_keys(self, worker: WorkerProcess, keys: str) -> None:
+        worker.held.discard(keys)
+        with suppress(WorkerDied, Refusal):
+            await worker.ask({"do": "forget", "keys": keys})
+        self._give_back(worker)
+
+    def _give_back(self, worker: WorkerProcess) -> None:
+        self._idle.append(worker)
+        self._given_back.set()
+
+    async def _replace(self, worker: WorkerProcess) -> None:
+        """It died, or it is in the middle of something nobody wants."""
+        while True:
+            await worker.end()
+            await asyncio.sleep(worker.backoff.ended())
+            self._died("a worker ended and is replaced")
+            try:
+                await worker.start()
+            except (BlindformerError, OSError, TimeoutError) as error:
+                self._died(f"a worker cannot start: {error}")
+                continue
+            self._give_back(worker)
+            return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,126 @@
+"""What server, dealer and helper do alike: prove who is who, hear the first message, say why a session ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
+import torch
+
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerError, PeerGone
+from ..certificates.identity import Identity
+from ..config import Settings
+from ..session import Timings
+from ..session.compute_slots import SlotsBusy
+from ..session.meeting import tell
+from ..session.spool import Spool
+from ..transport.handshake import Hello
+from ..transport.probe import answer_probe, is_probe
+from ..transport.tls import TlsChannel, welcome
+from .child import Control, Stopping
+from .children import ConnectionKind
+from .control import Answered, ChildReport, Introduced
+from .host import Host
+from .limits import ServiceLimits
+from .supervisor import Supervisor
+
+FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
+FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
+
+
+class SessionService:
+    """A service whose every connection has a process (running.StartedService). Made before the first fork.
+
+    Errors: `BlindformerError`: a folder or a certificate that cannot be used.
+    """
+
+    adversary = "semi-honest parties that do not collude"
+    helpers = about = limit = ""
+    roles: Collection[str] = ("client",)
+    """Whose certificates are welcome."""
+    spool: Spool | None = None
+
+    def __init__(self, role: str, settings: Settings, limits: ServiceLimits) -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        self.role, self.settings, self.limits = role, settings, limits
+        self.timeout, self.config = settings.session.timeout, settings.shared_hash()
+        self.identity = Identity(settings.certificates.folder, role)
+        self.programs: list[str] = []  # hashes; none where any program will do
+
+    def run(self, host: Host, ready: Callable[[], None]) -> None:
+        Supervisor(self, host).run(ready)
+
+    def work(self, sock: socket.socket, control: Control) -> None:
+        """To a peer with a good certificate of one of `roles`; a probe (transport/probe.py) is answered here."""
+        control.party, control.keepalive = self.role, self.timeout / 3
+        accepting = self.identity.accepting
+        channel = welcome(sock, accepting, self.roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
+        with self.telling(channel):
+            first = channel.recv_message(FIRST_LIMIT)
+            if is_probe(first):
+                control.probing(channel.peer, channel.fingerprint)
+                answer_probe(channel, first, self.identity.facts(self.config, self.programs))
+                channel.close()
+                return
+        self.serve(channel, first, control)
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        """In the child. `first`: the peer's first message, a hello."""
+        raise NotImplementedError
+
+    def kind(self, role: str) -> ConnectionKind:
+        return "session"
+
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
+        raise ValueError(f"a {self.role}'s child says nothing of that kind")
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
+
+    def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
+        control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
+
+    def telling(self, *channels: Channel) -> AbstractContextManager[None]:
+        return telling(self.role, lambda: channels)
+
+    def left(self) -> int | None:
+        """Correlations made ahead that are left."""
+        return None if self.spool is None else self.spool.left()
+
+
+def answered(number: int, timings: Timings) -> Answered:
+    return Answered(
+        number=number,
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        offline_bytes=float(timings.offline_bytes),
+        sent=float(timings.online.sent),
+        received=float(timings.online.received),
+    )
+
+
+@contextmanager
+def telling(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
+    """Whatever ends the session early: the peers of `channels` are told, as far as it is their business."""
+    try:
+        yield
+    except Stopping as stopping:
+        tell(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
+        raise
+    except SlotsBusy as busy:
+        for channel in channels():
+            channel.timeout = min(channel.timeout, 1.0)
+            if channel.peer != busy.party:
+                with suppress(PeerError):
+                    channel.send_message({"busy": busy.retry_after, "why": busy.why})
+            channel.close()
+        raise
+    except PeerError as error:
+        tell(channels(), error)
+        raise
+    except Exception:
+        tell(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
+        raise
