@@ -135,7 +135,6 @@ def test_every_event_of_the_log_is_described():
     files = [path for room in ("service", "helper") for path in (ROOT / "parties" / room).glob("*.py")]
     code = "".join(path.read_text() for path in files)
     events = set(re.findall(r'log\.(?:info|warning|error)\(\s*"([a-z-]+)"', code))
-    pairs = re.findall(r'(?:event =|return) "([a-z-]+)" if .* else "([a-z-]+)"', code)
-    events |= {name for pair in pairs for name in pair}
+    events |= {name for pair in re.findall(r'return "([a-z]+-[a-z]+)" if .* else "([a-z]+)"', code) for name in pair}
     assert {"ready", "answered", "session-failed"} <= events
     assert {event for event in events if f"`{event}`" not in page} == set()
