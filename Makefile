@@ -95,7 +95,7 @@ data: $(READY)
 	@echo "data sets are in $(DATA)"
 
 docs: $(READY)
-	$(BIN)/python tests/test_docs.py
+	$(BIN)/python tests/pages.py
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,196 @@
+"""The documentation's pages: their blocks, what their commands print, and the tables that the code makes.
+
+`python tests/pages.py` writes what the commands print, and the tables, into the pages (test_docs.py says how blocks are
+marked).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
+FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODES = ("same", "alike", "runs", "parses")
+SERVICES = ("dealer", "serve", "helper")  # commands that run until they are stopped
+PORT = re.compile(r"(?<=:)(?:74\d\d|91\d\d)\b")
+TABLE = re.compile(r"(?<=<!-- approximations:start -->\n).*?(?=<!-- approximations:end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`shown`: what the page shows below it."""
+
+    shell: str
+    words: str
+    shown: str
+
+    @property
+    def serves(self) -> bool:
+        return self.words.split()[:1] == ["blindformer"] and self.words.split()[1] in SERVICES
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    @property
+    def mode(self) -> str:
+        return next((word for word in self.words if word in MODES), "")
+
+    @property
+    def commands(self) -> list[Command]:
+        parts = re.split(r"^([a-z]*)\$ (.*)\n", self.text, flags=re.MULTILINE)
+        return [Command(*found) for found in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)]
+
+    @property
+    def file(self) -> str:
+        return next((word.removeprefix("file=") for word in self.words if word.startswith("file=")), "")
+
+    @property
+    def wants_minilm(self) -> bool:
+        return "minilm" in self.text or "blindformer demo" in self.text
+
+
+def blocks(language: str = "") -> list[Block]:
+    found = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if language in ("", m[1])]
+
+
+def process(command: str, folder: Path) -> dict[str, Any]:
+    """How a command of the pages is started, in `folder` (benchmarks: in the repository)."""
+    name, *arguments = shlex.split(command)
+    bench = name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench.")
+    if not bench and name != "blindformer":
+        raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
+    words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer.parties.cli", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    return {"args": words, "cwd": ROOT if bench else folder, "env": environment, "text": True}
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command prints on stdout."""
+    done = subprocess.run(**process(command, folder), capture_output=True, timeout=500, check=False)
+    if done.returncode:
+        raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stderr}")
+    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+
+
+@contextmanager
+def serving(command: str, folder: Path) -> Iterator[str]:
+    """What a service says of itself before it serves. Ctrl-C has to end it in order."""
+    said = folder / f"{len(list(folder.iterdir()))}.said"
+    with said.open("w") as log, subprocess.Popen(**process(command, folder), stdout=log, stderr=log) as service:
+        try:
+            deadline = time.monotonic() + 120
+            while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
+                assert service.poll() is None, f"{command}: exit code {service.returncode}\n{said.read_text()}"
+                assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
+                time.sleep(0.05)
+            yield banner[0]
+            service.send_signal(signal.SIGINT)
+            assert service.wait(60) == 0, f"{command}: exit code {service.returncode}\n{said.read_text()}"
+        finally:
+            service.kill()
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The files that a page shows, with free ports in place of its own."""
+    ports: dict[str, str] = {}
+    for block in blocks():
+        if block.page == page and block.file:
+            (folder / block.file).write_text(PORT.sub(lambda port: ports.setdefault(port[0], free_port()), block.text))
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return str(sock.getsockname()[1])
+
+
+def shown(block: Block) -> list[str]:
+    """What a block's commands print now."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        if any(command.shell for command in block.commands):
+            write_files(block.page, folder)
+        return [
+            stack.enter_context(serving(command.words, folder)) if command.serves else run(command.words, folder)
+            for command in block.commands
+        ]
+
+
+def alike(text: str) -> list[str]:
+    """A text without its numbers, its hashes and its spacing."""
+    number = r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|\b[0-9a-f]{8}\b|-?\d+(\.\d+)?"
+    return [" ".join(re.sub(number, "#", line).split()) for line in text.strip().splitlines()]
+
+
+def as_shown(printed: str, expected: str) -> str:
+    """What was printed, cut where the page cuts it: as many lines before and after its `...`."""
+    now, then = printed.strip().splitlines(), expected.strip().splitlines()
+    if "..." not in then:
+        return "\n".join(now)
+    head, tail = then.index("..."), len(then) - 1 - then.index("...")
+    return "\n".join([*now[:head], "...", *now[len(now) - tail :]])
+
+
+def table() -> str:
+    """The table of docs/approximations.md, from the registry."""
+    from blindformer.approximations import choices
+
+    lines = [
+        "| kind | name | largest error | thresholds | options | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in choices():
+        if found.function is None:
+            continue
+        stated = ""
+        if found.error is not None and found.domain is not None:
+            stated = f"{found.error:g} on [{found.domain[0]:g}, {found.domain[1]:g}]"
+        name = f"`{found.name}`" + (" (distil)" if found.needs_distillation else "")
+        options = ", ".join(found.options())
+        lines.append(f"| {found.kind} | {name} | {stated} | {found.comparisons} | {options} | {found.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    """Bring the pages up to date."""
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+
+        def renew(match: re.Match[str], page: Path = page) -> str:
+            block = Block(page, match[1], tuple(match[2].split()), match[3])
+            if block.language != "console" or block.mode not in ("same", "alike"):
+                return match[0]
+            text = ""
+            for command, printed in zip(block.commands, shown(block), strict=True):
+                now = as_shown(printed, command.shown)
+                text += f"{command.shell}$ {command.words}\n" + (f"{now}\n" if now else "")
+            return f"```{match[1]}{match[2]}\n{text}```"
+
+        after = FENCE.sub(renew, before)
+        after = TABLE.sub(lambda _: table(), after)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)} renewed")
+
+
+if __name__ == "__main__":
+    write()
