@@ -286,7 +286,7 @@ def test_the_files_of_the_page_are_good(tmp_path):
     from blindformer.parties.config import load_settings
     from blindformer.parties.many.seating import roster_of
 
-    page = (Path(__file__).resolve().parents[2] / "docs" / "parties.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
     whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "a.toml").write_text(whole)
     roster = roster_of(load_settings(tmp_path / "a.toml", ("crypten",)))

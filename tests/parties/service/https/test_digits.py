@@ -21,7 +21,7 @@ from blindformer.protocols.clear import ClearEngine
 pytest.importorskip("tenseal")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
-MODEL = Path(__file__).parents[2] / "data" / "digits-he"
+MODEL = Path(__file__).parents[3] / "data" / "digits-he"
 ERROR = 2.0**-10 + 6 * DEVIATION
 """Of a logit. They reach 40, and most of it are the roundings of `clear`."""
 
