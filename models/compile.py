@@ -23,7 +23,8 @@ from ..protocols.ring import Ring
 from .graph import Node, order
 from .loading.accepted import module_of
 from .lowering.client_graph import run_prelude
-from .lowering.lower import Lowered, Lowering, LoweringError
+from .lowering.lower import LoweredGraph, lower
+from .lowering.problems import LoweringError
 from .lowering.structure import Structure, tensors_of
 from .passes import optimise
 from .program import PreludeStep, Program, ProgramError
@@ -141,7 +142,7 @@ def compile(
     model = module_of(model)
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, Lowering(embedding=embedding), outputs, say)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say)
     say("optimise")
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
@@ -162,10 +163,10 @@ def _traced(
     model: nn.Module,
     batches: list[Mapping[str, Any]],
     plan: Plan | str,
-    lowering: Lowering,
+    embedding: str,
     outputs: list[str] | None,
     say: Progress,
-) -> tuple[Lowered, Plan, Structure]:
+) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
     model.eval()
@@ -184,8 +185,7 @@ def _traced(
                 f"outputs={[name for name in wanted if name in names]}"
             )
         say("lower")
-        _give_examples(exported, lowering, batches[0])
-        return lowering.run(exported, wanted, names), plan, structure
+        return lower(exported, batches[0], names, wanted, embedding), plan, structure
     except IndexError as error:
         if "index out of range in self" not in str(error):  # torch's words for a row that a table does not have
             raise
@@ -203,7 +203,7 @@ def _traced(
 def _assemble(
     scaled: Scaled,
     draft: Program,
-    lowered: Lowered,
+    lowered: LoweredGraph,
     plan: Plan,
     name: str,
     structure: Structure,
@@ -325,12 +325,6 @@ def _writes(item: torch.fx.Node) -> bool:
     """Whether an operation writes to its argument. To detach a constant in place changes no number."""
     schema = getattr(item.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
-
-
-def _give_examples(exported: torch.export.ExportedProgram, lowering: Lowering, batch: Mapping[str, Any]) -> None:
-    for item in exported.graph.nodes:
-        if item.op == "placeholder" and item.name in batch:
-            item.meta["example"] = batch[item.name]
 
 
 def _client_steps(outputs: list[Node], prelude: list[PreludeStep]) -> tuple[list[PreludeStep], set[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .lower import LoweringError
+from .problems import LoweringError
 
 
 @dataclass(frozen=True)

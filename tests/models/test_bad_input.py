@@ -4,7 +4,7 @@ import pytest
 import torch
 from blindformer.approximations import CalibrationError
 from blindformer.models.compile import compile
-from blindformer.models.lowering.lower import LoweringError
+from blindformer.models.lowering.problems import LoweringError
 from blindformer.models.program import ProgramError
 from blindformer.models.ranges import CalibrationFailure
 from blindformer.protocols.errors import BlindformerError

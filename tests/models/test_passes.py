@@ -8,7 +8,7 @@ import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models import compile as compiling
 from blindformer.models.graph import Builder, Node, order
-from blindformer.models.lowering.lower import Lowering
+from blindformer.models.lowering.lower import lower
 from blindformer.models.passes import PASSES, optimise
 from blindformer.models.passes.affine import fold_affines
 from blindformer.models.passes.fuse import fuse_linears
@@ -30,9 +30,7 @@ def lowered(name: str, plan: str) -> tuple[Node, ...]:
     approximate(made.model, made.plan)
     try:
         exported, names = compiling._export(made.model, batch)
-        lowering = Lowering()
-        compiling._give_examples(exported, lowering, batch)
-        return tuple(lowering.run(exported, None, names).outputs)
+        return tuple(lower(exported, batch, names, names).outputs)
     finally:
         restore(made.model)
 

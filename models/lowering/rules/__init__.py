@@ -1,64 +1,62 @@
-"""One rule per ATen operation: how it looks on secrets. Found by scanning this folder.
+"""One rule per ATen operation: how it looks on secrets. Found by importing every file of this folder.
 
-To add one, decorate a function `(lowering, *args, **kwargs) -> Node` with `@rule("name")`; arguments come as the
-operation's own, tensors as lowered values (`lowering.as_node` turns any into a node). Rules see only calls with a
-secret argument.
+To add one, decorate a function `(lowering, *args, **kwargs)` with `@rule("name")`. Arguments come as the operation's
+own, tensors as lowered values: `lowering.as_node` makes a node of any of them. Only calls with a secret argument come
+here. Rules take nodes, too, so one may call another.
 """
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from importlib import import_module
+from typing import TypeVar
 
 from ....approximations.registry import kinds
 from ..problems import LoweringError
+from ..values import RuleResult
 
-Rule = Callable[..., Any]
-_RULE = "_blindformer_rule"
+Rule = Callable[..., RuleResult]
+Some = TypeVar("Some", bound=Rule)
 
-_ADVICE = {
-    "batch_norm": "fold it into the preceding linear layer before compiling",
-    "sort": "sorting secrets is not offered; use amax or a comparison with a constant",
-    "topk": "sorting secrets is not offered; take the largest logits at the client",
-}
+_found: dict[str, Rule] = {}
+_advice: dict[str, str] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[Some], Some]:
     """Register a function as the rule of these ATen operations (names without `aten.` and overload)."""
 
-    def mark(function: Rule) -> Rule:
-        setattr(function, _RULE, names)
+    def register(function: Some) -> Some:
+        for name in names:
+            if name in _found:
+                files = " and ".join(f"{f.__module__.rsplit('.', 1)[-1]}.py" for f in (_found[name], function))
+                raise LoweringError(f"operation {name}: has rules in {files}; keep one")
+            _found[name] = function
         return function
 
-    return mark
+    return register
 
 
-class Rules:
-    """All rules of this folder."""
+def advise(*names: str, advice: str) -> None:
+    """Say what to do about operations that have no rule."""
+    _advice.update(dict.fromkeys(names, advice))
 
-    def __init__(self) -> None:
-        self.table: dict[str, Rule] = {}
-        for module in pkgutil.iter_modules(importlib.import_module(__name__).__path__):
-            found = importlib.import_module(f"{__name__}.{module.name}")
-            for item in vars(found).values():
-                if getattr(item, "__module__", "") != found.__name__:
-                    continue  # what a file imports is a rule where it comes from
-                for name in getattr(item, _RULE, ()):
-                    if name in self.table:
-                        others = self.table[name].__module__.rsplit(".", 1)[-1]
-                        raise LoweringError(
-                            f"operation {name}: has rules in {others}.py and {module.name}.py; keep one"
-                        )
-                    self.table[name] = item
 
-    def find(self, name: str) -> Rule | None:
-        return self.table.get(name)
+@cache
+def _scan() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f".{module.name}", __name__)
 
-    def advice(self, name: str) -> str:
-        """What to do about an operation without a rule."""
-        advice = {op: kind.advice for kind in kinds().values() for op in kind.operations} | _ADVICE
-        if name in advice:
-            return advice[name]
-        return f"rewrite the module with one of: {', '.join(sorted(self.table))}"
+
+def find(name: str) -> Rule | None:
+    """The rule of an operation, if it has one."""
+    _scan()
+    return _found.get(name)
+
+
+def advice(name: str) -> str:
+    """What to do about an operation without a rule."""
+    _scan()
+    of_kinds = {op: kind.advice for kind in kinds().values() for op in kind.operations}
+    return (of_kinds | _advice).get(name) or f"rewrite the module with one of: {', '.join(sorted(_found))}"

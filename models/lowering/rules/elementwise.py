@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...graph import Node
+from ..lowering import Lowering
+from ..masks import bounded, is_mask
+from ..values import Operand, Value, known, owner_of
 from . import rule
-from .masks import bounded, is_mask
-
-
-def _is(value: Any, owner: str) -> bool:
-    return getattr(value, "owner", "public") == owner
 
 
 @rule("add")
-def add(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
+def add(lowering: Lowering, x: Operand, y: Operand, *, alpha: float = 1) -> Node:
     b = lowering.builder
     left, right = lowering.as_node(bounded(lowering, x)), lowering.as_node(bounded(lowering, y))
     if alpha != 1:
@@ -26,8 +22,8 @@ def add(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
 
 
 @rule("sub")
-def sub(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
-    if not _is(y, "shared") and isinstance(getattr(y, "value", None), Tensor):
+def sub(lowering: Lowering, x: Operand, y: Operand, *, alpha: float = 1) -> Node:
+    if isinstance(y, Value) and y.owner != "shared" and isinstance(y.value, Tensor):
         negative = lowering.apply("aten.neg.default", y)
         if is_mask(lowering, negative):  # which is taken away
             return add(lowering, x, negative, alpha=alpha)
@@ -36,48 +32,47 @@ def sub(lowering: Any, x: Any, y: Any, *, alpha: float = 1) -> Node:
 
 
 @rule("rsub")
-def rsub(lowering: Any, x: Any, y: Any, alpha: float = 1) -> Node:
+def rsub(lowering: Lowering, x: Operand, y: Operand, alpha: float = 1) -> Node:
     return sub(lowering, y, x, alpha=alpha)
 
 
 @rule("neg")
-def neg(lowering: Any, x: Any) -> Node:
+def neg(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.neg(lowering.as_node(x))
 
 
 @rule("mul", "__and__", "bitwise_and", "logical_and")
-def mul(lowering: Any, x: Any, y: Any) -> Node:
-    """A client's mask is applied by its factors: the public ones cost nothing."""
-    if _is(x, "client"):
+def mul(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    """A product with a client's mask is one with each of its factors: the public ones cost nothing."""
+    if owner_of(x) == "client":
         x, y = y, x
     node = lowering.as_node(x)
-    factors = (y.factors or (y,)) if _is(y, "client") else (y,)
-    for factor in sorted(factors, key=lambda f: getattr(f, "owner", "public") != "client"):
+    factors = (y.factors if isinstance(y, Value) and y.owner == "client" else ()) or (y,)
+    for factor in sorted(factors, key=lambda f: owner_of(f) != "client"):
         node = lowering.builder.mul(node, lowering.as_node(factor))
     return node
 
 
 @rule("div")
-def div(lowering: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> Node:
+def div(lowering: Lowering, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Node:
     if rounding_mode is not None:
         raise lowering.fail("an integer division of a secret has no rule; divide by a power of two")
-    if _is(y, "shared"):
+    if owner_of(y) == "shared":
         raise lowering.fail("division by a secret; use torch.reciprocal, which the plan's reciprocal answers")
-    if _is(y, "public"):
-        number = y.value if hasattr(y, "value") else y
-        inverse = 1.0 / torch.as_tensor(number, dtype=torch.float64)
+    if owner_of(y) == "public":
+        inverse = 1.0 / torch.as_tensor(known(y), dtype=torch.float64)
         return lowering.builder.mul(lowering.as_node(x), lowering.builder.constant(inverse))
-    raise lowering.fail(f"division of a secret by a value of the {y.owner}; multiply by its inverse instead")
+    raise lowering.fail(f"division of a secret by a value of the {owner_of(y)}; multiply by its inverse instead")
 
 
 @rule("inverse")
-def inverse(lowering: Any, approximated: Any, x: Any) -> Node:
+def inverse(lowering: Lowering, approximated: Operand, x: Operand) -> Node:
     """1 / x of a secret, by the plan's reciprocal."""
     return lowering.as_node(approximated)
 
 
 @rule("reciprocal")
-def reciprocal(lowering: Any, x: Any) -> Node:
+def reciprocal(lowering: Lowering, x: Operand) -> Node:
     raise lowering.fail(
         "division by a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
         "keeps it above 0, and choose a reciprocal in the plan"
@@ -85,7 +80,7 @@ def reciprocal(lowering: Any, x: Any) -> Node:
 
 
 @rule("pow", "square")
-def power(lowering: Any, x: Any, exponent: Any = 2) -> Node:
+def power(lowering: Lowering, x: Operand, exponent: float = 2) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
     if exponent == 2:
         return b.mul(node, node)
@@ -95,7 +90,7 @@ def power(lowering: Any, x: Any, exponent: Any = 2) -> Node:
 
 
 @rule("polynomial")
-def polynomial(lowering: Any, x: Any, coefficients: list[float], domain: float = 0.0) -> Node:
+def polynomial(lowering: Lowering, x: Operand, coefficients: list[float], domain: float = 0.0) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
     if node.op == "ldexp":  # c_k (x 2^e)^k: the power of two goes into the coefficients, the opening stays x's own
         e = node.attributes["exponent"]
@@ -104,30 +99,30 @@ def polynomial(lowering: Any, x: Any, coefficients: list[float], domain: float =
 
 
 @rule("relu")
-def relu(lowering: Any, x: Any) -> Node:
+def relu(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.relu(lowering.as_node(x))
 
 
 @rule("abs")
-def absolute(lowering: Any, x: Any) -> Node:
+def absolute(lowering: Lowering, x: Operand) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
     return b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1))
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
 @rule("lt", "le")
-def less(lowering: Any, x: Any, y: Any) -> Any:
+def less(lowering: Lowering, x: Operand, y: Operand) -> Node:
     return _compare(lowering, x, y, flip=False)
 
 
 @rule("gt", "ge")
-def greater(lowering: Any, x: Any, y: Any) -> Any:
+def greater(lowering: Lowering, x: Operand, y: Operand) -> Node:
     return _compare(lowering, x, y, flip=True)
 
 
-def _compare(lowering: Any, x: Any, y: Any, flip: bool) -> Any:
-    number = getattr(y, "value", y)
-    if not _is(y, "public") or (isinstance(number, Tensor) and number.numel() != 1):
+def _compare(lowering: Lowering, x: Operand, y: Operand, flip: bool) -> Node:
+    number = torch.as_tensor(known(y)) if owner_of(y) == "public" else None
+    if number is None or number.numel() != 1:
         raise lowering.fail("comparison of two tensors; compare their difference with a number")
     threshold, b = float(number), lowering.builder
     bit = b.less(lowering.as_node(x), threshold)
@@ -135,12 +130,12 @@ def _compare(lowering: Any, x: Any, y: Any, flip: bool) -> Any:
 
 
 @rule("bitwise_not", "logical_not")
-def complement(lowering: Any, x: Any) -> Node:
+def complement(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.complement(lowering.as_node(x))
 
 
 @rule("clamp")
-def clamp(lowering: Any, x: Any, low: float | None = None, high: float | None = None) -> Node:
+def clamp(lowering: Lowering, x: Operand, low: float | None = None, high: float | None = None) -> Node:
     """Both comparisons share one opening of x."""
     b, node = lowering.builder, lowering.as_node(x)
     out = node

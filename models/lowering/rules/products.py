@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ...graph import Node
-from ...program import PreludeStep
-from . import rule
+from ..lowering import Lowering
+from ..values import Operand, Value
+from . import advise, rule
 from .elementwise import add
 
+advise("batch_norm", advice="fold it into the preceding linear layer before compiling")
 
-def _weight(lowering: Any, value: Any, transform: Any) -> Any:
+
+def _weight(value: Value, layout: Callable[[Tensor], Tensor]) -> Value:
     """A parameter in another layout: the server's, folded now."""
-    from ..lower import Value
-
-    name = f"{value.ref or 'folded'}"
-    return Value(value.owner, transform(value.value), ref=name, parameters=value.parameters)
+    return Value(value.owner, layout(value.tensor), ref=value.ref or "folded", parameters=value.parameters)
 
 
 @rule("linear")
-def linear(lowering: Any, x: Any, weight: Any, bias: Any = None) -> Node:
+def linear(lowering: Lowering, x: Operand, weight: Operand, bias: Operand | None = None) -> Node:
     b = lowering.builder
-    if weight.owner in ("server", "public"):
-        right = lowering.as_node(_weight(lowering, weight, lambda w: w.t()))
+    if isinstance(weight, Value) and weight.owner in ("server", "public"):
+        right = lowering.as_node(_weight(weight, lambda w: w.t()))
     else:
         right = b.transpose(lowering.as_node(weight), -1, -2)
     out = _product(lowering, lowering.as_node(x), right)
@@ -33,73 +32,60 @@ def linear(lowering: Any, x: Any, weight: Any, bias: Any = None) -> Node:
 
 
 @rule("matmul", "mm", "bmm")
-def matmul(lowering: Any, x: Any, y: Any) -> Node:
+def matmul(lowering: Lowering, x: Operand, y: Operand) -> Node:
     return _product(lowering, lowering.as_node(x), lowering.as_node(y))
 
 
 @rule("addmm", "baddbmm")
-def addmm(lowering: Any, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Node:
-    product = lowering.builder.scale(_product(lowering, lowering.as_node(x), lowering.as_node(y)), float(alpha))
+def addmm(lowering: Lowering, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1) -> Node:
+    product = lowering.builder.scale(matmul(lowering, x, y), float(alpha))
     return add(lowering, product, bias, alpha=beta)
 
 
 @rule("conv2d", "convolution")
 def conv2d(
-    lowering: Any,
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Any = (1, 1),
-    *rest: Any,
+    lowering: Lowering,
+    x: Operand,
+    weight: Value,
+    bias: Operand | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] | str = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *rest: object,
 ) -> Node:
-    """Patches times the kernel as a matrix: [B, C, H, W] -> [B, O, H', W']."""
-    groups = rest[-1] if rest else 1
-    if any(d != 1 for d in dilation) or groups != 1 or isinstance(padding, str) or weight.owner != "server":
+    """Patches times the kernel as a matrix: [B, C, H, W] -> [B, O, H', W']. `rest` ends with the number of groups."""
+    plain = not rest or (rest[-1] == 1 and not (len(rest) > 1 and rest[0]))  # convolution has `transposed` first
+    if any(d != 1 for d in dilation) or not plain or isinstance(padding, str) or weight.owner != "server":
         raise lowering.fail("a convolution with groups, dilation or a padding mode has no rule; use a plain one")
-    b, kernel = lowering.builder, list(weight.value.shape[2:])
-    pair = [list(v) * (2 // len(v)) for v in (stride, padding)]
-    right = lowering.as_node(_weight(lowering, weight, lambda w: w.flatten(1).t()))
-    out = _product(lowering, _patches(lowering, x, kernel, *pair), right)
+    b, kernel = lowering.builder, list(weight.tensor.shape[2:])
+    strides, paddings = (list(v) * (2 // len(v)) for v in (stride, padding))
+    right = lowering.as_node(_weight(weight, lambda w: w.flatten(1).t()))
+    out = _product(lowering, _patches(lowering, x, kernel, strides, paddings), right)
     if bias is not None:
         out = b.add(out, lowering.as_node(bias))
     return b.permute(out, [0, 3, 1, 2])
 
 
-def _patches(lowering: Any, x: Any, kernel: list[int], stride: list[int], padding: list[int]) -> Node:
+def _patches(lowering: Lowering, x: Operand, kernel: list[int], stride: list[int], padding: list[int]) -> Node:
     """Patches of a secret image; of the client's own image, the client cuts them in the clear."""
-    from ..lower import Value
-
-    b = lowering.builder
-    if x.owner != "client":
-        return b.unfold(lowering.as_node(x), kernel, stride, padding)
-    node = b.unfold(lowering.as_node(x), kernel, stride, padding)
-    # [B, C kh kw, H' W']
-    value = torch.nn.functional.unfold(x.value, (*kernel,), padding=(*padding,), stride=(*stride,))
+    node = lowering.builder.unfold(lowering.as_node(x), kernel, stride, padding)
+    if not isinstance(x, Value) or x.owner != "client":
+        return node
     name = f"{x.ref}.patches.{len(lowering.steps)}"
-    lowering.steps += [
-        PreludeStep(
-            name=f"{name}.columns", target="aten.im2col.default", args=[{"ref": x.ref}, kernel, [1, 1], padding, stride]
-        ),
-        PreludeStep(name=f"{name}.rows", target="aten.transpose.int", args=[{"ref": f"{name}.columns"}, 1, 2]),
-        PreludeStep(name=name, target="aten.reshape.default", args=[{"ref": f"{name}.rows"}, list(node.shape)]),
-    ]
-    return lowering.as_node(Value("client", value.transpose(1, 2).reshape(node.shape), ref=name))
+    # [B, C kh kw, H' W']
+    columns = lowering.step(f"{name}.columns", "aten.im2col.default", x, kernel, [1, 1], padding, stride)
+    rows = lowering.step(f"{name}.rows", "aten.transpose.int", columns, 1, 2)
+    return lowering.as_node(lowering.step(name, "aten.reshape.default", rows, list(node.shape)))
 
 
 @rule("embedding")
-def embedding(lowering: Any, table: Any, ids: Any, *options: Any) -> Node:
+def embedding(lowering: Lowering, table: Value, ids: Value, *options: object) -> Node:
     """A lookup in the server's table by the client's tokens: the one-hot matrix times the table."""
-    from ..lower import Value
-
-    name, count = f"{ids.ref}.one_hot.{len(lowering.steps)}", table.value.shape[0]
-    lowering.steps.append(PreludeStep(name=name, target="aten.one_hot.default", args=[{"ref": ids.ref}, count]))
-    rows = torch.nn.functional.one_hot(ids.value, count)
-    return _product(lowering, lowering.as_node(Value("client", rows, ref=name)), lowering.as_node(table))
+    rows = lowering.apply("aten.one_hot.default", ids, table.tensor.shape[0])
+    return _product(lowering, lowering.as_node(rows), lowering.as_node(table))
 
 
-def _product(lowering: Any, x: Node, y: Node) -> Node:
+def _product(lowering: Lowering, x: Node, y: Node) -> Node:
     b = lowering.builder
     if len(x.shape) == 1 or len(y.shape) == 1:
         raise lowering.fail("a product with a vector has no rule; unsqueeze it first")

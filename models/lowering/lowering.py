@@ -1,0 +1,188 @@
+"""What a rule works with: it makes nodes, and steps that the client runs in the clear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...approximations.attention import MASKED
+from ..graph import Builder, Node
+from ..program import PreludeStep
+from .client_graph import operation
+from .problems import LoweringError
+from .values import Operand, Value, concrete, parameters_of, short_name, values_in
+
+REARRANGES = {
+    "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "reshape", "unsqueeze", "squeeze",
+    "transpose", "permute", "t", "slice", "select", "index", "flatten", "repeat",
+}  # fmt: skip
+ROW_BY_ROW = {"sum", "clamp", "div"}  # of a mask: how its rows are made to add up to 1
+CONJUNCTIONS = {"__and__", "bitwise_and", "logical_and"}
+COPIES = {"expand", "to", "_to_copy", "clone", "alias", "contiguous"}
+NODE_OF = {"public": "constant", "server": "weight", "client": "client"}
+
+
+@dataclass
+class Lowering:
+    """The state of one walk over an exported graph.
+
+    values              what the walk has lowered so far, by the exported graph's names
+    steps               the client's prelude
+    released, origins   tensors that the prelude reads, and the server's parameters that each is computed from
+    hiding              scores with a mask: the node, where it keeps, the scores without it (masks.py)
+    path                the module of the model that the walk is in
+    """
+
+    builder: Builder = field(default_factory=Builder)
+    values: dict[str, Any] = field(default_factory=dict)
+    steps: list[PreludeStep] = field(default_factory=list)
+    released: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    applied: dict[tuple[object, ...], tuple[Value, object]] = field(default_factory=dict)
+    hiding: dict[int, tuple[Node, Value, Node]] = field(default_factory=dict)
+    path: str = ""
+
+    # --- for rules ---------------------------------------------------------------------------------------------------
+    def as_node(self, value: Operand) -> Node:
+        """The graph's node for any lowered value, or number; a node is its own."""
+        if isinstance(value, Node):
+            return value
+        if not isinstance(value, Value):
+            return self.builder.constant(value)
+        if value.node is None:
+            tensor = value.value if isinstance(value.value, Tensor) else torch.tensor(value.value)
+            op = NODE_OF[value.owner]
+            name = value.ref or f"{op}_{len(self.values)}_{self.path}"
+            attributes = {"binary": True} if value.binary else {}
+            value.node = Node(op, [], attributes, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
+        return value.node
+
+    def apply(self, target: str, *args: object) -> Value:
+        """A listed operation (client_graph.py) on values of one owner and public ones. Equal calls are one value.
+
+        It is done now; if the client owns the result, the client does it in every query, too.
+        """
+        key = (target, *((a.ref or id(a.value)) if isinstance(a, Value) else repr(a) for a in args))
+        if key not in self.applied:
+            found = list(values_in(args))
+            owner = next((o for o in ("client", "server") if any(v.owner == o for v in found)), "public")
+            if owner == "client":
+                ref = next(v.ref for v in found if v.owner == owner)
+                made = self.step(f"{ref}.{short_name(target)}.{len(self.steps)}", target, *args)
+            else:
+                made = Value(owner, concrete(operation(target), args, {}), parameters=parameters_of(found))
+            self.applied[key] = made, args  # which keeps their identities
+        return self.applied[key][0]
+
+    def step(self, name: str, target: str, *args: object) -> Value:
+        """A new step of the prelude with one result: a listed operation on the client's values and public ones."""
+        made = self.at_client(name, target, args, {}, concrete(operation(target), args, {}))
+        assert isinstance(made, Value)
+        return made
+
+    def least_number(self, value: Value) -> float:
+        """The largest number that the steps to a client's value mention, as a negative one."""
+        return -max(_mentioned(self.steps, value.ref), default=0.0)
+
+    def fail(self, what: str, advice: str = "") -> LoweringError:
+        """The error for a rule to raise: what cannot be done, and the way out, which many may share."""
+        return LoweringError(what, advice)
+
+    # --- for the walk ------------------------------------------------------------------------------------------------
+    def at_client(
+        self, name: str, target: str, args: Sequence[object], kwargs: Mapping[str, object], value: object
+    ) -> Value | list[Value]:
+        """The client's value (or values) of a new step; `value`: what it gives on the example."""
+        short, found = short_name(target), list(values_in([args, kwargs]))
+        embedded = short == "embedding" or any(v.embedded for v in found)
+        encoded = {key: self._encode(arg) for key, arg in kwargs.items()}
+        step = PreludeStep(name=name, target=target, args=[self._encode(arg) for arg in args], kwargs=encoded)
+        self.steps.append(step)
+        if isinstance(value, list | tuple):
+            results = []
+            for number, part in enumerate(value):
+                self.steps.append(PreludeStep(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
+                results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded))
+            return results
+        rearranged = short in REARRANGES and all(v.binary for v in found)
+        binary = short == "keeps" or rearranged or (isinstance(value, Tensor) and value.dtype == torch.bool)
+        factors = self._of_keys(target, args, kwargs) or _factors(short, args)
+        return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors)
+
+    def release(self, value: Value) -> None:
+        """Give the client a tensor that its prelude reads."""
+        if not value.ref:
+            value.ref = f"released.{len(self.released)}"
+        self.released[value.ref] = value.tensor.detach()
+        self.origins[value.ref] = value.parameters
+
+    def _of_keys(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Value, ...]:
+        """Where the rows of a mask are all alike, what is computed of each is computed of one: a mask of keys."""
+        short = short_name(target)
+        if short not in ROW_BY_ROW or kwargs or (short == "sum" and list(args[1:]) != [[-1], True]):
+            return ()
+        narrow = [_one_row(v) if isinstance(v, Value) and v.owner == "client" else v for v in args]
+        if not isinstance(args[0], Value) or any(v is None for v in narrow):
+            return ()
+        return (self.apply(target, *narrow),)
+
+    def _encode(self, tree: object) -> object:
+        """An argument of a prelude step as JSON."""
+        if isinstance(tree, Value):
+            if tree.owner == "public" and not isinstance(tree.value, Tensor):
+                return tree.value
+            if tree.owner == "public":
+                self.release(tree)  # a public tensor travels with the client's part, too
+            return {"ref": tree.ref}
+        if isinstance(tree, list | tuple):
+            return [self._encode(item) for item in tree]
+        if isinstance(tree, dict):
+            return {key: self._encode(item) for key, item in tree.items()}
+        if isinstance(tree, torch.dtype):
+            return {"dtype": str(tree).removeprefix("torch.")}
+        if isinstance(tree, torch.layout | torch.memory_format):
+            return None
+        if isinstance(tree, torch.device):
+            return {"device": "cpu"}
+        if tree is None or isinstance(tree, bool | int | float | str):
+            return tree
+        raise self.fail(f"a prelude step takes a {type(tree).__name__}, which has no JSON form")
+
+
+def _mentioned(steps: list[PreludeStep], ref: str) -> Iterator[float]:
+    """Sizes of the numbers in the steps that lead to `ref`, those that only mean "to the end" aside. What comes before
+    a bound from below by a number that hides nothing cannot be low any more."""
+    table = {step.name: step for step in steps}
+    todo, seen = [ref], set()
+    while todo:
+        step = table.get(todo.pop())
+        if step is None or step.name in seen:
+            continue
+        seen.add(step.name)
+        if short_name(step.target) == "clamp" and isinstance(step.args[1], float) and step.args[1] >= MASKED:
+            continue
+        for arg in [*step.args, *step.kwargs.values()]:
+            if isinstance(arg, float) or (isinstance(arg, int) and abs(arg) < 2**31):
+                yield abs(arg)
+            if isinstance(arg, dict) and "ref" in arg:
+                todo.append(arg["ref"])
+
+
+def _factors(short: str, args: Sequence[object]) -> tuple[Value, ...]:
+    """A mask that is a conjunction keeps its factors: a public one is free, one without a query axis is cheap."""
+    values = [a for a in args if isinstance(a, Value)]
+    if short in CONJUNCTIONS and len(values) == 2:
+        return tuple(f for v in values for f in (v.factors or (v,)))
+    if short in COPIES and values:
+        return values[0].factors or (values[0],)
+    return ()
+
+
+def _one_row(mask: Value) -> Value | None:
+    """The one row of keys that a mask repeats for every query, if it does so."""
+    secret = [f for f in mask.factors if f.owner != "public" or not bool((f.tensor == 1).all())]
+    return secret[0] if len(secret) == 1 and secret[0].tensor.dim() > 1 and secret[0].tensor.shape[-2] == 1 else None

@@ -1,0 +1,83 @@
+"""The values that lowering works on: who owns each one, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..graph import Node
+
+
+@dataclass(eq=False)
+class Value:
+    """A lowered value. `value`: concrete, on the example, unless shared. `node`: its node once it has one."""
+
+    owner: str  # public | server | client | shared
+    value: object = None
+    node: Node | None = None
+    ref: str = ""  # its name in the prelude (client) or among the parameters (server, if it is one as such)
+    embedded: bool = False  # comes from an embedding block
+    parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
+    binary: bool = False  # zeros and ones whatever the input: a comparison's result, rearranged
+    factors: tuple[Value, ...] = ()  # a client mask that is the conjunction of these
+
+    @property
+    def tensor(self) -> Tensor:
+        """What its owner has in the clear. Errors: TypeError, which lowering reports, where that is no tensor."""
+        if not isinstance(self.value, Tensor):
+            raise TypeError(f"a value of the {self.owner} is not known as a tensor")
+        return self.value
+
+
+Operand = Value | Node | float
+"""What a rule is given where its operation takes a tensor or a number."""
+RuleResult = Value | Node | list[Node]
+"""What a rule gives: a value, or one for each result of its operation."""
+
+
+def owner_of(operand: Operand) -> str:
+    return "public" if isinstance(operand, int | float) else operand.owner
+
+
+def known(operand: Operand) -> object:
+    """The number, or what the owner has in the clear; None of a shared value."""
+    return operand if isinstance(operand, int | float) else operand.value
+
+
+def short_name(target: object) -> str:
+    """`add` for aten.add.Tensor."""
+    return str(target).removeprefix("aten.").removeprefix("blindformer.").split(".")[0]
+
+
+def values_in(tree: object) -> Iterator[Value]:
+    """The lowered values among an operation's arguments."""
+    if isinstance(tree, Value):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from values_in(item)
+
+
+def parameters_of(values: Sequence[Value]) -> frozenset[str]:
+    """The server's parameters that these values are computed from."""
+    return frozenset().union(*(v.parameters for v in values))
+
+
+def concrete(target: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    """What an operation gives on the example."""
+    with torch.no_grad():
+        return target(*(_bare(arg) for arg in args), **{key: _bare(arg) for key, arg in kwargs.items()})
+
+
+def _bare(tree: object) -> object:
+    """An argument with concrete values in the place of lowered ones."""
+    if isinstance(tree, Value):
+        return tree.value
+    if isinstance(tree, list | tuple):
+        return type(tree)(_bare(item) for item in tree) if not isinstance(tree, torch.Size) else tree
+    if isinstance(tree, dict):
+        return {key: _bare(item) for key, item in tree.items()}
+    return tree
