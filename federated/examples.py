@@ -11,8 +11,8 @@ import torch
 
 from ..models.data import DataError, Dataset, Examples, load_data
 from ..models.data.files import read_file
-from ..models.data.registry import cleaned
-from ..models.loading.task import image_files, open_image
+from ..models.data.load import cleaned
+from ..models.loading.images import image_files, open_image
 from .partitions import deal
 from .settings import FederateError, FederateSettings
 

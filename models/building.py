@@ -17,8 +17,9 @@ from .artifacts import save
 from .compile import TRACING, CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.calibration_texts import calibration_texts
-from .loading.load import Loaded, LoadError, load
-from .loading.task import image_files
+from .loading.errors import LoadError
+from .loading.images import image_files
+from .loading.load import Loaded, load
 
 LENGTHS = (32, 64, 128)
 MOST_IMAGES = 64  # to calibrate on

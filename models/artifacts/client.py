@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..compile import decode_outputs, encode_client
+from ..loading.answers import read_answer
+from ..loading.errors import InputError
 from ..loading.processors import read_processor
-from ..loading.task import InputError, Item, Task
+from ..loading.task import Item, Task
 from ..program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
@@ -143,7 +145,7 @@ class ClientPart:
         mine = outputs
         if question.part.texts > 1:
             mine = {name: value[place : place + 1] for name, value in outputs.items()}
-        return self.task.read(mine, question.inputs, top_k, question.item)
+        return read_answer(self.task, mine, question.inputs, top_k, question.item)
 
     @property
     def _word(self) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .dataset import DataError
+from .dataset import DataError, RawExamples
 from .files import LABELS, SPLITS, TEXTS, choose, classes
-from .registry import RawExamples
 
 
 def read_folder(path: Path, text: str | None = None, label: str | None = None) -> RawExamples:

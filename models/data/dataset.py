@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ...protocols.errors import BlindformerError
 
+PARTS = ("train", "validation", "test")
+
 
 class DataError(BlindformerError):
     """Data that is missing, cannot be read, or does not fit what it is for."""
@@ -51,6 +53,19 @@ class Examples:
         if count >= len(self):
             return self
         return self.take(stratified(self.labels, count, seed)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class RawExamples:
+    """What a source holds: texts or images uint8 [N, H, W], their class indices, the classes' names.
+
+    parts    where the source says it: train, validation or test for each row; None leaves the split to us
+    """
+
+    inputs: list[str] | Tensor
+    labels: list[int]
+    names: tuple[str, ...]
+    parts: list[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .dataset import DataError
-from .registry import RawExamples, source
+from .dataset import DataError, RawExamples
+from .registry import source
 
 HOW = "apt-get install dataset-fashion-mnist"
 NAMES = (

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import DataError
-from .registry import PARTS, RawExamples
+from .dataset import PARTS, DataError, RawExamples
 
 TEXTS = ("text", "sentence", "review", "content", "body", "message", "document", "comment", "title")
 LABELS = ("label", "labels", "class", "category", "sentiment", "target", "intent", "topic", "y")

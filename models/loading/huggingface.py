@@ -13,16 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...protocols.errors import BlindformerError
+from .errors import LoadError
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every Auto class. Unless told so, transformers asks at the terminal whether to run a folder's Python files."""
 FILES_ALONE: dict[str, Any] = {**NO_CODE, "local_files_only": True}
 _ONE_AT_A_TIME = threading.RLock()
-
-
-class LoadError(BlindformerError):
-    """A model folder that cannot be used, or a length that the model does not take."""
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
+from .errors import InputError, LoadError
 from .heads import MaskedToken, NextToken, SentenceEncoder
-from .huggingface import FILES_ALONE, LoadError, huggingface, refused
+from .huggingface import FILES_ALONE, huggingface, refused
 from .processors import read_processor
-from .task import InputError, Item, Task, score_function
+from .task import Item, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"

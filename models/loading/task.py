@@ -7,15 +7,14 @@ the one in the clear. All of it happens at the client.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...errors import BlindformerError, first_line
-from .answers import Outcome, read
+from .errors import InputError
+from .images import open_image
 
 Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
 IMAGE_LABELS = 5  # as many as transformers' image-classification gives
@@ -30,10 +29,6 @@ _PIPELINES = {
     "tensors": "tensors",
 }
 _TOKENIZING = threading.Lock()  # a tokenizer keeps how it pads and cuts as its own state, and models share tokenizers
-
-
-class InputError(BlindformerError):
-    """A text or an image that cannot be the model's input."""
 
 
 @dataclass
@@ -149,29 +144,6 @@ class Task:
         if found != 1:
             raise InputError(f"text has {found} times {mask}: write it once, where the model is to fill in a word")
 
-    # --- out ---------------------------------------------------------------------------------------------------------
-    def read(
-        self,
-        outputs: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor],
-        top_k: int | None = None,
-        item: Item | None = None,
-    ) -> Any:
-        """An answer (float outputs by name, of one text or image) in the terms of the task.
-
-        classifier, image   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
-        sentence            one list of floats of length one (Euclidean)
-        encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
-                            {"text_embeds" or "image_embeds": one list of floats}
-        causal, masked      [{"score", "token", "token_str"}], the likeliest first; of a mask with "sequence"
-        tokens              [{"entity", "score", "index", "word", "start", "end"}], without tokens labelled O
-        span                [{"score", "start", "end", "answer"}], the likeliest first (None: one). Needs `item`
-        anything else       nested lists by output name
-
-        `item`: the text, or pair of texts, that the inputs were made of.
-        """
-        return read(self, Outcome(outputs, inputs, top_k, item))
-
     def label(self, number: int) -> str:
         return self.labels.get(number, f"LABEL_{number}")
 
@@ -184,53 +156,6 @@ def score_function(config: Any) -> str:
     if problem == "multi_label_classification" or getattr(config, "num_labels", 2) == 1:
         return "sigmoid"
     return "softmax"
-
-
-def open_image(image: Any) -> Any:
-    """A PIL image in RGB, from a file or as it is. Errors: InputError."""
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError:
-            raise InputError(f"{image}: there is no such file; give an image's path") from None
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise InputError(f"{image}: is no image that can be read ({first_line(error)})") from None
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    raise InputError(f"an image is a file's path or a PIL image, not {type(image).__name__}")
-
-
-def image_of(pixels: Tensor) -> Any:
-    """A PIL image of grey levels, uint8 [H, W]. Errors: InputError without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
-    return Image.fromarray(pixels.numpy())
-
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The images that `paths` name: files as they are, folders' images in order of their names. Errors: InputError."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-            if not inside:
-                raise InputError(f"{path}: holds no images ({', '.join(IMAGE_ENDINGS)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path}: there is no such file; give an image or a folder of images")
-    return found
 
 
 def _with_mask(text: str, mask: str, number: int) -> str:

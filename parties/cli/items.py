@@ -63,7 +63,7 @@ class InputItem:
 # --- reading ---------------------------------------------------------------------------------------------------------
 def read_items(images: bool, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
     """What to ask: of arguments, files, and standard input. Errors: BlindformerError, if nothing can be asked."""
-    from ...models.loading.task import image_files
+    from ...models.loading.images import image_files
     from ...protocols.errors import BlindformerError
 
     if images:
@@ -199,7 +199,7 @@ def _is_path(word: str) -> bool:
         return False
     if word.startswith(("./", "../", "~/", "/")):
         return True
-    from ...models.loading.task import IMAGE_ENDINGS
+    from ...models.loading.images import IMAGE_ENDINGS
 
     ending = os.path.splitext(word)[1].lower()
     return ending in (*_TEXT_FILES, *IMAGE_ENDINGS) or (("/" in word or bool(ending)) and os.path.exists(word))

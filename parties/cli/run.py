@@ -78,6 +78,7 @@ def run(
         phases.note("load", "libraries")
         use_threads(threads)
         from ...models.building import compile_images, own_plan
+        from ...models.loading.answers import read_answer
         from ...models.loading.load import load
         from ..local.compare import compare, compile_for, compile_text, encode_each
 
@@ -126,7 +127,7 @@ def run(
     task, order = loaded.task, [places[place] for place in encoded]
     errors |= {order[place]: error for place, error in found.errors.items()}
     values = {
-        index: task.read(private, given, item=None if images else items[index].value)
+        index: read_answer(task, private, given, item=None if images else items[index].value)
         for index, private, given in zip(order, found.private, inputs, strict=True)
         if index not in errors
     }

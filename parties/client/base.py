@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...models.artifacts import ClientPart, Question
 from ...models.compile import AnswerOutOfRange
-from ...models.loading.task import IMAGE_LABELS, InputError
+from ...models.loading.errors import InputError
+from ...models.loading.task import IMAGE_LABELS
 from ...protocols.errors import BlindformerError
 from ..reports.report import Report
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...models.compile import AnswerOutOfRange, decode_outputs
-from ...models.loading.task import InputError
+from ...models.loading.answers import read_answer
+from ...models.loading.errors import InputError
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError, PeerError
 from ..certificates.identity import Identity
@@ -177,7 +178,7 @@ class Member:
         try:
             found.outputs = decode_outputs(self.held.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
-            found.value = self.client.task.read(found.outputs, now.inputs, item=text)
+            found.value = read_answer(self.client.task, found.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:
             found.error = error
         return found

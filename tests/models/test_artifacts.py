@@ -25,8 +25,8 @@ from blindformer.models.artifacts import (
 from blindformer.models.artifacts.layout import describe_files
 from blindformer.models.building import compile_folder, compile_images, compile_lengths, default_lengths
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading.load import Loaded, LoadError, load
-from blindformer.models.loading.task import InputError
+from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program import ProgramError
 from blindformer.protocols.clear import ClearEngine
 from safetensors.torch import load_file, save_file

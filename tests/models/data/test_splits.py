@@ -9,7 +9,7 @@ import pytest
 import torch
 from blindformer.models.data import DataError, RawExamples
 from blindformer.models.data.dataset import stratified
-from blindformer.models.data.registry import cleaned, split
+from blindformer.models.data.load import cleaned, split
 from hypothesis import given
 from hypothesis import strategies as st
 

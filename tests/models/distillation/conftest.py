@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from blindformer.models.data import Dataset, RawExamples
-from blindformer.models.data.registry import split
+from blindformer.models.data.load import split
 
 from tests.conftest import save_tokenizer, tiny_config
 

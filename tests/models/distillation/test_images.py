@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.models.data import RawExamples
-from blindformer.models.data.registry import split
+from blindformer.models.data.load import split
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.loading.load import load
 

@@ -10,9 +10,9 @@ import torch
 from blindformer.models.compile import compile
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading.calibration_texts import TEXTS, calibration_texts
-from blindformer.models.loading.load import BUCKETS, LoadError, load
+from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.load import BUCKETS, load
 from blindformer.models.loading.processors import read_processor
-from blindformer.models.loading.task import InputError
 from blindformer.protocols.clear import ClearEngine
 
 KNOWN = [

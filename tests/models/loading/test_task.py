@@ -6,10 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from blindformer.models.loading.answers import read_answer
+from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.images import image_files, open_image
 from blindformer.models.loading.load import load
-from blindformer.models.loading.task import InputError, Task, image_files, open_image, score_function
+from blindformer.models.loading.task import Task, score_function
 
 TEXTS = ["how is my password ?", "not good , bad !", "good"]
+
+
+def answer(loaded, *of, **named):
+    return read_answer(loaded.task, *of, **named)
 
 
 def nested(found, expected, tolerance: float = 1e-4) -> None:
@@ -42,7 +49,7 @@ def test_text_classification(tiny_classifier, problem):
     for text in TEXTS:
         inputs = loaded.encode(text, 16)
         for top_k in (1, 2, None):
-            nested(loaded.task.read(outputs(loaded, inputs), inputs, top_k), expected(text, top_k=top_k))
+            nested(answer(loaded, outputs(loaded, inputs), inputs, top_k), expected(text, top_k=top_k))
     assert loaded.task.pipeline == "text-classification"
 
 
@@ -54,7 +61,7 @@ def test_feature_extraction_has_no_rows_of_padding(tiny_features):
     expected = pipeline("feature-extraction", model=loaded.model, tokenizer=loaded.processor)
     for text in TEXTS:
         inputs = loaded.encode(text, 16)
-        nested(loaded.task.read(outputs(loaded, inputs), inputs), expected(text))
+        nested(answer(loaded, outputs(loaded, inputs), inputs), expected(text))
 
 
 def test_image_classification(tiny_vision, pictures):
@@ -65,7 +72,7 @@ def test_image_classification(tiny_vision, pictures):
     for file in image_files([pictures])[:3]:
         inputs = loaded.encode_image(file)
         for top_k in (2, 5):
-            nested(loaded.task.read(outputs(loaded, inputs), inputs, top_k), expected(str(file), top_k=top_k))
+            nested(answer(loaded, outputs(loaded, inputs), inputs, top_k), expected(str(file), top_k=top_k))
         same = loaded.encode_image(open_image(file))
         torch.testing.assert_close(same["pixel_values"], inputs["pixel_values"])
 
@@ -73,15 +80,15 @@ def test_image_classification(tiny_vision, pictures):
 def test_sentence_embeddings_are_of_length_one_and_padding_does_not_matter(tiny_encoder):
     loaded = load(tiny_encoder)
     short, long = (loaded.encode(TEXTS[0], length) for length in (8, 32))
-    found = loaded.task.read(outputs(loaded, short), short)
+    found = answer(loaded, outputs(loaded, short), short)
     assert sum(x * x for x in found) == pytest.approx(1)
-    nested(loaded.task.read(outputs(loaded, long), long), found)
+    nested(answer(loaded, outputs(loaded, long), long), found)
 
 
 def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
     loaded = load(tiny_causal)
     inputs = loaded.encode("how good", 16)
-    found = loaded.task.read(outputs(loaded, inputs), inputs, 3)
+    found = answer(loaded, outputs(loaded, inputs), inputs, 3)
     with torch.no_grad():
         bare = loaded.model.model(input_ids=inputs["input_ids"][:, : int(inputs["attention_mask"].sum())])
     best = torch.softmax(bare.logits[0, -1], -1).topk(3)
@@ -89,7 +96,7 @@ def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
     assert [row["score"] for row in found] == pytest.approx(best.values.tolist(), abs=1e-5)
     assert found[0]["token_str"] == loaded.processor.decode([found[0]["token"]])
     every = {"logits": bare.logits}
-    assert loaded.task.read(every, {}, 3)[0]["token"] == found[0]["token"]  # a model with a row for each position
+    assert answer(loaded, every, {}, 3)[0]["token"] == found[0]["token"]  # a model with a row for each position
 
 
 def test_token_classification(tiny_heads):
@@ -100,11 +107,11 @@ def test_token_classification(tiny_heads):
     seen = set()
     for text in [*TEXTS, "how unheard is my password"]:
         inputs = loaded.encode(text, 16)
-        found = loaded.task.read(outputs(loaded, inputs), inputs, item=text)
+        found = answer(loaded, outputs(loaded, inputs), inputs, item=text)
         nested(found, [{**row, "score": float(row["score"])} for row in expected(text)])
         seen |= {row["entity"] for row in found}
     assert seen == {"B-THING", "I-THING"}
-    assert loaded.task.read(outputs(loaded, inputs), inputs)[0]["start"] is None, "tensors come without their text"
+    assert answer(loaded, outputs(loaded, inputs), inputs)[0]["start"] is None, "tensors come without their text"
 
 
 def test_filling_a_mask(tiny_heads):
@@ -114,7 +121,7 @@ def test_filling_a_mask(tiny_heads):
     expected = pipeline("fill-mask", model=whole, tokenizer=loaded.processor)
     inputs = loaded.encode("how [MASK] my password ?", 16)
     for made in (outputs(loaded, inputs), {"logits": whole(**inputs).logits.detach()}):
-        nested(loaded.task.read(made, inputs, 3), expected("how [MASK] my password ?", top_k=3))
+        nested(answer(loaded, made, inputs, 3), expected("how [MASK] my password ?", top_k=3))
     for text, words in {"good": "has 0 times", "[MASK] is [MASK]": "has 2 times"}.items():
         with pytest.raises(InputError, match=rf"^text {words} \[MASK\]: write it once"):
             loaded.encode(text, 16)
@@ -127,7 +134,7 @@ def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
     question, text = "what is it ?", "the unheard-of password is lost , not good !"
     inputs = loaded.encode((question, text), 32)
     raw = outputs(loaded, inputs)
-    (found,) = loaded.task.read(raw, inputs, item=(question, text))
+    (found,) = answer(loaded, raw, inputs, item=(question, text))
     encoding = loaded.processor(question, text)
     inside = [i for i, part in enumerate(encoding.sequence_ids()) if part == 1]
     start, end = (torch.softmax(raw[f"{name}_logits"][0, inside], -1).tolist() for name in ("start", "end"))
@@ -137,7 +144,7 @@ def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
     assert found["score"] == pytest.approx(score, abs=1e-5)
     assert (found["start"], found["end"]) == (places[0].start, places[1].end)
     assert found["answer"] == text[found["start"] : found["end"]]
-    assert len(loaded.task.read(raw, inputs, 3, item=(question, text))) == 3
+    assert len(answer(loaded, raw, inputs, 3, item=(question, text))) == 3
     with pytest.raises(InputError, match=r"answers a question about a text; give both: .*--pair"):
         loaded.encode(question, 32)
 
@@ -160,7 +167,7 @@ def test_projections_are_the_answer(tiny_heads):
     loaded = load(tiny_heads("clip-text"))
     inputs = loaded.encode("good", 8)
     raw = outputs(loaded, inputs)
-    nested(loaded.task.read(raw, inputs), {"text_embeds": raw["text_embeds"][0].tolist()})
+    nested(answer(loaded, raw, inputs), {"text_embeds": raw["text_embeds"][0].tolist()})
 
 
 def test_scores_follow_the_configuration():

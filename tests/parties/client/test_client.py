@@ -17,8 +17,9 @@ import torch
 from blindformer.models.artifacts import load_server, save
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.loading.answers import read_answer
+from blindformer.models.loading.errors import InputError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.task import InputError
 from blindformer.parties.client.sessions import OpenSession, Sessions
 from blindformer.parties.client.sessions_client import Client, ClientError
 from blindformer.parties.config import ConfigError
@@ -175,7 +176,7 @@ def test_next_tokens(tiny_causal, tmp_path, threads):
     client = threads(compile_folder(loaded, tmp_path, lengths=[8], calibration=TEXTS))
     inputs = loaded.encode("how good", 8)
     with torch.no_grad():
-        expected = loaded.task.read({"logits": loaded.model(**inputs).logits}, inputs, 3)
+        expected = read_answer(loaded.task, {"logits": loaded.model(**inputs).logits}, inputs, 3)
     found = client("how good", top_k=3)
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=TOLERANCE)
     assert len(client("how good")) == 5

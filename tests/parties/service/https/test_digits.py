@@ -13,7 +13,7 @@ from blindformer.models.building import compile_folder
 from blindformer.models.compile import decode_outputs
 from blindformer.models.data import load_data
 from blindformer.models.interpreter import interpret
-from blindformer.models.loading.task import image_of
+from blindformer.models.loading.images import image_of
 from blindformer.parties.client.encrypted import EncryptedClient
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.clear import ClearEngine

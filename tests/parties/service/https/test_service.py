@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading.task import InputError
+from blindformer.models.loading.errors import InputError
 from blindformer.parties.certificates.development import (
     add_certificate,
     client_context,

@@ -1,0 +1,159 @@
+"""How a source becomes a Dataset: read, cleaned and divided."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .arrow import read_folder
+from .dataset import PARTS, DataError, Dataset, Examples, RawExamples, stratified
+from .files import read_file
+from .registry import DataSource, sources
+
+
+def load_data(
+    what: str | Path,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    encoding: str = "utf-8",
+    test: float = 0.2,
+    validation: float = 0.1,
+) -> Dataset:
+    """A data set by its name, from a CSV, TSV or JSON-lines file, or from a folder that `datasets` wrote.
+
+    folder       where a named data set's files lie, if not in their usual place
+    text, label  columns of a file or folder (default: found by their usual names); encoding: of a file
+    test         share kept for the last judgement; validation: share of what is left, to choose by
+    seed         of the split. A source that comes with a split keeps it
+
+    Texts are unescaped from HTML, and one of several that differ in case, spaces and punctuation alone is kept.
+    Errors: DataError, one line with the remedy.
+    """
+    known = {found.name: found for found in sources()}
+    if str(what) in known:
+        name = str(what)
+        rows = known[name].read(None if folder is None else Path(folder))
+    else:
+        name, rows = Path(what).name, _read_path(Path(what), known, text, label, encoding)
+    return split(name, rows, seed, test, validation)
+
+
+def _read_path(
+    path: Path, known: Mapping[str, DataSource], text: str | None, label: str | None, encoding: str
+) -> RawExamples:
+    path = path.expanduser()
+    if path.is_dir():
+        return read_folder(path, text, label)
+    if path.is_file():
+        return read_file(path, text, label, encoding)
+    raise DataError(
+        f"{path}: no such file or folder, and no data set of that name; give a CSV or JSON-lines file, a folder that "
+        f"the library datasets wrote, or one of {', '.join(known)}"
+    )
+
+
+def split(name: str, rows: RawExamples, seed: int, test: float = 0.2, validation: float = 0.1) -> Dataset:
+    """Rows, cleaned and divided. Errors: DataError for empty or single-class data, or a class too small to divide."""
+    if not (0 < test < 1 and 0 < validation < 1):
+        raise DataError(f"test {test}, validation {validation}: both are shares between 0 and 1")
+    rows, dropped = _clean(rows)
+    counts = Counter(rows.labels)
+    if not counts:
+        raise DataError(f"{name}: holds no examples; give rows with a text and a label")
+    if len(counts) < 2:
+        (only,) = counts
+        raise DataError(f"{name}: every example is {rows.names[only]!r}; a classifier needs two classes or more")
+    examples = Examples(rows.inputs, rows.labels)
+    given = rows.parts or ["train"] * len(examples)
+    at = {part: [i for i, p in enumerate(given) if p == part] for part in PARTS}
+    rest = at["train"]
+    for part, share in (("test", test), ("validation", validation)):
+        if not at[part]:
+            at[part], rest = _divide(examples, rest, share, seed)
+    at["train"] = rest
+    for part in PARTS:
+        missing = set(counts) - {examples.labels[i] for i in at[part]}
+        if missing:
+            few = min(missing, key=lambda c: counts[c])
+            raise DataError(
+                f"{name}: class {rows.names[few]!r} has {counts[few]} examples, none of them for {part}; "
+                "add some, or leave the class out"
+            )
+    kind = "image" if isinstance(rows.inputs, Tensor) else "text"
+    train, chosen_by, judged_by = (examples.take(at[part]) for part in PARTS)
+    return Dataset(name, kind, rows.names, train, chosen_by, judged_by, dropped)
+
+
+def _divide(examples: Examples, among: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    labels = [examples.labels[i] for i in among]
+    taken, left = stratified(labels, round(share * len(labels)), seed) if labels else ([], [])
+    return [among[i] for i in taken], [among[i] for i in left]
+
+
+# Cleaning.
+
+_WINDOWS = {code: bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
+"""C1 control characters are Windows-1252 punctuation that was read as Latin-1."""
+
+
+def cleaned(text: str) -> str:
+    """Without HTML entities, doubled spaces, and Windows-1252 punctuation in the guise of control characters."""
+    return " ".join(html.unescape(text).translate(_WINDOWS).split())
+
+
+def _key(text: str) -> str:
+    """What two copies of one text have in common; of a text without letters and digits, all of it."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text
+
+
+def _clean(rows: RawExamples) -> tuple[RawExamples, dict[str, int]]:
+    """Rows without empty and repeated inputs; those with several labels go altogether.
+
+    Of repeated ones the first is kept, or the first of the test part, so that nothing judged by was trained on.
+    """
+    dropped = {"duplicate": 0, "contradictory": 0, "empty": 0}
+    if isinstance(rows.inputs, Tensor):
+        inputs: list[str] = []
+        keys = [image.numpy().tobytes().hex() for image in rows.inputs]
+    else:
+        inputs = [cleaned(text) for text in rows.inputs]
+        keys = [_key(text) for text in inputs]
+    labels_of: dict[str, set[int]] = {}
+    first: dict[str, int] = {}
+    rank = {part: -number for number, part in enumerate(PARTS)}  # the test part comes first
+    parts = rows.parts or ["train"] * len(keys)
+    for i, key in enumerate(keys):
+        if not key:
+            continue
+        labels_of.setdefault(key, set()).add(rows.labels[i])
+        if key not in first or rank[parts[i]] < rank[parts[first[key]]]:
+            first[key] = i
+    kept = []
+    for i, key in enumerate(keys):
+        if not key:
+            dropped["empty"] += 1
+        elif len(labels_of[key]) > 1:
+            dropped["contradictory"] += 1
+        elif first[key] != i:
+            dropped["duplicate"] += 1
+        else:
+            kept.append(i)
+    chosen = rows.inputs[torch.tensor(kept, dtype=torch.long)] if isinstance(rows.inputs, Tensor) else None
+    return (
+        RawExamples(
+            [inputs[i] for i in kept] if chosen is None else chosen,
+            [rows.labels[i] for i in kept],
+            rows.names,
+            None if rows.parts is None else [rows.parts[i] for i in kept],
+        ),
+        dropped,
+    )
