@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 2  # of messages, mask streams and what Programs mean; 2: answers are rounded, seeds have 32 bytes, limits
+PROTOCOL = 3  # of messages, mask streams and what Programs mean; 3: N parties set up a session as two do
 
 
 @cache

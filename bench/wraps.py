@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.correlations import Correlations
 from blindformer.models.interpreter import interpret
-from blindformer.parties.many.dealer import layout
-from blindformer.parties.many.roster import numbered
+from blindformer.parties.session.parties import numbered
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
-from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, ManySource, PartySource
+from blindformer.protocols.crypten.engine import ManyOnlineEngine
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import over_channel
 from blindformer.protocols.streams import Stream, new_seed
@@ -112,7 +111,7 @@ def infer(compiled: Compiled, query: Batch, observe: Callable[[int, Any], None])
     """One query among two parties and a dealer, each a thread. Returns the ring results of party 1."""
     program, ring, values = compiled.program, Ring(), compiled.encode_inputs(query)
     owners = numbered(2).sources(program)
-    sizes = layout(program, owners)
+    correlations = Correlations(program, owners)
     streams = [Stream(new_seed(), "query") for _ in range(2)]
     drawn = Stream(new_seed(), "weights")
     masks = {name: drawn.integers(name, shape) for name, shape in program.weight_shapes().items()}
@@ -123,17 +122,15 @@ def infer(compiled: Compiled, query: Batch, observe: Callable[[int, Any], None])
     errors: list[BaseException] = []
 
     def deal() -> None:
-        corrections = Corrections(dealer_end, sizes)
-        interpret(program, ManyOfflineEngine(ManyDealer(streams, corrections), ring, masks, owners))
+        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks)
 
     def party(rank: int) -> None:
-        source: ManySource = PartySource(streams[1], 1)
         if rank == 0:
-            source = LeaderSource(streams[0], Corrections(leader_end, sizes))
-        offline = ManyOfflineEngine(source, ring, masked if rank else {}, owners)
-        interpret(program, offline)
+            tape = correlations.lead(streams[0], Corrections(leader_end, correlations.layout))
+        else:
+            tape = correlations.follow(streams[1], masked)
         mine = values if rank else compiled.weights
-        online = ManyOnlineEngine(rank, offline.tape, ring, mine, compiled.constants, owners=owners)
+        online = ManyOnlineEngine(rank, tape, ring, mine, compiled.constants, owners=owners)
         found[rank] = interpret(program, online, over_channel(ends[rank]), observe=observe).outputs
 
     def guarded(work: Callable[[], None]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
-import torch
-
-from ..protocols.beaver.engine import OfflineEngine, PricingEngine
-from ..protocols.beaver.source import CountingSource
+from ..protocols.base import find
+from ..protocols.beaver.engine import PricingEngine
+from ..protocols.crypten.engine import Owners
+from ..protocols.crypten.pricing import ManyPricingEngine
 from ..protocols.ring import Ring
+from ..protocols.rounds import Swap
+from .correlations import ByHash, placeholders
 from .interpreter import interpret
 from .program import Program, check_offers
 
@@ -57,40 +59,60 @@ class Price:
     macs: int
     setup_bytes: int
     rows: list[PriceRow]
-    layout: tuple[int, ...] = field(default=(), repr=False)  # bytes of each of the dealer's corrections, in order
 
     @property
     def online_bytes(self) -> int:
         return self.down + self.up
 
 
+@dataclass(frozen=True)
+class PriceAmong:
+    """One query among N parties. `sent`: each party's online bytes to all others together; `received`: likewise.
+
+    `offline_bytes`: from the dealer to the first party, whatever N. `setup_bytes`: once, of the first party to all
+    others: the masked weights.
+    """
+
+    rounds: int
+    sent: dict[str, int]
+    received: dict[str, int]
+    offline_bytes: int
+    setup_bytes: int
+
+    @property
+    def online_bytes(self) -> int:
+        """Of all parties, each message counted once."""
+        return sum(self.sent.values())
+
+
 def price(program: Program) -> Price:
-    """Price a program on the beaver protocol."""
-    return _price(program.hash(), _Holder(program))
+    """Price a program on the beaver protocol. Errors: ProgramError."""
+    return _price(ByHash(program))
 
 
-class _Holder:
-    """Hides the program from lru_cache's key: the hash stands for it."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Holder)
+def price_among(program: Program, names: Sequence[str], owners: Owners, recipient: int) -> PriceAmong:
+    """Price a program among the parties `names`, in order of rank, on the crypten protocol. `owners`: a data owner's
+    rank, by the name of its value; `recipient`: the rank of the party that gets the answers. Errors: ProgramError."""
+    check_offers(program, find("crypten"))
+    engine = ManyPricingEngine(Ring(program.ring), placeholders(program), owners)
+    rounds = interpret(program, engine, _no_bytes).rounds
+    steps = [step for cost in engine.prices.values() for step in cost.steps]
+    size = len(names)
+    return PriceAmong(
+        rounds=rounds,
+        sent={name: sum(step.sent(rank, size, recipient) for step in steps) for rank, name in enumerate(names)},
+        received={name: sum(step.received(rank, size, recipient) for step in steps) for rank, name in enumerate(names)},
+        offline_bytes=sum(cost.offline for cost in engine.prices.values()),
+        setup_bytes=(size - 1) * _setup_bytes(program),
+    )
 
 
 @lru_cache(maxsize=16)
-def _price(_: str, holder: _Holder) -> Price:
-    from ..protocols.base import find
-
-    program = holder.program
+def _price(key: ByHash) -> Price:
+    program = key.program
     check_offers(program, find("beaver"))
-    weights = {n: torch.empty(s, dtype=torch.int64, device="meta") for n, s in program.weight_shapes().items()}
-    engine = PricingEngine(Ring(program.ring), weights)
-    execution = interpret(program, engine, lambda swaps: [None] * len(swaps))
+    engine = PricingEngine(Ring(program.ring), placeholders(program))
+    execution = interpret(program, engine, _no_bytes)
     rows: dict[str, PriceRow] = {}
     for number, item in enumerate(program.instructions):
         row = rows.setdefault(item.path, PriceRow(item.path))
@@ -110,14 +132,16 @@ def _price(_: str, holder: _Holder) -> Price:
         up=sum(r.up for r in listed),
         offline_bytes=sum(r.offline for r in listed),
         macs=sum(r.macs for r in listed),
-        setup_bytes=sum(8 * math.prod(s) for s in program.weight_shapes().values()),
+        setup_bytes=_setup_bytes(program),
         rows=listed,
-        layout=_layout(program, weights),
     )
 
 
-def _layout(program: Program, weights: dict[str, torch.Tensor]) -> tuple[int, ...]:
-    """In the order of the offline phase, which waits for no round (the pricing walk follows the rounds)."""
-    source = CountingSource()
-    interpret(program, OfflineEngine(source, Ring(program.ring), weights))
-    return tuple(source.layout)
+def _no_bytes(swaps: list[Swap]) -> list[None]:
+    """The wire of a walk that only counts rounds: bytes are declared."""
+    return [None] * len(swaps)
+
+
+def _setup_bytes(program: Program) -> int:
+    """Of the masked weights, to one party."""
+    return sum(8 * math.prod(shape) for shape in program.weight_shapes().values())

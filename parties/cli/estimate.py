@@ -64,14 +64,14 @@ def estimate(
         from ...protocols.errors import BlindformerError
         from ...versions import versions
         from ..local.compare import compile_text
-        from ..many.roster import RosterError, numbered
         from ..reports.estimate import find_network
+        from ..session.parties import PartiesError, numbered
 
         entry = find(protocol)
         if entry.parties not in (None, parties):
             others = " or ".join(of_parties())
-            raise RosterError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
-        roster = numbered(parties)
+            raise PartiesError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
+        among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         chosen = read_plan(plan) if plan else None
         phases.note("load", "the model")
@@ -91,7 +91,7 @@ def estimate(
             compiled = compile_text(loaded, length, chosen, texts=texts, **options)
         phases.end("compile")
         phases.begin("rehearse")
-        found = resolve(entry.price)(compiled, chosen_network, roster)
+        found = resolve(entry.price)(compiled, chosen_network, among)
         phases.end("rehearse")
     if form is Format.json:
         head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}

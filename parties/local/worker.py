@@ -126,7 +126,7 @@ def _listen(config: Config, role: str) -> Listener:
 def _deal(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     with _listen(config, "dealer") as listener:
         _use_threads(config.threads)
-        from ..session import DealerParty, MemorySeeds, receive_seed
+        from ..session import DealerParty, MemorySeeds, left_for, receive_seed
         from ..session.meeting import accept, meet_as_dealer, tell
 
         seeds = MemorySeeds()
@@ -138,7 +138,7 @@ def _deal(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
             peer = config.shaped(channel) if hello.role == "server" else channel
             try:
                 if hello.role == "server":
-                    DealerParty(peer, hello, seeds).serve(idle=IDLE_SECONDS)
+                    DealerParty(peer, hello.program, left_for(hello, seeds)).serve(idle=IDLE_SECONDS)
                     return
                 receive_seed(peer, hello, seeds)
             except BlindformerError as error:

@@ -13,9 +13,9 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.development import make_certificates, server_context
 from ..local.processes import START_SECONDS, LaunchError
+from ..session.tensors import TensorSession, deal, meet
 from ..transport.tls import listen
 from .roster import DEALER, numbered
-from .tensors import TensorSession, deal, meet
 
 
 def run_parties(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,17 @@ from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.loading.answers import read_answer
 from ...models.loading.errors import InputError
 from ...protocols.crypten.versions import check_versions
-from ...protocols.errors import BlindformerError, PeerError
+from ...protocols.errors import BlindformerError
 from ..certificates.identity import Identity
 from ..config import Address, Settings
 from ..service.running import bind
-from ..session import Timings
-from ..session.meeting import Refused, tell
+from ..session import Progress, Timings
+from ..session.gathering import Place, deal_among
+from ..session.held import GB, AheadLimits
+from ..session.joining import join, load_held
+from ..session.meeting import Refused
+from ..session.parties import DEALER
 from ..transport.tls import Listener
-from .ahead import GB, AheadLimits
-from .dealer import ManyDealerParty
-from .joining import join, load_held
-from .meeting import Place
-from .party import Progress
-from .roster import DEALER
 from .seating import addresses_of, listening, roster_of
 
 BACKLOG = 64
@@ -63,7 +60,7 @@ class _Given:
 class Member:
     """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
 
-    Errors: RosterError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
+    Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
     """
 
     def __init__(
@@ -208,7 +205,7 @@ def _read_tensors(file: str) -> dict[str, Tensor]:
 
 
 class DealerMember:
-    """The dealer of a deployment, for one session. Errors: RosterError, CertificateError."""
+    """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
     def __init__(self, settings: Settings, *, listen: Address | None = None) -> None:
         self.settings, self.roster = settings, roster_of(settings)
@@ -223,21 +220,13 @@ class DealerMember:
     def deal(self, listener: Listener, refused: Refused = lambda error: None) -> None:
         """The whole session. Errors: `PeerError`."""
         settings = self.settings
-        party = ManyDealerParty(
+        deal_among(
             self.roster,
+            listener,
             wait=settings.crypten.wait,
             timeout=settings.session.timeout,
+            # Between two requests of the leader there is a query, of which the dealer sees nothing.
+            idle=settings.dealer.idle + settings.dealer.query_seconds,
             config=settings.shared_hash(),
             refused=refused,
         )
-        try:
-            with listener:
-                party.gather(listener)
-            # Between two requests of the leader there is a query, of which the dealer sees nothing.
-            party.serve(settings.dealer.idle + settings.dealer.query_seconds)
-        except PeerError as error:
-            with suppress(PeerError):
-                tell([party.leader] if party.leader else [], error)
-            raise
-        finally:
-            party.close()

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from ..certificates.development import ROLES
 from ..config import Address, PartySection, Settings
-from .roster import Roster, RosterError
+from ..session.parties import Parties, PartiesError
 
 MODEL, DATA = "model", "data"
 
 
-def roster_of(settings: Settings) -> Roster:
-    """The parties of [crypten.parties], in order. Errors: RosterError."""
+def roster_of(settings: Settings) -> Parties:
+    """The parties of [crypten.parties], in order. Errors: PartiesError."""
     seats = settings.crypten.parties
     names = tuple(seats)
     owners: dict[str, str] = {}
     for number, (name, seat) in enumerate(seats.items()):
         where = f"crypten.parties.{name}"
         if name in ROLES:
-            raise RosterError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
+            raise PartiesError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
         if seat.address is None and number < len(seats) - 1:
-            raise RosterError(f"{where}: has no address, and the parties after it dial it; write address = ")
+            raise PartiesError(f"{where}: has no address, and the parties after it dial it; write address = ")
         if MODEL in seat.owns and number:
-            raise RosterError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
+            raise PartiesError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
         for item in seat.owns:
             if item in owners:
-                raise RosterError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
+                raise PartiesError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
             owners[item] = name
     answering = [name for name, seat in seats.items() if seat.answers]
     if len(answering) > 1:
-        raise RosterError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
+        raise PartiesError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
     owners.pop(MODEL, None)
-    return Roster(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
+    return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
 def addresses_of(settings: Settings) -> dict[int, Address]:

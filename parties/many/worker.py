@@ -88,15 +88,10 @@ def _deal(config: Config, listener: Listener | None = None) -> None:
     import torch
 
     torch.set_num_threads(config.threads)
-    with listener or _listen(config, DEALER) as heard:
-        from .dealer import ManyDealerParty
+    heard = listener or _listen(config, DEALER)
+    from ..session.gathering import deal_among
 
-        party = ManyDealerParty(config.roster, wait=config.wait, timeout=config.timeout)
-        party.gather(heard)
-    try:
-        party.serve(IDLE_SECONDS)
-    finally:
-        party.close()
+    deal_among(config.roster, heard, wait=config.wait, timeout=config.timeout, idle=IDLE_SECONDS)
 
 
 def _compute(config: Config, name: str, commands: queue.Queue[dict[str, Any]]) -> None:
@@ -108,8 +103,8 @@ def _compute(config: Config, name: str, commands: queue.Queue[dict[str, Any]]) -
     import torch
 
     torch.set_num_threads(config.threads)
-    from .joining import join, load_held
-    from .meeting import Place
+    from ..session.gathering import Place
+    from ..session.joining import join, load_held
 
     part, held = load_held(config.folder, roster, rank, config.length)
     addresses = {roster.rank(n): (a[0], a[1]) for n, a in config.addresses.items() if n != DEALER}
@@ -125,7 +120,7 @@ def _compute(config: Config, name: str, commands: queue.Queue[dict[str, Any]]) -
 
 def _queries(party: Any, part: Any, scratch: Path, commands: queue.Queue[dict[str, Any]]) -> None:
     """Until the launcher says `close`, or the asking party says goodbye."""
-    data = party.roster.owns_data(party.held.program)
+    data = party.parties.owns_data(party.held.program)
 
     def values(command: dict[str, Any]) -> dict[str, Any]:
         from safetensors.torch import load_file
@@ -165,7 +160,7 @@ def _report(party: Any, answer: Any, scratch: Path) -> None:
     from ...models.compile import decode_outputs
 
     report: dict[str, Any] = {"timings": asdict(answer.timings), "dealer_peak_rss_mb": party.dealer_peak_rss_mb}
-    if party.rank == party.roster.recipient_rank:
+    if party.rank == party.parties.recipient_rank:
         try:
             outputs = decode_outputs(party.held.program, answer.outputs)
             file = scratch / f"outputs-{time.monotonic_ns()}.safetensors"

@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...models.compile import Compiled
-from ...models.pricing import NETWORKS, Network, price
+from ...models.pricing import NETWORKS, Network, PriceAmong, price, price_among
 from ...models.program import Program
 from ...protocols.errors import BlindformerError
-from ..many.pricing import ManyPrice
-from ..many.pricing import price as price_parties
-from ..many.roster import Roster
+from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
 from .report import Layer, layers
@@ -94,14 +92,15 @@ def estimate(
     )
 
 
-def price_of_two(compiled: Compiled, network: Network, roster: Roster) -> Estimate:
+def price_of_two(compiled: Compiled, network: Network, parties: Parties) -> Estimate:
     """As the registry names it."""
     return estimate(compiled, network)
 
 
-def price_of_parties(compiled: Compiled, network: Network, roster: Roster) -> ManyPrice:
+def price_of_parties(compiled: Compiled, network: Network, parties: Parties) -> PriceAmong:
     """Bytes of each party, and rounds; no seconds."""
-    return price_parties(compiled.program, roster)
+    program = compiled.program
+    return price_among(program, parties.names, parties.sources(program), parties.recipient_rank)
 
 
 def replay(parties: Mapping[str, list[Move]], network: Network, dealer: Network) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from ...models.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session import DealerParty, receive_seed
+from ..session import DealerParty, left_for, receive_seed
 from ..session.meeting import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -54,10 +54,9 @@ class DealerService(SessionService):
                     before, sent = sent, channel.meter.sent
                     control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
+                party = DealerParty(channel, hello.program, left_for(hello, seeds), self.known, admission=control)
                 # The server decides how long its client may be silent; it keeps this connection that long.
-                DealerParty(channel, hello, seeds, self.known, admission=control).serve(
-                    dealt, idle=2 * self.limits.idle
-                )
+                party.serve(dealt, idle=2 * self.limits.idle)
             else:
                 receive_seed(channel, hello, seeds)
             channel.close()

@@ -1,4 +1,6 @@
-"""One session of the beaver protocol, party by party: set-up, then queries, over channels that are already introduced.
+"""One session, party by party: set-up, then queries, over channels that are already introduced.
+
+Two parties run protocol beaver; one of them, the client, owns the data and asks:
 
     set-up    server -> client   a catalogue of the masked weights D = W - B; those that the client has not
     live      client -> dealer   its seed, over a short connection of its own
@@ -13,29 +15,39 @@
 Who waits for a queue, a dealer or the other party's computing hears a sign of life every third of the timeout; so a
 silence always means that somebody is gone.
 
-The dealer learns two seeds, the keys of the weight masks, and how many queries there are: nothing that depends on the
-text.
+N parties run protocol crypten (party.py). The first of them is the leader: it owns the model and does with the dealer
+what the server does above. Any of them own data; one gets the answers.
 
-    server.py, client.py, dealer.py   the parties
-    dealing.py                        the dealer as the server sees it
-    weights.py, cache.py              the masked weights
+The dealer learns the parties' seeds, the keys of the weight masks, and how many queries there are: nothing that depends
+on the text.
+
+    server.py, client.py     two parties, with correlations of a spool or made ahead
+    party.py, held.py        one of N parties; the correlations that it holds ahead
+    parties.py               who takes part: names, owners, the recipient
+    dealer.py, tuples.py     the dealer of any number of parties
+    dealing.py               the dealer as the leader sees it
+    set_up.py, weights.py, cache.py       the masked weights, from the leader to all others
+    online.py                the rounds of a query
+    meeting.py, gathering.py, joining.py  who dials whom: two parties, N parties; into a session and out again
     messages.py, keys.py, ahead.py, timings.py
 """
 
 from __future__ import annotations
 
-from .client import Answer, ClientParty, Progress, UseSpool
+from .client import Answer, ClientParty, UseSpool
 from .dealer import (
     DealerParty,
     MemoryPrograms,
     ProgramLimits,
     Programs,
+    left_for,
     receive_program,
     receive_seed,
     wait_with,
 )
 from .keys import query_key
 from .messages import patient
+from .online import Progress
 from .seeds import MemorySeeds, SeedError, Seeds
 from .server import Outside, ServerParty
 from .timings import Timings, peak_rss_mb, rss_mb
@@ -58,6 +70,7 @@ __all__ = [
     "ServerParty",
     "Timings",
     "UseSpool",
+    "left_for",
     "patient",
     "peak_rss_mb",
     "query_key",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,14 +11,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...models.interpreter import interpret
+from ...models.correlations import Correlations
 from ...models.pricing import price
 from ...models.program import Program
-from ...protocols.beaver.engine import OfflineEngine, OnlineEngine
-from ...protocols.beaver.source import ClientSource
+from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
-from ...protocols.errors import PeerError, PeerProtocolError
+from ...protocols.errors import PeerError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.streams import new_seed
@@ -27,13 +25,13 @@ from ..transport.frames import printable
 from .ahead import Ahead
 from .cache import MaskedCache
 from .keys import masks, query_key
-from .messages import SAME_VERSION, amount, hear, out_of_place, read_busy
+from .messages import Waiting, amount, hear, hear_of, other_query, out_of_place
+from .online import Progress, run_online
+from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
 from .spool.agree import Missing, Proposals, Ref
-from .timings import Timings, peak_rss_mb
-from .weights import LINE_BYTES, CatalogueLine, as_tensor, catalogue_id, read_catalogue
+from .timings import Timings
 
-Progress = Callable[[str, int, int], None]  # phase, done, total
 UseSpool = Literal["auto", "only", "off"]
 STOP_SECONDS = 5.0
 
@@ -80,17 +78,15 @@ class ClientParty:
         cache: Path | None = None,
         spool: Spool | None = None,
         use_spool: UseSpool = "auto",
-        waiting: Callable[[dict], None] | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         self.program, self.constants = program, constants
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
-        self.cache = None if cache is None else MaskedCache(cache)
         self.waiting = waiting
         self.seed = new_seed()
-        self.ring = Ring(program.ring)
-        self.masked: dict[str, Tensor] = {}
-        self.weights_id = ""
+        self.correlations = Correlations(program)
+        self.weights = ReceivedWeights(server, program, None if cache is None else MaskedCache(cache))
         self.number = 0  # of the next query
         self.setup_bytes = 0  # of masked weights that were downloaded
         self.kept = 0  # correlations made ahead
@@ -102,24 +98,10 @@ class ClientParty:
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights, and the dealer ready unless the spool comes first."""
-        welcome = self._hear("weights")
-        shapes = self.program.weight_shapes()
-        lines = read_catalogue(self.server.recv(LINE_BYTES * len(shapes)), shapes)
-        self.weights_id = catalogue_id(lines)
-        if welcome["weights"] != self.weights_id:
-            raise PeerProtocolError(self.server.peer, "names other weights than it lists", SAME_VERSION)
-        for line in lines:
-            found = None if self.cache is None else self.cache.load(line)
-            if found is not None:
-                self.masked[line.name] = found
-        missing = [line for line in lines if line.name not in self.masked]
-        self.server.send(bytes(line in missing for line in lines))
-        for done, line in enumerate(missing, start=1):
-            self.masked[line.name] = self._download(line)
-            if progress:
-                progress("set-up", done, len(missing))
-        if self.spool is not None and self.use_spool != "off" and welcome.get("spool") is True:
-            self._proposals = Proposals(self.spool, self.program.hash(), self.weights_id)
+        self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
+        self.setup_bytes = self.weights.downloaded
+        if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
+            self._proposals = Proposals(self.spool, self.program.hash(), self.weights.id)
         if self.use_spool != "only" and self._choose() is None:
             self._go_live()
 
@@ -132,27 +114,14 @@ class ClientParty:
         number, started = self.number, time.perf_counter()
         ready, tape, ahead = self._correlations(more)
         offline = time.perf_counter() - started
-        before, started = self.server.meter.snapshot(), time.perf_counter()
-        engine = OnlineEngine("client", tape, self.ring, sources, self.constants)
-        total, done = len(self.program.instructions), 0
-
-        def step(_: int) -> None:
-            nonlocal done
-            done += 1
-            if progress and done % 64 == 0:
-                progress("online", done, total)
-
-        execution = interpret(self.program, engine, over_channel(self.server), step)
-        online = time.perf_counter() - started
-        if progress:
-            progress("online", total, total)
-        traffic = self.server.meter.since(before)
-        finished = self._hear("done")
-        if ready["ready"] != number or finished["done"] != number:
-            raise PeerProtocolError(self.server.peer, "answered another query", "run the query in a new session")
+        engine = OnlineEngine("client", tape, Ring(self.program.ring), sources, self.constants)
+        outputs, timings = run_online(self.program, engine, over_channel(self.server), [self.server], progress)
+        finished = hear_of(self.server, "done", number, self.waiting)
+        if ready["ready"] != number:
+            raise other_query(self.server)
+        timings.offline_s, timings.ahead = offline, ahead
         # Priced here, where nobody waits for this side: the first time it takes a moment.
-        offline_bytes = 0 if ahead else price(self.program).offline_bytes
-        timings = Timings(offline, online, execution.rounds, traffic, offline_bytes, peak_rss_mb(), ahead)
+        timings.offline_bytes = 0 if ahead else price(self.program).offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -160,7 +129,7 @@ class ClientParty:
             "server_peak_rss_mb": amount(finished, "peak_rss_mb"),
             "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
         }
-        return Answer({n: v for n, v in execution.outputs.items() if v is not None}, timings, others)
+        return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
 
     def precompute(self, count: int, progress: Progress | None = None) -> None:
         """Make correlations of `count` queries ahead. `kept` counts what is kept, errors or not."""
@@ -174,7 +143,7 @@ class ClientParty:
         self._go_live()
         self.spool.sweep()
         if self.spool.ledger.find(self.session) is None:
-            self.spool.begin(self.session, self.program.hash(), self.weights_id)
+            self.spool.begin(self.session, self.program.hash(), self.weights.id)
         self.server.send_message({"precompute": count})
         for done in range(count):
             reply = self._hear("stored", "full")
@@ -198,8 +167,12 @@ class ClientParty:
         with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
             self.server.send_message({"bye": True})
         self.server.close()
+        self.settle(STOP_SECONDS)
+
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until nothing goes on in the background."""
         if self._work is not None:
-            self._work.join(STOP_SECONDS)
+            self._work.join(seconds)
 
     def _correlations(self, more: bool) -> tuple[dict, Tape, bool]:
         """Agree with the server on the correlations of the query, and wait until both sides have them. Last: whether
@@ -296,9 +269,7 @@ class ClientParty:
         return self._begin(take)
 
     def _tape(self, key: bytes) -> Tape:
-        engine = OfflineEngine(ClientSource(masks(key)), self.ring, self.masked)
-        interpret(self.program, engine)
-        return engine.tape
+        return self.correlations.follow(masks(key), self.weights.masked)
 
     def _begin(self, make: Callable[[], Tape]) -> Ahead[Tape]:
         self._work = Ahead(make, "client", self._work)
@@ -311,20 +282,8 @@ class ClientParty:
             self._hear("live")
             self._live = True
 
-    def _download(self, line: CatalogueLine) -> Tensor:
-        content = self.server.recv(line.bytes)
-        if hashlib.sha256(content).hexdigest() != line.sha256:
-            raise PeerProtocolError(self.server.peer, "sent other weights than it announced", SAME_VERSION)
-        self.setup_bytes += line.bytes
-        if self.cache is not None:
-            self.cache.keep(line, content)
-        return as_tensor(content, line.shape)
-
     def _hear(self, *expected: str) -> dict:
-        message = hear(self.server, (*expected, "busy"), self.waiting)
-        if "busy" in message:
-            raise read_busy(self.server, message)
-        return message
+        return hear(self.server, expected, self.waiting)
 
 
 def _named(coming: Coming) -> dict | None:

@@ -1,27 +1,29 @@
-"""The dealer. Sees no input, no weight, no opened value, and needs no file: the server sends it the program."""
+"""The dealer of any number of parties. Sees no input, no weight, no opened value: seeds, keys of masks, and a program.
+
+It needs no file: the leader, who owns the model (of two parties: the server), sends it the program.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...models.correlations import Correlations
 from ...models.interpreter import interpret
-from ...models.pricing import price
 from ...models.program import Program
-from ...protocols.beaver.engine import OfflineEngine
-from ...protocols.beaver.source import Corrections, DealerSource
+from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
 from ...protocols.clear import ClearEngine
+from ...protocols.crypten.engine import Owners
 from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.operations import of_kind
-from ...protocols.ring import Ring
 from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
 from ..transport.handshake import Hello
@@ -31,6 +33,7 @@ from .keys import masks, query_key
 from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
 from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
+from .tuples import TupleDealer
 from .weights import WeightMasks, read_keys
 
 T = TypeVar("T")
@@ -79,71 +82,87 @@ def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
     client.send_message({"seeded": True})
 
 
+def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
+    """Of two parties: what the client has left for the session of a server that said hello."""
+    return lambda: [seeds.take(server.session, server.program)]
+
+
 class DealerParty:
-    """The dealer's end of one session, on the server's connection, after the hello."""
+    """The dealer's end of one session, on the leader's connection, after the hello.
+
+    digest   the hash of the program that all parties named
+    others   hands out the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
+    owners   among N parties: who owns which of a program's values
+    """
 
     def __init__(
         self,
-        server: Channel,
-        hello: Hello,
-        seeds: Seeds,
+        leader: Channel,
+        digest: str,
+        others: Callable[[], Sequence[bytes]],
         programs: Programs | None = None,
         limits: ProgramLimits | None = None,
         admission: ComputeSlots | None = None,
+        owners: Callable[[Program], Owners] | None = None,
     ) -> None:
-        self.server, self.hello, self.seeds = server, hello, seeds
+        self.leader, self.digest, self.others, self.owners = leader, digest, others, owners
         self.programs = programs or MemoryPrograms()
         self.limits, self.admission = limits or ProgramLimits(), admission or Unlimited()
 
     def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
-        """Answer the server's requests until it says goodbye. `idle`: seconds it may be silent between queries.
+        """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
 
         `on_query` is told the number and the seconds of each. Errors: `PeerError`.
         """
-        server_seed = bytes.fromhex(read(self.server, Seed, self.server.recv_message()).seed)
-        client_seed = _seeds(self.server, lambda: self.seeds.take(self.hello.session, self.hello.program))
-        program = self.programs.get(self.hello.program) or self._fetch_program()
-        layout = wait_with(self.server, Ahead(lambda: price(program), "price")).layout
+        leader_seed = bytes.fromhex(read(self.leader, Seed, self.leader.recv_message()).seed)
+        seeds = [leader_seed, *_seeds(self.leader, self.others)]
+        program = self.programs.get(self.digest) or self._fetch_program()
+        correlations = wait_with(self.leader, Ahead(lambda: self._correlations(program), "layout"))
         shapes = program.weight_shapes()
-        self.server.send_message({"need": "weights"})
-        weights = WeightMasks(read_keys(self.server.recv(len(shapes) * SEED_BYTES), shapes), shapes)
-        self.server.send_message({"dealing": True})
-        ring, least = Ring(program.ring), 0
+        self.leader.send_message({"need": "weights"})
+        weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
+        self.leader.send_message({"dealing": True})
+        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, self.limits.value_bytes)
+        least = 0
         while True:
-            with patient(self.server, idle):
-                message = self.server.recv_message()
+            with patient(self.leader, idle):
+                message = self.leader.recv_message()
             if message.get("bye"):
                 return
-            number = read_number(self.server, message, "query", least)
+            if tuples is not None and "tuple" in message:
+                tuples.deal(message)
+                continue
+            number = read_number(self.leader, message, "query", least)
             try:
-                with self.admission.slot(number, lambda place: self.server.send_message({"queued": place})):
+                with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
-                    self.server.send_message({"deal": number})
+                    self.leader.send_message({"deal": number})
                     started = time.perf_counter()
-                    corrections = Corrections(self.server, layout)
-                    keys = (query_key(server_seed, number), query_key(client_seed, number))
-                    source = DealerSource(masks(keys[0]), masks(keys[1]), corrections)
-                    interpret(program, OfflineEngine(source, ring, weights))
-                    corrections.finish()
+                    streams = [masks(query_key(seed, number)) for seed in seeds]
+                    correlations.deal(streams, Corrections(self.leader, correlations.layout), weights)
                     seconds = time.perf_counter() - started
-                    self.server.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+                    self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
             except SlotsBusy as busy:
-                self.server.send_message(busy_message(busy))
+                self.leader.send_message(busy_message(busy))
                 continue
             if on_query:
                 on_query(number, seconds)
 
     def _fetch_program(self) -> Program:
-        """The program from the server: bounded, and the one whose hash both other parties named."""
-        self.server.send_message({"need": "program"})
-        program = receive_program(self.server, self.hello.program, self.limits, price)
+        """The program from the leader: bounded, and the one whose hash all parties named."""
+        self.leader.send_message({"need": "program"})
+        program = receive_program(self.leader, self.digest, self.limits, self._correlations)
         self.programs.put(program)
         return program
 
+    def _correlations(self, program: Program) -> Correlations:
+        """With the layout ready, which takes a moment."""
+        found = Correlations(program, None if self.owners is None else self.owners(program))
+        _ = found.layout
+        return found
 
-def receive_program(
-    server: Channel, digest: str, limits: ProgramLimits, use: Callable[[Program], object] | None = None
-) -> Program:
+
+def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Callable[[Program], object]) -> Program:
     """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
     size = server.recv_message().get("program")
     if not isinstance(size, int) or not 0 < size <= limits.program_bytes:
@@ -157,8 +176,7 @@ def receive_program(
         if largest > limits.value_bytes:
             raise _unfit(server, "has a program with values that are too large for this dealer")
         wait_with(server, Ahead(lambda: _check_shapes(program), "program"))
-        if use is not None:
-            wait_with(server, Ahead(lambda: use(program), "price"))
+        wait_with(server, Ahead(lambda: use(program), "layout"))
     except PeerError:
         raise
     except Exception:  # whatever a program can be that no compiler makes
@@ -188,7 +206,7 @@ def _check_shapes(program: Program) -> None:
     interpret(program, ClearEngine(values), observe=observe)
 
 
-def _seeds(channel: Channel, step: Callable):
+def _seeds(channel: Channel, step: Callable[[], T]) -> T:
     try:
         return step()
     except SeedError as error:

@@ -1,24 +1,25 @@
-"""The dealer as the server sees it: set up once a session, then corrections for one query after the other."""
+"""The dealer as the leader sees it: set up once a session, then corrections for one query after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
 
-from ...models.pricing import price
 from ...protocols.beaver.source import Corrections, frames
 from ...protocols.channel import Channel
+from ...protocols.crypten import calls
+from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError
-from .messages import SAME_VERSION, hear, read_busy
+from .messages import SAME_VERSION, hear, hear_of
 from .weights import Served
 
 
 class RemoteDealer:
-    """The server's end of its connection with the dealer. One thread at a time uses it. Errors: `PeerError`."""
+    """The leader's end of its connection with the dealer. One thread at a time uses it. Errors: `PeerError`."""
 
     def __init__(self, channel: Channel, served: Served) -> None:
         self.channel, self.served = channel, served
-        self.layout = price(served.program).layout
+        self.layout = served.correlations.layout
 
     def set_up(self, seed: bytes) -> None:
         """Hand over this side's seed and the keys of the masks B, and the program if the dealer does not know it."""
@@ -35,26 +36,26 @@ class RemoteDealer:
         hear(self.channel, ("dealing",))
 
     def begin(self, number: int) -> Corrections:
-        """Ask for the corrections of a query; they are read next, then `end`. Errors: `Busy`, too."""
+        """Ask for the corrections of a query; they are read next, then `end`. Errors: `SlotsBusy`, too."""
         self.channel.send_message({"query": number})
-        message = hear(self.channel, ("deal", "busy"))
-        if "busy" in message:
-            raise read_busy(self.channel, message)
+        hear(self.channel, ("deal",))
         return Corrections(self.channel, self.layout)
 
     def end(self, number: int) -> dict:
         """What the dealer says of the query when all is sent."""
-        message = hear(self.channel, ("dealt",))
-        if message["dealt"] != number:
-            raise PeerProtocolError(self.channel.peer, "dealt for another query", SAME_VERSION)
-        return message
+        return hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
-        """All corrections of a query as they come, for a file. Errors: `Busy`, too."""
+        """All corrections of a query as they come, for a file. Errors: `SlotsBusy`, too."""
         self.begin(number)
         for size in frames(self.layout):
             yield self.channel.recv(size)
         self.end(number)
+
+    def tuple(self, request: Request, number: int) -> Corrections:
+        """Ask for one of CrypTen's tuples, the `number`-th; its corrections are read next."""
+        self.channel.send_message({"tuple": request.model_dump(mode="json"), "number": number})
+        return Corrections(self.channel, calls.layout(request))
 
     def goodbye(self) -> None:
         with suppress(PeerError):  # if it is gone already, there is nobody to say goodbye to

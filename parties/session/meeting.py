@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from ...models.program import Program
 from ...protocols.channel import Channel
-from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
 from ..transport.frames import say_why
 from ..transport.handshake import Hello, answer_hello, hello
@@ -73,9 +73,11 @@ def meet_helper(context: ssl.SSLContext, helper: Address, mine: Hello, timeout: 
     return meet(helper, context, "helper", mine, timeout)
 
 
-def seed_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes) -> None:
-    """Leave a client's (or helper's) seed with the dealer. Errors: `PeerError`."""
-    channel = meet(dealer, context, "dealer", mine, timeout)
+def seed_dealer(
+    context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes, wait: float | None = None
+) -> None:
+    """Leave a party's seed with the dealer; the leader does not. `wait`: as `introduce`. Errors: `PeerError`."""
+    channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
     try:
         channel.send_message({"seed": seed.hex()})
         if channel.recv_message().get("seeded") is not True:
@@ -160,16 +162,33 @@ def tell(channels: Collection[Channel], error: BlindformerError) -> None:
 
 def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
     """Dial the party `role` and say hello. Errors: `PeerError`."""
+    return introduce(address, context, role, mine, timeout)[0]
+
+
+def introduce(
+    address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
+) -> tuple[StreamChannel, Hello]:
+    """Dial the party `role` and say hello; and what it said. `wait`: seconds for it to listen, if that is up to it.
+
+    Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
+    """
     # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
-    patience = max(timeout, LOAD_SECONDS)
-    channel = dial(*address, context, role, timeout=patience, retry_seconds=RETRY_SECONDS, handshake_seconds=patience)
+    patience = max(timeout, LOAD_SECONDS, wait or 0.0)
+    retry = RETRY_SECONDS if wait is None else wait
     try:
-        hello(channel, mine, role)
+        channel = dial(*address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience)
+    except PeerGone as error:
+        if wait is None:
+            raise
+        what = f"{error.what} after {wait:g} seconds of trying"
+        raise PeerTimeout(role, what, "start it, wait longer, or check the address") from None
+    try:
+        theirs = hello(channel, mine, role)
         channel.timeout = timeout
     except PeerError:
         channel.close()
         raise
-    return channel
+    return channel, theirs
 
 
 def greet(

@@ -20,6 +20,7 @@ SAME_VERSION = "use the same version at every party"
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", strict=True)]
 Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 M = TypeVar("M", bound="Message")
+Waiting = Callable[[dict[str, Any]], None]  # told of what a peer says while it lets this side wait
 
 
 class Message(BaseModel):
@@ -82,6 +83,10 @@ def out_of_place(channel: Channel) -> PeerProtocolError:
     return PeerProtocolError(channel.peer, "sent a message that has no place here", SAME_VERSION)
 
 
+def other_query(channel: Channel) -> PeerProtocolError:
+    return PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
+
+
 def amount(message: Mapping[str, Any], name: str) -> float:
     """A number that a peer reports, for display alone; 0 if it reports none."""
     value = message.get(name, 0.0)
@@ -107,11 +112,11 @@ def read_limit(channel: Channel, message: Mapping[str, Any]) -> LimitReached:
     return LimitReached(channel.peer, int(each), period, seconds)
 
 
-def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], None] | None = None) -> dict[str, Any]:
+def hear(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = None) -> dict[str, Any]:
     """The next message that has one of the names `expected`, after any signs of life.
 
-    `waiting` is told of these. Errors: `SlotsBusy` if the peer has no room, `LimitReached` if this side has asked all
-    that it may, `PeerProtocolError` for anything else.
+    `waiting` is told of these. Errors: `SlotsBusy` if the peer, or a party that it asked, has no room, `LimitReached`
+    if this side has asked all that it may, `PeerProtocolError` for anything else.
     """
     while True:
         message = channel.recv_message()
@@ -121,13 +126,19 @@ def hear(channel: Channel, expected: tuple[str, ...], waiting: Callable[[dict], 
             continue
         if "limit" in message:
             raise read_limit(channel, message)
-        if "busy" in message and "busy" not in expected:
-            raise SlotsBusy(
-                channel.peer, amount(message, "busy"), printable(message.get("why")) or "it does not say why"
-            )
+        if "busy" in message:
+            raise read_busy(channel, message)
         if not any(name in message for name in expected):
             raise out_of_place(channel)
         return message
+
+
+def hear_of(channel: Channel, name: str, number: int, waiting: Waiting | None = None) -> dict[str, Any]:
+    """The next message, called `name` and about query `number`. Errors: as `hear`."""
+    message = hear(channel, (name,), waiting)
+    if message[name] != number:
+        raise other_query(channel)
+    return message
 
 
 @contextmanager

@@ -1,33 +1,31 @@
 """What each party computes, and when it talks, in one query: measured on this machine, one party after the other.
 
 The protocol's work does not depend on values. So a party can run its real code alone, against channels that answer
-zeros; the CPU seconds between two frames are what this party needs there. estimate.py puts the parties together again
-on a network. Left out is what TLS and the system take for each frame. Nothing here is secret, and nothing is sent.
+what its peers would say, and zeros for frames; the CPU seconds between two frames are what this party needs there.
+estimate.py puts the parties together again on a network. Left out is what TLS and the system take for each frame.
+Nothing here is secret, and nothing is sent.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ...models.interpreter import interpret
-from ...models.pricing import price
 from ...models.program import Program
-from ...protocols.beaver.engine import OfflineEngine, OnlineEngine
-from ...protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource, Source
-from ...protocols.beaver.values import Tape
 from ...protocols.channel import Buffer, Meter
-from ...protocols.ring import Ring
-from ...protocols.rounds import over_channel
 from ...protocols.streams import Stream, new_seed
-from .keys import masks
-from .weights import WeightMasks
+from .client import ClientParty
+from .dealer import DealerParty, MemoryPrograms
+from .party import PartyModel
+from .server import ServerParty
+from .weights import Served
 
 MESSAGE = 64  # bytes of a small JSON message, about
+PATIENCE = 86400.0  # seconds: nobody is waited for here
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ def rehearse(program: Program, weights: Mapping[str, Tensor] | None = None, pass
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        weights = weights or _noise(program)
-        runs = [_rehearse_once(program, weights) for _ in range(passes)]
+        values = {**(weights or _noise(program)), **_zeros(program, "input")}
+        served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
+        runs = [_rehearse_once(served) for _ in range(passes)]
     finally:
         torch.set_num_threads(threads)
     return Rehearsal({role: _least([run.moves[role] for run in runs]) for role in runs[0].moves}, runs[0].ready)
@@ -76,92 +75,109 @@ def _least(runs: list[list[Move]]) -> list[Move]:
     return [replace(same[0], compute=min(m.compute for m in same)) for same in zip(*runs, strict=True)]
 
 
-class _Alone:
-    """A channel to nobody: what is received is zeros. Writes down each move, with the CPU seconds before it."""
+class _Watched:
+    """What one party does: its moves, with the CPU seconds before each and the names in its message.
 
-    meter = Meter()
-    timeout = 0.0
+    `settle`: wait for what the party computes in the background.
+    """
 
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
+    def __init__(self) -> None:
         self.moves: list[Move] = []
-        self.tape = Tape()
-        self._since = time.thread_time()
+        self.names: list[frozenset[str]] = []
+        self.settle: Callable[[], object] = lambda: None
+        self._since = time.process_time()
+
+    def note(self, move: Move, names: Iterable[str] = ()) -> None:
+        self.moves.append(replace(move, compute=time.process_time() - self._since))
+        self.names.append(frozenset(names))
+        self.resume()
+
+    def resume(self) -> None:
+        self._since = time.process_time()
+
+    def of_a_query(self) -> tuple[list[Move], int]:
+        """The moves from the first that names a query to the result; and how many of them until both may go."""
+        first, last = self._index("query"), self._index("done", "bye")
+        moves = [*self.moves[first:last], Move(self.moves[last].compute)]  # and what was computed since the last frame
+        return moves, min(self._index("go", "bye") + 1, last) - first
+
+    def _index(self, *names: str) -> int:
+        return next(at for at, found in enumerate(self.names) if found & set(names))
+
+
+class _Alone:
+    """A channel to nobody: what is received are the messages `answers`, in order, and zeros."""
+
+    def __init__(self, watched: _Watched, peer: str, *answers: dict) -> None:
+        self.peer, self.meter, self.timeout = peer, Meter(), PATIENCE
+        self._watched, self._answers = watched, iter(answers)
 
     def send(self, data: Buffer) -> None:
-        self._note(memoryview(data).nbytes, None)
+        self._watched.note(Move(0, self.peer, sends=memoryview(data).nbytes))
 
     def recv(self, size: int) -> bytearray:
-        return self.exchange(None, size)
+        return self._receive(Move(0, self.peer, receives=size), size)
 
-    def exchange(self, data: Buffer | None, size: int) -> bytearray:
-        self._note(None if data is None else memoryview(data).nbytes, size)
-        zeros = bytearray(size)
-        self._since = time.thread_time()
-        return zeros
+    def exchange(self, data: Buffer, size: int) -> bytearray:
+        return self._receive(Move(0, self.peer, sends=memoryview(data).nbytes, receives=size), size)
 
     def send_message(self, message: dict) -> None:
-        self._note(MESSAGE, None)
+        self._watched.note(Move(0, self.peer, sends=MESSAGE), message)
 
-    def recv_message(self, limit: int = 65536) -> dict:
-        self._note(None, MESSAGE)
-        return {}
+    def recv_message(self, limit: int = MESSAGE) -> dict:
+        self._watched.settle()
+        message = next(self._answers)
+        self._watched.note(Move(0, self.peer, receives=MESSAGE), message)
+        return message
 
     def interrupt(self) -> None:
         pass
 
     def close(self) -> None:
-        """What was computed since the last frame."""
-        self.moves.append(Move(time.thread_time() - self._since))
+        pass
 
-    def _note(self, sends: int | None, receives: int | None) -> None:
-        self.moves.append(Move(time.thread_time() - self._since, self.peer, sends, receives))
-        self._since = time.thread_time()
+    def _receive(self, move: Move, size: int) -> bytearray:
+        self._watched.note(move)
+        zeros = bytearray(size)
+        self._watched.resume()
+        return zeros
 
 
-def _rehearse_once(program: Program, weights: Mapping[str, Tensor]) -> Rehearsal:
-    """The moves of a query in parties/session/, on live correlations."""
-    ring, layout, shapes = Ring(program.ring), price(program).layout, program.weight_shapes()
-    masked = {name: weights[name] for name in shapes}
-    drawn = WeightMasks({name: new_seed() for name in shapes}, shapes)
-    constants, mine, other = _zeros(program, "constant"), masks(new_seed()), masks(new_seed())
-
-    def offline(peer: str, source: Callable[[Corrections], Source], weights: Mapping[str, Tensor]) -> _Alone:
-        channel = _Alone(peer)
-        engine = OfflineEngine(source(Corrections(channel, layout)), ring, weights)
-        interpret(program, engine)
-        channel.close()
-        channel.tape = engine.tape
-        return channel
-
-    def online(role: str, peer: str, tape: Tape, values: Mapping[str, Tensor]) -> list[Move]:
-        channel = _Alone(peer)
-        values = {**values, **_zeros(program, "input")}
-        interpret(program, OnlineEngine(role, tape, ring, values, constants), over_channel(channel))
-        channel.close()
-        return channel.moves
-
-    dealt = offline("server", lambda out: DealerSource(other, mine, out), drawn).moves
-    read = offline("dealer", lambda into: ServerSource(mine, into), {})
-    served = online("server", "client", read.tape, weights)
-    made = offline("server", lambda _: ClientSource(mine), masked)
-    asked = online("client", "server", made.tape, _zeros(program, "client"))
-    before = {
-        "client": [_says("server"), *made.moves, _hears("server"), _says("server")],  # query; ready, go
-        "server": [_hears("client"), _says("dealer"), *read.moves, _hears("dealer"), _says("client"), _hears("client")],
-        "dealer": [_hears("server"), *dealt, _says("server")],
+def _rehearse_once(served: Served) -> Rehearsal:
+    """Each party's real code, in one query on live correlations."""
+    found = {
+        "server": _server(served),
+        "client": _client(served.program, served.constants, served.weights),
+        "dealer": _dealer(served.program),
     }
-    after = {"server": served, "client": asked, "dealer": []}
-    moves = {role: before[role] + after[role] for role in before}
-    return Rehearsal(moves, {role: len(part) for role, part in before.items()})
+    moves = {role: watched.of_a_query() for role, watched in found.items()}
+    return Rehearsal({role: made for role, (made, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
 
 
-def _says(peer: str) -> Move:
-    return Move(0, peer, sends=MESSAGE)
+def _server(served: Served) -> _Watched:
+    watched = _Watched()
+    client = _Alone(watched, "client", {"live": True}, {"query": 0}, {"go": 0}, {"bye": True})
+    dealer = _Alone(watched, "dealer", {"need": "weights"}, {"dealing": True}, {"deal": 0}, {"dealt": 0})
+    ServerParty(served, client, lambda: dealer).serve()
+    return watched
 
 
-def _hears(peer: str) -> Move:
-    return Move(0, peer, receives=MESSAGE)
+def _client(program: Program, constants: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> _Watched:
+    watched = _Watched()
+    server = _Alone(watched, "server", {"live": True}, {"ready": 0}, {"done": 0})
+    party = ClientParty(program, constants, server, lambda seed: None)
+    party.weights.masked = dict(weights)  # any numbers do
+    watched.settle = party.settle
+    party.query({**_zeros(program, "client"), **_zeros(program, "input")})
+    return watched
+
+
+def _dealer(program: Program) -> _Watched:
+    watched, programs = _Watched(), MemoryPrograms()
+    programs.put(program)
+    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0}, {"bye": True})
+    DealerParty(server, program.hash(), lambda: [new_seed()], programs).serve()
+    return watched
 
 
 def _zeros(program: Program, op: str) -> dict[str, Tensor]:

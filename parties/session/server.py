@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from ...models.interpreter import interpret
 from ...models.pricing import price
-from ...protocols.beaver.engine import OfflineEngine, OnlineEngine
-from ...protocols.beaver.source import Corrections, ServerSource
+from ...protocols.beaver.engine import OnlineEngine
+from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
+from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
@@ -24,14 +24,16 @@ from .compute_slots import ComputeSlots, LimitReached, SlotsBusy, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import masks, query_key
 from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, patient, read, read_number
+from .online import OnQuery, run_online
+from .set_up import send_weights
 from .spool import Spool, SpoolError
 from .spool.agree import Missing, Ref, answer_proposal
 from .spool.ledger import Entry
-from .timings import Timings, peak_rss_mb
+from .timings import Timings
 from .weights import Served
 
 GOODBYE_SECONDS = 5.0
-OnQuery = Callable[[int, Timings], None]
+T = TypeVar("T")
 
 
 class Outside(Protocol):
@@ -88,7 +90,7 @@ class ServerParty:
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Unlimited(), spool
-        self.program, self.ring = served.program, Ring(served.program.ring)
+        self.program, self.correlations = served.program, served.correlations
         self.price = price(served.program)
         self.seed = new_seed()
         self.number = 0  # of the next query
@@ -100,13 +102,7 @@ class ServerParty:
 
     def set_up(self) -> None:
         """Send the masked weights that the client has not."""
-        masked = self.served.masked
-        self.client.send_message({"weights": masked.id, "spool": self.spool is not None})
-        self.client.send(masked.catalogue())
-        wanted = self.client.recv(len(masked.lines))
-        for line, flag in zip(masked.lines, wanted, strict=True):
-            if flag:
-                self.client.send(masked.packed(line.name))
+        send_weights(self.served.masked, Mesh(0, {1: self.client}), spool=self.spool is not None)
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Do as the client asks until it says goodbye. `idle`: seconds it may be silent between queries."""
@@ -142,11 +138,11 @@ class ServerParty:
     def _rest(self, seconds: float) -> bool:
         return self._work is None or self._work.join(seconds)
 
-    def _begin(self, make: Callable, name: str) -> Ahead:
+    def _begin(self, make: Callable[[], T], name: str) -> Ahead[T]:
         self._work = Ahead(make, name, self._work)  # one after the other: they share the dealer's channel
         return self._work
 
-    def _wait(self, work: Ahead, what: str):
+    def _wait(self, work: Ahead[T], what: str) -> T:
         """The client hears from us meanwhile, so that silence always means death."""
         return work.result(self._beat, lambda: self.client.send_message({"waiting": what}))
 
@@ -186,7 +182,7 @@ class ServerParty:
         if work is None:
             return None
         try:
-            made: ServerTape = self._wait(work, "correlations")
+            made = self._wait(work, "correlations")
         except SpoolError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
@@ -207,19 +203,11 @@ class ServerParty:
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
             values = {**values, **self.outside.shares(ask.query)}
-        before, started = self.client.meter.snapshot(), time.perf_counter()
-        engine = OnlineEngine("server", made.tape, self.ring, values, self.served.constants)
-        execution = interpret(self.program, engine, self.wire(self.client))
+        engine = OnlineEngine("server", made.tape, Ring(self.program.ring), values, self.served.constants)
+        outputs, timings = run_online(self.program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
-            self.outside.answer(ask.query, execution.outputs)
-        timings = Timings(
-            offline_s=offline,
-            online_s=time.perf_counter() - started,
-            rounds=execution.rounds,
-            online=self.client.meter.since(before),
-            offline_bytes=self.price.offline_bytes,
-            peak_rss_mb=peak_rss_mb(),
-        )
+            self.outside.answer(ask.query, outputs)
+        timings.offline_s, timings.offline_bytes = offline, self.price.offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
 
@@ -256,7 +244,7 @@ class ServerParty:
 
         def deal() -> ServerTape:
             started = time.perf_counter()
-            tape = self._tape(key, dealing.begin(number))
+            tape = self.correlations.lead(masks(key), dealing.begin(number))
             dealt = dealing.end(number)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
@@ -285,15 +273,10 @@ class ServerParty:
             started = time.perf_counter()
             taken = spool.fetch(entry)
             replay = cast(Channel, Replay(memoryview(taken.corrections)))
-            tape = self._tape(taken.key, Corrections(replay, self.price.layout))
+            tape = self.correlations.lead(masks(taken.key), Corrections(replay, self.correlations.layout))
             return ServerTape(tape, time.perf_counter() - started, {})
 
         return self._begin(load, "spool")
-
-    def _tape(self, key: bytes, corrections: Corrections) -> Tape:
-        engine = OfflineEngine(ServerSource(masks(key), corrections), self.ring, {})
-        interpret(self.program, engine)
-        return engine.tape
 
     def _precompute(self, count: int) -> None:
         """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""

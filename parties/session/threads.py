@@ -20,7 +20,7 @@ from ...protocols.streams import new_seed
 from ..local.launcher import LocalAnswer, Progress
 from ..transport.memory import MemoryChannel, memory_pair
 from ..transport.shaping import ShapedChannel
-from . import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, Served, ServerParty, receive_seed
+from . import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, Served, ServerParty, left_for, receive_seed
 from .compute_slots import ComputeSlots, Unlimited
 from .meeting import my_hello, new_session
 
@@ -55,8 +55,8 @@ class ThreadDealer:
 
         def dial() -> Channel:
             server, dealer = self._connect("server", "dealer")
-            hello = my_hello(program, "server", session)
-            party = DealerParty(dealer, hello, self.seeds, self.programs, admission=self.admission)
+            others = left_for(my_hello(program, "server", session), self.seeds)
+            party = DealerParty(dealer, program.hash(), others, self.programs, admission=self.admission)
             self._run(lambda: party.serve(idle=IDLE_SECONDS), "dealer")
             return server
 

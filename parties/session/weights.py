@@ -17,7 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...models.correlations import Correlations
+from ...models.pricing import price
 from ...models.program import Program
+from ...protocols.crypten.engine import Owners
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...protocols.wire import elements, pack
 
@@ -142,10 +145,14 @@ def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str,
 
 
 class Served:
-    """One program as a server offers it: its part of the artifacts, and the masked weights that clients get."""
+    """One program as its model's owner offers it: its part of the artifacts, and the masked weights that others get.
 
-    def __init__(self, part: ServedPart, secret: bytes) -> None:
+    `owners`: of the data among N parties (models/correlations.py).
+    """
+
+    def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
         self.part = part
+        self.correlations = Correlations(part.program, owners)
         self.masked = MaskedWeights(part.program, part.weights, secret)
 
     @property
@@ -162,9 +169,7 @@ class Served:
 
     def prepare(self) -> None:
         """Do now what would be done when the first client comes: a supervisor does it before it forks."""
-        from ...models.pricing import price
-
-        _ = self.masked.lines
+        _ = self.masked.lines, self.correlations.layout
         price(self.program)
 
 

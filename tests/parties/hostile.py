@@ -22,6 +22,7 @@ from blindformer.parties.session import (
     MemoryPrograms,
     MemorySeeds,
     ServerParty,
+    left_for,
     receive_seed,
     serve_parts,
 )
@@ -186,7 +187,7 @@ class Stage:
         seeds = MemorySeeds()
         theirs = meet_as_dealer(server, TIMEOUT)
         seeds.put(theirs.session, theirs.program, bytes(SEED_BYTES))
-        DealerParty(server, theirs, seeds, MemoryPrograms()).serve()
+        DealerParty(server, theirs.program, left_for(theirs, seeds), MemoryPrograms()).serve()
 
     def seeding(self, sock: socket.socket) -> None:
         client = channel(sock, "client")
@@ -227,7 +228,8 @@ class Stage:
 
             def deal() -> None:
                 server = self._tapped(ds, "server", "dealer from server")
-                DealerParty(server, meet_as_dealer(server, TIMEOUT), seeds, MemoryPrograms()).serve()
+                said = meet_as_dealer(server, TIMEOUT)
+                DealerParty(server, said.program, left_for(said, seeds), MemoryPrograms()).serve()
 
             def keep() -> None:
                 client = self._tapped(dc, "client", "dealer from client")

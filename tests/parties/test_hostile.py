@@ -18,7 +18,7 @@ import psutil
 import pytest
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
-from blindformer.parties.session import DealerParty, MemoryPrograms, MemorySeeds
+from blindformer.parties.session import DealerParty, MemoryPrograms, MemorySeeds, left_for
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.spool import SpoolError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
@@ -117,7 +117,11 @@ def test_a_program_that_no_compiler_makes_is_turned_down(data: st.DataObject) ->
     seeds = MemorySeeds()
     seeds.put(hello.session, hello.program, bytes(32))
     with filled(b"".join(frames)) as sock:
-        outcome(lambda: DealerParty(channel(sock, "server"), hello, seeds, MemoryPrograms()).serve())
+        outcome(
+            lambda: DealerParty(
+                channel(sock, "server"), hello.program, left_for(hello, seeds), MemoryPrograms()
+            ).serve()
+        )
 
 
 @settings(max_examples=REPORTS, **quiet)

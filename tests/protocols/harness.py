@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from blindformer.models.correlations import Correlations
 from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
-from blindformer.models.pricing import price
 from blindformer.parties.session import Answer, ClientParty, Served, ServerParty
 from blindformer.parties.session.meeting import new_session
 from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.session.uniformity import Sample, UniformityWitness, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
-from blindformer.protocols.beaver.engine import OfflineEngine, OnlineEngine
+from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
@@ -81,7 +81,7 @@ def run_beaver(
     stream = Stream(seeds.weights, "weight masks")
     masks = {name: stream.integers(name, shape) for name, shape in program.weight_shapes().items()}
     masked = {name: case.weights[name] - mask for name, mask in masks.items()}
-    layout = price(program).layout
+    correlations = Correlations(program)
     received: dict[str, list[bytes]] = {"server": [], "client": []}
     openings: dict[tuple[str, str], list[Sample]] = {(role, view): [] for role in received for view in VIEWS}
     openings.update({("owner", view): [] for view in ANSWERS})
@@ -97,10 +97,8 @@ def run_beaver(
     done: dict[str, object] = {}
 
     def dealer() -> None:
-        corrections = Corrections(dealer_end, layout)
-        source = DealerSource(Stream(seeds.server, purpose), Stream(seeds.client, purpose), corrections)
-        interpret(program, OfflineEngine(source, RING, masks))
-        corrections.finish()
+        streams = (Stream(seeds.server, purpose), Stream(seeds.client, purpose))
+        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks)
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
         values = {**(case.weights if role == "server" else case.client), **shares[role]}
@@ -112,16 +110,13 @@ def run_beaver(
         done[f"{role} left"] = len(tape)
 
     def server() -> None:
-        corrections = Corrections(from_dealer, layout)
-        engine = OfflineEngine(ServerSource(Stream(seeds.server, purpose), corrections), RING, {})
-        interpret(program, engine)
-        corrections.finish()
-        online("server", engine.tape, over_channel(server_end))
+        corrections = Corrections(from_dealer, correlations.layout)
+        tape = correlations.lead(Stream(seeds.server, purpose), corrections)
+        online("server", tape, over_channel(server_end))
 
     def client() -> None:
-        engine = OfflineEngine(ClientSource(Stream(seeds.client, purpose)), RING, masked)
-        interpret(program, engine)
-        online("client", engine.tape, over_channel(client_end))
+        tape = correlations.follow(Stream(seeds.client, purpose), masked)
+        online("client", tape, over_channel(client_end))
 
     ends = [dealer_end, from_dealer, server_end, client_end]
     in_threads([dealer, server, client], lambda: [end.close() for end in ends])

@@ -6,15 +6,13 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
+from blindformer.models.correlations import Correlations
 from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
-from blindformer.models.program import Program
 from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.crypten.engine import ManyOfflineEngine, ManyOnlineEngine
-from blindformer.protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, PartySource
+from blindformer.protocols.crypten.engine import ManyOnlineEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire
@@ -68,14 +66,6 @@ class RanMany:
     left: int = 0
 
 
-def layout(program: Program, owners: dict[str, int]) -> tuple[int, ...]:
-    source = ManyCount()
-    shapes = program.weight_shapes()
-    weights = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in shapes.items()}
-    interpret(program, ManyOfflineEngine(source, Ring(), weights, owners))
-    return tuple(source.layout)
-
-
 def run_many(
     case: Case,
     size: int,
@@ -93,7 +83,7 @@ def run_many(
     drawn = Stream(weight_seed or new_seed(), "weight masks")
     masks = {name: drawn.integers(name, shape) for name, shape in program.weight_shapes().items()}
     masked = {name: case.weights[name] - mask for name, mask in masks.items()}
-    sizes = layout(program, owners)
+    correlations = Correlations(program, owners)
     inputs, answers = input_layout(program), answer_layout(program)
     shares = _split(case.inputs, size)
     dealer_end, from_dealer = memory_pair("dealer", "party 0", TIMEOUT)
@@ -103,26 +93,21 @@ def run_many(
     left = [0] * size
 
     def dealer() -> None:
-        corrections = Corrections(dealer_end, sizes)
-        interpret(program, ManyOfflineEngine(ManyDealer(streams, corrections), ring, masks, owners))
-        corrections.finish()
+        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks)
 
     def party(communicator: MemoryCommunicator) -> None:
         rank = communicator.rank
         if rank == 0:
-            corrections = Corrections(from_dealer, sizes)
-            engine = ManyOfflineEngine(LeaderSource(Stream(seeds[0], "query 0"), corrections), ring, {}, owners)
-            interpret(program, engine)
-            corrections.finish()
+            corrections = Corrections(from_dealer, correlations.layout)
+            tape = correlations.lead(Stream(seeds[0], "query 0"), corrections)
         else:
-            engine = ManyOfflineEngine(PartySource(Stream(seeds[rank], "query 0"), rank), ring, masked, owners)
-            interpret(program, engine)
+            tape = correlations.follow(Stream(seeds[rank], "query 0"), masked, rank)
         mine = {name: value for name, value in case.client.items() if owners.get(name, 1) == rank}
         values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
-        online = ManyOnlineEngine(rank, engine.tape, ring, values, case.constants, owners=owners, recipient=recipient)
+        online = ManyOnlineEngine(rank, tape, ring, values, case.constants, owners=owners, recipient=recipient)
         wire = _tapped(over_communicator(communicator, traffic[rank]), views[rank])
         done[rank] = interpret(program, online, wire)
-        left[rank] = len(engine.tape)
+        left[rank] = len(tape)
 
     roles = [dealer, *(lambda c=c: party(c) for c in communicators(size))]
     in_threads(roles, lambda: [end.close() for end in (dealer_end, from_dealer)])

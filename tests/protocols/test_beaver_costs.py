@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from blindformer.models.correlations import Correlations
 from blindformer.models.handover import owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
@@ -32,7 +33,7 @@ def assert_metered(case) -> None:
     assert ran.rounds == declared.rounds
     assert ran.online.sent == declared.up
     assert ran.online.received == declared.down
-    assert ran.offline_bytes == declared.offline_bytes == sum(declared.layout)
+    assert ran.offline_bytes == declared.offline_bytes == sum(Correlations(case.program).layout)
     assert max(ran.online.messages_sent, ran.online.messages_received) <= ran.rounds
     assert ran.left == 0, "every correlation is used"
     owner = owner_traffic(case.program)

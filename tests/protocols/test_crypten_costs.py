@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from blindformer.models.correlations import Correlations
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price as beaver_price
 from blindformer.protocols.crypten.costs import Moved
 from blindformer.protocols.crypten.pricing import ManyPricingEngine
 from blindformer.protocols.ring import Ring
-from blindformer.tests.protocols.many import layout, run_many
+from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import CASES, handed_over
 from blindformer.tests.protocols.random_programs import programs
 from blindformer.tests.protocols.test_crypten import two_owners
@@ -26,7 +27,7 @@ def declared(case, owners=None):
 def assert_metered(case, size, owners=None, recipient=1) -> None:
     (costs, rounds), ran = declared(case, owners), run_many(case, size, owners=owners, recipient=recipient)
     assert ran.rounds == rounds
-    assert sum(cost.offline for cost in costs) == sum(layout(case.program, owners or {}))
+    assert sum(cost.offline for cost in costs) == sum(Correlations(case.program, owners or {}).layout)
     steps = [step for cost in costs for step in cost.steps]
     for rank, traffic in enumerate(ran.traffic):
         assert sum(traffic.sent.values()) == sum(step.sent(rank, size, recipient) for step in steps)

@@ -247,7 +247,7 @@ def test_a_certificate_of_another_party_is_refused(call, site, classifier):
 
 
 def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, monkeypatch):
-    from blindformer.parties.many import joining
+    from blindformer.parties.session import joining
 
     class Less:
         name, offers = "crypten", joining.PROTOCOL.offers - {"linear"}

@@ -14,12 +14,12 @@ if importlib.util.find_spec("crypten") is None:
 from blindformer.models.artifacts import save
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
+from blindformer.models.pricing import price_among
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.processes import LaunchError
-from blindformer.parties.many.joining import load_held
 from blindformer.parties.many.launcher import ManyLocal
-from blindformer.parties.many.pricing import price
-from blindformer.parties.many.roster import Roster, RosterError, numbered
+from blindformer.parties.session.joining import load_held
+from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.protocols.clear import ClearEngine
 
 TEXTS = ("how is my password ?", "not good , bad !")
@@ -42,6 +42,7 @@ def folder(compiled, tmp_path_factory):
 
 @pytest.mark.slow
 def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, loaded):
+    owners = numbered(3).sources(compiled.program)
     with ManyLocal(folder, numbered(3), timeout=60) as parties:
         pids = parties.processes.values()
         parties.ahead(1)
@@ -54,7 +55,7 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
                 scale = compiled.program.instructions[compiled.program.outputs[name]].scale
                 assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
             assert set(answer.by_party) == {"alice", "bob", "carol"}
-            declared = price(compiled.program, numbered(3))
+            declared = price_among(compiled.program, parties.roster.names, owners, 1)
             for name, timings in answer.by_party.items():
                 assert (timings.online.sent, timings.online.received) == (declared.sent[name], declared.received[name])
                 assert timings.rounds == declared.rounds
@@ -83,32 +84,32 @@ def test_a_party_that_is_killed_is_named(folder, loaded, victim):
     ],
 )
 def test_parties_that_cannot_form_a_session(names, line):
-    with pytest.raises(RosterError, match=line):
-        Roster(names)
+    with pytest.raises(PartiesError, match=line):
+        Parties(names)
 
 
 def test_owners_and_the_recipient_are_parties():
-    with pytest.raises(RosterError, match=r"^input_ids: mallory is no party; choose one of alice, bob$"):
-        Roster(("alice", "bob"), {"input_ids": "mallory"})
-    with pytest.raises(RosterError, match=r"^outputs: mallory is no party"):
-        Roster(("alice", "bob"), recipient="mallory")
+    with pytest.raises(PartiesError, match=r"^input_ids: mallory is no party; choose one of alice, bob$"):
+        Parties(("alice", "bob"), {"input_ids": "mallory"})
+    with pytest.raises(PartiesError, match=r"^outputs: mallory is no party"):
+        Parties(("alice", "bob"), recipient="mallory")
 
 
 def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
-    with pytest.raises(RosterError, match=r"^pixels: is no input of this model; it takes "):
-        Roster(("alice", "bob"), {"pixels": "alice"}).sources(compiled.program)
-    carols = Roster(("alice", "bob", "carol"), dict.fromkeys(compiled.program.inputs, "carol"))
+    with pytest.raises(PartiesError, match=r"^pixels: is no input of this model; it takes "):
+        Parties(("alice", "bob"), {"pixels": "alice"}).sources(compiled.program)
+    carols = Parties(("alice", "bob", "carol"), dict.fromkeys(compiled.program.inputs, "carol"))
     assert set(carols.sources(compiled.program).values()) == {2}
 
 
 def test_who_needs_the_clients_part_of_the_model_reads_it(folder):
     """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
-    roster = Roster(("alice", "bob", "carol", "dave"), {"attention_mask": "carol"})
-    assert [load_held(folder, roster, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
-    alone = Roster(("alice", "bob"), recipient="alice")
+    parties = Parties(("alice", "bob", "carol", "dave"), {"attention_mask": "carol"})
+    assert [load_held(folder, parties, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
+    alone = Parties(("alice", "bob"), recipient="alice")
     assert load_held(folder, alone, 0)[0] is not None
 
 
 def test_a_rosters_hash_tells_other_numbers_of_parties_apart():
     assert numbered(2).hash() != numbered(3).hash()
-    assert numbered(2).hash() != Roster(("alice", "bob"), data="alice").hash()
+    assert numbered(2).hash() != Parties(("alice", "bob"), data="alice").hash()

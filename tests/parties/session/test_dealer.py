@@ -57,9 +57,8 @@ class Server:
         if seeds is None:
             seeds = MemorySeeds()
             seeds.put(SESSION, named or program.hash(), SEED)
-        hello = my_hello(program, "server", SESSION)
-        hello = hello.model_copy(update={"program": named or hello.program})
-        party = DealerParty(dealer, hello, seeds, programs, admission=admission)
+        digest = named or program.hash()
+        party = DealerParty(dealer, digest, lambda: [seeds.take(SESSION, digest)], programs, admission=admission)
         self.error: Exception | None = None
 
         def run() -> None:

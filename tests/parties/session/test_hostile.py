@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.session import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, receive_seed
+from blindformer.parties.session import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.meeting import my_hello
 from blindformer.parties.transport.memory import memory_pair
@@ -102,7 +102,7 @@ def test_a_server_that_says_anything_to_the_dealer(steps):
     ours, theirs = memory_pair("dealer", "server", 5)
     say(theirs, [{"seed": "0f" * 32}, bytes(64), *steps])
     with pytest.raises(BlindformerError):
-        _until_it_fails(DealerParty(ours, hello, seeds, programs))
+        _until_it_fails(DealerParty(ours, hello.program, left_for(hello, seeds), programs))
 
 
 def _until_it_fails(party) -> None:

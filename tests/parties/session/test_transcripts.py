@@ -19,14 +19,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.models.handover import hand_over
-from blindformer.parties.many.dealer import ManyDealerParty
-from blindformer.parties.many.meeting import hello_of
-from blindformer.parties.many.party import ManyParty, PartyModel
-from blindformer.parties.many.roster import Roster
-from blindformer.parties.session import ClientParty, Served, ServerParty
+from blindformer.parties.session import ClientParty, DealerParty, Served, ServerParty
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.parties.session.helper.owner_shares import OwnerShares
 from blindformer.parties.session.helper.party import HelperParty
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.party import Party, PartyModel
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.transport.memory import memory_pair
@@ -232,23 +230,21 @@ class MeshCommunicator:
 
 def three_parties(recording: Recording, folder: Path) -> None:
     """Correlations of one query ahead, a query on these, a live one, one of CrypTen's tuples. Bob owns the data."""
-    case, roster = small_case(), Roster(PARTIES)
+    case, everybody = small_case(), Parties(PARTIES)
     request = Request.model_validate({"kind": "square", "sizes": [(2, 3)]})
     channels: dict[int, dict[int, Channel]] = {rank: {} for rank in range(3)}
     for a, b in itertools.combinations(range(3), 2):
         channels[a][b], channels[b][a] = recording.connect(PARTIES[a], PARTIES[b])
     keys = [seeds.new_seed() for _ in PARTIES]
     to_dealer, to_leader = recording.connect(PARTIES[0], "dealer")
-    dealer = ManyDealerParty(roster)
-    dealer.seeds, dealer.leader = dict(enumerate(keys)), to_leader
-    dealer.first = hello_of(case.program, PARTIES[0], roster, "0d" * 16)
+    dealer = DealerParty(to_leader, case.program.hash(), lambda: keys[1:], owners=everybody.sources)
     held = [PartyModel(case.program, case.constants, case.weights), *[PartyModel(case.program, case.constants)] * 2]
     parties = [
-        ManyParty(roster, Mesh(rank, channels[rank]), held[rank], keys[rank], to_dealer if rank == 0 else None)
+        Party(everybody, Mesh(rank, channels[rank]), held[rank], keys[rank], to_dealer if rank == 0 else None)
         for rank in range(3)
     ]
 
-    def follow(party: ManyParty) -> None:
+    def follow(party: Party) -> None:
         party.communicator = MeshCommunicator(party.mesh)
         party.set_up()
         make_tuple(party.deal(request, 0), request, "tuple 0")
@@ -261,9 +257,9 @@ def three_parties(recording: Recording, folder: Path) -> None:
             while party.follow(TIMEOUT, lambda number: {}) is not None:
                 pass
 
-    recording.start(lambda: dealer.serve(TIMEOUT), "dealer")
+    recording.start(lambda: dealer.serve(idle=TIMEOUT), "dealer")
     for party in parties:
-        recording.start(lambda party=party: follow(party), party.roster.names[party.rank])
+        recording.start(lambda party=party: follow(party), PARTIES[party.rank])
     recording.join()
 
 

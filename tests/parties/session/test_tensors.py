@@ -12,8 +12,8 @@ from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.parties.local.processes import LaunchError
 from blindformer.parties.many.here import run_parties
-from blindformer.parties.many.roster import RosterError
-from blindformer.parties.many.tensors import meet
+from blindformer.parties.session.parties import PartiesError
+from blindformer.parties.session.tensors import meet
 from blindformer.protocols.crypten.versions import CryptenError
 from torch import nn
 
@@ -125,5 +125,5 @@ def test_addresses_that_cannot_be(addresses, line):
 
 
 def test_a_session_of_one_is_refused():
-    with pytest.raises(RosterError, match="1 are named"):
+    with pytest.raises(PartiesError, match="1 are named"):
         meet("alice", {"dealer": "here:1", "alice": "here:2"}, "certificates")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.many.ahead import AheadError, AheadLimits, tape_bytes
-from blindformer.parties.many.party import ManyParty, PartyModel
-from blindformer.parties.many.roster import Roster
+from blindformer.parties.session.held import AheadError, AheadLimits, tape_bytes
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.party import Party, PartyModel
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
@@ -20,11 +20,11 @@ class Carol:
     """Carol, who follows; the test speaks for the leader, who is also the one that asks."""
 
     def __init__(self, limits: AheadLimits) -> None:
-        roster = Roster(NAMES, data="alice")
+        parties = Parties(NAMES, data="alice")
         self.leader, mine = memory_pair("carol", "alice", 20)
         self.bob, to_bob = memory_pair("carol", "bob", 20)
         held = PartyModel(CASE.program, CASE.constants)
-        self.party = ManyParty(roster, Mesh(2, {0: mine, 1: to_bob}), held, new_seed(), limits=limits)
+        self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), held, new_seed(), limits=limits)
         self.party._masked = dict(CASE.weights)  # any numbers do: nothing is computed with them
 
     def hear(self, *messages: dict) -> None:
@@ -74,7 +74,7 @@ def test_those_that_are_held_count(carol):
 def test_more_bytes_than_allowed_are_refused_after_one(carol):
     one = carol()
     one.hear({"ahead": 1, "from": 0}, {"ready": 0}, {"bye": True})
-    size = tape_bytes(one.party._tapes[0])
+    size = tape_bytes(one.party._tapes.take(0))
     assert size > 8 * sum(weight.shape[-1] for weight in CASE.weights.values())
     small = carol(bytes=3 * size)
     small.hear({"ahead": 3, "from": 0}, *({"ready": number} for number in range(3)), {"bye": True})

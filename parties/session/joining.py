@@ -16,34 +16,34 @@ from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import BlindformerError
 from ...protocols.streams import new_seed
-from ..session.meeting import Address, tell
 from ..transport.tls import Listener
-from .meeting import Place, meet_dealer, meet_parties
-from .party import ManyParty, PartyModel
-from .roster import LEADER, Roster
+from .gathering import Place, join_dealer, meet_parties
+from .meeting import Address, tell
+from .parties import LEADER, Parties
+from .party import Party, PartyModel
 
 
 def load_held(
-    folder: str | Path, roster: Roster, rank: int, length: int | None = None
+    folder: str | Path, parties: Parties, rank: int, length: int | None = None
 ) -> tuple[ClientPart | None, PartyModel]:
     """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
 
     The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
-    them all. Errors: ArtifactError, RosterError, ProgramError.
+    them all. Errors: ArtifactError, PartiesError, ProgramError.
     """
     client = None
     if rank == LEADER:
         server = load_server(folder).for_length(length)
         held = PartyModel(server.program, server.constants, server.weights)
-    elif roster.reads(rank) or "helper" not in parts_of(folder):
+    elif parties.reads(rank) or "helper" not in parts_of(folder):
         client = load_client(folder)
         part = client.for_length(length)
         held = PartyModel(part.program, part.constants)
     else:
         helper = load_helper(folder).for_length(length)
         held = PartyModel(helper.program, helper.constants)
-    owners = roster.owns_data(held.program)
-    if client is None and (roster.reads(rank) or rank in owners):
+    owners = parties.owns_data(held.program)
+    if client is None and (parties.reads(rank) or rank in owners):
         client = load_client(folder)
     check_offers(held.program, PROTOCOL)
     return client, held
@@ -56,7 +56,7 @@ class Joined:
     An error that ends the block is told to the other parties.
     """
 
-    party: ManyParty
+    party: Party
     crypten: Any
     _undo: ExitStack
 
@@ -91,13 +91,13 @@ def join(
         known: list[Channel] = list(channels.values())
         try:
             seed = new_seed()
-            to_dealer = meet_dealer(place, held.program, session, dealer, seed)
+            to_dealer = join_dealer(place, held.program, session, dealer, seed)
             if to_dealer is not None:
                 undo.callback(to_dealer.close)
                 known.append(to_dealer)
             mesh = Mesh(place.rank, channels)
             undo.callback(mesh.close)
-            party = ManyParty(place.roster, mesh, held, seed, to_dealer, limits=place.limits)
+            party = Party(place.parties, mesh, held, seed, to_dealer, limits=place.limits)
             crypten = undo.enter_context(CryptenSession(mesh, place.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()

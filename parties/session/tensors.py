@@ -19,10 +19,10 @@ from ...protocols.crypten.versions import CryptenError
 from ..certificates.development import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
+from .gathering import Place, deal_among
 from .joining import Joined, join
-from .meeting import Place
+from .parties import DEALER, LEADER, Parties
 from .party import PartyModel
-from .roster import DEALER, LEADER, Roster
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 
@@ -75,7 +75,7 @@ class TensorSession:
         values = {name: share.cpu() for name, share in shares.items()}
         answer = party.ask(values) if party.asks else party.follow(None, lambda number: values)
         if answer is None:
-            raise CryptenError(f"{party.roster.names[party.roster.asker]}: has left the session")
+            raise CryptenError(f"{party.parties.names[party.parties.asker]}: has left the session")
         return {name: self._tensors.tensor_of(share, device) for name, share in answer.outputs.items()}
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class TensorSession:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None and self.rank == self._joined.party.roster.asker:
+        if error is None and self.rank == self._joined.party.parties.asker:
             self._joined.party.goodbye()
         self._joined.__exit__(kind, error, trace)
 
@@ -110,14 +110,14 @@ def meet(
 
     Errors: PeerError, CertificateError, ArtifactError, ProgramError, CryptenError.
     """
-    roster, places = _roster(addresses)
-    rank = roster.rank(name)
-    if listener is None and rank < roster.size - 1:
+    parties, places = _parties(addresses)
+    rank = parties.rank(name)
+    if listener is None and rank < parties.size - 1:
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
-    place = Place(roster, rank, client_context(certificates, name), wait, timeout)
-    earlier = {roster.rank(other): address for other, address in places.items() if other != DEALER}
+    place = Place(parties, rank, client_context(certificates, name), wait, timeout)
+    earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
     joined = join(place, _held(folder, rank, length), earlier, listener, places[DEALER])
-    return TensorSession(joined, roster.names)
+    return TensorSession(joined, parties.names)
 
 
 def deal(
@@ -130,20 +130,12 @@ def deal(
     listener: Listener | None = None,
 ) -> None:
     """The dealer's part of one session, until party 0 says goodbye. Needs no CrypTen. Errors: PeerError."""
-    from .dealer import ManyDealerParty
-
-    roster, places = _roster(addresses)
+    parties, places = _parties(addresses)
     listener = listener or listen(*places[DEALER], server_context(certificates, DEALER), timeout=timeout)
-    party = ManyDealerParty(roster, wait=wait, timeout=timeout)
-    with listener:
-        party.gather(listener)
-    try:
-        party.serve(idle)
-    finally:
-        party.close()
+    deal_among(parties, listener, wait=wait, timeout=timeout, idle=idle)
 
 
-def _roster(addresses: Mapping[str, str]) -> tuple[Roster, dict[str, tuple[str, int]]]:
+def _parties(addresses: Mapping[str, str]) -> tuple[Parties, dict[str, tuple[str, int]]]:
     if DEALER not in addresses:
         raise CryptenError(f"addresses: name the {DEALER}'s, beside the parties'")
     places = {}
@@ -153,7 +145,7 @@ def _roster(addresses: Mapping[str, str]) -> tuple[Roster, dict[str, tuple[str, 
         except ValueError as error:
             raise CryptenError(f"addresses: {name}: {error}") from None
         places[name] = (found.host, found.port)
-    return Roster(tuple(name for name in addresses if name != DEALER)), places
+    return Parties(tuple(name for name in addresses if name != DEALER)), places
 
 
 def _held(folder: str | Path | None, rank: int, length: int | None) -> PartyModel:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 from blindformer.parties.certificates.development import client_context, make_certificates, server_context
-from blindformer.parties.many.dealer import ManyDealerParty
-from blindformer.parties.many.meeting import Place, hello_of, meet_dealer, meet_parties
-from blindformer.parties.many.roster import Roster
-from blindformer.parties.transport.handshake import hello
+from blindformer.parties.session.gathering import Place, deal_among, join_dealer, meet_parties
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.transport.handshake import Hello, hello
 from blindformer.parties.transport.tls import Listener, dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused, PeerTimeout
 from blindformer.protocols.streams import new_seed
@@ -46,9 +45,18 @@ class Site:
     addresses: dict[str, tuple[str, int]]
 
     def place(self, name: str, wait: float = 20, names=NAMES, certs=None, refused=lambda error: None) -> Place:
-        roster = Roster(names)
+        parties = Parties(names)
         context = client_context(certs or self.certs, name)
-        return Place(roster, roster.rank(name), context, wait, 20, refused=refused)
+        return Place(parties, parties.rank(name), context, wait, 20, refused=refused)
+
+    def hello(self, name: str, names=NAMES) -> Hello:
+        return self.place(name, names=names).hello(PROGRAM, "")
+
+    def deal(self, wait: float):
+        return self.aside(lambda: deal_among(Parties(NAMES), self.listeners["dealer"], wait=wait, timeout=20))
+
+    def join_dealer(self, name: str):
+        return join_dealer(self.place(name), PROGRAM, "0f" * 16, self.addresses["dealer"], new_seed())
 
     def meet(self, name: str, listener: bool = True, **options):
         place = self.place(name, **options)
@@ -73,7 +81,7 @@ def end(*met):
 def join(site: Site, name: str):
     """The channel of a party that has met alice when this returns, and goes no further."""
     channel = dial(*site.addresses["alice"], client_context(site.certs, name), "alice", timeout=20)
-    hello(channel, hello_of(PROGRAM, name, Roster(NAMES), ""), "alice")
+    hello(channel, site.hello(name), "alice")
     return channel
 
 
@@ -110,7 +118,7 @@ def test_who_waits_at_the_door_of_a_party_that_gives_up_is_told_why(site):
     bob = site.meet("bob", wait=SHORT)
     carol = dial(*site.addresses["bob"], client_context(site.certs, "carol"), "bob", timeout=20)
     with pytest.raises(PeerError, match=r"^bob: stopped and said: alice: nobody listens at .* after 1 seconds"):
-        hello(carol, hello_of(PROGRAM, "carol", Roster(NAMES), "", ""), "bob")
+        hello(carol, site.hello("carol"), "bob")
     carol.close()
     failure(bob)
 
@@ -138,7 +146,7 @@ def test_who_counts_the_parties_otherwise_is_turned_away(site):
 def test_another_version_of_crypten_is_named(site):
     alice = site.meet("alice", names=("alice", "bob"))
     bob = dial(*site.addresses["alice"], client_context(site.certs, "bob"), "alice", timeout=20)
-    mine = hello_of(PROGRAM, "bob", Roster(("alice", "bob")), "")
+    mine = site.hello("bob", ("alice", "bob"))
     mine = mine.model_copy(update={"blindformer": mine.blindformer.partition("+")[0] + "+crypten.0.4.0"})
     with pytest.raises(PeerDisagrees, match=r"has blindformer \S+\+crypten\.\S+, this side has \S+\+crypten\.0\.4\.0"):
         hello(bob, mine, "alice")
@@ -167,10 +175,9 @@ def test_strangers_are_turned_away_and_the_session_begins(site, strangers):
 
 
 def test_the_dealer_names_who_did_not_leave_a_seed(site):
-    party = ManyDealerParty(Roster(NAMES), wait=SHORT, timeout=20)
-    dealing = site.aside(party.gather, site.listeners["dealer"])
-    channel = meet_dealer(site.place("alice"), PROGRAM, "0f" * 16, site.addresses["dealer"], new_seed())
-    meet_dealer(site.place("carol"), PROGRAM, "0f" * 16, site.addresses["dealer"], new_seed())
+    dealing = site.deal(SHORT)
+    channel = site.join_dealer("alice")
+    site.join_dealer("carol")
     error = failure(dealing)
     assert isinstance(error, PeerTimeout)
     assert str(error).startswith("bob: did not come to the dealer in 1 seconds")
@@ -180,10 +187,8 @@ def test_the_dealer_names_who_did_not_leave_a_seed(site):
 
 
 def test_a_party_leaves_one_seed_with_the_dealer(site):
-    party = ManyDealerParty(Roster(NAMES), wait=20, timeout=20)
-    dealing = site.aside(party.gather, site.listeners["dealer"])
-    carol = site.place("carol")
-    meet_dealer(carol, PROGRAM, "0f" * 16, site.addresses["dealer"], new_seed())
+    dealing = site.deal(20)
+    site.join_dealer("carol")
     with pytest.raises(PeerError, match="carol: has left its seed already"):
-        meet_dealer(carol, PROGRAM, "0f" * 16, site.addresses["dealer"], new_seed())
+        site.join_dealer("carol")
     assert "carol: has left its seed already" in str(failure(dealing))

@@ -1,0 +1,255 @@
+"""How N parties and a dealer find each other: each dials those before it in their order, and then the dealer.
+
+The leader draws the session's id; who dials the leader learns it there, and names it to the others. The hellos compare
+version, CrypTen's version, program, ring, plan, and the hash of the parties: so a party that counts others differently,
+or gives an input to somebody else, is turned away before any share is sent.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ...models.program import Program
+from ...protocols.crypten import PROTOCOL
+from ...protocols.crypten.versions import crypten_version
+from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerTimeout
+from ...versions import spoken_version
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, answer_hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import Listener
+from .dealer import DealerParty
+from .held import AheadLimits
+from .meeting import (
+    HELLO_SECONDS,
+    LOAD_SECONDS,
+    SESSION_BYTES,
+    Address,
+    Refused,
+    greet,
+    introduce,
+    my_hello,
+    new_session,
+    seed_dealer,
+    tell,
+)
+from .messages import SAME_VERSION, Seed, read
+from .parties import DEALER, LEADER, Parties
+
+
+def _ignore(error: PeerError) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
+
+    `config`: what else all must have in common (Settings.shared_hash()); the parties are compared in any case.
+    `refused` is told of whoever is turned away while waiting goes on. `limits`: what others may make it hold ahead.
+    """
+
+    parties: Parties
+    rank: int
+    context: ssl.SSLContext
+    wait: float = 60.0
+    timeout: float = 60.0
+    config: str = ""
+    refused: Refused = _ignore
+    limits: AheadLimits = field(default_factory=AheadLimits)
+
+    @property
+    def name(self) -> str:
+        return self.parties.names[self.rank]
+
+    @property
+    def patience(self) -> float:
+        """For a peer that listens already, and will answer when it is done with others."""
+        return max(self.wait, self.timeout, LOAD_SECONDS)
+
+    def hello(self, program: Program, session: str) -> Hello:
+        """What this party says of itself."""
+        made = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
+        return made.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
+
+
+def meet_parties(
+    place: Place, program: Program, addresses: Mapping[int, Address], listener: Listener | None
+) -> tuple[str, dict[int, StreamChannel]]:
+    """The session's id, and a channel to every other party by rank.
+
+    `addresses`: of the parties before this one. `listener`: for those after it. Errors: `PeerError`, naming who did not
+    come, and how long this side waited.
+    """
+    session = new_session() if place.rank == LEADER else ""
+    channels: dict[int, StreamChannel] = {}
+    try:
+        for rank in range(place.rank):
+            name = place.parties.names[rank]
+            mine = place.hello(program, session)
+            channels[rank], theirs = introduce(addresses[rank], place.context, name, mine, place.timeout, place.wait)
+            session = session or theirs.session
+            if len(session) != 2 * SESSION_BYTES:
+                raise PeerProtocolError(name, "named no valid session", SAME_VERSION)
+        missing = set(range(place.rank + 1, place.parties.size))
+        end = time.monotonic() + place.wait
+        while missing:
+            assert listener is not None
+            channel = _accept(place, listener, missing, end, lambda _: place.hello(program, session))
+            if channel is not None:
+                rank = place.parties.rank(channel.peer)
+                channels[rank] = channel
+                missing.discard(rank)
+    except BaseException as error:
+        for channel in channels.values():
+            if isinstance(error, PeerError):
+                say_why(channel, error)
+            channel.close()
+        if isinstance(error, PeerError) and listener is not None:
+            _turn_away(place, listener, error)
+        raise
+    for channel in channels.values():
+        channel.timeout = place.timeout
+    return session, channels
+
+
+def join_dealer(place: Place, program: Program, session: str, address: Address, seed: bytes) -> StreamChannel | None:
+    """The leader's channel to the dealer; the others leave their seed there and hang up (None)."""
+    mine = place.hello(program, session)
+    if place.rank == LEADER:
+        return introduce(address, place.context, DEALER, mine, place.timeout, place.wait)[0]
+    seed_dealer(place.context, address, mine, place.timeout, seed, place.wait)
+    return None
+
+
+def _turn_away(place: Place, listener: Listener, error: PeerError) -> None:
+    """Tell those who wait to be accepted, or come in the next second, why there will be no session."""
+    end = time.monotonic() + 1.0
+    with suppress(PeerTimeout):
+        while True:
+            channel = listener.accept(max(0.0, end - time.monotonic()), place.parties.names, place.refused)
+            say_why(channel, error)
+            channel.close()
+
+
+def _accept(
+    place: Place, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
+) -> StreamChannel | None:
+    """The next party that comes; None for one that is turned away."""
+    names = [place.parties.names[rank] for rank in sorted(missing)]
+    try:
+        later = place.parties.names[place.rank + 1 :]
+        channel = listener.accept(max(0.0, end - time.monotonic()), later, place.refused)
+    except PeerTimeout:
+        what = f"did not connect in {place.wait:g} seconds"
+        raise PeerTimeout(", ".join(names), what, "start it, or wait longer") from None
+    if channel.peer not in names:
+        place.refused(_refuse(channel, "is here already, from another process"))
+        return None
+    channel.timeout = min(place.patience, HELLO_SECONDS)
+    try:
+        answer_hello(channel, choose, (channel.peer,))
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
+    remedy = "give each party a rank and a certificate of its own"
+    error = PeerRefused(channel.peer, f"{what}; every party takes part once", remedy)
+    say_why(channel, error)
+    channel.close()
+    return error
+
+
+def deal_among(
+    parties: Parties,
+    listener: Listener,
+    *,
+    wait: float = 60.0,
+    timeout: float = 60.0,
+    idle: float | None = None,
+    config: str = "",
+    refused: Refused = _ignore,
+) -> None:
+    """The dealer's whole session: every party comes and leaves its seed, then the leader has it deal, until it says
+    goodbye. Closes `listener`.
+
+    `wait`: seconds for all parties to come; `idle`: seconds the leader may be silent between requests. Errors:
+    `PeerError`; the leader has been told.
+    """
+    gathered = _Gathered(parties, config)
+    end = time.monotonic() + wait
+    try:
+        with listener:
+            while missing := gathered.missing():
+                try:
+                    channel = listener.accept(max(0.0, end - time.monotonic()), parties.names, refused)
+                except PeerTimeout:
+                    what = f"did not come to the dealer in {wait:g} seconds"
+                    raise PeerTimeout(", ".join(missing), what, "start it, or wait longer") from None
+                gathered.add(channel, timeout)
+        assert gathered.leader is not None
+        party = DealerParty(gathered.leader, gathered.program, gathered.others, owners=parties.sources)
+        party.serve(idle=idle)
+    except PeerError as error:
+        if gathered.leader is not None:
+            tell([gathered.leader], error)
+        raise
+    finally:
+        if gathered.leader is not None:
+            gathered.leader.close()
+
+
+class _Gathered:
+    """At the dealer: who has come. The leader stays connected; the others leave their seeds."""
+
+    def __init__(self, parties: Parties, config: str) -> None:
+        self.leader: StreamChannel | None = None
+        self._parties, self._config = parties, parties.hash() + config
+        self._first: Hello | None = None
+        self._seeds: dict[int, bytes] = {}
+
+    @property
+    def program(self) -> str:
+        """The hash of the program that all have named."""
+        return self._first.program if self._first else ""
+
+    def others(self) -> list[bytes]:
+        """The seeds of all but the leader, by rank."""
+        return [seed for _, seed in sorted(self._seeds.items())]
+
+    def missing(self) -> list[str]:
+        """Names of the parties that have not come."""
+        came = {*self._seeds, *([LEADER] if self.leader is not None else [])}
+        return [name for rank, name in enumerate(self._parties.names) if rank not in came]
+
+    def add(self, channel: StreamChannel, timeout: float) -> None:
+        """A party that has come. Errors: `PeerError`; it has been told, and its channel is closed."""
+        try:
+            theirs = greet(channel, self._answer, min(timeout, HELLO_SECONDS))
+            self._first = self._first or theirs
+            if channel.peer not in self.missing():
+                raise _refuse(channel, "has left its seed already")
+            rank = self._parties.rank(channel.peer)
+            if rank == LEADER:
+                channel.timeout, self.leader = timeout, channel
+                return
+            self._seeds[rank] = bytes.fromhex(read(channel, Seed, channel.recv_message()).seed)
+            channel.send_message({"seeded": True})
+            channel.close()
+        except PeerError:
+            channel.close()
+            raise
+
+    def _answer(self, theirs: Hello) -> Hello:
+        """The dealer runs what the parties name, but the same for all of them. It needs no CrypTen."""
+        same = theirs.blindformer.partition("+")[0] == spoken_version()
+        version = theirs.blindformer if same else spoken_version()
+        update = {"blindformer": version, "role": DEALER, "config": self._config}
+        return (self._first or theirs).model_copy(update=update)

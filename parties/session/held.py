@@ -1,0 +1,90 @@
+"""Correlations made ahead in memory: how much they take, and the most that others may make this party hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...protocols.beaver.values import Tape
+from ...protocols.errors import BlindformerError, CorrelationError
+
+GB = 1_000_000_000
+
+
+class AheadError(BlindformerError):
+    """More correlations are asked for than this party holds."""
+
+
+@dataclass(frozen=True)
+class AheadLimits:
+    """`queries` at most, and `bytes` of them."""
+
+    queries: int = 1000
+    bytes: int = 4 * GB
+
+    def check_count(self, held: int, more: int) -> None:
+        """Errors: AheadError."""
+        if held + more > self.queries:
+            most = f"and at most {self.queries} are held (crypten.ahead)"
+            raise AheadError(f"ahead: correlations of {held + more} queries are asked for, {most}; ask for fewer")
+
+    def check_bytes(self, needed: int) -> None:
+        """Errors: AheadError."""
+        if needed > self.bytes:
+            most = f"and at most {self.bytes / GB:.3g} GB are held (crypten.ahead_gb)"
+            raise AheadError(f"ahead: the correlations asked for take {needed / GB:.3g} GB, {most}; ask for fewer")
+
+
+class HeldTapes:
+    """The correlations of queries to come. `make`: those of one number; each number is made once, and taken once.
+
+    Errors of all methods: AheadError, CorrelationError, and those of `make`.
+    """
+
+    def __init__(self, make: Callable[[int], Tape], limits: AheadLimits) -> None:
+        self._make, self._limits = make, limits
+        self._tapes: dict[int, Tape] = {}
+        self.made = 0  # the least number whose correlations were not made yet
+
+    def __len__(self) -> int:
+        return len(self._tapes)
+
+    def check_count(self, more: int) -> None:
+        """Whether so many may be made ahead, before any is."""
+        self._limits.check_count(len(self), more)
+
+    def make_ahead(self, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            tape = self._make_once(number)
+            # All of a Program's tapes are alike: the first tells what all of them will take.
+            self._limits.check_bytes((len(self) + first + count - number) * tape_bytes(tape))
+            self._tapes[number] = tape
+
+    def take(self, number: int) -> Tape:
+        """Made ahead, or made now."""
+        return self._tapes.pop(number) if number in self._tapes else self._make_once(number)
+
+    def _make_once(self, number: int) -> Tape:
+        if number < self.made:  # then its masks may be spent
+            raise CorrelationError(f"query {number}: its correlations were made and are gone; start a new session")
+        self.made = number + 1
+        return self._make(number)
+
+
+def tape_bytes(tape: Tape) -> int:
+    """Bytes of a tape's tensors, each counted once."""
+    sizes = {id(found): found.numel() * found.element_size() for entry in tape.entries() for found in _tensors(entry)}
+    return sum(sizes.values())
+
+
+def _tensors(entry: object) -> Iterable[Tensor]:
+    if isinstance(entry, Tensor):
+        yield entry
+    elif isinstance(entry, list | tuple):
+        for item in entry:
+            yield from _tensors(item)
+    elif hasattr(entry, "__dict__"):  # a correlation of several parts
+        for item in vars(entry).values():
+            yield from _tensors(item)

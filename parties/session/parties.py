@@ -1,0 +1,111 @@
+"""Who takes part: parties in order, who owns which input, who gets the answers. Every party holds the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from ...models.lowering.client_graph import inputs_behind
+from ...models.program import Program
+from ...protocols.crypten.context import LEADER
+from ...protocols.crypten.engine import FIRST_OWNER
+from ...protocols.errors import BlindformerError
+
+DEALER = "dealer"
+FEWEST, MOST = 2, 64
+NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
+
+
+class PartiesError(BlindformerError):
+    """Parties that cannot form a session."""
+
+
+@dataclass(frozen=True)
+class Parties:
+    """`names` in order of rank; the first owns the model. `owners`: a party by input name; what is not named there is
+    `data`'s (default: the second party's). `recipient`: of the answers (default: the first data owner)."""
+
+    names: tuple[str, ...]
+    owners: Mapping[str, str] = field(default_factory=dict)
+    recipient: str = ""
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        if not FEWEST <= len(self.names) <= MOST:
+            raise PartiesError(f"parties: {len(self.names)} are named, and a session takes {FEWEST} to {MOST}")
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise PartiesError(f"parties: {twice[0]} is named twice; every party has a name and a rank of its own")
+        if DEALER in self.names:
+            raise PartiesError(f"parties: {DEALER} is the dealer's name, who must not be a party; choose another")
+        known = ", ".join(self.names)
+        said = [("outputs", self.recipient), ("data", self.data)]
+        for what, name in [*self.owners.items(), *said]:
+            if name and name not in self.names:
+                raise PartiesError(f"{what}: {name} is no party; choose one of {known}")
+
+    @property
+    def size(self) -> int:
+        return len(self.names)
+
+    @property
+    def recipient_rank(self) -> int:
+        return self.rank(self.recipient) if self.recipient else self.asker
+
+    @property
+    def asker(self) -> int:
+        """The party that starts queries: the first that owns data."""
+        named = set(self.owners.values()) | ({self.data} if self.data else set())
+        return min((self.rank(name) for name in named), default=FIRST_OWNER)
+
+    def rank(self, name: str) -> int:
+        """Errors: PartiesError."""
+        if name not in self.names:
+            raise PartiesError(f"{name}: is no party of this session; choose one of {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def reads(self, rank: int) -> bool:
+        """Whether a party is named for inputs or answers: then it needs the client's part of any model."""
+        known = {self.asker, self.recipient_rank, *(self.rank(name) for name in self.owners.values())}
+        return rank in known
+
+    def owns_data(self, program: Program) -> set[int]:
+        """Ranks of the parties that have inputs of this program."""
+        return set(self.sources(program).values())
+
+    def input_rank(self, name: str) -> int:
+        owner = self.owners.get(name) or self.data
+        return self.rank(owner) if owner else FIRST_OWNER
+
+    def sources(self, program: Program) -> dict[str, int]:
+        """The rank of each value of a data owner. Errors: PartiesError for a value that needs two owners' inputs."""
+        unknown = [name for name in self.owners if name not in program.inputs]
+        if unknown:
+            raise PartiesError(f"{unknown[0]}: is no input of this model; it takes {', '.join(program.inputs)}")
+        found = {}
+        for name, needed in inputs_behind(program).items():
+            ranks = {self.input_rank(item) for item in needed} or {self.asker}
+            if len(ranks) > 1:
+                both = " and ".join(self.names[rank] for rank in sorted(ranks))
+                raise PartiesError(
+                    f"{', '.join(sorted(needed))}: are used together before the first secret operation, so {both} "
+                    "cannot own them apart; give them to one party"
+                )
+            found[name] = ranks.pop()
+        return found
+
+    def hash(self) -> str:
+        """What the hellos compare, hex."""
+        shown = {**asdict(self), "owners": dict(self.owners), "recipient": self.recipient_rank}
+        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def numbered(count: int) -> Parties:
+    """`count` parties with ready names. Errors: PartiesError."""
+    return Parties(tuple([*NAMES, *(f"party{i}" for i in range(len(NAMES), count))][: max(count, 0)]))
+
+
+__all__ = ["DEALER", "LEADER", "NAMES", "Parties", "PartiesError", "numbered"]
