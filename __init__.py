@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from .models.distillation import distill
     from .models.loading.load import Loaded, load
     from .parties.client.base import Result
-    from .parties.client.encrypted import EncryptedClient
-    from .parties.client.sessions_client import Client
+    from .parties.client.client import Client, EncryptedClient
     from .parties.local.launcher import LocalParties, run_local
     from .parties.local.private import PrivateModel, make_private
     from .parties.reports.estimate import Estimate, estimate
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
 # Where each public name lives.
 _HOMES = {
     "BlindformerError": ".errors",
-    "Client": ".parties.client.sessions_client",
+    "Client": ".parties.client.client",
     "Compiled": ".models.compile",
-    "EncryptedClient": ".parties.client.encrypted",
+    "EncryptedClient": ".parties.client.client",
     "Estimate": ".parties.reports.estimate",
     "Loaded": ".models.loading.load",
     "LocalParties": ".parties.local.launcher",

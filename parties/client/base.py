@@ -1,21 +1,28 @@
-"""What every client does: reads texts and images, and says answers as the transformers pipelines do."""
+"""What every client does: reads texts and images, asks, asks again, and says answers as transformers' pipelines do."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Self
 
 from torch import Tensor
 
-from ...models.artifacts import ClientPart, Question
+from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
 from ...models.loading.task import IMAGE_LABELS
-from ...protocols.errors import BlindformerError
+from ...protocols.ckks.sealed import SealedError
+from ...protocols.errors import BlindformerError, PeerGone
 from ..reports.report import Report
+from ..session.compute_slots import SlotsBusy
+from .transport import Reply, Transport
+
+REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
 
 
 class ClientError(BlindformerError):
@@ -42,12 +49,17 @@ class Result:
     error: BlindformerError | None = None
 
 
-class Asking(ABC):
-    """A client with the client's part of a model. `length`: what texts are padded to (None: the least that fits)."""
+class BaseClient(ABC):
+    """A client with the client's part of a model, and a way to ask."""
 
     protocol: str
-    part: ClientPart
-    length: int | None
+
+    def __init__(self, transport: Transport, length: int | None) -> None:
+        """`length`: what texts are padded to (None: the least that fits)."""
+        self.settings, self.part, self.length = transport.settings, transport.part, length
+        if length is not None:
+            self.part.for_length(length)
+        self._transport, self._closed = transport, False
 
     @property
     def task(self) -> str:
@@ -81,13 +93,77 @@ class Asking(ABC):
             raise spoilt
         return [found[index] for index in sorted(found)]
 
-    @abstractmethod
     def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
-        """(index of the item, its result): first those of items that cannot be asked."""
+        """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
+        the others as soon as they may be read (`Transport.at_once`).
 
-    @abstractmethod
+        All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
+        trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
+        too, ends it and is raised after the results that came before. Who stops reading stops asking, which the servers
+        see: read on after an answer out of range, which is never asked again by itself either.
+        """
+        chosen = list(items)
+        questions, refused = self._encode_all(chosen)
+        yield from refused
+        transport, done, broken = self._transport, 0, None
+        kept: list[tuple[list[int], Reply | SlotsBusy]] = []
+        requests = list(self._requests(questions))
+        for numbers, following in zip_longest(requests, requests[1:]):
+            transport.tell("query", done, len(questions))
+            asked = [questions[number] for number in numbers]
+            try:
+                reply = self.ask(asked, following is not None and questions[following[0]].length == asked[0].length)
+            except SlotsBusy as busy:
+                reply = busy
+            except BlindformerError as error:
+                broken = error
+                break
+            done += len(numbers)
+            kept.append((numbers, reply))
+            if transport.at_once:
+                yield from self._read(chosen, questions, *kept.pop(), top_k)
+        for numbers, reply in kept:
+            yield from self._read(chosen, questions, numbers, reply, top_k)
+        if broken is not None:
+            raise broken
+        transport.tell("query", len(questions), len(questions))
+
+    def ask(self, questions: list[Question], more: bool = False) -> Reply:
+        """The reply to questions that go together: at most two attempts, but for a server that is busy, which has not
+        taken them. `more`: others of this length follow.
+
+        Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over.
+        """
+        if self._closed:
+            raise ClientError("this client is closed; make a new one")
+        transport, part = self._transport, questions[0].part
+        deadline, retried = time.monotonic() + self.settings.client.wait, ""
+        with transport.turn:
+            while True:
+                connected = False
+                try:
+                    transport.connect(part)
+                    connected = True
+                    reply = transport.ask(questions, more)
+                    reply.retried = retried
+                    return reply
+                except SlotsBusy as busy:
+                    if connected or not transport.make_room():
+                        transport.rest(busy, deadline)
+                except BaseException as error:
+                    again = transport.lost(part, error) and connected
+                    in_time = time.monotonic() + REOPEN_SECONDS <= deadline
+                    if retried and not connected and isinstance(error, PeerGone) and in_time:
+                        time.sleep(REOPEN_SECONDS)
+                    elif retried or not again:
+                        raise
+                    else:
+                        retried = str(error)
+
     def close(self) -> None:
-        """End what is open. Safe to call twice."""
+        """End what is open, and local processes if there are any. Safe to call twice."""
+        self._closed = True
+        self._transport.close()
 
     @abstractmethod
     def costs(self, reports: list[Report]) -> str:
@@ -138,3 +214,32 @@ class Asking(ABC):
             except InputError as error:
                 refused.append((index, Result(item, error=error)))
         return questions, refused
+
+    def _requests(self, questions: Mapping[int, Question]) -> Iterator[list[int]]:
+        """Indices of the questions that go together: of one length, as many as a request takes."""
+        for length in dict.fromkeys(question.length for question in questions.values()):
+            numbers = [n for n, question in questions.items() if question.length == length]
+            size = self._transport.per_request(questions[numbers[0]].part)
+            yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+    def _read(
+        self,
+        items: list[Any],
+        questions: Mapping[int, Question],
+        numbers: list[int],
+        reply: Reply | SlotsBusy,
+        top_k: int | None,
+    ) -> Iterator[tuple[int, Result]]:
+        """What a reply says of each question, or why it says nothing."""
+        for place, number in enumerate(numbers):
+            result = Result(items[number], length=questions[number].length)
+            if isinstance(reply, SlotsBusy):
+                result.error = reply
+            else:
+                result.report, result.retried = reply.report, reply.retried
+                try:
+                    result.outputs = reply.outputs(place)
+                    result.value = self.part.read(questions[number], result.outputs, top_k)
+                except (AnswerOutOfRange, SealedError) as error:
+                    result.error = error
+            yield number, result

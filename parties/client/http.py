@@ -43,25 +43,22 @@ class Api:
         """One request, and its reply as JSON ({} if there is none)."""
         with self._exchange(method, path, body) as reply:
             text = reply.read(MOST_JSON)
-            self.received += len(text)
             return self._parsed(text) if text else {}
 
     def lines(self, path: str, body: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         """One request, and the lines of its reply as they come."""
         with self._exchange("POST", path, body) as reply:
             while text := reply.readline(MOST_LINE):
-                self.received += len(text)
                 yield self._parsed(text)
 
     @contextmanager
     def _exchange(self, method: str, path: str, body: Iterable[bytes] | None) -> Iterator[http.client.HTTPResponse]:
-        connection = _Connection(self.address, self._context, self._timeout)
+        connection = HttpsConnection(self.address, self._context, self._timeout)
         try:
             with _explained():
                 connection.connect()
-            reply = self._sent(connection, method, path, body)
-            self.date = reply.headers.get("date")
-            with _explained():
+                reply = self._sent(connection, method, path, body)
+                self.date = reply.headers.get("date")
                 if reply.status >= 400:
                     raise self._refusal(reply)
                 yield reply
@@ -72,17 +69,13 @@ class Api:
         self, connection: http.client.HTTPConnection, method: str, path: str, body: Iterable[bytes] | None
     ) -> http.client.HTTPResponse:
         chunked = {"Transfer-Encoding": "chunked", "Content-Type": "application/octet-stream"} if body else {}
-        with _explained():
-            try:
-                connection.request(method, path, self._counted(body), chunked, encode_chunked=bool(body))
-            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                with suppress(OSError, http.client.HTTPException):  # it may have said why
-                    return connection.getresponse()
-                raise
-            return connection.getresponse()
-
-    def _counted(self, body: Iterable[bytes] | None) -> Iterator[bytes] | None:
-        return None if body is None else map(self._count, body)
+        try:
+            connection.request(method, path, body and map(self._count, body), chunked, encode_chunked=bool(body))
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
+            with suppress(OSError, http.client.HTTPException):  # it may have said why
+                return connection.getresponse()
+            raise
+        return connection.getresponse()
 
     def _count(self, piece: bytes) -> bytes:
         self.sent += len(piece)
@@ -99,8 +92,8 @@ class Api:
                 return LimitReached(SERVER, int(limit["each"]), float(limit["period_s"]), later)
         return refusal(reply.status, why, reply.headers.get("retry-after", ""))
 
-    @staticmethod
-    def _parsed(text: bytes) -> dict[str, Any]:
+    def _parsed(self, text: bytes) -> dict[str, Any]:
+        self.received += len(text)
         try:
             found = json.loads(text)
         except ValueError:
@@ -119,7 +112,7 @@ def refusal(status: int, why: str, retry_after: str = "") -> Exception:
     return kind(SERVER, what or remedy, remedy if what else "see its log")
 
 
-class _Connection(http.client.HTTPConnection):
+class HttpsConnection(http.client.HTTPConnection):
     """TLS with a certificate on both sides, to a host whose certificate names it and has the role of a server."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:

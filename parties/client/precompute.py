@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from ...models.artifacts import Question, load_client
+from ...models.artifacts import load_client
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session import ClientParty, Progress
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
-from .sessions import Sessions
+from .sessions import SessionTransport
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,21 @@ def precompute(
     chosen = part.for_length(length)
     number = next(number for number, one in part.lengths.items() if one is chosen)
     started = time.perf_counter()
-    sessions = Sessions(settings, cache=settings.client.cache, use_spool="off", progress=progress)
-    spool = sessions.spool
-    assert spool is not None
-    stopped: BlindformerError | None = None
+    sessions = SessionTransport(settings, part, cache=settings.client.cache, use_spool="off", progress=progress)
+    assert sessions.spool is not None
+    kept, stopped = 0, None
     deadline = time.monotonic() + settings.client.wait
     try:
-        party = cast(ClientParty, sessions.open(Question(number, chosen, {}), deadline).party)
-        while party.kept < count and stopped is None:
-            before = party.kept
+        while kept < count and stopped is None:
+            before = kept
             try:
-                party.precompute(count - before, progress and _counting(progress, before, count))
+                party = cast(ClientParty, sessions.session(chosen).party)
+                try:
+                    party.precompute(count - kept, progress and _counting(progress, kept, count))
+                finally:
+                    kept = party.kept
             except SlotsBusy as busy:
-                if party.kept > before:
+                if kept > before:
                     deadline = time.monotonic() + settings.client.wait
                 try:
                     sessions.rest(busy, deadline)
@@ -64,11 +66,11 @@ def precompute(
                     stopped = error
             except SpoolError as error:
                 stopped = error
-        if stopped is not None and not party.kept:
+        if stopped is not None and not kept:
             raise stopped
     finally:
         sessions.close()
-    return Precomputed(number, party.kept, spool.left(), time.perf_counter() - started, stopped)
+    return Precomputed(number, kept, sessions.spool.left(), time.perf_counter() - started, stopped)
 
 
 def _counting(progress: Progress, before: int, count: int) -> Progress:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...models.artifacts import Question
-from ...models.encrypted import decode_real
 from ...protocols.channel import Meter
-from ..client.encrypted import EncryptedClient
+from ..client.client import EncryptedClient
 from ..session import Progress, Timings
 from .launcher import LocalAnswer
 from .services import LOCAL
@@ -34,8 +34,9 @@ class LocalEncrypted:
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
-        reply = self._client.ask([Question(0, self._part, row) for row in self._rows(taken)])
-        report = reply.report
+        rows = self._rows(taken)
+        reply = self._client.ask([Question(0, self._part, row) for row in rows])
+        answers, report = [reply.outputs(place) for place in range(len(rows))], reply.report
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
         timings = Timings(
             online_s=report.online_s,
@@ -43,7 +44,8 @@ class LocalEncrypted:
             online=Meter(sent=report.online_bytes),
             peak_rss_mb=report.peak_rss_mb["client"],
         )
-        return LocalAnswer(decode_real(self._part.program, reply.open()), timings, {})
+        outputs = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+        return LocalAnswer(outputs, timings, {})
 
     def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         if self._part.texts == 1:

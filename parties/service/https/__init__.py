@@ -1,6 +1,6 @@
 """Encrypted queries over HTTPS: one request, one reply.
 
-    client    keeps the secret key, encrypts and decrypts    parties/client/encrypted.py
+    client    keeps the secret key, encrypts and decrypts    parties/client/https.py
     service   speaks HTTP, checks sizes, hands bytes on      serving.py, connections.py, http_server.py, app.py,
                                                              schema.py, bodies.py, key_store.py, places.py, query.py,
                                                              workers.py

@@ -20,8 +20,8 @@ from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.answers import read_answer
 from blindformer.models.loading.errors import InputError
 from blindformer.models.loading.load import load
-from blindformer.parties.client.sessions import OpenSession, Sessions
-from blindformer.parties.client.sessions_client import Client, ClientError
+from blindformer.parties.client.client import Client, ClientError
+from blindformer.parties.client.sessions import OpenSession, SessionTransport
 from blindformer.parties.config import ConfigError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.threads import ThreadParties
@@ -109,15 +109,15 @@ def test_the_pipelines_forms(site, connect, classify):
     assert client([]) == []
 
 
-class Threads(Sessions):
+class Threads(SessionTransport):
     """Sessions with parties that are threads of this process: what is asked and answered is the same."""
 
     def __init__(self, client: Client, folder: Path) -> None:
-        super().__init__(client.settings)
+        super().__init__(client.settings, client.part)
         self.server = load_server(folder)
 
-    def _meet(self, question) -> OpenSession:
-        parties = ThreadParties(self.server[question.part.program.hash()], timeout=60)
+    def _meet(self, part) -> OpenSession:
+        parties = ThreadParties(self.server[part.program.hash()], timeout=60)
         return OpenSession(parties.client, parties.setup_s)
 
 
@@ -128,7 +128,7 @@ def threads():
 
     def make(folder: Path) -> Client:
         client = Client(folder=folder)
-        client._sessions = Threads(client, folder)
+        client._transport = Threads(client, folder)
         clients.append(client)
         return client
 
@@ -268,8 +268,8 @@ def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_p
     assert [type(result.error) for result in found] == [AnswerOutOfRange] * 2
     assert [result.value for result in found] == [None] * 2
     assert all(result.report.rounds for result in found)
-    asked, answer = [], client._answer
-    monkeypatch.setattr(client, "_answer", lambda *question: asked.append(question) or answer(*question))
+    asked, ask = [], client.ask
+    monkeypatch.setattr(client, "ask", lambda *questions: asked.append(questions) or ask(*questions))
     with pytest.raises(AnswerOutOfRange):
         client.query_many(TEXTS[:2])
     assert len(asked) == 2
@@ -344,7 +344,7 @@ def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect
         if phase == "online" and next(kills, False):
             kill_session(site)
 
-    client.progress = client._sessions.progress = kill
+    client._transport.progress = kill
     result = client.query(TEXTS[0])  # in the middle of its rounds
     assert result.retried
     nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
@@ -363,7 +363,7 @@ def test_a_query_is_never_asked_a_third_time(site, connect):
         client.query(TEXTS[0])
     assert len(site.server.logged("session-opened")) == before + 2
     assert len(site.server.logged("answered")) == answered
-    client.progress = client._sessions.progress = None
+    client._transport.progress = None
     assert client.query(TEXTS[0]).value  # the client itself is none the worse
 
 

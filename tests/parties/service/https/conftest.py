@@ -16,7 +16,7 @@ from blindformer.models.encrypted import real_values
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.development import add_certificate, client_context, make_certificates
-from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.protocols.ckks.frames import pack
@@ -112,7 +112,7 @@ def client(site):
 def keyed(client):
     """The client's keys, which the server has now."""
     client.query(TEXTS[0])
-    (found,) = client._keyed.values()
+    (found,) = client._transport.keyed.values()
     return found
 
 

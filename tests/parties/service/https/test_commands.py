@@ -8,7 +8,7 @@ import shutil
 import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.models.compile import decode_outputs
-from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.secret_keys import KeptKeys, KeyFileError
 from blindformer.parties.reports.inspect import inspect
 from blindformer.parties.reports.precision import precision

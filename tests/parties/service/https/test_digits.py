@@ -14,7 +14,7 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.data import load_data
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading.images import image_of
-from blindformer.parties.client.encrypted import EncryptedClient
+from blindformer.parties.client.client import EncryptedClient
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.clear import ClearEngine
 

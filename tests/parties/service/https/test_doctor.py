@@ -8,7 +8,7 @@ import threading
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.parties.certificates.development import make_certificates, server_context
-from blindformer.parties.client.sessions_client import Client
+from blindformer.parties.client.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import https as checks
 from blindformer.parties.doctor.examine import examine

@@ -14,7 +14,7 @@ from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.development import client_context
-from blindformer.parties.client.http import Api, KeysGone, _Connection
+from blindformer.parties.client.http import Api, HttpsConnection, KeysGone
 from blindformer.parties.config import parse_address
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.frames import head, pack
@@ -128,7 +128,7 @@ def test_every_refusal_has_its_status(client, keyed, api, other, program):
 
 def status_of(api, method, path, body, length=None):
     """(status, the reply's JSON). `length`: announced; without it the body comes in chunks."""
-    connection = _Connection(api.address, api._context, 60)
+    connection = HttpsConnection(api.address, api._context, 60)
     headers = {"Transfer-Encoding": "chunked"} if length is None else {"Content-Length": str(length)}
     with closing(connection):
         connection.connect()
@@ -223,8 +223,8 @@ def test_a_strangers_bytes_are_no_request(site):
 def test_a_session_that_expired_begins_again(made):
     with Site(made, "--workers", "1", "--keys-seconds", "6") as site, site.client() as mine:
         mine.query(TEXTS[0])
-        (keyed,) = mine._keyed.values()
-        api, folder = mine._server(), Path(tempfile.gettempdir())
+        (keyed,) = mine._transport.keyed.values()
+        api, folder = mine._transport.api(), Path(tempfile.gettempdir())
 
         def gone():
             return not list(folder.glob(f"bf-server-*/{keyed.name}"))

@@ -1,0 +1,111 @@
+"""How a client's questions reach the other parties: one class for each way, opened when it is needed."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ...models.artifacts import ClientLength, ClientPart, Question
+from ..config import Address, Role, Settings
+from ..local.services import LocalServices
+from ..reports.report import Report
+from ..session import Progress
+from ..session.compute_slots import SlotsBusy
+
+
+@dataclass
+class Reply(ABC):
+    """The answer to questions that were asked together. `retried`: as `Result.retried`."""
+
+    report: Report
+    retried: str = ""
+
+    @abstractmethod
+    def outputs(self, place: int) -> dict[str, Tensor]:
+        """The model's outputs for one of the questions. Errors: AnswerOutOfRange, SealedError."""
+
+
+class Transport(ABC):
+    """Connects, asks, and says after an error whether the questions may be asked again.
+
+    at_once   whether each reply is read when it comes; else when all questions have been asked
+    turn      held while questions are asked, errors and waiting included
+    """
+
+    at_once = True
+    turn: AbstractContextManager[object] = nullcontext()
+
+    def __init__(
+        self,
+        settings: Settings,
+        part: ClientPart,
+        local: tuple[str, Sequence[str]] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`local`: protocol and options of services that are started here when they are needed."""
+        self.settings, self.part, self.progress = settings, part, progress
+        self._local = local
+        self._services: LocalServices | None = None
+
+    def per_request(self, part: ClientLength) -> int:
+        """How many questions a request takes."""
+        return 1
+
+    @abstractmethod
+    def connect(self, part: ClientLength) -> None:
+        """Have what questions of a length need: a session, or keys at the server. Errors: PeerError, SlotsBusy."""
+
+    @abstractmethod
+    def ask(self, questions: list[Question], more: bool) -> Reply:
+        """One attempt, after `connect`. `more`: others of this length follow. Errors: PeerError, SlotsBusy."""
+
+    @abstractmethod
+    def lost(self, part: ClientLength, error: BaseException) -> bool:
+        """Drop what an error of `ask` has spoilt. Whether another attempt may succeed."""
+
+    def make_room(self) -> bool:
+        """Give up something of another length, for a server that is busy. Whether there was anything."""
+        return False
+
+    def close(self) -> None:
+        """End what is open, and services that were started here. Safe to call twice."""
+        services, self._services = self._services, None
+        if services is not None:
+            services.close()
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(phase, done, total)
+
+    def rest(self, busy: SlotsBusy, deadline: float) -> None:
+        """Sleep as long as a busy server asks for, and a little more, or less if the deadline is near.
+
+        Errors: the same SlotsBusy when the deadline is here.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise busy
+        spread = 1 + secrets.randbelow(200) / 1000  # many that were told the same must not come back at the same moment
+        self.tell("busy", 0, 1)
+        time.sleep(min(left, busy.retry_after * spread))
+
+    def address(self, role: Role) -> Address:
+        services = self._start()
+        return services.addresses[role] if services else self.settings.address(role)
+
+    def certificates(self) -> Path:
+        services = self._start()
+        return services.certificates if services else self.settings.certificates.folder
+
+    def _start(self) -> LocalServices | None:
+        if self._local is not None and self._services is None:
+            timeout = self.settings.session.timeout
+            self._services = LocalServices(self.settings.client.folder, timeout, *self._local)
+        return self._services
