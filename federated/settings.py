@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +28,14 @@ plan's own functions put below what is trained, it would have to learn it anew."
 
 class FederateError(BlindformerError):
     """A federated run that cannot start, go on or be stored."""
+
+
+def needs_flower() -> None:
+    """Errors: FederateError where Flower is not installed."""
+    if find_spec("flwr") is None:
+        raise FederateError(
+            "federated training needs Flower, which is not installed; run: pip install 'blindformer[federated]'"
+        )
 
 
 class FederateSettings(BaseModel):

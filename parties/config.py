@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
-from .registry import deployed, find, served
+from .registry import DEFAULT, deployed, find, served
 
 Role = Literal["server", "client", "dealer", "helper"]
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
@@ -124,7 +124,7 @@ class SessionSection(_Section):
     """What all parties of a session have in common, but for `timeout`: seconds of silence after which a peer counts as
     dead."""
 
-    protocol: Annotated[str, BeforeValidator(_deployed)] = "beaver"
+    protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
     timeout: Seconds = 60.0
 

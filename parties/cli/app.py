@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +20,6 @@ from . import (
     env,
     estimate,
     evaluate,
-    federate,
     helper,
     inspect,
     listing,
@@ -35,28 +37,43 @@ app = typer.Typer(
     help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click does it
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("compile")(compile.compile_model)
-app.command("inspect")(inspect.inspect)
-app.command("serve")(serve.server)
-app.command("dealer")(dealer.dealer)
-app.command("helper")(helper.helper)
-app.command("party")(party.party)
-app.command("query")(query.query)
-app.command("precompute")(precompute.precompute)
-app.command("spool")(spool.spool)
-app.command("distill")(distill.distill)
-app.command("federate")(federate.federate)
-app.command("evaluate")(evaluate.evaluate)
-app.command("search")(search.search)
-app.command("estimate")(estimate.estimate)
-app.command("list")(listing.list_names)
-app.command("doctor")(doctor.doctor)
-app.command("env")(env.env)
+
+
+def of_other_rooms() -> dict[str, Callable[..., None]]:
+    """The commands of rooms that may use this one, and are not known here: COMMANDS in a room's command.py."""
+    package = __name__.partition(".")[0]
+    rooms = sorted(path.parent.name for path in Path(__file__).parents[2].glob("*/command.py"))
+    modules = [import_module(f"{package}.{room}.command") for room in rooms]
+    return {name: command for module in modules for name, command in module.COMMANDS.items()}
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "run": run.run,
+    "compile": compile.compile_model,
+    "inspect": inspect.inspect,
+    "serve": serve.server,
+    "dealer": dealer.dealer,
+    "helper": helper.helper,
+    "party": party.party,
+    "query": query.query,
+    "precompute": precompute.precompute,
+    "spool": spool.spool,
+    "distill": distill.distill,
+    **of_other_rooms(),
+    "evaluate": evaluate.evaluate,
+    "search": search.search,
+    "estimate": estimate.estimate,
+    "list": listing.list_names,
+    "doctor": doctor.doctor,
+    "env": env.env,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(certs.app, name="certs")
 
 

@@ -6,29 +6,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from ..doctor.checks import EXPIRY_DAYS
-from .output import Format, FormatOption, console, emit, table
+from . import options
+from .output import console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
-Party = typer.Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
+Party = Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
-Folder = Annotated[Path, typer.Argument(help="The folder of the certificates.")]
+Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
+WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
 
 
 @app.command()
 def make(
     folder: Folder = Path("certs"),
-    days: Annotated[float, typer.Option("--days", min=0.01, help="How long they are good.")] = 30,
+    days: Annotated[float, Option(min=0.01, help="How long they are good.")] = 30,
     host: Annotated[
-        list[str] | None, typer.Option("--host", help="A name or address the parties are dialled at; may be repeated.")
+        list[str] | None, Option(help="A name or address the parties are dialled at; may be repeated.")
     ] = None,
     party: Annotated[list[str] | None, Party] = None,
-    keep_ca_key: Annotated[
-        bool, typer.Option("--keep-ca-key", help="Keep the CA's key, to add parties later.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    form: FormatOption = Format.text,
+    keep_ca_key: Annotated[bool, Option("--keep-ca-key", help="Keep the CA's key, to add parties later.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace what is there.")] = False,
+    form: options.Form = "text",
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
     from ..certificates.development import HOSTS, ROLES, make_certificates
@@ -36,7 +37,7 @@ def make(
     roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = make_certificates(folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
-    if form is Format.json:
+    if form == "json":
         emit({"folder": str(folder), "files": [str(file) for file in files], "hosts": list(hosts)})
         return
     console().print(
@@ -46,16 +47,14 @@ def make(
 
 @app.command()
 def add(
-    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
-    role: Annotated[str, typer.Argument(help="server, client, dealer or helper; a party's name with --party.")],
-    name: Annotated[str | None, typer.Option("--name", help="Of its files (default: the role).")] = None,
-    party: Annotated[bool, typer.Option("--party", help="Of a party of protocol crypten.")] = False,
-    days: Annotated[float, typer.Option("--days", min=0.01, help="How long it is good.")] = 30,
-    host: Annotated[
-        list[str] | None, typer.Option("--host", help="A name or address it is dialled at; may be repeated.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there: a renewal.")] = False,
-    form: FormatOption = Format.text,
+    folder: WithKey,
+    role: Annotated[str, Argument(help="server, client, dealer or helper; a party's name with --party.")],
+    name: Annotated[str | None, Option(help="Of its files (default: the role).")] = None,
+    party: Annotated[bool, Option("--party", help="Of a party of protocol crypten.")] = False,
+    days: Annotated[float, Option(min=0.01, help="How long it is good.")] = 30,
+    host: Annotated[list[str] | None, Option(help="A name or address it is dialled at; may be repeated.")] = None,
+    force: Annotated[bool, Option("--force", help="Replace what is there: a renewal.")] = False,
+    form: options.Form = "text",
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
     from ..certificates.development import HOSTS, ROLES, CertificateError, add_certificate
@@ -64,7 +63,7 @@ def add(
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
-    if form is Format.json:
+    if form == "json":
         emit({"folder": str(folder), "role": role, "files": [str(file) for file in files], "hosts": list(hosts)})
         return
     console().print(f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem")
@@ -72,19 +71,19 @@ def add(
 
 @app.command()
 def renew(
-    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
-    name: Annotated[list[str] | None, typer.Option("--name", help="Only these; may be repeated.")] = None,
-    within: Annotated[float, typer.Option("--within", min=0, help="What ends in so many days.")] = EXPIRY_DAYS,
+    folder: WithKey,
+    name: Annotated[list[str] | None, Option(help="Only these; may be repeated.")] = None,
+    within: Annotated[float, Option(min=0, help="What ends in so many days.")] = EXPIRY_DAYS,
     days: Annotated[
-        float | None, typer.Option("--days", min=0.01, help="How long they are good (default: as long as they were).")
+        float | None, Option(min=0.01, help="How long they are good (default: as long as they were).")
     ] = None,
-    form: FormatOption = Format.text,
+    form: options.Form = "text",
 ) -> None:
     """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
     from ..certificates.development import renew_certificates
 
     found = renew_certificates(folder, days, within, name or ())
-    if form is Format.json:
+    if form == "json":
         rows = [
             {"file": str(row.file), "expires": row.expires.isoformat(), "days_left": row.days_left} for row in found
         ]
@@ -98,12 +97,11 @@ def renew(
 
 @app.command()
 def revoke(
-    folder: Annotated[Path, typer.Argument(help="The folder of the certificates, with the CA's key.")],
+    folder: WithKey,
     which: Annotated[
-        str,
-        typer.Argument(help="A name, a certificate's file, or the first digits of its fingerprint.", metavar="WHICH"),
+        str, Argument(help="A name, a certificate's file, or the first digits of its fingerprint.", metavar="WHICH")
     ],
-    form: FormatOption = Format.text,
+    form: options.Form = "text",
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
     from ..certificates.authority import REVOKED, fingerprint
@@ -111,7 +109,7 @@ def revoke(
 
     found = [fingerprint(certificate) for certificate in revoke(folder, which)]
     file = folder / REVOKED
-    if form is Format.json:
+    if form == "json":
         emit({"file": str(file), "revoked": found})
         return
     if not found:
@@ -124,12 +122,12 @@ def revoke(
 
 
 @app.command()
-def show(folder: Folder = Path("certs"), form: FormatOption = Format.text) -> None:
+def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates.development import describe
 
     found = describe(folder)
-    if form is Format.json:
+    if form == "json":
         rows = [
             {
                 "role": row.role,

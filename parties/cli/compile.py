@@ -5,68 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
+from . import options
 from .inspect import show_circuits
-from .output import (
-    COMPILE_NOTES,
-    MB,
-    EmbeddingOption,
-    Format,
-    FormatOption,
-    OwnPlanOption,
-    Phases,
-    console,
-    emit,
-    prepare,
-    read_plan,
-    read_texts,
-    table,
-    use_threads,
-    warn_untrained,
-)
+from .output import MB, console, emit, mb, table
+from .steps import COMPILE_NOTES, listed, load_model, loading, read_texts, warn_untrained
 
 
 def compile_model(
-    model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
-    out: Annotated[Path, typer.Option("--out", help="Where to write; parts of an earlier compilation are replaced.")],
-    plan: OwnPlanOption = None,
+    model: options.Model,
+    out: Annotated[Path, Option(help="Where to write; parts of an earlier compilation are replaced.")],
+    plan: options.OwnPlan = None,
     lengths: Annotated[
-        str | None,
-        typer.Option("--lengths", help="Numbers of tokens, with commas (default: 32,64,128). Images have none."),
+        str | None, Option(help="Numbers of tokens, with commas (default: 32,64,128). Images have none.")
     ] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibrate", help="Texts to calibrate on, one a line (default: built-in ones); images: a folder of them."
-        ),
-    ] = None,
-    embedding: EmbeddingOption = "client",
-    outputs: Annotated[
-        str | None, typer.Option("--outputs", help="Names of outputs to reveal, with commas (default: all).")
-    ] = None,
+    calibrate: options.Calibrate = None,
+    embedding: options.Embedding = "client",
+    outputs: options.Outputs = None,
     texts: Annotated[
-        int | None,
-        typer.Option(
-            "--texts", min=1, help="Texts or images of one query (default: 1; encrypted ones: as many as fill it)."
-        ),
+        int | None, Option(min=1, help="Texts or images of one query (default: 1; encrypted ones: as many as fill it).")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads to compile with.")] = 1,
-    form: FormatOption = Format.text,
+    threads: Annotated[int, Option(min=1, help="Threads to compile with.")] = 1,
+    form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
-    prepare()
-    with Phases() as phases:
-        phases.begin("load", 2)
-        phases.note("load", "libraries")
-        use_threads(threads)
+    with loading(threads) as phases:
+        from ...approximations import Plan
         from ...models.building import compile_folder
-        from ...models.loading.load import load
         from ..reports.inspect import inspect
 
-        chosen, numbers = read_plan(plan) if plan else None, _numbers(lengths)
-        phases.note("load", "the model")
-        loaded = load(model)
+        numbers = _numbers(lengths)
+        loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
         phases.begin("compile", 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers))
         compile_folder(
@@ -76,15 +46,15 @@ def compile_model(
             plan=chosen,
             calibration=[calibrate] if calibrate and loaded.kind == "image" else read_texts(calibrate),
             embedding=embedding,
-            outputs=[name.strip() for name in outputs.split(",")] if outputs else None,
+            outputs=listed(outputs),
             texts=texts,
             stage=lambda stage: phases.note("compile", stage),
         )
         phases.end("compile")
         found = inspect(out)
         own = loaded.plan()
-    _warn(out, own)
-    if form is Format.json:
+    warn_untrained(Plan.load(out / "server"), own)
+    if form == "json":
         emit({"out": str(out), "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
         return
     _show(found, out)
@@ -107,25 +77,14 @@ def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
     return 1 if loaded.kind == "image" else len(set(numbers or default_lengths(loaded)))
 
 
-def _warn(folder: Path, own: Any) -> None:
-    from ...approximations import Plan
-
-    warn_untrained(Plan.load(folder / "server"), own)
-
-
 def _show(found: Any, folder: Path) -> None:
     out = console()
     out.print(f"[bold]{found.name}[/]   plan {found.plan}\n")
-    rows = table("length", "program", "rounds", "online MB", "offline MB", right=(0, 2, 3, 4))
-    for item in found.lengths.values():
-        rows.add_row(
-            str(item.length or "-"),
-            item.hash[:12],
-            str(item.rounds),
-            f"{item.online_bytes / MB:.2f}",
-            f"{item.offline_bytes / MB:.2f}",
-        )
-    out.print(rows)
+    rows = [
+        (item.length or "-", item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
+        for item in found.lengths.values()
+    ]
+    out.print(table("length", "program", "rounds", "online MB", "offline MB", right=(0, 2, 3, 4), rows=rows))
     show_circuits(out, found, layers=False)
     server, client = found.parts["server"], found.parts["client"]
     out.print(

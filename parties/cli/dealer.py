@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..heap import keep_freed_memory
-from .output import prepare
-from .service_options import Given, service_command, show
+from . import options
+from .service_options import Service, show
+from .steps import prepare
 
 
-@service_command
-def dealer(given: Given) -> None:
+@options.grouped
+def dealer(given: Service) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     prepare()
     keep_freed_memory()
@@ -16,7 +17,7 @@ def dealer(given: Given) -> None:
     from ..registry import served_with
     from ..service.running import run
 
-    settings = load_settings(given.config, served_with("dealer"), **given.flags())
+    settings = load_settings(given.config, served_with("dealer"), **given.flags("dealer"))
     from ..service.dealer import DealerService
 
     run(
@@ -24,5 +25,5 @@ def dealer(given: Given) -> None:
         settings.dealer,
         lambda limits, scratch: DealerService(settings, limits, scratch),
         show if settings.dealer.log_format == "text" else None,
-        lifeline=given.lifeline,
+        lifeline=given.stdin,
     )

@@ -5,26 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from ...errors import BlindformerError
-from .output import (
-    COMPILE_NOTES,
-    MB,
-    Format,
-    FormatOption,
-    Phases,
-    PlanOption,
-    ThreadsOption,
-    TimeoutOption,
-    console,
-    emit,
-    prepare,
-    read_plan,
-    table,
-    use_threads,
-    warn_untrained,
-)
+from . import options
+from .output import MB, console, emit, table
+from .progress import Phases
+from .steps import COMPILE_NOTES, compiler, load_model, loading, warn_untrained
 
 SENTENCES = (
     "I forgot my login.",
@@ -38,35 +25,28 @@ PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
 def demo(
-    length: Annotated[int, typer.Option("--length", min=8, help="Tokens that every sentence is padded to.")] = 32,
-    plan: PlanOption = "faithful",
-    threads: ThreadsOption = 1,
-    timeout: TimeoutOption = 120,
-    form: FormatOption = Format.text,
+    length: Annotated[int, Option(min=8, help="Tokens that every sentence is padded to.")] = 32,
+    plan: options.Plan = "faithful",
+    threads: options.Threads = 1,
+    timeout: options.Timeout = 120,
+    form: options.Form = "text",
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
-    prepare()
-    with Phases() as phases:
-        phases.begin("load", 2)
-        phases.note("load", "libraries")
-        use_threads(threads)
-        from ...models.loading.load import load
-        from ..local.compare import compare, compile_text
+    with loading(threads) as phases:
+        from ..local.compare import compare
 
-        chosen = read_plan(plan)
-        phases.note("load", "the model")
-        loaded = load("minilm")
+        loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length)
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
-        compiled = compile_text(loaded, length, chosen, stage=lambda stage: phases.note("compile", stage))
+        compiled = compiler(phases, loaded, length, chosen, None)(1)
         phases.end("compile")
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
         found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)
     pairs = _pairs(found)
     summary = found.summary("minilm", length, normalised=True)
-    if form is Format.json:
+    if form == "json":
         summary["pairs"] = [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs]
         summary["sentences"] = list(SENTENCES)
         summary["server_received"] = found.seen
@@ -115,10 +95,9 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
         f"once   then a sentence: offline (dealer) {summary['offline_s']:.2f} s   private inference "
         f"{summary['online_s']:.2f} s\n"
     )
-    rows = table("pair", "private", "in the clear", right=(1, 2))
-    for a, b, private, clear in [*pairs[: PAIRS_SHOWN // 2], *pairs[-PAIRS_SHOWN // 2 :]]:
-        rows.add_row(f'"{a}"  ~  "{b}"', f"{private:.3f}", f"{clear:.3f}")
-    out.print(rows)
+    ends = [*pairs[: PAIRS_SHOWN // 2], *pairs[-PAIRS_SHOWN // 2 :]]
+    rows = [(f'"{a}"  ~  "{b}"', f"{private:.3f}", f"{clear:.3f}") for a, b, private, clear in ends]
+    out.print(table("pair", "private", "in the clear", right=(1, 2), rows=rows))
     ratio = summary["online_s"] / summary["plaintext_s"]
     out.print(
         f"\nlargest error {summary['max_abs_error']:.4f} of a normalised element, cosine at least "
@@ -128,15 +107,15 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
         f"{ratio:.1f} x the {summary['plaintext_s'] * 1000:.0f} ms in the clear\n"
     )
     out.print("[bold]who learned what[/]")
-    seen = found.seen
-    rows = table("party", "saw", right=())
-    rows.show_header = False
-    rows.add_row("server", _opened(seen))
-    rows.add_row("dealer", report.learned["dealer"])
-    rows.add_row("client", report.learned["client"])
-    rows.add_row("released", f"to the client: {report.learned['released to the client']}")
-    rows.add_row("public", report.learned["public"])
-    out.print(rows)
+    learned = report.learned
+    saw = table("party", "saw")
+    saw.show_header = False
+    saw.add_row("server", _opened(found.seen))
+    saw.add_row("dealer", learned["dealer"])
+    saw.add_row("client", learned["client"])
+    saw.add_row("released", f"to the client: {learned['released to the client']}")
+    saw.add_row("public", learned["public"])
+    out.print(saw)
 
 
 def _opened(seen: dict[str, Any]) -> str:

@@ -5,76 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from .data_options import (
-    DataFolderOption,
-    DataOption,
-    EncodingOption,
-    LabelColumnOption,
-    SeedOption,
-    TextColumnOption,
-    read_data,
-)
-from .output import (
-    Format,
-    FormatOption,
-    Phases,
-    PlanOption,
-    console,
-    emit,
-    prepare,
-    read_plan,
-    table,
-    use_threads,
-)
+from . import options
+from .output import console, emit, table
+from .steps import loading, read_plan
 
 
+@options.grouped
 def distill(
-    data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
+    *,
+    data: options.Data,
+    out: Annotated[Path, Option(help="A new folder; one with an unfinished run is gone on with.")],
     teacher: Annotated[
-        str,
-        typer.Option("--teacher", help="A classifier's folder; an encoder (minilm) is fine-tuned on the data first."),
+        str, Option(help="A classifier's folder; an encoder (minilm) is fine-tuned on the data first.")
     ] = "minilm",
-    plan: PlanOption = "fast",
-    layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="Layers of the student (default: all of the teacher's).")
-    ] = None,
+    plan: options.Plan = "fast",
+    layers: Annotated[int | None, Option(min=1, help="Layers of the student (default: all of the teacher's).")] = None,
     hidden: Annotated[
-        int | None,
-        typer.Option("--hidden", min=8, help="Features of a compact student: its teacher's words, random layers."),
+        int | None, Option(min=8, help="Features of a compact student: its teacher's words, random layers.")
     ] = None,
-    heads: Annotated[int | None, typer.Option("--heads", min=1, help="Heads of a compact student (4).")] = None,
-    transfer: Annotated[
-        str | None, typer.Option("--transfer", help="More texts, which the teacher answers: as --data takes them.")
-    ] = None,
-    seed: SeedOption = 0,
-    length: Annotated[int, typer.Option("--length", min=8, help="Tokens that training texts are cut to.")] = 64,
-    teacher_epochs: Annotated[
-        int | None, typer.Option("--teacher-epochs", min=1, help="Most epochs of fine-tuning the teacher.")
-    ] = None,
+    heads: Annotated[int | None, Option(min=1, help="Heads of a compact student (4).")] = None,
+    transfer: Annotated[str | None, Option(help="More texts, which the teacher answers: as --data takes them.")] = None,
+    seed: options.Seed = 0,
+    length: Annotated[int, Option(min=8, help="Tokens that training texts are cut to.")] = 64,
+    teacher_epochs: Annotated[int | None, Option(min=1, help="Most epochs of fine-tuning the teacher.")] = None,
     hidden_epochs: Annotated[
-        int | None, typer.Option("--hidden-epochs", min=0, help="Most epochs of the first stage: states and attention.")
+        int | None, Option(min=0, help="Most epochs of the first stage: states and attention.")
     ] = None,
     logit_epochs: Annotated[
-        int | None, typer.Option("--logit-epochs", min=1, help="Most epochs of the second stage: answers and labels.")
+        int | None, Option(min=1, help="Most epochs of the second stage: answers and labels.")
     ] = None,
     augment: Annotated[
-        int | None, typer.Option("--augment", min=0, help="Variants of each text that the student learns from, too.")
+        int | None, Option(min=0, help="Variants of each text that the student learns from, too.")
     ] = None,
-    text_column: TextColumnOption = None,
-    label_column: LabelColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    data_folder: DataFolderOption = None,
+    columns: options.Columns,
     bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
+        bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
     ] = False,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
-    form: FormatOption = Format.text,
+    threads: options.RepeatableThreads = 1,
+    form: options.Form = "text",
 ) -> None:
     """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
-    prepare()
     given: dict[str, Any] = {
         "teacher_epochs": teacher_epochs,
         "hidden_epochs": hidden_epochs,
@@ -82,14 +54,12 @@ def distill(
         "augment": augment,
         "heads": heads,
     }
-    with Phases() as phases:
-        phases.begin("load")
-        use_threads(threads)
+    with loading(threads, notes=1) as phases:
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
 
         chosen = read_plan(plan)
-        dataset = read_data(data, seed, data_folder, text_column, label_column, encoding)
+        dataset = columns.read(data, seed)
         phases.end("load")
 
         def show(step: TrainingStep) -> None:
@@ -111,7 +81,7 @@ def distill(
             bfloat16=bfloat16,
             **{name: value for name, value in given.items() if value is not None},
         )
-    if form is Format.json:
+    if form == "json":
         emit({"folder": str(found.folder), **found.report})
         return
     _show(found.folder, found.report, data, cut=isinstance(dataset.train.inputs, list))
@@ -124,10 +94,8 @@ def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
         f"teacher {report['teacher']}   plan {report['plan']}   layers {_layers(report)}{length}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
-    rows = table("on validation", "accuracy", right=(1,))
-    for who, value in report["validation_accuracy"].items():
-        rows.add_row(who.replace("_", " "), f"{value:.3f}")
-    out.print(rows)
+    scores = [(who.replace("_", " "), f"{value:.3f}") for who, value in report["validation_accuracy"].items()]
+    out.print(table("on validation", "accuracy", right=(1,), rows=scores))
     left = report["sites_out_of_range"]
     out.print(
         f"\n{len(left)} call sites leave their calibrated range on validation"

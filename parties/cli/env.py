@@ -7,7 +7,8 @@ import platform
 import ssl
 
 from ...versions import NOT_INSTALLED, installed
-from .output import Format, FormatOption, console, emit, table
+from . import options
+from .output import console, emit, table
 
 PACKAGES = (
     "blindformer", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cryptography", "pydantic", "typer",
@@ -15,7 +16,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def env(form: FormatOption = Format.text) -> None:
+def env(form: options.Form = "text") -> None:
     """Versions and machine, for bug reports."""
     import psutil
 
@@ -29,14 +30,10 @@ def env(form: FormatOption = Format.text) -> None:
         "tls_1_3": ssl.HAS_TLSv1_3,
         "packages": {name: installed(name) for name in PACKAGES},
     }
-    if form is Format.json:
+    if form == "json":
         emit(found)
         return
-    rows = table("what", "value")
-    for name, value in found.items():
-        if isinstance(value, dict):
-            for package, number in value.items():
-                rows.add_row(package, number or NOT_INSTALLED)
-        else:
-            rows.add_row(name.replace("_", " "), str(value))
-    console().print(rows)
+    packages = found.pop("packages")
+    rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
+    console().print(table("what", "value", rows=rows))

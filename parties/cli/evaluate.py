@@ -5,65 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from .data_options import (
-    DataFolderOption,
-    DataOption,
-    EncodingOption,
-    LabelColumnOption,
-    SeedOption,
-    TextColumnOption,
-    read_data,
-)
-from .output import (
-    Format,
-    FormatOption,
-    Phases,
-    ThreadsOption,
-    TimeoutOption,
-    console,
-    emit,
-    prepare,
-    read_plan,
-    table,
-    use_threads,
-)
+from . import options
+from .output import console, emit, table
+from .steps import listed, loading, read_plan
 
 
+@options.grouped
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders of classifiers, as distill writes.")],
-    data: DataOption,
+    *,
+    models: Annotated[list[str], Argument(metavar="DIR...", help="Folders of classifiers, as distill writes.")],
+    data: options.Data,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="torch, clear (fixed point), beaver, ckks ... (in private), with commas.")
+        str, Option(help="torch, clear (fixed point), beaver, ckks ... (in private), with commas.")
     ] = "torch,clear",
-    plan: Annotated[
-        str | None, typer.Option("--plan", help="A preset or a plan's file (default: the folder's plan.json).")
-    ] = None,
+    plan: Annotated[str | None, Option(help="A preset or a plan's file (default: the folder's plan.json).")] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="What agreement is measured with (default: DIR/teacher, if there).")
+        str | None, Option(help="What agreement is measured with (default: DIR/teacher, if there).")
     ] = None,
-    private: Annotated[
-        int, typer.Option("--private", min=1, help="Texts of the test set that go through private sessions.")
-    ] = 300,
-    length: Annotated[int, typer.Option("--length", min=8, help="Tokens that texts are cut at, in every row.")] = 128,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="Write a page (.html), or only the picture (.png).")
-    ] = None,
-    seed: SeedOption = 0,
-    text_column: TextColumnOption = None,
-    label_column: LabelColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    data_folder: DataFolderOption = None,
-    threads: ThreadsOption = 1,
-    timeout: TimeoutOption = 120,
-    form: FormatOption = Format.text,
+    private: Annotated[int, Option(min=1, help="Texts of the test set that go through private sessions.")] = 300,
+    length: Annotated[int, Option(min=8, help="Tokens that texts are cut at, in every row.")] = 128,
+    report: Annotated[Path | None, Option(help="Write a page (.html), or only the picture (.png).")] = None,
+    seed: options.Seed = 0,
+    columns: options.Columns,
+    threads: options.Threads = 1,
+    timeout: options.Timeout = 120,
+    form: options.Form = "text",
 ) -> None:
     """Accuracy, F1, agreement with the teacher, and 95% intervals: in torch, in fixed point, and in private."""
-    prepare()
-    with Phases() as phases:
-        phases.begin("load")
-        use_threads(threads)
+    with loading(threads, notes=1) as phases:
         from ...models.loading.load import load
         from ...protocols.errors import BlindformerError, writing
         from ..local.evaluation import evaluate as run
@@ -71,16 +42,15 @@ def evaluate(
 
         if report is not None and report.suffix not in (".html", ".png"):
             raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
-        protocols = [p.strip() for p in protocol.split(",") if p.strip()]
+        protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
-        dataset = read_data(data, seed, data_folder, text_column, label_column, encoding)
+        dataset = columns.read(data, seed)
         phases.end("load")
         found = []
         for name in models:
             loaded = load(name)
             own = loaded.folder / "teacher"
             given = teacher or (str(own) if own.is_dir() else None)
-            options: dict[str, Any] = {"seed": seed, "threads": threads, "timeout": timeout, "progress": phases.step}
             found.append(
                 run(
                     loaded,
@@ -90,10 +60,13 @@ def evaluate(
                     protocols=protocols,
                     private=private,
                     longest=length,
-                    **options,
+                    seed=seed,
+                    threads=threads,
+                    timeout=timeout,
+                    progress=phases.step,
                 )
             )
-    if form is Format.json:
+    if form == "json":
         emit({"evaluations": [one.to_dict() for one in found]})
     else:
         for one in found:
@@ -111,14 +84,10 @@ def _show(found: Any) -> None:
 
     out = console()
     out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")
-    rows = table(*HEADINGS, right=(2, 3, 4))
-    for row in found.rows:
-        rows.add_row(*cells(row))
-    out.print(rows)
+    out.print(table(*HEADINGS, right=(2, 3, 4), rows=map(cells, found.rows)))
     last = found.rows[-1]
-    matrix = table(f"{last.name}, {last.protocol}", *found.labels, right=tuple(range(1, len(found.labels) + 1)))
-    for name, counts in zip(found.labels, last.confusion, strict=True):
-        matrix.add_row(name, *map(str, counts))
+    rows = [(name, *counts) for name, counts in zip(found.labels, last.confusion, strict=True)]
+    matrix = table(f"{last.name}, {last.protocol}", *found.labels, right=range(1, len(found.labels) + 1), rows=rows)
     out.print("\ntrue class by row, answer by column")
     out.print(matrix)
     out.print(

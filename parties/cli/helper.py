@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from ..heap import keep_freed_memory
-from .output import prepare
-from .service_options import Given, service_command, show
+from . import options
+from .service_options import Service, show
+from .steps import check_folder, prepare
 
 
-@service_command
+@options.grouped
 def helper(
-    given: Given,
-    folder: Annotated[Path | None, typer.Argument(help="The helper's part of a compiled folder.")] = None,
-    server: Annotated[str | None, typer.Option("--server", help="HOST:PORT of the server.")] = None,
-    dealer: Annotated[str | None, typer.Option("--dealer", help="HOST:PORT of the dealer.")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Keep the server's masked weights here.")] = None,
+    *,
+    folder: Annotated[Path | None, Argument(help="The helper's part of a compiled folder.")] = None,
+    server: Annotated[str | None, Option(help="HOST:PORT of the server.")] = None,
+    dealer: options.DealtFrom = None,
+    cache: Annotated[Path | None, Option(help="Keep the server's masked weights here.")] = None,
+    given: Service,
 ) -> None:
     """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
 
@@ -35,7 +37,10 @@ def helper(
         "parties.dealer.address": dealer,
         "session.topology": "helper",
     }
-    settings = load_settings(given.config, served_with("dealer"), **given.flags(folder=folder, cache=cache), **own)
+    settings = load_settings(
+        given.config, served_with("dealer"), **given.flags("helper", folder=folder, cache=cache), **own
+    )
+    check_folder(settings.helper.folder)
     from ..service.helper import HelperService
 
     run(
@@ -43,5 +48,5 @@ def helper(
         settings.helper,
         lambda limits, scratch: HelperService(settings, limits, scratch),
         show if settings.helper.log_format == "text" else None,
-        lifeline=given.lifeline,
+        lifeline=given.stdin,
     )

@@ -5,28 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from .output import MB, Format, FormatOption, Phases, console, emit, prepare, table
+from . import options
+from .output import console, emit, layer_table, mb, table
+from .steps import loading
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="What compile wrote: DIR, DIR/server or DIR/client.")],
-    length: Annotated[
-        int | None, typer.Option("--length", min=0, help="Show the layers of this length only (default: of all).")
-    ] = None,
+    folder: Annotated[Path, Argument(help="What compile wrote: DIR, DIR/server or DIR/client.")],
+    length: Annotated[int | None, Option(min=0, help="Show the layers of this length only (default: of all).")] = None,
     precision: Annotated[
         bool,
-        typer.Option(
-            "--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."
-        ),
+        Option("--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."),
     ] = False,
-    form: FormatOption = Format.text,
+    form: options.Form = "text",
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
-    prepare()
-    with Phases() as phases:
-        phases.begin("load")
+    with loading(notes=1) as phases:
         from ...models.artifacts.layout import only
         from ..reports.inspect import inspect as inspected
 
@@ -36,16 +32,17 @@ def inspect(
             found.lengths = {length: found.lengths[length]}
         phases.end("load")
         lost = _precision(folder, found, phases.step) if precision else {}
-    if form is Format.json:
+    if form == "json":
         emit({**found.to_dict(), **({"precision": lost} if lost else {})})
         return
     _show(found)
     for number, layers in lost.items():
         title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
-        rows = table("layer", "largest", "error", "bits", title=title, right=(1, 2, 3))
-        for row in layers:
-            rows.add_row(row["path"] or "(model)", f"{row['size']:.3g}", f"{row['error']:.1e}", f"{row['bits']:.1f}")
-        console().print(rows)
+        rows = [
+            (row["path"] or "(model)", f"{row['size']:.3g}", f"{row['error']:.1e}", f"{row['bits']:.1f}")
+            for row in layers
+        ]
+        console().print(table("layer", "largest", "error", "bits", title=title, right=(1, 2, 3), rows=rows))
 
 
 def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
@@ -62,53 +59,37 @@ def _show(found: Any) -> None:
     out = console()
     kind = f"   {found.kind}" if found.kind else ""
     out.print(f"[bold]{found.name}[/]{kind}   plan {found.plan or 'named in other parts'} ({found.plan_hash[:12]})\n")
-    rows = table("part", "MB", "files", "written by", right=(1, 2))
-    for name, part in found.parts.items():
-        wrote = ", ".join(f"{package} {number}" for package, number in part.versions.items())
-        rows.add_row(name, f"{part.bytes / MB:.1f}", str(part.files), f"format {part.format}, {wrote}")
-    out.print(rows)
+    parts = [
+        (
+            name,
+            mb(part.bytes, 1),
+            part.files,
+            f"format {part.format}, {', '.join(f'{package} {number}' for package, number in part.versions.items())}",
+        )
+        for name, part in found.parts.items()
+    ]
+    out.print(table("part", "MB", "files", "written by", right=(1, 2), rows=parts))
     out.print(f"\nreleased to clients  {', '.join(found.released) or 'nothing'}")
     out.print(f"public               {found.public}")
     out.print(f"private              {found.private}\n")
-    rows = table(
-        "length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB",
-        right=(0, 2, 3, 4, 5, 6, 7),
-    )  # fmt: skip
-    for item in found.lengths.values():
-        rows.add_row(
+    programs = [
+        (
             _length(item.length),
             item.hash[:12],
-            str(item.instructions),
-            str(item.rounds),
-            f"{item.online_bytes / MB:.2f}",
-            f"{item.offline_bytes / MB:.2f}",
+            item.instructions,
+            item.rounds,
+            mb(item.online_bytes),
+            mb(item.offline_bytes),
             f"{item.macs / 1e6:.1f}",
-            f"{item.setup_bytes / MB:.1f}",
+            mb(item.setup_bytes, 1),
         )
-    out.print(rows)
+        for item in found.lengths.values()
+    ]
+    headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
+    out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
     for item in found.lengths.values():
         title = f"\n{item.length} tokens" if item.length else ""
-        rows = table(
-            "layer", "rounds", "online MB", "offline MB", "million MACs", "share", title=title, right=(1, 2, 3, 4, 5)
-        )
-        for layer in item.layers:
-            rows.add_row(
-                layer.path,
-                str(layer.rounds),
-                f"{layer.online_bytes / MB:.2f}",
-                f"{layer.offline_bytes / MB:.2f}",
-                f"{layer.macs / 1e6:.1f}",
-                f"{item.share(layer):.1%}",
-            )
-        rows.add_row(
-            "[bold]total[/]",
-            str(item.rounds),
-            f"{item.online_bytes / MB:.2f}",
-            f"{item.offline_bytes / MB:.2f}",
-            f"{item.macs / 1e6:.1f}",
-            "100.0%",
-        )
-        out.print(rows)
+        out.print(layer_table(item, ("rounds", "online MB", "offline MB", "million MACs", "share"), title))
     show_circuits(out, found, layers=True)
     out.print("\n(share: of all bytes. Layers share rounds, so their rounds add up to more than the total)")
 
@@ -118,20 +99,22 @@ def show_circuits(out: Any, found: Any, layers: bool) -> None:
     circuits = {length: item.circuit for length, item in found.lengths.items() if item.circuit}
     if not circuits:
         return
-    rows = table(
-        "length", "texts", "N", "scale", "levels", "rotations", "keys MB", "in memory MB", "request MB", "reply MB",
-        title="\nencrypted queries (ckks), at most", right=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
-    )  # fmt: skip
-    for length, item in circuits.items():
-        sizes = (item.key_bytes, item.key_memory_bytes, item.request_bytes, item.reply_bytes)
-        numbers = (item.texts, item.degree, item.scale_bits, item.depth, item.rotations)
-        rows.add_row(_length(length), *map(str, numbers), *(f"{size / MB:.2f}" for size in sizes))
-    out.print(rows)
+    rows = [
+        (
+            _length(length),
+            *(item.texts, item.degree, item.scale_bits, item.depth, item.rotations),
+            *map(mb, (item.key_bytes, item.key_memory_bytes, item.request_bytes, item.reply_bytes)),
+        )
+        for length, item in circuits.items()
+    ]
+    headings = ("length", "texts", "N", "scale", "levels", "rotations", "keys MB", "in memory MB", "request MB",
+                "reply MB")  # fmt: skip
+    title = "\nencrypted queries (ckks), at most"
+    out.print(table(*headings, title=title, right=range(10), rows=rows))
     for length, item in circuits.items() if layers else ():
-        rows = table("layer", "levels", "used up", title=f"\n{_length(length)} tokens, encrypted", right=(1, 2))
-        for path, own, after in item.levels:
-            rows.add_row(path or "(model)", str(own), str(after))
-        out.print(rows)
+        levels = [(path or "(model)", own, after) for path, own, after in item.levels]
+        title = f"\n{_length(length)} tokens, encrypted"
+        out.print(table("layer", "levels", "used up", title=title, right=(1, 2), rows=levels))
 
 
 def _length(number: int) -> str:

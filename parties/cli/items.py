@@ -11,28 +11,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-if TYPE_CHECKING:
-    from ...protocols.errors import BlindformerError
+from ...errors import BlindformerError
 
 _STANDARD_INPUT = "standard input"
 _TABLES = (".jsonl", ".ndjson")  # one JSON object a line
 _FIELD = "text"
 _TEXT_FILES = (".txt", ".csv", ".tsv", ".json", *_TABLES)
-
-FileOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--file", help="Texts, one a line, or JSON lines; for images a file or a folder of them. May be repeated."
-    ),
-]
-FieldOption = Annotated[
-    str | None,
-    typer.Option("--field", help="Files hold JSON lines, whose field of this name is the text (of .jsonl: text)."),
-]
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,6 @@ class InputItem:
 def read_items(images: bool, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
     """What to ask: of arguments, files, and standard input. Errors: BlindformerError, if nothing can be asked."""
     from ...models.loading.images import image_files
-    from ...protocols.errors import BlindformerError
 
     if images:
         paths = image_files([*map(Path, arguments), *files])
@@ -88,8 +73,6 @@ def read_items(images: bool, arguments: list[str], files: list[Path], field: str
 
 def read_lines(file: Path) -> list[str]:
     """Its lines without the space around them, the empty ones too. Errors: BlindformerError, also if all are empty."""
-    from ...protocols.errors import BlindformerError
-
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -113,8 +96,6 @@ def _sources(arguments: list[str], files: list[Path]) -> Iterator[tuple[str, lis
 
 def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
     """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
-    from ...protocols.errors import BlindformerError
-
     if not pairs:
         return items
     if len(pairs) != len(items):
@@ -128,8 +109,6 @@ def shown(item: Any) -> str:
 
 
 def _lines(name: str, content: bytes) -> list[str]:
-    from ...protocols.errors import BlindformerError
-
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,8 +124,6 @@ def _lines(name: str, content: bytes) -> list[str]:
 
 def _of_line(text: str, number: int, file: str, line: int, field: str | None) -> InputItem:
     """The text of a line, or of its object's field."""
-    from ...protocols.errors import BlindformerError
-
     if field is None:
         return InputItem(text, number, file, line)
     try:
@@ -169,8 +146,6 @@ def folder_first(words: list[str], config: Path | None, command: str) -> tuple[P
 
     Errors: BlindformerError.
     """
-    from ...protocols.errors import BlindformerError
-
     if words and os.path.isdir(words[0]):
         return Path(words[0]), words[1:]
     if config is None and not words:
@@ -185,8 +160,6 @@ def folder_first(words: list[str], config: Path | None, command: str) -> tuple[P
 
 def _refuse_path(text: str) -> None:
     """Errors: BlindformerError for what somebody took for a way to name a file."""
-    from ...protocols.errors import BlindformerError
-
     if not _is_path(text):
         return
     there = f"is no text but a file; say --file {text}" if os.path.exists(text) else "there is no such file"
@@ -214,11 +187,13 @@ def _near(word: str) -> list[str]:
 
 # --- what has no answer ----------------------------------------------------------------------------------------------
 def raise_if_all(items: Sequence[InputItem], errors: Mapping[int, Exception]) -> None:
-    """Errors: BlindformerError, that of the first item, if `errors` (by index) has one for every item."""
-    from ...protocols.errors import BlindformerError
-
+    """Errors: BlindformerError if `errors` (by index) has one for every item: that of the last one, after a line on
+    stderr for each of the others."""
     if len(errors) == len(items):
-        raise BlindformerError(_of(items, 0, errors[0])) from None
+        last = max(errors)
+        for index in sorted(errors.keys() - {last}):
+            complain(items, index, errors[index])
+        raise BlindformerError(_of(items, last, errors[last])) from None
 
 
 def complain(items: Sequence[InputItem], index: int, error: Exception) -> None:

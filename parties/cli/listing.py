@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated, Any
 
-import typer
+from typer import Argument
 
-from .output import PLANS, PRIVATE_PLANS, Format, FormatOption, Phases, console, emit, table
-
-
-class What(enum.StrEnum):
-    protocols = "protocols"
-    approximations = "approximations"
-    plans = "plans"
+from . import options
+from .options import PLANS, PRIVATE_PLANS
+from .output import console, emit, table
+from .steps import loading
 
 
 def list_names(
-    what: Annotated[What, typer.Argument(help="protocols, approximations or plans.")], form: FormatOption = Format.text
+    what: Annotated[
+        str,
+        Argument(
+            click_type=options.one_of("protocols", "approximations", "plans"),
+            help="protocols, approximations or plans.",
+        ),
+    ],
+    form: options.Form = "text",
 ) -> None:
     """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
-    with Phases() as phases:
-        phases.begin("load")
-        rows = {What.protocols: _protocols, What.approximations: _approximations, What.plans: _plans}[what]()
-    if form is Format.json:
-        emit({what.value: rows})
+    with loading(notes=1):
+        rows = {"protocols": _protocols, "approximations": _approximations, "plans": _plans}[what]()
+    if form == "json":
+        emit({what: rows})
         return
-    if what is What.plans:  # few plans with many choices: one column each
+    if what == "plans":  # few plans with many choices: one column each
         rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
-    shown = table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        shown.add_row(*(_in_words(value) for value in row.values()))
-    console().print(shown)
+    headings = (name.replace("_", " ") for name in rows[0])
+    console().print(table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
 
 
 def _protocols() -> list[dict[str, Any]]:
@@ -45,14 +45,8 @@ def _protocols() -> list[dict[str, Any]]:
             reason = f"not installed: {error.name} is missing"
             rows.append({"name": name, "parties": "", "security": reason, "operations": 0})
             continue
-        rows.append(
-            {
-                "name": name,
-                "parties": found.parties,
-                "security": found.security,
-                "operations": len(found.offers),
-            }
-        )
+        about = {"parties": found.parties, "security": found.security, "operations": len(found.offers)}
+        rows.append({"name": name, **about})
     return rows
 
 

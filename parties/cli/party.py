@@ -6,47 +6,41 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
+from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
 from ..registry import of_parties
+from . import options
 from .answers import answer_table, as_json, in_words, similarities
-from .items import FieldOption, FileOption, raise_if_all, read_items
-from .output import MB, Format, FormatOption, Phases, console, emit, prepare, use_threads
-from .service_options import CertsOption, ConfigOption, ListenOption, TimeoutOption
+from .items import raise_if_all, read_items
+from .output import MB, console, emit
+from .progress import Phases
+from .steps import loading, prepare
 
 
 def party(
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Of a party that owns data: texts, images' files, or .safetensors files of inputs."),
+        Argument(help="Of a party that owns data: texts, images' files, or .safetensors files of inputs."),
     ] = None,
-    name: Annotated[str, typer.Option("--party", help="Which party of the file this is; or dealer.")] = "",
-    config: ConfigOption = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="crypten (default: the file's [session] protocol).")
-    ] = None,
-    file: FileOption = None,
-    field: FieldOption = None,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="The compiled folder, or this party's part of it.")
-    ] = None,
-    certs: CertsOption = None,
-    listen: ListenOption = None,
-    wait: Annotated[
-        float | None, typer.Option("--wait", min=0.1, help="Seconds for the other parties to come.")
-    ] = None,
-    timeout: TimeoutOption = None,
-    length: Annotated[
-        int | None, typer.Option("--length", min=1, help="Which compiled length, the same at all parties.")
-    ] = None,
+    name: Annotated[str, Option("--party", help="Which party of the file this is; or dealer.")] = "",
+    config: options.Config = None,
+    protocol: Annotated[str | None, Option(help="crypten (default: the file's [session] protocol).")] = None,
+    file: options.Files = None,
+    field: options.Field = None,
+    folder: Annotated[Path | None, Option(help="The compiled folder, or this party's part of it.")] = None,
+    certs: options.Certs = None,
+    listen: options.Listen = None,
+    wait: Annotated[float | None, Option(min=0.1, help="Seconds for the other parties to come.")] = None,
+    timeout: options.Silence = None,
+    length: Annotated[int | None, Option(min=1, help="Which compiled length, the same at all parties.")] = None,
     ahead: Annotated[
-        int, typer.Option("--ahead", min=0, help="At the party that asks: correlations to make before the first query.")
+        int, Option(min=0, help="At the party that asks: correlations to make before the first query.")
     ] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this side.")] = 1,
-    form: FormatOption = Format.text,
+    threads: options.OwnThreads = 1,
+    form: options.Form = "text",
 ) -> None:
     """Take part in one session of N parties and a dealer, each of which runs this with the same file.
 
@@ -54,9 +48,7 @@ def party(
     """
     prepare()
     keep_freed_memory()
-    with Phases() as phases:
-        phases.begin("load")
-        use_threads(threads)
+    with loading(threads, notes=1) as phases:
         from ...protocols.errors import BlindformerError
         from ..config import load_settings
         from ..many.roster import DEALER, RosterError
@@ -103,11 +95,11 @@ def party(
     for item in failed:
         _note(str(item.error))
     if taken or broken is None:
-        (_emit if form is Format.json else _show)(member, taken)
+        (_emit if form == "json" else _show)(member, taken)
     if broken is not None:
         raise broken
     if failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _items(member: Any, texts: list[str], files: list[Path], field: str | None) -> list[str]:
@@ -122,7 +114,7 @@ def _items(member: Any, texts: list[str], files: list[Path], field: str | None) 
     return [item.value for item in items]
 
 
-def _deal(settings: Any, phases: Phases, form: Format) -> None:
+def _deal(settings: Any, phases: Phases, form: str) -> None:
     from ..many.member import DealerMember
     from ..many.roster import DEALER
 
@@ -132,7 +124,7 @@ def _deal(settings: Any, phases: Phases, form: Format) -> None:
     helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
     _banner(DEALER, member.roster, member.identity, listener, helpers)
     member.deal(listener, _refused)
-    if form is Format.json:
+    if form == "json":
         emit({"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.roster.names)})
     else:
         console().print("the session is over; the dealer's seeds and keys are forgotten")

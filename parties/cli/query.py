@@ -2,101 +2,85 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
+from . import options
 from .answers import answer_table, as_json, asked, in_words, similarities
-from .items import FieldOption, FileOption, InputItem, complain, folder_first, paired, raise_if_all, read_items
-from .output import PairOption, Phases, ServedOption, console, emit, prepare, use_threads
+from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
+from .output import console, emit
+from .steps import loading, prepare
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
-
-
-class OutputForm(enum.StrEnum):
-    text = "text"
-    json = "json"
-    jsonl = "jsonl"
-
-
-class Topology(enum.StrEnum):
-    dealer = "dealer"
-    helper = "helper"
-
-
-class FromSpool(enum.StrEnum):
-    auto = "auto"
-    only = "only"
-    off = "off"
 
 
 def query(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="[FOLDER] [TEXT]...",
             help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out). Texts, "
             "or images' files; `-`: standard input, one text a line (also if there are none).",
         ),
     ] = None,
-    file: FileOption = None,
-    field: FieldOption = None,
-    pair: PairOption = None,
-    protocol: ServedOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The deployment's blindformer.toml.")] = None,
+    file: options.Files = None,
+    field: options.Field = None,
+    pair: options.Pairs = None,
+    protocol: options.Served = None,
+    config: options.Config = None,
     server: Annotated[
-        str | None,
-        typer.Option("--server", help="host:port; or local: server and dealer on this machine, for now."),
+        str | None, Option(help="host:port; or local: server and dealer on this machine, for now.")
     ] = None,
-    dealer: Annotated[str | None, typer.Option("--dealer", help="host:port.")] = None,
-    helper: Annotated[str | None, typer.Option("--helper", help="host:port, with --topology helper.")] = None,
+    dealer: options.ClientDealer = None,
+    helper: Annotated[str | None, Option(help="host:port, with --topology helper.")] = None,
     topology: Annotated[
-        Topology | None,
-        typer.Option("--topology", help="dealer; or helper: a second server computes, this side splits its data."),
+        str | None,
+        Option(
+            click_type=options.one_of("dealer", "helper"),
+            help="dealer; or helper: a second server computes, this side splits its data.",
+        ),
     ] = None,
-    certs: Annotated[
-        Path | None, typer.Option("--certs", help="The folder with ca.pem, client.pem and client.key.")
-    ] = None,
+    certs: options.ClientCerts = None,
     length: Annotated[
-        str, typer.Option("--length", help="auto: the least compiled length that fits, for each text; or a number.")
+        str, Option(help="auto: the least compiled length that fits, for each text; or a number.")
     ] = "auto",
-    top: Annotated[int | None, typer.Option("--top", min=1, help="How many labels or tokens (default: 5).")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Where masked weights are kept.")] = None,
-    spool: Annotated[Path | None, typer.Option("--spool", help="Where correlations made ahead are kept.")] = None,
+    top: Annotated[int | None, Option(min=1, help="How many labels or tokens (default: 5).")] = None,
+    cache: options.Cache = None,
+    spool: Annotated[Path | None, Option(help="Where correlations made ahead are kept.")] = None,
     use_spool: Annotated[
-        FromSpool | None,
-        typer.Option("--use-spool", help="auto: correlations made ahead first; only those; off: live ones."),
+        str | None,
+        Option(
+            click_type=options.one_of("auto", "only", "off"),
+            help="auto: correlations made ahead first; only those; off: live ones.",
+        ),
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option("--keys", help="ckks: keep secret keys here, so that evaluation keys travel once.")
+        Path | None, Option(help="ckks: keep secret keys here, so that evaluation keys travel once.")
     ] = None,
-    wait: Annotated[
-        float | None, typer.Option("--wait", min=0, help="Seconds to go on asking a server that is busy.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=1, help="Seconds that a party may be silent.")
-    ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this side.")] = 1,
-    any_ring: Annotated[bool, typer.Option("--any-ring", hidden=True, help="FOR TESTS: below 128 bits.")] = False,
+    wait: options.Wait = None,
+    timeout: options.ClientTimeout = None,
+    threads: options.OwnThreads = 1,
+    any_ring: options.AnyRing = False,
     form: Annotated[
-        OutputForm,
-        typer.Option("--format", help="text; json: one object; jsonl: one object a line, each when it is there."),
-    ] = OutputForm.text,
+        str,
+        Option(
+            "--format",
+            click_type=options.one_of("text", "json", "jsonl"),
+            help="text; json: one object; jsonl: one object a line, each when it is there.",
+        ),
+    ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
     keep_freed_memory()
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
     broken: Exception | None = None
-    with Phases() as phases:
-        phases.begin("load", 2)
-        phases.note("load", "libraries")
-        use_threads(threads)
+    with loading(threads) as phases:
         from ...protocols.errors import BlindformerError
         from ..client.base import Result
         from ..config import load_settings
@@ -112,13 +96,13 @@ def query(
             folder=folder,
             certificates=certs,
             config=config,
-            topology=None if topology is None else topology.value,
+            topology=topology,
             length=chosen,
             timeout=timeout,
             wait=wait,
             cache=cache,
             spool=spool,
-            use_spool=None if use_spool is None else use_spool.value,
+            use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
             progress=phases.step,
@@ -129,7 +113,7 @@ def query(
 
             def take(index: int, result: Any) -> None:
                 results[index] = result
-                if form is OutputForm.jsonl:
+                if form == "jsonl":
                     emit({**_row(client.task, items[index], result), **_costs(result)})
                     sys.stdout.flush()
 
@@ -144,17 +128,15 @@ def query(
             if broken is not None and answered:  # what was answered before is good
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
-    if answered and form is not OutputForm.jsonl:
-        (_show if form is OutputForm.text else _emit)(
-            client, [(item, results[index]) for index, item in enumerate(items)]
-        )
+    if answered and form != "jsonl":
+        (_show if form == "text" else _emit)(client, [(item, results[index]) for index, item in enumerate(items)])
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
     if len(items) == 1:
         raise_if_all(items, errors)
     if errors:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:

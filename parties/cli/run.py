@@ -4,91 +4,55 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option
 
-from ..registry import find, of_parties, resolve
+from ..registry import DEFAULT, find, of_parties, resolve
+from . import options
 from .answers import answer_table, as_json, asked, in_words, similarities
-from .items import FieldOption, FileOption, complain, paired, raise_if_all, read_items
-from .output import (
-    COMPILE_NOTES,
-    DEFAULT,
-    CalibrateOption,
-    EmbeddingOption,
-    Format,
-    FormatOption,
-    LengthOption,
-    OwnPlanOption,
-    PairOption,
-    Phases,
-    RunsOption,
-    ThreadsOption,
-    TimeoutOption,
-    console,
-    emit,
-    prepare,
-    read_plan,
-    read_texts,
-    use_threads,
-    warn_untrained,
-)
+from .items import complain, paired, raise_if_all, read_items
+from .output import console, emit
+from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
 
 DEFAULT_PARTIES = 2
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="A model's folder, a Hugging Face id, or minilm.")],
+    model: options.Model,
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+        Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
     ] = None,
-    file: FileOption = None,
-    field: FieldOption = None,
-    pair: PairOption = None,
-    plan: OwnPlanOption = None,
-    protocol: RunsOption = DEFAULT,
-    parties: Annotated[
-        int, typer.Option("--parties", help="Parties of protocol crypten, besides the dealer.")
-    ] = DEFAULT_PARTIES,
-    recipient: Annotated[
-        str | None, typer.Option("--recipient", help="Of protocol crypten: who gets the answers (default: bob).")
-    ] = None,
+    file: options.Files = None,
+    field: options.Field = None,
+    pair: options.Pairs = None,
+    plan: options.OwnPlan = None,
+    protocol: options.Runs = DEFAULT,
+    parties: options.Parties = DEFAULT_PARTIES,
+    recipient: Annotated[str | None, Option(help="Of protocol crypten: who gets the answers (default: bob).")] = None,
     owner: Annotated[
-        list[str] | None,
-        typer.Option("--owner", help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable."),
+        list[str] | None, Option(help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable.")
     ] = None,
-    length: LengthOption = "auto",
-    calibrate: CalibrateOption = None,
-    embedding: EmbeddingOption = "client",
-    outputs: Annotated[
-        str | None, typer.Option("--outputs", help="Names of outputs to reveal, with commas (default: all).")
-    ] = None,
-    threads: ThreadsOption = 1,
-    timeout: TimeoutOption = 120,
-    form: FormatOption = Format.text,
+    length: Annotated[str, Option(help="auto (a bucket hides the length), exact, or a number of tokens.")] = "auto",
+    calibrate: options.Calibrate = None,
+    embedding: options.Embedding = "client",
+    outputs: options.Outputs = None,
+    threads: options.Threads = 1,
+    timeout: options.Timeout = 120,
+    form: options.Form = "text",
 ) -> None:
     """Run texts privately: server, dealer and client as three processes of this machine, over TLS.
 
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
     """
-    prepare()
     roster = _roster(protocol, parties, recipient, owner or [])
-    with Phases() as phases:
-        phases.begin("load", 2)
-        phases.note("load", "libraries")
-        use_threads(threads)
-        from ...models.building import compile_images, own_plan
+    with loading(threads) as phases:
         from ...models.loading.answers import read_answer
-        from ...models.loading.load import load
-        from ..local.compare import compare, compile_for, compile_text, encode_each
+        from ..local.compare import compare, compile_for, encode_each
 
-        chosen = read_plan(plan) if plan else None
-        phases.note("load", "the model")
-        loaded = load(model)
-        chosen = own_plan(loaded) if chosen is None else chosen
-        trained = plan is None and not isinstance(chosen, str)
-        images = loaded.kind == "image"
-        calibration = None if images else read_texts(calibrate)
+
+        loaded, chosen = load_model(phases, model, plan)
+        trained, images = plan is None and not isinstance(chosen, str), loaded.kind == "image"
         items = paired(read_items(images, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         places = list(fitting)
@@ -98,17 +62,8 @@ def run(
         raise_if_all(items, errors)
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
-        options: dict[str, Any] = {
-            "embedding": embedding,
-            "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
-            "stage": lambda stage: phases.note("compile", stage),
-        }
-
-        def make(rows: int) -> Any:
-            if images:
-                return compile_images(loaded, [calibrate] if calibrate else None, chosen, rows=rows, **options)
-            return compile_text(loaded, size, chosen, texts=calibration, rows=rows, **options)
-
+        made = {"embedding": embedding, "outputs": listed(outputs)}
+        make = compiler(phases, loaded, size, chosen, calibrate, **made)
         compiled = compile_for(protocol, len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
@@ -142,7 +97,7 @@ def run(
         summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
     if task.pipeline == "sentence-embedding" and len(values) > 1:
         summary["similarities"] = similarities([items[index].value for index in values], list(values.values()))
-    if form is Format.json:
+    if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
         words = [
@@ -151,7 +106,7 @@ def run(
         ]
         _show(loaded.name, task.pipeline, words, summary, found.reports)
     if errors:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _answer(task: str, index: int, values: dict[int, Any], errors: dict[int, Any]) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from .output import MB, Format, FormatOption, console, emit, table
+from . import options
+from .output import console, emit, mb, table
 
 
 def spool(
-    folder: Annotated[Path, typer.Argument(help="A server's, a helper's or a client's spool.")],
-    form: FormatOption = Format.text,
+    folder: Annotated[Path, Argument(help="A server's, a helper's or a client's spool.")],
+    form: options.Form = "text",
 ) -> None:
     """Correlations that are ready, were used, were skipped because the other party has them no more, or were broken."""
     from ..session.spool import Spool
@@ -22,14 +23,20 @@ def spool(
     found = Spool(folder, must_exist=True)
     rows, used = found.rows(), len(found.ledger.audit())
     ready = sum(row.ready for row in rows)
-    if form is Format.json:
+    if form == "json":
         emit({"folder": str(folder), "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]})
         return
-    shown = table("session", "program", "made", "ready", "used", "skipped", "broken", "MB", right=(3, 4, 5, 6, 7))
-    for row in rows:
-        made = datetime.datetime.fromtimestamp(row.created, datetime.UTC)
-        counts = (str(count) for count in (row.ready, row.used, row.skipped, row.broken))
-        shown.add_row(row.session[:8], row.program[:12], f"{made:%Y-%m-%d %H:%M} UTC", *counts, f"{row.bytes / MB:.1f}")
+    shown = [
+        (
+            row.session[:8],
+            row.program[:12],
+            f"{datetime.datetime.fromtimestamp(row.created, datetime.UTC):%Y-%m-%d %H:%M} UTC",
+            *(row.ready, row.used, row.skipped, row.broken),
+            mb(row.bytes, 1),
+        )
+        for row in rows
+    ]
+    headings = ("session", "program", "made", "ready", "used", "skipped", "broken", "MB")
     if rows:
-        console().print(shown)
+        console().print(table(*headings, right=range(3, 8), rows=shown))
     console().print(f"{ready} ready; {used} uses noted, live ones among them")

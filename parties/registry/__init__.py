@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import BlindformerError
 
 PARTIES = __name__.rpartition(".")[0]
+DEFAULT = "beaver"
 Named = str | Callable[..., Any]
 """What `resolve` takes."""
 

@@ -93,7 +93,9 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     assert errors == f"blindformer: {file}, line 3: {bad['error']}\n"
     assert len(json.loads(out)["similarities"]) == 1
     code, out, errors = call("run", tiny_encoder, "", "good " * 80, "--protocol", "clear", *known)
-    assert (code, out, errors) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out\n")
+    first, last = errors.splitlines()
+    assert (code, out, first) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out")
+    assert last.startswith("blindformer: input 2: text has 82 tokens")
 
 
 def test_answers_of_other_heads(call, known, tiny_heads):
@@ -184,7 +186,7 @@ def test_lists(call, what):
 
 def test_names_in_the_help_are_those_of_the_registries():
     from blindformer.approximations import Plan, PlanError, find
-    from blindformer.parties.cli.output import PLANS, PRIVATE_PLANS
+    from blindformer.parties.cli.options import PLANS, PRIVATE_PLANS
 
     with pytest.raises(PlanError) as caught:
         Plan.preset("no such plan")
@@ -196,13 +198,13 @@ def test_names_in_the_help_are_those_of_the_registries():
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
-    from blindformer.parties.cli import output
+    from blindformer.parties.cli import progress
 
-    monkeypatch.delenv(output.PROGRESS)
+    monkeypatch.delenv(progress.PROGRESS)
     monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
-    monkeypatch.setattr(output, "PATIENCE", 0.1)
-    monkeypatch.setattr(output, "PAUSE", 0.1)
-    with output.Phases() as phases:
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    monkeypatch.setattr(progress, "PAUSE", 0.1)
+    with progress.Phases() as phases:
         phases.begin("compile", 4)
         phases.note("compile", "export")
         phases.note("compile", "lower")
@@ -217,8 +219,8 @@ def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
         assert " 75%" in errors
     else:
         assert errors == "compile 25%  lower\nquery 75%\n"
-    monkeypatch.setenv(output.PROGRESS, "off")
-    with output.Phases() as phases:
+    monkeypatch.setenv(progress.PROGRESS, "off")
+    with progress.Phases() as phases:
         phases.begin("load")
         time.sleep(0.3)
     assert capsys.readouterr().err == ""

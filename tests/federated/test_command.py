@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from blindformer import Plan
-from blindformer.parties.cli.output import warn_untrained
+from blindformer.parties.cli.steps import warn_untrained
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
+from blindformer.federated.command import show_result
 from blindformer.federated.federate import Federated
 from blindformer.federated.rounds import Round
-from blindformer.parties.cli.federate import show_result
 
 QUICK = ("--data", "digits", "--clients", "3", "--rounds", "2", "--epochs", "1", "--layers", "1")
 

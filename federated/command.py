@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.markup import escape
+from typer import Option
 
-from .data_options import (
-    DataFolderOption,
-    DataOption,
-    EncodingOption,
-    LabelColumnOption,
-    SeedOption,
-    TextColumnOption,
-)
-from .output import Format, FormatOption, Phases, console, emit, prepare, table, use_threads
-
-
-class FederateEngine(enum.StrEnum):
-    here = "here"
-    ray = "ray"
-
+from ..parties.cli import options
+from ..parties.cli.output import console, emit, table
+from ..parties.cli.progress import Phases
+from ..parties.cli.steps import loading
 
 PROTECTS = {
     "central": "protects a client's whole data from who sees the models, not from the server",
@@ -33,137 +21,118 @@ PROTECTS = {
 }
 
 
+@options.grouped
 def federate(
-    data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="A new folder; one with an unfinished run is gone on with.")],
-    clients: Annotated[int, typer.Option("--clients", min=1, help="How many the training examples are dealt to.")] = 10,
+    *,
+    data: options.Data,
+    out: Annotated[Path, Option(help="A new folder; one with an unfinished run is gone on with.")],
+    clients: Annotated[int, Option(min=1, help="How many the training examples are dealt to.")] = 10,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Of training and averaging (default: texts 10, images 60).")
+        int | None, Option(min=1, help="Of training and averaging (default: texts 10, images 60).")
     ] = None,
     strategy: Annotated[
-        str, typer.Option("--strategy", help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
+        str, Option(help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
     ] = "fedavg",
-    alpha: Annotated[
-        float, typer.Option("--alpha", min=0, help="Of the Dirichlet shares of each class (0: all clients alike).")
-    ] = 0.0,
+    alpha: Annotated[float, Option(min=0, help="Of the Dirichlet shares of each class (0: all clients alike).")] = 0.0,
     plan: Annotated[
         str | None,
-        typer.Option(
-            "--plan",
+        Option(
             help="A preset or a plan's JSON file (default for texts: the model's own, else faithful; images: fast).",
         ),
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="For texts: the model that training begins with.")] = "minilm",
-    layers: Annotated[int, typer.Option("--layers", min=0, help="Layers of the model (default: by its kind).")] = 0,
-    hidden: Annotated[int, typer.Option("--hidden", min=8, help="For images: width of the model.")] = 64,
+    model: Annotated[str, Option(help="For texts: the model that training begins with.")] = "minilm",
+    layers: Annotated[int, Option(min=0, help="Layers of the model (default: by its kind).")] = 0,
+    hidden: Annotated[int, Option(min=8, help="For images: width of the model.")] = 64,
     lora: Annotated[
-        int | None,
-        typer.Option("--lora", min=0, help="For texts: rank of adapters that travel in place of layers (default: 8)."),
+        int | None, Option(min=0, help="For texts: rank of adapters that travel in place of layers (default: 8).")
     ] = None,
     trained: Annotated[
-        int, typer.Option("--trained", min=0, help="For texts: train so many last layers whole (0 with --lora 0: all).")
+        int, Option(min=0, help="For texts: train so many last layers whole (0 with --lora 0: all).")
     ] = 0,
-    fraction: Annotated[
-        float, typer.Option("--fraction", min=0.0, max=1.0, help="Of the clients, asked in each round.")
-    ] = 1.0,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Of a client over its examples, in each round.")
-    ] = None,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Learning rate of the clients (0: by the kind).")] = 0.0,
+    fraction: Annotated[float, Option(min=0.0, max=1.0, help="Of the clients, asked in each round.")] = 1.0,
+    epochs: Annotated[int | None, Option(min=1, help="Of a client over its examples, in each round.")] = None,
+    rate: Annotated[float, Option(min=0, help="Learning rate of the clients (0: by the kind).")] = 0.0,
     secagg: Annotated[
-        bool, typer.Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
+        bool, Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
     ] = False,
     dp: Annotated[
         str,
-        typer.Option(
-            "--dp",
+        Option(
             help="Differential privacy: none; of clients: central (noise on the sum), local; of examples: example.",
         ),
     ] = "none",
-    sample: Annotated[
-        float, typer.Option("--sample", min=0, max=1, help="Share of a client's examples in its step (dp example).")
-    ] = 1.0,
+    sample: Annotated[float, Option(min=0, max=1, help="Share of a client's examples in its step (dp example).")] = 1.0,
     adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
+        bool, Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
     ] = False,
-    clip: Annotated[
-        float, typer.Option("--clip", min=0, help="Norm that an update, or an example's gradient, is clipped to.")
-    ] = 1.0,
-    noise: Annotated[
-        float, typer.Option("--noise", min=0, help="Deviation of the noise, in clipping norms (0: by --epsilon).")
-    ] = 0.0,
-    epsilon: Annotated[float, typer.Option("--epsilon", min=0, help="Budget of all rounds, if no noise is set.")] = 8.0,
-    delta: Annotated[
-        float, typer.Option("--delta", min=0, max=1, help="Probability that epsilon may not hold.")
-    ] = 1e-5,
+    clip: Annotated[float, Option(min=0, help="Norm that an update, or an example's gradient, is clipped to.")] = 1.0,
+    noise: Annotated[float, Option(min=0, help="Deviation of the noise, in clipping norms (0: by --epsilon).")] = 0.0,
+    epsilon: Annotated[float, Option(min=0, help="Budget of all rounds, if no noise is set.")] = 8.0,
+    delta: Annotated[float, Option(min=0, max=1, help="Probability that epsilon may not hold.")] = 1e-5,
     node_config: Annotated[
         list[str] | None,
-        typer.Option(
-            "--node-config",
+        Option(
             help="Terms of all clients, or after N: of one: 'least-noise=1.0 needs-secagg=true most-rounds=20'.",
         ),
     ] = None,
     engine: Annotated[
-        FederateEngine,
-        typer.Option("--engine", help="Who plays the clients: this process, one by one, or Ray's workers."),
-    ] = FederateEngine.here,
+        str,
+        Option(
+            click_type=options.one_of("here", "ray"),
+            help="Who plays the clients: this process, one by one, or Ray's workers.",
+        ),
+    ] = "here",
     deploy: Annotated[
-        bool, typer.Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
+        bool, Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="A picture (.png) of accuracy and epsilon over the rounds.")
-    ] = None,
-    seed: SeedOption = 0,
-    text_column: TextColumnOption = None,
-    label_column: LabelColumnOption = None,
-    encoding: EncodingOption = "utf-8",
-    data_folder: DataFolderOption = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads; a run repeats exactly on one.")] = 1,
-    form: FormatOption = Format.text,
+    plot: Annotated[Path | None, Option(help="A picture (.png) of accuracy and epsilon over the rounds.")] = None,
+    seed: options.Seed = 0,
+    columns: options.Columns,
+    threads: options.RepeatableThreads = 1,
+    form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
-    prepare()
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    with Phases() as phases:
-        phases.begin("load")
-        use_threads(threads)
-        from ...federated.deploy import deploy as in_processes
-        from ...federated.deploy import simulate
-        from ...federated.examples import dataset_of
-        from ...federated.federate import WORK
-        from ...federated.federate import federate as run
-        from ...federated.figures import rounds_figure
-        from ...federated.partitions import deal
-        from ...federated.settings import FederateError, FederateSettings
-        from ...federated.subject import settle
-        from ...federated.terms import node_configs
-        from ...models.distillation.checkpoints import check_new
-        from ...protocols.errors import writing
+    with loading(threads, notes=1) as phases:
+        from .settings import FederateError, FederateSettings, needs_flower
+
+        needs_flower()
+        from ..models.distillation.checkpoints import check_new
+        from ..protocols.errors import writing
+        from .deploy import deploy as in_processes
+        from .deploy import simulate
+        from .examples import dataset_of
+        from .federate import WORK
+        from .federate import federate as run
+        from .figures import rounds_figure
+        from .partitions import deal
+        from .subject import settle
+        from .terms import node_configs
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = FederateSettings(
-            data=data, text=text_column or "", label=label_column or "", encoding=encoding,
+            data=data, text=columns.text_column or "", label=columns.label_column or "", encoding=columns.encoding,
             clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
             epsilon=epsilon, delta=delta, **given,
         )  # fmt: skip
-        if deploy and engine is FederateEngine.ray:
+        if deploy and engine == "ray":
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
-        if node_config and engine is FederateEngine.ray:
+        if node_config and engine == "ray":
             raise FederateError("--node-config: Ray's workers have none; use --deploy, or leave --engine ray out")
         nodes = node_configs(node_config or (), clients)
-        if (deploy or engine is FederateEngine.ray) and data_folder is not None:
+        if (deploy or engine == "ray") and columns.data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = dataset_of(chosen, data_folder)
+        dataset = dataset_of(chosen, columns.data_folder)
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)
         phases.end("load")
-    if form is Format.text:
+    if form == "text":
         show_start(chosen, dataset)
     with Phases() as phases:
 
@@ -171,13 +140,13 @@ def federate(
             phases.step("rounds", made.number, total)
             phases.note("rounds", _line(made))
 
-        if engine is FederateEngine.ray:
+        if engine == "ray":
             found = simulate(out, progress=show, **chosen.model_dump())
         elif deploy:
             found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump())
         else:
             found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump())
-    if form is Format.json:
+    if form == "json":
         emit({"folder": str(found.folder), **found.report})
     else:
         show_result(found, data)
@@ -198,7 +167,7 @@ def _line(made: Any) -> str:
 
 def show_start(settings: Any, data: Any) -> None:
     """What is about to be done, with all that was left to the kind of data."""
-    from ...federated.subject import plan_for
+    from .subject import plan_for
 
     spread = f"Dirichlet {settings.alpha:g}" if settings.alpha else "alike"
     private = ["secure sums"] if settings.secagg else []
@@ -261,3 +230,6 @@ def show_result(found: Any, data: str) -> None:
         f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
         f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"
     )
+
+
+COMMANDS = {"federate": federate}

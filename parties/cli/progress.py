@@ -1,0 +1,101 @@
+"""Progress on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+PATIENCE, PAUSE = 2.0, 10.0  # seconds until the first line about what takes long, and between lines
+PROGRESS = "BLINDFORMER_PROGRESS"  # "off" in the environment: no progress
+
+
+class Phases:
+    """Progress on stderr: a bar for each phase on a terminal, elsewhere a line now and then about what takes long.
+    Keeps each phase's seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        terminal = Console(stderr=True)
+        wanted = os.environ.get(PROGRESS) != "off"
+        self._bars = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(40),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=terminal,
+            transient=True,
+            disable=not (wanted and terminal.is_terminal),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._now = ""
+        self._over = threading.Event()
+        plain = wanted and not terminal.is_terminal
+        self._lines = threading.Thread(target=self._say_lines, daemon=True) if plain else None
+
+    def begin(self, phase: str, notes: int = 1) -> None:
+        """`notes`: how many there will be about; each is as much of the phase."""
+        self._started[phase] = time.perf_counter()
+        self._set(phase, total=notes, completed=0, note="")
+        self._bars.reset(self._tasks[phase], total=notes)
+
+    def end(self, phase: str) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - self._started.pop(phase)
+        self._set(phase, total=1, completed=1, note="")
+
+    def note(self, phase: str, text: str) -> None:
+        """What is being done now. In a phase that was begun the one before is done with it."""
+        task, done = self._task(phase), None
+        if phase in self._started and task is not None and task.total is not None:
+            done = min(task.completed + bool(task.fields["note"]), task.total - 1)
+        self._set(phase, note=text, completed=done)
+
+    def step(self, phase: str, done: int, total: int) -> None:
+        """A party's report of progress (the signature that sessions call)."""
+        self._set(phase, completed=done, total=total)
+        if phase == "online" and "offline" in self._tasks:
+            self._bars.update(self._tasks["offline"], completed=1, total=1)
+
+    def __enter__(self) -> Phases:
+        self._bars.start()
+        if self._lines is not None:
+            self._lines.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._lines is not None:
+            self._lines.join()
+        self._bars.stop()
+
+    def _set(self, phase: str, **what: Any) -> None:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=None, note="")
+        self._bars.update(self._tasks[phase], **what)
+        self._now = phase
+
+    def _task(self, phase: str) -> Task | None:
+        number = self._tasks.get(phase)
+        return next((task for task in self._bars.tasks if task.id == number), None)
+
+    def _say_lines(self) -> None:
+        said, pause = "", PATIENCE
+        while not self._over.wait(pause):
+            task = self._task(self._now)
+            if task is None or (task.total and task.completed >= task.total):
+                continue
+            part = f" {task.percentage:.0f}%" if task.total else ""
+            line = f"{task.description}{part}  {task.fields['note']}".strip()
+            if line != said:
+                print(line, file=sys.stderr, flush=True)
+                said, pause = line, PAUSE

@@ -1,0 +1,123 @@
+"""Steps that several commands take: set up, read a plan, load a model, compile it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...errors import BlindformerError
+from .items import read_lines
+from .options import PRIVATE_PLANS
+from .progress import Phases
+
+COMPILE_NOTES = 5  # of compiling one length: calibrate, export, lower, optimise, measure
+
+
+def prepare() -> None:
+    """Quiet the libraries that write to the terminal uninvited."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def check_folder(folder: Path) -> None:
+    """Errors: BlindformerError if a service's part of a compiled folder is not there at all."""
+    if not folder.is_dir():
+        raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
+
+
+@contextmanager
+def loading(threads: int | None = None, notes: int = 2) -> Iterator[Phases]:
+    """The progress of a command, in its phase `load`: libraries come now, to compute on so many threads.
+
+    More threads than cores that are free make torch many times slower.
+    """
+    prepare()
+    with Phases() as phases:
+        phases.begin("load", notes)
+        if notes > 1:
+            phases.note("load", "libraries")
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        yield phases
+
+
+def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
+    """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
+
+    Errors: PlanError, LoadError.
+    """
+    from ...models.building import own_plan
+    from ...models.loading.load import load
+
+    chosen = read_plan(plan) if plan else None
+    phases.note("load", "the model")
+    loaded = load(model)
+    return loaded, own_plan(loaded) if chosen is None else chosen
+
+
+def compiler(
+    phases: Phases, loaded: Any, length: int, plan: Any, calibrate: Path | None, **options: Any
+) -> Callable[[int], Any]:
+    """`make(rows)` compiles for so many texts or images of one query. Errors: BlindformerError for unreadable texts."""
+    from ...models.building import compile_images
+    from ..local.compare import compile_text
+
+    def stage(name: str) -> None:
+        phases.note("compile", name)
+
+    if loaded.kind == "image":
+        images = [calibrate] if calibrate else None
+        return lambda rows: compile_images(loaded, images, plan, rows=rows, stage=stage, **options)
+    texts = read_texts(calibrate)
+    return lambda rows: compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options)
+
+
+def read_plan(name: str, private: bool = True) -> Any:
+    """A preset's name as it is, or the plan in a JSON file. `private`: one that runs on secrets. Errors: PlanError."""
+    from ...approximations import Plan
+    from ...approximations.errors import PlanError
+
+    path = Path(name)
+    if path.suffix != ".json":
+        Plan.preset(name)  # a miss names the presets, before anything slow happens
+        if private and name not in PRIVATE_PLANS:
+            raise PlanError(
+                f"plan {name}: is torch's own functions, which do not run on secrets; choose one of "
+                f"{', '.join(PRIVATE_PLANS)}"
+            )
+        return name
+    try:
+        return Plan.model_validate_json(path.read_text())
+    except OSError as error:
+        raise PlanError(f"{name}: cannot be read ({error.strerror}); give a preset or a plan's JSON file") from None
+    except ValueError as error:
+        raise PlanError(f"{name}: is no plan ({str(error).splitlines()[0]}); write it with Plan.save") from None
+
+
+def warn_untrained(plan: Any, own: Any = None) -> None:
+    """Say, on stderr, when a plan's answers mean nothing for a model that was not trained with its functions.
+
+    own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
+    """
+    if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"note: plan {plan.name} is for models trained with it (distill, federate); "
+            "with other weights its answers are far off"
+        )
+
+
+def read_texts(path: Path | None) -> list[str] | None:
+    """One text a line; None if there is no file."""
+    return None if path is None else [line for line in read_lines(path) if line]
+
+
+def listed(names: str | None) -> list[str] | None:
+    """Names with commas between them; None if none are given."""
+    return [name.strip() for name in names.split(",") if name.strip()] if names else None
