@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -186,3 +188,23 @@ def tiny_heads(tmp_path_factory):
         return made[name]
 
     return folder_of
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(*arguments)` gives (exit code, stdout, stderr)."""
+
+    from blindformer.parties.cli import main
+
+    def run(*arguments) -> tuple[int, str, str]:
+        before = signal.getsignal(signal.SIGTERM)  # some commands take it
+        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run

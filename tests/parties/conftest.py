@@ -1,16 +1,13 @@
-"""Pairs of connected channels, one fixture for every transport; the command line in this process."""
+"""Pairs of connected channels, one fixture for every transport."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from blindformer.parties.certificates.development import client_context, make_certificates, server_context
-from blindformer.parties.cli import main
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 
@@ -20,24 +17,6 @@ def certificates(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     make_certificates(folder, keep_ca_key=True)
     return folder
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)  # some commands take it
-        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
