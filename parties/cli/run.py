@@ -50,7 +50,6 @@ def run(
         from ...models.loading.answers import read_answer
         from ..local.compare import compare, compile_for, encode_each
 
-
         loaded, chosen = load_model(phases, model, plan)
         trained, images = plan is None and not isinstance(chosen, str), loaded.kind == "image"
         items = paired(read_items(images, text or [], file or [], field), pair or [])
