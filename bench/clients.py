@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
-from blindformer.parties.certificates.development import client_context
+from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.session import ClientParty, Progress, UseSpool
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.session.spool import Spool

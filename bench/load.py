@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from blindformer.parties.certificates.development import add_certificate
+from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment

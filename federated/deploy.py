@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..approximations import Plan
 from ..models.distillation.checkpoints import check_new
-from ..parties.certificates.development import make_certificates
+from ..parties.certificates.issuing import make_certificates
 from .examples import PARTITION, dataset_of
 from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round

@@ -19,8 +19,8 @@ from ..doctor.checks import EXPIRY_DAYS
 from ..service.logs import Log
 from ..transport.faults import NEW_CERTIFICATE
 from ..transport.probe import PeerFacts
-from .authority import CA, REVOKED, load_certificate, state_of
-from .development import CertificateError, client_context, server_context
+from .authority import CA, REVOKED, CertificateError, load_certificate, state_of
+from .contexts import client_context, server_context
 from .revocation import RevokedList, read_revoked
 
 LOOK_SECONDS = 1.0  # between looks at the files; what has changed is read when it is the same at the next look

@@ -1,8 +1,8 @@
 """The list of revoked certificates (a CRL, RFC 5280) that lies beside a CA: how it is written, and what it must be.
 
-Contexts of a folder that holds one refuse who is in it (certificates.py). The list is good for as long as its CA: one
+Contexts of a folder that holds one refuse who is in it (contexts.py). The list is good for as long as its CA: one
 that lapsed before would shut everybody out on a day nobody thought of. So an old list is as good as a new one where
-nothing newer is known; a service goes back to no older one (service/identity.py). Lists of other CAs may end sooner.
+nothing newer is known; a service goes back to no older one (identity.py). Lists of other CAs may end sooner.
 """
 
 from __future__ import annotations

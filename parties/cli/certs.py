@@ -32,7 +32,7 @@ def make(
     form: options.Form = "text",
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
-    from ..certificates.development import HOSTS, ROLES, make_certificates
+    from ..certificates.issuing import HOSTS, ROLES, make_certificates
 
     roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
@@ -57,7 +57,8 @@ def add(
     form: options.Form = "text",
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
-    from ..certificates.development import HOSTS, ROLES, CertificateError, add_certificate
+    from ..certificates.authority import CertificateError
+    from ..certificates.issuing import HOSTS, ROLES, add_certificate
 
     if role not in ROLES and not party:
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
@@ -80,7 +81,7 @@ def renew(
     form: options.Form = "text",
 ) -> None:
     """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
-    from ..certificates.development import renew_certificates
+    from ..certificates.issuing import renew_certificates
 
     found = renew_certificates(folder, days, within, name or ())
     if form == "json":
@@ -105,7 +106,7 @@ def revoke(
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
     from ..certificates.authority import REVOKED, fingerprint
-    from ..certificates.development import revoke
+    from ..certificates.revocation import revoke
 
     found = [fingerprint(certificate) for certificate in revoke(folder, which)]
     file = folder / REVOKED
@@ -124,7 +125,7 @@ def revoke(
 @app.command()
 def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
-    from ..certificates.development import describe
+    from ..certificates.issuing import describe
 
     found = describe(folder)
     if form == "json":

@@ -26,8 +26,8 @@ from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.keys import ClientKeys
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerTimeout
-from ..certificates.authority import state_of
-from ..certificates.development import CertificateError, client_context
+from ..certificates.authority import CertificateError, state_of
+from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import encrypted_report
 from ..service.limits import cores

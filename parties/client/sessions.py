@@ -14,7 +14,7 @@ from torch import Tensor
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ...models.compile import decode_outputs
 from ...protocols.errors import PeerError, PeerGone, PeerTimeout
-from ..certificates.development import client_context
+from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import two_party_report
 from ..session import Answer, ClientParty, Progress, UseSpool

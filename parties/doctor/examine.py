@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography import x509
 
 from ...protocols.errors import BlindformerError
-from ..certificates.development import ROLES, CertificateError, client_context, describe, server_context
+from ..certificates.authority import CertificateError
+from ..certificates.contexts import client_context, server_context
+from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..transport.faults import NEW_CERTIFICATE

@@ -21,7 +21,8 @@ from ...protocols.ckks.frames import most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import PeerError, PeerTimeout
 from ...versions import my_version
-from ..certificates.development import CertificateError, client_context
+from ..certificates.authority import CertificateError
+from ..certificates.contexts import client_context
 from ..client.http import Api
 from ..config import Role, Settings
 from ..session.compute_slots import SlotsBusy

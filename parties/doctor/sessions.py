@@ -8,7 +8,8 @@ from pathlib import Path
 from ...models.pricing import price
 from ...models.program import Program
 from ...protocols.errors import PeerError, PeerTimeout
-from ..certificates.development import CertificateError, client_context
+from ..certificates.authority import CertificateError
+from ..certificates.contexts import client_context
 from ..config import Role, Settings
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER

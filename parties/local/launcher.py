@@ -22,7 +22,7 @@ from ...models.program import ProgramError
 from ...protocols.channel import Meter
 from ...protocols.errors import BlindformerError
 from ...protocols.ring import RangeError
-from ..certificates.development import make_certificates
+from ..certificates.issuing import make_certificates
 from ..session import Timings
 from .processes import START_SECONDS, LaunchError, Processes, Progress
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
-from ..certificates.development import make_certificates
+from ..certificates.issuing import make_certificates
 from ..config import Address, parse_address
 from ..registry import find_served
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, CorrelationError, PeerError
-from ..certificates.development import client_context, server_context
+from ..certificates.contexts import client_context, server_context
 from ..heap import keep_freed_memory
 from ..transport.tls import Listener, listen
 

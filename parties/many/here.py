@@ -11,7 +11,8 @@ from typing import Any
 
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
-from ..certificates.development import make_certificates, server_context
+from ..certificates.contexts import server_context
+from ..certificates.issuing import make_certificates
 from ..local.processes import START_SECONDS, LaunchError
 from ..session.tensors import TensorSession, deal, meet
 from ..transport.tls import listen

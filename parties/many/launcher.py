@@ -13,7 +13,7 @@ from torch import Tensor
 from ...protocols.channel import Meter
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
-from ..certificates.development import make_certificates
+from ..certificates.issuing import make_certificates
 from ..local.launcher import QUERY_ERRORS, LocalAnswer
 from ..local.processes import START_SECONDS, LaunchError, Processes, Progress
 from ..session import Timings

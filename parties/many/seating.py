@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..certificates.development import ROLES
+from ..certificates.issuing import ROLES
 from ..config import Address, PartySection, Settings
 from ..session.parties import Parties, PartiesError
 

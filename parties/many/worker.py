@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
-from ..certificates.development import client_context, server_context
+from ..certificates.contexts import client_context, server_context
 from ..local.worker import IDLE_SECONDS, say, watch_stdin
 from ..transport.tls import Listener, listen
 from .roster import DEALER, LEADER, Roster

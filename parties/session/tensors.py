@@ -16,7 +16,7 @@ from ...models.artifacts import load_helper, load_server
 from ...models.between import between
 from ...models.program import Program
 from ...protocols.crypten.versions import CryptenError
-from ..certificates.development import client_context, server_context
+from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
 from .gathering import Place, deal_among

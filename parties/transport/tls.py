@@ -1,7 +1,7 @@
 """Connecting parties: listen, accept, dial; TLS 1.3 with a certificate on both sides, or plain TCP on loopback.
 
 The role of a peer is read from its verified certificate (the URI `blindformer:role:<role>` in the subject
-alternative names, see certificates.py), so a client's certificate cannot act as a dealer.
+alternative names, see certificates/issuing.py), so a client's certificate cannot act as a dealer.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from blindformer.parties.certificates.development import client_context, make_certificates, server_context
+from blindformer.parties.certificates.contexts import client_context, server_context
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 

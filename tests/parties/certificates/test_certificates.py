@@ -10,18 +10,10 @@ import ssl
 from pathlib import Path
 
 import pytest
-from blindformer.parties.certificates.authority import fingerprint
-from blindformer.parties.certificates.development import (
-    ROLES,
-    CertificateError,
-    add_certificate,
-    client_context,
-    describe,
-    make_certificates,
-    revoke,
-    server_context,
-)
-from blindformer.parties.certificates.revocation import read_revoked
+from blindformer.parties.certificates.authority import CertificateError, fingerprint
+from blindformer.parties.certificates.contexts import client_context, server_context
+from blindformer.parties.certificates.issuing import ROLES, add_certificate, describe, make_certificates
+from blindformer.parties.certificates.revocation import read_revoked, revoke
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
@@ -117,32 +109,35 @@ def test_a_key_that_systemd_hands_over_may_have_an_access_list(tmp_path, monkeyp
     server_context(tmp_path / "c", "server")
 
 
-def test_contexts_teach(tmp_path, certificates):
-    folder = tmp_path / "c"
-    shutil.copytree(certificates, folder)
-    with pytest.raises(CertificateError, match=r"auditor\.pem is missing"):
-        client_context(folder, "auditor")
-    with pytest.raises(CertificateError, match="is the certificate of client, not of server"):
-        client_context(folder, "server", "client")
-    add_certificate(folder, "dealer", days=-2, name="old")
-    with pytest.raises(CertificateError, match="expired on"):
-        server_context(folder, "dealer", "old")
-    (folder / "server.key").chmod(0o644)
-    with pytest.raises(CertificateError, match="can be read by other users; run: chmod 600"):
-        server_context(folder, "server")
+def no_key(folder: Path, other: Path) -> None:
     (folder / "server.key").unlink()
-    with pytest.raises(CertificateError, match=r"server\.key is missing"):
-        server_context(folder, "server")
-    shutil.copy(folder / "client.key", folder / "server.key")
-    with pytest.raises(CertificateError, match="does not belong to"):
-        server_context(folder, "server")
-    (folder / "dealer.pem").write_text("nonsense")
-    with pytest.raises(CertificateError, match="not a certificate in PEM form"):
-        server_context(folder, "dealer")
+
+
+def open_key(folder: Path, other: Path) -> None:
+    (folder / "server.key").chmod(0o644)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "role", "name", "what"),
+    [
+        (None, "auditor", None, r"auditor\.pem is missing"),
+        (None, "server", "client", "is the certificate of client, not of server"),
+        (lambda c, _: add_certificate(c, "dealer", days=-2, name="old"), "dealer", "old", "expired on"),
+        (open_key, "server", None, "can be read by other users; run: chmod 600"),
+        (no_key, "server", None, r"server\.key is missing"),
+        (lambda c, _: shutil.copy(c / "client.key", c / "server.key"), "server", None, "does not belong to"),
+        (lambda c, _: (c / "server.pem").write_text("x"), "server", None, "not a certificate in PEM form"),
+        (lambda c, other: shutil.copy(other / "ca.pem", c), "server", None, "is not from the CA"),
+    ],
+)
+@pytest.mark.parametrize("make", [server_context, client_context])
+def test_contexts_teach(tmp_path, certificates, make, spoil, role, name, what):
+    shutil.copytree(certificates, tmp_path / "c")
     make_certificates(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "ca.pem", folder / "ca.pem")
-    with pytest.raises(CertificateError, match="is not from the CA"):
-        client_context(folder, "client")
+    if spoil:
+        spoil(tmp_path / "c", tmp_path / "other")
+    with pytest.raises(CertificateError, match=what):
+        make(tmp_path / "c", role, name)
 
 
 @pytest.mark.parametrize("role", ["", "ca", "../x", "Server", "a" * 40, "a b"])

@@ -9,14 +9,10 @@ import time
 
 import pytest
 from blindformer.parties.certificates import identity as identities
-from blindformer.parties.certificates.development import (
-    CertificateError,
-    add_certificate,
-    make_certificates,
-    renew_certificates,
-    revoke,
-)
+from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.identity import Identity, Renewal
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates
+from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.service.logs import Log
 
 

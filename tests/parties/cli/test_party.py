@@ -17,7 +17,7 @@ import torch
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
-from blindformer.parties.certificates.development import make_certificates
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
 from safetensors.torch import save_file
 

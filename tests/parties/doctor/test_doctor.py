@@ -14,8 +14,9 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.handover import hand_over
 from blindformer.models.loading.load import load
-from blindformer.parties.certificates import development as made
-from blindformer.parties.certificates.development import make_certificates, server_context
+from blindformer.parties.certificates import issuing as made
+from blindformer.parties.certificates.contexts import server_context
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.doctor import sessions as session_checks
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.doctor.sessions import peers

@@ -22,7 +22,7 @@ from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
 from blindformer.models.pricing import price
 from blindformer.models.program import ProgramError
-from blindformer.parties.certificates.development import make_certificates
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LaunchError, LocalParties, run_local
 from blindformer.protocols.clear import ClearEngine

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from blindformer.parties.certificates.development import make_certificates
+from blindformer.parties.certificates.issuing import make_certificates
 
 PATIENCE = 60.0  # seconds for anything to happen on a machine that is busy
 FEW_FILES = 256  # that a process may open

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blindformer.parties.certificates.development import client_context
+from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.session.helper.owner import OwnerParty, ask_two_servers
 from blindformer.tests.parties.service.harness import Deployment, Running, command
 

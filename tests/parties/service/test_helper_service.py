@@ -16,7 +16,8 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
-from blindformer.parties.certificates.development import add_certificate, client_context
+from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper.owner import ask_two_servers

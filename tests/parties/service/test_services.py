@@ -19,7 +19,9 @@ import pytest
 import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.interpreter import interpret
-from blindformer.parties.certificates.development import add_certificate, client_context, renew_certificates, revoke
+from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.issuing import add_certificate, renew_certificates
+from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session import ClientParty

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from blindformer.parties.certificates.development import client_context, make_certificates, server_context
+from blindformer.parties.certificates.contexts import client_context, server_context
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.session.gathering import Place, deal_among, join_dealer, meet_parties
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.transport.handshake import Hello, hello

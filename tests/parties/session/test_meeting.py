@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.certificates.development import client_context, server_context
+from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.session import MemorySeeds, receive_seed, serve_parts
 from blindformer.parties.session.meeting import (
     accept,

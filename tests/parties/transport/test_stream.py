@@ -11,58 +11,69 @@ import pytest
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
+from blindformer.tests.parties.transport.test_channel import send_until_it_fails
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-
-def send_until_it_fails(channel: StreamChannel) -> None:
-    for _ in range(100):
-        channel.send(bytes(1_000_000))
+TENSOR_OF_10 = b"T" + (10).to_bytes(7, "big")
 
 
-def raw_pair(timeout: float = 5):
-    ours, theirs = socket.socketpair()
-    return StreamChannel(PlainWire(ours), "client", timeout), theirs
+@pytest.fixture
+def raw_pair():
+    """`raw_pair(timeout)` gives (a channel, the bare socket at its other end)."""
+    opened = []
+
+    def make(timeout: float = 5):
+        ours, theirs = socket.socketpair()
+        opened.extend((StreamChannel(PlainWire(ours), "client", timeout), theirs))
+        return opened[-2:]
+
+    yield make
+    for end in opened:
+        end.close()
 
 
-def test_the_end_in_the_middle_of_a_frame():
+@pytest.mark.parametrize(
+    ("sent", "kind", "what"),
+    [
+        (b"", PeerGone, "before the frame"),
+        (TENSOR_OF_10 + b"abc", PeerGone, "client: closed the connection in the middle of a frame; see client's own"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", PeerRefused, "speaks TLS"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", PeerRefused, "speaks TLS"),
+    ],
+)
+def test_what_comes_before_the_end_says_what_has_ended(raw_pair, sent, kind, what):
     channel, raw = raw_pair()
-    raw.sendall(b"T" + (10).to_bytes(7, "big") + b"abc")
+    raw.sendall(sent)
     raw.close()
-    with pytest.raises(PeerGone, match=r"client: closed the connection in the middle of a frame; see client's own"):
+    with pytest.raises(kind, match=what):
         channel.recv(10)
-    with pytest.raises(PeerGone, match="middle of a frame"):
-        channel.recv(10)
+    if kind is PeerGone:
+        with pytest.raises(PeerGone, match=r"before the frame|middle of a frame"):
+            channel.recv(10)
 
 
-def test_the_end_before_a_frame():
-    channel, raw = raw_pair()
-    raw.close()
-    with pytest.raises(PeerGone, match="before the frame"):
-        channel.recv(10)
-
-
-def test_a_stall_in_the_middle_of_a_frame_cannot_be_repaired():
+def test_a_stall_in_the_middle_of_a_frame_cannot_be_repaired(raw_pair):
     channel, raw = raw_pair(timeout=0.1)
-    raw.sendall(b"T" + (10).to_bytes(7, "big") + b"abc")
+    raw.sendall(TENSOR_OF_10 + b"abc")
     with pytest.raises(PeerTimeout):
         channel.recv(10)
     with pytest.raises(PeerGone, match="earlier error"):
         channel.recv(10)
     channel.send(b"the other direction still works")
-    raw.close()
 
 
-def test_a_peer_that_takes_nothing_times_out():
-    channel, raw = raw_pair(timeout=0.2)
-    with pytest.raises(PeerTimeout, match="took nothing"):
-        channel.send(bytes(50_000_000))
+@pytest.mark.parametrize(("sizes", "what"), [((50_000_000,), "took nothing"), ((50_000_000, 4), "stood still")])
+def test_a_peer_that_takes_nothing_times_out(raw_pair, sizes, what):
+    channel, _ = raw_pair(timeout=0.2)
+    move = channel.send if len(sizes) == 1 else channel.exchange
+    with pytest.raises(PeerTimeout, match=what):
+        move(bytes(sizes[0]), *sizes[1:])
     with pytest.raises(PeerGone, match="earlier error"):
         channel.send(b"x")
-    raw.close()
 
 
-def test_a_frame_that_trickles_ends_though_it_never_stands_still():
+def test_a_frame_that_trickles_ends_though_it_never_stands_still(raw_pair):
     channel, raw = raw_pair(timeout=0.4)
     stop = threading.Event()
 
@@ -77,19 +88,15 @@ def test_a_frame_that_trickles_ends_though_it_never_stands_still():
         channel.recv(1000)
     stop.set()
     thread.join()
-    raw.close()
-    channel.close()
 
 
-def test_silence_before_a_frame_is_not_slowness():
+def test_silence_before_a_frame_is_not_slowness(raw_pair):
     channel, raw = raw_pair(timeout=0.2)
     for _ in range(3):
         with pytest.raises(PeerTimeout, match="sent nothing"):
             channel.recv(3)
     raw.sendall(b"T" + (3).to_bytes(7, "big") + b"abc")
     assert channel.recv(3) == b"abc"
-    raw.close()
-    channel.close()
 
 
 def test_another_thread_can_end_the_waiting(make_pair, aside):
@@ -102,20 +109,12 @@ def test_another_thread_can_end_the_waiting(make_pair, aside):
         client.recv(4)
 
 
-def test_exchange_names_both_when_nothing_moves():
-    channel, raw = raw_pair(timeout=0.2)
-    with pytest.raises(PeerTimeout, match="stood still"):
-        channel.exchange(bytes(50_000_000), 4)
-    raw.close()
-
-
 @pytest.mark.parametrize("payload", [b"[" * 60_000, b"{", b"[]", b"\xff\xfe", b'{"a":NaN}', b"9" * 6000])
-def test_a_message_that_is_not_a_json_object(payload):
+def test_a_message_that_is_not_a_json_object(raw_pair, payload):
     channel, raw = raw_pair()
     raw.sendall(b"J" + len(payload).to_bytes(7, "big") + payload)
     with pytest.raises(PeerProtocolError, match="not a JSON object"):
         channel.recv_message()
-    raw.close()
 
 
 def test_a_refusal_that_crosses_a_large_send_is_heard(make_pair):
@@ -124,15 +123,6 @@ def test_a_refusal_that_crosses_a_large_send_is_heard(make_pair):
     server.close()
     with pytest.raises(PeerRefused, match="server: stopped and said: no"):
         send_until_it_fails(client)
-
-
-def test_a_tls_peer_at_a_plain_channel_is_recognised():
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x15\x03\x03\x00\x02\x02\x46"):
-        channel, raw = raw_pair()
-        raw.sendall(data)
-        raw.close()
-        with pytest.raises(PeerRefused, match="speaks TLS"):
-            channel.recv(4)
 
 
 GARBAGE = st.one_of(
@@ -147,7 +137,7 @@ GARBAGE = st.one_of(
 @example(data=b"T" + b"\xff" * 7, wants_message=False)
 @example(data=b"J" + b"\xff" * 7, wants_message=True)
 @example(data=b"J" + (65536).to_bytes(7, "big"), wants_message=False)
-def test_garbage_gives_a_typed_error_and_no_allocation(data, wants_message):
+def test_garbage_gives_a_typed_error_and_no_allocation(raw_pair, data, wants_message):
     channel, raw = raw_pair(timeout=2)
     raw.sendall(data)
     raw.close()
@@ -166,12 +156,10 @@ def test_garbage_gives_a_typed_error_and_no_allocation(data, wants_message):
     assert peak < 500_000
 
 
-def test_a_valid_frame_split_anywhere_is_the_same_frame():
+def test_a_valid_frame_split_anywhere_is_the_same_frame(raw_pair):
     frame = b"T" + (5).to_bytes(7, "big") + b"abcde"
     for cut in range(1, len(frame)):
         channel, raw = raw_pair()
         raw.sendall(frame[:cut])
         raw.sendall(frame[cut:] + os.urandom(3))
         assert channel.recv(5) == b"abcde"
-        channel.close()
-        raw.close()

@@ -12,7 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.certificates.development import client_context
+from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.identity import Identity
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.host import Host

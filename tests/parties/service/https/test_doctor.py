@@ -7,7 +7,8 @@ import threading
 
 import pytest
 from blindformer.models.artifacts import load_programs
-from blindformer.parties.certificates.development import make_certificates, server_context
+from blindformer.parties.certificates.contexts import server_context
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import https as checks

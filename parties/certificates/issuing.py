@@ -1,4 +1,4 @@
-"""Development certificates: one CA, one certificate for each role, and TLS contexts made from them.
+"""Development certificates: one CA and one certificate for each role, made, added to, renewed and described.
 
 Good enough for real use between parties that trust whoever ran this; a company with its own CA only has to put the
 URI `blindformer:role:<role>` in the subject alternative names.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import re
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...protocols.errors import writing
@@ -46,25 +45,12 @@ from .authority import (
     role_in,
     write,
 )
-from .revocation import read_revoked, revoke
-
-__all__ = [
-    "HOSTS",
-    "ROLES",
-    "CertificateError",
-    "Described",
-    "add_certificate",
-    "client_context",
-    "describe",
-    "make_certificates",
-    "renew_certificates",
-    "revoke",
-    "server_context",
-]
+from .revocation import read_revoked
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
 MOST_DAYS = 36500  # a century: dates end in the year 9999
+Extensions = list[tuple[x509.ExtensionType, bool]]  # and whether each is critical
 CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
 
 # A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
@@ -209,144 +195,75 @@ def describe(folder: str | Path) -> list[Described]:
     return rows
 
 
-def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
-    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA, which the list of
-    revoked ones, if there is one, does not hold.
-
-    Errors: `CertificateError`, as for `client_context`.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # a session resumed is a certificate not checked
-    return _fill_context(context, Path(folder), role, name or role)
-
-
-def client_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
-    """The context of a side that dials: TLS 1.3, the peer's certificate must be of this CA, not revoked, and name the
-    host dialled.
-
-    Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, its key is open
-    to other users of this machine, or the list of revoked certificates is none that can be believed.
-    """
-    return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), Path(folder), role, name or role)
-
-
-def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
-    check_word(name)
-    authority, file, key = folder / CA, folder / f"{name}.pem", _key_of(folder, name)
-    certificate = load_certificate(file)
-    found = role_in(certificate)
-    if found != role:
-        raise CertificateError(f"{file} is the certificate of {found or 'no role'}, not of {role}; name the right file")
-    if certificate.not_valid_after_utc <= now():
-        raise CertificateError(f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make new certificates")
-    if not issued_by(certificate, load_certificate(authority)):
-        raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder")
-    if not key.is_file():
-        raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
-    if os.name == "posix" and key.stat().st_mode & 0o077 and not _is_credential(key):
-        raise CertificateError(f"{key} can be read by other users; run: chmod 600 {key}")
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(authority)
-    if read_revoked(folder) is not None:
-        context.load_verify_locations(folder / REVOKED)
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-    try:
-        context.load_cert_chain(file, key)
-    except ssl.SSLError:
-        raise CertificateError(f"{key} does not belong to {file}; copy both from one folder") from None
-    return context
-
-
-def _key_of(folder: Path, name: str) -> Path:
-    """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
-    in /etc reads certificates and lists there, which change while it runs."""
-    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{name}.key"
-    return handed if handed.is_file() else folder / f"{name}.key"
-
-
-def _is_credential(key: Path) -> bool:
-    """Whether systemd handed it over: in a folder that only this service can enter. It lets the service in by an access
-    list, which looks like a mode that is open to a group."""
-    return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
-
-
 def _make_authority(days: float) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     # Two CAs must never share a name, or a peer of another CA is told "bad signature" instead of "another CA".
-    name = f"Blindformer development CA {x509.random_serial_number():x}"[:64]
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    usage = _key_usage(signs_certificates=True)
-    builder = (
-        _builder(subject, subject, key, days)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-    )
-    return Authority(builder.sign(key, hashes.SHA256()), key)
+    subject = _named(f"Blindformer development CA {x509.random_serial_number():x}")
+    extensions: Extensions = [
+        (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+        (x509.BasicConstraints(ca=True, path_length=0), True),
+        (_key_usage(signs_certificates=True), True),
+    ]
+    return Authority(_signed(key, subject, subject, key.public_key(), days, extensions), key)
 
 
 def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[str], authority: Authority) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"blindformer {name}"[:64])])
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(ROLE_URI + role)]
-    names += [_general_name(host) for host in hosts]
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    builder = (
-        _builder(subject, authority.certificate.subject, key, days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(_USAGES.get(role, _BOTH)), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(identifier, critical=False)
-    )
-    replace(folder / f"{name}.pem", builder.sign(authority.key, hashes.SHA256()))
+    names = [x509.UniformResourceIdentifier(ROLE_URI + role), *map(_general_name, hosts)]
+    extensions: Extensions = [
+        (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_key_usage(signs_certificates=False), True),
+        (x509.ExtendedKeyUsage(_USAGES.get(role, _BOTH)), False),
+        (x509.SubjectAlternativeName(names), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), False),
+    ]
+    issuer, subject = authority.certificate.subject, _named(f"blindformer {name}")
+    replace(folder / f"{name}.pem", _signed(authority.key, issuer, subject, key.public_key(), days, extensions))
     write(folder / f"{name}.key", key_pem(key), mode=0o600)
 
 
 def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:
     """The same certificate, good for `days` from now."""
+    extensions = [(extension.value, extension.critical) for extension in before.extensions]
+    return _signed(authority.key, before.issuer, before.subject, before.public_key(), days, extensions)
+
+
+def _signed(
+    signer: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    subject: x509.Name,
+    key: CertificatePublicKeyTypes,
+    days: float,
+    extensions: Extensions,
+) -> x509.Certificate:
     until = now() + datetime.timedelta(days=days)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(before.subject)
-        .issuer_name(before.issuer)
-        .public_key(before.public_key())  # type: ignore[arg-type]
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now() - CLOCK_SKEW)
-        .not_valid_after(until)
-    )
-    for extension in before.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    return builder.sign(authority.key, hashes.SHA256())
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
-) -> x509.CertificateBuilder:
-    until = now() + datetime.timedelta(days=days)
-    return (
-        x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now(), until) - CLOCK_SKEW)
         .not_valid_after(until)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _named(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
 
 
 def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
+    unused = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
+              "decipher_only")  # fmt: skip
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
         crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
+        **dict.fromkeys(unused, False),
     )
 
 
