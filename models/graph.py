@@ -32,9 +32,13 @@ class Node:
     )
     coarse: bool = False  # only the largest is asked for, not where it is: few fractional bits do
 
+    @property
+    def is_source(self) -> bool:
+        return self.op in ("client", "weight", "constant")
+
     def key(self) -> tuple[Any, ...]:
         """Equal keys compute equal values."""
-        if self.op in ("client", "weight", "constant"):
+        if self.is_source:
             return (id(self),)
         return (self.op, tuple(id(a) for a in self.args), repr(sorted(self.attributes.items())), self.shape)
 

@@ -13,7 +13,7 @@ from .graph import Node
 
 def compute(node: Node, args: list[Tensor]) -> Tensor:
     """One node's value from its arguments'; a source's own."""
-    if node.op in ("client", "weight", "constant"):
+    if node.is_source:
         assert node.value is not None
         return node.value.to(torch.float64)
     if node.op == "ldexp":  # of graphs alone: a Program moves the scale instead

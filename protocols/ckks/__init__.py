@@ -9,8 +9,6 @@ Nothing imports TenSEAL here; keys.py and evaluator.py do.
 
 from __future__ import annotations
 
-from ..operations import operations
-
 
 class Ckks:
     name = "ckks"
@@ -20,7 +18,9 @@ class Ckks:
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset(operations()) - {"less", "input"}
+        from .plans import plans
+
+        return frozenset({"client", "weight", "constant"} | plans().keys())
 
 
 PROTOCOL = Ckks()

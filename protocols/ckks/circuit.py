@@ -15,7 +15,7 @@ import numpy as np
 from .diagonals import Block, Product
 from .packing import Layout, Packing
 from .parameters import MOST_BITS, CkksError, Parameters, TooDeep, most_levels, parameters_for
-from .turns import chain, compose
+from .rotation_keys import chain, compose
 
 Array = np.ndarray
 
@@ -266,7 +266,7 @@ class Circuit:
     def levels(self) -> int:
         return max((self.depth[number] for output in self.outputs for number in output.ciphertexts), default=0)
 
-    def turns(self) -> dict[int, tuple[int, ...]]:
+    def rotation_keys(self) -> dict[int, tuple[int, ...]]:
         """Every rotation that is made, modulo the slots, without 0 -> the rotations with keys that make it."""
         work: dict[int, float] = {}
         for step in self.steps:
@@ -279,7 +279,7 @@ class Circuit:
 
     def rotations(self) -> list[int]:
         """The rotations that Galois keys are needed for."""
-        return sorted({key for made in self.turns().values() for key in made})
+        return sorted({key for made in self.rotation_keys().values() for key in made})
 
     def ends(self) -> Ends:
         numbers = [number for end in (*self.inputs, *self.outputs) for number in end.ciphertexts]

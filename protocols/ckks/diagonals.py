@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .forms import AffineForm
+from .affine import AffineForm
 from .packing import Layout, Packing
 
 Array = np.ndarray

@@ -34,7 +34,7 @@ class Evaluator:
     def __init__(self, circuit: Circuit, parameters: Parameters, keep: int = 4_000_000_000, workers: int = 1) -> None:
         if circuit.levels > parameters.levels:
             raise CkksError(f"the circuit has {circuit.levels} levels, the parameters {parameters.levels}")
-        self.circuit, self.ring, self.turns = circuit, SealContext(parameters), circuit.turns()
+        self.circuit, self.ring, self.rotation_keys = circuit, SealContext(parameters), circuit.rotation_keys()
         self.plaintexts: dict[tuple[int, int, int, int, float], Any] = {}
         self.room, self.workers = keep, workers
 
@@ -75,7 +75,7 @@ class Evaluator:
 
         Errors: CkksError for keys that lack a rotation.
         """
-        wanted = {key for made in self.turns.values() for key in made}
+        wanted = {key for made in self.rotation_keys.values() for key in made}
         missing = [r for r in wanted if self.ring.element(r) not in keys.galois]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
@@ -92,7 +92,7 @@ class Evaluator:
 
 class _Evaluation:
     def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
-        self.ring, self.turns, self.workers = evaluator.ring, evaluator.turns, evaluator.workers
+        self.ring, self.rotation_keys, self.workers = evaluator.ring, evaluator.rotation_keys, evaluator.workers
         self.encoded, self.weight_scale = evaluator.encoded, evaluator.weight_scale
         self.seal = seal.Evaluator(self.ring.context)
         self.held, self.keys = held, keys
@@ -127,7 +127,7 @@ class _Evaluation:
 
     def _rotate(self, x: Any, steps: int) -> Any:
         steps %= self.ring.parameters.slots
-        for key in self.turns[steps] if steps else ():
+        for key in self.rotation_keys[steps] if steps else ():
             out = seal.Ciphertext()
             element = self.ring.element(key)
             self.seal.apply_galois(x, element, self.keys.galois[element], out)

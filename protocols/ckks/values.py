@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..operations import operations
-from . import forms
+from . import affine
+from .affine import AffineForm
 from .circuit import Operand
-from .forms import AffineForm
 from .packing import Layout
 
 Array = np.ndarray
@@ -73,7 +73,7 @@ def element_numbers(shape: tuple[int, ...]) -> Array:
 
 def is_rows(at: Array, shape: tuple[int, ...]) -> bool:
     """Whether elements `at` [texts, some, features] of a value [texts, tokens, features] are some of its rows."""
-    if len(shape) != 3 or at.ndim != 3 or at.shape[-1] != shape[-1] or (at == forms.ZERO).any():
+    if len(shape) != 3 or at.ndim != 3 or at.shape[-1] != shape[-1] or (at == affine.ZERO).any():
         return False
     return bool((at % shape[-1] == np.arange(shape[-1])).all())
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from . import backend
-from .draws import StreamDraws, shared_streams
+from .generators import StreamDraws, shared_streams
 from .mesh import Mesh
 from .versions import CryptenError, load_crypten
 

@@ -9,7 +9,7 @@ import torch
 from blindformer.models.program import Instruction, PreludeStep, Program, ProgramError, check_offers
 from blindformer.protocols.base import find
 from blindformer.protocols.operations import operations
-from blindformer.tests.protocols.programs import CASES
+from blindformer.tests.protocols.cases import CASES
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from blindformer.protocols.beaver.engine import PricingEngine
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.operations import of_kind
 from blindformer.protocols.ring import Ring
+from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import run_beaver
-from blindformer.tests.protocols.programs import CASES, Data, Draft, handed_over, hidden, scaled
+from blindformer.tests.protocols.programs import Data, Draft, handed_over, hidden, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -16,8 +16,9 @@ import torch
 from blindformer.models.pricing import price
 from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream, new_seed
+from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import Seeds, run_beaver, run_session
-from blindformer.tests.protocols.programs import CASES, Case, Data, Draft, handed_over
+from blindformer.tests.protocols.programs import Case, Data, Draft, handed_over
 
 FALSE_ALARM = 1e-10  # of one comparison; a transcript takes some thousand
 

@@ -12,7 +12,7 @@ import torch
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import ProgramError
-from blindformer.protocols.ckks import forms
+from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
 from blindformer.protocols.ckks.packing import packing_for, score_layout
 from blindformer.protocols.ckks.parameters import (
@@ -251,14 +251,14 @@ def evaluate(form, base):
 def test_forms_are_what_they_compose(seed):
     random = np.random.default_rng(seed)
     x, weight, gain = random.normal(size=(2, 3, 4)), random.normal(size=(4, 6)), random.normal(size=(3, 6))
-    form = forms.linear(forms.identity(0, x.shape), weight)
-    form = forms.times(forms.add(form, forms.known(gain[0])), gain)
+    form = affine.linear(affine.identity(0, x.shape), weight)
+    form = affine.times(affine.add(form, affine.known(gain[0])), gain)
     expected = (x @ weight + gain[0]) * gain
     at = random.permutation(36).reshape(2, 9, 2)
-    moved = forms.add(forms.gather(form, at), forms.known(np.ones(2)))
+    moved = affine.add(affine.gather(form, at), affine.known(np.ones(2)))
     assert np.allclose(evaluate(form, x.reshape(-1)), expected)
     assert np.allclose(evaluate(moved, x.reshape(-1)), expected.reshape(-1)[at] + 1)
-    assert np.allclose(evaluate(forms.total(form), x.reshape(-1)), expected.sum(-1, keepdims=True))
+    assert np.allclose(evaluate(affine.total(form), x.reshape(-1)), expected.sum(-1, keepdims=True))
 
 
 def test_no_two_elements_share_a_slot():

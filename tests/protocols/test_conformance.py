@@ -12,7 +12,8 @@ from blindformer.models.interpreter import interpret
 from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.protocols.programs import CASES, Data, Draft, check, handed_over, scaled
+from blindformer.tests.protocols.cases import CASES
+from blindformer.tests.protocols.programs import Data, Draft, check, handed_over, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

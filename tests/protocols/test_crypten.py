@@ -10,8 +10,9 @@ from blindformer.protocols.crypten import versions
 from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersion, check_versions
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.streams import new_seed
+from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.many import RanMany, run_many
-from blindformer.tests.protocols.programs import CASES, Case, Data, Draft, check, handed_over, hidden
+from blindformer.tests.protocols.programs import Case, Data, Draft, check, handed_over, hidden
 from blindformer.tests.protocols.test_beaver_transcripts import alike, even, inputs, related
 
 SIZES = pytest.mark.parametrize("size", [2, 3, 5])

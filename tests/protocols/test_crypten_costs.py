@@ -8,8 +8,9 @@ from blindformer.models.pricing import price as beaver_price
 from blindformer.protocols.crypten.costs import Moved
 from blindformer.protocols.crypten.pricing import ManyPricingEngine
 from blindformer.protocols.ring import Ring
+from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.many import run_many
-from blindformer.tests.protocols.programs import CASES, handed_over
+from blindformer.tests.protocols.programs import handed_over
 from blindformer.tests.protocols.random_programs import programs
 from blindformer.tests.protocols.test_crypten import two_owners
 from hypothesis import given, settings

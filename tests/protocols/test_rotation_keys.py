@@ -1,7 +1,7 @@
 """Rotations from few keys: chains of rotations, and rotations made of others."""
 
 import pytest
-from blindformer.protocols.ckks.turns import MOST, SLACK, chain, compose, hops
+from blindformer.protocols.ckks.rotation_keys import MOST, SLACK, chain, compose, hops
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,0 +1,95 @@
+"""Rescales and comparisons, and what is built on these."""
+
+import torch
+
+from ..programs import Data, Draft, hidden, program, scaled
+
+
+@program(1, 2, 7, 16, 30, 44, 61)
+def rescale(d: Draft, data: Data, bits: int) -> None:
+    edges = torch.tensor([0, 1, -1, 2**bits - 1, 2**bits, -(2**bits), 2**62 - 1, 1 - 2**62, 2**61, -(2**61)])
+    d("rescale", d.client(edges.repeat(50)), bits=bits)
+    d("rescale", hidden(d, data, 9, 11, bits=60), bits=bits)
+
+
+@program(24, 32, 40, 48, 56)
+def rescale_in_a_smaller_ring(d: Draft, data: Data, ring: int) -> None:
+    top = 2 ** (ring - 2)
+    edges = torch.tensor([0, 1, -1, top - 1, 1 - top, top // 2, -top // 2, 255, -256]).repeat(50)
+    x = d("mul_private", d.client(edges), d.weight(torch.ones(1)), width=ring)
+    for bits, width in [(8, ring - 8), (8, ring), (ring // 2, 16), (ring // 2, 64), (ring - 8, 8)]:
+        y = d("rescale", x, width=width, bits=bits, ring=ring)
+        d("mul", y, y, width=width)
+        d("polynomial", y, width=width, coefficients=[5, -6, 7])
+
+
+@program(24, 32, 48, 64)
+def rescale_out_of_range(d: Draft, data: Data, ring: int) -> None:
+    x = d("mul_private", d.client(data.words(400)), d.weight(torch.ones(1)), width=ring)
+    for bits, width in [(8, ring - 8), (8, 64), (ring // 2, 16), (ring // 2, 64)]:
+        y = d("rescale", x, width=width, bits=bits, ring=ring)
+        d("mul", y, y, width=width)
+        if width == 64:
+            d("less", y, width=16, threshold=0, bits=min(ring - bits, 40))
+
+
+@program(*range(5, 50))
+def less(d: Draft, data: Data, bits: int) -> None:
+    threshold = int(data.ints(1, bits=45)[0])
+    reach = 2 ** (bits - 1) - 1
+    edges = [0, 1, -1, 2, -2, reach, -reach, reach - 1, 1 - reach, reach // 2, -(reach // 2)]
+    x = d.client(threshold + torch.cat([torch.tensor(edges), data.ints(90, bits=bits - 1)]))
+    d("less", x, threshold=threshold, bits=bits)
+
+
+@program(5, 20, 37)
+def less_out_of_range(d: Draft, data: Data, bits: int) -> None:
+    d("less", d.client(data.words(200)), threshold=int(data.ints(1, bits=45)[0]), bits=bits)
+
+
+@program()
+def comparisons_share_an_opening(d: Draft, data: Data) -> None:
+    for x in (hidden(d, data, 7, 11), scaled(d, data, 7, 11), scaled(d, data, 3, drop=40)):
+        for threshold, bits in [(0, 22), (-70000, 22), (1000, 22), (5, 23)]:
+            d("less", x, threshold=threshold, bits=bits)
+        d("mul", x, x)
+
+
+@program(1, 63, 64, 65, 130)
+def comparison_of_any_count(d: Draft, data: Data, count: int) -> None:
+    d("less", hidden(d, data, count), threshold=3, bits=22)
+
+
+@program()
+def relu(d: Draft, data: Data) -> None:
+    x = scaled(d, data, 5, 7)
+    d("mul", d("sub", d.constant(1), d("less", x, threshold=0, bits=24)), x)
+
+
+@program()
+def where(d: Draft, data: Data) -> None:
+    x, y, z = hidden(d, data, 5, 7), hidden(d, data, 5, 7), scaled(d, data, 5, 1)
+    d("add", y, d("mul", d("less", z, threshold=-50, bits=24), d("sub", x, y)))
+
+
+@program(1, 2, 5, 8)
+def largest_and_where(d: Draft, data: Data, count: int) -> None:
+    """A tournament that carries positions along: max and argmax of rows, the first of equal ones."""
+    best = d("mul_private", d.client(data.ints(3, count, bits=2)), d.weight(torch.ones(1)))
+    where = d("sub", d.constant(torch.arange(count).expand(3, count)), d("sub", best, best))
+    while d.values[best].shape[1] > 1:
+        n = d.values[best].shape[1]
+        halves = [
+            [d("slice", v, dim=1, start=s, stop=n - n % 2, step=2) for s in (0, 1)]
+            + [d("slice", v, dim=1, start=n - n % 2, stop=n, step=1)] * (n % 2)
+            for v in (best, where)
+        ]
+        lower = d("less", d("sub", halves[0][0], halves[0][1]), threshold=0, bits=5)
+        joined = []
+        for left, right, *rest in halves:
+            won = d("add", left, d("mul", lower, d("sub", right, left)))
+            joined.append(d("concat", won, *rest, dim=1) if rest else won)
+        best, where = joined
+    largest = d.values[best][:, 0]
+    assert torch.equal(largest, next(iter(d.tensors["client"].values())).max(1).values)
+    assert torch.equal(d.values[where][:, 0], next(iter(d.tensors["client"].values())).argmax(1))

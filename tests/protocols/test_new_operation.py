@@ -1,0 +1,94 @@
+"""An operation is a file and its primitive another: those of CONTRIBUTING, in a copy of the package as it is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = re.compile(r"^## Add an operation.*?(?=^## )", re.S | re.M)
+FILE = re.compile(r"Save this as (\S+) in `(\S+)/`:\n\n```python \w+\n(.*?)^```", re.S | re.M)
+
+SCALED = """
+import json
+import torch
+from blindformer.models.graph import Builder, Node, order
+from blindformer.models.interpreter import interpret
+from blindformer.models.program import Program, ProgramError, check_offers
+from blindformer.models.ranges import measure
+from blindformer.models.reference import run
+from blindformer.models.scales import Precision, Scaler
+from blindformer.protocols.base import find
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.ring import Ring
+
+x, weight = torch.randn(4, 8, dtype=torch.float64), torch.randn(8, 8, dtype=torch.float64)
+b, client = Builder(), Node("client", shape=(4, 8), owner="client", name="x", value=x)
+h = b.matmul(client, Node("weight", shape=(8, 8), owner="server", name="w", value=weight))
+squared = b.node("square", b.node("square", h, shape=h.shape), shape=h.shape)
+out = b.add(b.scale(squared, 0.3), b.constant(1.0))
+nodes = order([out])
+scaled = Scaler(measure(nodes, [None]), Precision()).run([out], ["y"])
+program = Program(instructions=tuple(scaled.instructions), outputs=scaled.outputs)
+program.check()
+sources = {name: Ring().encode(value, scale) for known in (scaled.weights, scaled.constants)
+           for name, (value, scale) in known.items()}
+sources.update({name: Ring().encode(x, scale) for name, (_, scale) in scaled.clients.items()})
+(y,) = interpret(program, ClearEngine(sources)).outputs.values()
+y = Ring().decode(y, program.instructions[program.outputs["y"]].scale)
+expected = run(nodes)[id(out)]
+said = {"off": float((y - expected).abs().max() / expected.abs().max()), "offers": []}
+for name in ("beaver", "ckks", "clear", "crypten"):
+    try:
+        check_offers(program, find(name))
+        said["offers"].append(name)
+    except ProgramError as error:
+        said["refused"] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of the package, with the files of the page's section."""
+    copy = tmp_path_factory.mktemp("copy") / "blindformer"
+    for room in ("protocols", "approximations", "models", "parties", "tests"):
+        shutil.copytree(ROOT / room, copy / room)
+    for file in ("__init__.py", "errors.py", "versions.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, copy)
+    (section,) = SECTION.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    files = FILE.findall(section)
+    assert [Path(name).suffix for name, _, _ in files] == [".py"] * 3
+    for name, folder, text in files:
+        (copy / folder / name).write_text(text, encoding="utf-8")
+    return copy
+
+
+def ran(house: Path, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": str(house.parent)},
+        cwd=house, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_passes_the_suites_of_every_protocol(house):
+    """What `clear` computes, at the declared price; a party may be away, and there may be more of them."""
+    many = ["crypten", "crypten_costs"] if find_spec("crypten") else []
+    files = [f"tests/protocols/test_{name}.py" for name in ("conformance", "beaver_costs", *many)]
+    assert f"{10 if many else 6} passed" in ran(house, "-m", "pytest", "-k", "squares", *files)
+
+
+def test_a_compiler_scales_it_and_protocols_without_a_primitive_refuse_it(house):
+    said = json.loads(ran(house, "-c", SCALED))
+    assert said["off"] < 2**-8
+    assert said["offers"] == ["beaver", "clear", "crypten"]
+    assert "needs the operation square, which protocol ckks does not offer" in said["refused"]
