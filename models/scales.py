@@ -24,7 +24,7 @@ from .graph import Node, order
 from .program import Instruction
 from .ranges import Range
 from .revealed import answer_bits
-from .scaling import scale_rules
+from .scaling import scale_rule
 from .widths import near_width, place_widths
 
 COARSE_BITS = 21  # a comparison this wide needs one round less
@@ -96,7 +96,7 @@ class Scaler:
     def place(self, node: Node) -> None:
         """By the rule that its operation names. Sources are placed by their readers."""
         if not node.is_source:
-            scale_rules()["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
+            scale_rule.all["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
 
     def emit(self, node: Node, args: list[int], scale: int, **attributes: Any) -> None:
         """The node's own instruction."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import BlindformerError
-from .rounds import Step
+
+if TYPE_CHECKING:
+    from .rounds import Step
 
 
 class Engine(Protocol):
@@ -30,21 +34,23 @@ class Engine(Protocol):
         ...
 
 
-class Offer(Protocol):
-    """A protocol module's `PROTOCOL`: its name, what it can compute, and in one line who learns what.
+@dataclass(frozen=True)
+class Offer:
+    """A protocol module's `PROTOCOL`: its name, its parties, and in one line who learns what.
 
-    `exact`: whether its integers are those of `clear`, but for the rounding of a rescale.
+    exact      whether its integers are those of `clear`, but for the rounding of a rescale
+    computes   the operations that it has an implementation of, found when they are asked for
     """
 
-    name: ClassVar[str]
-    parties: ClassVar[str]
-    security: ClassVar[str]
-    exact: ClassVar[bool]
+    name: str
+    parties: str
+    security: str
+    exact: bool
+    computes: Callable[[], Collection[str]]
 
     @property
     def offers(self) -> frozenset[str]:
-        """The operations that it has an implementation of."""
-        ...
+        return frozenset(self.computes())
 
 
 @cache

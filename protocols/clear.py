@@ -7,24 +7,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .base import Offer
 from .operations import operations
 from .operations.operation import RESULT, SOURCE, Attributes
 from .ring import sign_extend
 from .rounds import Step
 
-
-class Clear:
-    name = "clear"
-    parties = "one process"
-    security = "none: the reference that other protocols are compared with"
-    exact = True
-
-    @property
-    def offers(self) -> frozenset[str]:
-        return frozenset(operations())
-
-
-PROTOCOL = Clear()
+PROTOCOL = Offer(
+    "clear",
+    parties="one process",
+    security="none: the reference that other protocols are compared with",
+    exact=True,
+    computes=operations,
+)
 
 
 class ClearEngine:

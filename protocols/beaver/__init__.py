@@ -5,20 +5,20 @@ Who learns what, message by message, is stated at the head of each primitive's f
 
 from __future__ import annotations
 
+from ..base import Offer
 from ..operations import of_kind
 
 
-class Beaver:
-    name = "beaver"
-    parties = "server, client, offline dealer"
-    security = "semi-honest, no two parties collude; masks from AES-128-CTR, openings uniform over the ring"
-    exact = True
+def _computes() -> frozenset[str]:
+    from .primitive import primitives
 
-    @property
-    def offers(self) -> frozenset[str]:
-        from .primitive import primitives
-
-        return of_kind("source", "local") | primitives().keys()
+    return of_kind("source", "local") | primitives().keys()
 
 
-PROTOCOL = Beaver()
+PROTOCOL = Offer(
+    "beaver",
+    parties="server, client, offline dealer",
+    security="semi-honest, no two parties collude; masks from AES-128-CTR, openings uniform over the ring",
+    exact=True,
+    computes=_computes,
+)

@@ -9,18 +9,19 @@ Nothing imports TenSEAL here; keys.py and evaluator.py do.
 
 from __future__ import annotations
 
-
-class Ckks:
-    name = "ckks"
-    parties = "client, server"
-    security = "the server follows the protocol and learns sizes alone; CKKS at 128 bits"
-    exact = False
-
-    @property
-    def offers(self) -> frozenset[str]:
-        from .plans import plans
-
-        return frozenset({"client", "weight", "constant"} | plans().keys())
+from ..base import Offer
 
 
-PROTOCOL = Ckks()
+def _computes() -> set[str]:
+    from .plans import plan
+
+    return {"client", "weight", "constant", *plan.all}
+
+
+PROTOCOL = Offer(
+    "ckks",
+    parties="client, server",
+    security="the server follows the protocol and learns sizes alone; CKKS at 128 bits",
+    exact=False,
+    computes=_computes,
+)

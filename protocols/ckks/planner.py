@@ -17,7 +17,7 @@ from .circuit import AffineStep, Circuit, Input, MultiplyStep, Operand, Output
 from .diagonals import blocks_of
 from .packing import Layout, Packing
 from .parameters import CkksError
-from .plans import plans
+from .plans import plan
 from .values import Base, FactoredValue, PlannedInstruction, PlannedValue, element_numbers, is_rows, value_of
 
 Array = np.ndarray
@@ -69,7 +69,7 @@ class Planner:
             return PlannedValue(element_numbers(item.shape), client=self.clients.get(name, name))
         if item.op in ("weight", "constant"):
             return value_of(affine.known(self.known[item.attributes["name"]]), item.shape)
-        found = plans().get(item.op)
+        found = plan.all.get(item.op)
         if found is None:
             raise self.fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")
         args = [self.values[arg] for arg in item.args]

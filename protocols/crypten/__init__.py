@@ -13,20 +13,20 @@ the model and receives the dealer's corrections. Products, powers, rescales and 
 
 from __future__ import annotations
 
+from ..base import Offer
 from ..operations import of_kind
 
 
-class CryptenProtocol:
-    name = "crypten"
-    parties = "two or more parties, the first owns the model; offline dealer"
-    security = "semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps"
-    exact = True
+def _computes() -> frozenset[str]:
+    from .primitives import primitives
 
-    @property
-    def offers(self) -> frozenset[str]:
-        from .primitives import primitives
-
-        return of_kind("source", "local") | primitives().keys()
+    return of_kind("source", "local") | primitives().keys()
 
 
-PROTOCOL = CryptenProtocol()
+PROTOCOL = Offer(
+    "crypten",
+    parties="two or more parties, the first owns the model; offline dealer",
+    security="semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps",
+    exact=True,
+    computes=_computes,
+)
