@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -56,26 +57,41 @@ def asked(task: str, item: Any) -> dict[str, Any]:
     return {"image" if task.startswith("image") else "text": item}
 
 
-def similarities(items: Sequence[Any], embeddings: list[list[float]]) -> list[dict[str, Any]]:
-    """Cosines of all pairs, the most alike first; embeddings are of length one."""
+@dataclass(frozen=True)
+class Answered:
+    """What was asked, and what came of it: a value (Task.read), or why there is none."""
+
+    item: Any
+    value: Any = None
+    error: Exception | None = None
+
+    def row(self, task: str) -> dict[str, Any]:
+        """For JSON."""
+        return as_json(task, self.value) if self.error is None else {"error": str(self.error)}
+
+
+def similarities(task: str, answers: Sequence[Answered], most: int | None = None) -> list[dict[str, Any]]:
+    """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
+    `most` texts."""
+    good = [(shown(answer.item), answer.value) for answer in answers if answer.error is None]
+    if task != "sentence-embedding" or (most is not None and len(good) > most):
+        return []
     rows = [
-        {"a": shown(a), "b": shown(b), "cosine": sum(x * y for x, y in zip(one, other, strict=True))}
-        for (a, one), (b, other) in combinations(zip(items, embeddings, strict=True), 2)
+        {"a": a, "b": b, "cosine": sum(x * y for x, y in zip(one, other, strict=True))}
+        for (a, one), (b, other) in combinations(good, 2)
     ]
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: Sequence[tuple[Any, str]], pairs: list[dict[str, Any]] | None = None) -> Table:
-    """(item, answer in words) by row; of sentence encoders the cosines of `pairs`, where there are any."""
+def answer_table(task: str, answers: Sequence[Answered], pairs: list[dict[str, Any]]) -> Table:
+    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
     if pairs:
-        rows = table("text", "text", "cosine", right=(2,))
-        for pair in pairs:
-            rows.add_row(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}")
-        return rows
-    rows = table("image" if task.startswith("image") else "text", "answer")
-    for item, words in answers:
-        rows.add_row(escape(shown(item)), escape(words))
-    return rows
+        rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]
+        return table("text", "text", "cosine", right=(2,), rows=rows)
+    words = [
+        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
+    ]
+    return table("image" if task.startswith("image") else "text", "answer", rows=words)
 
 
 def _entity(row: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from .output import console, emit, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Party = Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
+SAID = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
 WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
@@ -38,7 +39,7 @@ def make(
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = make_certificates(folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
     if form == "json":
-        emit({"folder": str(folder), "files": [str(file) for file in files], "hosts": list(hosts)})
+        emit({"folder": folder, "files": files, "hosts": hosts})
         return
     console().print(
         f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"
@@ -65,7 +66,7 @@ def add(
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
     if form == "json":
-        emit({"folder": str(folder), "role": role, "files": [str(file) for file in files], "hosts": list(hosts)})
+        emit({"folder": folder, "role": role, "files": files, "hosts": hosts})
         return
     console().print(f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem")
 
@@ -85,10 +86,8 @@ def renew(
 
     found = renew_certificates(folder, days, within, name or ())
     if form == "json":
-        rows = [
-            {"file": str(row.file), "expires": row.expires.isoformat(), "days_left": row.days_left} for row in found
-        ]
-        emit({"folder": str(folder), "renewed": rows})
+        rows = [{"file": row.file, "expires": row.expires, "days_left": row.days_left} for row in found]
+        emit({"folder": folder, "renewed": rows})
         return
     for row in found:
         console().print(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays")
@@ -111,7 +110,7 @@ def revoke(
     found = [fingerprint(certificate) for certificate in revoke(folder, which)]
     file = folder / REVOKED
     if form == "json":
-        emit({"file": str(file), "revoked": found})
+        emit({"file": file, "revoked": found})
         return
     if not found:
         console().print(f"{which} was revoked before: {file} holds it")
@@ -129,24 +128,18 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
 
     found = describe(folder)
     if form == "json":
-        rows = [
-            {
-                "role": row.role,
-                "file": str(row.file),
-                "hosts": list(row.hosts),
-                "expires": row.expires.isoformat(),
-                "days_left": row.days_left,
-                "expired": row.expired,
-                "fingerprint": row.fingerprint,
-                "revoked": row.revoked,
-            }
-            for row in found
-        ]
-        emit({"folder": str(folder), "certificates": rows})
+        rows = [{name: getattr(row, name) for name in SAID} for row in found]
+        emit({"folder": folder, "certificates": rows})
         return
-    shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,))
-    for row in found:
-        until = f"{row.expires:%Y-%m-%d %H:%M} UTC"
-        days = "revoked" if row.revoked else "expired" if row.expired else f"{row.days_left:.0f}"
-        shown.add_row(row.role, str(row.file), ", ".join(row.hosts), until, days, row.fingerprint[:SHOWN])
-    console().print(shown)
+    rows = [
+        (
+            row.role,
+            row.file,
+            ", ".join(row.hosts),
+            f"{row.expires:%Y-%m-%d %H:%M} UTC",
+            "revoked" if row.revoked else "expired" if row.expired else f"{row.days_left:.0f}",
+            row.fingerprint[:SHOWN],
+        )
+        for row in found
+    ]
+    console().print(table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows))

@@ -55,7 +55,7 @@ def compile_model(
         own = loaded.plan()
     warn_untrained(Plan.load(out / "server"), own)
     if form == "json":
-        emit({"out": str(out), "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
+        emit({"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
         return
     _show(found, out)
 

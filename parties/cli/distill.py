@@ -82,7 +82,7 @@ def distill(
             **{name: value for name, value in given.items() if value is not None},
         )
     if form == "json":
-        emit({"folder": str(found.folder), **found.report})
+        emit({"folder": found.folder, **found.report})
         return
     _show(found.folder, found.report, data, cut=isinstance(dataset.train.inputs, list))
 

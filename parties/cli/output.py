@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +16,16 @@ MB = 1e6
 
 
 def emit(value: dict[str, Any]) -> None:
-    """The one JSON object of `--format json`."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """The one JSON object of `--format json`. Paths and errors are written as they are shown, times in ISO format."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, Path | Exception):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def console() -> Console:

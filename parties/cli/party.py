@@ -13,7 +13,7 @@ from typer import Argument, Exit, Option
 from ..heap import keep_freed_memory
 from ..registry import of_parties
 from . import options
-from .answers import answer_table, as_json, in_words, similarities
+from .answers import Answered, answer_table, similarities
 from .items import raise_if_all, read_items
 from .output import MB, console, emit
 from .progress import Phases
@@ -188,10 +188,8 @@ def _emit(member: Any, taken: list[Any]) -> None:
     rows = []
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
-        if item.error is not None:
-            row["error"] = str(item.error)
-        elif member.gets_answers:
-            row |= as_json(member.task, item.value)
+        if item.error is not None or member.gets_answers:
+            row |= Answered(item.item, item.value, item.error).row(member.task)
         rows.append({**row, **_costs(item)})
     emit(
         {
@@ -212,14 +210,10 @@ def _show(member: Any, taken: list[Any]) -> None:
     out, count = console(), len(taken)
     recipient = member.roster.names[member.roster.recipient_rank]
     if member.gets_answers:
-        named = [(item.item or f"query {number}", item) for number, item in enumerate(taken, 1)]
-        words = [
-            (name, in_words(member.task, item.value) if item.error is None else "no answer") for name, item in named
+        rows = [
+            Answered(item.item or f"query {number}", item.value, item.error) for number, item in enumerate(taken, 1)
         ]
-        good = [(name, item.value) for name, item in named if item.error is None]
-        pairs = member.task == "sentence-embedding" and len(good) > 1
-        alike = similarities([name for name, _ in good], [value for _, value in good]) if pairs else None
-        out.print(answer_table(member.task, words, alike))
+        out.print(answer_table(member.task, rows, similarities(member.task, rows)))
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
     if taken:

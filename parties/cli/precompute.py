@@ -64,7 +64,7 @@ def precompute(
         phases.end("load")
         found = make(settings, count, length, phases.step)
     if form == "json":
-        emit({**asdict(found), "stopped": None if found.stopped is None else str(found.stopped)})
+        emit(asdict(found))
     else:
         padded = f" of {found.length} tokens" if found.length else ""
         console().print(

@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
 from . import options
-from .answers import answer_table, as_json, asked, in_words, similarities
+from .answers import Answered, answer_table, asked, similarities
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import loading, prepare
@@ -162,12 +162,13 @@ def _number(length: str) -> int | None:
 
 
 def _row(task: str, item: InputItem, result: Any) -> dict[str, Any]:
-    row = {**item.place, **asked(task, item.value)}
-    if result.length:
-        row["length"] = result.length
-    if result.error is not None:
-        return {**row, "error": str(result.error)}
-    return {**row, **as_json(task, result.value), **({"retried": result.retried} if result.retried else {})}
+    row = {**item.place, **asked(task, item.value), **({"length": result.length} if result.length else {})}
+    retried = {"retried": result.retried} if result.retried and result.error is None else {}
+    return {**row, **_answered(result).row(task), **retried}
+
+
+def _answered(result: Any) -> Answered:
+    return Answered(result.item, result.value, result.error)
 
 
 def _costs(result: Any) -> dict[str, Any]:
@@ -193,15 +194,8 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "learned": reports[-1].learned,
         "versions": versions(),
     }
-    pairs = _pairs(task, answered)
+    pairs = similarities(task, [_answered(result) for _, result in answered], PAIRS_OF)
     emit({**found, "similarities": pairs} if pairs else found)
-
-
-def _pairs(task: str, answered: list[tuple[InputItem, Any]]) -> list[dict[str, Any]]:
-    good = [result for _, result in answered if result.error is None]
-    if task != "sentence-embedding" or not 1 < len(good) <= PAIRS_OF:
-        return []
-    return similarities([result.item for result in good], [result.value for result in good])
 
 
 def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -210,10 +204,8 @@ def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(answered)}{padded}\n")
-    words = [
-        (result.item, in_words(task, result.value) if result.error is None else "no answer") for _, result in answered
-    ]
-    out.print(answer_table(task, words, _pairs(task, answered)))
+    rows = [_answered(result) for _, result in answered]
+    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF)))
     reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")
     again = sum(bool(result.retried) for _, result in answered)

@@ -8,7 +8,7 @@ from typer import Argument, Exit, Option
 
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .answers import answer_table, as_json, asked, in_words, similarities
+from .answers import Answered, answer_table, asked, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
@@ -80,13 +80,14 @@ def run(
         )
     task, order = loaded.task, [places[place] for place in encoded]
     errors |= {order[place]: error for place, error in found.errors.items()}
-    values = {
-        index: read_answer(task, private, given, item=None if images else items[index].value)
-        for index, private, given in zip(order, found.private, inputs, strict=True)
-        if index not in errors
-    }
+    answers = {index: Answered(items[index].value, error=error) for index, error in errors.items()}
+    for index, private, given in zip(order, found.private, inputs, strict=True):
+        if index not in errors:
+            asked_item = items[index].value
+            value = read_answer(task, private, given, item=None if images else asked_item)
+            answers[index] = Answered(asked_item, value)
     results = [
-        {**item.place, **asked(task.pipeline, item.value), **_answer(task.pipeline, index, values, errors)}
+        {**item.place, **asked(task.pipeline, item.value), **answers[index].row(task.pipeline)}
         for index, item in enumerate(items)
     ]
     for index in sorted(errors):
@@ -94,31 +95,24 @@ def run(
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
     if roster is not None:
         summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
-    if task.pipeline == "sentence-embedding" and len(values) > 1:
-        summary["similarities"] = similarities([items[index].value for index in values], list(values.values()))
+    in_order = [answers[index] for index in range(len(items))]
+    if pairs := similarities(task.pipeline, in_order):
+        summary["similarities"] = pairs
     if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
-        words = [
-            (item.value, in_words(task.pipeline, values[index]) if index in values else "no answer")
-            for index, item in enumerate(items)
-        ]
-        _show(loaded.name, task.pipeline, words, summary, found.reports)
+        _show(loaded.name, task.pipeline, in_order, summary, found.reports)
     if errors:
         raise Exit(1)
-
-
-def _answer(task: str, index: int, values: dict[int, Any], errors: dict[int, Any]) -> dict[str, Any]:
-    return as_json(task, values[index]) if index in values else {"error": str(errors[index])}
 
 
 def _roster(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
     """Who is who among N parties; None for another protocol. Refuses what cannot be before anything slow happens.
 
-    Errors: RosterError, CryptenError.
+    Errors: PartiesError, CryptenError.
     """
     from ..local.protocols import find_kind
-    from ..many.roster import Roster, RosterError, numbered
+    from ..session.parties import Parties, PartiesError, numbered
 
     entry = find(protocol)
     if not entry.reference or parties != DEFAULT_PARTIES:
@@ -127,11 +121,11 @@ def _roster(protocol: str, parties: int, recipient: str | None, owners: list[str
         pairs = [item.rpartition("=") for item in owners]
         for name, equals, _ in pairs:
             if not name or not equals:
-                raise RosterError("--owner: say INPUT=NAME, such as attention_mask=carol")
-        return Roster(numbered(parties).names, {name: who for name, _, who in pairs}, recipient or "")
+                raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
+        return Parties(numbered(parties).names, {name: who for name, _, who in pairs}, recipient or "")
     for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
         if given:
-            raise RosterError(
+            raise PartiesError(
                 f"{option}: protocol {protocol} has fixed parties; use --protocol {' or '.join(of_parties())}"
             )
     return None
@@ -145,7 +139,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[Answered], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..reports.report import each_in_words
 
     out, local = console(), find(summary["protocol"]).local
@@ -155,7 +149,7 @@ def _show(name: str, task: str, answers: list[tuple[Any, str]], summary: dict[st
         out.print(f"the answers go to {summary['recipient']}")
     padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
-    out.print(answer_table(task, answers, summary.get("similarities")))
+    out.print(answer_table(task, answers, summary.get("similarities", [])))
     out.print(
         f"\n{costs(reports, 'a text' if summary['length'] else 'an image')}   "
         f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"

@@ -24,7 +24,7 @@ def spool(
     rows, used = found.rows(), len(found.ledger.audit())
     ready = sum(row.ready for row in rows)
     if form == "json":
-        emit({"folder": str(folder), "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]})
+        emit({"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]})
         return
     shown = [
         (

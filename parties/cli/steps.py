@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ...errors import BlindformerError
 from .items import read_lines
 from .options import PRIVATE_PLANS
 from .progress import Phases
@@ -22,12 +21,6 @@ def prepare() -> None:
     """Quiet the libraries that write to the terminal uninvited."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def check_folder(folder: Path) -> None:
-    """Errors: BlindformerError if a service's part of a compiled folder is not there at all."""
-    if not folder.is_dir():
-        raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
 
 
 @contextmanager

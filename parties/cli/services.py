@@ -1,0 +1,185 @@
+"""`blindformer serve`, `dealer` and `helper`: the long-lived services, and what their commands share."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.console import Console
+from rich.markup import escape
+from typer import Argument, Option
+
+from ...errors import BlindformerError
+from ..heap import keep_freed_memory
+from ..registry import find_served, resolve, served_with
+from . import options
+from .steps import prepare
+
+if TYPE_CHECKING:
+    from ..config import Role, Settings
+
+ELSEWHERE = {"config", "certs", "timeout", "lifeline"}  # options that are no settings of a service's own section
+
+
+@dataclass(frozen=True)
+class Service:
+    """The options of every service. The first three are shared settings, the others of its own section, by their names
+    there."""
+
+    config: options.Config = None
+    certs: options.Certs = None
+    timeout: options.Silence = None
+    listen: options.Listen = None
+    sessions: Annotated[int | None, Option(help="Open sessions at most.")] = None
+    workers: Annotated[int | None, Option(help="Queries computing at once (default: one for each core).")] = None
+    queue: Annotated[int | None, Option(help="Queries that may wait for a worker.")] = None
+    share: Annotated[float | None, Option(help="Of the sessions and of the queue, what one certificate may hold.")] = (
+        None
+    )
+    idle: Annotated[float | None, Option(help="Seconds that a session may be silent between two queries.")] = None
+    query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
+    metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
+    grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
+    log_format: Annotated[
+        str | None, Option(click_type=options.one_of("text", "json"), help="text or json, on stderr.")
+    ] = None
+    # For a program that starts a service for itself (local/services.py).
+    lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
+
+    @property
+    def stdin(self) -> int | None:
+        """The file whose end is the service's, if it has one."""
+        return 0 if self.lifeline else None
+
+    def settings(
+        self, role: Role, protocols: Collection[str] | None, own: Mapping[str, Any], **shared: Any
+    ) -> Settings:
+        """The settings (parties/config.py) that the options stand for. `own`: the command's own, of its section.
+
+        Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
+        """
+        prepare()
+        keep_freed_memory()
+        from ..config import load_settings
+
+        flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)
+        shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
+        found = load_settings(
+            self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in flags.items()}
+        )
+        folder = getattr(getattr(found, role), "folder", None)
+        if folder is not None and not folder.is_dir():
+            raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
+        return found
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Of section [server], by their names there."""
+
+    spool: Annotated[Path | None, Option(help="Keep correlations made ahead in this folder.")] = None
+    queries_each: Annotated[int | None, Option(help="Texts that one certificate's name may ask in a period.")] = None
+    queries_period: Annotated[float | None, Option(help="The period, in seconds (default: a day).")] = None
+    state: Annotated[Path | None, Option(help="Count them in this folder, over restarts.")] = None
+    keys_gb: Annotated[float | None, Option(help="ckks: what clients' evaluation keys may take on disk.")] = None
+    keys_memory_gb: Annotated[float | None, Option(help="ckks: what they may take in a worker's memory.")] = None
+    keys_seconds: Annotated[float | None, Option(help="ckks: seconds of no use after which keys are gone.")] = None
+    weights_memory_gb: Annotated[float | None, Option(help="ckks: what encoded weights may take there.")] = None
+    query_processes: Annotated[int | None, Option(help="ckks: processes that share one query (default: 1).")] = None
+
+
+@options.grouped
+def server(
+    *,
+    folder: Annotated[Path | None, Argument(help="The server's part of a compiled folder.")] = None,
+    protocol: options.Served = None,
+    dealer: options.DealtFrom = None,
+    topology: Annotated[str | None, Option(help="dealer, or helper: a second server takes the client's seat.")] = None,
+    own: ServerOptions,
+    any_ring: options.AnyRing = False,
+    given: Service,
+) -> None:
+    """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
+    settings = given.settings("server", None, {"folder": folder, **vars(own)}, **shared)
+    more: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
+    serve = resolve(find_served(settings.session.protocol).service)
+    serve(settings, banner(settings.server.log_format), given.stdin, **more)
+
+
+@options.grouped
+def dealer(given: Service) -> None:
+    """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    settings = given.settings("dealer", served_with("dealer"), {})
+    from ..service.dealer import DealerService
+    from ..service.running import run
+
+    run(
+        "dealer",
+        settings.dealer,
+        lambda limits, scratch: DealerService(settings, limits, scratch),
+        banner(settings.dealer.log_format),
+        lifeline=given.stdin,
+    )
+
+
+@options.grouped
+def helper(
+    *,
+    folder: Annotated[Path | None, Argument(help="The helper's part of a compiled folder.")] = None,
+    server: Annotated[str | None, Option(help="HOST:PORT of the server.")] = None,
+    dealer: options.DealtFrom = None,
+    cache: Annotated[Path | None, Option(help="Keep the server's masked weights here.")] = None,
+    given: Service,
+) -> None:
+    """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
+
+    Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
+    """
+    shared = {
+        "parties.server.address": server,
+        "parties.dealer.address": dealer,
+        "session.topology": "helper",
+    }
+    settings = given.settings("helper", served_with("dealer"), {"folder": folder, "cache": cache}, **shared)
+    from ..service.helper import HelperService
+    from ..service.running import run
+
+    run(
+        "helper",
+        settings.helper,
+        lambda limits, scratch: HelperService(settings, limits, scratch),
+        banner(settings.helper.log_format),
+        lifeline=given.stdin,
+    )
+
+
+def banner(log_format: str) -> Callable[[Any], None] | None:
+    """What a service says of itself when it is ready; None where its log is for programs."""
+    return show if log_format == "text" else None
+
+
+def show(said: Any) -> None:
+    """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
+    from ..service.running import SECURITY_BITS
+
+    limits, out = said.limits, Console(stderr=True, highlight=False, soft_wrap=True)
+    until = datetime.datetime.fromtimestamp(said.expires, datetime.UTC)
+    days = (said.expires - time.time()) / 86400
+    out.print(f"[bold]Blindformer {said.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
+    out.print(f"secure against  {said.adversary}")
+    out.print(f"with the help of  {said.helpers}")
+    out.print(f"serves  {escape(said.about)}")
+    for program in said.programs:
+        out.print(f"        program {program[:16]}")
+    out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC, {days:.0f} days")
+    if said.metrics is not None:
+        out.print(f"metrics  http://{said.metrics}/metrics")
+    if said.limit:
+        out.print(f"limit  {escape(said.limit)}")
+    at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
+    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")
