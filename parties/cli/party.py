@@ -51,7 +51,7 @@ def party(
     with loading(threads, notes=1) as phases:
         from ...protocols.errors import BlindformerError
         from ..config import load_settings
-        from ..many.roster import DEALER, RosterError
+        from ..session.parties import DEALER, PartiesError
 
         flags = {
             "session.protocol": protocol,
@@ -64,22 +64,22 @@ def party(
         settings = load_settings(config, of_parties(), **flags)
         if not name:
             known = ", ".join([*settings.crypten.parties, DEALER])
-            raise RosterError(f"--party: is not given; choose one of {known}")
+            raise PartiesError(f"--party: is not given; choose one of {known}")
         if name == DEALER:
             _deal(settings, phases, form)
             return
         from ..config import parse_address
-        from ..many.member import Member
+        from ..service.party import Member
 
         try:
             at = None if listen is None else parse_address(listen)
         except ValueError as error:
-            raise RosterError(f"--listen {listen}: {error}") from None
+            raise PartiesError(f"--listen {listen}: {error}") from None
         member = Member(settings, name, listen=at, folder=folder)
         if member.values or text or file:
             member.give(_items(member, text or [], file or [], field))
         if ahead and not member.asks:
-            raise RosterError(f"--ahead: is for the party that asks, {member.roster.names[member.roster.asker]}")
+            raise PartiesError(f"--ahead: is for the party that asks, {member.parties.names[member.parties.asker]}")
         phases.end("load")
         listener = member.listen()
         _announce(member, listener)
@@ -115,27 +115,27 @@ def _items(member: Any, texts: list[str], files: list[Path], field: str | None) 
 
 
 def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..many.member import DealerMember
-    from ..many.roster import DEALER
+    from ..service.party import DealerMember
+    from ..session.parties import DEALER
 
     member = DealerMember(settings)
     phases.end("load")
     listener = member.listen()
     helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
-    _banner(DEALER, member.roster, member.identity, listener, helpers)
+    _banner(DEALER, member.parties, member.identity, listener, helpers)
     member.deal(listener, _refused)
     if form == "json":
-        emit({"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.roster.names)})
+        emit({"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.parties.names)})
     else:
         console().print("the session is over; the dealer's seeds and keys are forgotten")
 
 
 def _announce(member: Any, listener: Any) -> None:
     helpers = "an offline dealer, which sees no input, no weight and no opened value"
-    _banner(member.name, member.roster, member.identity, listener, helpers, member.held.program.hash())
+    _banner(member.name, member.parties, member.identity, listener, helpers, member.held.program.hash())
 
 
-def _banner(name: str, roster: Any, identity: Any, listener: Any, helpers: str, program: str = "") -> None:
+def _banner(name: str, parties: Any, identity: Any, listener: Any, helpers: str, program: str = "") -> None:
     """Who this is and what it protects, on stderr: results go to stdout."""
     from ...protocols.crypten import PROTOCOL
     from ..service.running import SECURITY_BITS
@@ -144,7 +144,7 @@ def _banner(name: str, roster: Any, identity: Any, listener: Any, helpers: str, 
     out.print(f"[bold]Blindformer {name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits   mutual TLS 1.3")
     out.print(f"secure against  {PROTOCOL.security}")
     out.print(f"with the help of  {helpers}")
-    out.print(f"parties  {escape(who_is_who(roster))}")
+    out.print(f"parties  {escape(who_is_who(parties))}")
     if program:
         out.print(f"program  {program[:16]}")
     until = f"certificate good until {datetime.datetime.fromtimestamp(identity.expires, datetime.UTC):%Y-%m-%d %H:%M}"
@@ -155,15 +155,15 @@ def _banner(name: str, roster: Any, identity: Any, listener: Any, helpers: str, 
     out.print(f"at  {host}:{port}   {until} UTC\n")
 
 
-def who_is_who(roster: Any) -> str:
+def who_is_who(parties: Any) -> str:
     """One line: every party, with what it has and gets."""
-    named: dict[str, list[str]] = {name: [] for name in roster.names}
-    named[roster.names[0]].append("the model")
-    for item, name in roster.owners.items():
+    named: dict[str, list[str]] = {name: [] for name in parties.names}
+    named[parties.names[0]].append("the model")
+    for item, name in parties.owners.items():
         named[name].append(item)
-    if roster.data or not roster.owners:
-        named[roster.names[roster.asker] if not roster.data else roster.data].append("the data")
-    named[roster.names[roster.recipient_rank]].append("the answers")
+    if parties.data or not parties.owners:
+        named[parties.names[parties.asker] if not parties.data else parties.data].append("the data")
+    named[parties.names[parties.recipient_rank]].append("the answers")
     return "   ".join(name + (f" ({', '.join(has)})" if has else "") for name, has in named.items())
 
 
@@ -195,8 +195,8 @@ def _emit(member: Any, taken: list[Any]) -> None:
         {
             "party": member.name,
             "protocol": member.settings.session.protocol,
-            "parties": list(member.roster.names),
-            "recipient": member.roster.names[member.roster.recipient_rank],
+            "parties": list(member.parties.names),
+            "recipient": member.parties.names[member.parties.recipient_rank],
             "program": member.held.program.hash(),
             "setup_bytes": member.setup_bytes,
             "queries": len(taken),
@@ -208,7 +208,7 @@ def _emit(member: Any, taken: list[Any]) -> None:
 
 def _show(member: Any, taken: list[Any]) -> None:
     out, count = console(), len(taken)
-    recipient = member.roster.names[member.roster.recipient_rank]
+    recipient = member.parties.names[member.parties.recipient_rank]
     if member.gets_answers:
         rows = [
             Answered(item.item or f"query {number}", item.value, item.error) for number, item in enumerate(taken, 1)

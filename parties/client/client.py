@@ -17,7 +17,8 @@ from ...protocols.ckks.parameters import CkksError
 from ..config import Settings, load_settings
 from ..local.services import LOCAL
 from ..reports.report import Report, phases_in_words, requests_in_words
-from ..session import Progress, UseSpool
+from ..session.client import UseSpool
+from ..session.online import Progress
 from .base import BaseClient, ClientError
 from .sessions import SessionTransport
 

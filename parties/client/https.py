@@ -31,8 +31,9 @@ from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import encrypted_report
 from ..service.limits import cores
-from ..session import Progress, Timings, rss_mb
 from ..session.compute_slots import SlotsBusy
+from ..session.online import Progress
+from ..session.timings import Timings, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
 from .secret_keys import KeptKeys
 from .transport import Reply, Transport

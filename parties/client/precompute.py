@@ -9,8 +9,9 @@ from typing import cast
 from ...models.artifacts import load_client
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session import ClientParty, Progress
+from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
+from ..session.online import Progress
 from ..session.spool import SpoolError
 from .sessions import SessionTransport
 

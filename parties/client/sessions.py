@@ -17,9 +17,10 @@ from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import two_party_report
-from ..session import Answer, ClientParty, Progress, UseSpool
+from ..session.client import Answer, ClientParty, UseSpool
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet_server, my_hello, new_session, seed_dealer, tell
+from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
 from .transport import Reply, Transport
 

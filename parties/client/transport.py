@@ -16,8 +16,8 @@ from ...models.artifacts import ClientLength, ClientPart, Question
 from ..config import Address, Role, Settings
 from ..local.services import LocalServices
 from ..reports.report import Report
-from ..session import Progress
 from ..session.compute_slots import SlotsBusy
+from ..session.online import Progress
 
 
 @dataclass

@@ -26,7 +26,7 @@ from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..many.roster import Roster, numbered
 from ..reports.report import Report, clear_report
-from ..session import rss_mb
+from ..session.timings import rss_mb
 from .launcher import LocalAnswer, LocalParties, Progress
 from .protocols import REFERENCE, find_kind
 

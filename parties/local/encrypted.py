@@ -12,7 +12,8 @@ from torch import Tensor
 from ...models.artifacts import Question
 from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
-from ..session import Progress, Timings
+from ..session.online import Progress
+from ..session.timings import Timings
 from .launcher import LocalAnswer
 from .services import LOCAL
 

@@ -23,7 +23,7 @@ from ...protocols.channel import Meter
 from ...protocols.errors import BlindformerError
 from ...protocols.ring import RangeError
 from ..certificates.issuing import make_certificates
-from ..session import Timings
+from ..session.timings import Timings
 from .processes import START_SECONDS, LaunchError, Processes, Progress
 
 ROLES = ("dealer", "server", "client")

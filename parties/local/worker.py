@@ -126,8 +126,9 @@ def _listen(config: Config, role: str) -> Listener:
 def _deal(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     with _listen(config, "dealer") as listener:
         _use_threads(config.threads)
-        from ..session import DealerParty, MemorySeeds, left_for, receive_seed
+        from ..session.dealer import DealerParty, left_for, receive_seed
         from ..session.meeting import accept, meet_as_dealer, tell
+        from ..session.seeds import MemorySeeds
 
         seeds = MemorySeeds()
         while True:  # first the client, which leaves its seed, then the server
@@ -154,9 +155,10 @@ def _serve(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
         from ...models.artifacts import load_server
         from ...protocols.rounds import over_channel
         from ...protocols.streams import new_seed
-        from ..session import ServerParty, serve_parts
         from ..session.meeting import accept, meet_client, meet_dealer, my_hello, tell
+        from ..session.server import ServerParty
         from ..session.uniformity import UniformityWitness
+        from ..session.weights import serve_parts
 
         served = serve_parts([load_server(config.folder).for_length(config.length)], new_seed())
         for offered in served.values():
@@ -189,7 +191,7 @@ def _ask(config: Config, commands: queue.Queue[dict[str, Any]]) -> None:
     context = client_context(config.certificates, "client")
     _use_threads(config.threads)
     from ...models.artifacts import load_client
-    from ..session import ClientParty
+    from ..session.client import ClientParty
     from ..session.meeting import meet_server, my_hello, new_session, seed_dealer, tell
 
     part = load_client(config.folder).for_length(config.length)

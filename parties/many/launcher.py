@@ -16,7 +16,7 @@ from ...protocols.errors import BlindformerError
 from ..certificates.issuing import make_certificates
 from ..local.launcher import QUERY_ERRORS, LocalAnswer
 from ..local.processes import START_SECONDS, LaunchError, Processes, Progress
-from ..session import Timings
+from ..session.timings import Timings
 from .roster import DEALER, Roster
 
 

@@ -10,7 +10,7 @@ from ...models.handover import is_handed_over
 from ...models.pricing import Price, price
 from ...models.program import Program
 from ..many.roster import Roster
-from ..session import Timings
+from ..session.timings import Timings
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name

@@ -15,7 +15,7 @@ from ...models.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session import DealerParty, left_for, receive_seed
+from ..session.dealer import DealerParty, left_for, receive_seed
 from ..session.meeting import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control

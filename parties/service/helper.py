@@ -10,7 +10,7 @@ from ...models.artifacts import HelperLength, load_helper
 from ...models.handover import hand_over
 from ...models.pricing import price
 from ..config import Settings
-from ..session import ClientParty
+from ..session.client import ClientParty
 from ..session.helper.heartbeat import Heartbeat
 from ..session.helper.party import HelperParty
 from ..session.meeting import meet_client, meet_server, my_hello, seed_dealer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..session import MemorySeeds, SeedError
+from ..session.seeds import MemorySeeds, SeedError
 from .child import Control
 from .control import ChildReport, Introduced, Keep, Take
 

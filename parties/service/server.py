@@ -12,12 +12,13 @@ from ...models.artifacts.circuits import texts_of
 from ...models.artifacts.server import ServerLength, ServerPart
 from ...models.handover import hand_over
 from ..config import Settings
-from ..session import Served, ServerParty, serve_parts
 from ..session.compute_slots import LimitReached
-from ..session.helper.owner_shares import OwnerShares, seat_of, serve_owner
+from ..session.helper.owner_shares import OwnerShares, part_of
 from ..session.mask_seed import load_secret
 from ..session.meeting import meet_client, meet_dealer, my_hello
+from ..session.server import ServerParty
 from ..session.spool import Spool
+from ..session.weights import Served, serve_parts
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -25,6 +26,7 @@ from .children import ConnectionKind
 from .control import Limited
 from .limits import ServiceLimits
 from .quota import quota_in_words, quota_of
+from .relay import serve_owner
 from .rendezvous import Rendezvous
 from .running import Announcement, run
 from .sessions import SessionService, answered, telling
@@ -77,9 +79,9 @@ class ServerService(SessionService):
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.telling(channel):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
-            seat = seat_of(channel, served.program)
+            part = part_of(channel, served.program)
             self.introduce(channel, hello, control)
-        (self._relay if seat == "owner" else self._session)(channel, served, hello, control)
+        (self._relay if part == "owner" else self._session)(channel, served, hello, control)
 
     def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"

@@ -13,10 +13,10 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
 from ..certificates.identity import Identity
 from ..config import Settings
-from ..session import Timings
 from ..session.compute_slots import SlotsBusy
 from ..session.meeting import tell
 from ..session.spool import Spool
+from ..session.timings import Timings
 from ..transport.handshake import Hello
 from ..transport.probe import answer_probe, is_probe
 from ..transport.tls import TlsChannel, welcome

@@ -33,7 +33,7 @@ from .spool.agree import Missing, Proposals, Ref
 from .timings import Timings
 
 UseSpool = Literal["auto", "only", "off"]
-STOP_SECONDS = 5.0
+CLOSE_TIMEOUT = 5.0
 
 
 @dataclass
@@ -167,7 +167,7 @@ class ClientParty:
         with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
             self.server.send_message({"bye": True})
         self.server.close()
-        self.settle(STOP_SECONDS)
+        self.settle(CLOSE_TIMEOUT)
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until nothing goes on in the background."""

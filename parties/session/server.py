@@ -32,7 +32,7 @@ from .spool.ledger import Entry
 from .timings import Timings
 from .weights import Served
 
-GOODBYE_SECONDS = 5.0
+CLOSE_TIMEOUT = 5.0
 T = TypeVar("T")
 
 
@@ -123,7 +123,7 @@ class ServerParty:
 
     def close(self) -> None:
         """End the session in order, after `serve`."""
-        if self._rest(GOODBYE_SECONDS) and self._dealing is not None:
+        if self._rest(CLOSE_TIMEOUT) and self._dealing is not None:
             self._dealing.goodbye()
         for channel in self.abandon():
             channel.close()
@@ -132,7 +132,7 @@ class ServerParty:
         """Stop what goes on in the background; returns the channels that are open, for the caller to tell and close."""
         if not self._rest(0) and self._dealer is not None:
             self._dealer.interrupt()
-            self._rest(GOODBYE_SECONDS)
+            self._rest(CLOSE_TIMEOUT)
         return [self.client] if self._dealer is None else [self.client, self._dealer]
 
     def _rest(self, seconds: float) -> bool:
@@ -143,7 +143,7 @@ class ServerParty:
         return self._work
 
     def _wait(self, work: Ahead[T], what: str) -> T:
-        """The client hears from us meanwhile, so that silence always means death."""
+        """The client hears from us meanwhile, so that a silence always means that somebody is gone."""
         return work.result(self._beat, lambda: self.client.send_message({"waiting": what}))
 
     def _go_live(self) -> None:

@@ -20,9 +20,13 @@ from ...protocols.streams import new_seed
 from ..local.launcher import LocalAnswer, Progress
 from ..transport.memory import MemoryChannel, memory_pair
 from ..transport.shaping import ShapedChannel
-from . import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, Served, ServerParty, left_for, receive_seed
+from .client import ClientParty
 from .compute_slots import ComputeSlots, Unlimited
+from .dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from .meeting import my_hello, new_session
+from .seeds import MemorySeeds
+from .server import ServerParty
+from .weights import Served
 
 IDLE_SECONDS = 86400.0
 Connect = Callable[[str, str], tuple[Channel, Channel]]  # the ends of one party and of another

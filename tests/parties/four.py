@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import torch
 from blindformer.models.handover import hand_over
-from blindformer.parties.session import ClientParty, Served, ServerParty
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.parties.session.helper.owner_shares import OwnerShares
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.meeting import new_session, tell
+from blindformer.parties.session.server import ServerParty
 from blindformer.parties.session.threads import ThreadDealer
+from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.errors import PeerError
 from blindformer.protocols.streams import new_seed

@@ -16,18 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from blindformer.parties.session import (
-    ClientParty,
-    DealerParty,
-    MemoryPrograms,
-    MemorySeeds,
-    ServerParty,
-    left_for,
-    receive_seed,
-    serve_parts,
-)
+from blindformer.parties.session.client import ClientParty
+from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_hello, new_session
+from blindformer.parties.session.seeds import MemorySeeds
+from blindformer.parties.session.server import ServerParty
 from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.weights import serve_parts
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
 from blindformer.parties.transport.handshake import Hello, hello
 from blindformer.parties.transport.probe import PeerFacts, answer_probe

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
-from blindformer.parties.session import DealerParty, MemoryPrograms, MemorySeeds, left_for
 from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for
+from blindformer.parties.session.seeds import MemorySeeds
 from blindformer.parties.session.spool import SpoolError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
-from blindformer.parties.session import ClientParty
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
 from blindformer.parties.transport.probe import PeerFacts

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from blindformer.models.interpreter import interpret
 from blindformer.models.program import Program
-from blindformer.parties.session import ClientParty
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import pack_shares, split

@@ -2,9 +2,10 @@
 
     owner.py        the data owner: splits its values, a seed to one server, a tensor to the other; adds answers
     party.py        the helper: a client's session whose sources are the shares it is sent
-    desk.py         the server: takes the owner's shares, gives the owner its answer shares
-    rendezvous.py   the server's two processes of one session, the helper's and the owner's, find each other
-    pulse.py        tells who waits that this side lives
+    owner_shares.py the server: takes the owner's shares, gives the owner its answer shares
+    heartbeat.py    tells who waits that this side lives
+
+The server has two processes for one session, the helper's and the owner's: service/relay.py and service/rendezvous.py.
 
     owner  -> server, helper   hello, with the session's id, which the owner draws
     helper -> server, dealer   hello, with the same id, then all that a client does (session/)

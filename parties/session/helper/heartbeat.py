@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerError
 
-BEATS = 3  # in the time after which a peer takes silence for death
+BEATS = 3  # in the time after which a silent peer counts as gone
 
 
 class Heartbeat:
@@ -33,7 +33,7 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         self.place = 0
         self._over, self._failures = threading.Event(), list[PeerError]()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="blindformer pulse")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="blindformer heartbeat")
         self._thread.start()
         return self
 

@@ -18,10 +18,12 @@ from ....protocols.channel import Channel, Meter
 from ....protocols.errors import PeerError, PeerProtocolError
 from ....protocols.streams import new_seed
 from ...transport.frames import printable
-from .. import Answer, Progress, Timings, peak_rss_mb
+from ..client import Answer
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet_helper, meet_server, my_hello, new_session, tell
 from ..messages import amount, hear
+from ..online import Progress
+from ..timings import Timings, peak_rss_mb
 
 REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
             "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -10,13 +10,8 @@ from ....models.handover import answer_layout, input_layout, is_handed_over
 from ....models.program import Program
 from ....protocols.beaver.owner import layout_bytes, pack_shares, unpack_shares
 from ....protocols.channel import Channel
-from ....protocols.errors import PeerError, PeerProtocolError, PeerRefused
-from ...service.rendezvous import OWNER, Rendezvous
+from ....protocols.errors import PeerProtocolError, PeerRefused
 from ...transport.frames import say_why
-from ..compute_slots import LimitReached
-from ..messages import SAME_VERSION, limit_message, patient
-
-RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; the owner's only waits for it
 
 
 class OwnerShares:
@@ -45,7 +40,7 @@ class OwnerShares:
         self._count += 1
 
 
-def seat_of(channel: Channel, program: Program) -> str:
+def part_of(channel: Channel, program: Program) -> str:
     """What a peer that asked for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
 
     Errors: `PeerRefused` if its role does not fit the program; it has been told.
@@ -58,76 +53,3 @@ def seat_of(channel: Channel, program: Program) -> str:
     error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
     say_why(channel, error)
     raise error
-
-
-Count = Callable[[], None]
-
-
-def serve_owner(
-    owner: Channel,
-    program: Program,
-    rendezvous: Rendezvous,
-    session: str,
-    timeout: float,
-    idle: float | None = None,
-    count: Count | None = None,
-) -> int:
-    """All that the owner's process does after the hello; returns the number of queries. Errors: `PeerError`."""
-    owner.send_message({"open": True} if count is None else {"open": True, "counts": True})
-    link = rendezvous.meet(session, OWNER, timeout, lambda: owner.send_message({"waiting": "helper"}))
-    try:
-        return relay(owner, link, program, idle, count)
-    finally:
-        link.close()
-
-
-def relay(
-    owner: Channel, session: Channel, program: Program, idle: float | None = None, count: Count | None = None
-) -> int:
-    """In the owner's process: pass on shares and answers until it says goodbye; returns the number of queries.
-
-    count   called once for each query, when the owner says that it is going to ask, and before its shares are taken:
-            `LimitReached` refuses it
-
-    Errors: `PeerError` of either side; the other one has been told why, and the owner in the session's own words.
-    """
-    inputs, answers = layout_bytes(input_layout(program)), layout_bytes(answer_layout(program))
-    done = counted = 0
-    while True:
-        try:
-            with patient(owner, idle):
-                message = owner.recv_message()
-            if message.get("bye"):
-                return done
-            if count is not None and "count" in message:
-                try:
-                    if counted == done:  # else it asks again, of a helper that was busy
-                        count()
-                        counted += 1
-                    owner.send_message({"counted": done})
-                except LimitReached as limit:
-                    owner.send_message(limit_message(limit))
-                continue
-            if count is not None and counted == done:
-                error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
-                say_why(owner, error)
-                raise error
-            shares = owner.recv(inputs)
-        except PeerError as error:
-            say_why(session, error)
-            raise
-        try:
-            session.send_message(message)
-            session.send(shares)
-            with patient(session, RELAY_SECONDS):
-                reply = session.recv_message()
-            answer = session.recv(answers)
-        except PeerError as error:
-            # Our own other process has failed: this is the server's error, in the words it used.
-            what = error.what.removeprefix("stopped and said: ")
-            owner.send_message({"error": {"kind": type(error).__name__, "what": what}})
-            owner.close()
-            raise
-        owner.send_message(reply)
-        owner.send(answer)
-        done += 1

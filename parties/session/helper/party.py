@@ -11,9 +11,10 @@ from ....models.handover import answer_layout, input_layout
 from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerGone
-from .. import Answer, ClientParty, Timings
+from ..client import Answer, ClientParty
 from ..compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from ..messages import Seed, amount, patient, read, read_number
+from ..timings import Timings
 from .heartbeat import Heartbeat
 
 OnQuery = Callable[[int, Timings], None]
@@ -29,12 +30,12 @@ class HelperParty:
         self.owner, self.party, self.admission = owner, party, admission or Unlimited()
         self._inputs, self._answers = input_layout(party.program), answer_layout(party.program)
         # Without the owner there is nobody to compute for: whoever waits for the server is woken up.
-        self._pulse = Heartbeat(owner, party.server.interrupt)
+        self._heartbeat = Heartbeat(owner, party.server.interrupt)
         party.waiting = self._waiting
 
     def set_up(self) -> None:
         """Do what a client does to open a session, while the owner waits."""
-        with self._pulse:
+        with self._heartbeat:
             self.party.set_up()
         self.owner.send_message({"open": True, "setup_bytes": self.party.setup_bytes})
 
@@ -56,10 +57,10 @@ class HelperParty:
     def _query(self, number: int, more: bool, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
         try:
-            with self._pulse, self.admission.slot(number, self._queued):
+            with self._heartbeat, self.admission.slot(number, self._queued):
                 sources = _Awaited(self._inputs, lambda: self._fetch(number))
                 answer = self.party.query(sources, more=more)
-                with self._pulse.silent():
+                with self._heartbeat.silent():
                     self.owner.send_message({"answer": number, **_report(answer)})
                     self.owner.send(pack_shares(answer.outputs, self._answers))
                 if on_query:
@@ -71,7 +72,7 @@ class HelperParty:
 
     def _fetch(self, number: int) -> Mapping[str, Tensor]:
         """Both servers are ready: now the owner sends its shares, this side's as a seed."""
-        with self._pulse.silent():
+        with self._heartbeat.silent():
             self.owner.send_message({"ready": number})
             message = self.owner.recv_message()
         if message.get("bye"):
@@ -80,7 +81,7 @@ class HelperParty:
         return seed_shares(bytes.fromhex(seed), self._inputs)
 
     def _queued(self, place: int) -> None:
-        self._pulse.place = place
+        self._heartbeat.place = place
 
     def _waiting(self, message: dict) -> None:
         self._queued(int(amount(message, "queued")))

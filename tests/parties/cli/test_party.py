@@ -284,15 +284,15 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
 def test_the_files_of_the_page_are_good(tmp_path):
     """docs/parties.md: the first file as it is; the second is of the parties alone, after the first's."""
     from blindformer.parties.config import load_settings
-    from blindformer.parties.many.seating import roster_of
+    from blindformer.parties.service.party_settings import parties_of
 
     page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
     whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "a.toml").write_text(whole)
-    roster = roster_of(load_settings(tmp_path / "a.toml", ("crypten",)))
+    roster = parties_of(load_settings(tmp_path / "a.toml", ("crypten",)))
     assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")
     (tmp_path / "b.toml").write_text(whole.partition("[crypten.parties.bob]")[0] + parties)
-    assert roster_of(load_settings(tmp_path / "b.toml", ("crypten",))).owners == {"text": "bob", "image": "carol"}
+    assert parties_of(load_settings(tmp_path / "b.toml", ("crypten",))).owners == {"text": "bob", "image": "carol"}
 
 
 def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classifier):

@@ -13,7 +13,7 @@ from blindformer.parties.local.evaluation import evaluate
 from blindformer.parties.local.launcher import LocalAnswer
 from blindformer.parties.registry import Entry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
-from blindformer.parties.session import Timings
+from blindformer.parties.session.timings import Timings
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 

@@ -24,7 +24,7 @@ from blindformer.parties.certificates.issuing import add_certificate, renew_cert
 from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session import ClientParty
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.probe import PeerFacts, probe

@@ -8,14 +8,10 @@ from contextlib import suppress
 
 import pytest
 from blindformer.models.program import Program
-from blindformer.parties.session import (
-    DealerParty,
-    MemoryPrograms,
-    MemorySeeds,
-    receive_seed,
-)
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
+from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, receive_seed
 from blindformer.parties.session.meeting import my_hello
+from blindformer.parties.session.seeds import MemorySeeds
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, small_case

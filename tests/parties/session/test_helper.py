@@ -14,20 +14,16 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
-from blindformer.parties.service.rendezvous import OWNER, SESSION, Rendezvous
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
-from blindformer.parties.session.helper.owner_shares import OwnerShares, relay, seat_of, serve_owner
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.helper.owner_shares import OwnerShares, part_of
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.threads import ThreadParties
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import (
-    BlindformerError,
     PeerError,
-    PeerGone,
     PeerProtocolError,
     PeerRefused,
-    PeerTimeout,
 )
 from blindformer.tests.models.conftest import make
 from blindformer.tests.parties.four import ROLES, Four
@@ -303,153 +299,15 @@ def test_any_message_of_an_owner_is_a_query_a_goodbye_or_a_typed_error(message):
 
 def test_a_client_has_no_place_where_a_helper_computes_and_the_other_way_round(item):
     compiled, moved = item.compiled.program, hand_over(item.compiled.program)
-    for peer, program, seat in (
+    for peer, program, part in (
         ("client", compiled, "party"),
         ("client", moved, "owner"),
         ("helper", moved, "party"),
     ):
         channel, _ = memory_pair("server", peer)
-        assert seat_of(channel, program) == seat
+        assert part_of(channel, program) == part
     channel, other = memory_pair("server", "helper")
     with pytest.raises(PeerRefused, match="is a helper, and this program's data owner takes part itself"):
-        seat_of(channel, compiled)
+        part_of(channel, compiled)
     with pytest.raises(PeerRefused, match="choose the same topology"):
         other.recv_message()
-
-
-# --- the server's two processes of one session -----------------------------------------------------------------------
-SESSION_ID = "5e" * 16
-
-
-@pytest.fixture
-def rendezvous(tmp_path_factory):
-    return Rendezvous(tmp_path_factory.mktemp("r"))
-
-
-@pytest.mark.parametrize("first", [OWNER, SESSION])
-def test_two_processes_of_one_session_meet_whoever_comes_first(rendezvous, aside, first):
-    second = {OWNER: SESSION, SESSION: OWNER}[first]
-    waiting = aside(rendezvous.meet, SESSION_ID, first, 30)
-    while not list(rendezvous.folder.iterdir()):
-        threading.Event().wait(0.01)
-    channels = {second: rendezvous.meet(SESSION_ID, second, 30), first: waiting.result(30)}
-    channels[OWNER].send_message({"hello": 1})
-    assert channels[SESSION].recv_message() == {"hello": 1}
-    assert (channels[OWNER].peer, channels[SESSION].peer) == ("server", "client")
-    assert list(rendezvous.folder.iterdir()) == []
-
-
-def test_both_may_come_at_once(rendezvous, aside):
-    for number in range(40):
-        session = f"{number:032x}"
-        pair = [aside(rendezvous.meet, session, seat, 30) for seat in (OWNER, SESSION)]
-        one, other = (each.result(30) for each in pair)
-        one.send_message({"n": number})
-        assert other.recv_message() == {"n": number}
-        one.close()
-        other.close()
-
-
-def test_who_does_not_come_is_named(rendezvous):
-    with pytest.raises(PeerTimeout, match=r"helper: did not come to the server in 0\.05 seconds"):
-        rendezvous.meet(SESSION_ID, OWNER, 0.05)
-    assert list(rendezvous.folder.iterdir()) == []
-
-
-def test_who_leaves_while_the_other_is_waited_for_is_missed(rendezvous):
-    def gone() -> None:
-        raise PeerGone("client", "closed the connection", "open a new session")
-
-    with pytest.raises(PeerGone, match="client: closed the connection"):
-        rendezvous.meet(SESSION_ID, OWNER, 600, gone)
-    assert list(rendezvous.folder.iterdir()) == []
-
-
-def test_a_session_has_one_owner(rendezvous, aside):
-    first = aside(rendezvous.meet, SESSION_ID, OWNER, 30)
-    while not list(rendezvous.folder.iterdir()):
-        threading.Event().wait(0.01)
-    with pytest.raises(PeerError):
-        rendezvous.meet(SESSION_ID, OWNER, 30)
-    with pytest.raises(PeerRefused, match="is in this session already"):
-        first.result(30)
-
-
-def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvous, aside):
-    moved = hand_over(item.compiled.program)
-    traffic = owner_traffic(moved)
-    server, owner = memory_pair("server", "client", 30)
-    done = aside(serve_owner, server, moved, rendezvous, SESSION_ID, 30.0, 30.0)
-    session = rendezvous.meet(SESSION_ID, SESSION, 30)
-    assert owner.recv_message() == {"open": True}
-    for number in range(2):
-        owner.send_message({"query": number})
-        owner.send(bytes([number]) * traffic.to_server)
-        assert session.recv_message() == {"query": number}
-        assert session.recv(traffic.to_server) == bytes([number]) * traffic.to_server
-        session.send_message({"answer": number})
-        session.send(bytes([number + 5]) * traffic.from_each)
-        assert owner.recv_message() == {"answer": number}
-        assert owner.recv(traffic.from_each) == bytes([number + 5]) * traffic.from_each
-    owner.send_message({"bye": True})
-    assert done.result(30) == 2
-
-
-def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
-    """Once for a query, however often it is asked for; and shares of one that was not counted are refused."""
-    moved = hand_over(item.compiled.program)
-    traffic = owner_traffic(moved)
-    server, owner = memory_pair("server", "client", 30)
-    link, session = memory_pair("server", "server", 30)
-    asked = []
-
-    def count() -> None:
-        asked.append(1)
-        if len(asked) > 1:
-            raise LimitReached("server", 1, 3600.0, 60.0)
-
-    done = aside(relay, server, link, moved, 30.0, count)
-    for _ in range(2):
-        owner.send_message({"count": 0})
-        assert owner.recv_message() == {"counted": 0}
-    assert len(asked) == 1
-    owner.send_message({"query": 0})
-    owner.send(bytes(traffic.to_server))
-    session.recv_message()
-    session.recv(traffic.to_server)
-    session.send_message({"answer": 0})
-    session.send(bytes(traffic.from_each))
-    owner.recv_message()
-    owner.recv(traffic.from_each)
-    owner.send_message({"count": 1})
-    assert owner.recv_message() == {"limit": 1, "period": 3600.0, "seconds": 60.0}
-    owner.send_message({"query": 1})
-    with pytest.raises(PeerProtocolError, match="sent shares of a query that it had not counted"):
-        owner.recv_message()
-    with pytest.raises(PeerProtocolError):
-        done.result(30)
-
-
-def test_the_owner_hears_why_the_session_s_process_ended(item, aside):
-    moved = hand_over(item.compiled.program)
-    server, owner = memory_pair("server", "client", 30)
-    link, session = memory_pair("server", "server", 30)
-    done = aside(relay, server, link, moved, 30.0)
-    owner.send_message({"query": 0})
-    owner.send(bytes(owner_traffic(moved).to_server))
-    session.send_message({"error": {"kind": "PeerGone", "what": "helper: closed the connection; see its message"}})
-    with pytest.raises(PeerGone, match="stopped and said: helper: closed the connection; see its message"):
-        owner.recv_message()
-    with pytest.raises(PeerGone):
-        done.result(30)
-
-
-def test_the_session_s_process_hears_that_the_owner_left(item, aside):
-    server, owner = memory_pair("server", "client", 30)
-    link, session = memory_pair("server", "client", 30)
-    done = aside(relay, server, link, hand_over(item.compiled.program), 30.0)
-    owner.close()
-    with pytest.raises(PeerGone, match="closed the connection"):
-        session.recv_message()
-    with pytest.raises(BlindformerError):
-        done.result(30)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.session import ClientParty, DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from blindformer.parties.session.meeting import my_hello
+from blindformer.parties.session.seeds import MemorySeeds
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.parties.session.site import Site, small_case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
-from blindformer.parties.session import MemorySeeds, receive_seed, serve_parts
+from blindformer.parties.session.dealer import receive_seed
 from blindformer.parties.session.meeting import (
     accept,
     greet,
@@ -16,6 +16,8 @@ from blindformer.parties.session.meeting import (
     new_session,
     seed_dealer,
 )
+from blindformer.parties.session.seeds import MemorySeeds
+from blindformer.parties.session.weights import serve_parts
 from blindformer.parties.transport.handshake import hello
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerProtocolError, PeerRefused, PeerTimeout

@@ -9,10 +9,10 @@ import threading
 import pytest
 from blindformer.models.pricing import price
 from blindformer.parties.reports.report import phases_in_words, two_party_report
-from blindformer.parties.session import Timings
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import store as stores
+from blindformer.parties.session.timings import Timings
 from blindformer.tests.parties.session.site import Site, small_case
 
 

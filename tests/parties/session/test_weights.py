@@ -8,8 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.models.pricing import price
-from blindformer.parties.session import serve_parts
-from blindformer.parties.session.weights import WeightMasks, as_tensor, catalogue_id, read_catalogue, read_keys
+from blindformer.parties.session.weights import (
+    WeightMasks,
+    as_tensor,
+    catalogue_id,
+    read_catalogue,
+    read_keys,
+    serve_parts,
+)
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.session.site import SECRET, Site, small_case
 

@@ -18,22 +18,23 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.identity import Identity
 from ..config import Address, Settings
-from ..service.running import bind
-from ..session import Progress, Timings
 from ..session.gathering import Place, deal_among
 from ..session.held import GB, AheadLimits
 from ..session.joining import join, load_held
 from ..session.meeting import Refused
+from ..session.online import Progress
 from ..session.parties import DEALER
+from ..session.timings import Timings
 from ..transport.tls import Listener
-from .seating import addresses_of, listening, roster_of
+from .party_settings import addresses_of, listening, parties_of
+from .running import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
 
 
 @dataclass
-class Taken:
+class QueryResult:
     """A query that this party took part in.
 
     item      what it gave as its input; None where it gave none
@@ -49,7 +50,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _OwnInput:
     """A party's own of one query: its inputs, and the values that a Program reads, in the ring."""
 
     item: str | None = None
@@ -67,16 +68,18 @@ class Member:
         self, settings: Settings, name: str, *, listen: Address | None = None, folder: Path | None = None
     ) -> None:
         check_versions()
-        self.settings, self.name, self.roster = settings, name, roster_of(settings)
-        self.rank = self.roster.rank(name)
-        self.seat = settings.crypten.parties[name]
+        self.settings, self.name, self.parties = settings, name, parties_of(settings)
+        self.rank = self.parties.rank(name)
+        self.section = settings.crypten.parties[name]
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.held = load_held(folder or self.seat.folder, self.roster, self.rank, settings.crypten.length)
-        self.values = [item for item, rank in self.roster.sources(self.held.program).items() if rank == self.rank]
+        self.client, self.held = load_held(
+            folder or self.section.folder, self.parties, self.rank, settings.crypten.length
+        )
+        self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
         self._listen = listen
-        self._given: list[_Given] = []
-        self._now: _Given | None = None
+        self._given: list[_OwnInput] = []
+        self._now: _OwnInput | None = None
         if self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
             raise InputError(f"{name}: {what}; let the text's owner get them")
@@ -85,15 +88,15 @@ class Member:
     def owns(self) -> list[str]:
         """The inputs of the model that are this party's."""
         names = self.held.program.inputs
-        return [name for name in names if self.roster.input_rank(name) == self.rank] if self.values else []
+        return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
 
     @property
     def asks(self) -> bool:
-        return self.rank == self.roster.asker
+        return self.rank == self.parties.asker
 
     @property
     def gets_answers(self) -> bool:
-        return self.rank == self.roster.recipient_rank
+        return self.rank == self.parties.recipient_rank
 
     @property
     def task(self) -> str:
@@ -115,15 +118,15 @@ class Member:
 
     def listen(self) -> Listener | None:
         """For the parties after this one. Errors: StartError."""
-        if self.rank == self.roster.size - 1:
+        if self.rank == self.parties.size - 1:
             return None
-        sock = bind(self._listen or listening(self.seat), BACKLOG)
+        sock = bind(self._listen or listening(self.section), BACKLOG)
         return Listener(sock, self.identity.accepting, self.settings.session.timeout)
 
     def take_part(
         self,
         listener: Listener | None,
-        report: Callable[[Taken], None],
+        report: Callable[[QueryResult], None],
         *,
         ahead: int = 0,
         progress: Progress | None = None,
@@ -133,7 +136,7 @@ class Member:
         AheadError, CryptenError."""
         settings = self.settings
         place = Place(
-            self.roster,
+            self.parties,
             self.rank,
             self.identity.dialling,
             settings.crypten.wait,
@@ -161,14 +164,14 @@ class Member:
         if not self.values:
             return {}
         if not self._given:
-            asker = self.roster.names[self.roster.asker]
+            asker = self.parties.names[self.parties.asker]
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
         self._now = self._given.pop(0)
         return self._now.values
 
-    def _taken(self, answer: Any) -> Taken:
-        now = self._now or _Given()
-        found = Taken(now.item, answer.timings)
+    def _taken(self, answer: Any) -> QueryResult:
+        now = self._now or _OwnInput()
+        found = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
             return found
         assert self.client is not None
@@ -180,7 +183,7 @@ class Member:
             found.error = error
         return found
 
-    def _encode(self, item: str) -> _Given:
+    def _encode(self, item: str) -> _OwnInput:
         assert self.client is not None
         part = self.client.for_length(self.settings.crypten.length)
         inputs, task = {}, self.client.task
@@ -194,7 +197,7 @@ class Member:
         if missing:
             raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
         inputs = {name: inputs[name] for name in self.owns}
-        return _Given(item, inputs, part.encode_inputs(inputs, self.values))
+        return _OwnInput(item, inputs, part.encode_inputs(inputs, self.values))
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:
@@ -208,7 +211,7 @@ class DealerMember:
     """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
     def __init__(self, settings: Settings, *, listen: Address | None = None) -> None:
-        self.settings, self.roster = settings, roster_of(settings)
+        self.settings, self.parties = settings, parties_of(settings)
         self.identity = Identity(settings.certificates.folder, DEALER)
         self._listen = listen
 
@@ -221,7 +224,7 @@ class DealerMember:
         """The whole session. Errors: `PeerError`."""
         settings = self.settings
         deal_among(
-            self.roster,
+            self.parties,
             listener,
             wait=settings.crypten.wait,
             timeout=settings.session.timeout,
