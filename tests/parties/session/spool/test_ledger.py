@@ -241,7 +241,7 @@ def test_threads_that_take_at_once_share_nothing(ledger):
 TAKER = """
 import sys
 from pathlib import Path
-from blindformer.parties.spool.ledger import Ledger
+from blindformer.parties.session.spool.ledger import Ledger
 ledger, session = Ledger(Path(sys.argv[1])), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()
