@@ -88,20 +88,19 @@ class HttpsTransport(Transport):
         """`keys`: a folder for secret keys. `layer`: called with the module that the server works on. Errors: CkksError
         for a folder that is not compiled for this, or (without `any_ring`) below 128 bits."""
         # There is one client of a local server, this one.
-        options = ("--workers", "1", "--query-processes", str(cores()), *(["--any-ring"] if any_ring else []))
-        super().__init__(settings, part, ("ckks", options) if local else None, progress)
-        self.layer, self._any_ring, self._folder = layer, any_ring, keys
+        options = ["--workers", "1", "--query-processes", str(cores()), *(["--any-ring"] if any_ring else [])]
+        super().__init__(settings, part, options if local else None, progress)
+        self.layer, self._folder = layer, keys
         self.keyed: dict[str, Keyed] = {}
         self._api: Api | None = None
         self._seen: object = None  # the state of the certificate's files when they were read
-        for length in part.lengths.values():
-            self._facts(length)
+        self._facts = {one.program.hash(): _facts(one, part.folder, any_ring) for one in part.lengths.values()}
 
     def per_request(self, part: ClientLength) -> int:
         return part.texts
 
     def connect(self, part: ClientLength) -> None:
-        facts, api = self._facts(part), self.api()
+        facts, api = self._facts[part.program.hash()], self.api()
         keyed = self.keyed.get(facts.program)
         if keyed is not None and keyed.doubted:
             try:
@@ -114,7 +113,7 @@ class HttpsTransport(Transport):
 
     def ask(self, questions: list[Question], more: bool) -> SealedReply:
         part = questions[0].part
-        facts, api = self._facts(part), self.api()
+        facts, api = self._facts[part.program.hash()], self.api()
         keyed = self.keyed[facts.program]
         started, before = time.perf_counter(), api.sent + api.received
         values = real_values(part, sources_of(questions))
@@ -175,19 +174,11 @@ class HttpsTransport(Transport):
         served = api.ask("GET", "/v1/models").get("models", [])
         with suppress(KeyError, TypeError, AttributeError):
             there = [facts_from(item["facts"], secure=False) for item in served]
-            if all(self._facts(part) in there for part in self.part.lengths.values()):
+            if all(facts in there for facts in self._facts.values()):
                 self._api = api
                 return api
         what = "serves another program or other parameters than this folder has"
         raise PeerDisagrees(SERVER, what, "get its client's folder")
-
-    def _facts(self, part: ClientLength) -> CircuitNeeds:
-        if part.circuit is None:
-            raise CkksError(
-                f"{self.part.folder}: is not compiled for encrypted queries; compile a model that was distilled with "
-                "plan he"
-            )
-        return facts_from(part.circuit.facts.to_json(), secure=not self._any_ring)
 
     def _kept_keys(self, part: ClientLength, facts: CircuitNeeds, api: Api) -> Keyed | None:
         """Keys of an earlier client, if they are on this disk and the server has them still."""
@@ -218,6 +209,13 @@ class HttpsTransport(Transport):
             self.tell("keys", number, total)
             yield sealed
         self.tell("keys", total, total)
+
+
+def _facts(part: ClientLength, folder: Path, any_ring: bool) -> CircuitNeeds:
+    if part.circuit is None:
+        remedy = "compile a model that was distilled with plan he"
+        raise CkksError(f"{folder}: is not compiled for encrypted queries; {remedy}")
+    return facts_from(part.circuit.facts.to_json(), secure=not any_ring)
 
 
 def _ends(part: ClientLength) -> Ends:

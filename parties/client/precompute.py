@@ -53,7 +53,7 @@ def precompute(
         while kept < count and stopped is None:
             before = kept
             try:
-                party = cast(ClientParty, sessions.session(chosen).party)
+                party = cast(ClientParty, sessions.connect(chosen).party)
                 try:
                     party.precompute(count - kept, progress and _counting(progress, kept, count))
                 finally:

@@ -63,15 +63,14 @@ class SessionTransport(Transport):
         use_spool: UseSpool = "auto",
         progress: Progress | None = None,
     ) -> None:
-        super().__init__(settings, part, ("beaver", ()) if local else None, progress)
+        super().__init__(settings, part, () if local else None, progress)
         self.turn = threading.Lock()
         self.cache = cache
         self.use_spool: UseSpool = use_spool
         self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
         self._open: dict[str, OpenSession] = {}
 
-    def session(self, part: ClientLength) -> OpenSession:
-        """The session of a program, opened if there is none. Errors: PeerError, SlotsBusy."""
+    def connect(self, part: ClientLength) -> OpenSession:
         key = part.program.hash()
         if key not in self._open:
             self.tell("connect", 0, 1)
@@ -79,12 +78,9 @@ class SessionTransport(Transport):
             self.tell("connect", 1, 1)
         return self._open[key]
 
-    def connect(self, part: ClientLength) -> None:
-        self.session(part)
-
     def ask(self, questions: list[Question], more: bool) -> SessionReply:
         (question,) = questions
-        opened = self.session(question.part)
+        opened = self.connect(question.part)
         answer = opened.party.query(question.sources(), self.progress, more)
         report = two_party_report(
             opened.party.program,

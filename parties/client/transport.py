@@ -43,13 +43,9 @@ class Transport(ABC):
     turn: AbstractContextManager[object] = nullcontext()
 
     def __init__(
-        self,
-        settings: Settings,
-        part: ClientPart,
-        local: tuple[str, Sequence[str]] | None = None,
-        progress: Progress | None = None,
+        self, settings: Settings, part: ClientPart, local: Sequence[str] | None, progress: Progress | None
     ) -> None:
-        """`local`: protocol and options of services that are started here when they are needed."""
+        """`local`: the server is started here when it is needed, with these options."""
         self.settings, self.part, self.progress = settings, part, progress
         self._local = local
         self._services: LocalServices | None = None
@@ -59,7 +55,7 @@ class Transport(ABC):
         return 1
 
     @abstractmethod
-    def connect(self, part: ClientLength) -> None:
+    def connect(self, part: ClientLength) -> object:
         """Have what questions of a length need: a session, or keys at the server. Errors: PeerError, SlotsBusy."""
 
     @abstractmethod
@@ -106,6 +102,6 @@ class Transport(ABC):
 
     def _start(self) -> LocalServices | None:
         if self._local is not None and self._services is None:
-            timeout = self.settings.session.timeout
-            self._services = LocalServices(self.settings.client.folder, timeout, *self._local)
+            session = self.settings.session
+            self._services = LocalServices(self.settings.client.folder, session.timeout, session.protocol, self._local)
         return self._services
