@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -192,13 +193,13 @@ def tiny_heads(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`call(*arguments)` gives (exit code, stdout, stderr)."""
-
+    """`call(*arguments, stdin=b"")` gives (exit code, stdout, stderr) of the command line; stdin is no terminal."""
     from blindformer.parties.cli import main
 
-    def run(*arguments) -> tuple[int, str, str]:
+    def run(*arguments, stdin: bytes = b"") -> tuple[int, str, str]:
         before = signal.getsignal(signal.SIGTERM)  # some commands take it
         monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         try:
             with pytest.raises(SystemExit) as ended:
                 main()

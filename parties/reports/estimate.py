@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...models.compile import Compiled
-from ...models.pricing import NETWORKS, Network, PriceAmong, price, price_among
+from ...models.pricing import NETWORKS, Network, PriceAmong, price_among
 from ...models.program import Program
 from ...protocols.errors import BlindformerError
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
-from .report import Layer, layers
+from .report import QueryPrice, declared
 
 
-@dataclass
-class Estimate:
-    """One query. Bytes are payload; `up`, `down`: online bytes from client to server and back.
+@dataclass(kw_only=True)
+class Estimate(QueryPrice):
+    """One query, with its seconds on a network.
 
     `offline_s`: from asking for correlations until they are there; `online_s`: from then to the result, both at the
     client. `setup_s`: the masked weights on the wire, once. `compute_s`: CPU seconds in these, by party and phase.
@@ -35,18 +35,10 @@ class Estimate:
     network: str
     rtt_s: float
     bandwidth: float
-    rounds: int
-    up: int
-    down: int
-    online_bytes: int
-    offline_bytes: int
-    setup_bytes: int
-    macs: int
     setup_s: float
     offline_s: float
     online_s: float
     compute_s: dict[str, float]
-    layers: list[Layer]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +61,7 @@ def estimate(
     far = near if dealer is None else dealer if isinstance(dealer, Network) else find_network(dealer)
     weights = program.weights if isinstance(program, Compiled) else None
     program = program.program if isinstance(program, Compiled) else program
-    found = price(program)
+    found = declared(program)
     rehearsal = rehearsal or rehearse(program, weights)
     clock = replay(rehearsal.moves, near, far)["client"]
     ready = clock[rehearsal.ready["client"] - 1]
@@ -77,18 +69,11 @@ def estimate(
         network=near.name,
         rtt_s=near.rtt,
         bandwidth=near.bandwidth,
-        rounds=found.rounds,
-        up=found.up,
-        down=found.down,
-        online_bytes=found.online_bytes,
-        offline_bytes=found.offline_bytes,
-        setup_bytes=found.setup_bytes,
-        macs=found.macs,
-        setup_s=Link(near).arrival(0.0, found.setup_bytes),
+        setup_s=Link(near).arrival(0.0, found["setup_bytes"]),
         offline_s=ready,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
-        layers=layers(found),
+        **found,
     )
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
-from ...models.pricing import price
 from ...models.program import Program
 from ...protocols.ckks.frames import most
-from .report import Layer, layers
+from .report import Layer, QueryPrice, declared
 
 
 @dataclass
@@ -45,23 +44,15 @@ class CircuitSizes:
     levels: list[tuple[str, int, int]] = field(repr=False)
 
 
-@dataclass
-class PricedProgram:
-    """A program of one length and the price of a query on it. Bytes are payload; `setup_bytes` is paid once."""
+@dataclass(kw_only=True)
+class PricedProgram(QueryPrice):
+    """A program of one length and the price of a query on it."""
 
     length: int
     hash: str
     instructions: int
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
-    rounds: int
-    up: int
-    down: int
-    online_bytes: int
-    offline_bytes: int
-    setup_bytes: int
-    macs: int
-    layers: list[Layer] = field(repr=False)
     circuit: CircuitSizes | None = None
 
     def share(self, layer: Layer) -> float:
@@ -162,20 +153,12 @@ def _sizes(found: CircuitPart) -> CircuitSizes:
 
 
 def _priced(length: int, program: Program, circuit: CircuitPart | None) -> PricedProgram:
-    found = price(program)
     return PricedProgram(
         length=length,
         hash=program.hash(),
         instructions=len(program.instructions),
         inputs=program.inputs,
         outputs={name: program.instructions[number].shape for name, number in program.outputs.items()},
-        rounds=found.rounds,
-        up=found.up,
-        down=found.down,
-        online_bytes=found.online_bytes,
-        offline_bytes=found.offline_bytes,
-        setup_bytes=found.setup_bytes,
-        macs=found.macs,
-        layers=layers(found),
+        **declared(program),
         circuit=None if circuit is None else _sizes(circuit),
     )

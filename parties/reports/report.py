@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,28 @@ class Layer:
     online_bytes: int
     offline_bytes: int
     macs: int
+
+
+@dataclass(kw_only=True)
+class QueryPrice:
+    """What a query of a program costs, as declared. Bytes are payload; `up`, `down`: online bytes from client to server
+    and back. `setup_bytes` is paid once."""
+
+    rounds: int
+    up: int
+    down: int
+    online_bytes: int
+    offline_bytes: int
+    setup_bytes: int
+    macs: int
+    layers: list[Layer] = field(repr=False)
+
+
+def declared(program: Program) -> dict[str, Any]:
+    """The fields of a QueryPrice. Errors: ProgramError if the protocol does not offer what the program needs."""
+    found = price(program)
+    names = (field.name for field in fields(QueryPrice) if field.name != "layers")
+    return {**{name: getattr(found, name) for name in names}, "layers": layers(found)}
 
 
 @dataclass

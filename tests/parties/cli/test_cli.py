@@ -26,15 +26,6 @@ def known(tmp_path):
     return "--calibrate", file
 
 
-@pytest.fixture(autouse=True)
-def own_terminate_handler():
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
 def test_run_a_classifier(call, known, tiny_classifier, protocol):
     code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, *known, "--format", "json")
@@ -145,6 +136,7 @@ def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
         (["estimate", "{classifier}", "--network", "moon"], "choose one of loopback, lan, wan"),
         (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
         (["certs", "show", "/no/such/folder"], "is missing"),
+        (["serve", "/no/such/folder"], "there is no such folder; give the one that compile wrote"),
     ],
 )
 def test_errors_are_one_line(call, tiny_classifier, arguments, words):
@@ -237,9 +229,10 @@ def test_help_is_quick_and_usage_errors_are_not_bugs():
     command = [sys.executable, "-m", "blindformer.parties.cli"]
     found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=20, check=True)
     assert "estimate" in found.stdout
-    found = subprocess.run([*command, "run"], capture_output=True, text=True, timeout=20, check=False)
+    found = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=20, check=False)
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
+    assert found.stderr.count("Did you mean") == 1
 
 
 @pytest.mark.slow

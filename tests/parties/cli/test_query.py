@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.pricing import price
-from blindformer.parties.cli import main
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
-
-
-class Stdin(io.TextIOWrapper):
-    """Standard input that is no terminal."""
-
-    def __init__(self, content: bytes = b"") -> None:
-        super().__init__(io.BytesIO(content))
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(*arguments, stdin=b"")` gives (exit code, stdout, stderr)."""
-
-    def run(*arguments, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blindformer", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", Stdin(stdin))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def own_terminate_handler():
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
 from blindformer.models.pricing import Network, price
-from blindformer.parties.cli import main
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay
@@ -166,13 +165,11 @@ def test_a_networks_figures_may_be_given():
         find_network("moon")
 
 
-def test_the_command_takes_a_network_as_doctor_measures_it(tiny_classifier, monkeypatch, capsys):
-    words = ["estimate", str(tiny_classifier), "--length", "8", "--rtt", "7", "--bandwidth", "30", "--format", "json"]
-    monkeypatch.setattr("sys.argv", ["blindformer", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    told = json.loads(capsys.readouterr().out)
+def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier):
+    network = ("--rtt", "7", "--bandwidth", "30")
+    code, out, _ = call("estimate", tiny_classifier, "--length", "8", *network, "--format", "json")
+    assert code == 0
+    told = json.loads(out)
     assert (told["rtt_s"], told["bandwidth"], told["network"]) == (0.007, 3e7, "as given")
     assert told["online_s"] >= 8 * max(told["up"], told["down"]) / 3e7
     assert set(told["compute_s"]) >= {"server_online", "client_online", "dealer_offline"}
