@@ -163,8 +163,9 @@ class OnlineEngine:
         self, operation: Operation, key: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
     ) -> Share:
         """A linear operation: each party computes it on its shares, and on public numbers where it takes these."""
-        x, *rest = args
-        if operation.signs[1:] and self._absent(rest[0]) and isinstance(x, Share) and x.shape == shape:
+        x = args[0]
+        two = operation.signs in ((1, 1), (1, -1))
+        if two and isinstance(x, Share) and x.shape == shape and self._absent(args[1]):
             tensor = x.tensor  # the other summand is another party's: nothing to add here
         else:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)

@@ -79,7 +79,8 @@ class Operation:
 
     def sharing(self, args: Sequence[V], share: Callable[[V], W]) -> list[V | W]:
         """The arguments, with `share(x)` in place of each x that is read as a shared value."""
-        return [share(x) if self.shared is None or i < self.shared else x for i, x in enumerate(args)]
+        count = len(args) if self.shared is None else self.shared
+        return [*map(share, args[:count]), *args[count:]]
 
     def problem(self, attributes: Attributes) -> str:
         """Why an instruction with these attributes must not be run; empty if it may."""

@@ -99,6 +99,12 @@ def handed_over(case: Case) -> Case:
     return Case(hand_over(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs})
 
 
+def case_of(name: str, away: bool = False) -> Case:
+    """A case, or the same for an owner who takes no part."""
+    case = CASES[name]()
+    return handed_over(case) if away else case
+
+
 def check(case: Case, outputs: dict[str, Tensor]) -> None:
     """Every revealed value follows from its own arguments: exactly in the ring, a rescale to the floor or ceiling.
 

@@ -15,7 +15,7 @@ from blindformer.protocols.operations import of_kind
 from blindformer.protocols.ring import Ring
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import run_beaver
-from blindformer.tests.protocols.programs import Data, Draft, handed_over, hidden, scaled
+from blindformer.tests.protocols.programs import Data, Draft, case_of, handed_over, hidden, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,14 +41,10 @@ def assert_metered(case) -> None:
     assert ran.owner_bytes == (owner.to_server, owner.from_each)
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["", "owner away"])
 @pytest.mark.parametrize("name", CASES)
-def test_declared_is_metered(name):
-    assert_metered(CASES[name]())
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_declared_is_metered_for_an_owner_who_takes_no_part(name):
-    assert_metered(handed_over(CASES[name]()))
+def test_declared_is_metered(name, away):
+    assert_metered(case_of(name, away))
 
 
 @given(programs(), st.booleans())

@@ -13,7 +13,7 @@ from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.protocols.cases import CASES
-from blindformer.tests.protocols.programs import Data, Draft, check, handed_over, scaled
+from blindformer.tests.protocols.programs import Data, Draft, case_of, check, handed_over, scaled
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,16 +36,11 @@ def run(request):
     return checked
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["", "owner away"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_value_follows_from_its_arguments(run, name):
-    case = CASES[name]()
-    check(case, run(case))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_same_for_an_owner_who_takes_no_part(run, name):
-    case = handed_over(CASES[name]())
-    assert not case.client
+def test_every_value_follows_from_its_arguments(run, name, away):
+    case = case_of(name, away)
+    assert not (away and case.client)
     check(case, run(case))
 
 
