@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..rounds import Swap
+from ..rounds import Step, Swap
 from .bitslice import add_constant, from_plane, to_planes, words
 from .context import Offline, Online
-from .primitive import Cost, Opening, Primitive, Steps, plain_openings, ring_opening_cost, size
+from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 BLOCK = 4
@@ -131,7 +131,7 @@ class Less(Primitive):
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
         return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
 
-    def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int) -> Step:
         opened = yield from online.ring_opened(x)
         store = _taken_bits(online, x, bits)
         correlation = online.tape.take(key, SignCorrelation)
@@ -254,7 +254,7 @@ def _public_planes(x: Share, public: Tensor, bits: int, threshold: int) -> Tenso
     return add_constant(planes, -threshold)
 
 
-def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Steps:
+def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Step:
     """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
     mine = torch.stack([wires[wire] for wire in level.opened]) ^ masks
     (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]

@@ -5,19 +5,18 @@ To add one, add a file with a subclass of `Primitive`; the registry finds it by 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ..rounds import Swap
+from ..rounds import Step
 from ..scanning import modules
 from ..wire import elements as size
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .values import Shape, Trace
 
-Steps = Generator[list[Swap], list[Any], Any]
 Opening = tuple[str, str]  # of a value, by its key: in which way
 
 
@@ -61,7 +60,7 @@ class Primitive:
         """Make the correlation; return the result's trace. Runs at the dealer, the server, the client."""
         raise NotImplementedError
 
-    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Steps:
+    def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Step:
         """The online steps of one party; returns its share of the result."""
         raise NotImplementedError
 

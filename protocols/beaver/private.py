@@ -17,10 +17,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..rounds import Swap, together
+from ..rounds import Step, Swap, together
 from ..wire import wire_bytes
 from .context import Offline, Online, PrivateValue
-from .primitive import Cost, Opening, Primitive, Steps, size
+from .primitive import Cost, Opening, Primitive, size
 from .values import Shape, Share, Trace, mask_bytes
 
 Product = Callable[..., Tensor]  # of a share or a mask, and what this party knows of the private value
@@ -34,7 +34,7 @@ class Linear(Primitive):
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue) -> Trace:
         return _stationary(offline, key, shape, width, x, weight, offline.ring.matmul)
 
-    def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue) -> Step:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
         return (yield from _run_stationary(online, key, width, x, weight, product))
 
@@ -58,7 +58,7 @@ class MultiplyPrivate(Primitive):
         offline.keep(key, product)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, v: PrivateValue) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, v: PrivateValue) -> Step:
         if v.owner == "server":
             return (yield from _run_stationary(online, key, width, x, v, lambda a, b: a * b))
         left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
@@ -96,7 +96,7 @@ def _stationary(
     return Trace(key, shape, width)
 
 
-def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Product) -> Steps:
+def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Product) -> Step:
     masked = yield from online.half(x, "client")
     share = online.tape.take(key, Tensor)
     if online.role == "server":
@@ -113,7 +113,7 @@ def _client_mask(offline: Offline, v: PrivateValue) -> Tensor:
     return v.mask
 
 
-def _open_client_value(online: Online, v: PrivateValue) -> Steps:
+def _open_client_value(online: Online, v: PrivateValue) -> Step:
     """The client's value under its own mask, to the server. Returns v at the client, v - B at the server."""
     while v.pending and not v.opened:
         yield []

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..ring import shift_left_, signed
-from ..rounds import together
+from ..rounds import Step, together
 from .context import Offline, Online
-from .primitive import Cost, Opening, Primitive, Steps, opening_cost, plain_openings, ring_opening_cost, size
+from .primitive import Cost, Opening, Primitive, opening_cost, plain_openings, ring_opening_cost, size
 from .values import MaskTerm, Shape, Share, Trace, mask_bytes
 
 
@@ -44,7 +44,7 @@ class Multiply(Primitive):
         offline.keep(key, entries)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
         if x is y:
             a = b = yield from online.opened(x)
         else:
@@ -98,7 +98,7 @@ class MatrixProduct(Primitive):
         offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
         (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
         product = online.tape.take(key, Tensor)
         matmul = online.ring.matmul
@@ -128,7 +128,7 @@ class Polynomial(Primitive):
         _share_powers(offline, x, len(coefficients) - 1)
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Step:
         opened = yield from online.ring_opened(x)
         chosen = [opened.mask()]
         for power, difference in _taken_powers(online, x, len(coefficients) - 1):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..ring import logical_shift, shift_left_, top_bit
-from ..rounds import Swap
+from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, size
+from .primitive import Cost, Primitive, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 
@@ -47,7 +47,7 @@ class Rescale(Primitive):
         offline.keep(key, RescaleCorrelation(r, tuple(terms)))
         return Trace(key, shape, width, mask=Mask(tuple(terms), "scaled"))
 
-    def run(self, online: Online, key: str, width: int, x: Share, bits: int, ring: int = 64) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, bits: int, ring: int = 64) -> Step:
         correlation = online.tape.take(key, RescaleCorrelation)
         mine = x.tensor + correlation.r
         if online.leader:

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from ..operations import OWNER
 from ..ring import logical_shift, sign_extend
-from ..rounds import Swap
+from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
-from .primitive import Cost, Primitive, Steps, size
+from .primitive import Cost, Primitive, size
 from .values import Shape, Share, Trace, mask_bytes
 
 
@@ -60,7 +60,7 @@ class Reveal(Primitive):
             offline.keep(key, zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Steps:
+    def run(self, online: Online, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
         share = x.tensor
         if bits:
             share = yield from rounded(online, key, x, online.leader, None, bits, ring)
@@ -95,7 +95,7 @@ def rounding(offline: Offline, key: str, shape: Shape, width: int, bits: int, ri
     return Rounding(r, low)
 
 
-def rounded(online: Online, key: str, x: Share, opener: bool, peer: int | None, bits: int, ring: int) -> Steps:
+def rounded(online: Online, key: str, x: Share, opener: bool, peer: int | None, bits: int, ring: int) -> Step:
     """This party's fresh share of x / 2^bits. `opener`: whether it is the one that opens; `peer`: that one's rank."""
     correlation = online.tape.take(key, Rounding)
     mine = x.tensor + correlation.r

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..beaver.primitive import Steps
 from ..beaver.values import Share, Tape, Trace
 from ..operations import OWNER
 from ..ring import Ring
+from ..rounds import Step
 from ..wire import elements
 from .context import ManyOffline, ManyOnline, Owned
 from .primitives import primitives
@@ -42,7 +42,7 @@ def prepare_call(source: ManySource, request: Request, weight: Tensor | None = N
     return tape
 
 
-def run_call(online: ManyOnline, request: Request, share: Tensor, weight: Tensor | None = None) -> Steps:
+def run_call(online: ManyOnline, request: Request, share: Tensor, weight: Tensor | None = None) -> Step:
     """This party's share of the result. `weight`: W at its owner."""
     known, value = primitives(), Share("x", share, 64)
     for op in CHAINS[request.kind]:

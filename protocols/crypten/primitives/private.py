@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...beaver.primitive import Opening, Primitive, Steps, size
+from ...beaver.primitive import Opening, Primitive, size
 from ...beaver.values import Shape, Share, Trace, mask_bytes
 from ...errors import CorrelationError
-from ...rounds import Swap, together
+from ...ring import Ring
+from ...rounds import Step, Swap, together
 from ...wire import wire_bytes
 from ..context import ManyOffline, ManyOnline, Owned, but
 from ..costs import ManyCost, Moved
@@ -27,70 +28,71 @@ from ..costs import ManyCost, Moved
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-class LinearToAll(Primitive):
+class ByKnownValue(Primitive):
+    """x, shared, times a value that one party knows. `ahead`, `now`: the product before a query and in it."""
+
+    def ahead(self, ring: Ring) -> Product:
+        return _times
+
+    def now(self, ring: Ring, width: int) -> Product:
+        return _times
+
+    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned) -> Trace:
+        a, b, product = offline.others(x, value.rank), _mask(offline, value), self.ahead(offline.ring)
+        share = offline.source.derived(key, shape, lambda: product(a, b), mask_bytes(width))
+        if value.masked is not None:
+            share = product(a, value.masked) + share  # all of this party's result
+        offline.keep(key, share)
+        return Trace(key, shape, width)
+
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned) -> Step:
+        product = self.now(online.ring, width)
+        if value.owner == "server":
+            a = yield from online.others(x, value.rank)
+        else:
+            a, _ = yield from together(online.others(x, value.rank), _send_masked(online, value))
+        share = online.tape.take(key, Tensor)
+        if online.rank == value.rank:
+            assert value.tensor is not None
+            share = product(a, value.tensor).add_(share)
+        elif value.owner != "server":
+            assert value.masked is not None
+            share = product(a, value.masked).add_(share)
+        return Share(key, share, width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
+        """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
+        gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
+        known = value.owner == "server" or value.mask is not None
+        spread = 0 if known else wire_bytes(value.width) * size(value.shape)
+        moved = Moved(gathered=gathered, spread=spread, one=value.rank)
+        return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
+
+    def opens(self, x: Trace, value: Owned) -> list[Opening]:
+        gathered = (x.key, but(value.rank))
+        return [gathered] if value.owner == "server" else [gathered, (value.key, "private")]
+
+
+class LinearToAll(ByKnownValue):
     """x @ W, x shared [..., K], W the leader's [K, N]."""
 
     op = "linear"
 
-    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, weight: Owned) -> Trace:
-        return _correlate(offline, key, shape, width, x, weight, offline.ring.matmul)
+    def ahead(self, ring: Ring) -> Product:
+        return ring.matmul
 
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, weight: Owned) -> Steps:
-        product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
-        return (yield from _run(online, key, width, x, weight, product))
-
-    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
-        return _cost(shape, width, x, value)
-
-    def opens(self, x: Trace, value: Owned) -> list[Opening]:
-        return _opens(x, value)
+    def now(self, ring: Ring, width: int) -> Product:
+        return lambda x, weight: ring.linear(x, weight, width)
 
 
-class MultiplyPrivateToAll(Primitive):
+class MultiplyPrivateToAll(ByKnownValue):
     """Elementwise x * v with broadcasting, x shared, v known to one party."""
 
     op = "mul_private"
 
-    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned) -> Trace:
-        return _correlate(offline, key, shape, width, x, value, _times)
-
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned) -> Steps:
-        return (yield from _run(online, key, width, x, value, _times))
-
-    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
-        return _cost(shape, width, x, value)
-
-    def opens(self, x: Trace, value: Owned) -> list[Opening]:
-        return _opens(x, value)
-
-
-def _cost(shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
-    """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
-    gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
-    known = value.owner == "server" or value.mask is not None
-    spread = 0 if known else wire_bytes(value.width) * size(value.shape)
-    moved = Moved(gathered=gathered, spread=spread, one=value.rank)
-    return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
-
-
-def _opens(x: Trace, value: Owned) -> list[Opening]:
-    gathered = (x.key, but(value.rank))
-    return [gathered] if value.owner == "server" else [gathered, (value.key, "private")]
-
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     return x * y
-
-
-def _correlate(
-    offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned, product: Product
-) -> Trace:
-    a, b = offline.others(x, value.rank), _mask(offline, value)
-    share = offline.source.derived(key, shape, lambda: product(a, b), mask_bytes(width))
-    if value.masked is not None:
-        share = product(a, value.masked) + share  # all of this party's result
-    offline.keep(key, share)
-    return Trace(key, shape, width)
 
 
 def _mask(offline: ManyOffline, value: Owned) -> Tensor:
@@ -107,22 +109,7 @@ def _mask(offline: ManyOffline, value: Owned) -> Tensor:
     return value.mask
 
 
-def _run(online: ManyOnline, key: str, width: int, x: Share, value: Owned, product: Product) -> Steps:
-    if value.owner == "server":
-        a = yield from online.others(x, value.rank)
-    else:
-        a, _ = yield from together(online.others(x, value.rank), _send_masked(online, value))
-    share = online.tape.take(key, Tensor)
-    if online.rank == value.rank:
-        assert value.tensor is not None
-        share = product(a, value.tensor).add_(share)
-    elif value.owner != "server":
-        assert value.masked is not None
-        share = product(a, value.masked).add_(share)
-    return Share(key, share, width)
-
-
-def _send_masked(online: ManyOnline, value: Owned) -> Steps:
+def _send_masked(online: ManyOnline, value: Owned) -> Step:
     """D of a data owner's value, from the owner to everybody else: once, whatever number of products reads it."""
     while value.pending and not value.opened:
         yield []

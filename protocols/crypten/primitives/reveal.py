@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...beaver.primitive import Primitive, Steps, size
+from ...beaver.primitive import Primitive, size
 from ...beaver.reveal import rounded, rounding, zero
 from ...beaver.values import Shape, Share, Trace, mask_bytes
 from ...operations import OWNER
 from ...ring import sign_extend
-from ...rounds import Swap
+from ...rounds import Step, Swap
 from ...wire import wire_bytes
 from ..context import LEADER, ManyOffline, ManyOnline
 from ..costs import OPENER, RECIPIENT, ManyCost, Moved, opener_of
@@ -33,7 +33,7 @@ class RevealToOne(Primitive):
         offline.keep(key, made or zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Steps:
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
         to_owner = to == OWNER
         if bits:
             opener = LEADER if to_owner else opener_of(online.recipient)
