@@ -65,7 +65,8 @@ class FunctionKind:
 
     @property
     def is_division(self) -> bool:
-        """Whether a student is trained with the exact function, which its approximation is within 2^-14 of."""
+        """Whether it divides: calibration fits it to what it sees behind the other approximations, and a student is
+        trained with the exact function, unless the approximation needs distillation."""
         return self.spread is not None
 
     @property
