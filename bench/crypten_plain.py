@@ -12,7 +12,7 @@ Nothing is tuned. On the real MiniLM weights the output is therefore garbage (er
 of layer 0 reaches 24.3, and above 24.0 the tanh form asks CrypTen's sigmoid for exp(-u) with u > 1024, where its limit
 (1 - u / 512)^512 grows instead of vanishing. Seeded weights of the same shapes stay in range, at the same cost.
 
-Tensors: B batch, L tokens, H hidden, N heads, D = H / N.
+Tensors: B batch, L tokens, H hidden.
 """
 
 # pyright: reportMissingImports=false
@@ -21,7 +21,6 @@ Tensors: B batch, L tokens, H hidden, N heads, D = H / N.
 import argparse
 import contextlib
 import json
-import math
 import os
 import socket
 import struct
@@ -44,6 +43,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .crypten_encoder import encoder
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_OWNER, DATA_OWNER = 0, 1
 # Added to the scores of masked keys. exp(x) is (1 + x / 256)^256 here: gone at -64, and growing again below -512.
@@ -64,53 +65,6 @@ class CryptenResult:
     counted_bytes: int  # what CrypTen's own counter says both ways
     loopback_bytes: int  # what the `lo` interface carried meanwhile, headers and other users included
     wraps: dict[str, int] | None = None  # of the truncations, where they are counted (bench.wraps)
-
-
-# The encoder. `w` maps names to MPCTensors; weights of linear layers are transposed already.
-
-
-def _linear(x: Any, w: dict[str, Any], name: str) -> Any:
-    return x.matmul(w[f"{name}.weight"]) + w[f"{name}.bias"]
-
-
-def _layer_norm(x: Any, w: dict[str, Any], name: str, eps: float) -> Any:
-    centred = x - x.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    # Below 2^-17 eps encodes as zero. CrypTen's start of inv_sqrt suits variances up to about 200.
-    return centred * (variance + eps).inv_sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def _gelu(x: Any) -> Any:
-    """The tanh form: CrypTen's erf is a Taylor series that diverges."""
-    inner = (x + x.square() * x * 0.044715) * math.sqrt(2 / math.pi)
-    return x * 0.5 * (1 + inner.tanh())
-
-
-def _attention(x: Any, mask: Any | None, w: dict[str, Any], name: str, heads: int) -> Any:
-    batch, length, hidden = x.size()
-
-    def split(part: str) -> Any:  # [B, L, H] -> [B, N, L, D]
-        y = _linear(x, w, f"{name}.self.{part}")
-        return y.reshape(batch, length, heads, hidden // heads).transpose(1, 2)
-
-    q, k, v = split("query"), split("key"), split("value")
-    scores = q.matmul(k.transpose(2, 3)).div(math.sqrt(hidden // heads))
-    if mask is not None:
-        scores = scores + mask
-    mixed = scores.softmax(-1).matmul(v)  # [B, N, L, D]
-    return _linear(mixed.transpose(1, 2).reshape(batch, length, hidden), w, f"{name}.output.dense")
-
-
-def encoder(x: Any, mask: Any | None, w: dict[str, Any], config: dict[str, Any]) -> Any:
-    """A post-LN BERT encoder on MPCTensors: x [B, L, H], mask [B, 1, 1, L] added to the scores."""
-    eps = float(config.get("layer_norm_eps", 1e-12))
-    for i in range(int(config["num_hidden_layers"])):
-        name = f"encoder.layer.{i}"
-        attended = _attention(x, mask, w, f"{name}.attention", int(config["num_attention_heads"]))
-        x = _layer_norm(x + attended, w, f"{name}.attention.output.LayerNorm", eps)
-        inner = _gelu(_linear(x, w, f"{name}.intermediate.dense"))
-        x = _layer_norm(x + _linear(inner, w, f"{name}.output.dense"), w, f"{name}.output.LayerNorm", eps)
-    return x
 
 
 # One party, in its own process.
