@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,8 +29,8 @@ from blindformer.protocols import errors
 from blindformer.tests.parties.service.harness import Deployment, Running
 from blindformer.versions import versions
 from rich.console import Console
-from rich.table import Table
 
+from .campaign import Campaign, Tally, table
 from .clients import Asker, ClientProcess
 from .latency import Say, provenance_line, run_command
 from .ledgers import Audit, audit, watched_spool
@@ -52,7 +52,7 @@ LIFE = (
 )
 SESSIONS = ("server's session", "dealer's session")
 VICTIMS = (*SESSIONS, "server", "dealer", "client")
-TYPED = {"Busy", "SpoolError", "CorrelationError", "SeedError"} | {
+TYPED = {"SlotsBusy", "SpoolError", "CorrelationError", "SeedError"} | {
     name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, errors.PeerError)
 }
 AHEAD = 2  # correlations made ahead in each life, and used in its second session
@@ -107,46 +107,6 @@ def ask_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
             party.set_up()
             asker.say("asked")
             asker.say("answered", right=asker.ask(party))
-
-
-@dataclass
-class Tally:
-    """What the kills of one victim did.
-
-    survived   every other party ended its session with a typed error (or to its end) in time, left no process, and the
-               next queries were answered right
-    unharmed   the client's session went on to its end, although its victim was killed
-    lost       queries without an answer
-    slowest_s  from the kill until the last process of a broken session was gone
-    """
-
-    victim: str
-    tried: int = 0
-    survived: int = 0
-    unharmed: int = 0
-    asked: int = 0
-    lost: int = 0
-    wrong: int = 0
-    orphans: int = 0
-    slowest_s: float = 0.0
-
-
-@dataclass
-class Campaign:
-    """`broken`: each promise that was not kept, where and when."""
-
-    instants: int
-    seed: int
-    timeout_s: float
-    tallies: list[Tally] = field(default_factory=list)
-    parts: dict[str, int] = field(default_factory=dict)
-    used: int = 0
-    reused: int = 0
-    broken: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
-    commit: str | None = None
-    machine: dict[str, Any] = field(default_factory=dict)
 
 
 class Killer:
@@ -369,17 +329,6 @@ def _parts(victim: str, instants: int, generator: random.Random) -> list[str]:
         generator.shuffle(parts)
         drawn += parts
     return drawn[:instants]
-
-
-def table(found: Campaign) -> Table:
-    title = f"SIGKILL at {found.instants} instants each, seed {found.seed}, timeout {found.timeout_s:g} s"
-    grid = Table(title=title)
-    for column in ("killed", "tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end"):
-        grid.add_column(column, justify="left" if column == "killed" else "right")
-    for tally in found.tallies:
-        row = (tally.tried, tally.survived, tally.unharmed, tally.asked, tally.lost, tally.wrong, tally.orphans)
-        grid.add_row(tally.victim, *map(str, row), f"{tally.slowest_s:.2f} s")
-    return grid
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from blindformer.parties.session.spool.ledger import Entry, Ledger
 DIARY = "diary.txt"
 
 
-class _Watched(Ledger):
+class DiaryLedger(Ledger):
     """A ledger that writes what it hands out into a diary, too."""
 
     def take(self, session: str, number: int) -> Entry | None:
@@ -44,7 +44,7 @@ class _Watched(Ledger):
 def watched_spool(folder: Path) -> Spool:
     """A client's spool that keeps a diary beside its ledger."""
     spool = Spool(folder)
-    spool.ledger = _Watched(spool.ledger.path)
+    spool.ledger = DiaryLedger(spool.ledger.path)
     return spool
 
 
