@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from blindformer.parties.many.launcher import ManyLocal
+from blindformer.parties.local.members import ManyLocal
 from blindformer.parties.many.roster import numbered
 from torch import Tensor
 

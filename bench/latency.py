@@ -23,6 +23,7 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
+from blindformer.parties.heap import keep_freed_memory
 from blindformer.parties.local.launcher import run_local
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions
@@ -259,6 +260,7 @@ def provenance_line(commit: str | None, versions: dict[str, str], computer: dict
 def run_command(name: str, work: Callable[[Say], None]) -> int:
     """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
     console = Console(stderr=True)
+    keep_freed_memory()  # as the command line does
     try:
         with console.status("") as status:
             work(status.update)

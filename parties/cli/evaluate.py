@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ..heap import keep_freed_memory
 from . import options
 from .output import console, emit, table
 from .steps import listed, loading, read_plan
@@ -34,6 +35,7 @@ def evaluate(
     form: options.Form = "text",
 ) -> None:
     """Accuracy, F1, agreement with the teacher, and 95% intervals: in torch, in fixed point, and in private."""
+    keep_freed_memory()
     with loading(threads, notes=1) as phases:
         from ...models.loading.load import load
         from ...protocols.errors import BlindformerError, writing

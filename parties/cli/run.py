@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
 from .answers import Answered, answer_table, asked, similarities
@@ -46,6 +47,7 @@ def run(
     second the texts.
     """
     roster = _roster(protocol, parties, recipient, owner or [])
+    keep_freed_memory()
     with loading(threads) as phases:
         from ...models.loading.answers import read_answer
         from ..local.compare import compare, compile_for, encode_each

@@ -22,7 +22,13 @@ from .steps import prepare
 if TYPE_CHECKING:
     from ..config import Role, Settings
 
-ELSEWHERE = {"config", "certs", "timeout", "lifeline"}  # options that are no settings of a service's own section
+ELSEWHERE = {
+    "config",
+    "certs",
+    "timeout",
+    "lifeline",
+    "local",
+}  # no settings of a service's own section
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Service:
     ] = None
     # For a program that starts a service for itself (local/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
+    local: Annotated[str | None, Option("--local", hidden=True, help="LocalOptions, as JSON.")] = None
 
     @property
     def stdin(self) -> int | None:
@@ -106,9 +113,12 @@ def server(
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
     settings = given.settings("server", None, {"folder": folder, **vars(own)}, **shared)
+    from ..service.local_options import LocalOptions
+
     more: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
+    local = LocalOptions.read(given.local)
     serve = resolve(find_served(settings.session.protocol).service)
-    serve(settings, banner(settings.server.log_format), given.stdin, **more)
+    serve(settings, banner(settings.server.log_format), given.stdin, local=local, **more)
 
 
 @options.grouped
@@ -116,12 +126,15 @@ def dealer(given: Service) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     settings = given.settings("dealer", served_with("dealer"), {})
     from ..service.dealer import DealerService
+    from ..service.local_options import LocalOptions
     from ..service.running import run
+
+    local = LocalOptions.read(given.local)
 
     run(
         "dealer",
         settings.dealer,
-        lambda limits, scratch: DealerService(settings, limits, scratch),
+        lambda limits, scratch: DealerService(settings, limits, scratch, local),
         banner(settings.dealer.log_format),
         lifeline=given.stdin,
     )

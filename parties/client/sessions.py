@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ...models.compile import decode_outputs
+from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
@@ -62,9 +64,11 @@ class SessionTransport(Transport):
         cache: Path | None = None,
         use_spool: UseSpool = "auto",
         progress: Progress | None = None,
+        shaped: Callable[[Channel], Channel] = lambda channel: channel,
     ) -> None:
+        """`shaped`: FOR TESTS, wraps the channel to the server (transport/shaping.py)."""
         super().__init__(settings, part, () if local else None, progress)
-        self.turn = threading.Lock()
+        self.turn, self._shaped = threading.Lock(), shaped
         self.cache = cache
         self.use_spool: UseSpool = use_spool
         self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
@@ -130,7 +134,7 @@ class SessionTransport(Transport):
             party = ClientParty(
                 part.program,
                 part.constants,
-                channel,
+                self._shaped(channel),
                 partial(seed_dealer, context, self.address("dealer"), mine, timeout),
                 session=mine.session,
                 cache=self.cache,

@@ -1,34 +1,33 @@
-"""The three parties as three processes of this machine, over mutual TLS 1.3 on loopback.
+"""The three parties on this machine, over mutual TLS 1.3 on loopback: the calling process is the client.
 
 `run_local(folder, inputs)` runs some queries and returns; `LocalParties` keeps the session open between queries. Either
-way the processes are gone when it is over, whatever happened: a worker also ends by itself when its stdin closes.
+way dealer and server (services.py) are gone when it is over, whatever happened.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
-from ...models.artifacts import save
-from ...models.compile import AnswerOutOfRange, Compiled
+from ...models.artifacts import load_client, save
+from ...models.compile import Compiled, decode_outputs
 from ...models.pricing import Network
-from ...models.program import ProgramError
-from ...protocols.channel import Meter
-from ...protocols.errors import BlindformerError
-from ...protocols.ring import RangeError
-from ..certificates.issuing import make_certificates
+from ...protocols.errors import PeerError
+from ..client.sessions import SessionTransport
+from ..config import load_settings
+from ..service.local_options import LocalOptions
+from ..session.client import ClientParty
 from ..session.timings import Timings
-from .processes import START_SECONDS, LaunchError, Processes, Progress
-
-ROLES = ("dealer", "server", "client")
-# What can be wrong with one query alone. The client's process names them; anything else is a BlindformerError.
-QUERY_ERRORS = {error.__name__: error for error in (AnswerOutOfRange, ProgramError, RangeError)}
+from .processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, Progress
+from .services import LocalServices
 
 
 @dataclass
@@ -77,7 +76,7 @@ def run_local(
     network    the network to imitate between the parties
     length     which of the folder's programs, if there are several
 
-    Errors: as LocalParties; all processes are gone by then.
+    Errors: as LocalParties; the parties' processes are gone by then.
     """
     inputs = [inputs] if isinstance(inputs, Mapping) else inputs
     options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
@@ -96,12 +95,14 @@ def run_local(
     return run
 
 
-class LocalParties(Processes):
-    """A session of three local processes, open until `close`. Use it as a context manager.
+class LocalParties:
+    """A session with a dealer and a server on this machine, open until `close`. Use it as a context manager.
 
-    `processes`: pids by role. `seen`: with `audit`, whether what the server has opened looks uniform (witness.py), of
-    all queries after `close`. Errors of all methods: LaunchError, which ends the session; and of `query` those of
-    `QUERY_ERRORS`, which end that query alone.
+    `processes`: their pids by role. `seen`: with `audit`, whether what the server has opened looks uniform
+    (session/uniformity.py).
+
+    Errors: ArtifactError; LaunchError and CorrelationError, which end the session; of `query` alone ProgramError and
+    RangeError (wrong inputs) and AnswerOutOfRange.
     """
 
     def __init__(
@@ -115,90 +116,110 @@ class LocalParties(Processes):
         audit: bool = False,
         network: Network | None = None,
         length: int | None = None,
-        certificates: Path | str | None = None,
-        parts: Mapping[str, Path | str] | None = None,
+        certificates: Path | None = None,
     ) -> None:
-        """Start the processes and set the session up. `audit` fills `seen`, at some cost of memory at the server.
+        """Start the services and set the session up. `audit` fills `seen`, at some cost of memory at the server.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
-        `certificates` (default: made for this session alone) and `parts` (a folder by role, in place of `folder`) are
-        there for tests of parties that do not fit together.
+        `certificates`: FOR TESTS, in place of new ones.
         """
-        super().__init__(progress)
-        self.timeout = timeout
-        self.setup_s, self.setup_bytes, self.wire_overhead_bytes = 0.0, 0, 0
+        self.progress, self.open, self._audit = progress, False, audit
         self.seen: dict[str, Any] | None = None
-        self._queries = 0
-        try:
-            if isinstance(folder, Compiled):
-                folder = save(folder, self._scratch / "compiled")
-            if certificates is None:
-                certificates = self._scratch / "certificates"
-                make_certificates(certificates, days=1)
-            cores = {"server": 0, "client": 1} if pin and _cores() >= 2 else {}
-            config: dict[str, Any] = {
-                "certificates": str(certificates),
-                "scratch": str(self._scratch),
-                "timeout": timeout,
-                "threads": threads,
-                "audit": audit,
-                "length": length,
-                "network": None if network is None else (network.name, network.rtt, network.bandwidth),
-            }
-            for role in ROLES:
-                config["folder"] = str(Path((parts or {}).get(role, folder)).absolute())
-                self._start(role, {**config, "core": cores.get(role)})
-                if role != "client":
-                    port = self._wait(role, ("port",), max(timeout, START_SECONDS))["port"]
-                    config[role] = ("127.0.0.1", port)
-            ready = self._wait("client", ("ready",), max(2 * timeout, START_SECONDS))["ready"]
-            self.setup_s, self.setup_bytes = ready["setup_s"], ready["setup_bytes"]
-        except BaseException:
-            self._end()
-            raise
+        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
+        options = LocalOptions(threads=threads, audit=audit, network=imitated)
+        server, client = ([0], [1]) if pin and _cores() >= 2 else ([], [])
+        self._bounded = partial(bounded, threads, client)
+        if isinstance(folder, Compiled):
+            part, made = None, partial(save, folder)
+        else:
+            part, made = load_client(folder), Path(folder)
+            part.for_length(length)
+        self._services = LocalServices(made, timeout, options=options, certificates=certificates, cores=server)
+        part = part or load_client(self._services.folder)
+        self._part = part.for_length(length)
+        self._sessions = SessionTransport(
+            load_settings(
+                **{
+                    "parties.server.address": self._services.addresses["server"],
+                    "parties.dealer.address": self._services.addresses["dealer"],
+                    "certificates.folder": self._services.certificates,
+                    "session.timeout": float(timeout),
+                }
+            ),
+            part,
+            progress=progress,
+            shaped=options.shaped,
+        )
+        with self._ending(), self._bounded():
+            opened = self._sessions.connect(self._part)
+        self._party, self.open = opened.party, True
+        self.setup_s, self.setup_bytes = opened.setup_s, opened.party.setup_bytes
+
+    @property
+    def processes(self) -> dict[str, int]:
+        return self._services.processes
+
+    @property
+    def wire_overhead_bytes(self) -> int:
+        assert isinstance(self._party, ClientParty)
+        return self._party.server.meter.overhead
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """Run one query. `more`: another one follows, so its correlations are made meanwhile."""
         if not self.open:
             raise LaunchError("client", "the session is closed", "open a new one")
-        into = self._scratch / f"inputs-{self._queries}.safetensors"
-        out = self._scratch / f"outputs-{self._queries}.safetensors"
-        self._queries += 1
-        try:
+        sources = self._part.encode_inputs(inputs)
+        with self._ending(), self._bounded():
             if self.progress:
                 self.progress("offline", 0, 1)
-            save_file({name: value.contiguous().clone() for name, value in inputs.items()}, into)
-            self._workers["client"].tell(inputs=str(into), outputs=str(out), more=more)
-            report = self._wait("client", ("answer", "failed"), 2 * self.timeout)
-            if "answer" in report:
-                outputs = load_file(out)
-                out.unlink()
-        except BaseException:
-            self._end()
-            raise
-        if "failed" in report:
-            failed = report["failed"]
-            raise QUERY_ERRORS.get(failed["kind"], BlindformerError)(failed["what"])
-        answer = report["answer"]
-        timings = answer["timings"]
-        self.wire_overhead_bytes = answer["wire_overhead_bytes"]
-        return LocalAnswer(outputs, Timings(**{**timings, "online": Meter(**timings["online"])}), answer["others"])
+            answer = self._party.query(sources, self.progress, more)
+            if self._audit:
+                self.seen = self._services.seen()
+        return LocalAnswer(decode_outputs(self._part.program, answer.outputs), answer.timings, answer.others)
 
     def close(self) -> None:
-        """Say goodbye, wait a little, and end whoever is still there. Safe to call twice."""
-        self._part("client")
+        """Say goodbye, and end the services. Safe to call twice."""
+        self._end(STOP_SECONDS)
 
     def __enter__(self) -> LocalParties:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if exc[0] is None:
-            self.close()
-        else:
-            self._end()
+        self.close()
 
-    def _heard(self, role: str, report: dict[str, Any]) -> None:
-        self.seen = report.get("seen", self.seen)
+    def _end(self, seconds: float) -> None:
+        self.open = False
+        self._sessions.close()
+        self._services.close(seconds)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends the session. Errors: LaunchError for one of a peer."""
+        try:
+            yield
+        except PeerError as error:
+            cause = self._services.cause(error.party, f"{error.what}; {error.remedy}")
+            self._end(FAILED_SECONDS)
+            raise cause from None
+        except BaseException:
+            self._end(FAILED_SECONDS)
+            raise
+
+
+@contextmanager
+def bounded(threads: int, cores: Sequence[int] = ()) -> Iterator[None]:
+    """Torch's threads, and the cores of this thread and those that it starts, while this process is a party."""
+    before = torch.get_num_threads()
+    pinned = os.sched_getaffinity(0) if cores and hasattr(os, "sched_getaffinity") else set()
+    torch.set_num_threads(threads)
+    if pinned:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if pinned:
+            os.sched_setaffinity(0, pinned)
 
 
 def _cores() -> int:

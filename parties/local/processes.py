@@ -1,31 +1,43 @@
-"""Parties as processes of this machine: started, listened to, and gone when it is over, whatever happened."""
+"""Parties as processes of this machine: started, listened to, and gone when it is over, whatever happened.
+
+What a process has to say comes on stderr as JSON lines with an `event`; other lines are its last words if it ends. Its
+stdin is its lifeline: at its end the process ends, so none outlives this one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import queue
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...protocols.errors import BlindformerError
+from ..config import Address
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
-START_SECONDS = 60.0  # for a worker to listen, on a machine that is busy
-FAREWELL_SECONDS = 5.0
-SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the others' words before naming the culprit
+Line = dict[str, Any]
+
+START_SECONDS = 120.0  # to import torch and load a model, on a machine that is busy
+STOP_SECONDS = 5.0
+FAILED_SECONDS = 1.0  # the same after a failure
+SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the cause before naming one
+BACKLOG = 128
+BUSY = "see what keeps this machine busy, or allow a longer timeout"
+SAID = "stopped and said: "  # of a peer that passes on what ended its session
 
 
 class LaunchError(BlindformerError):
-    """A party of a local session died or stalled. `party` names it, `line` is its own last error line."""
+    """A party on this machine did not start, died or stalled. `party` names it, `line` is what happened to it."""
 
     def __init__(self, party: str, line: str, remedy: str = "") -> None:
         self.party, self.line = party, line
@@ -33,164 +45,142 @@ class LaunchError(BlindformerError):
 
 
 class PartyProcess:
-    """One party's process, and the two threads that listen to it. Everything it says lands in `events`."""
+    """One party's process, and the thread that listens to it. `hear` is called with each line, and with None at the
+    end."""
 
     def __init__(
-        self, module: str, role: str, config: Path, events: queue.Queue[tuple[str, dict[str, Any] | None]]
+        self, words: Sequence[str], sockets: Sequence[int], scratch: Path, hear: Callable[[Line | None], None]
     ) -> None:
-        self.role, self.last_line = role, ""
-        # A session of its own: Ctrl-C reaches the launcher alone, which then ends the workers in order.
+        self.last_line, self.ended = "", False
+        # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
         # -P: a folder that happens to be the working directory must not shadow modules.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, role, str(config)],
+            [sys.executable, "-P", "-m", *words],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            pass_fds=sockets,
+            env={**os.environ, "TMPDIR": str(scratch)},
             start_new_session=True,
         )
-        self._threads = [
-            threading.Thread(target=self._read_reports, args=(self.process.stdout, events), daemon=True),
-            threading.Thread(target=self._read_errors, args=(self.process.stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[-1]}")
+        self._reader.start()
 
-    def tell(self, **command: Any) -> None:
+    def tell(self, text: str) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its death is reported by the reader
-            self.process.stdin.write(json.dumps(command).encode() + b"\n")
+        with contextlib.suppress(OSError):  # its death is reported by the reader
+            self.process.stdin.write(text + "\n")
             self.process.stdin.flush()
 
-    def dead(self) -> bool:
-        return self.process.poll() is not None
+    def let_go(self) -> None:
+        """Tell it to end."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
 
-    def last_words(self) -> str:
-        """Why it died, in its own words where it had any."""
-        code = self.process.poll()
-        self._threads[1].join(1)
-        if code is not None and code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return self.last_line or f"ended without a word (exit code {code})"
-
-    def end(self) -> None:
-        """Gone when this returns."""
-        if not self.dead():
+    def end(self, seconds: float) -> None:
+        """Gone when this returns; `seconds`: to end by itself."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is self.process.stdin and pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        for thread in self._threads:
-            thread.join(1)
+            self.process.wait()
+        self._reader.join(STOP_SECONDS)
 
-    def _read_reports(self, pipe: IO[bytes], events: queue.Queue[tuple[str, dict[str, Any] | None]]) -> None:
-        with pipe:
-            for line in pipe:
+    def _read(self, hear: Callable[[Line | None], None]) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for text in stream:
                 try:
-                    report = json.loads(line)
+                    line = json.loads(text)
                 except ValueError:
-                    continue  # some library's chatter
-                if isinstance(report, dict):
-                    events.put((self.role, report))
+                    self.last_line = text.strip() or self.last_line
+                else:
+                    if isinstance(line, dict):
+                        hear(line)
         self.process.wait()
-        events.put((self.role, None))
-
-    def _read_errors(self, pipe: IO[bytes]) -> None:
-        prefix = f"blindformer {self.role}: "
-        with pipe:
-            for raw in pipe:
-                line = raw.decode(errors="replace").strip()
-                if line:
-                    self.last_line = line.removeprefix(prefix)
+        self.ended = True
+        hear(None)
 
 
-class Processes:
-    """Workers by role, and what they report. `module` is what a worker runs: `python -m MODULE ROLE CONFIG.json`."""
+class PartyProcesses:
+    """Processes by role. `addresses`: where each listens. Errors of all methods: LaunchError."""
 
-    module = "blindformer.parties.local.worker"
-
-    def __init__(self, progress: Progress | None = None) -> None:
-        self.progress = progress
-        self._events: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
-        self._workers: dict[str, PartyProcess] = {}
-        self._scratch = Path(tempfile.mkdtemp(prefix="blindformer-"))  # mode 0700
+    def __init__(self) -> None:
+        self.scratch = Path(tempfile.mkdtemp(prefix="blindformer-"))  # mode 0700
+        self.addresses: dict[str, Address] = {}
+        self._running: dict[str, PartyProcess] = {}
+        self._said: dict[tuple[str, str], Line] = {}  # the last line by role and event
+        self._news = threading.Condition()
 
     @property
     def processes(self) -> dict[str, int]:
         """Pids by role."""
-        return {role: worker.process.pid for role, worker in self._workers.items()}
+        return {role: running.process.pid for role, running in self._running.items()}
 
-    @property
-    def open(self) -> bool:
-        """Whether the session goes on."""
-        return bool(self._workers)
+    def close(self, seconds: float = STOP_SECONDS) -> None:
+        """End the processes and remove the scratch folder. `seconds`: to end by themselves. Safe to call twice."""
+        for running in self._running.values():
+            running.let_go()
+        deadline = time.monotonic() + seconds
+        for running in self._running.values():
+            running.end(max(0.0, deadline - time.monotonic()))
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _heard(self, role: str, report: dict[str, Any]) -> None:
-        """Hook: any report, as it is read."""
-
-    def _part(self, first: str) -> None:
-        """Tell `first` to say goodbye, wait a little for all to go, and end whoever is still there."""
-        if self._workers:
-            self._workers[first].tell(close=True)
-            deadline = time.monotonic() + FAREWELL_SECONDS
-            for worker in self._workers.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(max(0.0, deadline - time.monotonic()))
-        self._end()
-        while not self._events.empty():
-            role, report = self._events.get()
-            if report is not None:
-                self._heard(role, report)
-
-    def _start(self, role: str, config: dict[str, Any]) -> None:
-        path = self._scratch / f"{role}.json"
-        path.write_text(json.dumps(config))
-        self._workers[role] = PartyProcess(self.module, role, path, self._events)
-
-    def _wait(self, role: str, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """The next report of `role` that has one of these names. Progress of the client counts as a sign of life.
-
-        The parties time each other out; `seconds` of silence from all of them is for the one that nobody waits for.
-        """
-        while True:
-            try:
-                who, report = self._events.get(timeout=seconds)
-            except queue.Empty:
-                line = f"gave no sign of life for {seconds:g} seconds"
-                raise LaunchError(role, line, "see what keeps this machine busy, or allow a longer timeout") from None
-            if report is None:
-                raise self._blame(who)
-            self._heard(who, report)
-            if "progress" in report and self.progress:
-                self.progress(*report["progress"])
-            if who == role and any(name in report for name in names):
-                return report
-
-    def _blame(self, first: str) -> LaunchError:
-        """Which party is the cause: one that was killed; else the end of the chain "a: b is gone", "b: ..."."""
+    def cause(self, party: str, what: str) -> LaunchError:
+        """What is behind an error that names `party`: one that was killed, or the end of the chain "a: b is gone"."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < deadline and not all(worker.dead() for worker in self._workers.values()):
+        while not (killed := self._killed()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        words = {role: worker.last_words() for role, worker in self._workers.items() if worker.dead()}
-        killed = [role for role, worker in self._workers.items() if (worker.process.poll() or 0) < 0]
-        if killed:
-            return LaunchError(killed[0], words[killed[0]], "run again; if memory is short, use a shorter length")
-        role, seen = first, {first}
-        while True:
-            named, _, what = (part.strip() for part in words[role].partition(":"))
-            if named not in self._workers:
-                return LaunchError(role, words[role])
-            # Who still runs, but does nothing; or who was heard of first, where two only repeat each other.
-            if named not in words or (named in seen and "stopped and said" not in what):
-                return LaunchError(named, what)
-            if named in seen and "stopped and said" in words[named]:
-                return LaunchError(role, words[role])
-            seen.add(named)
-            role = named
+        for role, name in killed.items():
+            return LaunchError(role, f"was killed by {name}", "run again; if memory is short, use a shorter length")
+        seen: set[str] = set()
+        while party not in seen:
+            seen.add(party)
+            own = self._running.get(party)
+            if own is not None and own.ended:
+                what = own.last_line.removeprefix("blindformer: ") or "ended without a word"
+            while what.startswith(SAID):
+                what = what.removeprefix(SAID)
+            named, _, rest = what.partition(": ")
+            if named in self._running and named not in seen:
+                party, what = named, rest
+        return LaunchError(party, what)
 
-    def _end(self) -> None:
-        for worker in self._workers.values():
-            worker.end()
-        self._workers.clear()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+    def _listen(self, role: str) -> socket.socket:
+        """A socket for a party to inherit: it can be dialled from now on, so that all can start at the same time."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        self.addresses[role] = Address(*listener.getsockname())
+        return listener
+
+    def _start(self, role: str, words: Sequence[str], sockets: Sequence[int] = ()) -> None:
+        self._running[role] = PartyProcess(words, sockets, self.scratch, lambda line: self._hear(role, line))
+
+    def _hear(self, role: str, line: Line | None) -> None:
+        with self._news:
+            if line is not None:
+                self._said[role, str(line.get("event"))] = line
+            self._news.notify_all()
+
+    def _take(self, role: str, events: Sequence[str], seconds: float) -> Line:
+        """The next line of `role` with one of these events. The parties time each other out; `seconds` of silence is
+        for the one that nobody waits for."""
+
+        def found() -> str | None:
+            return next((event for event in events if (role, event) in self._said), None)
+
+        with self._news:
+            known = self._news.wait_for(lambda: found() or any(p.ended for p in self._running.values()), seconds)
+            event = found()
+            if event is not None:
+                return self._said.pop((role, event))
+        if not known:
+            raise LaunchError(role, f"gave no sign of life for {seconds:g} seconds", BUSY)
+        raise self.cause(next(name for name, running in self._running.items() if running.ended), "")
+
+    def _killed(self) -> dict[str, str]:
+        """The signal that has ended it, by role."""
+        codes = {role: running.process.poll() or 0 for role, running in self._running.items()}
+        return {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}

@@ -13,11 +13,11 @@ from ...models.artifacts import save
 from ...models.artifacts.writing import text_length
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
-from ..many.launcher import ManyLocal
 from ..many.roster import Roster, RosterError, numbered
 from ..registry import of_parties, protocols, reference, resolve, runs_here, sessions
 from ..reports.report import Report
 from .launcher import LocalAnswer, LocalParties
+from .members import ManyLocal
 
 REFERENCE = reference()  # in this process; hides nothing
 

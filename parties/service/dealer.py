@@ -22,6 +22,7 @@ from .child import Control
 from .children import ConnectionKind
 from .control import Answered, ChildReport, Introduced
 from .limits import ServiceLimits
+from .local_options import LocalOptions
 from .seeds import AskedSeeds, PassedSeeds
 from .sessions import SessionService
 
@@ -35,8 +36,10 @@ class DealerService(SessionService):
     roles = ("client", "helper", "server")
     about = "any program that a server and its client agree on"
 
-    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
-        super().__init__("dealer", settings, limits)
+    def __init__(
+        self, settings: Settings, limits: ServiceLimits, scratch: Path, local: LocalOptions | None = None
+    ) -> None:
+        super().__init__("dealer", settings, limits, local)
         _load_ahead()
         self.known = FilePrograms(scratch)
         self.seeds = PassedSeeds()
@@ -47,14 +50,14 @@ class DealerService(SessionService):
             self.introduce(channel, hello, control)
             seeds = AskedSeeds(control)
             if channel.peer == "server":
-                sent = channel.meter.sent
+                shaped, sent = self.local.shaped(channel), channel.meter.sent
 
                 def dealt(number: int, seconds: float) -> None:
                     nonlocal sent
-                    before, sent = sent, channel.meter.sent
+                    before, sent = sent, shaped.meter.sent
                     control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
-                party = DealerParty(channel, hello.program, left_for(hello, seeds), self.known, admission=control)
+                party = DealerParty(shaped, hello.program, left_for(hello, seeds), self.known, admission=control)
                 # The server decides how long its client may be silent; it keeps this connection that long.
                 party.serve(dealt, idle=2 * self.limits.idle)
             else:

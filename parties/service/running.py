@@ -26,6 +26,7 @@ from .metrics import Metrics
 
 SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
 BACKLOG = 128
+INHERITED = "fd"  # in the place of a host: the port is a file descriptor
 STALE_SECONDS = 60.0  # a folder that was made just now may not have its lock yet
 
 
@@ -112,8 +113,10 @@ def make_limits(mine: ServiceSection, **bounds: Any) -> ServiceLimits:
 
 
 def bind(address: Address, backlog: int) -> socket.socket:
-    """A listening socket. Errors: `StartError`."""
+    """A listening socket; of fd:N, one that whoever started this process has opened. Errors: `StartError`."""
     try:
+        if address.host == INHERITED:
+            return socket.socket(fileno=address.port)
         family, _, _, _, found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

@@ -11,6 +11,7 @@ from ...models.artifacts import load_server
 from ...models.artifacts.circuits import texts_of
 from ...models.artifacts.server import ServerLength, ServerPart
 from ...models.handover import hand_over
+from ...protocols.channel import Channel
 from ..config import Settings
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner_shares import OwnerShares, part_of
@@ -18,6 +19,7 @@ from ..session.mask_seed import load_secret
 from ..session.meeting import meet_client, meet_dealer, my_hello
 from ..session.server import ServerParty
 from ..session.spool import Spool
+from ..session.timings import Timings
 from ..session.weights import Served, serve_parts
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
@@ -25,6 +27,7 @@ from .child import Control
 from .children import ConnectionKind
 from .control import Limited
 from .limits import ServiceLimits
+from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
 from .relay import serve_owner
 from .rendezvous import Rendezvous
@@ -39,14 +42,17 @@ HELPERS = {
 
 
 def serve(
-    settings: Settings, announce: Callable[[Announcement], None] | None = None, lifeline: int | None = None
+    settings: Settings,
+    announce: Callable[[Announcement], None] | None = None,
+    lifeline: int | None = None,
+    local: LocalOptions | None = None,
 ) -> None:
     """Serve sessions until a signal stops it (running.run)."""
     run(
         ROLE,
         # With a helper, all sessions are its own: it sees to it that its clients share them.
         settings.server if settings.session.topology == "dealer" else settings.server.model_copy(update={"share": 1.0}),
-        lambda limits, scratch: ServerService(settings, limits, scratch),
+        lambda limits, scratch: ServerService(settings, limits, scratch, local),
         announce,
         lifeline=lifeline,
     )
@@ -58,8 +64,10 @@ class ServerService(SessionService):
     Errors: as `SessionService`, and those of a key and of the folder of counts.
     """
 
-    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
-        super().__init__(ROLE, settings, limits)
+    def __init__(
+        self, settings: Settings, limits: ServiceLimits, scratch: Path, local: LocalOptions | None = None
+    ) -> None:
+        super().__init__(ROLE, settings, limits, local)
         mine = settings.server
         self.helped = settings.session.topology == "helper"
         part = load_server(mine.folder)
@@ -100,22 +108,32 @@ class ServerService(SessionService):
                 owners = [meet(hello.session, channel.peer, self.timeout)]
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, ROLE, hello.session, config=self.config)
-        dealer = self.settings.address("dealer")
+        wire, audit = self.local.witness()
+
+        def dial() -> Channel:
+            dealer = self.settings.address("dealer")
+            return self.local.shaped(meet_dealer(self.identity.dialling, dealer, mine, self.timeout))
+
+        def report(number: int, timings: Timings) -> None:
+            control.tell(answered(number, timings))
+            audit()
+
         party = ServerParty(
             served,
-            channel,
-            partial(meet_dealer, self.identity.dialling, dealer, mine, self.timeout),
+            self.local.shaped(channel),
+            dial,
             session=hello.session,
             client_id=channel.fingerprint,
             admission=control,
             spool=self.spool,
             outside=outside,
+            wire=wire,
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, served, control),
         )
         with telling(ROLE, lambda: [*party.abandon(), *owners]):
             party.set_up()
-            party.serve(lambda number, timings: control.tell(answered(number, timings)), idle=self.limits.idle)
+            party.serve(report, idle=self.limits.idle)
             party.close()
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:

@@ -25,6 +25,7 @@ from .children import ConnectionKind
 from .control import Answered, ChildReport, Introduced
 from .host import Host
 from .limits import ServiceLimits
+from .local_options import LocalOptions
 from .supervisor import Supervisor
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
@@ -43,8 +44,9 @@ class SessionService:
     """Whose certificates are welcome."""
     spool: Spool | None = None
 
-    def __init__(self, role: str, settings: Settings, limits: ServiceLimits) -> None:
+    def __init__(self, role: str, settings: Settings, limits: ServiceLimits, local: LocalOptions | None = None) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        self.local = local or LocalOptions()
         self.role, self.settings, self.limits = role, settings, limits
         self.timeout, self.config = settings.session.timeout, settings.shared_hash()
         self.identity = Identity(settings.certificates.folder, role)
@@ -56,6 +58,7 @@ class SessionService:
     def work(self, sock: socket.socket, control: Control) -> None:
         """To a peer with a good certificate of one of `roles`; a probe (transport/probe.py) is answered here."""
         control.party, control.keepalive = self.role, self.timeout / 3
+        torch.set_num_threads(self.local.threads)
         accepting = self.identity.accepting
         channel = welcome(sock, accepting, self.roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
         with self.telling(channel):

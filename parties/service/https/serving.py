@@ -16,6 +16,7 @@ from ...certificates.identity import Identity
 from ...config import Settings
 from ..host import Host
 from ..limits import ServiceLimits
+from ..local_options import LocalOptions
 from ..quota import quota_in_words, quota_of
 from ..running import Announcement, run
 from .app import AppState, make_app
@@ -39,8 +40,9 @@ def serve(
     announce: Callable[[Announcement], None] | None = None,
     lifeline: int | None = None,
     more: Sequence[str] = (),
+    local: LocalOptions | None = None,
 ) -> None:
-    """Serve encrypted queries (running.run). `more`: options of the workers.
+    """Serve encrypted queries (running.run). `more`: options of the workers. (`local` is for sessions.)
 
     Errors: StartError, CertificateError, and those of a folder that cannot be served.
     """

@@ -1,4 +1,4 @@
-"""Three real processes: right answers, and nobody left behind whoever dies or stalls, and whenever."""
+"""Real services with this process as their client: right answers, and nobody left behind, whoever dies or stalls."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from blindformer.models.artifacts import save
+from blindformer.models.artifacts import ArtifactError, save
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
 from blindformer.models.pricing import price
 from blindformer.models.program import ProgramError
+from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.launcher import LaunchError, LocalParties, run_local
+from blindformer.parties.local.launcher import LocalParties, run_local
+from blindformer.parties.local.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
 
 TEXTS = ("how is my password ?", "not good , bad !")
-ROLES = ("dealer", "server", "client")
+COMMANDS = {"dealer": "dealer", "server": "serve"}
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +55,21 @@ def inputs(loaded):
 
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch, tmp_path):
-    """After every test: no worker, and no private file of one."""
+    """After every test: no service, and no private file of one."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("TMPDIR", str(scratch))
     yield
     deadline = time.monotonic() + 10
-    while (_workers(scratch) or list(scratch.iterdir())) and time.monotonic() < deadline:
+    while (_services(scratch) or list(scratch.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert _workers(scratch) == []
+    assert _services(scratch) == []
     assert list(scratch.iterdir()) == []
 
 
-def _workers(scratch: Path) -> list[int]:
-    """Workers whose configuration lies in `scratch`, alive (or not waited for)."""
+def _services(scratch: Path) -> list[int]:
+    """Services whose certificates lie in `scratch`, and their sessions' processes, alive (or not waited for)."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         if any(str(scratch) in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
@@ -110,12 +112,13 @@ def test_the_session_stays_open_and_what_the_server_sees_looks_uniform(folder, i
 
 
 def test_each_party_reads_its_own_part_only(folder, compiled, inputs, tmp_path):
-    parts = {role: shutil.copytree(folder / role, tmp_path / f"part-{role}") for role in ("server", "client")}
-    with LocalParties(tmp_path / "nothing", parts=parts) as parties:  # the dealer needs no files
+    for role in ("server", "client"):  # the dealer needs no files
+        shutil.copytree(folder / role, tmp_path / "parts" / role)
+    with LocalParties(tmp_path / "parts") as parties:
         assert parties.query(inputs[0]).outputs.keys() == compiled.program.outputs.keys()
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", COMMANDS)
 @pytest.mark.parametrize("moment", ["set-up", "offline", "idle"])
 def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
     killed: list[float] = []
@@ -124,7 +127,7 @@ def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
         killed.append(time.monotonic())
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess):  # a zombie of another test, for one
-                if role in child.cmdline():
+                if COMMANDS[role] in child.cmdline():
                     child.kill()
 
     def on_progress(phase: str, done: int, total: int) -> None:
@@ -146,7 +149,19 @@ def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
     assert time.monotonic() - killed[0] < 20
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", COMMANDS)
+def test_a_party_whose_session_is_killed_is_named(folder, inputs, role):
+    """As when memory is short: the service lives on, which matters to nobody here."""
+    with LocalParties(folder, timeout=20) as parties:
+        parties.query(inputs[0])
+        (session,) = psutil.Process(parties.processes[role]).children()
+        session.kill()
+        with pytest.raises(LaunchError, match=f"^{role}: was killed by SIGKILL; run again"):
+            parties.query(inputs[0])
+        assert not parties.open
+
+
+@pytest.mark.parametrize("role", COMMANDS)
 def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
     with LocalParties(folder, timeout=5) as parties:
         parties.query(inputs[0])
@@ -161,9 +176,10 @@ def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
 
 def test_another_program_is_refused(folder, loaded, tmp_path):
     other = save(compile_text(loaded, 17, texts=TEXTS), tmp_path / "other")
-    for role in ("server", "client"):
-        with pytest.raises(LaunchError, match=r"has program .*; compile once"):
-            LocalParties(folder, parts={role: other}, timeout=20)
+    shutil.rmtree(other / "server")
+    shutil.copytree(folder / "server", other / "server")
+    with pytest.raises(LaunchError, match=r"has program .*; compile once"):
+        LocalParties(other, timeout=20)
 
 
 def test_a_certificate_of_another_role_or_authority_is_refused(folder, tmp_path):
@@ -180,16 +196,16 @@ def test_a_certificate_of_another_role_or_authority_is_refused(folder, tmp_path)
     make_certificates(foreign)
     for name in ("client.pem", "client.key"):
         shutil.copy(foreign / name, mixed / name)
-    with pytest.raises(LaunchError, match="is not from the CA") as caught:
+    with pytest.raises(CertificateError, match="is not from the CA"):
         LocalParties(folder, certificates=mixed, timeout=20)
-    assert caught.value.party == "client"
 
 
 def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
-    with pytest.raises(LaunchError, match="holds no compiled model"):
+    with pytest.raises(ArtifactError, match="holds no compiled model"):
         LocalParties(tmp_path / "nothing")
-    with pytest.raises(LaunchError, match="is the client's part; give the server's"):
-        LocalParties(folder, parts={"server": folder / "client"})
+    part = shutil.copytree(folder / "client", tmp_path / "client")
+    with pytest.raises(LaunchError, match=r"^server: .*is the client's part; give the server's"):
+        LocalParties(part)
 
 
 def test_what_is_wrong_with_one_query_ends_that_query_alone(folder, compiled, inputs):
@@ -239,7 +255,7 @@ def test_when_the_launcher_itself_dies_the_parties_follow(folder, how):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "open\n"
-    assert len(psutil.Process(parent.pid).children()) == 3
+    assert len(psutil.Process(parent.pid).children(recursive=True)) == 4  # two services, each with a session's process
     parent.send_signal(how)
     parent.wait(10)
     parent.stdout.close()

@@ -1,0 +1,70 @@
+"""What a launcher on the same machine (parties/local/services.py) may ask of a service, besides its settings.
+
+No deployment needs any of it. None of it changes what is computed or who learns what: `audit` looks at what the server
+receives in any case.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from ...protocols.channel import Channel
+from ...protocols.rounds import Wire, over_channel
+
+OPTION = "--local"
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """`scratch`: a folder of the launcher's, removed when the service ends, as the launcher may be gone by then.
+
+    threads   torch threads of each session
+    audit     FOR TESTS: after each query, a line on stderr says whether what the server has opened looks uniform
+    network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
+    """
+
+    scratch: str = ""
+    threads: int = 1
+    audit: bool = False
+    network: tuple[str, float, float] | None = None
+
+    @classmethod
+    def read(cls, text: str | None) -> LocalOptions:
+        """In the service's process, as it starts."""
+        fields = json.loads(text or "{}")
+        found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
+        if found.scratch:
+            atexit.register(shutil.rmtree, found.scratch, ignore_errors=True)
+        return found
+
+    def words(self) -> list[str]:
+        """On a command line."""
+        return [OPTION, json.dumps(asdict(self))]
+
+    def shaped(self, channel: Channel) -> Channel:
+        """The channel, as if it ran over `network`. Its other end must be shaped, too."""
+        if self.network is None:
+            return channel
+        from ...models.pricing import Network
+        from ..transport.shaping import ShapedChannel
+
+        return ShapedChannel(channel, Network(*self.network))
+
+    def witness(self) -> tuple[Callable[[Channel], Wire], Callable[[], None]]:
+        """The wire of a session's rounds, and what to call after each query."""
+        if not self.audit:
+            return over_channel, lambda: None
+        from ..session.uniformity import UniformityWitness
+
+        seen = UniformityWitness()
+
+        def say() -> None:
+            sys.stderr.write(json.dumps({"event": "seen", **seen.finish()}) + "\n")
+            sys.stderr.flush()
+
+        return seen.wire, say

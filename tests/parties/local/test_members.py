@@ -1,0 +1,77 @@
+"""N parties and a dealer as real processes over mutual TLS, on CrypTen's communicator: answers and deaths."""
+
+import importlib.util
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+if importlib.util.find_spec("crypten") is None:
+    pytest.skip("crypten is not installed", allow_module_level=True)
+
+from blindformer.models.artifacts import save
+from blindformer.models.interpreter import interpret
+from blindformer.models.loading.load import load
+from blindformer.models.pricing import price_among
+from blindformer.models.program import ProgramError
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.local.members import ManyLocal
+from blindformer.parties.local.processes import LaunchError
+from blindformer.parties.session.parties import numbered
+from blindformer.protocols.clear import ClearEngine
+
+TEXTS = ("how is my password ?", "not good , bad !")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier):
+    return load(tiny_classifier)
+
+
+@pytest.fixture(scope="module")
+def compiled(loaded):
+    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
+
+
+@pytest.fixture(scope="module")
+def folder(compiled, tmp_path_factory):
+    return save(compiled, tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.mark.slow
+def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, loaded):
+    owners = numbered(3).sources(compiled.program)
+    with ManyLocal(folder, numbered(3), timeout=60) as parties:
+        pids = parties.processes.values()
+        wrong = {name: value[:, :8] for name, value in loaded.encode(TEXTS[0], 16).items()}
+        with pytest.raises(ProgramError, match=r"has shape \[1, 8\], the program takes \[1, 16\]"):
+            parties.query(wrong)
+        for text in TEXTS:
+            inputs = loaded.encode(text, 16)
+            answer = parties.query(inputs)
+            sources = {**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants}
+            expected = interpret(compiled.program, ClearEngine(sources)).outputs
+            for name, value in answer.outputs.items():
+                scale = compiled.program.instructions[compiled.program.outputs[name]].scale
+                assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
+            assert set(answer.by_party) == {"alice", "bob", "carol"}
+            declared = price_among(compiled.program, parties.roster.names, owners, 1)
+            for name, timings in answer.by_party.items():
+                assert (timings.online.sent, timings.online.received) == (declared.sent[name], declared.received[name])
+                assert timings.rounds == declared.rounds
+            assert answer.timings.online.sent == declared.online_bytes
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["alice", "carol", "dealer"])
+def test_a_party_that_is_killed_is_named(folder, loaded, victim):
+    with ManyLocal(folder, numbered(3), timeout=30) as parties:
+        os.kill(parties.processes[victim], signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(LaunchError, match=f"^{victim}: was killed by SIGKILL"):
+            parties.query(loaded.encode(TEXTS[0], 16))
+        assert time.monotonic() - started < 20
+        assert not parties.open
