@@ -37,7 +37,7 @@ from .control import (
     parse,
 )
 
-LAST_WORDS_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
+LINGER_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
 ANSWER_SECONDS = 30.0  # the supervisor answers at once; this is for a machine that swaps
 
 
@@ -63,7 +63,7 @@ class Control:
         self._working = False
         self._stop = False
         self._why: PeerRefused | None = None  # the session stops; None: the service does
-        self._last_words = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
+        self._linger_until = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
 
     def watch(self) -> None:
         """Start listening to the supervisor. When its end closes, this process ends."""
@@ -78,7 +78,7 @@ class Control:
             self._end()
 
     def _end(self) -> None:
-        left = self._last_words - time.monotonic()
+        left = self._linger_until - time.monotonic()
         if left <= 0:
             raise Stopping(self._why)
         signal.setitimer(signal.ITIMER_REAL, left)
@@ -93,11 +93,11 @@ class Control:
 
     def introduce(self, role: str, owner: str, serial: str, session: str, program: str) -> None:
         """Ask for a session with the peer that has just said hello. Errors: `SlotsBusy`; `Stopping`."""
-        self._heed(self.ask(Introduced(role=role, owner=owner, serial=serial, session=session, program=program)))
+        self._check(self.ask(Introduced(role=role, owner=owner, serial=serial, session=session, program=program)))
 
     def probing(self, role: str, owner: str) -> None:
         """The peer asks how far away we are, and wants no session. Errors: `SlotsBusy`."""
-        self._heed(self.ask(Probing(role=role, owner=owner)))
+        self._check(self.ask(Probing(role=role, owner=owner)))
 
     @contextmanager
     def slot(self, number: int, waiting: Callable[[int], None]) -> Iterator[None]:
@@ -112,7 +112,7 @@ class Control:
         try:
             yield
         finally:
-            self._last_words = time.monotonic() + LAST_WORDS_SECONDS
+            self._linger_until = time.monotonic() + LINGER_SECONDS
             self._working = False
             self.tell(Release(number=number, left=self.left()))
         if self._stop:
@@ -132,7 +132,7 @@ class Control:
                 place = int(answer["queued"])
                 waiting(place)
             else:
-                self._heed(answer)
+                self._check(answer)
                 return
             answer = None
             while answer is None:
@@ -141,7 +141,7 @@ class Control:
                 except queue.Empty:
                     waiting(place)
 
-    def _heed(self, answer: dict[str, Any]) -> None:
+    def _check(self, answer: dict[str, Any]) -> None:
         if "busy" in answer:
             raise SlotsBusy(self.party, float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
         if "go" not in answer:
@@ -158,10 +158,10 @@ class Control:
         with contextlib.suppress(OSError, BrokenControl):
             while data := self._sock.recv(READ_AT_ONCE):
                 for line in lines.feed(data):
-                    self._hear(parse(line))
+                    self._obey_line(parse(line))
         os._exit(1)
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _obey_line(self, message: dict[str, Any]) -> None:
         if "stop" in message:
             what, _, remedy = str(message["stop"]).partition("; ")
             self._why = PeerRefused(self.party, what, remedy)

@@ -38,12 +38,10 @@ CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line
 
 
 class ServedSessions(Protocol):
-    """What a supervisor serves (sessions.SessionService)."""
+    """What a supervisor serves (sessions.SessionService), which is made before the first fork."""
 
-    @property
-    def identity(self) -> Renewable:
-        """In the supervisor: this party's certificate, and who is revoked."""
-        ...
+    identity: Renewable
+    """In the supervisor: this party's certificate, and who is revoked."""
 
     def work(self, sock: socket.socket, control: Control) -> None:
         """In the child: everything from the handshake to the last byte."""
@@ -51,15 +49,15 @@ class ServedSessions(Protocol):
 
     def kind(self, role: str) -> ConnectionKind:
         """What a connection of `role` is: a session that computes, a relay that lives as long, or a short visit."""
-        ...
+        return "session"
 
     def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
         """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
-        ...
+        raise ValueError("a report that nobody here answers")
 
     def gauges(self) -> Mapping[str, float]:
         """In the supervisor, every second: values of gauges that only this service knows."""
-        ...
+        return {}
 
 
 @dataclass(eq=False)
@@ -120,7 +118,7 @@ class Children:
         counts = {name: getattr(self._admission, name) for name in ("sessions", "running", "queued")}
         return {**counts, **self._service.gauges()}
 
-    def start(self, visitor: Pending) -> None:
+    def start(self, pending: Pending) -> None:
         mine, its = socket.socketpair()
         sys.stderr.flush()
         # A signal between the fork and the child's own handlers would be taken for the supervisor's.
@@ -128,15 +126,15 @@ class Children:
         try:
             pid = os.fork()
             if pid == 0:
-                become_child(its, lambda control: self._be_child(mine, visitor, control), blocked)
+                become_child(its, lambda control: self._be_child(mine, pending, control), blocked)
         except OSError:
             mine.close()
             raise
         finally:
             its.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        visitor.sock.close()
-        child = Child(pid, ChildLine(mine), visitor.host, visitor.address, time.monotonic())
+        pending.sock.close()
+        child = Child(pid, ChildLine(mine), pending.host, pending.address, time.monotonic())
         self._alive[pid] = child
         self._selector.register(mine, selectors.EVENT_READ, lambda: self._read(child))
 
@@ -180,14 +178,14 @@ class Children:
             self._let_go(child)
         self._dying.clear()
 
-    def _be_child(self, mine: socket.socket, visitor: Pending, control: Control) -> None:
+    def _be_child(self, mine: socket.socket, pending: Pending, control: Control) -> None:
         """In the child: let go of all that is the supervisor's or another child's, then work."""
         mine.close()
         self._selector.close()
         self._host.let_go()
         for child in self._alive.values():
             child.line.close()
-        self._service.work(visitor.sock, control)
+        self._service.work(pending.sock, control)
 
     # -- what a child says
 
@@ -216,7 +214,7 @@ class Children:
             if child.peer is not None:
                 raise BrokenControl("it has introduced its peer already")
             child.peer = report
-            self._welcome(child, report)
+            self._admit(child, report)
         elif not isinstance(child.peer, Introduced):
             raise BrokenControl("it has not introduced its peer")
         elif isinstance(report, Want):
@@ -233,7 +231,7 @@ class Children:
         else:
             child.line.tell(dict(self._service.reply(report, child.peer)))
 
-    def _welcome(self, child: Child, peer: Introduced | Probing) -> None:
+    def _admit(self, child: Child, peer: Introduced | Probing) -> None:
         """Give it a place, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
         if isinstance(peer, Introduced) and self._service.identity.revoked(peer.serial):
             self._stop(child, peer)  # while it shook hands

@@ -38,7 +38,7 @@ class Entering(Protocol):
 
 
 class Connections(Protocol):
-    """Those that have left the lobby, as the host sees them."""
+    """Those that have sent a TLS hello, as the host sees them."""
 
     @property
     def any(self) -> bool:
@@ -49,7 +49,7 @@ class Connections(Protocol):
         """Those on their way to a place (`Entering`), the oldest first."""
         ...
 
-    def start(self, visitor: Pending) -> None:
+    def start(self, pending: Pending) -> None:
         """Take over one that has sent a TLS hello. Errors: OSError, with nothing done."""
         ...
 
@@ -111,14 +111,14 @@ class Host:
     ) -> Iterator[None]:
         """While the context lasts, people are let in and signals are heard; all connections end with it.
 
-        files           that connections beyond the lobby may need
+        files           that connections that wait no longer may need
         watch, forget   call a function whenever something can be read; never again
         """
         self._connections, self._identity, self._forget = connections, identity, forget
         self._acceptor = Acceptor(self.listener, self.limits, files, self.log, self.metrics, watch, forget)
         self._renewal = Renewal(identity, self.log, connections.end_revoked)
         self._acceptor.start()
-        watch(self._wake, self._swallow)
+        watch(self._wake, self._empty_wake)
         if self._lifeline is not None:
             watch(self._lifeline, self._read_lifeline)
         self.metrics.set("started", time.time())
@@ -149,7 +149,7 @@ class Host:
         self._obey_signals()
         self._renewal.look()
         self._acceptor.turn()
-        self._press()
+        self._drop_slow()
         self._connections.on_turn()
         if self._stop_by is not None and time.monotonic() >= self._stop_by:
             self._connections.end_all()
@@ -159,13 +159,13 @@ class Host:
     def let_in(self) -> None:
         """Take over those that are ready, as far as there is room in the handshake."""
         while (inside := Counter(one.host for one in self._connections.entering())).total() < self.limits.handshakes:
-            visitor = self._acceptor.next(inside)
-            if visitor is None:
+            pending = self._acceptor.next(inside)
+            if pending is None:
                 return
             try:
-                self._connections.start(visitor)
+                self._connections.start(pending)
             except OSError as error:
-                self._acceptor.drop(visitor, "this machine has no room for a process")
+                self._acceptor.drop(pending, "this machine has no room for a process")
                 self._acceptor.pause(error)
 
     def let_go(self) -> None:
@@ -176,10 +176,10 @@ class Host:
         if self._exporter:
             self._exporter.forget()
 
-    def _press(self) -> None:
-        """Put out those in the handshake whose time is over, and sooner while others wait."""
+    def _drop_slow(self) -> None:
+        """Drop those in the handshake whose time is over, and sooner while others wait."""
         now, entering = time.monotonic(), self._connections.entering()
-        wanted = self._acceptor.ready - (self.limits.handshakes - len(entering))
+        wanted = self._acceptor.pending.ready - (self.limits.handshakes - len(entering))
         for number, one in enumerate(entering):
             if now - one.born > self.limits.handshake_seconds:
                 self._connections.drop(one, "did not finish in time")
@@ -206,7 +206,7 @@ class Host:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _swallow(self) -> None:
+    def _empty_wake(self) -> None:
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
@@ -244,7 +244,7 @@ class Host:
             return
         self._feed_at = now + FEED_SECONDS
         gauges = {
-            "lobby": len(self._acceptor),
+            "lobby": len(self._acceptor.pending),
             "handshakes": len(self._connections.entering()),
             "certificate_expires": self._identity.expires,
             **self._connections.gauges(),

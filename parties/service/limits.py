@@ -31,9 +31,9 @@ class ServiceLimits:
     grace: float = 30.0
     """Running queries have so long to finish when the service stops."""
 
-    lobby: int = 256
+    pending: int = 256
     """Connections whose peer has not shown yet that it speaks TLS: a socket each."""
-    lobby_seconds: float = 10.0
+    pending_seconds: float = 10.0
     handshakes: int = 6
     """Children in the handshake: 4 MB each, measured; 6 MB when they have a session."""
     handshake_seconds: float = 20.0

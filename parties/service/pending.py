@@ -1,6 +1,6 @@
 """Where a connection waits until its peer has sent a whole TLS ClientHello: so long it costs a socket, not a process.
 
-The lobby peeks at what has arrived and leaves it in the socket, so that the child that takes over reads it again. It is
+What has arrived is looked at and left in the socket, so that the child that takes over reads it again. It is
 bounded in number and in time: a peer that opens connections and says nothing only pushes out its own.
 """
 
@@ -27,19 +27,19 @@ class HelloState(enum.Enum):
     silent = "sent nothing"
     partial = "sent a part of a TLS hello"
     ready = "sent a TLS hello"
-    stranger = "does not speak TLS"
+    not_tls = "does not speak TLS"
     gone = "closed the connection"
 
 
 @dataclass(eq=False)
 class Pending:
-    """A connection in the lobby. `end`: when it has to be ready, by the clock of `PendingConnections`."""
+    """A connection that waits. `end`: when it has to be ready, by the clock of `PendingConnections`."""
 
     sock: socket.socket
     host: str
     port: int
     end: float
-    sight: HelloState = field(default=HelloState.silent)
+    hello: HelloState = field(default=HelloState.silent)
 
     @property
     def address(self) -> str:
@@ -53,12 +53,12 @@ def look(sock: socket.socket) -> HelloState:
         if not seen:
             return HelloState.gone
         if seen[0] != HANDSHAKE:
-            return HelloState.stranger
+            return HelloState.not_tls
         if len(seen) < RECORD_HEADER:
             return HelloState.partial
         length = int.from_bytes(seen[3:], "big")
         if not 0 < length <= RECORD_LIMIT:
-            return HelloState.stranger
+            return HelloState.not_tls
         seen = sock.recv(RECORD_HEADER + length, socket.MSG_PEEK)
     except BlockingIOError:
         return HelloState.silent
@@ -72,69 +72,69 @@ class PendingConnections:
 
     def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._size, self._seconds, self._clock = size, seconds, clock
-        self._visitors: list[Pending] = []
+        self._waiting: list[Pending] = []
 
     def __len__(self) -> int:
-        return len(self._visitors)
+        return len(self._waiting)
 
-    def enter(self, sock: socket.socket, host: str, port: int) -> tuple[Pending, Pending | None]:
-        """(the new visitor, the one that has to leave for it)."""
-        pushed_out = self.push_out() if len(self._visitors) >= self._size else None
-        visitor = Pending(sock, host, port, self._clock() + self._seconds)
-        self._visitors.append(visitor)
-        return visitor, pushed_out
+    def add(self, sock: socket.socket, host: str, port: int) -> tuple[Pending, Pending | None]:
+        """(the new pending, the one that has to leave for it)."""
+        evicted = self.evict() if len(self._waiting) >= self._size else None
+        pending = Pending(sock, host, port, self._clock() + self._seconds)
+        self._waiting.append(pending)
+        return pending, evicted
 
-    def push_out(self) -> Pending | None:
+    def evict(self) -> Pending | None:
         """Take out the one that has to leave where room is short; None if nobody is here.
 
         It is the oldest that is not ready, of the host that holds most: an honest peer is ready after a round trip.
         """
-        if not self._visitors:
+        if not self._waiting:
             return None
-        held = Counter(visitor.host for visitor in self._visitors)
+        held = Counter(pending.host for pending in self._waiting)
         chosen = min(
-            self._visitors, key=lambda visitor: (visitor.sight is HelloState.ready, -held[visitor.host], visitor.end)
+            self._waiting, key=lambda pending: (pending.hello is HelloState.ready, -held[pending.host], pending.end)
         )
-        self._visitors.remove(chosen)
+        self._waiting.remove(chosen)
         return chosen
 
-    def look(self, visitor: Pending) -> HelloState:
-        """Look again at one that is here. A stranger and one that is gone leave; the caller closes their socket."""
-        visitor.sight = look(visitor.sock)
-        if visitor.sight is HelloState.stranger:
-            _say_not_tls(visitor.sock)
-        if visitor.sight in (HelloState.stranger, HelloState.gone):
-            self._visitors.remove(visitor)
-        return visitor.sight
+    def look(self, pending: Pending) -> HelloState:
+        """Look again at one that waits. It leaves if it is gone or speaks no TLS; the caller closes its socket."""
+        pending.hello = look(pending.sock)
+        if pending.hello is HelloState.not_tls:
+            _say_not_tls(pending.sock)
+        if pending.hello in (HelloState.not_tls, HelloState.gone):
+            self._waiting.remove(pending)
+        return pending.hello
 
     @property
     def partial(self) -> list[Pending]:
         """Those to look at again after a while: to a selector they look readable all the time."""
-        return [visitor for visitor in self._visitors if visitor.sight is HelloState.partial]
+        return [pending for pending in self._waiting if pending.hello is HelloState.partial]
 
     @property
     def ready(self) -> int:
-        return sum(visitor.sight is HelloState.ready for visitor in self._visitors)
+        return sum(pending.hello is HelloState.ready for pending in self._waiting)
 
     def next(self, inside: Mapping[str, int]) -> Pending | None:
         """Take the next that is ready: the first of the host that has the fewest connections `inside`."""
-        ready = [visitor for visitor in self._visitors if visitor.sight is HelloState.ready]
+        ready = [pending for pending in self._waiting if pending.hello is HelloState.ready]
         if not ready:
             return None
-        chosen = min(ready, key=lambda visitor: inside.get(visitor.host, 0))
-        self._visitors.remove(chosen)
+        chosen = min(ready, key=lambda pending: inside.get(pending.host, 0))
+        self._waiting.remove(chosen)
         return chosen
 
     def expired(self) -> list[Pending]:
         """Take out those whose time is over. Being ready and waiting for a turn is no fault, but it ends, too."""
         now = self._clock()
-        over = [visitor for visitor in self._visitors if visitor.end <= now]
-        self._visitors = [visitor for visitor in self._visitors if visitor.end > now]
+        over = [pending for pending in self._waiting if pending.end <= now]
+        self._waiting = [pending for pending in self._waiting if pending.end > now]
         return over
 
     def close(self) -> list[Pending]:
         """Everybody leaves; the caller closes their sockets."""
-        everybody, self._visitors = self._visitors, []
+        everybody, self._waiting = self._waiting, []
         return everybody
 
 

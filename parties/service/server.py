@@ -32,7 +32,7 @@ from .quota import quota_in_words, quota_of
 from .relay import serve_owner
 from .rendezvous import Rendezvous
 from .running import Announcement, run
-from .sessions import SessionService, answered, telling
+from .sessions import SessionService, answered, error_on_close
 
 ROLE = "server"
 HELPERS = {
@@ -71,7 +71,7 @@ class ServerService(SessionService):
         mine = settings.server
         self.helped = settings.session.topology == "helper"
         part = load_server(mine.folder)
-        parts = [self._seated(item) for item in part.values()]
+        parts = [self._handed_over(item) for item in part.values()]
         self.served = serve_parts(parts, load_secret(part.secret_file))
         self.programs = list(self.served)
         if self.helped:
@@ -94,7 +94,7 @@ class ServerService(SessionService):
     def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"
 
-    def _seated(self, part: ServerLength) -> ServerLength:
+    def _handed_over(self, part: ServerLength) -> ServerLength:
         """For two servers it is the same model with another seat (models/handover.py)."""
         return ServerLength(hand_over(part.program), part.weights, part.constants) if self.helped else part
 
@@ -131,7 +131,7 @@ class ServerService(SessionService):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, served, control),
         )
-        with telling(ROLE, lambda: [*party.abandon(), *owners]):
+        with error_on_close(ROLE, lambda: [*party.abandon(), *owners]):
             party.set_up()
             party.serve(report, idle=self.limits.idle)
             party.close()

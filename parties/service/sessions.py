@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -21,8 +21,8 @@ from ..transport.handshake import Hello
 from ..transport.probe import answer_probe, is_probe
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
-from .children import ConnectionKind
-from .control import Answered, ChildReport, Introduced
+from .children import ServedSessions
+from .control import Answered
 from .host import Host
 from .limits import ServiceLimits
 from .local_options import LocalOptions
@@ -32,7 +32,7 @@ FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first messa
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
 
 
-class SessionService:
+class SessionService(ServedSessions):
     """A service whose every connection has a process (running.StartedService). Made before the first fork.
 
     Errors: `BlindformerError`: a folder or a certificate that cannot be used.
@@ -40,6 +40,7 @@ class SessionService:
 
     adversary = "semi-honest parties that do not collude"
     helpers = about = limit = ""
+    identity: Identity
     roles: Collection[str] = ("client",)
     """Whose certificates are welcome."""
     spool: Spool | None = None
@@ -74,20 +75,11 @@ class SessionService:
         """In the child. `first`: the peer's first message, a hello."""
         raise NotImplementedError
 
-    def kind(self, role: str) -> ConnectionKind:
-        return "session"
-
-    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
-        raise ValueError(f"a {self.role}'s child says nothing of that kind")
-
-    def gauges(self) -> Mapping[str, float]:
-        return {}
-
     def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
         control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
 
     def telling(self, *channels: Channel) -> AbstractContextManager[None]:
-        return telling(self.role, lambda: channels)
+        return error_on_close(self.role, lambda: channels)
 
     def left(self) -> int | None:
         """Correlations made ahead that are left."""
@@ -106,7 +98,7 @@ def answered(number: int, timings: Timings) -> Answered:
 
 
 @contextmanager
-def telling(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
+def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
     """Whatever ends the session early: the peers of `channels` are told, as far as it is their business."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""From the lobby into the HTTPS service: TLS handshakes and first requests, bounded in number and time (host.py).
+"""The HTTPS service: TLS handshakes and first requests, bounded in number and time (host.py).
 
 A connection costs a socket until its peer has sent a whole TLS hello (service/pending.py). It then has seconds to
 finish the handshake and to send a request's head. With its request it takes a place until the connection ends; each
@@ -27,8 +27,8 @@ from .refusals import Refusal
 class HttpsConnection:
     """`owner`: SHA-256 of the certificate of one that has a place."""
 
-    def __init__(self, visitor: Pending, number: int) -> None:
-        self.host, self.address, self.number, self.born = visitor.host, visitor.address, number, time.monotonic()
+    def __init__(self, pending: Pending, number: int) -> None:
+        self.host, self.address, self.number, self.born = pending.host, pending.address, number, time.monotonic()
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
         self.owner = ""
@@ -57,10 +57,10 @@ class HttpsConnections:
     def entering(self) -> Sequence[HttpsConnection]:
         return [connection for connection in self._all if not connection.owner]
 
-    def start(self, visitor: Pending) -> None:
-        connection = HttpsConnection(visitor, next(self._numbers))
+    def start(self, pending: Pending) -> None:
+        connection = HttpsConnection(pending, next(self._numbers))
         self._all[connection] = None
-        connection.handshake = asyncio.create_task(self._shake_hands(connection, visitor.sock))
+        connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
 
     def drop(self, entering: HttpsConnection, why: str) -> None:
         self._all.pop(entering, None)

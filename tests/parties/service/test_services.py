@@ -455,7 +455,7 @@ def test_a_service_that_cannot_start_says_why_in_one_line(site):
 
 
 def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
-    """All that strangers can make it hold at once: a full lobby, and all places in the handshake."""
+    """All that strangers can make it hold at once: as many that wait as may, and all places in the handshake."""
     hello = client_hello()
     with client(site, part) as mine:
         mine.ask()  # what a session costs is not what strangers cost

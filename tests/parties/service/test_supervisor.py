@@ -166,7 +166,7 @@ def test_one_that_holds_a_worker_for_ever_is_ended(start, tmp_path):
 
 
 def test_the_silent_the_slow_and_strangers_hold_up_nobody(start):
-    toy = start(lobby=4, lobby_seconds=1, handshakes=2, handshake_seconds=60, pressed_seconds=0.3)
+    toy = start(pending=4, pending_seconds=1, handshakes=2, handshake_seconds=60, pressed_seconds=0.3)
     silent = [Peer(toy, hello=False) for _ in range(4)]
     half = Peer(toy, hello=False)
     half.sock.sendall(HELLO[:6])
@@ -253,7 +253,7 @@ def test_it_ends_with_whoever_holds_its_lifeline(start, tmp_path):
 
 def test_when_no_file_is_left_it_waits_and_goes_on(start):
     """The silent make room for others; processes that cannot start do not stop those that run."""
-    toy = start(files=40, lobby=64, lobby_seconds=60, handshakes=64, sessions=64, share=1.0)
+    toy = start(files=40, pending=64, pending_seconds=60, handshakes=64, sessions=64, share=1.0)
     with crowd(toy.address, 60):
         first = Peer(toy)
         assert first.answer == "open"
