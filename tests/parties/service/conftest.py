@@ -35,7 +35,5 @@ def shared_site(compiled, tmp_path_factory):
 @pytest.fixture
 def site(shared_site) -> Deployment:
     """A dealer and a server, ready, and started again after a test that ended one."""
-    for role in ("dealer", "server"):
-        if not shared_site.runs(role):
-            shared_site.start(role)
+    shared_site.restore()
     return shared_site

@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,10 +94,24 @@ class Running:
         host, port = self.ready["address"].rsplit(":", 1)
         return host, int(port)
 
-    @property
-    def metrics(self) -> Address:
-        host, port = self.ready["metrics"].rsplit(":", 1)
-        return host, int(port)
+    def get(self, path: str) -> tuple[int, str]:
+        """What its metrics process answers; status 0 while it does not."""
+        try:
+            with urllib.request.urlopen(f"http://{self.ready['metrics']}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def wait_for_metrics(self, *patterns: str) -> None:
+        """Wait until each matches a line of /metrics."""
+
+        def missing() -> list[str]:
+            text = self.get("/metrics")[1]
+            return [pattern for pattern in patterns if not re.search(f"^{pattern}$", text, re.MULTILINE)]
+
+        eventually(lambda: not missing(), f"metrics: {patterns}")
 
     def wait_for(self, event: str, patience: float = PATIENCE, **fields: Any) -> dict[str, Any]:
         """The next line of the log with this event and these fields, after those already waited for."""
@@ -223,11 +241,34 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "blindformer.parties.cli", *words]
 
 
+def start_service(*words: str, folder: Path | None = None, options: dict[str, str]) -> Running:
+    """A service that is ready. `options`: of its command line."""
+    listening = {"--listen": "127.0.0.1:0", "--log-format": "json", **options}
+    running = Running(
+        command(*words, *(word for option in listening.items() for word in option)), folder, files=FEW_FILES
+    )
+    try:
+        running.wait_for("ready", patience=2 * PATIENCE)
+    except BaseException:
+        running.end()
+        raise
+    return running
+
+
+def tls_hello() -> bytes:
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
 class Deployment:
     """A dealer and a server of the compiled folder, each a process of its own, on free ports of this machine.
 
     `server`, `dealer`: more words for their command lines, {"--sessions": "2"}.
     """
+
+    roles = ("dealer", "server")
 
     def __init__(
         self,
@@ -241,7 +282,7 @@ class Deployment:
         self.certificates = folder / "certificates"
         if not self.certificates.exists():
             make_certificates(self.certificates, keep_ca_key=True)
-        self._options = {"server": server or {}, "dealer": dealer or {}}
+        self._options = {"server": server or {}, "dealer": dealer or {}, "helper": {}}
         self._services: dict[str, Running] = {}
 
     @property
@@ -253,45 +294,47 @@ class Deployment:
         return self._services["dealer"]
 
     @property
+    def helper(self) -> Running:
+        return self._services["helper"]
+
+    @property
     def client_folder(self) -> Path:
         return self.compiled / "client"
 
-    def runs(self, role: str) -> bool:
-        return role in self._services and self._services[role].process.poll() is None
-
     def start(self, role: str, **more: str) -> Running:
-        """Start the dealer or the server and wait until it is ready: again, at the port it had before.
+        """Start a service and wait until it is ready: again, at the port it had before.
 
         With `more` options, as sessions="2", it is another one at a port of its own, which the caller ends.
         """
         before = None if more else self._services.get(role)
-        port = before.address[1] if before else 0
-        words = ["serve", str(self.compiled / "server")] if role == "server" else ["dealer"]
+        words = {
+            "server": ("serve", str(self.compiled / "server")),
+            "helper": ("helper", str(self.compiled / "helper")),
+        }
         options = {
             "--certs": str(self.certificates),
-            "--listen": f"127.0.0.1:{port}",
+            "--listen": f"127.0.0.1:{before.address[1] if before else 0}",
             "--timeout": str(self.timeout),
-            "--log-format": "json",
-            **({"--dealer": self.dealer.ready["address"]} if role == "server" else {}),
+            **({} if role == "dealer" else {"--dealer": self.dealer.ready["address"]}),
+            **({"--server": self.server.ready["address"]} if role == "helper" else {}),
+            **({"--cache": str(self.folder / "masked")} if role == "helper" else {}),
             **self._options[role],
             **{f"--{name.replace('_', '-')}": value for name, value in more.items()},
         }
-        running = Running(
-            command(*words, *(word for option in options.items() for word in option)), self.folder, files=FEW_FILES
-        )
+        running = start_service(*words.get(role, [role]), folder=self.folder, options=options)
         if not more:
             self._services[role] = running
-        try:
-            running.wait_for("ready")
-        except BaseException:
-            running.end()
-            raise
         return running
+
+    def restore(self) -> None:
+        """Start again what a test has ended."""
+        for role in self.roles:
+            if role not in self._services or self._services[role].process.poll() is not None:
+                self.start(role)
 
     def __enter__(self) -> Deployment:
         try:
-            for role in ("dealer", "server"):
-                self.start(role)
+            self.restore()
         except BaseException:
             self.__exit__()
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.session.helper.owner import OwnerParty, ask_two_servers
-from blindformer.tests.parties.service.harness import Deployment, Running, command
+from blindformer.tests.parties.service.harness import Deployment
 
 TEXT = "how is my password ?"
 
@@ -14,44 +14,10 @@ TEXT = "how is my password ?"
 class Helped(Deployment):
     """A deployment of topology `helper`."""
 
+    roles = ("dealer", "server", "helper")
+
     def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: str) -> None:
         super().__init__(folder, compiled, server={"--topology": "helper", **server}, timeout=timeout)
-
-    @property
-    def helper(self) -> Running:
-        return self._services["helper"]
-
-    def start(self, role: str, **options: str) -> Running:
-        return self._start_helper() if role == "helper" else super().start(role, **options)
-
-    def _start_helper(self) -> Running:
-        """At the port it had before, if it ran before."""
-        before = self._services.get("helper")
-        words = {
-            "--certs": str(self.certificates),
-            "--listen": f"127.0.0.1:{before.address[1] if before else 0}",
-            "--server": self.server.ready["address"],
-            "--dealer": self.dealer.ready["address"],
-            "--cache": str(self.folder / "masked"),
-            "--timeout": str(self.timeout),
-            "--log-format": "json",
-        }
-        folder = str(self.compiled / "helper")
-        running = Running(
-            command("helper", folder, *(word for option in words.items() for word in option)), self.folder
-        )
-        self._services["helper"] = running
-        running.wait_for("ready")
-        return running
-
-    def __enter__(self) -> Helped:
-        super().__enter__()
-        try:
-            self.start("helper")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
 
 class Owner:

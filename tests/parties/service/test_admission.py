@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 from blindformer.parties.service.admission import RETRY_LEAST, RETRY_MOST, Admission, Busy, Go, Queued
 from blindformer.parties.service.limits import ServiceLimits
+from blindformer.tests.parties.service.clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make(owners: dict[int, str], clock=None, **limits) -> Admission:
@@ -27,26 +20,25 @@ def make(owners: dict[int, str], clock=None, **limits) -> Admission:
     return admission
 
 
-def test_sessions_are_bounded_and_come_back():
-    admission = make({1: "a", 2: "b"}, sessions=2)
-    verdict = admission.open(3, "c")
+@pytest.mark.parametrize(
+    ("held", "limits", "owner", "why"),
+    [
+        ("ab", {"sessions": 2}, "c", "all sessions are taken"),
+        ("aa", {"sessions": 4, "share": 0.5}, "a", "this certificate holds all the sessions that one may"),
+    ],
+)
+def test_sessions_are_bounded_for_all_and_for_each_certificate_and_come_back(held, limits, owner, why):
+    admission = make(dict(enumerate(held)), **limits)
+    verdict = admission.open(3, owner)
     assert isinstance(verdict, Busy)
     assert RETRY_LEAST <= verdict.seconds <= RETRY_MOST
-    assert "all sessions are taken" in verdict.why
+    assert why in verdict.why
+    if "share" in limits:
+        assert admission.open(4, "b") == Go()
     admission.leave(1)
-    assert admission.open(3, "c") == Go()
+    assert admission.open(3, owner) == Go()
     with pytest.raises(ValueError, match="a session already"):
-        admission.open(3, "c")
-
-
-def test_one_certificate_holds_its_share_of_the_sessions_at_most():
-    admission = make({1: "a", 2: "a"}, sessions=4, share=0.5)
-    verdict = admission.open(3, "a")
-    assert isinstance(verdict, Busy)
-    assert "this certificate" in verdict.why
-    assert admission.open(4, "b") == Go()
-    admission.leave(2)
-    assert admission.open(3, "a") == Go()
+        admission.open(3, owner)
 
 
 def test_one_goes_the_others_queue_and_move_up():
@@ -75,12 +67,13 @@ def test_the_queue_is_bounded_and_says_when_to_come_back():
 
 
 def test_one_certificate_holds_its_share_of_the_queue_at_most():
-    admission = make({1: "a", 2: "a", 3: "a", 4: "b"}, queue=4, share=0.5)
+    admission = make({1: "a", 2: "a", 3: "a", 4: "b", 5: "a"}, queue=4, share=0.5, sessions=9)
     assert [admission.want(child) for child in (1, 2, 3)] == [Go(), Queued(0), Queued(1)]
-    admission.open(5, "a")
     verdict = admission.want(5)
+    assert verdict == admission.check(5)
     assert isinstance(verdict, Busy)
     assert "this certificate" in verdict.why
+    assert admission.check(4) is None
     assert isinstance(admission.want(4), Queued)
 
 

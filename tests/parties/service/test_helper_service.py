@@ -11,19 +11,16 @@ from contextlib import closing
 
 import psutil
 import pytest
-import torch
 from blindformer.models.artifacts import load_server
-from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
-from blindformer.models.interpreter import interpret
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper.owner import ask_two_servers
 from blindformer.parties.session.meeting import meet, meet_helper, meet_server, my_hello, new_session
-from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
+from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.harness import command, eventually
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
 
@@ -37,29 +34,15 @@ def shared_site(compiled, tmp_path_factory) -> Iterator[Helped]:
 
 @pytest.fixture
 def site(shared_site) -> Helped:
-    for role in ("dealer", "server", "helper"):
-        if not shared_site.runs(role):
-            shared_site.start(role)
+    shared_site.restore()
     return shared_site
 
 
 @pytest.fixture(scope="module")
 def expected(compiled, part) -> Callable:
-    """expected(text, length): the answer in the clear, in the same fixed point."""
+    """expected(text, length): the answer in the clear."""
     server = load_server(compiled)
-
-    def answer(text: str = TEXT, length: int = 8):
-        question, mine = part.encode(text, length), server.for_length(length)
-        values = {**question.sources(), **mine.weights, **mine.constants}
-        return decode_outputs(mine.program, interpret(mine.program, ClearEngine(values)).outputs)
-
-    return answer
-
-
-def check(found, right) -> None:
-    assert found.keys() == right.keys()
-    for name in found:
-        torch.testing.assert_close(found[name].double(), right[name].double(), atol=0.003, rtol=0)
+    return lambda text=TEXT, length=8: clear(server.for_length(length), part.encode(text, length).sources())
 
 
 def test_answers_are_right_at_every_length_and_nothing_heavy_reaches_the_owner(site, part, expected):

@@ -7,15 +7,11 @@ import json
 
 import pytest
 from blindformer.parties.service.logs import BURST, Log
+from blindformer.tests.parties.service.clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
-
-class Clock:
-    now = 1_000_000_000.125
-
-    def __call__(self) -> float:
-        return self.now
+NOW = 1_000_000_000.125
 
 
 def lines(log: Log, stream: io.StringIO) -> list[dict]:
@@ -28,7 +24,7 @@ def stream():
 
 
 def test_json_is_one_object_a_line(stream):
-    Log("server", "json", stream, Clock()).info("session-opened", session="ab" * 16, peer="client", seconds=1.23456)
+    Log("server", "json", stream, Clock(NOW)).info("session-opened", session="ab" * 16, peer="client", seconds=1.23456)
     assert json.loads(stream.getvalue()) == {
         "time": "2001-09-09T01:46:40.125Z",
         "level": "info",
@@ -41,7 +37,7 @@ def test_json_is_one_object_a_line(stream):
 
 
 def test_text_is_for_people(stream):
-    Log("dealer", "text", stream, Clock()).warning("refused", address="[::1]:5", what="does not speak TLS")
+    Log("dealer", "text", stream, Clock(NOW)).warning("refused", address="[::1]:5", what="does not speak TLS")
     expected = '2001-09-09T01:46:40.125Z warning dealer refused  address=[::1]:5  what="does not speak TLS"\n'
     assert stream.getvalue() == expected
 
@@ -63,7 +59,7 @@ def test_whatever_is_said_stays_on_its_line(what):
 
 
 def test_a_flood_is_cut_and_counted(stream):
-    clock = Clock()
+    clock = Clock(NOW)
     log = Log("server", "json", stream, clock)
     for _ in range(1000):
         log.warning("refused", address="a:1")

@@ -6,23 +6,11 @@ import socket
 
 import pytest
 from blindformer.parties.service.pending import HelloState, PendingConnections, look
+from blindformer.tests.parties.service.clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HELLO = b"\x16\x03\x01\x00\x08" + b"8 bytes."
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture
@@ -93,7 +81,8 @@ def test_any_first_bytes_get_one_clear_answer(data):
             assert hello is (expected if 0 < length <= 16384 else HelloState.not_tls)
 
 
-def test_time_is_over_for_the_silent_and_for_the_slow(peers, clock):
+def test_time_is_over_for_the_silent_and_for_the_slow(peers):
+    clock = Clock(100.0)
     waiting = PendingConnections(4, 10, clock)
     silent, _ = waiting.add(peers()[0], "a", 1)
     clock.now += 6

@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.config import ServerSection
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
 from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.tests.parties.service.clock import Clock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +18,13 @@ DAY = 86400.0
 
 
 @pytest.fixture
-def now():
-    return SimpleNamespace(time=1_790_000_000.0)
+def clock():
+    return Clock(1_790_000_000.0)
 
 
 @pytest.fixture
-def make(tmp_path, now):
-    return lambda each=10, period=DAY: Quota(tmp_path / "state", each, period, lambda: now.time)
+def make(tmp_path, clock):
+    return lambda each=10, period=DAY: Quota(tmp_path / "state", each, period, clock)
 
 
 def granted(quota: Quota, name: str, texts: int = 1) -> bool:
@@ -35,7 +35,7 @@ def granted(quota: Quota, name: str, texts: int = 1) -> bool:
     return True
 
 
-def test_each_name_has_its_own_count_which_outlasts_a_restart(make, now):
+def test_each_name_has_its_own_count_which_outlasts_a_restart(make, clock):
     quota = make()
     assert [granted(quota, "alice", texts) for texts in (4, 4, 4, 2, 1)] == [True, True, False, True, False]
     assert granted(quota, "bob", 10)
@@ -50,9 +50,9 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, now):
         r"ask again in 1(\.\d+)? days?, at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
         str(error),
     )
-    now.time += error.retry_after - 1
+    clock.now += error.retry_after - 1
     assert not granted(again, "alice")
-    now.time += 1
+    clock.now += 1
     assert granted(again, "alice", 10), "as it was told"
     assert (make().file.stat().st_mode & 0o777, make().file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
@@ -60,23 +60,23 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, now):
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), min_size=10, max_size=25))
 def test_no_period_holds_more_than_the_limit(tmp_path_factory, steps):
-    now = SimpleNamespace(time=1000.0)
-    quota, given_out = Quota(tmp_path_factory.mktemp("q"), 6, 60.0, lambda: now.time), []
+    clock = Clock(1000.0)
+    quota, given_out = Quota(tmp_path_factory.mktemp("q"), 6, 60.0, clock), []
     for pause, texts in steps:
-        now.time += pause
+        clock.now += pause
         if granted(quota, "alice", texts):
-            given_out.append((now.time, texts))
+            given_out.append((clock.now, texts))
     for end, _ in given_out:
         assert sum(texts for at, texts in given_out if end - 60.0 < at <= end) <= 6
 
 
-def test_a_clock_that_is_set_back_frees_nothing(make, now):
+def test_a_clock_that_is_set_back_frees_nothing(make, clock):
     quota = make()
     quota.spend("alice", 10)
-    now.time -= 30 * DAY
+    clock.now -= 30 * DAY
     assert not granted(quota, "alice")
     assert not granted(make(each=5, period=60.0), "alice"), "nor does another limit, until its own period is over"
-    now.time += 32 * DAY
+    clock.now += 32 * DAY
     assert granted(quota, "alice")
 
 

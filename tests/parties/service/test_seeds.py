@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 from blindformer.parties.service.control import Introduced, Keep, Take
 from blindformer.parties.service.seeds import PassedSeeds
+from blindformer.tests.parties.service.clock import Clock
 
 PROGRAM, SEED = "99" * 32, "5e" * 32
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def session(number: int) -> str:
@@ -32,19 +26,12 @@ def take(seeds: PassedSeeds, number: int, program: str = PROGRAM):
     return seeds.reply(Take(session=session(number), program=program), peer(number, "server", "bb", program))
 
 
-def test_a_seed_is_handed_out_once():
+def test_a_seed_is_handed_out_once_and_a_session_is_never_seeded_twice():
     seeds = PassedSeeds()
     assert keep(seeds, 1) == {"kept": True}
-    assert take(seeds, 1) == {"seed": SEED}
-    assert "refused" in take(seeds, 1)
-    assert len(seeds) == 0
-
-
-def test_a_session_is_never_seeded_twice():
-    seeds = PassedSeeds()
-    keep(seeds, 1)
     assert "had its client's seed already" in keep(seeds, 1, seed="66" * 32)["refused"]
     assert take(seeds, 1) == {"seed": SEED}
+    assert len(seeds) == 0
     assert "had its client's seed already" in keep(seeds, 1)["refused"]
     assert "refused" in take(seeds, 1)
 

@@ -10,15 +10,13 @@ import ssl
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-import torch
+from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
-from blindformer.models.interpreter import interpret
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, renew_certificates
 from blindformer.parties.certificates.revocation import revoke
@@ -29,8 +27,8 @@ from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.probe import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
-from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
+from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.harness import (
     CROWD,
     SERVED_SECONDS,
@@ -39,6 +37,7 @@ from blindformer.tests.parties.service.harness import (
     command,
     crowd,
     eventually,
+    tls_hello,
 )
 from blindformer.versions import spoken_version
 
@@ -100,23 +99,11 @@ def client(site: Deployment, part, **options) -> Iterator[Client]:
         made.close()
 
 
-def check(found, expected) -> None:
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], atol=0.003, rtol=0)
-
-
 @pytest.fixture(scope="module")
 def expected(compiled, part):
-    """What the model says to TEXT, by length: the same program in the clear."""
-    from blindformer.models.artifacts import load_server
-
-    server, found = load_server(compiled), {}
-    for length in (8, 12):
-        held, question = server.for_length(length), part.encode(TEXT, length)
-        engine = ClearEngine({**question.sources(), **held.weights, **held.constants})
-        found[length] = decode_outputs(held.program, interpret(held.program, engine).outputs)
-    return found
+    """What the model says to TEXT in the clear, by length."""
+    server = load_server(compiled)
+    return {length: clear(server.for_length(length), part.encode(TEXT, length).sources()) for length in (8, 12)}
 
 
 def test_a_silent_crowd_shuts_nobody_out(site, part, expected):
@@ -268,24 +255,14 @@ def test_a_limit_holds_for_all_certificates_of_a_name(site, small, part, expecte
 def test_metrics_of_a_query(site, small, part):
     with client(site, part, server=small) as mine:
         mine.ask()
-        host, port = small.metrics
-
-        def served(pattern: str) -> bool:
-            try:
-                with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as answer:
-                    return re.search(f"^{pattern}$", answer.read().decode(), re.MULTILINE) is not None
-            except OSError:
-                return False
-
-        for line in (
+        small.wait_for_metrics(
             r"blindformer_queries_total [1-9].*",
             r"blindformer_sessions 1\.0",
             r'blindformer_seconds_count\{phase="online"\} [1-9].*',
             r'blindformer_bytes_total\{direction="received"\} [1-9].*',
             r"blindformer_correlations_left 0\.0",
             r"blindformer_limited_total [1-9].*",
-        ):
-            eventually(lambda line=line: served(line), line)
+        )
 
 
 def test_a_stop_lets_the_running_query_finish(site, part, expected):
@@ -393,18 +370,14 @@ def test_a_client_cannot_take_the_servers_place_at_the_dealer(site, part):
     site.dealer.wait_for("refused", kind="PeerRefused")
 
 
-def test_a_session_is_seeded_once(site, part):
+def test_a_session_is_seeded_once_and_what_is_replayed_gets_nothing(site, part):
+    again = "this session has had its client's seed already"
     with client(site, part) as mine:
         mine.ask()
-        with pytest.raises(PeerError, match="this session has had its client's seed already"):
+        with pytest.raises(PeerError, match=again):
             mine.seed(bytes(32))
         mine.ask()
-
-
-def test_a_session_that_is_replayed_gets_nothing(site, part):
-    with client(site, part) as mine:
-        mine.ask()
-    with pytest.raises(PeerError, match="this session has had its client's seed already"):
+    with pytest.raises(PeerError, match=again):
         Client(site, part, session=mine.session)
     with pytest.raises(PeerError, match="no client of this session has left its seed, or it was used"):
         Client(site, part, session=mine.session, seeds=False)
@@ -431,16 +404,6 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     assert len(site.server.logged("session-opened")) == opened
 
 
-def test_half_open_and_silent_connections_hold_up_nobody(site, part, expected):
-    crowd = [socket.create_connection(site.server.address) for _ in range(70)]
-    for sock in crowd[:10]:
-        sock.sendall(b"\x16\x03\x01")  # the beginning of a TLS record
-    with client(site, part) as mine:
-        check(mine.ask(), expected[8])
-    for sock in crowd:
-        sock.close()
-
-
 def test_a_service_that_cannot_start_says_why_in_one_line(site):
     for words, said in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
@@ -456,7 +419,7 @@ def test_a_service_that_cannot_start_says_why_in_one_line(site):
 
 def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
     """All that strangers can make it hold at once: as many that wait as may, and all places in the handshake."""
-    hello = client_hello()
+    hello = tls_hello()
     with client(site, part) as mine:
         mine.ask()  # what a session costs is not what strangers cost
         eventually(lambda: len(site.server.children()) == 1, "no other session is left")
@@ -472,15 +435,6 @@ def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
             sock.close()
         check(mine.ask(), expected[8])
     assert most - idle < 50
-
-
-def client_hello() -> bytes:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
 
 
 def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):

@@ -32,30 +32,26 @@ def heard(error: BaseException) -> list[BaseException | None]:
     return found
 
 
-def test_a_service_that_stops_says_so():
-    client, dealer = heard(Stopping())
-    assert isinstance(client, PeerGone)
-    assert "server: is stopping; ask again when it is back" in str(client)
-    assert isinstance(dealer, PeerGone)
-
-
-def test_a_full_service_says_when_to_come_back():
-    client, _ = heard(SlotsBusy("server", 7.5, "the queue is full"))
-    assert isinstance(client, SlotsBusy)
-    assert (client.party, client.retry_after, client.why) == ("server", 7.5, "the queue is full")
-
-
-def test_a_full_dealer_is_passed_on_to_the_client_alone():
-    client, dealer = heard(SlotsBusy("dealer", 3.0, "all sessions are taken"))
-    assert isinstance(client, SlotsBusy)
-    assert client.retry_after == 3.0
-    assert isinstance(dealer, PeerGone)  # hung up
-
-
-def test_the_fault_of_one_peer_is_told_to_the_other():
-    client, dealer = heard(PeerProtocolError("dealer", "sent nonsense", "update it"))
-    assert "dealer: sent nonsense" in str(client)
-    assert "sent nonsense" in str(dealer)
+@pytest.mark.parametrize(
+    ("error", "client", "dealer"),
+    [
+        (Stopping(), "server: is stopping; ask again when it is back", "is stopping"),
+        (SlotsBusy("server", 7.5, "the queue is full"), "the queue is full", ""),
+        (SlotsBusy("dealer", 3.0, "all sessions are taken"), "all sessions are taken", "hung up"),
+        (PeerProtocolError("dealer", "sent nonsense", "update it"), "dealer: sent nonsense", "sent nonsense"),
+    ],
+    ids=["it stops", "it is full", "its dealer is full", "the fault of one peer"],
+)
+def test_peers_are_told_why_a_session_ends(error, client, dealer):
+    for_client, for_dealer = heard(error)
+    assert client in str(for_client)
+    if isinstance(error, SlotsBusy):
+        assert isinstance(for_client, SlotsBusy)
+        assert (for_client.party, for_client.retry_after) == ("server", error.retry_after)
+    if isinstance(error, SlotsBusy) and error.party == "dealer":
+        assert isinstance(for_dealer, PeerGone)  # what it said itself is not repeated: hung up
+    else:
+        assert dealer in str(for_dealer)
 
 
 @pytest.mark.parametrize("error", [KeyError("a secret"), CorrelationError("/home/me/secret"), ValueError("a secret")])

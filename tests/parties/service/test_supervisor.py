@@ -9,8 +9,6 @@ import json
 import signal
 import socket
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -71,17 +69,6 @@ class Peer:
             return self.hear() == ""
         except ConnectionError:
             return True
-
-
-def get(toy: Running, path: str) -> tuple[int, str]:
-    host, port = toy.metrics
-    try:
-        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
 
 
 def test_each_connection_has_a_process_of_its_own(start):
@@ -234,7 +221,7 @@ def test_no_child_outlives_the_supervisor(start, tmp_path):
     toy = start(metrics=True)
     peers = [Peer(toy), Peer(toy), Peer(toy, owner=""), Peer(toy, hello=False)]
     assert peers[0].ask(f"query 1 {tmp_path / 'never'}") == "go 1"
-    eventually(lambda: get(toy, "/healthz")[0] == 200, "metrics are served")
+    eventually(lambda: toy.get("/healthz")[0] == 200, "metrics are served")
     assert len(toy.children()) == 4
     toy.kill()  # asserts that nobody is left
     assert all(peer.closed for peer in peers)
@@ -265,36 +252,35 @@ def test_when_no_file_is_left_it_waits_and_goes_on(start):
 
 def test_metrics_and_health(start, tmp_path):
     toy = start(metrics=True, workers=1)
-    eventually(lambda: get(toy, "/readyz") == (200, '{"ready":true,"stopping":false}'), "ready")
+    eventually(lambda: toy.get("/readyz") == (200, '{"ready":true,"stopping":false}'), "ready")
     a, b = Peer(toy), Peer(toy)
     gate = tmp_path / "gate"
     assert a.ask(f"query 1 {gate}") == "go 1"
     assert b.ask("query 1") == "queued 0"
     Peer(toy).ask("fault")
-    wanted = (
-        'blindformer_sessions_opened_total{role="client"} 3.0',
-        'blindformer_errors_total{kind="PeerProtocolError"} 1.0',
-        "blindformer_running 1.0",
-        "blindformer_queued 1.0",
-        "blindformer_correlations_left 7.0",
-        "blindformer_queries_total 0.0",
+    toy.wait_for_metrics(
+        r'blindformer_sessions_opened_total\{role="client"\} 3\.0',
+        r'blindformer_errors_total\{kind="PeerProtocolError"\} 1\.0',
+        r"blindformer_running 1\.0",
+        r"blindformer_queued 1\.0",
+        r"blindformer_correlations_left 7\.0",
+        r"blindformer_queries_total 0\.0",
     )
-    eventually(lambda: all(line in get(toy, "/metrics")[1].splitlines() for line in wanted), f"{wanted}")
     toy.send(signal.SIGTERM)
-    eventually(lambda: get(toy, "/readyz")[0] == 503, "not ready while it stops")
-    assert get(toy, "/healthz")[0] == 200
+    eventually(lambda: toy.get("/readyz")[0] == 503, "not ready while it stops")
+    assert toy.get("/healthz")[0] == 200
     gate.touch()
     assert toy.wait() == 0
 
 
 def test_the_death_of_the_metrics_process_is_reported_and_mended(start):
     toy = start(metrics=True)
-    eventually(lambda: get(toy, "/healthz")[0] == 200, "metrics are served")
+    eventually(lambda: toy.get("/healthz")[0] == 200, "metrics are served")
     (process,) = toy.children()
     process.kill()
     toy.wait_for("metrics-died")
     assert Peer(toy).answer == "open"
-    eventually(lambda: get(toy, "/healthz")[0] == 200, "metrics are served again, at the same port")
+    eventually(lambda: toy.get("/healthz")[0] == 200, "metrics are served again, at the same port")
 
 
 def test_certificates_are_read_again_on_request(start):

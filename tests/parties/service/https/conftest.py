@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_lengths
 from blindformer.models.compile import Compiled
 from blindformer.models.encrypted import real_values
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
@@ -22,10 +20,10 @@ from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.protocols.ckks.frames import pack
 from blindformer.protocols.ckks.parameters import DEVIATION
-from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.conftest import save_tokenizer, tiny_config
-from blindformer.tests.parties.service.harness import FEW_FILES, Running
+from blindformer.tests.parties.service.answers import clear
+from blindformer.tests.parties.service.harness import start_service
 from blindformer.tests.protocols.test_ckks import small
 
 pytest.importorskip("tenseal")
@@ -61,15 +59,14 @@ def made(tmp_path_factory) -> Made:
 
 
 class Site:
-    """A service of its own processes. `options`: more words of its command."""
+    """A service of its own processes. `words`: more words of its command."""
 
-    def __init__(self, made: Made, *options: str) -> None:
+    def __init__(self, made: Made, *words: str) -> None:
         self.made = made
-        command = [sys.executable, "-P", "-m", "blindformer.parties.cli", "serve", str(made.folder / "server"),
-                   "--protocol", "ckks", "--certs", str(made.certificates), "--listen", "127.0.0.1:0",
-                   "--log-format", "json", "--any-ring", *options]  # fmt: skip
-        self.service = Running(command, files=FEW_FILES)
-        self.service.wait_for("ready", patience=120)
+        options = {"--certs": str(made.certificates), "--protocol": "ckks"}
+        self.service = start_service(
+            "serve", str(made.folder / "server"), "--any-ring", *words, folder=made.folder, options=options
+        )
 
     @property
     def address(self) -> str:
@@ -96,11 +93,6 @@ def site(made):
 
 
 ERROR = 2.0**-12 + 6 * DEVIATION
-
-
-def clear(made, questions):
-    sources = {**sources_of(questions), **made.compiled.weights, **made.compiled.constants}
-    return made.compiled.decode(interpret(made.compiled.program, ClearEngine(sources)).outputs)
 
 
 @pytest.fixture(scope="module")
@@ -148,5 +140,5 @@ def refused(api, method, path, body=None):
 @pytest.fixture
 def unharmed(client, made):
     yield
-    expected = clear(made, [client.part.encode(TEXTS[1])])["logits"][0]
+    expected = clear(made.compiled, sources_of([client.part.encode(TEXTS[1])]))["logits"][0]
     assert (client.query(TEXTS[1]).outputs["logits"][0] - expected).abs().max() < ERROR

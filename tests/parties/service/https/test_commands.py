@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
-from blindformer.models.compile import decode_outputs
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.secret_keys import KeptKeys, KeyFileError
 from blindformer.parties.reports.inspect import inspect
 from blindformer.parties.reports.precision import precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
+from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.https.conftest import TEXTS
 
 
@@ -135,22 +135,11 @@ def blocks_called(found, word):
 
 def test_a_program_for_several_texts_answers_one(made):
     """Other protocols ask for one text: it fills all places, and the first is read."""
-    from blindformer.models.interpreter import interpret
-    from blindformer.protocols.clear import ClearEngine
-
     client = load_client(made.folder)
     question = client.encode(TEXTS[0])
-    sources = {**question.sources(), **made.compiled.weights, **made.compiled.constants}
-    outputs = decode_outputs(made.compiled.program, interpret(made.compiled.program, ClearEngine(sources)).outputs)
+    outputs = clear(made.compiled, question.sources())
     assert (outputs["logits"][0] - outputs["logits"][1]).abs().max() < 2**-12
     assert len(client.read(question, outputs)) == 3
-
-
-def test_serve_refuses_a_ring_that_protects_nothing(call, made):
-    code, _, errors = call("serve", made.folder / "server", "--protocol", "ckks", "--certs", made.certificates,
-                           "--listen", "127.0.0.1:0", "--workers", "1")  # fmt: skip
-    assert code == 1
-    assert "not held to 128 bits are for tests alone" in errors
 
 
 def test_an_unknown_door_is_an_error():

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import socket
-import ssl
 import time
 from types import SimpleNamespace
 
@@ -21,15 +20,8 @@ from blindformer.parties.service.https.places import Places
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
-from blindformer.tests.parties.service.harness import CROWD, SERVED_SECONDS, crowd
+from blindformer.tests.parties.service.harness import CROWD, SERVED_SECONDS, crowd, tls_hello
 from blindformer.tests.parties.service.https.conftest import TEXTS
-
-
-def tls_hello() -> bytes:
-    outgoing = ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x").do_handshake()
-    return outgoing.read()
 
 
 def test_crowds_that_say_too_little_shut_nobody_out(site, client):

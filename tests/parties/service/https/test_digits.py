@@ -10,13 +10,11 @@ import torch
 from blindformer.models.artifacts import load_server
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_folder
-from blindformer.models.compile import decode_outputs
 from blindformer.models.data import load_data
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.images import image_of
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.protocols.ckks.parameters import DEVIATION
-from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.parties.service.answers import clear
 
 pytest.importorskip("tenseal")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
@@ -42,12 +40,6 @@ def compiled(tmp_path_factory):
     ), data.test
 
 
-def clear(folder, questions):
-    program = load_server(folder / "server").for_length()
-    engine = ClearEngine({**sources_of(questions), **program.weights, **program.constants})
-    return decode_outputs(program.program, interpret(program.program, engine).outputs)["logits"]
-
-
 def test_digits_are_read_from_ciphertexts_as_clear_reads_them(compiled):
     folder, test = compiled
     with EncryptedClient("local", folder=folder) as client:
@@ -55,7 +47,10 @@ def test_digits_are_read_from_ciphertexts_as_clear_reads_them(compiled):
         assert texts == TEXTS
         results = client.query_many(images(test, COUNT))
         questions = [client.part.encode(image) for image in images(test, COUNT)]
-    expected = torch.cat([clear(folder, questions[at : at + texts]) for at in range(0, COUNT, texts)])
+    part = load_server(folder / "server").for_length()
+    expected = torch.cat(
+        [clear(part, sources_of(questions[at : at + texts]))["logits"] for at in range(0, COUNT, texts)]
+    )
     found = torch.cat([result.outputs["logits"] for result in results])
     assert (found - expected).abs().max() < ERROR
     assert found.argmax(-1).tolist() == expected.argmax(-1).tolist()

@@ -12,10 +12,10 @@ import ssl
 import threading
 import time
 from dataclasses import replace
-from urllib.request import urlopen
 
 import psutil
 import pytest
+from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.errors import InputError
 from blindformer.parties.certificates.contexts import client_context
@@ -27,8 +27,9 @@ from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerRefused
+from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.harness import eventually
-from blindformer.tests.parties.service.https.conftest import ERROR, TEXTS, Site, clear, refused, request_of
+from blindformer.tests.parties.service.https.conftest import ERROR, TEXTS, Site, refused, request_of
 
 # Answers.
 
@@ -44,7 +45,7 @@ def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
     steps = len(named)
     assert [entry for entry in told if entry[0] == "online"] == 2 * [("online", n + 1, steps) for n in range(steps)]
     for pair in (TEXTS[:2], TEXTS[2:3]):
-        expected = clear(made, [client.part.encode(text) for text in pair])["logits"]
+        expected = clear(made.compiled, sources_of([client.part.encode(text) for text in pair]))["logits"]
         for place, text in enumerate(pair):
             found = results[TEXTS.index(text)]
             assert (found.outputs["logits"][0] - expected[place]).abs().max() < ERROR
@@ -238,14 +239,7 @@ def test_models_say_sizes(api, made):
 
 def test_metrics_and_health(site, client, api):
     client.query(TEXTS[0])
-    host, port = site.service.metrics
-
-    def queries():
-        with urlopen(f"http://{host}:{port}/metrics") as reply:
-            rows = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if line[0] != "#")
-        return float(rows.get("blindformer_queries_total", 0)) > 0 and float(rows["blindformer_key_bytes"]) > 0
-
-    eventually(queries, "metrics")
+    site.service.wait_for_metrics(r"blindformer_queries_total [1-9].*", r"blindformer_key_bytes [1-9].*")
     assert api.ask("GET", "/v1/health") == {"healthy": True, "stopping": False}
 
 
@@ -341,7 +335,7 @@ def days_left(site, certificates):
 
 def test_processes_may_share_a_query(alone, made):
     with alone.client() as client:
-        expected = clear(made, [client.part.encode(text) for text in TEXTS[:2]])["logits"]
+        expected = clear(made.compiled, sources_of([client.part.encode(text) for text in TEXTS[:2]]))["logits"]
         assert (client.query_many(TEXTS[:2])[1].outputs["logits"] - expected[1]).abs().max() < ERROR
 
 
