@@ -180,19 +180,20 @@ def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
     from ..service.running import SECURITY_BITS
 
-    limits, out = said.limits, Console(stderr=True, highlight=False, soft_wrap=True)
-    until = datetime.datetime.fromtimestamp(said.expires, datetime.UTC)
-    days = (said.expires - time.time()) / 86400
-    out.print(f"[bold]Blindformer {said.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
-    out.print(f"secure against  {said.adversary}")
-    out.print(f"with the help of  {said.helpers}")
-    out.print(f"serves  {escape(said.about)}")
-    for program in said.programs:
+    service, out = said.service, Console(stderr=True, highlight=False, soft_wrap=True)
+    limits, expires = service.limits, service.identity.expires
+    until = datetime.datetime.fromtimestamp(expires, datetime.UTC)
+    days = (expires - time.time()) / 86400
+    out.print(f"[bold]Blindformer {service.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
+    out.print(f"secure against  {service.adversary}")
+    out.print(f"with the help of  {service.helpers}")
+    out.print(f"serves  {escape(service.about)}")
+    for program in service.programs:
         out.print(f"        program {program[:16]}")
     out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC, {days:.0f} days")
     if said.metrics is not None:
         out.print(f"metrics  http://{said.metrics}/metrics")
-    if said.limit:
-        out.print(f"limit  {escape(said.limit)}")
+    if service.limit:
+        out.print(f"limit  {escape(service.limit)}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
     out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")

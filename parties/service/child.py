@@ -89,7 +89,10 @@ class Control:
     def ask(self, report: ChildReport) -> dict[str, Any]:
         """The supervisor's answer. Errors: `BrokenControl` if there is none."""
         self.tell(report)
-        return self._next(ANSWER_SECONDS)
+        try:
+            return self._answers.get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            raise BrokenControl(f"the supervisor said nothing for {ANSWER_SECONDS:g} seconds") from None
 
     def introduce(self, role: str, owner: str, serial: str, session: str, program: str) -> None:
         """Ask for a session with the peer that has just said hello. Errors: `SlotsBusy`; `Stopping`."""
@@ -126,32 +129,17 @@ class Control:
 
     def _await(self, number: int, waiting: Callable[[int], None]) -> None:
         answer = self.ask(Want(number=number))
-        place = 0
-        while True:
-            if "queued" in answer:
-                place = int(answer["queued"])
-                waiting(place)
-            else:
-                self._check(answer)
-                return
-            answer = None
-            while answer is None:
-                try:
-                    answer = self._answers.get(timeout=self.keepalive)
-                except queue.Empty:
-                    waiting(place)
+        while "queued" in answer:
+            waiting(int(answer["queued"]))
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=self.keepalive)
+        self._check(answer)
 
     def _check(self, answer: dict[str, Any]) -> None:
         if "busy" in answer:
             raise SlotsBusy(self.party, float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
         if "go" not in answer:
             raise BrokenControl("the supervisor answered something else")
-
-    def _next(self, seconds: float) -> dict[str, Any]:
-        try:
-            return self._answers.get(timeout=seconds)
-        except queue.Empty:
-            raise BrokenControl(f"the supervisor said nothing for {seconds:g} seconds") from None
 
     def _listen(self) -> None:
         lines = Lines()

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...protocols.errors import BlindformerError
 from ..certificates.identity import Identity
-from ..config import Address, ServiceSection
+from ..config import Address, ServiceSection, Settings
 from .exporter import Exporter
 from .host import Host
 from .limits import ServiceLimits
@@ -34,36 +34,36 @@ class StartError(BlindformerError):
     """A service cannot start."""
 
 
-class StartedService(Protocol):
-    """A service that can say what it serves, as soon as it is ready."""
+class StartedService:
+    """A service, and what it says of itself when it begins to serve.
 
-    identity: Identity
-    helpers: str
-    about: str
-    adversary: str
-    limit: str
-    programs: list[str]
+    programs   hashes, one a length; none where any program will do
+    limit      how much one certificate may ask, where that is this service's business
+
+    Errors: `BlindformerError`: a folder or a certificate that cannot be used.
+    """
+
+    adversary = "semi-honest parties that do not collude"
+    helpers = about = limit = ""
+
+    def __init__(self, role: str, settings: Settings, limits: ServiceLimits) -> None:
+        self.role, self.settings, self.limits = role, settings, limits
+        self.timeout = settings.session.timeout
+        self.identity = Identity(settings.certificates.folder, role)
+        self.programs: list[str] = []
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
-        """Serve until the host is told to stop."""
-        ...
+        """Serve until the host is told to stop. `ready` is called when it serves."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a service says of itself when it begins to serve. `programs`: their hashes, one a length. `limit`: how much
-    one certificate may ask, where that is this service's business."""
+    """A service that has begun to serve."""
 
-    role: str
+    service: StartedService
     address: Address
     metrics: Address | None
-    helpers: str
-    programs: list[str]
-    about: str
-    limits: ServiceLimits
-    expires: float
-    adversary: str
-    limit: str
 
 
 def run(
@@ -72,7 +72,7 @@ def run(
     make: Callable[[ServiceLimits, Path], StartedService],
     announce: Callable[[Announcement], None] | None = None,
     lifeline: int | None = None,
-    **bounds: float,
+    **bounds: Any,
 ) -> None:
     """Serve until a signal stops it, or the end of the pipe `lifeline`; SIGHUP reads the certificates again.
 
@@ -84,32 +84,19 @@ def run(
     """
     if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
-    log, limits = Log(role, mine.log_format), make_limits(mine, **bounds)
+    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace", "workers")
+    given = {name: getattr(mine, name) for name in same if getattr(mine, name) is not None}
+    log, limits = Log(role, mine.log_format), ServiceLimits(**given, **bounds)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
         exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, backlog=16), log)
         service = make(limits, scratch)
 
         def ready() -> None:
-            said = Announcement(
-                role=role,
-                address=Address(*listener.getsockname()[:2]),
-                metrics=Address(*exporter.address) if exporter else None,
-                helpers=service.helpers,
-                programs=service.programs,
-                about=service.about,
-                limits=limits,
-                expires=service.identity.expires,
-                adversary=service.adversary,
-                limit=service.limit,
-            )
+            metrics = Address(*exporter.address) if exporter else None
+            said = Announcement(service, Address(*listener.getsockname()[:2]), metrics)
             log_ready(said, log) if announce is None else announce(said)
 
         service.run(Host(listener, limits, log, Metrics(), exporter, lifeline), ready)
-
-
-def make_limits(mine: ServiceSection, **bounds: Any) -> ServiceLimits:
-    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace", "workers")
-    return ServiceLimits(**{name: getattr(mine, name) for name in same if getattr(mine, name) is not None}, **bounds)
 
 
 def bind(address: Address, backlog: int) -> socket.socket:
@@ -155,17 +142,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def log_ready(said: Announcement, log: Log) -> None:
     """What a banner says, as an event."""
+    service, limits = said.service, said.service.limits
     log.info(
         "ready",
         address=str(said.address),
         metrics="" if said.metrics is None else str(said.metrics),
-        adversary=said.adversary,
-        helpers=said.helpers,
+        adversary=service.adversary,
+        helpers=service.helpers,
         security_bits=SECURITY_BITS,
-        programs=said.programs,
-        what=said.about,
-        sessions=said.limits.sessions,
-        workers=said.limits.workers,
-        queue=said.limits.queue,
-        limit=said.limit,
+        programs=service.programs,
+        what=service.about,
+        sessions=limits.sessions,
+        workers=limits.workers,
+        queue=limits.queue,
+        limit=service.limit,
     )

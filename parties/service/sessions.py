@@ -26,20 +26,16 @@ from .control import Answered
 from .host import Host
 from .limits import ServiceLimits
 from .local_options import LocalOptions
+from .running import StartedService
 from .supervisor import Supervisor
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
 
 
-class SessionService(ServedSessions):
-    """A service whose every connection has a process (running.StartedService). Made before the first fork.
+class SessionService(StartedService, ServedSessions):
+    """A service whose every connection has a process. Made before the first fork."""
 
-    Errors: `BlindformerError`: a folder or a certificate that cannot be used.
-    """
-
-    adversary = "semi-honest parties that do not collude"
-    helpers = about = limit = ""
     identity: Identity
     roles: Collection[str] = ("client",)
     """Whose certificates are welcome."""
@@ -47,11 +43,9 @@ class SessionService(ServedSessions):
 
     def __init__(self, role: str, settings: Settings, limits: ServiceLimits, local: LocalOptions | None = None) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        super().__init__(role, settings, limits)
         self.local = local or LocalOptions()
-        self.role, self.settings, self.limits = role, settings, limits
-        self.timeout, self.config = settings.session.timeout, settings.shared_hash()
-        self.identity = Identity(settings.certificates.folder, role)
-        self.programs: list[str] = []  # hashes; none where any program will do
+        self.config = settings.shared_hash()
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
         Supervisor(self, host).run(ready)

@@ -40,12 +40,15 @@ def docs_page(schema: dict[str, Any]) -> str:
     operations = [
         (path, method, found) for path, methods in schema["paths"].items() for method, found in methods.items()
     ]
+    entries = (
+        f'<a href="#{escape(found["operationId"])}">{_name(path, method)}</a>' for path, method, found in operations
+    )
     schemas = schema.get("components", {}).get("schemas", {})
     parts = [
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
         _text(info.get("description", "")),
         '<p>The same for programs: <a href="/openapi.json">/openapi.json</a></p>',
-        f"<nav>{''.join(_entry(*operation) for operation in operations)}</nav>",
+        f"<nav>{''.join(entries)}</nav>",
         "<h2>Requests</h2>",
         *(_operation(*operation) for operation in operations),
         "<h2>Schemas</h2>",
@@ -57,10 +60,6 @@ def docs_page(schema: dict[str, Any]) -> str:
     )
     body = "\n".join(parts)
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-
-
-def _entry(path: str, method: str, found: dict[str, Any]) -> str:
-    return f'<a href="#{escape(found["operationId"])}">{_name(path, method)}</a>'
 
 
 def _name(path: str, method: str) -> str:

@@ -12,13 +12,12 @@ import uvicorn
 
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
-from ...certificates.identity import Identity
 from ...config import Settings
 from ..host import Host
 from ..limits import ServiceLimits
 from ..local_options import LocalOptions
 from ..quota import quota_in_words, quota_of
-from ..running import Announcement, run
+from ..running import Announcement, StartedService, run
 from .app import AppState, make_app
 from .bodies import Bodies
 from .connections import HttpsConnections
@@ -50,18 +49,15 @@ def serve(
     run(ROLE, settings.server, make, announce, lifeline, **ENTERING)
 
 
-class HttpsService:
-    """One server (running.StartedService). `scratch`: a folder of this service alone, for clients' keys."""
+class HttpsService(StartedService):
+    """One server. `scratch`: a folder of this service alone, for clients' keys."""
 
     helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
     adversary = "a server that follows the protocol; it learns only sizes and times"
-    about = limit = ""
-    programs: list[str]
 
     def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path, more: Sequence[str]) -> None:
-        self.mine, self.limits, self.scratch, self.more = settings.server, limits, scratch, more
-        self.silence = settings.session.timeout
-        self.identity = Identity(settings.certificates.folder, ROLE)
+        super().__init__(ROLE, settings, limits)
+        self.mine, self.scratch, self.more = settings.server, scratch, more
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
         asyncio.run(self._serve(host, ready))
@@ -138,7 +134,7 @@ class HttpsService:
                 seconds=mine.keys_seconds,
                 forgotten=forgotten,
             ),
-            bodies=Bodies(self.silence, limits.query_seconds),
+            bodies=Bodies(self.timeout, limits.query_seconds),
             metrics=host.metrics,
             log=host.log,
             room=limits.queue + limits.workers,
