@@ -24,7 +24,7 @@ from .handshakes import linger, with_alerts
 from .refusals import Refusal
 
 
-class HttpsConnection:
+class IncomingConnection:
     """`owner`: SHA-256 of the certificate of one that has a place."""
 
     def __init__(self, pending: Pending, number: int) -> None:
@@ -34,7 +34,7 @@ class HttpsConnection:
         self.owner = ""
 
 
-class HttpsConnections:
+class IncomingConnections:
     """All of them (host.Connections). `make` gives a connection's protocol, which calls `arrived`, `take_place` and
     `left`."""
 
@@ -44,25 +44,25 @@ class HttpsConnections:
         identity: Identity,
         state: AppState,
         server: uvicorn.Server,
-        make: Callable[[HttpsConnections, HttpsConnection], asyncio.Protocol],
+        make: Callable[[IncomingConnections, IncomingConnection], asyncio.Protocol],
     ) -> None:
         self._host, self._identity, self._state, self._server, self._make = host, identity, state, server, make
-        self._all: dict[HttpsConnection, None] = {}  # in the order in which they came
+        self._all: dict[IncomingConnection, None] = {}  # in the order in which they came
         self._numbers = itertools.count()
 
     @property
     def any(self) -> bool:
         return bool(self._all)
 
-    def entering(self) -> Sequence[HttpsConnection]:
+    def entering(self) -> Sequence[IncomingConnection]:
         return [connection for connection in self._all if not connection.owner]
 
     def start(self, pending: Pending) -> None:
-        connection = HttpsConnection(pending, next(self._numbers))
+        connection = IncomingConnection(pending, next(self._numbers))
         self._all[connection] = None
         connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
 
-    def drop(self, entering: HttpsConnection, why: str) -> None:
+    def drop(self, entering: IncomingConnection, why: str) -> None:
         self._all.pop(entering, None)
         if entering.transport is not None:
             entering.transport.abort()
@@ -98,12 +98,12 @@ class HttpsConnections:
 
     # -- what a connection's protocol says
 
-    def arrived(self, connection: HttpsConnection, transport: asyncio.Transport) -> None:
+    def arrived(self, connection: IncomingConnection, transport: asyncio.Transport) -> None:
         """Its handshake is done."""
         connection.transport = transport
         self._host.metrics.add("connections", label="introduced")
 
-    def take_place(self, connection: HttpsConnection, owner: str) -> Refusal | None:
+    def take_place(self, connection: IncomingConnection, owner: str) -> Refusal | None:
         """A place for its request; or why it has none."""
         refusal = self._state.places.open(connection.number, owner)
         if refusal is None:
@@ -111,12 +111,12 @@ class HttpsConnections:
             self._host.let_in()
         return refusal
 
-    def left(self, connection: HttpsConnection) -> None:
+    def left(self, connection: IncomingConnection) -> None:
         self._all.pop(connection, None)
         self._state.places.leave(connection.number)
         self._host.let_in()
 
-    async def _shake_hands(self, connection: HttpsConnection, sock: socket.socket) -> None:
+    async def _shake_hands(self, connection: IncomingConnection, sock: socket.socket) -> None:
         spare = sock.dup()  # to stay on when asyncio has let go of a handshake that failed
         try:
             context = with_alerts(self._identity.accepting, sock)

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...transport.frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
 from ...transport.tls import name_of, role_of
-from .connections import HttpsConnection, HttpsConnections
+from .connections import IncomingConnection, IncomingConnections
 
 _OTHER_PROTOCOL = pack_message(
     {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
@@ -29,7 +29,9 @@ class ClientProtocol(H11Protocol):
     A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
     """
 
-    def __init__(self, *args: Any, connections: HttpsConnections, connection: HttpsConnection, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, connections: IncomingConnections, connection: IncomingConnection, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self._connections, self._connection = connections, connection
 
@@ -70,6 +72,6 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def protocol(self, connections: HttpsConnections, connection: HttpsConnection) -> ClientProtocol:
+    def protocol(self, connections: IncomingConnections, connection: IncomingConnection) -> ClientProtocol:
         state = dict(self.lifespan.state)
         return ClientProtocol(self.config, self.server_state, state, connections=connections, connection=connection)

@@ -20,7 +20,7 @@ from ..quota import quota_in_words, quota_of
 from ..running import Announcement, StartedService, run
 from .app import AppState, make_app
 from .bodies import Bodies
-from .connections import HttpsConnections
+from .connections import IncomingConnections
 from .http_server import HttpServer
 from .key_store import KeyStore
 from .places import Places
@@ -88,7 +88,7 @@ class HttpsService(StartedService):
             serving = asyncio.create_task(server.serve())
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
-            connections = HttpsConnections(host, self.identity, state, server, server.protocol)
+            connections = IncomingConnections(host, self.identity, state, server, server.protocol)
             loop = asyncio.get_running_loop()
 
             def watch(source: Any, look: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.identity import Identity
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.host import Host
-from blindformer.parties.service.https.connections import HttpsConnection, HttpsConnections
+from blindformer.parties.service.https.connections import IncomingConnection, IncomingConnections
 from blindformer.parties.service.https.places import Places
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
@@ -45,7 +45,7 @@ def test_crowds_that_say_too_little_shut_nobody_out(site, client):
 class Silent(asyncio.Protocol):
     """Of a connection that never sends a request."""
 
-    def __init__(self, connections: HttpsConnections, connection: HttpsConnection) -> None:
+    def __init__(self, connections: IncomingConnections, connection: IncomingConnection) -> None:
         self.connections, self.connection = connections, connection
 
     def connection_made(self, transport) -> None:
@@ -68,7 +68,7 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
         loop, identity = asyncio.get_running_loop(), Identity(certificates, "server")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             host = Host(listener, limits, Log("test", "json", log), Metrics())
-            connections = HttpsConnections(host, identity, state, SimpleNamespace(), Silent)
+            connections = IncomingConnections(host, identity, state, SimpleNamespace(), Silent)
             with host.serving(connections, identity, 9, loop.add_reader, loop.remove_reader):
                 turning, held = asyncio.create_task(turn(host)), []
                 for _ in range(3):
