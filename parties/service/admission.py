@@ -119,10 +119,10 @@ class Admission:
 
     def want(self, child: int) -> Verdict:
         """A worker for a query of `child`. Errors: ValueError if it has no session, or another query already."""
-        if busy := self.check(child):
-            return busy
         if child in self._running or child in self._queue:
             raise ValueError("it has a query already")
+        if busy := self.check(child):
+            return busy
         if self._is_free():
             self._start(child)
             return Go()
