@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from blindformer.parties.local.members import ManyLocal
-from blindformer.parties.many.roster import numbered
+from blindformer.parties.session.parties import numbered
 from torch import Tensor
 
 from .latency import OUTPUT, Latency, deviation, exact

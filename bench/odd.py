@@ -26,7 +26,7 @@ from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.protocols import find_kind
-from blindformer.parties.many.roster import numbered
+from blindformer.parties.session.parties import numbered
 from blindformer.protocols.clear import ClearEngine
 from blindformer.versions import versions
 from rich.table import Table

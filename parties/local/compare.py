@@ -24,8 +24,8 @@ from ...models.lowering.structure import tensors_of
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ...versions import versions
-from ..many.roster import Roster, numbered
 from ..reports.report import Report, clear_report
+from ..session.parties import Parties, numbered
 from ..session.timings import rss_mb
 from .launcher import LocalAnswer, LocalParties, Progress
 from .protocols import REFERENCE, find_kind
@@ -173,7 +173,7 @@ def compare(
     progress: Progress | None = None,
     audit: bool = False,
     parties: int = 2,
-    roster: Roster | None = None,
+    roster: Parties | None = None,
     trained: bool = False,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.

@@ -28,8 +28,8 @@ from ...models.judging.evaluation import (
     torch_answers,
 )
 from ...models.loading.load import Loaded
-from ..many.roster import numbered
 from ..registry import sessions
+from ..session.parties import numbered
 from .compare import compile_for, in_queries, versions
 from .protocols import REFERENCE, Kind, PartySession, find_kind
 

@@ -20,9 +20,9 @@ from ...models.loading.accepted import loaded_of, module_of
 from ...models.scales import Precision
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
-from ..many.roster import numbered
 from ..registry import find
 from ..reports.report import Report, clear_report
+from ..session.parties import numbered
 from ..session.threads import ThreadParties
 from .launcher import Progress
 from .protocols import REFERENCE, PartySession, find_kind

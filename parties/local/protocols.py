@@ -13,9 +13,9 @@ from ...models.artifacts import save
 from ...models.artifacts.writing import text_length
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
-from ..many.roster import Roster, RosterError, numbered
 from ..registry import of_parties, protocols, reference, resolve, runs_here, sessions
 from ..reports.report import Report
+from ..session.parties import Parties, PartiesError, numbered
 from .launcher import LocalAnswer, LocalParties
 from .members import ManyLocal
 
@@ -61,7 +61,7 @@ def find_kind(protocol: str, parties: int = 2) -> Kind:
     assert entry.local is not None
     if entry.parties not in (None, parties):
         others = " or ".join(of_parties())
-        raise RosterError(f"{parties} parties: protocol {protocol} has {entry.parties}; use protocol {others}")
+        raise PartiesError(f"{parties} parties: protocol {protocol} has {entry.parties}; use protocol {others}")
     numbered(parties)
     if entry.local.check:
         resolve(entry.local.check)()
@@ -71,20 +71,20 @@ def find_kind(protocol: str, parties: int = 2) -> Kind:
 # What the entries name.
 
 
-def start_two(folder: Path, roster: Roster, **options: Any) -> LocalParties:
+def start_two(folder: Path, roster: Parties, **options: Any) -> LocalParties:
     return LocalParties(folder, **options)
 
 
-def start_many(folder: Path, roster: Roster, **options: Any) -> ManyLocal:
+def start_many(folder: Path, roster: Parties, **options: Any) -> ManyLocal:
     return ManyLocal(folder, roster, **options)
 
 
-def start_first_party(folder: Path, roster: Roster, **options: Any) -> ManyLocal:
+def start_first_party(folder: Path, roster: Parties, **options: Any) -> ManyLocal:
     """INSECURE: the first party is the dealer, too."""
     return ManyLocal(folder, roster, first_party=True, **options)
 
 
-def start_encrypted(folder: Path, roster: Roster, **options: Any) -> LocalSession:
+def start_encrypted(folder: Path, roster: Parties, **options: Any) -> LocalSession:
     from .encrypted import LocalEncrypted
 
     return LocalEncrypted(folder, **options)

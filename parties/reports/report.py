@@ -9,7 +9,7 @@ from typing import Any
 from ...models.handover import is_handed_over
 from ...models.pricing import Price, price
 from ...models.program import Program
-from ..many.roster import Roster
+from ..session.parties import Parties
 from ..session.timings import Timings
 
 MB = 1e6
@@ -143,7 +143,7 @@ def two_party_report(
     others: dict[str, float],
     setup_s: float,
     setup_bytes: int,
-    roster: Roster | None = None,
+    parties: Parties | None = None,
 ) -> Report:
     """Bytes are the client's, of both ways."""
     roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
@@ -194,14 +194,14 @@ def parties_report(
     others: dict[str, float],
     setup_s: float,
     setup_bytes: int,
-    roster: Roster,
+    parties: Parties,
     protocol: str = "crypten",
 ) -> Report:
     """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
-    leader, recipient = roster.names[0], roster.names[roster.recipient_rank]
-    data = [roster.names[rank] for rank in sorted(roster.owns_data(program))]
+    leader, recipient = parties.names[0], parties.names[parties.recipient_rank]
+    data = [parties.names[rank] for rank in sorted(parties.owns_data(program))]
     learned = dict.fromkeys(
-        roster.names, "received masked values; learns nothing of the data, the weights or the answer"
+        parties.names, "received masked values; learns nothing of the data, the weights or the answer"
     )
     learned[leader] = "holds the weights, received masked values; learns nothing of the data or the answer"
     learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")
@@ -221,7 +221,7 @@ def encrypted_report(
     others: dict[str, float],
     setup_s: float,
     setup_bytes: int,
-    roster: Roster | None = None,
+    parties: Parties | None = None,
 ) -> Report:
     """Of one encrypted request: bytes of request and reply together, and of the evaluation keys sent for it."""
     learned = {

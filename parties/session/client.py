@@ -112,7 +112,7 @@ class ClientParty:
         and not used are lost.
         """
         number, started = self.number, time.perf_counter()
-        ready, tape, ahead = self._correlations(more)
+        ready, tape, ahead = self._agree(more)
         offline = time.perf_counter() - started
         engine = OnlineEngine("client", tape, Ring(self.program.ring), sources, self.constants)
         outputs, timings = run_online(self.program, engine, over_channel(self.server), [self.server], progress)
@@ -174,7 +174,7 @@ class ClientParty:
         if self._work is not None:
             self._work.join(seconds)
 
-    def _correlations(self, more: bool) -> tuple[dict, Tape, bool]:
+    def _agree(self, more: bool) -> tuple[dict, Tape, bool]:
         """Agree with the server on the correlations of the query, and wait until both sides have them. Last: whether
         they were made ahead."""
         while True:

@@ -27,6 +27,7 @@ from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import pack_shares, split
 from blindformer.protocols.beaver.values import Share
+from blindformer.protocols.ring import Ring
 from blindformer.protocols.rounds import over_channel
 from blindformer.protocols.streams import new_seed
 from torch import Tensor
@@ -57,8 +58,8 @@ class LyingClient(ClientParty):
 
     def ask(self, sources: dict[str, Tensor], lies: Lies) -> dict[str, Tensor]:
         """The outputs of a query, in ring integers."""
-        _, tape, _ = self._correlations(more=False)
-        engine = LyingEngine("client", tape, self.ring, sources, self.constants, lies=lies)
+        _, tape, _ = self._agree(more=False)
+        engine = LyingEngine("client", tape, Ring(self.program.ring), sources, self.constants, lies=lies)
         outputs = interpret(self.program, engine, over_channel(self.server)).outputs
         self._hear("done")
         self.asked += 1

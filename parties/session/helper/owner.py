@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,13 +15,12 @@ from ....models.pricing import price
 from ....models.program import Program
 from ....protocols.beaver.owner import join, layout_bytes, pack_shares, split, unpack_shares
 from ....protocols.channel import Channel, Meter
-from ....protocols.errors import PeerError, PeerProtocolError
+from ....protocols.errors import PeerError
 from ....protocols.streams import new_seed
-from ...transport.frames import printable
 from ..client import Answer
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet_helper, meet_server, my_hello, new_session, tell
-from ..messages import amount, hear
+from ..messages import Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Timings, peak_rss_mb
 
@@ -45,7 +44,7 @@ class OwnerParty:
         server: Channel,
         helper: Channel,
         *,
-        waiting: Callable[[dict], None] | None = None,
+        waiting: Waiting | None = None,
         counts: bool = False,
     ) -> None:
         self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
@@ -57,7 +56,7 @@ class OwnerParty:
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Wait until the helper has met server and dealer."""
-        self.helper_setup_bytes = int(amount(self._hear(self.helper, "open"), "setup_bytes"))
+        self.helper_setup_bytes = int(amount(hear(self.helper, ("open",), self.waiting), "setup_bytes"))
 
     def query(self, sources: Mapping[str, Tensor], progress: Progress | None = None, more: bool = False) -> Answer:
         """Run one query on encoded sources. `more`: another one follows, so that its correlations can be made."""
@@ -112,21 +111,8 @@ class OwnerParty:
         reply = self._hear(channel, "answer", number)
         return reply, unpack_shares(channel.recv(layout_bytes(self._answers)), self._answers)
 
-    def _hear(self, channel: Channel, name: str, number: int | None = None) -> dict[str, Any]:
-        return hear_server(channel, name, number, self.waiting)
-
-
-def hear_server(
-    channel: Channel, name: str, number: int | None = None, waiting: Callable[[dict], None] | None = None
-) -> dict[str, Any]:
-    """The next message, called `name` and about query `number`, of one of the two. Errors: `SlotsBusy`, `PeerError`."""
-    message = hear(channel, (name, "busy"), waiting)
-    if "busy" in message:
-        who = "server" if message.get("party") == "server" else channel.peer  # a helper passes on what it was told
-        raise SlotsBusy(who, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
-    if number is not None and message[name] != number:
-        raise PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
-    return message
+    def _hear(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
+        return hear_of(channel, name, number, self.waiting)
 
 
 def ask_two_servers(
@@ -137,7 +123,7 @@ def ask_two_servers(
     timeout: float,
     *,
     config: str = "",
-    waiting: Callable[[dict], None] | None = None,
+    waiting: Waiting | None = None,
 ) -> OwnerParty:
     """Dial both servers and open a session. `program`: the compiled one, or handed over already.
 
@@ -147,7 +133,7 @@ def ask_two_servers(
     mine = my_hello(program, "client", new_session(), config=config)
     met = [meet_server(context, server, mine, timeout)]
     try:
-        counts = hear_server(met[0], "open").get("counts") is True
+        counts = hear(met[0], ("open",)).get("counts") is True
         met.append(meet_helper(context, helper, mine, timeout))
         party = OwnerParty(program, *met, waiting=waiting, counts=counts)
         party.set_up()

@@ -13,7 +13,7 @@ from ....protocols.channel import Channel
 from ....protocols.errors import PeerGone
 from ..client import Answer, ClientParty
 from ..compute_slots import ComputeSlots, SlotsBusy, Unlimited
-from ..messages import Seed, amount, patient, read, read_number
+from ..messages import Seed, amount, busy_message, patient, read, read_number
 from ..timings import Timings
 from .heartbeat import Heartbeat
 
@@ -66,7 +66,7 @@ class HelperParty:
                 if on_query:
                     on_query(number, answer.timings)
         except SlotsBusy as busy:
-            self.owner.send_message({"busy": busy.retry_after, "party": busy.party, "why": busy.why})
+            self.owner.send_message(busy_message(busy))
             return False
         return True
 

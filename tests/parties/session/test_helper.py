@@ -227,7 +227,7 @@ def test_a_query_number_is_used_once(item, four):
     session.query(item.compiled.encode_inputs(item.batches[0]))
     session.owner.helper.send_message({"query": 0, "more": False})
     with pytest.raises(PeerError, match="out of order"):
-        session.owner._hear(session.owner.helper, "ready")
+        session.owner._hear(session.owner.helper, "ready", 1)
 
 
 @pytest.mark.parametrize("seed", [None, "00", 7, "zz" * 32, "00" * 16, ["00" * 32]])
@@ -237,7 +237,7 @@ def test_a_seed_that_is_none_is_refused(item, four, seed):
     session.owner._hear(session.owner.helper, "ready", 0)
     session.owner.helper.send_message({"seed": seed})
     with pytest.raises(PeerError, match="has no place here"):
-        session.owner._hear(session.owner.helper, "answer")
+        session.owner._hear(session.owner.helper, "answer", 0)
 
 
 @pytest.mark.parametrize("what", ["number", "size", "no tensor"])

@@ -1,0 +1,51 @@
+"""Who takes part: which parties form a session, who owns which value, and who reads which part of the model."""
+
+from __future__ import annotations
+
+import pytest
+from blindformer.models.artifacts import save
+from blindformer.models.loading.load import load
+from blindformer.parties.local.compare import compile_text
+from blindformer.parties.session.joining import load_held
+from blindformer.parties.session.parties import Parties, PartiesError, numbered
+
+TWO, FOUR = ("alice", "bob"), ("alice", "bob", "carol", "dave")
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_classifier):
+    texts = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+    return compile_text(load(tiny_classifier), 16, texts=texts)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ((("alice",),), "parties: 1 are named, and a session takes 2 to 64"),
+        ((("alice", "bob", "alice"),), "parties: alice is named twice; every party has a name and a rank of its own"),
+        ((("alice", "dealer"),), "parties: dealer is the dealer's name"),
+        ((TWO, {"input_ids": "mallory"}), r"^input_ids: mallory is no party; choose one of alice, bob$"),
+        ((TWO, {}, "mallory"), r"^outputs: mallory is no party"),
+    ],
+)
+def test_parties_that_cannot_form_a_session(said, line):
+    with pytest.raises(PartiesError, match=line):
+        Parties(*said)
+
+
+def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
+    with pytest.raises(PartiesError, match=r"^pixels: is no input of this model; it takes "):
+        Parties(TWO, {"pixels": "alice"}).sources(compiled.program)
+    carols = Parties(FOUR[:3], dict.fromkeys(compiled.program.inputs, "carol"))
+    assert set(carols.sources(compiled.program).values()) == {2}
+
+
+def test_who_needs_the_clients_part_of_the_model_reads_it(compiled, tmp_path):
+    """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
+    folder, parties = save(compiled, tmp_path), Parties(FOUR, {"attention_mask": "carol"})
+    assert [load_held(folder, parties, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
+    assert load_held(folder, Parties(TWO, recipient="alice"), 0)[0] is not None
+
+
+def test_the_hash_tells_other_parties_apart():
+    assert len({numbered(2).hash(), numbered(3).hash(), Parties(TWO, data="alice").hash()}) == 3
