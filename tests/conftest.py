@@ -209,3 +209,11 @@ def call(monkeypatch, capsys):
         return (code if isinstance(code, int) else 0), *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def contributed(tmp_path_factory):
+    """A copy of the package with every file that CONTRIBUTING.md shows."""
+    from blindformer.tests.contributing import copy_with_snippets
+
+    return copy_with_snippets(tmp_path_factory.mktemp("contributed"))

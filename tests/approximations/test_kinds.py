@@ -1,19 +1,11 @@
 """A kind is one file: CONTRIBUTING's, beside the others in a copy of the package, and nothing else changes."""
 
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from blindformer.approximations import Plan
 from blindformer.tests.conftest import save_tokenizer, tiny_config
-
-ROOT = Path(__file__).resolve().parents[2]
-KIND = re.compile(r"Save this as (\S+) in that folder:\n\n```python kind\n(.*?)^```", re.S | re.M)
+from blindformer.tests.contributing import run_copy
 
 EXAMPLE = """
 import json, sys
@@ -67,30 +59,15 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
+def said(contributed, tmp_path_factory):
     """What the example prints, run on a copy of the package with one more file, and a model that needs it."""
     from transformers import BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("kind")
-    copy = folder / "blindformer"
-    for room in ("protocols", "approximations", "models", "parties"):
-        shutil.copytree(ROOT / room, copy / room)
-    for file in ("__init__.py", "errors.py", "versions.py"):
-        shutil.copy(ROOT / file, copy)
-    ((name, text),) = KIND.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    (copy / "approximations" / name).write_text(text, encoding="utf-8")
     BertForSequenceClassification(tiny_config(num_labels=2, hidden_act="mish")).save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
     Plan(fits={"a/gelu": {"cuts": [3.0], "inner": [1.0, 2.0]}}).save(folder / "plan.json")
-    done = subprocess.run(
-        [sys.executable, "-c", EXAMPLE, str(folder / "model"), str(folder / "plan.json")],
-        env={**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_copy(contributed, "-c", EXAMPLE, folder / "model", folder / "plan.json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

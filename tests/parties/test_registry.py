@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from blindformer.parties.registry import in_words, names, protocols, resolve, served
 from blindformer.protocols.base import available
+from blindformer.tests.contributing import run_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("approximations", "models", "parties", "federated")
@@ -75,33 +72,15 @@ def test_help_has_every_name_once():
     assert sorted(re.findall(r"[a-z-]+(?=[,:])", said)) == sorted(names())
 
 
-# A new protocol, in a copy of the tree.
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    """A copy of the package with the protocol of CONTRIBUTING.md."""
-    copy = tmp_path_factory.mktemp("copy") / "blindformer"
-    shutil.copytree(
-        ROOT, copy, ignore=shutil.ignore_patterns(".*", "tests", "bench", "docs", "shared", "build", "*.egg-info")
-    )
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    for block, folder in (("protocol", "protocols"), ("entry", "parties/registry")):
-        (text,) = re.findall(rf"^```python {block}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-        (copy / folder / "replicated.py").write_text(text)
-    return copy
+# A new protocol, in a copy of the package (tests/contributing.py).
 
 
 @pytest.fixture
-def call(house, tmp_path):
+def call(contributed, tmp_path):
     """`call(*words)` gives exit code, output and errors of the copy's command line."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "blindformer.parties.cli", *map(str, words)],
-            env={**os.environ, "PYTHONPATH": str(house.parent), "COLUMNS": "200"},
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        done = run_copy(contributed, "-m", "blindformer.parties.cli", *words, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return run
