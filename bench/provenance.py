@@ -1,14 +1,17 @@
 """What stands beside every number: versions, commit, machine. And JSON that stays on one line."""
 
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
 import json
 import math
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import psutil
+from blindformer.parties.service.limits import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,9 +34,8 @@ def _git(*arguments: str) -> str:
 
 def machine() -> dict[str, Any]:
     """`load`: runnable processes over the last minute, before we start ours: on a quiet machine well under 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpu": _cpu(), "cores": cores, "memory_gb": memory, "load": round(psutil.getloadavg()[0], 2)}
+    return {"cpu": _cpu(), "cores": cores(), "memory_gb": memory, "load": round(psutil.getloadavg()[0], 2)}
 
 
 def _cpu() -> str:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.fx.config as fx_config
 from torch import Tensor, nn
-from torch.export.graph_signature import OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
-from ..errors import BlindformerError, first_line
+from ..errors import BlindformerError
 from ..protocols.ring import Ring
 from .graph import Node, order
 from .loading.accepted import module_of
-from .lowering.client_graph import run_prelude
+from .lowering.client_graph import behind, run_prelude
+from .lowering.export import export, run_model
 from .lowering.lower import LoweredGraph, lower
 from .lowering.problems import LoweringError
-from .lowering.structure import Structure, tensors_of
+from .lowering.structure import Structure
 from .passes import optimise
 from .program import PreludeStep, Program, ProgramError
 from .ranges import measure
@@ -171,13 +167,13 @@ def _traced(
     was_training, previous = model.training, plan_of(model)
     model.eval()
     try:
-        structure = Structure.of(_run(model, batches[0]))
+        structure = Structure.of(run_model(model, batches[0]))
         if isinstance(plan, str) or not plan.ranges:
             say("calibrate")
             plan = calibrate(model, batches, plan)
         say("export")
         approximate(model, plan)
-        exported, names = _export(model, batches[0])
+        exported, names = export(model, batches[0])
         wanted = structure.chosen(outputs)
         if lost := [name for name in wanted if name not in names]:
             raise LoweringError(
@@ -210,14 +206,13 @@ def _assemble(
     nodes: list[Node],
 ) -> Compiled:
     ring = Ring()
-    steps = _needed(draft.prelude, {node.name for node, _ in scaled.clients.values()})
-    used = {ref for step in steps for ref in _refs(step)} | {node.name for node, _ in scaled.clients.values()}
+    used = behind(draft.prelude, (node.name for node, _ in scaled.clients.values()))
     tensors = {n: t for n, t in lowered.released.items() if n in used}
     program = Program(
         model=name,
         plan=plan.content_hash(),
         inputs={n: s for n, s in draft.inputs.items() if n in used},
-        prelude=tuple(steps),
+        prelude=tuple(step for step in draft.prelude if step.name in used),
         client={n: node.name for n, (node, _) in scaled.clients.items()},
         instructions=tuple(scaled.instructions),
         outputs=scaled.outputs,
@@ -259,74 +254,6 @@ def _check_weights(model: nn.Module) -> None:
             raise LoweringError(f"{name}: holds NaN or infinite weights; repair or retrain the model")
 
 
-@contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """Nobody reads where in a model's code an operation stands, and to find it takes long."""
-    name = "do_not_emit_stack_traces"  # of later versions
-    before = getattr(fx_config, name, None)
-    if before is None:
-        yield
-        return
-    setattr(fx_config, name, True)
-    try:
-        yield
-    finally:
-        setattr(fx_config, name, before)
-
-
-def _arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = dict(batch)
-    parameters = inspect.signature(model.forward).parameters
-    if "use_cache" in parameters and getattr(getattr(model, "config", None), "use_cache", False):
-        kwargs.setdefault("use_cache", False)  # a cache is for generating token by token; a query is one pass
-    return kwargs
-
-
-def _run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """The model's own output, in the clear. Errors: LoweringError, with its reason, if it does not take the inputs."""
-    try:
-        with torch.no_grad():
-            return model(**_arguments(model, batch))
-    except IndexError:  # of a table: said below, as for the other batches
-        raise
-    except Exception as error:  # a model may raise anything here; all mean the same to a user
-        raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
-
-
-def _export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The traced model, and the names of its outputs, in order."""
-    with torch.no_grad():
-        try:
-            with _without_stack_traces():
-                exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
-            if any(_writes(item) for item in exported.graph.nodes):
-                with warnings.catch_warnings():  # torch warns of itself
-                    warnings.simplefilter("ignore", FutureWarning)
-                    exported = exported.run_decompositions({})  # to values alone: no view is written through
-        except BlindformerError:
-            raise
-        except Exception as error:  # torch.export raises many kinds; all mean the same to a user
-            line = first_line(error, 300)
-            raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
-    exported.graph.eliminate_dead_code()
-    return exported, _names(exported)
-
-
-def _names(exported: torch.export.ExportedProgram) -> list[str]:
-    """Names of the traced outputs, by the form that they have there: an approximation may change it."""
-    spec: Any = exported.call_spec.out_spec
-    made = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
-    args = [item.arg for item in made]
-    leaves = [torch.empty(()) if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in args]
-    return list(tensors_of(pytree.tree_unflatten(leaves, spec)))
-
-
-def _writes(item: torch.fx.Node) -> bool:
-    """Whether an operation writes to its argument. To detach a constant in place changes no number."""
-    schema = getattr(item.target, "_schema", None)
-    return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
-
-
 def _client_steps(outputs: list[Node], prelude: list[PreludeStep]) -> tuple[list[PreludeStep], set[str]]:
     """The prelude with the transposed masks that passes asked for, and the names that the graph reads."""
     steps, names = list(prelude), set()
@@ -337,27 +264,3 @@ def _client_steps(outputs: list[Node], prelude: list[PreludeStep]) -> tuple[list
             if source and not any(step.name == node.name for step in steps):
                 steps.append(PreludeStep(name=node.name, target="aten.transpose.int", args=[{"ref": source}, -1, -2]))
     return steps, names
-
-
-def _refs(step: PreludeStep) -> set[str]:
-    found: set[str] = set()
-    stack: list[Any] = [step.args, step.kwargs]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            if "ref" in item:
-                found.add(item["ref"])
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
-    return found
-
-
-def _needed(steps: Iterable[PreludeStep], wanted: set[str]) -> list[PreludeStep]:
-    kept: list[PreludeStep] = []
-    wanted = set(wanted)
-    for step in reversed(list(steps)):
-        if step.name in wanted:
-            kept.append(step)
-            wanted |= _refs(step)
-    return kept[::-1]

@@ -5,12 +5,13 @@ Steps name ATen operations. Only operations on the list below are run: a program
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...approximations import attention as _defines_operations  # noqa: F401
 from ..program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
@@ -39,7 +40,7 @@ def run_prelude(
     `wanted`: only what these of `program.client` need, where several parties own the data.
     """
     values: dict[str, Any] = dict(tensors)
-    needed = None if wanted is None else _behind(program, [program.client[name] for name in wanted])
+    needed = None if wanted is None else behind(program.prelude, (program.client[name] for name in wanted))
     for name, shape in program.inputs.items():
         if needed is not None and name not in needed:
             continue
@@ -67,13 +68,14 @@ def run_prelude(
 
 def inputs_behind(program: Program) -> dict[str, frozenset[str]]:
     """By value of the data's owner, the inputs that it is computed from."""
-    return {name: frozenset(_behind(program, [ref]) & set(program.inputs)) for name, ref in program.client.items()}
+    inputs = set(program.inputs)
+    return {name: frozenset(behind(program.prelude, [ref]) & inputs) for name, ref in program.client.items()}
 
 
-def _behind(program: Program, refs: list[str]) -> set[str]:
+def behind(steps: Sequence[PreludeStep], refs: Iterable[str]) -> set[str]:
     """These values, and all that they are computed from."""
     found = set(refs)
-    for step in reversed(program.prelude):
+    for step in reversed(steps):
         if step.name in found:
             found |= _refs([step.args, step.kwargs])
     return found
@@ -105,8 +107,6 @@ def operation(target: str) -> Any:
     name, _, overload = rest.partition(".")
     if namespace not in ("aten", "blindformer") or name not in ALLOWED:
         raise ProgramError(f"prelude: operation {target} is not allowed at the client; compile the model again")
-    if namespace == "blindformer":
-        pass  # which defines its operations
     if name == "one_hot":
         return torch.nn.functional.one_hot
     packet = getattr(getattr(torch.ops, namespace), name)

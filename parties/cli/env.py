@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import ssl
 
@@ -20,11 +19,13 @@ def env(form: options.Form = "text") -> None:
     """Versions and machine, for bug reports."""
     import psutil
 
+    from ..service.limits import cores
+
     found = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
         "tls_1_3": ssl.HAS_TLSv1_3,

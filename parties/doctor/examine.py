@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import errno
 import ipaddress
-import os
 import resource
 import socket
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
+from ..service.limits import cores
 from ..transport.faults import NEW_CERTIFICATE
 from .checks import EXPIRY_DAYS, Check, shown
 
@@ -158,13 +158,13 @@ def _same_host(dialled: str, named: str) -> bool:
 
 
 def _machine(settings: Settings, role: Role) -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores()
     if role == "client":
-        yield Check("cores", "good", str(cores), figures={"cores": cores})
+        yield Check("cores", "good", str(count), figures={"cores": count})
         return
     service = getattr(settings, role)
-    what = f"{cores}, for {service.workers or cores} queries at once"
-    yield Check("cores", "good", what, figures={"cores": cores})
+    what = f"{count}, for {service.workers or count} queries at once"
+    yield Check("cores", "good", what, figures={"cores": count})
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * service.sessions + service.queue + SOCKETS_SPARE
     if files != resource.RLIM_INFINITY and files < needed:

@@ -25,6 +25,7 @@ from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context
 from ..client.http import Api
 from ..config import Role, Settings
+from ..service.limits import cores
 from ..session.compute_slots import SlotsBusy
 from .checks import ANSWER_SECONDS, GB, Check, clock_check, programs_check, room, version_check
 
@@ -80,7 +81,7 @@ def _room_for_keys(settings: Settings, found: Sequence[CircuitNeeds]) -> Iterato
     else:
         clients = int(mine.keys_gb * GB // largest)
         yield room("keys on disk", Path(tempfile.gettempdir()), largest, "TMPDIR", clients)
-    workers = mine.workers or os.cpu_count() or 1
+    workers = mine.workers or cores()
     each = max(mine.keys_memory_gb * GB, *(float(facts.key_memory()) for facts in found))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     what = f"{workers} workers may hold {workers * each / GB:.1f} GB of keys, and this machine has {memory / GB:.1f} GB"

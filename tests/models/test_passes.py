@@ -6,8 +6,8 @@ from functools import cache
 import pytest
 import torch
 from blindformer.approximations import approximate, restore
-from blindformer.models import compile as compiling
 from blindformer.models.graph import Builder, Node, order
+from blindformer.models.lowering.export import export
 from blindformer.models.lowering.lower import lower
 from blindformer.models.passes import PASSES, optimise
 from blindformer.models.passes.affine import fold_affines
@@ -29,7 +29,7 @@ def lowered(name: str, plan: str) -> tuple[Node, ...]:
     batch = made.batches[1]
     approximate(made.model, made.plan)
     try:
-        exported, names = compiling._export(made.model, batch)
+        exported, names = export(made.model, batch)
         return tuple(lower(exported, batch, names, names).outputs)
     finally:
         restore(made.model)

@@ -1,19 +1,10 @@
 """An operation is a file and its primitive another: those of CONTRIBUTING, in a copy of the package as it is."""
 
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-SECTION = re.compile(r"^## Add an operation.*?(?=^## )", re.S | re.M)
-FILE = re.compile(r"Save this as (\S+) in `(\S+)/`:\n\n```python \w+\n(.*?)^```", re.S | re.M)
+from blindformer.tests.contributing import run_copy
 
 SCALED = """
 import json
@@ -54,41 +45,21 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    """A copy of the package, with the files of the page's section."""
-    copy = tmp_path_factory.mktemp("copy") / "blindformer"
-    for room in ("protocols", "approximations", "models", "parties", "tests"):
-        shutil.copytree(ROOT / room, copy / room)
-    for file in ("__init__.py", "errors.py", "versions.py", "pyproject.toml"):
-        shutil.copy(ROOT / file, copy)
-    (section,) = SECTION.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    files = FILE.findall(section)
-    assert [Path(name).suffix for name, _, _ in files] == [".py"] * 3
-    for name, folder, text in files:
-        (copy / folder / name).write_text(text, encoding="utf-8")
-    return copy
-
-
-def ran(house: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": str(house.parent)},
-        cwd=house, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+def ran(copy: Path, *words: str) -> str:
+    done = run_copy(copy, *words, cwd=copy)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_it_passes_the_suites_of_every_protocol(house):
+def test_it_passes_the_suites_of_every_protocol(contributed):
     """What `clear` computes, at the declared price; a party may be away, and there may be more of them."""
     many = ["crypten", "crypten_costs"] if find_spec("crypten") else []
     files = [f"tests/protocols/test_{name}.py" for name in ("conformance", "beaver_costs", *many)]
-    assert f"{10 if many else 6} passed" in ran(house, "-m", "pytest", "-k", "squares", *files)
+    assert f"{10 if many else 6} passed" in ran(contributed, "-m", "pytest", "-k", "squares and not replicated", *files)
 
 
-def test_a_compiler_scales_it_and_protocols_without_a_primitive_refuse_it(house):
-    said = json.loads(ran(house, "-c", SCALED))
+def test_a_compiler_scales_it_and_protocols_without_a_primitive_refuse_it(contributed):
+    said = json.loads(ran(contributed, "-c", SCALED))
     assert said["off"] < 2**-8
     assert said["offers"] == ["beaver", "clear", "crypten"]
     assert "needs the operation square, which protocol ckks does not offer" in said["refused"]

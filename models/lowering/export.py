@@ -1,0 +1,87 @@
+"""A model run, and traced by torch.export. All that torch raises on the way becomes a LoweringError with its reason."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.fx.config as fx_config
+from torch import nn
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from ...errors import BlindformerError, first_line
+from .problems import LoweringError
+from .structure import tensors_of
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Nobody reads where in a model's code an operation stands, and to find it takes long."""
+    name = "do_not_emit_stack_traces"  # of later versions
+    before = getattr(fx_config, name, None)
+    if before is None:
+        yield
+        return
+    setattr(fx_config, name, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, name, before)
+
+
+def _arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    kwargs = dict(batch)
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters and getattr(getattr(model, "config", None), "use_cache", False):
+        kwargs.setdefault("use_cache", False)  # a cache is for generating token by token; a query is one pass
+    return kwargs
+
+
+def run_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """The model's own output, in the clear. Errors: LoweringError, with its reason, if it does not take the inputs."""
+    try:
+        with torch.no_grad():
+            return model(**_arguments(model, batch))
+    except IndexError:  # of a table: said below, as for the other batches
+        raise
+    except Exception as error:  # a model may raise anything here; all mean the same to a user
+        raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
+
+
+def export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The traced model, and the names of its outputs, in order."""
+    with torch.no_grad():
+        try:
+            with _without_stack_traces():
+                exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
+            if any(_writes(item) for item in exported.graph.nodes):
+                with warnings.catch_warnings():  # torch warns of itself
+                    warnings.simplefilter("ignore", FutureWarning)
+                    exported = exported.run_decompositions({})  # to values alone: no view is written through
+        except BlindformerError:
+            raise
+        except Exception as error:  # torch.export raises many kinds; all mean the same to a user
+            line = first_line(error, 300)
+            raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
+    exported.graph.eliminate_dead_code()
+    return exported, _names(exported)
+
+
+def _names(exported: torch.export.ExportedProgram) -> list[str]:
+    """Names of the traced outputs, by the form that they have there: an approximation may change it."""
+    spec: Any = exported.call_spec.out_spec
+    made = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
+    args = [item.arg for item in made]
+    leaves = [torch.empty(()) if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in args]
+    return list(tensors_of(pytree.tree_unflatten(leaves, spec)))
+
+
+def _writes(item: torch.fx.Node) -> bool:
+    """Whether an operation writes to its argument. To detach a constant in place changes no number."""
+    schema = getattr(item.target, "_schema", None)
+    return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
