@@ -58,7 +58,7 @@ def asked(task: str, item: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredItem:
     """What was asked, and what came of it: a value (Task.read), or why there is none."""
 
     item: Any
@@ -70,7 +70,7 @@ class Answered:
         return as_json(task, self.value) if self.error is None else {"error": str(self.error)}
 
 
-def similarities(task: str, answers: Sequence[Answered], most: int | None = None) -> list[dict[str, Any]]:
+def similarities(task: str, answers: Sequence[AnsweredItem], most: int | None = None) -> list[dict[str, Any]]:
     """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
     `most` texts."""
     good = [(shown(answer.item), answer.value) for answer in answers if answer.error is None]
@@ -83,7 +83,7 @@ def similarities(task: str, answers: Sequence[Answered], most: int | None = None
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: Sequence[Answered], pairs: list[dict[str, Any]]) -> Table:
+def answer_table(task: str, answers: Sequence[AnsweredItem], pairs: list[dict[str, Any]]) -> Table:
     """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
     if pairs:
         rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]

@@ -13,7 +13,7 @@ from typer import Argument, Exit, Option
 from ..heap import keep_freed_memory
 from ..registry import of_parties
 from . import options
-from .answers import Answered, answer_table, similarities
+from .answers import AnsweredItem, answer_table, similarities
 from .items import raise_if_all, read_items
 from .output import MB, console, emit
 from .progress import Phases
@@ -189,7 +189,7 @@ def _emit(member: Any, taken: list[Any]) -> None:
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or member.gets_answers:
-            row |= Answered(item.item, item.value, item.error).row(member.task)
+            row |= AnsweredItem(item.item, item.value, item.error).row(member.task)
         rows.append({**row, **_costs(item)})
     emit(
         {
@@ -211,7 +211,7 @@ def _show(member: Any, taken: list[Any]) -> None:
     recipient = member.parties.names[member.parties.recipient_rank]
     if member.gets_answers:
         rows = [
-            Answered(item.item or f"query {number}", item.value, item.error) for number, item in enumerate(taken, 1)
+            AnsweredItem(item.item or f"query {number}", item.value, item.error) for number, item in enumerate(taken, 1)
         ]
         out.print(answer_table(member.task, rows, similarities(member.task, rows)))
     else:

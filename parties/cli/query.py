@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
 from . import options
-from .answers import Answered, answer_table, asked, similarities
+from .answers import AnsweredItem, answer_table, asked, similarities
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import loading, prepare
@@ -167,8 +167,8 @@ def _row(task: str, item: InputItem, result: Any) -> dict[str, Any]:
     return {**row, **_answered(result).row(task), **retried}
 
 
-def _answered(result: Any) -> Answered:
-    return Answered(result.item, result.value, result.error)
+def _answered(result: Any) -> AnsweredItem:
+    return AnsweredItem(result.item, result.value, result.error)
 
 
 def _costs(result: Any) -> dict[str, Any]:

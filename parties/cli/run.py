@@ -9,7 +9,7 @@ from typer import Argument, Exit, Option
 from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .answers import Answered, answer_table, asked, similarities
+from .answers import AnsweredItem, answer_table, asked, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
@@ -82,12 +82,12 @@ def run(
         )
     task, order = loaded.task, [places[place] for place in encoded]
     errors |= {order[place]: error for place, error in found.errors.items()}
-    answers = {index: Answered(items[index].value, error=error) for index, error in errors.items()}
+    answers = {index: AnsweredItem(items[index].value, error=error) for index, error in errors.items()}
     for index, private, given in zip(order, found.private, inputs, strict=True):
         if index not in errors:
             asked_item = items[index].value
             value = read_answer(task, private, given, item=None if images else asked_item)
-            answers[index] = Answered(asked_item, value)
+            answers[index] = AnsweredItem(asked_item, value)
     results = [
         {**item.place, **asked(task.pipeline, item.value), **answers[index].row(task.pipeline)}
         for index, item in enumerate(items)
@@ -141,7 +141,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, task: str, answers: list[Answered], summary: dict[str, Any], reports: list[Any]) -> None:
+def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], reports: list[Any]) -> None:
     from ..reports.report import each_in_words
 
     out, local = console(), find(summary["protocol"]).local

@@ -53,7 +53,7 @@ class Api:
 
     @contextmanager
     def _exchange(self, method: str, path: str, body: Iterable[bytes] | None) -> Iterator[http.client.HTTPResponse]:
-        connection = HttpsConnection(self.address, self._context, self._timeout)
+        connection = ServerConnection(self.address, self._context, self._timeout)
         try:
             with _explained():
                 connection.connect()
@@ -112,7 +112,7 @@ def refusal(status: int, why: str, retry_after: str = "") -> Exception:
     return kind(SERVER, what or remedy, remedy if what else "see its log")
 
 
-class HttpsConnection(http.client.HTTPConnection):
+class ServerConnection(http.client.HTTPConnection):
     """TLS with a certificate on both sides, to a host whose certificate names it and has the role of a server."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:

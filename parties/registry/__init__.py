@@ -62,7 +62,7 @@ class RunsHere:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ProtocolEntry:
     """One protocol.
 
     words    in help, after its name: what it is for
@@ -89,13 +89,13 @@ class Entry:
 
 
 @cache
-def protocols() -> dict[str, Entry]:
+def protocols() -> dict[str, ProtocolEntry]:
     """All entries by name, in alphabetical order."""
     found = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
     return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
 
 
-def names(wanted: Callable[[Entry], object] = lambda entry: True) -> tuple[str, ...]:
+def names(wanted: Callable[[ProtocolEntry], object] = lambda entry: True) -> tuple[str, ...]:
     return tuple(name for name, entry in protocols().items() if wanted(entry))
 
 
@@ -133,7 +133,7 @@ def runs_here() -> tuple[str, ...]:
     return names(lambda entry: entry.local or entry.reference)
 
 
-def in_words(wanted: tuple[str, ...], words: Callable[[Entry], str] = lambda entry: entry.words) -> str:
+def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = lambda entry: entry.words) -> str:
     """Help on a choice: "beaver: two parties; clear, crypten-insecure: to compare"."""
     grouped: dict[str, list[str]] = {}
     for name in wanted:
@@ -146,7 +146,7 @@ def reference() -> str:
     return names(lambda entry: entry.reference)[0]
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> ProtocolEntry:
     """Errors: BlindformerError, naming what there is."""
     return _one_of(names(), name, "is not known")
 
@@ -182,7 +182,7 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
     return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
-def _one_of(known: tuple[str, ...], name: str, fault: str) -> Entry:
+def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:
     if name not in known:
         raise BlindformerError(f"protocol {name}: {fault}; choose one of {', '.join(known)}")
     return protocols()[name]

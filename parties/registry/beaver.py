@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import Entry, RunsHere, ServedBy
+from . import ProtocolEntry, RunsHere, ServedBy
 
-ENTRY = Entry(
+ENTRY = ProtocolEntry(
     "beaver",
     words="two parties",
     who="two parties and an offline dealer, semi-honest, 128 bits",

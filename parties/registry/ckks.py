@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import Entry, RunsHere, ServedBy
+from . import ProtocolEntry, RunsHere, ServedBy
 
-ENTRY = Entry(
+ENTRY = ProtocolEntry(
     "ckks",
     words="encrypted",
     who="one server, which computes on ciphertexts   CKKS, 128 bits",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from . import Entry
+from . import ProtocolEntry
 
-ENTRY = Entry("clear", words="to compare", who="the reference, in one process; it hides nothing", reference=True)
+ENTRY = ProtocolEntry(
+    "clear", words="to compare", who="the reference, in one process; it hides nothing", reference=True
+)

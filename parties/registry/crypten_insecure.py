@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import Entry, RunsHere
+from . import ProtocolEntry, RunsHere
 
-ENTRY = Entry(
+ENTRY = ProtocolEntry(
     "crypten-insecure",
     words="to compare",
     local=RunsHere(

@@ -11,7 +11,7 @@ from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.parties.local.evaluation import evaluate
 from blindformer.parties.local.launcher import LocalAnswer
-from blindformer.parties.registry import Entry, RunsHere, protocols
+from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
 from blindformer.parties.session.timings import Timings
 from blindformer.protocols.clear import ClearEngine
@@ -104,7 +104,7 @@ class Recorded:
         def start(folder, roster, **options):
             return self
 
-        return Entry("crypten", "", local=RunsHere(start, start, save=save, texts=lambda compiled: 3))
+        return ProtocolEntry("crypten", "", local=RunsHere(start, start, save=save, texts=lambda compiled: 3))
 
     def __enter__(self):
         return self

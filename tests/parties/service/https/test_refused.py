@@ -14,7 +14,7 @@ from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.client.http import Api, HttpsConnection, KeysGone
+from blindformer.parties.client.http import Api, KeysGone, ServerConnection
 from blindformer.parties.config import parse_address
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.frames import head, pack
@@ -128,7 +128,7 @@ def test_every_refusal_has_its_status(client, keyed, api, other, program):
 
 def status_of(api, method, path, body, length=None):
     """(status, the reply's JSON). `length`: announced; without it the body comes in chunks."""
-    connection = HttpsConnection(api.address, api._context, 60)
+    connection = ServerConnection(api.address, api._context, 60)
     headers = {"Transfer-Encoding": "chunked"} if length is None else {"Content-Length": str(length)}
     with closing(connection):
         connection.connect()
