@@ -89,9 +89,8 @@ def test_a_damaged_circuit_is_an_artifact_error(made, tmp_path):
 def test_a_server_of_another_program_is_told_apart(site, made, tmp_path):
     """The client's folder says more depth than the server's."""
     mine = site.client()
-    for item in mine.part.lengths.values():
-        found = item.circuit.facts
-        item.circuit.facts = type(found)(**{**vars(found), "steps": ("another",)})
+    for program, found in mine._transport._facts.items():
+        mine._transport._facts[program] = type(found)(**{**vars(found), "steps": ("another",)})
     with mine, pytest.raises(PeerDisagrees, match="serves another program"):
         mine.query(TEXTS[0])
 
