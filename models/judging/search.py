@@ -13,7 +13,6 @@ that ranks layers by what they bear, and a plan with such choices is what `disti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from ..compile import Compiled
 from ..data import Examples
 from ..loading.load import Loaded
 from .evaluation import Interval, by_bucket, compile_bucket, encode, wilson
+from .removal import mixers, without_head, without_layer
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     **{kind.name: tuple(kind.search) for kind in kinds().values() if kind.search},
@@ -332,57 +332,19 @@ def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) 
     """float32 without one layer (its input is its output), and without one head (its part of the mix is zero)."""
     model, found = judge.loaded.model, []
     for done, layer in enumerate(layers, start=1):
-        with _hooked(model.get_submodule(layer), _skip):
+        with without_layer(model.get_submodule(layer)):
             found.append(Removal(layer, judge._compare(judge.logits())))
         say("layers", done, len(layers))
     if heads:
-        parts = [(layer, linear, n) for layer in layers for linear, n in _mixers(model, layer)]
+        parts = [(layer, linear, n) for layer in layers for linear, n in mixers(model, layer)]
         total, done = sum(n for _, _, n in parts), 0
         for layer, linear, count in parts:
             for head in range(count):
-                with _hooked(linear, None, lambda x, head=head, count=count: _silence(x, head, count)):
+                with without_head(linear, head, count):
                     found.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
                 done += 1
                 say("heads", done, total)
     return found
-
-
-class _hooked:
-    """A module whose result, or whose input, is changed for a while."""
-
-    def __init__(self, module: nn.Module, result: Any = None, reads: Any = None) -> None:
-        if result is not None:
-            self.handle = module.register_forward_hook(result, with_kwargs=True)
-        else:
-            self.handle = module.register_forward_pre_hook(lambda m, args: (reads(args[0]), *args[1:]))
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        self.handle.remove()
-
-
-def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
-    x = args[0] if args else kwargs["hidden_states"]
-    return (x, *result[1:]) if isinstance(result, tuple) else x
-
-
-def _silence(x: Tensor, head: int, count: int) -> Tensor:
-    width = x.shape[-1] // count
-    kept = torch.ones(x.shape[-1], dtype=x.dtype)
-    kept[head * width : (head + 1) * width] = 0
-    return x * kept
-
-
-def _mixers(model: nn.Module, layer: str) -> Iterator[tuple[nn.Module, int]]:
-    """The linear after attention, whose input is the heads side by side, and how many they are."""
-    config: Any = model.config
-    count = getattr(config, "num_attention_heads", None) or getattr(config, "n_heads", None)
-    pattern = re.compile(r".*(attention\.output\.dense|attn\.c_proj|out_lin|o_proj|attention\.o)$")
-    for path, module in model.get_submodule(layer).named_modules():
-        if isinstance(count, int) and pattern.match(path):
-            yield module, count
 
 
 def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:
