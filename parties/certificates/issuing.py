@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...protocols.errors import writing
-from ..doctor.checks import EXPIRY_DAYS
 from ..transport.tls import ROLE_URI
 from .authority import (
     CA,
     CA_KEY,
     CLOCK_SKEW,
     ELSEWHERE,
+    EXPIRY_DAYS,
     REPLACED,
     REVOKED,
     Authority,

@@ -53,7 +53,7 @@ class Service:
     log_format: Annotated[
         str | None, Option(click_type=options.one_of("text", "json"), help="text or json, on stderr.")
     ] = None
-    # For a program that starts a service for itself (local/services.py).
+    # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
     local: Annotated[str | None, Option("--local", hidden=True, help="LocalOptions, as JSON.")] = None
 

@@ -1,0 +1,1 @@
+"""Who asks: one client over two transports, sessions and HTTPS."""

@@ -15,7 +15,7 @@ from typing import Any
 from ...models.artifacts import load_client
 from ...protocols.ckks.parameters import CkksError
 from ..config import Settings, load_settings
-from ..local.services import LOCAL
+from ..launch.services import LOCAL
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.client import UseSpool
 from ..session.online import Progress

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ..config import Address, Role, Settings
-from ..local.services import LocalServices
+from ..launch.services import LocalServices
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress

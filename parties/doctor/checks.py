@@ -11,7 +11,6 @@ from typing import Any, Literal
 Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
 CLOCK_SECONDS = 60.0
-EXPIRY_DAYS = 14.0  # of certificates that end sooner, doctors and services warn
 GB = 1e9
 
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography import x509
 
 from ...protocols.errors import BlindformerError
-from ..certificates.authority import CertificateError
+from ..certificates.authority import EXPIRY_DAYS, CertificateError
 from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..service.limits import cores
 from ..transport.faults import NEW_CERTIFICATE
-from .checks import EXPIRY_DAYS, Check, shown
+from .checks import Check, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ...models.program import Program

@@ -12,10 +12,10 @@ from torch import Tensor
 from ...models.artifacts import Question
 from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
+from ..launch.services import LOCAL
 from ..session.online import Progress
 from ..session.timings import Timings
 from .launcher import LocalAnswer
-from .services import LOCAL
 
 
 class LocalEncrypted:

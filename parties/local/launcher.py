@@ -23,11 +23,11 @@ from ...models.pricing import Network
 from ...protocols.errors import PeerError
 from ..client.sessions import SessionTransport
 from ..config import load_settings
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, Progress
+from ..launch.services import LocalServices
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
 from ..session.timings import Timings
-from .processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, Progress
-from .services import LocalServices
 
 
 @dataclass

@@ -20,10 +20,10 @@ from ...models.compile import AnswerOutOfRange, Compiled
 from ...protocols.channel import Meter
 from ...protocols.crypten.versions import check_versions
 from ..certificates.issuing import make_certificates
+from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses, Progress
 from ..session.parties import DEALER, Parties
 from ..session.timings import Timings
 from .launcher import LocalAnswer
-from .processes import START_SECONDS, LaunchError, Line, PartyProcesses, Progress
 
 
 @dataclass

@@ -23,9 +23,9 @@ from ...protocols.errors import BlindformerError
 from ..registry import find
 from ..reports.report import Report, clear_report
 from ..session.parties import numbered
-from ..session.threads import ThreadParties
 from .launcher import Progress
 from .protocols import REFERENCE, PartySession, find_kind
+from .threads import ThreadParties
 
 if TYPE_CHECKING:
     from ...models.loading.load import Loaded

@@ -13,10 +13,10 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.contexts import server_context
 from ..certificates.issuing import make_certificates
+from ..launch.processes import START_SECONDS, LaunchError
 from ..session.parties import DEALER, numbered
 from ..session.tensors import TensorSession, deal, meet
 from ..transport.tls import listen
-from .processes import START_SECONDS, LaunchError
 
 
 def run_parties(

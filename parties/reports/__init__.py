@@ -1,0 +1,1 @@
+"""What a query costs and what a folder holds, in figures and pictures."""

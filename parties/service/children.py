@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..certificates.identity import Renewable
 from ..transport.faults import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Verdict
 from .child import Control, become_child, place
@@ -31,6 +30,7 @@ from .control import (
     Want,
 )
 from .host import Host
+from .identity import Renewable
 from .pending import Pending
 
 ConnectionKind = Literal["session", "relay", "visit"]

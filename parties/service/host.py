@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
-from ..certificates.identity import Renewable, Renewal
 from .acceptor import Acceptor
 from .exporter import Exporter
+from .identity import Renewable, Renewal
 from .limits import ServiceLimits
 from .logs import Log
 from .metrics import Metrics

@@ -1,4 +1,4 @@
-"""What a launcher on the same machine (parties/local/services.py) may ask of a service, besides its settings.
+"""What a launcher on the same machine (parties/launch/services.py) may ask of a service, besides its settings.
 
 No deployment needs any of it. None of it changes what is computed or who learns what: `audit` looks at what the server
 receives in any case.

@@ -16,7 +16,6 @@ from ...models.loading.answers import read_answer
 from ...models.loading.errors import InputError
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
-from ..certificates.identity import Identity
 from ..config import Address, Settings
 from ..session.gathering import Place, deal_among
 from ..session.held import GB, AheadLimits
@@ -26,6 +25,7 @@ from ..session.online import Progress
 from ..session.parties import DEALER
 from ..session.timings import Timings
 from ..transport.tls import Listener
+from .identity import Identity
 from .party_settings import addresses_of, listening, parties_of
 from .running import bind
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
-from ..certificates.identity import Identity
 from ..config import Address, ServiceSection, Settings
 from .exporter import Exporter
 from .host import Host
+from .identity import Identity
 from .limits import ServiceLimits
 from .logs import Log
 from .metrics import Metrics

@@ -11,7 +11,6 @@ import torch
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
-from ..certificates.identity import Identity
 from ..config import Settings
 from ..session.compute_slots import SlotsBusy
 from ..session.meeting import tell
@@ -24,6 +23,7 @@ from .child import Control, Stopping
 from .children import ServedSessions
 from .control import Answered
 from .host import Host
+from .identity import Identity
 from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .running import StartedService

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...protocols.errors import BlindformerError
 from ...protocols.seeds import SEED_BYTES, new_seed
+from .spool.keys import sync_folder
 
 _OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
 
@@ -71,12 +72,3 @@ def _read(path: Path) -> bytes:
         remedy = "restore it, or remove it: a new one is made, and clients download the masked weights again"
         raise SecretError(f"{path}: is damaged; {remedy}")
     return secret
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new, renamed or removed name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

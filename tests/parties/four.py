@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from blindformer.models.handover import hand_over
+from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots
 from blindformer.parties.session.helper.owner import OwnerParty
@@ -14,7 +15,6 @@ from blindformer.parties.session.helper.owner_shares import OwnerShares
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.meeting import new_session, tell
 from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.errors import PeerError

@@ -11,10 +11,10 @@ import torch
 from blindformer.models.correlations import Correlations
 from blindformer.models.handover import answer_layout, input_layout
 from blindformer.models.interpreter import interpret
+from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import Answer, ClientParty
 from blindformer.parties.session.meeting import new_session
 from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.session.uniformity import Sample, UniformityWitness, opened, sample
 from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import memory_pair

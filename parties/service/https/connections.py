@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import uvicorn
 
-from ...certificates.identity import Identity
 from ...transport.faults import explain
 from ..host import Host
+from ..identity import Identity
 from ..pending import Pending
 from .app import AppState
 from .handshakes import linger, with_alerts

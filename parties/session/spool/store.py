@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ..mask_seed import sync_folder
+from .keys import sync_folder
 from .ledger import SpoolError
 
 SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else

@@ -23,8 +23,8 @@ from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.client.sessions import OpenSession, SessionTransport
 from blindformer.parties.config import ConfigError
+from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.threads import ThreadParties
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment

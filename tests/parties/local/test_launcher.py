@@ -24,9 +24,9 @@ from blindformer.models.pricing import price
 from blindformer.models.program import ProgramError
 from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LocalParties, run_local
-from blindformer.parties.local.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
 
 TEXTS = ("how is my password ?", "not good , bad !")

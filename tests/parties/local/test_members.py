@@ -16,9 +16,9 @@ from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
 from blindformer.models.pricing import price_among
 from blindformer.models.program import ProgramError
+from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.members import ManyLocal
-from blindformer.parties.local.processes import LaunchError
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.clear import ClearEngine
 

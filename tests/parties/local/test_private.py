@@ -225,7 +225,7 @@ def test_what_cannot_be_traced_is_named():
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
-    from blindformer.parties.session.threads import ThreadParties
+    from blindformer.parties.local.threads import ThreadParties
 
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
     compiled = private.prepare(batches[0])

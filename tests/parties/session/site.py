@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from blindformer.models.interpreter import interpret
+from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import Answer, ClientParty
 from blindformer.parties.session.meeting import new_session, tell
 from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.session.timings import Timings
 from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import MemoryChannel, memory_pair

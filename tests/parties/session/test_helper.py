@@ -14,10 +14,10 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.handover import hand_over, owner_traffic
 from blindformer.models.interpreter import interpret
 from blindformer.models.pricing import price
+from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.helper.owner_shares import OwnerShares, part_of
 from blindformer.parties.session.helper.party import HelperParty
-from blindformer.parties.session.threads import ThreadParties
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import (

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.models.handover import hand_over
+from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.dealer import DealerParty
 from blindformer.parties.session.helper.owner import OwnerParty
@@ -28,7 +29,6 @@ from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.party import Party, PartyModel
 from blindformer.parties.session.server import ServerParty
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.threads import ThreadDealer
 from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols import seeds

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.certificates.identity import Identity
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.host import Host
 from blindformer.parties.service.https.connections import IncomingConnection, IncomingConnections
 from blindformer.parties.service.https.places import Places
+from blindformer.parties.service.identity import Identity
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics

@@ -15,13 +15,12 @@ from typing import Protocol
 
 from ...protocols.errors import BlindformerError
 from ...versions import spoken_version
-from ..doctor.checks import EXPIRY_DAYS
-from ..service.logs import Log
+from ..certificates.authority import CA, EXPIRY_DAYS, REVOKED, CertificateError, load_certificate, state_of
+from ..certificates.contexts import client_context, server_context
+from ..certificates.revocation import RevokedList, read_revoked
 from ..transport.faults import NEW_CERTIFICATE
 from ..transport.probe import PeerFacts
-from .authority import CA, REVOKED, CertificateError, load_certificate, state_of
-from .contexts import client_context, server_context
-from .revocation import RevokedList, read_revoked
+from .logs import Log
 
 LOOK_SECONDS = 1.0  # between looks at the files; what has changed is read when it is the same at the next look
 WARN_SECONDS = 86400.0

@@ -17,16 +17,16 @@ from ...models.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed
-from ..local.launcher import LocalAnswer, Progress
+from ..session.client import ClientParty
+from ..session.compute_slots import ComputeSlots, Unlimited
+from ..session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
+from ..session.meeting import my_hello, new_session
+from ..session.seeds import MemorySeeds
+from ..session.server import ServerParty
+from ..session.weights import Served
 from ..transport.memory import MemoryChannel, memory_pair
 from ..transport.shaping import ShapedChannel
-from .client import ClientParty
-from .compute_slots import ComputeSlots, Unlimited
-from .dealer import DealerParty, MemoryPrograms, left_for, receive_seed
-from .meeting import my_hello, new_session
-from .seeds import MemorySeeds
-from .server import ServerParty
-from .weights import Served
+from .launcher import LocalAnswer, Progress
 
 IDLE_SECONDS = 86400.0
 Connect = Callable[[str, str], tuple[Channel, Channel]]  # the ends of one party and of another
