@@ -38,7 +38,7 @@ def _answer(
     else:
         result = found.function(input, shape, weight, bias, eps, **constants)
     if len(shape) == 1 and weight is not None:
-        # Lowering leaves the odd part of the mean's 1 / features with the gain (models/passes/scalars.py).
+        # Lowering leaves the odd part of the mean's 1 / features with the gain (models/graph/passes/scalars.py).
         overrides.keep_affine(result, AffineParameters(weight / _odd_part(shape[0]), bias))
     return result
 

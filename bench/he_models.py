@@ -25,10 +25,10 @@ from blindformer.models.compile import Compiled, compile, decode_outputs
 from blindformer.models.data import Dataset, Examples, load_data
 from blindformer.models.distillation.batches import pixels
 from blindformer.models.encrypted import Encrypted, Whole, real_values
-from blindformer.models.interpreter import interpret
 from blindformer.models.judging.evaluation import OUTPUT, encode, wilson
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.models.loading.load import Loaded, load
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.clear import ClearEngine
 from blindformer.versions import versions

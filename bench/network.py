@@ -16,7 +16,7 @@ from typing import Any
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.models.pricing import Network
+from blindformer.models.program.pricing import Network
 from blindformer.parties.local.launcher import run_local
 from blindformer.parties.reports.estimate import estimate
 from blindformer.versions import versions

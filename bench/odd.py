@@ -22,8 +22,8 @@ import torch
 from blindformer.approximations import Plan, approximate, restore
 from blindformer.models.building import own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import Loaded, load
+from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.protocols import find_kind
 from blindformer.parties.session.parties import numbered

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.parties.service.harness import Deployment
 from safetensors.torch import load_file, save_file

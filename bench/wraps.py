@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from blindformer.models.compile import Compiled, compile
-from blindformer.models.correlations import Correlations
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.interpreter import interpret
 from blindformer.parties.session.parties import numbered
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..errors import BlindformerError
 from ..protocols.ring import Ring
-from .graph import Node, order
+from .graph.graph import Node, order
+from .graph.passes import optimise
+from .graph.ranges import measure
 from .loading.accepted import module_of
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import export, run_model
 from .lowering.lower import LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
-from .passes import optimise
-from .program import PreludeStep, Program, ProgramError
-from .ranges import measure
-from .scales import Precision, Scaled, Scaler
+from .program.program import PreludeStep, Program, ProgramError
+from .program.scales import Precision, Scaled, Scaler
 
 if TYPE_CHECKING:
     from .loading.load import Loaded

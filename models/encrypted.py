@@ -22,7 +22,7 @@ from ..protocols.ckks.facts import CircuitNeeds, facts_of
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
 from .compile import AnswerOutOfRange, decode_outputs
-from .program import Program, check_offers
+from .program.program import Program, check_offers
 
 Chosen = tuple[Circuit, Parameters]
 

@@ -15,7 +15,7 @@ from ...protocols.ckks.facts import CircuitNeeds, facts_from, facts_of
 from ...protocols.ckks.packing import Layout
 from ...protocols.ckks.parameters import CkksError
 from ..encrypted import Chosen
-from ..program import Program
+from ..program.program import Program
 from .layout import ArtifactError, length_folder, read_json
 
 FILE = "circuit.json"

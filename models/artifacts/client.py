@@ -15,7 +15,7 @@ from ..loading.answers import read_answer
 from ..loading.errors import InputError
 from ..loading.processors import read_processor
 from ..loading.task import Item, Task
-from ..program import Program, ProgramError
+from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors

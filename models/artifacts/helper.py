@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..program import Program
+from ..program.program import Program
 from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...protocols.errors import BlindformerError
-from ..program import Program
+from ..program.program import Program
 
 FORMAT = 2  # of the folder; a Program has a format of its own
 PARTS = ("server", "client", "helper")

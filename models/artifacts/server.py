@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...approximations import Plan
-from ..program import Program
+from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
 from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
 from .tensors import named, read_tensors

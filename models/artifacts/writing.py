@@ -18,7 +18,7 @@ from ...versions import versions
 from ..compile import Compiled
 from ..encrypted import Chosen
 from ..loading.task import Task
-from ..program import Program
+from ..program.program import Program
 from .circuits import FILE, described, layouts
 from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
 from .tensors import Tensors

@@ -20,9 +20,9 @@ from ...approximations import Plan, approximate, plan_of, restore
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..compile import AnswerOutOfRange, Compiled, compile, decode_outputs
-from ..interpreter import interpret
 from ..loading.images import image_of
 from ..loading.load import BUCKETS, Loaded
+from ..program.interpreter import interpret
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 RESAMPLES = 1000

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...approximations import attention as _defines_operations  # noqa: F401
-from ..program import PreludeStep, Program, ProgramError
+from ..program.program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
     """

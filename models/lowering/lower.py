@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..graph import Node
-from ..program import PreludeStep
+from ..graph.graph import Node
+from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
 from .lowering import Lowering

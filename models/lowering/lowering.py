@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...approximations.attention import MASKED
-from ..graph import Builder, Node
-from ..program import PreludeStep
+from ..graph.graph import Builder, Node
+from ..program.program import PreludeStep
 from .client_graph import operation
 from .problems import LoweringError
 from .values import Operand, Value, concrete, parameters_of, short_name, values_in

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...approximations.attention import MASKED
-from ..graph import Node
+from ..graph.graph import Node
 from .lowering import Lowering
 from .values import Operand, Value, known, owner_of
 

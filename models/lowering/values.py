@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..graph import Node
+from ..graph.graph import Node
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ from ..transport.faults import NEW_CERTIFICATE
 from .checks import Check, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
-    from ...models.program import Program
+    from ...models.program.program import Program
 
 SOCKETS_SPARE = 64  # open files of a service beside its connections
 
@@ -177,7 +177,7 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
     if role == "dealer":
         return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
     from ...models.artifacts import load_programs
-    from ...models.handover import hand_over
+    from ...models.program.two_server import for_two_servers
 
     folder = getattr(settings, role).folder
     try:
@@ -186,7 +186,7 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
         what, _, fix = str(error).partition("; ")
         return [], Check("artifacts", "bad", what, fix or "compile the model, and copy this party's part here")
     helped = settings.session.topology == "helper"
-    programs = [hand_over(program) if helped else program for program in found.values()]
+    programs = [for_two_servers(program) if helped else program for program in found.values()]
     lengths = ", ".join(str(length) for length in found if length)
     what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
     return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})

@@ -15,7 +15,7 @@ from ...models.artifacts import ArtifactError
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part
 from ...models.artifacts.writing import text_length
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.ckks.facts import CircuitNeeds, facts_from
 from ...protocols.ckks.frames import most
 from ...protocols.ckks.parameters import CkksError

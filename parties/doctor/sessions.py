@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...models.pricing import price
-from ...models.program import Program
+from ...models.program.pricing import price
+from ...models.program.program import Program
 from ...protocols.errors import PeerError, PeerTimeout
 from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context

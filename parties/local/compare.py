@@ -17,10 +17,10 @@ from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
 from ...models.building import Stage, compile_lengths
 from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
-from ...models.interpreter import interpret
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
 from ...models.lowering.structure import tensors_of
+from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ...versions import versions

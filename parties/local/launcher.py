@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
-from ...models.pricing import Network
+from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
 from ..client.sessions import SessionTransport
 from ..config import load_settings

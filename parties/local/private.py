@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...models.compile import Compiled, compile, decode_outputs
-from ...models.interpreter import interpret
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.scales import Precision
+from ...models.program.interpreter import interpret
+from ...models.program.scales import Precision
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..registry import find

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ...models.compile import Compiled, decode_outputs
-from ...models.pricing import Network
-from ...models.program import Program
+from ...models.program.pricing import Network
+from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...models.compile import Compiled
-from ...models.pricing import NETWORKS, Network, PriceAmong, price_among
-from ...models.program import Program
+from ...models.program.pricing import NETWORKS, Network, PriceAmong, price_among
+from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse

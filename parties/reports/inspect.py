@@ -9,7 +9,7 @@ from typing import Any
 from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.ckks.frames import most
 from .report import Layer, QueryPrice, declared
 

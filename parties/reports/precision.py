@@ -13,7 +13,7 @@ from ...models.artifacts import ArtifactError, ClientLength, ServerLength, load_
 from ...models.artifacts.client import together
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.loading.calibration_texts import calibration_texts
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.ckks.facts import facts_from
 
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from ...models.handover import is_handed_over
-from ...models.pricing import Price, price
-from ...models.program import Program
+from ...models.program.pricing import Price, price
+from ...models.program.program import Program
+from ...models.program.two_server import is_for_two_servers
 from ..session.parties import Parties
 from ..session.timings import Timings
 
@@ -166,7 +166,7 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.released) or "nothing"
     dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
-    if is_handed_over(program):
+    if is_for_two_servers(program):
         seats = {
             "server": "received one share of the input and masked values; learns nothing about the text or the answer",
             "helper": "received a seed and masked values; learns nothing about the text, the answer or the weights",

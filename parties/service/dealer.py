@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.artifacts import HelperLength, load_helper
-from ...models.handover import hand_over
-from ...models.pricing import price
+from ...models.program.pricing import price
+from ...models.program.two_server import for_two_servers
 from ..config import Settings
 from ..session.client import ClientParty
 from ..session.helper.heartbeat import Heartbeat
@@ -30,7 +30,7 @@ class HelperService(SessionService):
         super().__init__("helper", settings, limits)
         mine = settings.helper
         part = load_helper(mine.folder)
-        seated = [HelperLength(hand_over(item.program), item.constants) for item in part.lengths.values()]
+        seated = [HelperLength(for_two_servers(item.program), item.constants) for item in part.lengths.values()]
         self.parts = {item.program.hash(): item for item in seated}
         self.programs = list(self.parts)
         for item in seated:

@@ -50,7 +50,7 @@ class LocalOptions:
         """The channel, as if it ran over `network`. Its other end must be shaped, too."""
         if self.network is None:
             return channel
-        from ...models.pricing import Network
+        from ...models.program.pricing import Network
         from ..transport.shaping import ShapedChannel
 
         return ShapedChannel(channel, Network(*self.network))

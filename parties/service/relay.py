@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...models.handover import answer_layout, input_layout
-from ...models.program import Program
+from ...models.program.program import Program
+from ...models.program.two_server import answer_layout, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError

@@ -10,7 +10,7 @@ from typing import Any
 from ...models.artifacts import load_server
 from ...models.artifacts.circuits import texts_of
 from ...models.artifacts.server import ServerLength, ServerPart
-from ...models.handover import hand_over
+from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
 from ..session.compute_slots import LimitReached
@@ -95,8 +95,8 @@ class ServerService(SessionService):
         return "relay" if self.helped and role == "client" else "session"
 
     def _handed_over(self, part: ServerLength) -> ServerLength:
-        """For two servers it is the same model with another seat (models/handover.py)."""
-        return ServerLength(hand_over(part.program), part.weights, part.constants) if self.helped else part
+        """For two servers it is the same model with another seat (models/program/two_server.py)."""
+        return ServerLength(for_two_servers(part.program), part.weights, part.constants) if self.helped else part
 
     def _session(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         control.left = self.left

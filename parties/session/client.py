@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...models.correlations import Correlations
-from ...models.pricing import price
-from ...models.program import Program
+from ...models.program.correlations import Correlations
+from ...models.program.pricing import price
+from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel

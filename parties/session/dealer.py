@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...models.correlations import Correlations
-from ...models.interpreter import interpret
-from ...models.program import Program
+from ...models.program.correlations import Correlations
+from ...models.program.interpreter import interpret
+from ...models.program.program import Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
 from ...protocols.clear import ClearEngine

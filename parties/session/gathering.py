@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import crypten_version
 from ...protocols.errors import PeerError, PeerProtocolError, PeerRefused, PeerTimeout

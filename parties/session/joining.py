@@ -10,7 +10,7 @@ from typing import Any
 
 from ...models.artifacts import ClientPart, load_client, load_helper, load_server
 from ...models.artifacts.layout import parts_of
-from ...models.program import check_offers
+from ...models.program.program import check_offers
 from ...protocols.channel import Channel
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.mesh import Mesh

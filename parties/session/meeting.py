@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version

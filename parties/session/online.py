@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ...models.interpreter import interpret
-from ...models.program import Program
+from ...models.program.interpreter import interpret
+from ...models.program.program import Program
 from ...protocols.base import Engine
 from ...protocols.channel import Channel, Meter
 from ...protocols.rounds import Wire

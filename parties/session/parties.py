@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from ...models.lowering.client_graph import inputs_behind
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.crypten.context import LEADER
 from ...protocols.crypten.engine import FIRST_OWNER
 from ...protocols.errors import BlindformerError

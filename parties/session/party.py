@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.correlations import Correlations
-from ...models.program import Program
+from ...models.program.correlations import Correlations
+from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import ManyOnlineEngine

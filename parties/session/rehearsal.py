@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
 from .client import ClientParty

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from ...models.pricing import price
+from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape

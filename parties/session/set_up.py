@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.program import Program
+from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.errors import PeerProtocolError

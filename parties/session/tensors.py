@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ...models.artifacts import load_helper, load_server
-from ...models.between import between
-from ...models.program import Program
+from ...models.program.program import Program
+from ...models.program.shared_io import with_shared_io
 from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
@@ -153,9 +153,9 @@ def _held(folder: str | Path | None, rank: int, length: int | None) -> PartyMode
         return PartyModel(Program(), {})
     if rank == LEADER:
         server = load_server(folder).for_length(length)
-        return PartyModel(between(server.program, FRACTION_BITS), server.constants, server.weights)
+        return PartyModel(with_shared_io(server.program, FRACTION_BITS), server.constants, server.weights)
     public = load_helper(folder).for_length(length)
-    return PartyModel(between(public.program, FRACTION_BITS), public.constants)
+    return PartyModel(with_shared_io(public.program, FRACTION_BITS), public.constants)
 
 
 __all__ = ["TensorSession", "deal", "meet"]

@@ -17,9 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...models.correlations import Correlations
-from ...models.pricing import price
-from ...models.program import Program
+from ...models.program.correlations import Correlations
+from ...models.program.pricing import price
+from ...models.program.program import Program
 from ...protocols.crypten.engine import Owners
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...protocols.wire import elements, pack
@@ -147,7 +147,7 @@ def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str,
 class Served:
     """One program as its model's owner offers it: its part of the artifacts, and the masked weights that others get.
 
-    `owners`: of the data among N parties (models/correlations.py).
+    `owners`: of the data among N parties (models/program/correlations.py).
     """
 
     def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.pricing import Network
+from ...models.program.pricing import Network
 from ...protocols.channel import Buffer, Channel, Meter
 from ...protocols.errors import PeerGone, PeerTimeout
 from .frames import HEADER_BYTES, as_bytes, pack_message

@@ -19,7 +19,7 @@ Array = np.ndarray
 
 
 class PlannedInstruction(Protocol):
-    """What the planner reads of a program's instruction (models/program.py)."""
+    """What the planner reads of a program's instruction (models/program/program.py)."""
 
     @property
     def op(self) -> str: ...

@@ -18,7 +18,7 @@ SOURCE, LOCAL, PRIVATE, SHARED, RESULT = "source", "local", "private", "shared",
 
 @dataclass
 class Bits:
-    """What is known of an instruction when low bits are counted, from its readers backwards (models/widths.py).
+    """What is known of an instruction when low bits are counted, from its readers backwards (models/program/widths.py).
 
     width      low bits of the result that its readers use
     result     bits that the result's magnitude takes, sign and headroom included
@@ -52,7 +52,7 @@ class Operation:
     signs        of a sum of its arguments with these signs: such a sum keeps the openings of bits
     rearranges   whether its result's elements are elements of its arguments, or 0
     opened       whether protocols open its arguments elementwise, so that a rescale of these is free
-    scales       the rule by which fractional bits of its result follow from its arguments' (models/scaling/)
+    scales       the rule by which fractional bits of its result follow from its arguments' (models/program/scaling/)
     powers       of rule "product": how often each argument is a factor
     check        what is wrong with the attributes, if anything
     demand       the low bits of its arguments that the low bits of its result depend on

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.models.compile import compile
-from blindformer.models.pricing import price
+from blindformer.models.program.pricing import price
 from blindformer.versions import versions
 
 from bench import latency, provenance

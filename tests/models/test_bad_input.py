@@ -4,9 +4,9 @@ import pytest
 import torch
 from blindformer.approximations import CalibrationError
 from blindformer.models.compile import compile
+from blindformer.models.graph.ranges import CalibrationFailure
 from blindformer.models.lowering.problems import LoweringError
-from blindformer.models.program import ProgramError
-from blindformer.models.ranges import CalibrationFailure
+from blindformer.models.program.program import ProgramError
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.ring import RangeError
 from blindformer.tests.models.conftest import batches, build

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from blindformer.approximations import approximate, restore
-from blindformer.models.graph import order
-from blindformer.models.interpreter import interpret
+from blindformer.models.graph.graph import order
+from blindformer.models.graph.reference import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
-from blindformer.models.pricing import price
-from blindformer.models.reference import run as run_float
-from blindformer.models.revealed import FRACTION
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.models.program.revealed import FRACTION
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import CONFIGURATIONS
 from blindformer.tests.protocols.harness import run_beaver, run_session

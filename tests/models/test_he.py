@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.approximations import approximate, restore
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import CONFIGURATIONS
 

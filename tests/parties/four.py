@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import torch
-from blindformer.models.handover import hand_over
+from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots
@@ -38,7 +38,7 @@ class Four:
         timeout: float = 30,
         owner: type[OwnerParty] = OwnerParty,
     ) -> None:
-        self.case = Case(hand_over(compiled.program), {}, compiled.weights, compiled.constants)
+        self.case = Case(for_two_servers(compiled.program), {}, compiled.weights, compiled.constants)
         self.received: dict[tuple[str, str], list[bytes]] = {}
         self.errors: dict[str, BaseException] = {}
         self.ends: dict[str, list[MemoryChannel]] = {party: [] for party in PARTIES}

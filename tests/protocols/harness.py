@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from blindformer.models.correlations import Correlations
-from blindformer.models.handover import answer_layout, input_layout
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import Answer, ClientParty
 from blindformer.parties.session.meeting import new_session

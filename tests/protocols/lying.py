@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from blindformer.models.interpreter import interpret
-from blindformer.models.program import Program
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.program import Program
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.protocols.beaver.engine import OnlineEngine

@@ -6,9 +6,9 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from blindformer.models.correlations import Correlations
-from blindformer.models.handover import answer_layout, input_layout
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections

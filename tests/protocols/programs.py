@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from blindformer.models.handover import hand_over
-from blindformer.models.program import Instruction, Program
+from blindformer.models.program.program import Instruction, Program
+from blindformer.models.program.two_server import for_two_servers
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.ring import sign_extend
 from torch import Tensor
@@ -96,7 +96,7 @@ def reveal_all(program: Program) -> Program:
 
 def handed_over(case: Case) -> Case:
     """The same computation for a data owner who takes no part."""
-    return Case(hand_over(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs})
+    return Case(for_two_servers(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs})
 
 
 def case_of(name: str, away: bool = False) -> Case:

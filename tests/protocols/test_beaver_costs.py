@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from blindformer.models.correlations import Correlations
-from blindformer.models.handover import owner_traffic
-from blindformer.models.interpreter import interpret
-from blindformer.models.pricing import price
-from blindformer.models.program import Program
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Program
+from blindformer.models.program.two_server import owner_traffic
 from blindformer.protocols.beaver.engine import PricingEngine
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.operations import of_kind

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from blindformer.models.pricing import price
+from blindformer.models.program.pricing import price
 from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.cases import CASES

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.interpreter import interpret
-from blindformer.models.program import ProgramError
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.program import ProgramError
 from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
 from blindformer.protocols.ckks.packing import packing_for, score_layout

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.base import available, find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from blindformer.models.correlations import Correlations
-from blindformer.models.interpreter import interpret
-from blindformer.models.pricing import price as beaver_price
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price as beaver_price
 from blindformer.protocols.crypten.costs import Moved
 from blindformer.protocols.crypten.pricing import ManyPricingEngine
 from blindformer.protocols.ring import Ring

@@ -4,7 +4,7 @@ import blindformer as bf
 import pytest
 import torch
 from blindformer.models.compile import decode_outputs
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.parties.four import Four
 from blindformer.tests.protocols.harness import run_beaver, run_session

@@ -9,12 +9,12 @@ from blindformer.tests.contributing import run_copy
 SCALED = """
 import json
 import torch
-from blindformer.models.graph import Builder, Node, order
-from blindformer.models.interpreter import interpret
-from blindformer.models.program import Program, ProgramError, check_offers
-from blindformer.models.ranges import measure
-from blindformer.models.reference import run
-from blindformer.models.scales import Precision, Scaler
+from blindformer.models.graph.graph import Builder, Node, order
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.program import Program, ProgramError, check_offers
+from blindformer.models.graph.ranges import measure
+from blindformer.models.graph.reference import run
+from blindformer.models.program.scales import Precision, Scaler
 from blindformer.protocols.base import find
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.ring import Ring

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...graph import Node
+from ...graph.graph import Node
 from ..lowering import Lowering
 from ..masks import bounded, is_mask
 from ..values import Operand, Value, known, owner_of

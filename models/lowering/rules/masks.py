@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...graph import Node
+from ...graph.graph import Node
 from ..lowering import Lowering
 from ..masks import finite, is_low, split
 from ..values import Operand, Value

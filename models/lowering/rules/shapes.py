@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...graph import Node
+from ...graph.graph import Node
 from ..lowering import Lowering
 from ..values import Operand, Value
 from . import advise, rule

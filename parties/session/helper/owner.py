@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ....models.handover import answer_layout, hand_over, input_layout
-from ....models.pricing import price
-from ....models.program import Program
+from ....models.program.pricing import price
+from ....models.program.program import Program
+from ....models.program.two_server import answer_layout, for_two_servers, input_layout
 from ....protocols.beaver.owner import join, layout_bytes, pack_shares, split, unpack_shares
 from ....protocols.channel import Channel, Meter
 from ....protocols.errors import PeerError
@@ -31,8 +31,9 @@ REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server
 class OwnerParty:
     """The data owner in one session with `server` and `helper`.
 
-    `program`: the handed-over one (models/handover.py). `waiting` is told of what the helper says while it lets this
-    side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is sent.
+    `program`: the one of two servers (models/program/two_server.py). `waiting` is told of what the helper says while it
+    lets this side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is
+    sent.
 
     Errors: `PeerError` ends the session, and both have been told why. `SlotsBusy` and `LimitReached` end the query, of
     which nothing has been sent: ask again.
@@ -129,7 +130,7 @@ def ask_two_servers(
 
     `config`: Settings.shared_hash(). Errors: `PeerError`, `SlotsBusy`; whoever was met by then has been told.
     """
-    program = hand_over(program)
+    program = for_two_servers(program)
     mine = my_hello(program, "client", new_session(), config=config)
     met = [meet_server(context, server, mine, timeout)]
     try:

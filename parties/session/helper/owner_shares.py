@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ....models.handover import answer_layout, input_layout, is_handed_over
-from ....models.program import Program
+from ....models.program.program import Program
+from ....models.program.two_server import answer_layout, input_layout, is_for_two_servers
 from ....protocols.beaver.owner import layout_bytes, pack_shares, unpack_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerProtocolError, PeerRefused
@@ -45,7 +45,7 @@ def part_of(channel: Channel, program: Program) -> str:
 
     Errors: `PeerRefused` if its role does not fit the program; it has been told.
     """
-    if is_handed_over(program):
+    if is_for_two_servers(program):
         return "party" if channel.peer == "helper" else "owner"
     if channel.peer == "client":
         return "party"

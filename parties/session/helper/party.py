@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....models.handover import answer_layout, input_layout
+from ....models.program.two_server import answer_layout, input_layout
 from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerGone

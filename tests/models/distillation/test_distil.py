@@ -117,7 +117,7 @@ def test_the_student_in_training_is_the_student_that_runs(student):
 
 def test_it_runs_in_fixed_point_as_in_torch(student, data):
     from blindformer.models.compile import compile, decode_outputs
-    from blindformer.models.interpreter import interpret
+    from blindformer.models.program.interpreter import interpret
     from blindformer.protocols.clear import ClearEngine
 
     loaded, plan = load(student.folder), load(student.folder).plan()

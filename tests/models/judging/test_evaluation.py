@@ -7,7 +7,6 @@ import pytest
 import torch
 from blindformer.approximations import calibrate
 from blindformer.models.compile import decode_outputs
-from blindformer.models.interpreter import interpret
 from blindformer.models.judging.evaluation import (
     OUTPUT,
     REFUSED,
@@ -23,6 +22,7 @@ from blindformer.models.judging.evaluation import (
     wilson,
 )
 from blindformer.models.loading.load import load
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 
 TEXTS = ["good", "my password is lost", "how bad is the red , red , blue", "what is it ?", "not good . " * 8, "the a"]

@@ -8,11 +8,11 @@ import shutil
 import pytest
 import torch
 from blindformer.models.compile import compile
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.calibration_texts import TEXTS, calibration_texts
 from blindformer.models.loading.errors import InputError, LoadError
 from blindformer.models.loading.load import BUCKETS, load
 from blindformer.models.loading.processors import read_processor
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 
 KNOWN = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.models.lowering.client_graph import ALLOWED, run_prelude
-from blindformer.models.program import PreludeStep, Program, ProgramError
+from blindformer.models.program.program import PreludeStep, Program, ProgramError
 
 X = {"x": torch.tensor([[1.0, 2.0]])}
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 import transformers as tf
 from blindformer.approximations import approximate, calibrate, restore
 from blindformer.models.compile import compile
-from blindformer.models.interpreter import interpret
 from blindformer.models.lowering.problems import LoweringError
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import _CAUSAL, _SIZES, _VIT, batches
 from blindformer.tests.protocols.harness import run_beaver

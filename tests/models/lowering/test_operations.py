@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blindformer.models.compile import compile
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case

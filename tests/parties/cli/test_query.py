@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from blindformer.models.artifacts import load_programs
-from blindformer.models.pricing import price
+from blindformer.models.program.pricing import price
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 

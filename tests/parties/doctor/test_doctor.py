@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from blindformer.models.artifacts import save
-from blindformer.models.handover import hand_over
 from blindformer.models.loading.load import load
+from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates import issuing as made
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
@@ -144,7 +144,7 @@ def test_good_services_find_nothing_to_fix(place, tmp_path):
 
 
 def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tmp_path):
-    program = hand_over(compiled[1]).hash()
+    program = for_two_servers(compiled[1]).hash()
     with (
         answering(tmp_path / "all", "server", my_facts("server", programs=[program])) as server,
         answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,

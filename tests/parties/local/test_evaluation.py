@@ -6,9 +6,9 @@ import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.data import Dataset, Examples
-from blindformer.models.interpreter import interpret
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
+from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.evaluation import evaluate
 from blindformer.parties.local.launcher import LocalAnswer
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols

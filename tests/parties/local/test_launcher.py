@@ -18,10 +18,10 @@ import pytest
 import torch
 from blindformer.models.artifacts import ArtifactError, save
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
-from blindformer.models.pricing import price
-from blindformer.models.program import ProgramError
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.models.program.program import ProgramError
 from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.launch.processes import LaunchError

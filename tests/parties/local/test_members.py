@@ -12,10 +12,10 @@ if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
 
 from blindformer.models.artifacts import save
-from blindformer.models.interpreter import interpret
 from blindformer.models.loading.load import load
-from blindformer.models.pricing import price_among
-from blindformer.models.program import ProgramError
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price_among
+from blindformer.models.program.program import ProgramError
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.members import ManyLocal

@@ -7,7 +7,7 @@ import json
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
-from blindformer.models.pricing import Network, price
+from blindformer.models.program.pricing import Network, price
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay

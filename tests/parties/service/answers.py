@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from blindformer.models.compile import decode_outputs
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 
 

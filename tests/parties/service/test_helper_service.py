@@ -12,7 +12,7 @@ from contextlib import closing
 import psutil
 import pytest
 from blindformer.models.artifacts import load_server
-from blindformer.models.handover import hand_over, owner_traffic
+from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.service.quota import Quota
@@ -51,7 +51,9 @@ def test_answers_are_right_at_every_length_and_nothing_heavy_reaches_the_owner(s
             check(owner.ask(more=True), expected(TEXT, length))
             check(owner.ask(), expected(TEXT, length))
             received = owner.party.server.meter.received + owner.party.helper.meter.received
-            assert received < 2 * 2 * owner_traffic(hand_over(owner.program)).from_each + 4000  # and short messages
+            assert (
+                received < 2 * 2 * owner_traffic(for_two_servers(owner.program)).from_each + 4000
+            )  # and short messages
 
 
 def test_the_helper_downloads_masked_weights_once_for_all_owners(site, part, expected):
@@ -108,7 +110,7 @@ def test_the_command_line_asks_two_servers(site, compiled, part, expected):
 
 # --- roles -----------------------------------------------------------------------------------------------------------
 def test_a_client_s_certificate_cannot_act_as_a_helper(site, part):
-    program = hand_over(part.for_length(8).program)
+    program = for_two_servers(part.for_length(8).program)
     mine = my_hello(program, "helper", new_session())
     context = client_context(site.certificates, "client")
     channel = meet_server(context, site.server.address, mine, site.timeout)
@@ -117,7 +119,7 @@ def test_a_client_s_certificate_cannot_act_as_a_helper(site, part):
 
 
 def test_a_server_s_certificate_cannot_act_as_a_helper(site, part):
-    program = hand_over(part.for_length(8).program)
+    program = for_two_servers(part.for_length(8).program)
     context = client_context(site.certificates, "client")
     with pytest.raises(PeerRefused, match="showed the certificate of a server where a helper was expected"):
         ask_two_servers(program, context, site.server.address, site.server.address, site.timeout)
@@ -125,7 +127,7 @@ def test_a_server_s_certificate_cannot_act_as_a_helper(site, part):
 
 @pytest.mark.parametrize("role", ["server", "helper"])
 def test_only_clients_may_ask_a_helper(site, part, role):
-    mine = my_hello(hand_over(part.for_length(8).program), role, new_session())
+    mine = my_hello(for_two_servers(part.for_length(8).program), role, new_session())
     context = client_context(site.certificates, role)
     with pytest.raises(PeerRefused, match=f"showed the certificate of a {role} where a client was expected"):
         meet(site.helper.address, context, "helper", mine, site.timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from blindformer.models.handover import hand_over, owner_traffic
+from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.service.relay import relay, serve_owner
 from blindformer.parties.service.rendezvous import OWNER, SESSION, Rendezvous
 from blindformer.parties.session.compute_slots import LimitReached
@@ -84,7 +84,7 @@ def test_a_session_has_one_owner(rendezvous, aside):
 
 
 def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvous, aside):
-    moved = hand_over(item.compiled.program)
+    moved = for_two_servers(item.compiled.program)
     traffic = owner_traffic(moved)
     server, owner = memory_pair("server", "client", 30)
     done = aside(serve_owner, server, moved, rendezvous, SESSION_ID, 30.0, 30.0)
@@ -105,7 +105,7 @@ def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvo
 
 def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
     """Once for a query, however often it is asked for; and shares of one that was not counted are refused."""
-    moved = hand_over(item.compiled.program)
+    moved = for_two_servers(item.compiled.program)
     traffic = owner_traffic(moved)
     server, owner = memory_pair("server", "client", 30)
     link, session = memory_pair("server", "server", 30)
@@ -139,7 +139,7 @@ def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
 
 
 def test_the_owner_hears_why_the_session_s_process_ended(item, aside):
-    moved = hand_over(item.compiled.program)
+    moved = for_two_servers(item.compiled.program)
     server, owner = memory_pair("server", "client", 30)
     link, session = memory_pair("server", "server", 30)
     done = aside(relay, server, link, moved, 30.0)
@@ -155,7 +155,7 @@ def test_the_owner_hears_why_the_session_s_process_ended(item, aside):
 def test_the_session_s_process_hears_that_the_owner_left(item, aside):
     server, owner = memory_pair("server", "client", 30)
     link, session = memory_pair("server", "client", 30)
-    done = aside(relay, server, link, hand_over(item.compiled.program), 30.0)
+    done = aside(relay, server, link, for_two_servers(item.compiled.program), 30.0)
     owner.close()
     with pytest.raises(PeerGone, match="closed the connection"):
         session.recv_message()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import Answer, ClientParty
 from blindformer.parties.session.meeting import new_session, tell

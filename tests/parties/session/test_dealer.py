@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 
 import pytest
-from blindformer.models.program import Program
+from blindformer.models.program.program import Program
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, receive_seed
 from blindformer.parties.session.meeting import my_hello

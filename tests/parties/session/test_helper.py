@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from blindformer.models.compile import decode_outputs
-from blindformer.models.handover import hand_over, owner_traffic
-from blindformer.models.interpreter import interpret
-from blindformer.models.pricing import price
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.helper.owner_shares import OwnerShares, part_of
@@ -80,7 +80,7 @@ def test_answers_are_those_of_a_client_that_takes_part(item, four):
 
 def test_an_owner_s_work_is_small(item, four):
     """It sends its shares and a seed, it receives two shares of the answer: no masked weights, no rounds."""
-    session, traffic = four(), owner_traffic(hand_over(item.compiled.program))
+    session, traffic = four(), owner_traffic(for_two_servers(item.compiled.program))
     answer = session.query(item.compiled.encode_inputs(item.batches[0]))
     assert session.owner.setup_bytes == 0
     tensors = {key: sum(len(p) for p in payloads if p[:1] != b"{") for key, payloads in session.received.items()}
@@ -285,7 +285,7 @@ class Session:
 @given(st.dictionaries(WORDS, VALUES, max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_any_message_of_an_owner_is_a_query_a_goodbye_or_a_typed_error(message):
-    program = hand_over(make("bert-labels", "fast").compiled.program)
+    program = for_two_servers(make("bert-labels", "fast").compiled.program)
     for run in (
         lambda channel: HelperParty(channel, Session(program)).serve(idle=5),
         lambda channel: OwnerShares(channel, program).shares(0),
@@ -298,7 +298,7 @@ def test_any_message_of_an_owner_is_a_query_a_goodbye_or_a_typed_error(message):
 
 
 def test_a_client_has_no_place_where_a_helper_computes_and_the_other_way_round(item):
-    compiled, moved = item.compiled.program, hand_over(item.compiled.program)
+    compiled, moved = item.compiled.program, for_two_servers(item.compiled.program)
     for peer, program, part in (
         ("client", compiled, "party"),
         ("client", moved, "owner"),

@@ -7,7 +7,7 @@ import os
 import threading
 
 import pytest
-from blindformer.models.pricing import price
+from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import phases_in_words, two_party_report
 from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
 from blindformer.parties.session.spool import Spool, SpoolError

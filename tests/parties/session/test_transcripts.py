@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from blindformer.models.handover import hand_over
+from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.local.threads import ThreadDealer
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.dealer import DealerParty
@@ -175,7 +175,7 @@ def two_parties(recording: Recording, folder: Path) -> None:
 def with_a_helper(recording: Recording, folder: Path) -> None:
     """An owner's two queries; the second is announced."""
     case, session = small_case(), "0c" * 16
-    program, dealer = hand_over(case.program), ThreadDealer(recording.connect, recording.start)
+    program, dealer = for_two_servers(case.program), ThreadDealer(recording.connect, recording.start)
     moved = Case(program, {}, case.weights, case.constants)
     owner_helper, helper_owner = recording.connect("owner", "helper")
     owner_server, server_owner = recording.connect("owner", "server")

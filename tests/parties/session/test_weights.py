@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blindformer.models.pricing import price
+from blindformer.models.program.pricing import price
 from blindformer.parties.session.weights import (
     WeightMasks,
     as_tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from blindformer.models.pricing import Network
+from blindformer.models.program.pricing import Network
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.shaping import Link, ShapedChannel, on_the_wire
 from blindformer.protocols.channel import Channel

@@ -1,6 +1,6 @@
 """clear: one process."""
 
-from blindformer.models.interpreter import interpret
+from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
 
 

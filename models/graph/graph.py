@@ -1,0 +1,285 @@
+"""The graph between a model and its Program: the same operations, on real numbers, before scales are placed.
+
+Lowering builds it, passes rewrite it, calibration runs it in float, scales.py turns it into instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...protocols.operations import operations
+
+
+@dataclass(eq=False)
+class Node:
+    """One value. `owner`: public, server, client or shared. Sources carry `value` (the example's, for the client)."""
+
+    op: str
+    args: list[Node] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    owner: str = "shared"
+    path: str = ""
+    name: str = ""
+    value: Tensor | None = None
+    row: int = (
+        0  # a difference of two elements of a row, in search of the largest: its dimension, counted from the last
+    )
+    coarse: bool = False  # only the largest is asked for, not where it is: few fractional bits do
+
+    @property
+    def is_source(self) -> bool:
+        return self.op in ("client", "weight", "constant")
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal keys compute equal values."""
+        if self.is_source:
+            return (id(self),)
+        return (self.op, tuple(id(a) for a in self.args), repr(sorted(self.attributes.items())), self.shape)
+
+
+class Builder:
+    """Creates nodes with their shapes; knows the identities that cost nothing to apply while building."""
+
+    def __init__(self) -> None:
+        self.path = ""
+
+    def node(self, op: str, *args: Node, shape: tuple[int, ...], **attributes: Any) -> Node:
+        return Node(op, list(args), attributes, tuple(shape), path=self.path)
+
+    def constant(self, value: Tensor | float, name: str = "") -> Node:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        return Node("constant", shape=tuple(tensor.shape), owner="public", path=self.path, name=name, value=tensor)
+
+    # --- sums and products -------------------------------------------------------------------------------------------
+    def add(self, x: Node, y: Node) -> Node:
+        if _is_constant(y, 0.0) and _covers(x, y):
+            return x
+        if _is_constant(x, 0.0) and _covers(y, x):
+            return y
+        return self.node("add", x, y, shape=_broadcast(x, y))
+
+    def sub(self, x: Node, y: Node) -> Node:
+        if _is_constant(y, 0.0) and _covers(x, y):
+            return x
+        return self.node("sub", x, y, shape=_broadcast(x, y))
+
+    def neg(self, x: Node) -> Node:
+        return self.node("neg", x, shape=x.shape)
+
+    def mul(self, x: Node, y: Node) -> Node:
+        if x.owner != "shared":
+            x, y = y, x
+        if y.owner == "public":
+            return self._times_constant(x, y)
+        if y.owner in ("server", "client"):
+            return self.node("mul_private", x, y, shape=_broadcast(x, y))
+        if x.op == "ldexp" or y.op == "ldexp":  # powers of two move to the result, so that openings are shared
+            (a, i), (b, j) = _strip(x), _strip(y)
+            return self.ldexp(self.mul(a, b), i + j)
+        return self.node("mul", x, y, shape=_broadcast(x, y))
+
+    def _times_constant(self, x: Node, y: Node) -> Node:
+        assert y.value is not None
+        shape = _broadcast(x, y)
+        flat = y.value.reshape(-1)
+        if flat.numel() and bool((flat == flat[0]).all()):
+            number = float(flat[0])
+            if shape != x.shape:
+                x = self.expand(x, shape)
+            return self.scale(x, number)
+        return self.node("mul_public", x, y, shape=shape)
+
+    def scale(self, x: Node, number: float) -> Node:
+        """x times a public number; a power of two only moves the scale."""
+        if number == 1.0:
+            return x
+        mantissa, exponent = math.frexp(number)
+        if mantissa == 0.5:
+            return self.ldexp(x, exponent - 1)
+        if mantissa == -0.5:
+            return self.ldexp(self.neg(x), exponent - 1)
+        return self.node("mul_public", x, self.constant(number), shape=x.shape)
+
+    def ldexp(self, x: Node, exponent: int) -> Node:
+        if exponent == 0:
+            return x
+        if x.op == "ldexp":
+            return self.ldexp(x.args[0], exponent + x.attributes["exponent"])
+        return self.node("ldexp", x, shape=x.shape, exponent=exponent)
+
+    def matmul(self, x: Node, y: Node) -> Node:
+        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        shape = (*batch, x.shape[-2], y.shape[-1])
+        if y.owner == "server" and len(y.shape) == 2:
+            return self.node("linear", x, y, shape=shape)
+        if x.owner == "shared" or y.owner == "shared" or {x.owner, y.owner} == {"client", "server"}:
+            return self.node("matmul", x, y, shape=shape)
+        raise AssertionError("a product without a secret is folded before it gets here")
+
+    def polynomial(self, x: Node, coefficients: list[float], domain: float = 0.0) -> Node:
+        """sum_k coefficients[k] x^k. `domain`: the largest |x| whose result matters (0: all)."""
+        while len(coefficients) > 1 and coefficients[-1] == 0.0:
+            coefficients = coefficients[:-1]
+        if len(coefficients) == 1:
+            return self.constant(torch.full(x.shape, coefficients[0], dtype=torch.float64))
+        if len(coefficients) == 2:
+            return self.add(self.scale(x, coefficients[1]), self.constant(coefficients[0]))
+        return self.node("polynomial", x, shape=x.shape, coefficients=coefficients, domain=domain)
+
+    # --- comparisons -------------------------------------------------------------------------------------------------
+    def less(self, x: Node, threshold: float) -> Node:
+        """1 where x < threshold."""
+        if x.op == "ldexp":
+            return self.less(x.args[0], threshold * 2.0 ** -x.attributes["exponent"])
+        return self.node("less", x, shape=x.shape, threshold=threshold)
+
+    def complement(self, bit: Node) -> Node:
+        return self.node("sub", self.constant(1.0), bit, shape=bit.shape)
+
+    def where(self, bit: Node, x: Node, y: Node) -> Node:
+        return self.add(y, self.mul(bit, self.sub(x, y)))
+
+    def relu(self, x: Node) -> Node:
+        return self.mul(self.complement(self.less(x, 0.0)), x)
+
+    def maximum(self, x: Node, dim: int, keepdim: bool) -> Node:
+        """A tournament: each level compares one half with the other."""
+        dim %= len(x.shape)
+        while x.shape[dim] > 1:
+            half = x.shape[dim] // 2
+            a, b = self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half)
+            difference = self._of_row(a, b, dim)
+            difference.coarse = True
+            best = self.sub(a, self.mul(self.less(difference, 0.0), difference))
+            rest = self.slice(x, dim, 2 * half, x.shape[dim])
+            x = self.concat([best, rest], dim) if rest.shape[dim] else best
+        return x if keepdim else self.reshape(x, (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+    def argmax(self, x: Node, dim: int, keepdim: bool) -> Node:
+        """Position of the first largest: a tournament of neighbours, so that of equal ones the earlier wins."""
+        dim %= len(x.shape)
+        n = x.shape[dim]
+        shape = [n if d == dim else 1 for d in range(len(x.shape))]
+        where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape).expand(x.shape).contiguous())
+        while n > 1:
+            pairs = n - n % 2
+            lower, joined = None, []
+            for value in (x, where):
+                left, right = self.slice(value, dim, 0, pairs, 2), self.slice(value, dim, 1, pairs, 2)
+                difference = self._of_row(left, right, dim)
+                lower = self.less(difference, 0.0) if lower is None else lower
+                won = self.sub(left, self.mul(lower, difference))
+                joined.append(self.concat([won, self.slice(value, dim, pairs, n)], dim) if n > pairs else won)
+            x, where = joined
+            n = x.shape[dim]
+        return where if keepdim else self.reshape(where, (*where.shape[:dim], *where.shape[dim + 1 :]))
+
+    def _of_row(self, a: Node, b: Node, dim: int) -> Node:
+        difference = self.sub(a, b)
+        difference.row = dim - len(a.shape)
+        return difference
+
+    # --- shapes ------------------------------------------------------------------------------------------------------
+    def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
+        shape = tuple(torch.empty(x.shape, device="meta").reshape(shape).shape)
+        if shape == x.shape:
+            return x
+        if x.op == "reshape":
+            return self.reshape(x.args[0], shape)
+        return self.node("reshape", x, shape=shape, sizes=list(shape))
+
+    def permute(self, x: Node, dims: list[int]) -> Node:
+        dims = [d % len(x.shape) for d in dims]
+        if dims == list(range(len(dims))):
+            return x
+        return self.node("permute", x, shape=tuple(x.shape[d] for d in dims), dims=dims)
+
+    def transpose(self, x: Node, a: int, b: int) -> Node:
+        dims = list(range(len(x.shape)))
+        dims[a % len(dims)], dims[b % len(dims)] = dims[b % len(dims)], dims[a % len(dims)]
+        return self.permute(x, dims)
+
+    def expand(self, x: Node, shape: tuple[int, ...]) -> Node:
+        shape = tuple(torch.empty(x.shape, device="meta").expand(shape).shape)
+        return x if shape == x.shape else self.node("expand", x, shape=shape, sizes=list(shape))
+
+    def slice(self, x: Node, dim: int, start: int, stop: int, step: int = 1) -> Node:
+        dim %= len(x.shape)
+        start, stop, step = slice(start, stop, step).indices(x.shape[dim])
+        count = len(range(start, stop, step))
+        if count == x.shape[dim] and step == 1:
+            return x
+        shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
+        if x.op == "constant" and x.value is not None:
+            cut = operations()["slice"].compute(x.value, start=start, stop=stop, step=step, dim=dim)
+            return self.constant(cut.contiguous())
+        return self.node("slice", x, shape=shape, dim=dim, start=start, stop=stop, step=step)
+
+    def select(self, x: Node, dim: int, index: int) -> Node:
+        dim %= len(x.shape)
+        index %= x.shape[dim]
+        row = self.slice(x, dim, index, index + 1)
+        return self.reshape(row, (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+    def index(self, x: Node, dim: int, indices: list[int]) -> Node:
+        dim %= len(x.shape)
+        shape = (*x.shape[:dim], len(indices), *x.shape[dim + 1 :])
+        return self.node("index", x, shape=shape, dim=dim, indices=[i % x.shape[dim] for i in indices])
+
+    def concat(self, xs: list[Node], dim: int) -> Node:
+        if len(xs) == 1:
+            return xs[0]
+        dim %= len(xs[0].shape)
+        shape = (*xs[0].shape[:dim], sum(x.shape[dim] for x in xs), *xs[0].shape[dim + 1 :])
+        return self.node("concat", *xs, shape=shape, dim=dim)
+
+    def sum(self, x: Node, dims: list[int], keepdim: bool) -> Node:
+        dims = sorted(d % len(x.shape) for d in dims)
+        shape = [1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims]
+        return self.node("sum", x, shape=tuple(shape), dims=dims, keepdim=keepdim)
+
+    def unfold(self, x: Node, kernel: list[int], stride: list[int], padding: list[int]) -> Node:
+        empty = operations()["unfold"].compute(torch.empty(x.shape, device="meta"), kernel, stride, padding)
+        return self.node("unfold", x, shape=tuple(empty.shape), kernel=kernel, stride=stride, padding=padding)
+
+
+def order(outputs: list[Node]) -> list[Node]:
+    """All nodes that the outputs need, arguments first."""
+    seen: dict[int, Node] = {}
+    stack: list[tuple[Node, bool]] = [(node, False) for node in reversed(outputs)]
+    while stack:
+        node, ready = stack.pop()
+        if id(node) in seen:
+            continue
+        if ready:
+            seen[id(node)] = node
+        else:
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in reversed(node.args))
+    return list(seen.values())
+
+
+def _broadcast(x: Node, y: Node) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(x.shape, y.shape))
+
+
+def _covers(x: Node, y: Node) -> bool:
+    return _broadcast(x, y) == x.shape
+
+
+def _both_weights(x: Node, y: Node) -> bool:
+    return x.op == y.op == "weight" and x.shape == y.shape
+
+
+def _is_constant(x: Node, number: float) -> bool:
+    return x.op == "constant" and x.value is not None and bool((x.value == number).all())
+
+
+def _strip(x: Node) -> tuple[Node, int]:
+    return (x.args[0], x.attributes["exponent"]) if x.op == "ldexp" else (x, 0)

@@ -1,0 +1,109 @@
+"""What calibration sees of every value: its largest and smallest magnitude over real inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...protocols.errors import BlindformerError
+from .graph import Node
+from .reference import fixed_values, run
+
+TAIL = 8  # inputs that are needed to tell a tail from chance
+MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
+
+
+class CalibrationFailure(BlindformerError):
+    """A value became NaN or infinite on the calibration inputs."""
+
+
+@dataclass
+class Range:
+    """Magnitudes of one value over `inputs`: `high` the largest, `low` the smallest, `second` the largest but for the
+    input that showed `high`."""
+
+    low: float
+    high: float
+    second: float = 0.0
+    inputs: int = 1
+
+    def widen(self, low: float, high: float) -> None:
+        """By what one more input shows."""
+        self.second = max(self.second, min(self.high, high))
+        self.low, self.high, self.inputs = min(self.low, low), max(self.high, high), self.inputs + 1
+
+    @property
+    def reach(self) -> float:
+        """What the next input may come to, before headroom: one that passed all others by a factor may be passed so."""
+        if self.inputs < TAIL or not self.second:
+            return self.high
+        return self.high * min(max(1.0, self.high / self.second / 2), MOST)
+
+
+def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
+    """Run the graph on every batch (None: the example's own inputs); return the range of each node."""
+    found: dict[int, Range] = {}
+    rows: dict[int, Tensor] = {}
+
+    def observe(node: Node, value: Tensor, args: list[Tensor]) -> None:
+        magnitude = value.abs()
+        low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
+        if not math.isfinite(high):  # NaN comes through as the largest
+            raise CalibrationFailure(
+                f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
+                "calibrate the plan on more inputs, or choose another approximation for this layer"
+            )
+        domain = node.attributes.get("domain", 0.0)
+        if domain:
+            # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
+            magnitude = magnitude[args[0].abs() <= domain]
+            low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
+        if not magnitude.numel():
+            return
+        if node.row:
+            rows[id(node)] = torch.maximum(_ends(args, node.row), rows.get(id(node), torch.zeros(2)))
+        if id(node) in found:
+            found[id(node)].widen(low, high)
+        else:
+            found[id(node)] = Range(low, high)
+
+    fixed = fixed_values(nodes)
+    for node in nodes:
+        if id(node) in fixed:
+            observe(node, fixed[id(node)], [])
+    for batch in batches:
+        run(nodes, batch, observe, fixed)
+    _any_place(nodes, found, rows)
+    return found
+
+
+def _ends(halves: list[Tensor], dim: int) -> Tensor:
+    """Of a row, given its halves: the largest difference of any two elements, and the largest magnitude."""
+    both = torch.cat(halves, dim)
+    return torch.stack([(both.amax(dim) - both.amin(dim)).max(), both.abs().max()])
+
+
+def _any_place(nodes: list[Node], found: dict[int, Range], rows: dict[int, Tensor]) -> None:
+    """In search of a row's largest element, what meets what depends on the input: on where words end and padding
+    begins, say. So every step is given the reach of the whole row, as it is where the search begins."""
+    for node in nodes:
+        if id(node) not in found or not _searches(node):
+            continue
+        known = [rows[id(arg)] for arg in (node, *node.args) if id(arg) in rows]
+        if known:
+            spread, top = rows[id(node)] = torch.stack(known).amax(0)
+            reach = float(spread if node.row or node.op == "mul" else top)
+            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, reach))
+
+
+def _searches(node: Node) -> bool:
+    """Whether a node may be a step of a search: a - bit * (a - b) of parts of a row (Builder.maximum)."""
+    if node.op == "mul":
+        return any(arg.row for arg in node.args)
+    if node.op == "sub":
+        return bool(node.row) or (node.args[1].op == "mul" and _searches(node.args[1]))
+    return node.op in ("slice", "concat")

@@ -1,0 +1,106 @@
+"""A program's correlations, made by the same walk at every role: the dealer, the leader, the other parties, a count.
+
+The leader is the party that the dealer sends its corrections to: the model's owner. Two parties run protocol beaver,
+N parties protocol crypten, on the same streams of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ...protocols.beaver.engine import OfflineEngine
+from ...protocols.beaver.source import (
+    ClientSource,
+    Corrections,
+    CountingSource,
+    DealerSource,
+    ServerSource,
+    Source,
+)
+from ...protocols.beaver.values import Tape
+from ...protocols.crypten.engine import ManyOfflineEngine, Owners
+from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
+from ...protocols.ring import Ring
+from ...protocols.streams import Stream
+from .interpreter import interpret
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Of two parties, or (`owners`: a data owner's rank, by the name of its value) of N parties."""
+
+    program: Program
+    owners: Owners | None = None
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Bytes of each of the dealer's corrections, in order: the same for any number of parties."""
+        return _layout(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
+
+    def deal(self, streams: Sequence[Stream], corrections: Corrections, weights: Mapping[str, Tensor]) -> None:
+        """At the dealer: send the corrections. `streams`: every party's masks, by rank; `weights`: the masks B."""
+        if self.owners is None:
+            leader, other = streams
+            self._walk(DealerSource(leader, other, corrections), weights)
+        else:
+            self._walk(ManyDealer(streams, corrections), weights)
+        corrections.finish()
+
+    def lead(self, stream: Stream, corrections: Corrections) -> Tape:
+        """At the leader: read the corrections."""
+        source = ServerSource if self.owners is None else LeaderSource
+        tape = self._walk(source(stream, corrections), {})
+        corrections.finish()
+        return tape
+
+    def follow(self, stream: Stream, masked: Mapping[str, Tensor], rank: int = 1) -> Tape:
+        """At another party: nothing is sent. `masked`: the masked weights D."""
+        source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
+        return self._walk(source, masked)
+
+    def count(self) -> tuple[int, ...]:
+        """The layout, by a walk on tensors without storage."""
+        source = CountingSource() if self.owners is None else ManyCount()
+        self._walk(source, placeholders(self.program))
+        return tuple(source.layout)
+
+    def _walk(self, source: Source, weights: Mapping[str, Tensor]) -> Tape:
+        ring = Ring(self.program.ring)
+        if self.owners is None:
+            engine = OfflineEngine(source, ring, weights)
+        else:
+            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners)
+        interpret(self.program, engine)
+        return engine.tape
+
+
+def placeholders(program: Program) -> dict[str, Tensor]:
+    """The weights' shapes, as tensors without storage."""
+    return {
+        name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in program.weight_shapes().items()
+    }
+
+
+class ByHash:
+    """A program as the key of a cache: its hash stands for it."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self._digest = program, program.hash()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByHash) and other._digest == self._digest
+
+
+@lru_cache(maxsize=16)
+def _layout(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> tuple[int, ...]:
+    return Correlations(key.program, None if owners is None else dict(owners)).count()

@@ -1,0 +1,56 @@
+"""How many fractional bits a known value is encoded with: weights, public constants, masks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..graph.graph import Node
+
+_FLOAT32 = 2.0**-20  # relative: what float32 leaves of a quantised weight after a product with a gain and a quotient
+
+
+def weight_scale(value: Tensor, bits: int) -> int:
+    """Fractional bits of a weight: those it has, if it is quantised; else as many as let the largest fit `bits` bits
+    with its sign."""
+    top = float(value.double().abs().max()) if value.numel() else 0.0  # a mask may be of bools
+    if top == 0:
+        return bits - 1
+    full = min(bits + 8, bits - 1 - math.ceil(math.log2(top)))
+    return min(full, quantised_scale(value, full))
+
+
+def quantised_scale(value: Tensor, most: int) -> int:
+    """The least scale at which all entries are whole numbers (but for float32's rounding), or `most`."""
+    value = value.double()
+    low, high = -64, most  # whole at a scale means whole at every larger one: bisect
+    while low < high:
+        middle = (low + high) // 2
+        scaled = value * 2.0**middle
+        if bool(((scaled - torch.round(scaled)).abs() <= _FLOAT32 * scaled.abs()).all()):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def constant_scale(value: Tensor, bits: int) -> int:
+    """Fractional bits of a public constant: exact if it has few, else `bits` significant ones."""
+    exact = max((fraction_bits(float(v)) for v in value.reshape(-1).unique()), default=0)
+    top = float(value.double().abs().max())
+    significant = bits - math.ceil(math.log2(top)) if top > 0 else 0
+    return min(exact, max(0, significant))
+
+
+def fraction_bits(number: float) -> int:
+    """Bits after the binary point of a float."""
+    if number == 0 or number == int(number):
+        return 0
+    return max(0, math.ceil(math.log2(float(number).as_integer_ratio()[1])))
+
+
+def is_mask(node: Node) -> bool:
+    """Whether the client's value is zeros and ones whatever its input: exact without fractional bits."""
+    return node.owner == "client" and bool(node.attributes.get("binary"))

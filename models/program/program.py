@@ -1,0 +1,163 @@
+"""The Program: a model as data. Single-assignment instructions over the operations of protocols/operations/.
+
+It holds no weights and no code, serialises to JSON, has a content hash that the parties compare before any share is
+sent, and can be priced, printed and executed without the model. What it makes public about a model: its architecture,
+scales and the constants of its approximations (fitted to calibrated ranges).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...protocols.errors import BlindformerError
+from ...protocols.operations import of_kind, operations
+
+FORMAT = 2  # 2: results are rounded before they are revealed
+
+
+class ProgramError(BlindformerError):
+    """A program that cannot be read, or that a protocol cannot run."""
+
+
+class Instruction(BaseModel):
+    """One instruction; its number in the program is its name.
+
+    `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers.
+    `bound`: the largest magnitude seen in calibration.
+    `path`: the module of the model it comes from, for prices and messages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    op: str
+    args: tuple[int, ...] = ()
+    attributes: dict[str, Any] = {}
+    shape: tuple[int, ...]
+    scale: int = 0
+    width: int = 64
+    bound: float = 0.0
+    path: str = ""
+
+
+class PreludeStep(BaseModel):
+    """One step of the prelude, which the client runs in the clear: an ATen operation by name.
+
+    Arguments are JSON; {"ref": name} stands for an earlier value, {"dtype": name} for a torch dtype.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    target: str
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class Program(BaseModel):
+    """A compiled model at fixed shapes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    model: str = ""
+    ring: int = 64
+    plan: str = ""
+    inputs: dict[str, tuple[int, ...]] = {}
+    prelude: tuple[PreludeStep, ...] = ()
+    client: dict[str, str] = {}
+    instructions: tuple[Instruction, ...] = ()
+    outputs: dict[str, int] = {}
+    released: tuple[str, ...] = ()
+    constants: dict[str, str] = {}
+
+    def hash(self) -> str:
+        """Content hash, hex. Two parties with the same hash run the same instructions."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # Every session asks for it: in a process forked for one, serialising the program costs time and memory.
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Program:
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("_digest", None)  # it may be another program now
+        return copied
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Program:
+        try:
+            program = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProgramError(f"program: {where}: {first['msg']}; compile the model again") from None
+        if program.format != FORMAT:
+            raise ProgramError(
+                f"program: format {program.format}, this version reads {FORMAT}; compile the model again"
+            )
+        program.check()
+        return program
+
+    @classmethod
+    def load(cls, path: str | Path) -> Program:
+        try:
+            return cls.from_json(Path(path).read_bytes())
+        except OSError as error:
+            raise ProgramError(f"program {path}: {error.strerror}; give the folder that compile wrote") from None
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json())
+
+    def check(self) -> None:
+        """Refuse a program that is not single assignment, uses unknown operations, or tells results to others.
+
+        Who compiles a program need not own the data: a result that went to the server could be the input itself.
+        """
+        known = operations()
+        for number, item in enumerate(self.instructions):
+            if item.op not in known:
+                raise ProgramError(
+                    f"program: instruction {number}: operation {item.op} is not known; update blindformer"
+                )
+            if any(not 0 <= arg < number for arg in item.args):
+                raise ProgramError(f"program: instruction {number}: reads a value that does not exist yet")
+            if not 0 < item.width <= 64:
+                raise ProgramError(f"program: instruction {number}: {item.op} of a number of bits that no ring has")
+            if problem := known[item.op].problem(item.attributes):
+                raise ProgramError(f"program: instruction {number}: {problem}")
+        if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
+            raise ProgramError("program: an output does not exist")
+
+    def needs(self) -> set[str]:
+        return {item.op for item in self.instructions}
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weights that take part in a product with a secret, whose masked form the client holds."""
+        shapes, private = {}, of_kind("private")
+        for item in self.instructions:
+            if item.op in private:
+                source = self.instructions[item.args[1]]
+                if source.op == "weight":
+                    shapes[source.attributes["name"]] = source.shape
+        return shapes
+
+
+def check_offers(program: Program, protocol: Any) -> None:
+    """Refuse a program that needs what a protocol does not offer, naming the first module that needs it."""
+    for item in program.instructions:
+        if item.op not in protocol.offers:
+            raise ProgramError(
+                f"{item.path or 'program'}: needs the operation {item.op}, which protocol {protocol.name} "
+                "does not offer; choose another plan or protocol"
+            )

@@ -1,0 +1,238 @@
+"""Places scales: from a graph on real numbers to a Program on fixed point, with as few rescales as the ring allows.
+
+A product adds scales, a power of two moves the scale, a sum aligns scales by a free left shift. The ring holds 62
+bits of magnitude; `headroom` of them are kept free, since inputs may pass what calibration saw. A rescale is placed
+where the next operation would not fit otherwise; and where a value is opened elementwise anyway, because there it is
+free: the rescale's opening serves the products, powers and comparisons that follow.
+
+`fraction`: the fractional bits that a rescaled value keeps. Values that are small, or bounded away from zero because
+they are about to be divided by, keep that many significant bits instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Any
+
+from torch import Tensor
+
+from ...protocols.operations import operations
+from ...protocols.operations.operation import Operation
+from ..graph.graph import Node, order
+from ..graph.ranges import Range
+from .program import Instruction
+from .revealed import answer_bits
+from .scaling import scale_rule
+from .widths import near_width, place_widths
+
+COARSE_BITS = 21  # a comparison this wide needs one round less
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How many bits go where. `weights`: bits of linear weights, sign included."""
+
+    fraction: int = 16
+    weights: int = 16
+    headroom: int = 2
+    constants: int = 18
+
+    @property
+    def room(self) -> int:
+        return 61 - self.headroom
+
+
+@dataclass
+class Scaled:
+    """The result: instructions, and the sources' real values with the scale they are encoded at, by name."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    weights: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    constants: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    clients: dict[str, tuple[Node, int]] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
+    near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
+
+
+class Scaler:
+    """One walk over the graph. `number[id(node)]` and `scale[id(node)]`: its instruction and fractional bits."""
+
+    def __init__(self, ranges: dict[int, Range], precision: Precision) -> None:
+        self.ranges, self.precision = ranges, precision
+        self.result = Scaled()
+        self.number: dict[int, int] = {}
+        self.scale: dict[int, int] = {}
+        self.at: dict[tuple[int, int], int] = {}  # (instruction, bits up) -> its integers shifted (or rescaled) so
+        self.sources: dict[tuple[str, int], int] = {}
+        self.kept: list[Node] = []
+        self.extra: dict[int, int] = {}
+        self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
+        self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
+        self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
+        self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
+
+    def run(self, outputs: list[Node], names: list[str]) -> Scaled:
+        nodes = order(outputs)
+        self._find_readers(nodes)
+        for node in nodes:
+            self.place(node)
+        for name, node in zip(names, outputs, strict=True):
+            source, scale = self.value(node)
+            found = self.ranges.get(id(node))
+            bits = max(0, scale - answer_bits(found.high if found else 1.0))
+            dropped: dict[str, Any] = {"bits": bits, "ring": 64} if bits else {}
+            self.result.outputs[name] = self._instruction(
+                "reveal", node, [source], scale - bits, to="client", **dropped
+            )
+        self.result.instructions = place_widths(self.result.instructions, self.needed)
+        self.result.near = near_width(self.result.instructions, self.bounded)
+        self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
+        return self.result
+
+    # --- what rules ask for ------------------------------------------------------------------------------------------
+    def place(self, node: Node) -> None:
+        """By the rule that its operation names. Sources are placed by their readers."""
+        if not node.is_source:
+            scale_rule.all["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
+
+    def emit(self, node: Node, args: list[int], scale: int, **attributes: Any) -> None:
+        """The node's own instruction."""
+        self.settle(node, self._instruction(node.op, node, args, scale, **attributes), scale)
+
+    def settle(self, node: Node, number: int, scale: int) -> None:
+        """The node's value is that of this instruction, at this scale."""
+        self.number[id(node)], self.scale[id(node)] = number, scale
+
+    def common(self, node: Node) -> int:
+        """The largest scale of the arguments that have one; sources are encoded as it comes."""
+        return max((self.scale[id(a)] for a in node.args if id(a) in self.scale), default=self.precision.fraction + 2)
+
+    def _instruction(self, op: str, node: Node, args: list[int], scale: int, **attributes: Any) -> int:
+        found = self.ranges.get(id(node))
+        self.result.instructions.append(
+            Instruction(
+                op=op,
+                args=tuple(args),
+                attributes=attributes,
+                shape=node.shape,
+                scale=scale,
+                bound=float(f"{found.high:.6g}") if found else 0.0,
+                path=node.path,
+            )
+        )
+        number = len(self.result.instructions) - 1
+        if found:
+            self.needed[number] = min(64, scale + self.bits(node) + self.precision.headroom + 2)
+        return number
+
+    def bits(self, node: Node) -> int:
+        """Bits before the binary point that the value's magnitude needs."""
+        found = self.ranges.get(id(node))
+        return max(-40, math.ceil(math.log2(found.reach))) if found and found.high > 0 else 0
+
+    def target(self, node: Node) -> int:
+        """Fractional bits a rescaled value keeps."""
+        found = self.ranges.get(id(node))
+        fraction, bits = self.precision.fraction, self.bits(node)
+        if found is None or found.high == 0:
+            return fraction
+        if node.coarse:
+            return max(4, min(fraction, COARSE_BITS - bits - self.precision.headroom - 2))
+        if node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20:
+            # A variance or a denominator: what counts is its relative error, at its small end.
+            wanted = fraction - math.floor(math.log2(found.low))
+        else:
+            wanted = fraction - min(0, bits) - max(0, bits - 6) + self.extra.get(id(node), 0)
+        return max(4, min(wanted, fraction + 20, self.precision.room - bits))
+
+    def source(self, node: Node, scale: int) -> int:
+        """A source, encoded at the scale that its reader asks for."""
+        key = (f"{id(node)}", scale)
+        if key not in self.sources:
+            kind = node.op
+            table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[
+                kind
+            ]
+            name = f"{node.name or kind}@{scale}"
+            while name in table:
+                name += "'"
+            assert node.value is not None
+            table[name] = (node, scale) if kind == "client" else (node.value, scale)  # type: ignore[assignment]
+            self.sources[key] = self._instruction(kind, node, [], scale, name=name)
+        return self.sources[key]
+
+    def value(self, node: Node) -> tuple[int, int]:
+        """A node's instruction and scale; sources at the default scale."""
+        if id(node) in self.number:
+            return self.number[id(node)], self.scale[id(node)]
+        scale = self.precision.fraction + 2
+        return self.source(node, scale), scale
+
+    def exactly(self, node: Node, scale: int) -> int:
+        """The node's value at exactly this scale: encoded so, shifted up (free), or rescaled down (one opening)."""
+        if node.is_source:
+            return self.source(node, scale)
+        number, have = self.value(node)
+        if have == scale:
+            return number
+        key = (number, scale - have)
+        if key not in self.at:
+            if have < scale:
+                self.at[key] = self._instruction("shift", node, [number], scale, bits=scale - have)
+            else:
+                self.at[key] = self._instruction("rescale", node, [number], scale, bits=have - scale, ring=64)
+        return self.at[key]
+
+    def lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:
+        """The value at no more than its target scale: for readers that open it elementwise anyway."""
+        have = self.value(node)[1]
+        target = self.target(node) if scale is None else scale
+        if node.is_source:
+            return self.source(node, target), target
+        if have <= target:
+            return self.value(node)
+        return self.exactly(node, target), target
+
+    def fits(self, node: Node, scale: int) -> bool:
+        return scale + self.bits(node) <= self.precision.room
+
+    def _find_readers(self, nodes: list[Node]) -> None:
+        known = operations()
+        for node in nodes:
+            if node.op in known and known[node.op].opened:
+                self.opened.update(id(arg) for arg in node.args)
+        readers: dict[int, list[Node]] = {}
+        for node in nodes:
+            for arg in node.args:
+                readers.setdefault(id(arg), []).append(node)
+        for node in nodes:
+            if node.op in known and known[node.op].scales == "product":
+                self._find_amplified(node, readers.get(id(node), []))
+        for node in reversed(nodes):
+            operation = known.get(node.op)
+            if operation and operation.scales == "matrix":
+                self.matrix.update(id(arg) for arg in node.args)
+            elif id(node) in self.matrix and operation and _only_moves(operation):
+                self.matrix.update(id(arg) for arg in node.args if arg.owner == "shared")
+
+    def _find_amplified(self, node: Node, readers: list[Node]) -> None:
+        """A value times a reciprocal above 1 has its rounding error multiplied: it keeps that many bits more."""
+        moved = [r.attributes["exponent"] for r in readers if r.op == "ldexp"]
+        exponent = max(moved) if len(moved) == len(readers) and moved else 0
+        for x, factor in permutations(node.args, 2):
+            if self.relative(factor) and not self.relative(x):
+                extra = self.bits(factor) + exponent
+                self.extra[id(x)] = max(self.extra.get(id(x), 0), min(extra, 8))
+
+    def relative(self, node: Node) -> bool:
+        """Whether a value's relative error is what counts."""
+        found = self.ranges.get(id(node))
+        return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20
+
+
+def _only_moves(operation: Operation) -> bool:
+    """Whether its result's elements are about as large as its arguments': moved, masked, or sums of a few."""
+    return operation.rearranges or bool(operation.signs) or operation.scales == "private"

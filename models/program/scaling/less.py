@@ -1,0 +1,25 @@
+"""Comparisons: the fewer bits they read, the fewer rounds they take."""
+
+from __future__ import annotations
+
+import math
+
+from ...graph.graph import Node
+from ..program import ProgramError
+from ..scales import Scaler
+from . import scale_rule
+
+
+@scale_rule("less")
+def less(at: Scaler, node: Node) -> None:
+    x, threshold = node.args[0], node.attributes["threshold"]
+    number, scale = at.lowered(x)
+    found = at.ranges.get(id(x))
+    limit = (found.reach if found and found.high else 1.0) * 2.0**at.precision.headroom
+    # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
+    threshold = max(-limit, min(limit, threshold))
+    bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)
+    if bits > 49:
+        raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
+    integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
+    at.emit(node, [number], 0, threshold=integer, bits=bits)

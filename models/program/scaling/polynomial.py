@@ -1,0 +1,93 @@
+"""Polynomials: on one opening if that is precise enough, else with the square as a second one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ...graph.graph import Builder, Node
+from ...graph.ranges import Range
+from ...graph.reference import compute
+from ..encoding import fraction_bits
+from ..scales import Scaler
+from . import scale_rule
+
+GUARD = 10  # bits of a polynomial's leading coefficient
+
+
+@scale_rule("polynomial")
+def polynomial(at: Scaler, node: Node) -> None:
+    x, coefficients = node.args[0], node.attributes["coefficients"]
+    degree = len(coefficients) - 1
+    found = at.ranges.get(id(x))
+    domain = node.attributes["domain"]
+    top = domain or (found.reach if found else 1.0)
+    shift = math.ceil(math.log2(top)) if top > 0 else 0  # x 2^-shift is at most 1 where it counts
+    headroom = 0 if domain else at.precision.headroom
+    ceiling = 61 - headroom - max(0, at.bits(node))
+    lowered = min(at.value(x)[1], at.target(x))
+    wanted = min(lowered + shift, max(at.precision.fraction, lowered + shift if at.relative(x) else 0))
+    guard = GUARD + 4 if at.relative(x) else GUARD
+    scale = min(lowered + shift, (ceiling - guard) // degree)
+    if scale < wanted - 1 and degree > 2:
+        _split(at, node)
+    else:
+        number = at.exactly(x, scale - shift)
+        scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
+        exact = max(k * scale + fraction_bits(c) for k, c in enumerate(scaled))
+        out = min(exact, degree * scale + guard + 2, ceiling)
+        integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
+        at.emit(node, [number], out, coefficients=integers)
+    if domain:
+        at.bounded.add(at.number[id(node)])
+
+
+def _split(at: Scaler, node: Node) -> None:
+    """c0 + c1 x + c2 w + x (c3 w) + c4 w w ... with w = x x rescaled: two openings, at full precision."""
+    x, coefficients, domain = node.args[0], node.attributes["coefficients"], node.attributes["domain"]
+    builder = Builder()
+    builder.path = node.path
+    square = builder.mul(x, x)
+    even = builder.polynomial(square, coefficients[0::2], domain**2)
+    product = builder.mul(x, builder.polynomial(square, coefficients[1::2], domain**2))
+    total = builder.add(even, product)
+    made = _new_nodes(total, {id(x)})
+    at.ranges.update(_sampled(at, x, domain, made))
+    if id(node) in at.ranges:
+        at.ranges[id(total)] = at.ranges[id(node)]
+    at.kept.append(total)  # ids of nodes are keys: they must not be recycled
+    factors = product.args[0].args if product.op == "ldexp" else product.args
+    at.opened.update((id(square), *(id(factor) for factor in factors if factor is not x)))
+    for item in made:
+        at.place(item)
+    at.settle(node, *at.value(total))
+
+
+def _sampled(at: Scaler, x: Node, domain: float, nodes: list[Node]) -> dict[int, Range]:
+    """Ranges of nodes computed from x alone, over x's calibrated range (or domain, if that is smaller)."""
+    found = at.ranges.get(id(x), Range(0.0, 1.0))
+    top = min(found.high, domain) if domain else found.high
+    low = found.low if at.relative(x) else -top
+    ranges: dict[int, Range] = {}
+    values = {id(x): torch.linspace(low, top, 257, dtype=torch.float64)}
+    for node in nodes:
+        values[id(node)] = compute(node, [values[id(arg)] for arg in node.args])
+        magnitude = values[id(node)].abs()
+        ranges[id(node)] = Range(float(magnitude.min()), float(magnitude.max()))
+    return ranges
+
+
+def _new_nodes(output: Node, stop: set[int]) -> list[Node]:
+    """The nodes under `output` down to, and without, those in `stop`."""
+    found: list[Node] = []
+
+    def visit(node: Node) -> None:
+        if id(node) in stop or any(node is f for f in found):
+            return
+        for arg in node.args:
+            visit(arg)
+        found.append(node)
+
+    visit(output)
+    return found

@@ -1,0 +1,70 @@
+"""The same model for two servers: the data owner takes no part, a second server plays P1.
+
+The two servers must not collude. What was P1's in the clear is now shared:
+
+    client(name)                    input(name)            each party is sent an additive share
+    mul_private(x, client's v)      mul(x, v)              v is opened under a mask, like any shared value
+    reveal(to client)               reveal(to owner)       each party gives the owner a share of the result
+
+Nothing else changes: shapes, scales and widths stay, since a product has the same scale and needs its arguments to the
+same bits whoever knows them. So every party derives this program from the compiled one, and all agree on its hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...protocols.beaver.owner import Layout, layout_bytes
+from ...protocols.operations import OWNER
+from ...protocols.streams import SEED_BYTES
+from .program import Instruction, Program
+
+
+def for_two_servers(program: Program) -> Program:
+    """The program of the two servers; one that is theirs already stays as it is."""
+    return program.model_copy(
+        update={"instructions": tuple(_handed_over(item, program.instructions) for item in program.instructions)}
+    )
+
+
+def _handed_over(item: Instruction, all_: tuple[Instruction, ...]) -> Instruction:
+    if item.op == "client":
+        return item.model_copy(update={"op": "input"})
+    if item.op == "mul_private" and all_[item.args[1]].op == "client":
+        return item.model_copy(update={"op": "mul"})
+    if item.op == "reveal":
+        return item.model_copy(update={"attributes": {**item.attributes, "to": OWNER}})
+    return item
+
+
+def is_for_two_servers(program: Program) -> bool:
+    """Whether the data owner takes no part in this program: it has results, and they go to the owner."""
+    return len(answer_layout(program)) == len(program.outputs) > 0
+
+
+def input_layout(program: Program) -> Layout:
+    """Shape and width of what the owner splits, by name, in the program's order."""
+    return {x.attributes["name"]: (x.shape, x.width) for x in program.instructions if x.op == "input"}
+
+
+def answer_layout(program: Program) -> Layout:
+    """Shape and width of what each party gives back to the owner, by output name."""
+    found = {name: program.instructions[number] for name, number in program.outputs.items()}
+    return {name: (x.shape, x.width) for name, x in found.items() if x.attributes.get("to") == OWNER}
+
+
+@dataclass(frozen=True)
+class OwnerTraffic:
+    """Bytes of one query at the owner, payload only: to the server, to the helper, and back from each of them."""
+
+    to_server: int
+    to_helper: int
+    from_each: int
+
+    @property
+    def total(self) -> int:
+        return self.to_server + self.to_helper + 2 * self.from_each
+
+
+def owner_traffic(program: Program) -> OwnerTraffic:
+    return OwnerTraffic(layout_bytes(input_layout(program)), SEED_BYTES, layout_bytes(answer_layout(program)))

@@ -1,0 +1,58 @@
+"""How much of the ring each value needs: the low bits that its readers use. The rest neither travels nor is corrected.
+
+A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed
+modulo 2^w; and what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
+    rescale   its own w              less     the comparison's bits
+    shift     minus the shift        reveal   the answer's own size, sign included, and the bits that it drops
+Everything else (sums, products, rearrangements) needs its arguments to the width of its result. So each operation says
+(protocols/operations/, `demand` and `limit`).
+"""
+
+from __future__ import annotations
+
+from ...protocols.operations import operations
+from ...protocols.operations.operation import Bits, whole_bytes
+from .program import Instruction
+
+ROOM = 2.0  # an input may show twice what calibration saw, everywhere
+
+
+def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, float]:
+    """Modules with a value whose width ends less than `ROOM` times above what calibration saw, and how many times.
+
+    `bounded`: instructions whose values cannot pass what was seen.
+    """
+    found: dict[str, float] = {}
+    known = operations()
+    for item in instructions:
+        limit = known[item.op].limit
+        if limit is None:
+            continue
+        number = item.args[0]
+        while instructions[number].op == "shift":
+            number = instructions[number].args[0]
+        source = instructions[item.args[0]]
+        if number in bounded or not source.bound:
+            continue
+        room = limit(item.width, item.attributes) * 2.0**-source.scale / source.bound
+        if room < ROOM:
+            found[item.path or "model"] = min(room, found.get(item.path or "model", room))
+    return found
+
+
+def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
+    """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
+    known = operations()
+    width, compared = [8] * len(instructions), [0] * len(instructions)
+    placed = list(instructions)
+    for number in range(len(instructions) - 1, -1, -1):
+        item = instructions[number]
+        argument = needed.get(item.args[0], 64) if item.args else 64
+        bits = Bits(width[number], needed.get(number, 64), argument, compared[number])
+        demand = whole_bytes(known[item.op].demand(bits, item.attributes))
+        for arg in item.args:
+            width[arg] = max(width[arg], demand)
+            compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part
+        ring = {"ring": bits.ring} if "ring" in item.attributes else {}
+        placed[number] = item.model_copy(update={"width": bits.width, "attributes": {**item.attributes, **ring}})
+    return placed

@@ -1,0 +1,121 @@
+"""What calibration sees decides how many bits values get: from tails, from what can be, and never without a word."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from blindformer.approximations import Plan, calibrate
+from blindformer.models.building import compile_lengths
+from blindformer.models.compile import CalibrationWarning, check_room, compile
+from blindformer.models.graph.ranges import Range
+from blindformer.models.loading.calibration_texts import ODD, TEXTS, calibration_texts
+from blindformer.models.loading.load import load
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.program import Instruction, ProgramError
+from blindformer.models.program.widths import near_width
+from blindformer.protocols.clear import ClearEngine
+from torch import nn
+
+
+def test_the_largest_of_all_inputs_but_one_tells_how_far_the_next_may_go():
+    def seen(*highs):
+        found = Range(0.0, highs[0])
+        for high in highs[1:]:
+            found.widen(0.0, high)
+        return found.reach
+
+    assert seen(4, 3, 1, 1, 1, 1, 1, 1) == 4
+    assert seen(1, 16, 2, 1, 1, 1, 1, 1) == 64
+    assert seen(1, 1e9, 2, 1, 1, 1, 1, 1) == 8e9
+    assert seen(1, 16, 2, 1, 1, 1, 1) == 16  # too few to tell
+
+
+class Attention(nn.Module):
+    def forward(self, x, mask):
+        return nn.functional.scaled_dot_product_attention(x, x, x, mask.bool()[:, None, None])
+
+
+def test_a_softmax_is_divided_rightly_whatever_repeats():
+    """Denominators lie between 1 and the number of keys, whatever calibration saw of them."""
+    generator = torch.Generator().manual_seed(0)
+    x = 6 * torch.randn(1, 1, 64, 8, generator=generator)
+    seen = {"x": x, "mask": torch.ones(1, 64)}
+    plan = calibrate(Attention(), [seen], "faithful")
+    (low, high) = plan.ranges["/softmax/denominator"]
+    assert low >= 0.99
+    assert high == pytest.approx(64 * 1.1)
+    same = {"x": x[:, :, :1].expand(1, 1, 64, 8), "mask": torch.ones(1, 64)}
+    compiled = compile(Attention(), [seen], plan)
+    values = {**compiled.encode_inputs(same), **compiled.weights, **compiled.constants}
+    got = next(iter(compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs).values()))
+    assert (got - same["x"]).abs().max() < 2.0**-7
+
+
+@pytest.mark.parametrize("ring", [37, 36, 35, 34])
+def test_values_that_nearly_fill_their_width_are_named(ring):
+    """A rescale takes less than 2^(ring-2): of values up to 7.9 at scale 30, that is 2^(ring-32) / 7.9."""
+    source = Instruction(op="mul", shape=(1,), scale=30, bound=7.9)
+    moved = Instruction(op="shift", args=(0,), attributes={"bits": 0}, shape=(1,), scale=30, bound=7.9)
+    rescale = Instruction(op="rescale", args=(1,), attributes={"bits": 10, "ring": ring}, shape=(1,), path="encoder.2")
+    found = near_width([source, moved, rescale], set())
+    assert found == ({"encoder.2": 2.0 ** (ring - 32) / 7.9} if ring < 36 else {})
+    assert near_width([source, moved, rescale], {0}) == {}
+
+
+def test_a_program_without_room_is_refused_and_one_with_little_is_warned_of():
+    with pytest.warns(CalibrationWarning, match=r"encoder.2: inputs 1.4 times as large .* calibrate on more inputs"):
+        check_room({"encoder.2": 1.4})
+    with pytest.raises(ProgramError, match=r"encoder.3: values of the calibration inputs do not fit the ring; cal"):
+        check_room({"encoder.2": 1.4, "encoder.3": 0.7})
+
+
+class Sums(nn.Module):
+    """Sums of many values, at a scale that a few of them would fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.linspace(0.5, 0.7, 4096)) for _ in range(2))
+
+    def forward(self, x):
+        return {"y": (x * self.first * self.second).sum(-1)}
+
+
+def test_a_sum_of_many_keeps_its_headroom():
+    batches = [{"x": torch.full((1, 4096), value)} for value in (1.0, 0.9)]
+    model = Sums()
+    compiled = compile(model, batches, Plan())
+    larger = {"x": batches[0]["x"] * 1.5}
+    values = {**compiled.encode_inputs(larger), **compiled.weights, **compiled.constants}
+    got = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)["y"]
+    assert torch.allclose(got, model(**larger)["y"], rtol=2.0**-10)
+
+
+def test_built_in_texts_are_of_all_kinds():
+    """One token to the full length, digits, symbols, emoji, repeated words, other scripts; and sentences."""
+    for most in (8, 20, 40, 60):
+        texts = calibration_texts(most)
+        assert len(set(texts)) == most
+        assert set(texts) & set(ODD)
+        assert set(texts) & set(TEXTS)
+    assert min(len(text) for text in ODD) == 1
+    assert max(len(text.split()) for text in ODD) > 512
+
+
+def test_inputs_that_leave_a_plans_own_ranges_are_left_out_with_a_warning(tiny_classifier):
+    loaded = load(tiny_classifier)
+    known = [loaded.encode(text, 16, truncate=True) for text in TEXTS[:6]]
+    narrow = calibrate(loaded.model, known, Plan(margin=1.001))
+    with pytest.warns(CalibrationWarning, match=r"\d+ of 60 inputs of calibration leave the ranges .* first at bert\."):
+        compile_lengths(loaded, [16], narrow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        compile_lengths(loaded, [16], narrow, texts=TEXTS[:6])
+
+
+def test_threads_may_compile_one_loaded_model_at_once(tiny_encoder):
+    """While one traces it, none may calibrate it."""
+    loaded = load(tiny_encoder)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: compile_lengths(loaded, [8])[8].program.hash(), range(8)))
+    assert len(set(found)) == 1

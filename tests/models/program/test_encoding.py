@@ -1,0 +1,134 @@
+"""Weights of eight bits are eight bits in the Program too: exactly those that were trained, at a lower price."""
+
+import pytest
+import torch
+from blindformer.approximations import Plan, approximate, calibrate, quantise, restore, round_weights
+from blindformer.models.compile import compile
+from blindformer.models.program.encoding import quantised_scale, weight_scale
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.ring import byte_columns
+from blindformer.tests.models.conftest import batches, build
+
+SIXTEEN = Plan.preset("fast").replace(linear_bits=16)
+
+
+def linears(compiled):
+    """(path, weight integers, scale) of every product with a matrix of the server's."""
+    found = compiled.program.instructions
+    for item in found:
+        if item.op == "linear":
+            source = found[item.args[1]]
+            yield item.path, compiled.weights[source.attributes["name"]], source.scale
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "gpt2", "vit-labels", "albert"])
+def test_every_linear_is_of_bytes(tiny, name):
+    """Behind norms (whose gain is folded in), beside each other (Q, K, V) and after slices alike."""
+    made = list(linears(tiny(name, "fast").compiled))
+    assert len(made) >= 8 or name == "albert"
+    for path, weight, scale in made:
+        if "patch_embeddings" in path:  # a convolution is no linear layer
+            continue
+        assert byte_columns(weight) is not None, path
+        assert scale <= 12, path  # of 17 to 24 at sixteen bits
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "bert-eager", "roberta-labels", "distilbert", "gpt2", "llama", "vit", "mpnet"]
+)
+def test_eight_bits_never_cost_more_than_sixteen(tiny, name):
+    made = tiny(name, "fast")
+    model, inputs = build(name), batches(name)
+    wide = price(compile(model, inputs, calibrate(model, inputs, SIXTEEN)).program)
+    narrow = price(made.compiled.program)
+    assert narrow.rounds <= wide.rounds
+    assert narrow.online_bytes <= wide.online_bytes
+    assert narrow.offline_bytes <= wide.offline_bytes
+    if name not in ("llama", "bert-eager"):
+        assert narrow.online_bytes < 0.98 * wide.online_bytes
+
+
+def test_the_integers_are_those_of_the_trained_weight():
+    """LayerNorm's gain g goes into the weight, so W g is what is quantised, and g W of the Program is just that."""
+    model, inputs = build("bert"), batches("bert")
+    layer = model.encoder.layer[0]
+    with torch.no_grad():
+        layer.attention.output.LayerNorm.weight.uniform_(0.3, 1.7)
+        layer.attention.output.LayerNorm.weight[3] = 0.0
+        layer.attention.output.LayerNorm.bias.normal_()
+    compiled = compile(model, inputs, calibrate(model, inputs, "fast"))
+    found = {path: weight for path, weight, _ in linears(compiled)}
+    gain = layer.attention.output.LayerNorm.weight.detach()
+    expected, exponents = quantise(layer.intermediate.dense.weight.detach() * gain, 8)
+    columns = byte_columns(found["encoder.layer.0.intermediate.dense"])
+    own = columns.integers.long() << (torch.zeros(64).long() if columns.shifts is None else columns.shifts)
+    assert torch.equal(own, (expected.long() << (exponents - exponents.min()).long()).t())
+    expected, exponents = quantise(layer.output.dense.weight.detach(), 8)
+    own = found["encoder.layer.0.output.dense"]
+    assert torch.equal(own, (expected.long() << (exponents - exponents.min()).long()).t())
+    approximate(model, compiled.plan)
+    with torch.no_grad():
+        trained = model(**inputs[0])
+    restore(model)
+    values = {**compiled.encode_inputs(inputs[0]), **compiled.weights, **compiled.constants}
+    got = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)
+    for name, value in got.items():
+        assert (value - trained[name]).abs().max() < 2.0**-10
+
+
+def test_bits_by_layer():
+    model, inputs = build("bert"), batches("bert")
+    plan = Plan.preset("fast").replace(bits={"encoder.layer.0.*": 16, "*.output.dense": 12})
+    assert plan.bits_of("encoder.layer.0.intermediate.dense") == 16
+    assert plan.bits_of("encoder.layer.0.output.dense") == 12
+    assert plan.bits_of("encoder.layer.1.intermediate.dense") == 8
+    compiled = compile(model, inputs, calibrate(model, inputs, plan))
+    narrow = {path for path, weight, _ in linears(compiled) if byte_columns(weight) is not None}
+    assert "encoder.layer.1.intermediate.dense" in narrow
+    assert "encoder.layer.0.intermediate.dense" not in narrow
+    assert "encoder.layer.1.output.dense" not in narrow
+    assert Plan.from_json(compiled.plan.to_json()) == compiled.plan
+
+
+def test_scales_of_quantised_and_of_other_weights():
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    integers, exponents = quantise(weight, 8)
+    exact = integers * torch.exp2(exponents.float())
+    assert quantised_scale(exact, 40) == -int(exponents.min())
+    assert weight_scale(exact, 16) == -int(exponents.min())
+    assert weight_scale(exact * 3 / 3 * 1.7 / 1.7, 16) == -int(exponents.min())  # float32's rounding does not count
+    assert weight_scale(weight, 16) == 15 - 3  # up to 4.3
+    assert weight_scale(exact * 1.1, 16) == 15 - 3
+    assert quantised_scale(torch.zeros(3), 40) == -64
+    assert quantised_scale(torch.tensor([4.0, 12.0]), 40) == -2
+
+
+def test_rounding_on_inputs_beats_the_nearest_and_is_final():
+    """Weights rounded after training give smaller errors of the layers, and are found unchanged by the plan."""
+    model, inputs = build("bert"), batches("bert", 24)
+    plan = Plan.preset("exact").replace(linear_bits=8)
+    with torch.no_grad():
+        before = [model(**batch).last_hidden_state for batch in inputs]
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    approximate(model, plan)
+    with torch.no_grad():
+        nearest = [model(**batch).last_hidden_state for batch in inputs]
+    restore(model)
+    steps = []
+    errors = round_weights(model, inputs[:16], plan, lambda done, total: steps.append((done, total)))
+    assert steps[-1] == (len(errors), len(errors))
+    assert all(rounded <= to_nearest for to_nearest, rounded in errors.values())
+    assert sum(rounded for _, rounded in errors.values()) < 0.6 * sum(to_nearest for to_nearest, _ in errors.values())
+    with torch.no_grad():
+        rounded = [model(**batch).last_hidden_state for batch in inputs]
+    approximate(model, plan)
+    with torch.no_grad():
+        again = [model(**batch).last_hidden_state for batch in inputs]
+    restore(model)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rounded, again, strict=True))
+    error = lambda found: sum(((a - b) ** 2).mean().item() for a, b in zip(before[16:], found[16:], strict=True))  # noqa: E731
+    assert error(rounded) < error(nearest)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])}
+    assert all(name.endswith("weight") and "embeddings" not in name and "LayerNorm" not in name for name in changed)

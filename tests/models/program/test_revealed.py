@@ -1,0 +1,79 @@
+"""What is revealed of a model's outputs: integers of as few bits as an answer needs, in every protocol."""
+
+import json
+import math
+
+import pytest
+import torch
+from blindformer.models.compile import decode_outputs
+from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Program, ProgramError
+from blindformer.models.program.revealed import answer_bits
+from blindformer.protocols.ring import sign_extend
+from blindformer.tests.models.conftest import CONFIGURATIONS
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.many import run_many
+from blindformer.tests.protocols.programs import Case, handed_over
+from blindformer.tests.protocols.setups import clear
+
+
+@pytest.mark.parametrize(("name", "plan"), [(name, plan) for name in CONFIGURATIONS for plan in ("fast", "faithful")])
+def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, plan):
+    program = tiny(name, plan).compiled.program
+    for number in program.outputs.values():
+        item = program.instructions[number]
+        assert item.op == "reveal"
+        assert item.scale <= answer_bits(item.bound)
+        assert 8 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
+        source = program.instructions[item.args[0]]
+        assert item.width == item.attributes["ring"] - item.attributes["bits"] <= source.width - item.attributes["bits"]
+
+
+@pytest.mark.parametrize(("name", "plan"), [("bert", "fast"), ("vit-labels", "faithful"), ("gpt2", "fast")])
+def test_what_arrives_are_such_integers_in_every_protocol(tiny, name, plan):
+    item = tiny(name, plan)
+    compiled = item.compiled
+    case = Case(compiled.program, compiled.encode_inputs(item.batches[1]), compiled.weights, compiled.constants)
+    exact = clear.run(case)
+    for outputs in (run_beaver(case).outputs, run_beaver(handed_over(case)).outputs, run_many(case, 2).outputs):
+        for output, value in decode_outputs(compiled.program, outputs).items():
+            units = 2.0 ** compiled.program.instructions[compiled.program.outputs[output]].scale
+            assert torch.equal((value * units).round(), value * units)
+            assert torch.equal(outputs[output], sign_extend(outputs[output], 24))
+            assert float((outputs[output] - exact[output]).abs().max()) < 2e-3 * units
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_it_costs_a_round_and_a_few_bytes_an_element(tiny, name):
+    program = tiny(name, "fast").compiled.program
+    found, bare = price(program), price(whole(program))
+    elements = sum(math.prod(program.instructions[number].shape) for number in program.outputs.values())
+    assert found.rounds == bare.rounds + 1
+    assert found.up - bare.up <= 8 * elements
+    assert found.down < bare.down
+    assert found.offline_bytes - bare.offline_bytes <= 3 * elements
+
+
+def whole(program: Program) -> Program:
+    """With its results revealed as they are."""
+    instructions = [
+        x if x.op != "reveal" else x.model_copy(update={
+            "attributes": {"to": "client"}, "width": program.instructions[x.args[0]].width
+        })
+        for x in program.instructions
+    ]  # fmt: skip
+    return program.model_copy(update={"instructions": tuple(instructions)})
+
+
+def test_a_program_from_before_is_refused_in_a_line(tiny):
+    found = json.loads(tiny("bert", "fast").compiled.program.to_json())
+    with pytest.raises(ProgramError, match="format 1, this version reads 2; compile the model again"):
+        Program.from_json(json.dumps({**found, "format": 1}))
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits"), [(0.0, 13), (0.05, 17), (0.2, 15), (1.0, 13), (1.1, 12), (30.0, 12), (4096.0, 12), (1e6, 4)]
+)
+def test_the_policy(largest, bits):
+    assert answer_bits(largest) == bits
+    assert 2.0**-bits <= max(2.0**-12, 2.0**-23 * largest)
