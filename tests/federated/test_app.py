@@ -36,7 +36,7 @@ def test_the_deployed_app_is_the_same():
 
 def test_the_command_knows_every_setting():
     """Or the setting is one of those that the command leaves at their defaults."""
-    source = ast.parse((ROOT / "parties" / "cli" / "federate.py").read_text())
+    source = ast.parse((ROOT / "federated" / "command.py").read_text())
     given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "FederateSettings"
              for k in n.keywords if k.arg}  # fmt: skip
     assert set(FederateSettings.model_fields) - given == {
