@@ -25,6 +25,7 @@ from ..client.sessions import SessionTransport
 from ..config import load_settings
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, Progress
 from ..launch.services import LocalServices
+from ..service.limits import cores
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
 from ..session.timings import Timings
@@ -127,7 +128,7 @@ class LocalParties:
         self.seen: dict[str, Any] | None = None
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, audit=audit, network=imitated)
-        server, client = ([0], [1]) if pin and _cores() >= 2 else ([], [])
+        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
         self._bounded = partial(bounded, threads, client)
         if isinstance(folder, Compiled):
             part, made = None, partial(save, folder)
@@ -220,7 +221,3 @@ def bounded(threads: int, cores: Sequence[int] = ()) -> Iterator[None]:
         torch.set_num_threads(before)
         if pinned:
             os.sched_setaffinity(0, pinned)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
