@@ -13,9 +13,7 @@ that with `clear`, or where only one of the two is refused.
 
 import argparse
 import random
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,16 +153,13 @@ def _privately(compiled: Compiled, items: list[Asked], say: Say) -> None:
     """Server, client and dealer as processes of this machine, over TLS."""
     if not items:
         return
-    kind = find_kind("beaver")
-    with tempfile.TemporaryDirectory(prefix="blindformer-odd-") as folder:
-        kind.save(compiled, Path(folder))
-        with kind.start(Path(folder), numbered(2)) as session:
-            for number, item in enumerate(items, start=1):
-                say(f"private: {number}/{len(items)} of this length")
-                try:
-                    item.private = session.query(item.inputs).outputs
-                except AnswerOutOfRange:
-                    item.private = None
+    with find_kind("beaver").start(compiled, numbered(2)) as session:
+        for number, item in enumerate(items, start=1):
+            say(f"private: {number}/{len(items)} of this length")
+            try:
+                item.private = session.query(item.inputs).outputs
+            except AnswerOutOfRange:
+                item.private = None
 
 
 def judged(found: Odd, asked: list[Asked], private: list[Asked]) -> Odd:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,19 +14,17 @@ from torch import Tensor
 from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
 from ...models.building import Stage, compile_lengths
-from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
+from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
 from ...models.lowering.structure import tensors_of
-from ...models.program.interpreter import interpret
-from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ...versions import versions
-from ..reports.report import Report, clear_report
+from ..reports.report import Report
 from ..session.parties import Parties, numbered
 from ..session.timings import rss_mb
 from .launcher import LocalAnswer, LocalParties, Progress
-from .protocols import REFERENCE, find_kind
+from .protocols import find_kind
 
 Item = TypeVar("Item")
 SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
@@ -125,9 +121,7 @@ def compile_for(protocol: str, count: int, make: Callable[[int], Compiled]) -> C
     Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
     """
     compiled = make(1)
-    if count == 1 or protocol == REFERENCE:
-        return compiled
-    rows = min(count, find_kind(protocol).texts(compiled))
+    rows = min(count, find_kind(protocol).texts(compiled)) if count > 1 else 1
     return compiled if rows == 1 else make(rows)
 
 
@@ -185,35 +179,21 @@ def compare(
     roster = roster or numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
     found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
-    if protocol == REFERENCE:
-
-        def interpreted(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
-            started = time.perf_counter()
-            sources = {**compiled.encode_inputs(_together(items)), **compiled.weights, **compiled.constants}
-            outputs = decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)
-            return outputs, clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started)
-
-        _ask_all(found, interpreted, progress)
-        return found
     kind = find_kind(protocol, len(roster.names))
-    with tempfile.TemporaryDirectory(prefix="blindformer-") as folder:
-        kind.save(compiled, Path(folder))
-        options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
-        if progress:
-            progress("start", 0, 1)
-        session = kind.start(Path(folder), roster, **options)
-        if progress:
-            progress("start", 1, 1)
-        with session:
+    options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+    if progress:
+        progress("start", 0, 1)
+    session = kind.start(compiled, roster, **options)
+    if progress:
+        progress("start", 1, 1)
+    with session:
 
-            def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
-                answer: LocalAnswer = session.query(_together(items))
-                timings, others, plan = answer.timings, answer.others, compiled.plan.name
-                return answer.outputs, kind.report(
-                    compiled.program, plan, timings, others, session.setup_s, session.setup_bytes, roster
-                )
+        def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
+            answer: LocalAnswer = session.query(_together(items))
+            costs = (answer.timings, answer.others, session.setup_s, session.setup_bytes)
+            return answer.outputs, kind.report(compiled.program, compiled.plan.name, *costs, roster)
 
-            _ask_all(found, asked, progress, lambda: session.open)
+        _ask_all(found, asked, progress, lambda: session.open)
     found.seen = session.seen if isinstance(session, LocalParties) else None
     return found
 
@@ -222,7 +202,7 @@ def _ask_all(
     found: Comparison,
     ask: Callable[[list[dict[str, Tensor]]], tuple[dict[str, Tensor], Report]],
     progress: Progress | None,
-    goes_on: Callable[[], bool] = lambda: True,
+    goes_on: Callable[[], bool],
 ) -> None:
     """Fill `found`: an answer for each input, or why there is none. Where one of several in a query is out of range,
     each is asked alone. Errors: the first one, if no input has an answer."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.artifacts import Question
+from ...models.artifacts import Question, save
+from ...models.artifacts.writing import text_length
+from ...models.compile import Compiled
+from ...models.encrypted import circuit_for
 from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
 from ..launch.services import LOCAL
@@ -19,12 +23,19 @@ from .launcher import LocalAnswer
 
 
 class LocalEncrypted:
-    """As LocalParties: a session of `folder`'s program, open until `close`. One thread: `threads` is for the others."""
+    """As LocalParties: a session of one program, open until `close`. One thread: `threads` is for the others."""
 
     def __init__(
-        self, folder: Path | str, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
+        self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
     ) -> None:
-        self._client = EncryptedClient(LOCAL, folder=folder, timeout=timeout, progress=progress)
+        self._folder = TemporaryDirectory(prefix="blindformer-")
+        try:
+            circuits = {text_length(compiled.program): circuit_for(compiled)}
+            folder = save(compiled, Path(self._folder.name), circuits=circuits)
+            self._client = EncryptedClient(LOCAL, folder=folder, timeout=timeout, progress=progress)
+        except BaseException:
+            self._folder.cleanup()
+            raise
         self._part = self._client.part.for_length()
         self.setup_s, self.setup_bytes, self._open = 0.0, 0, True
 
@@ -57,6 +68,7 @@ class LocalEncrypted:
     def close(self) -> None:
         self._open = False
         self._client.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> LocalEncrypted:
         return self

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,7 @@ from ...models.loading.load import Loaded
 from ..registry import sessions
 from ..session.parties import numbered
 from .compare import compile_for, in_queries, versions
-from .protocols import REFERENCE, Kind, PartySession, find_kind
+from .protocols import REFERENCE, Kind, LocalSession, find_kind
 
 PROTOCOLS = ("torch", REFERENCE, *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
@@ -93,7 +91,7 @@ def evaluate(
     teacher    what agreement is measured with; without one, the model itself in float32
     protocols  torch: float32, and the same with the approximations; for a teacher also with the plan's approximations
                put into it untouched, to show what distillation won. clear: fixed point, the whole test set. Any
-               other (kinds.py): private sessions on this machine, for `private` texts, stratified and drawn with the
+               other: private sessions on this machine, for `private` texts, stratified and drawn with the
                seed, as many to a query as it takes
     longest    tokens that texts are cut at, for every row alike
 
@@ -227,20 +225,18 @@ class PrivateSessions:
                 return compile_bucket(loaded, length, plan, fitting, rows=rows)
 
             compiled = compile_for(self.protocol, len(places), make)
-            with tempfile.TemporaryDirectory(prefix="blindformer-evaluate-") as folder:
-                self.kind.save(compiled, Path(folder))
-                with self.kind.start(Path(folder), numbered(2), **self.options) as session:
-                    for some, count in in_queries(places, texts_of(compiled.program)):
-                        found = _ask(session, loaded, [chosen[place] for place in some], count, length, seconds)
-                        predicted.update(zip((positions[place] for place in some), found, strict=False))
-                        progress(len(predicted), len(positions))
+            with self.kind.start(compiled, numbered(2), **self.options) as session:
+                for some, count in in_queries(places, texts_of(compiled.program)):
+                    found = _ask(session, loaded, [chosen[place] for place in some], count, length, seconds)
+                    predicted.update(zip((positions[place] for place in some), found, strict=False))
+                    progress(len(predicted), len(positions))
         return Predictions(
             predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)}
         )
 
 
 def _ask(
-    session: PartySession, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
+    session: LocalSession, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
 ) -> list[int]:
     """Classes of the first `count` texts of one query. One answer out of range spoils those beside it, so that each is
     asked alone then."""

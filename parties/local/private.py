@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...approximations import Plan
-from ...models.compile import Compiled, compile, decode_outputs
+from ...models.compile import Compiled, compile
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.program.interpreter import interpret
 from ...models.program.scales import Precision
-from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..registry import find
-from ..reports.report import Report, clear_report
+from ..reports.report import Report
 from ..session.parties import numbered
 from .launcher import Progress
-from .protocols import REFERENCE, PartySession, find_kind
-from .threads import ThreadParties
+from .protocols import LocalSession, find_kind
 
 if TYPE_CHECKING:
     from ...models.loading.load import Loaded
@@ -74,12 +69,11 @@ def make_private(
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
-    if protocol != REFERENCE:
-        find_kind(protocol, parties)
+    kind = find_kind(protocol, parties)
     entry = find(protocol)
     if entry.insecure:
         warnings.warn(f"protocol {protocol}: {entry.insecure}", InsecureProtocol, stacklevel=2)
-    if where == "threads" and entry.local and not entry.local.threads:
+    if where == "threads" and kind.threads is None:
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
@@ -111,36 +105,24 @@ class PrivateModel:
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self._programs: dict[tuple, Compiled] = {}  # by shapes
-        self._session: PartySession | None = None
+        self._session: LocalSession | None = None
         self._of: Compiled | None = None  # whose session is open
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """One private query, with the model's own arguments. Tensors are the query; other arguments are compiled in."""
         inputs = self.bound(named, values)
         compiled = self.prepare(inputs)
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
-        if self.protocol == REFERENCE:
-            found = self._in_the_clear(compiled, tensors)
-        else:
-            session = self._open(compiled)
-            try:
-                answer = session.query(tensors)
-            except BaseException:
-                if not session.open:
-                    self.close()
-                raise
-            found = answer.outputs
-            self.report = find_kind(self.protocol, self.roster.size).report(
-                compiled.program,
-                compiled.plan.name,
-                answer.timings,
-                answer.others,
-                session.setup_s,
-                session.setup_bytes,
-                self.roster,
-            )
-        return compiled.answer(found)
+        session, kind = self._open(compiled), find_kind(self.protocol, self.roster.size)
+        try:
+            answer = session.query(tensors)
+        except BaseException:
+            if not session.open:
+                self.close()
+            raise
+        costs = (answer.timings, answer.others, session.setup_s, session.setup_bytes)
+        self.report = kind.report(compiled.program, compiled.plan.name, *costs, self.roster)
+        return compiled.answer(answer.outputs)
 
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
@@ -185,9 +167,6 @@ class PrivateModel:
         session, self._session, self._of = self._session, None, None
         if session is not None:
             session.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def __enter__(self) -> PrivateModel:
         return self
@@ -199,28 +178,13 @@ class PrivateModel:
         with suppress(Exception):
             self.close()
 
-    def _open(self, compiled: Compiled) -> PartySession:
-        if self._session is not None and self._of is compiled:
-            return self._session
-        self.close()
-        options = dict(self.session_options)
-        if self.where == "threads":
-            options.pop("threads")
-            session: PartySession = ThreadParties(compiled, **options)
-        else:
-            self._folder = tempfile.TemporaryDirectory(prefix="blindformer-")
-            kind, folder = find_kind(self.protocol, self.roster.size), Path(self._folder.name)
-            kind.save(compiled, folder)
-            session = kind.start(folder, self.roster, **options)
-        self._session, self._of = session, compiled
-        return session
-
-    def _in_the_clear(self, compiled: Compiled, inputs: Inputs) -> dict[str, Tensor]:
-        started = time.perf_counter()
-        engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
-        found = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)
-        self.report = clear_report(compiled.program, compiled.plan.name, time.perf_counter() - started)
-        return found
+    def _open(self, compiled: Compiled) -> LocalSession:
+        if self._session is None or self._of is not compiled:
+            self.close()
+            kind = find_kind(self.protocol, self.roster.size)
+            start = kind.threads if self.where == "threads" and kind.threads else kind.start
+            self._session, self._of = start(compiled, self.roster, **self.session_options), compiled
+        return self._session
 
 
 def _plain(value: Any) -> bool:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...models.artifacts import save
-from ...models.artifacts.writing import text_length
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
-from ..registry import of_parties, protocols, reference, resolve, runs_here, sessions
+from ..registry import of_parties, protocols, reference, resolve, runs_here
 from ..reports.report import Report
 from ..session.parties import Parties, PartiesError, numbered
+from .clear import ClearSession
 from .launcher import LocalAnswer, LocalParties
 from .members import ManyLocal
+from .threads import ThreadParties
 
 REFERENCE = reference()  # in this process; hides nothing
 
 
-class PartySession(Protocol):
-    """Queries to parties on this machine."""
+class LocalSession(Protocol):
+    """Queries to parties on this machine: a context manager."""
 
     @property
     def open(self) -> bool: ...
@@ -33,12 +32,7 @@ class PartySession(Protocol):
     def setup_bytes(self) -> int: ...
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer: ...
     def close(self) -> None: ...
-
-
-class LocalSession(PartySession, Protocol):
-    """Of processes: a context manager."""
-
-    def __enter__(self) -> PartySession: ...
+    def __enter__(self) -> LocalSession: ...
     def __exit__(self, *exc: object) -> None: ...
 
 
@@ -48,14 +42,14 @@ class Kind:
 
     start: Callable[..., LocalSession]
     report: Callable[..., Report]
-    save: Callable[[Compiled, Path], Any]
     texts: Callable[[Compiled], int]
     costs: Callable[[list[Report], str], str]
+    threads: Callable[..., LocalSession] | None
 
 
 def find_kind(protocol: str, parties: int = 2) -> Kind:
     """Errors: BlindformerError for an unknown name, a number of parties that it cannot have, a missing library."""
-    if protocol not in sessions():
+    if protocol not in runs_here():
         raise BlindformerError(f"protocol {protocol}: no session runs on it; choose one of {', '.join(runs_here())}")
     entry = protocols()[protocol]
     assert entry.local is not None
@@ -65,35 +59,45 @@ def find_kind(protocol: str, parties: int = 2) -> Kind:
     numbered(parties)
     if entry.local.check:
         resolve(entry.local.check)()
-    return Kind(**{field.name: resolve(getattr(entry.local, field.name)) for field in fields(Kind)})
+    local = entry.local
+    return Kind(
+        start=resolve(local.start),
+        report=resolve(local.report),
+        texts=resolve(local.texts),
+        costs=resolve(local.costs),
+        threads=resolve(local.threads) if local.threads else None,
+    )
 
 
 # What the entries name.
 
 
-def start_two(folder: Path, roster: Parties, **options: Any) -> LocalParties:
-    return LocalParties(folder, **options)
+def start_clear(compiled: Compiled, roster: Parties, **options: Any) -> ClearSession:
+    return ClearSession(compiled)
 
 
-def start_many(folder: Path, roster: Parties, **options: Any) -> ManyLocal:
-    return ManyLocal(folder, roster, **options)
+def start_two(compiled: Compiled, roster: Parties, **options: Any) -> LocalParties:
+    return LocalParties(compiled, **options)
 
 
-def start_first_party(folder: Path, roster: Parties, **options: Any) -> ManyLocal:
+def start_threads(compiled: Compiled, roster: Parties, *, threads: int = 1, **options: Any) -> ThreadParties:
+    """INSECURE: all secrets lie in one process. `threads` are torch's, and the caller's own here."""
+    return ThreadParties(compiled, **options)
+
+
+def start_many(compiled: Compiled, roster: Parties, **options: Any) -> ManyLocal:
+    return ManyLocal(compiled, roster, **options)
+
+
+def start_first_party(compiled: Compiled, roster: Parties, **options: Any) -> ManyLocal:
     """INSECURE: the first party is the dealer, too."""
-    return ManyLocal(folder, roster, first_party=True, **options)
+    return ManyLocal(compiled, roster, first_party=True, **options)
 
 
-def start_encrypted(folder: Path, roster: Parties, **options: Any) -> LocalSession:
+def start_encrypted(compiled: Compiled, roster: Parties, **options: Any) -> LocalSession:
     from .encrypted import LocalEncrypted
 
-    return LocalEncrypted(folder, **options)
-
-
-def save_encrypted(compiled: Compiled, folder: Path) -> None:
-    from ...models.encrypted import circuit_for
-
-    save(compiled, folder, circuits={text_length(compiled.program): circuit_for(compiled)})
+    return LocalEncrypted(compiled, **options)
 
 
 def one_text(compiled: Compiled) -> int:

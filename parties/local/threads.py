@@ -126,6 +126,12 @@ class ThreadParties:
             raise
         return LocalAnswer(decode_outputs(self.compiled.program, answer.outputs), answer.timings, answer.others)
 
+    def __enter__(self) -> ThreadParties:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self.open = False
         self.client.close()

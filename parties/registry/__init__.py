@@ -43,22 +43,20 @@ class ServedBy:
 class RunsHere:
     """How the parties are processes of this machine.
 
-    start    (folder, roster, **options) opens a session (local.protocols.LocalSession) of what `save` wrote there
+    start    (compiled, roster, **options) opens a session (local.protocols.LocalSession)
     report   (program, plan, timings, others, setup_s, setup_bytes, roster) makes the report of a query
-    save     (compiled, folder)
     texts    (compiled): texts or images that fill one query
     costs    (reports, "a text"): in a line, what queries cost
     check    raises BlindformerError where a library is missing
-    threads  whether its parties may also be threads of one process, for tests
+    threads  as start, of threads of one process, for tests; empty: its parties cannot be threads
     """
 
     start: Named
     report: Named
-    save: Named = "..models.artifacts:save"
     texts: Named = ".local.protocols:one_text"
     costs: Named = ".reports.report:each_in_words"
     check: Named = ""
-    threads: bool = False
+    threads: Named = ""
 
 
 @dataclass(frozen=True)
@@ -124,13 +122,13 @@ def priced() -> tuple[str, ...]:
 
 
 def sessions() -> tuple[str, ...]:
-    """Protocols that run a session of processes on this machine."""
-    return names(lambda entry: entry.local)
+    """Protocols that run a private session on this machine."""
+    return names(lambda entry: entry.local and not entry.reference)
 
 
 def runs_here() -> tuple[str, ...]:
     """Protocols that `run` offers."""
-    return names(lambda entry: entry.local or entry.reference)
+    return names(lambda entry: entry.local)
 
 
 def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = lambda entry: entry.words) -> str:

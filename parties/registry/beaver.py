@@ -17,6 +17,10 @@ ENTRY = ProtocolEntry(
         words="sessions with a dealer",
         helpers=("dealer",),
     ),
-    local=RunsHere(start=".local.protocols:start_two", report=".reports.report:two_party_report", threads=True),
+    local=RunsHere(
+        start=".local.protocols:start_two",
+        report=".reports.report:two_party_report",
+        threads=".local.protocols:start_threads",
+    ),
     price=".reports.estimate:price_of_two",
 )

@@ -19,7 +19,6 @@ ENTRY = ProtocolEntry(
     local=RunsHere(
         start=".local.protocols:start_encrypted",
         report=".reports.report:encrypted_report",
-        save=".local.protocols:save_encrypted",
         texts=".local.protocols:texts_encrypted",
         costs=".reports.report:requests_in_words",
     ),

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry
+from . import ProtocolEntry, RunsHere
 
 ENTRY = ProtocolEntry(
-    "clear", words="to compare", who="the reference, in one process; it hides nothing", reference=True
+    "clear",
+    words="to compare",
+    who="the reference, in one process; it hides nothing",
+    local=RunsHere(
+        start=".local.protocols:start_clear",
+        report=".reports.report:clear_report",
+        threads=".local.protocols:start_clear",
+    ),
+    reference=True,
 )

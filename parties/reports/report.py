@@ -233,10 +233,10 @@ def encrypted_report(
     return query_report(program, plan, "ckks", timings, setup_s, setup_bytes, learned)
 
 
-def clear_report(program: Program, plan: str, seconds: float) -> Report:
+def clear_report(program: Program, plan: str, timings: Timings, *costs: object) -> Report:
     """For the reference protocol, which hides nothing."""
     learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
-    return Report(model=program.model, plan=plan, protocol="clear", online_s=seconds, learned=learned)
+    return Report(model=program.model, plan=plan, protocol="clear", online_s=timings.online_s, learned=learned)
 
 
 def phases_in_words(reports: list[Report]) -> str:
