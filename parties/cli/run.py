@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
-from ..registry import DEFAULT, find, of_parties, resolve
+from ..registry import DEFAULT, find, of_parties
 from . import options
 from .answers import AnsweredItem, answer_table, asked, similarities
 from .items import complain, paired, raise_if_all, read_items
@@ -116,10 +116,8 @@ def _roster(protocol: str, parties: int, recipient: str | None, owners: list[str
     from ..local.protocols import find_kind
     from ..session.parties import Parties, PartiesError, numbered
 
-    entry = find(protocol)
-    if not entry.reference or parties != DEFAULT_PARTIES:
-        find_kind(protocol, parties)
-    if entry.local and entry.parties is None:
+    find_kind(protocol, parties)
+    if find(protocol).parties is None:
         pairs = [item.rpartition("=") for item in owners]
         for name, equals, _ in pairs:
             if not name or not equals:
@@ -142,10 +140,9 @@ def _setting(summary: dict[str, Any]) -> str:
 
 
 def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], reports: list[Any]) -> None:
-    from ..reports.report import each_in_words
+    from ..local.protocols import find_kind
 
-    out, local = console(), find(summary["protocol"]).local
-    costs = each_in_words if local is None else resolve(local.costs)
+    out, costs = console(), find_kind(summary["protocol"], summary.get("parties", DEFAULT_PARTIES)).costs
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")

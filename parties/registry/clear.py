@@ -8,6 +8,7 @@ ENTRY = ProtocolEntry(
     "clear",
     words="to compare",
     who="the reference, in one process; it hides nothing",
+    parties=2,
     local=RunsHere(
         start=".local.protocols:start_clear",
         report=".reports.report:clear_report",
