@@ -12,11 +12,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError
 from ...protocols.rounds import Wire, over_channel
 
 OPTION = "--local"
+SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,15 @@ class LocalOptions:
 
     @classmethod
     def read(cls, text: str | None) -> LocalOptions:
-        """In the service's process, as it starts."""
-        fields = json.loads(text or "{}")
-        found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
+        """In the service's process, as it starts. Errors: BlindformerError for what no launcher says."""
+        try:
+            fields = json.loads(text or "{}")
+            found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
+        except (ValueError, TypeError, AttributeError):
+            raise BlindformerError(f"{OPTION}: is what a launcher on this machine says; leave it out") from None
         if found.scratch:
+            if not Path(found.scratch).name.startswith(SCRATCH):
+                raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
             atexit.register(shutil.rmtree, found.scratch, ignore_errors=True)
         return found
 

@@ -63,8 +63,8 @@ class ClientParty:
     use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
     waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
 
-    Errors: `PeerError` and `CorrelationError` end the session. `Busy` and `SpoolError` end the query that they come
-    from: ask again, in the same session.
+    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end the query that they
+    come from: ask again, in the same session.
     """
 
     def __init__(
