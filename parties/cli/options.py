@@ -72,6 +72,9 @@ Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml."
 Certs = Annotated[Path | None, Option(help="The folder of ca.pem and this party's certificate and key.")]
 Listen = Annotated[str | None, Option(help="HOST:PORT to listen at; port 0 takes a free one.")]
 Silence = Annotated[float | None, Option("--timeout", help="Seconds of silence after which a peer counts as dead.")]
+Local = Annotated[
+    str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
+]
 DealtFrom = Annotated[str | None, Option("--dealer", help="HOST:PORT of the dealer.")]
 
 # A client of a deployment.

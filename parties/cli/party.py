@@ -41,6 +41,7 @@ def party(
     ] = 0,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
+    local: options.Local = None,
 ) -> None:
     """Take part in one session of N parties and a dealer, each of which runs this with the same file.
 
@@ -65,6 +66,12 @@ def party(
         if not name:
             known = ", ".join([*settings.crypten.parties, DEALER])
             raise PartiesError(f"--party: is not given; choose one of {known}")
+        if local is not None:
+            from ..service.local_options import LocalOptions
+            from ..service.local_party import take_part
+
+            take_part(settings, name, LocalOptions.read(local, keep=True))
+            return
         if name == DEALER:
             _deal(settings, phases, form)
             return

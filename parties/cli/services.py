@@ -55,7 +55,7 @@ class Service:
     ] = None
     # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
-    local: Annotated[str | None, Option("--local", hidden=True, help="LocalOptions, as JSON.")] = None
+    local: options.Local = None
 
     @property
     def stdin(self) -> int | None:

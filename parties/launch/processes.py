@@ -32,6 +32,7 @@ STOP_SECONDS = 5.0
 FAILED_SECONDS = 1.0  # the same after a failure
 SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the cause before naming one
 BACKLOG = 128
+COMMAND = "blindformer.parties.cli"
 BUSY = "see what keeps this machine busy, or allow a longer timeout"
 SAID = "stopped and said: "  # of a peer that passes on what ended its session
 
@@ -55,17 +56,17 @@ class PartyProcess:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
         # -P: a folder that happens to be the working directory must not shadow modules.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", *words],
+            [sys.executable, "-P", "-m", COMMAND, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             pass_fds=sockets,
-            env={**os.environ, "TMPDIR": str(scratch)},
+            env={**os.environ, "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"},
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[-1]}")
+        self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[0]}")
         self._reader.start()
 
     def tell(self, text: str) -> None:
@@ -156,6 +157,7 @@ class PartyProcesses:
         return listener
 
     def _start(self, role: str, words: Sequence[str], sockets: Sequence[int] = ()) -> None:
+        """Run a command of the command line. `sockets`: descriptors that it inherits."""
         self._running[role] = PartyProcess(words, sockets, self.scratch, lambda line: self._hear(role, line))
 
     def _hear(self, role: str, line: Line | None) -> None:

@@ -18,8 +18,8 @@ from ..service.local_options import LocalOptions
 from .processes import START_SECONDS, LaunchError, PartyProcesses
 
 LOCAL = "local"
-A_DAY = "86400"  # between queries nobody owes anybody a word, and this process watches over the others
-ONE_CLIENT = ["--idle", A_DAY, "--query-seconds", A_DAY, "--grace", "0", "--log-format", "json", "--lifeline"]
+A_DAY = 86400.0  # between queries nobody owes anybody a word, and the launcher watches over the processes
+ONE_CLIENT = ["--idle", str(A_DAY), "--query-seconds", str(A_DAY), "--grace", "0", "--log-format", "json", "--lifeline"]
 
 
 class LocalServices(PartyProcesses):
@@ -81,8 +81,7 @@ class LocalServices(PartyProcesses):
 
     def _serve(self, role: str, words: Sequence[str]) -> None:
         with self._listen(role) as listener:
-            command = ["blindformer.parties.cli", *words, "--listen", f"fd:{listener.fileno()}"]
-            self._start(role, command, [listener.fileno()])
+            self._start(role, [*words, "--listen", f"fd:{listener.fileno()}"], [listener.fileno()])
 
     def _killed(self) -> dict[str, str]:
         """Of a service, a signal may have ended the session's process alone."""

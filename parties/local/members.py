@@ -1,14 +1,15 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback.
 
-All of them are processes of their own (member.py): CrypTen's state belongs to a process, and the data may have several
-owners.
+All of them are `blindformer party`, each a process, with one settings file (service/local_party.py): CrypTen's
+state belongs to a process, and the data may have several owners.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ...protocols.channel import Meter
 from ...protocols.crypten.versions import check_versions
 from ..certificates.issuing import make_certificates
 from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses, Progress
+from ..launch.services import A_DAY
+from ..service.local_options import LocalOptions
 from ..session.parties import DEALER, Parties
 from ..session.timings import Timings
 from .launcher import LocalAnswer
@@ -63,30 +66,18 @@ class ManyLocal(PartyProcesses):
         try:
             folder = save(folder, self.scratch / "compiled") if isinstance(folder, Compiled) else Path(folder)
             self._part = load_client(folder).for_length()
-            certificates = self.scratch / "certificates"
-            make_certificates(certificates, roles=(DEALER, *roster.names), days=1)
-            config = {
-                **asdict(roster),
-                "folder": str(folder.absolute()),
-                "certificates": str(certificates),
-                "scratch": str(self.scratch),
-                "timeout": timeout,
-                "wait": max(wait, START_SECONDS),
-                "threads": threads,
-                "addresses": self.addresses,
-            }
-            listening = {name: self._listen(name) for name in (DEALER, *roster.names[:-1])}
-            parties = {name: [name] for name in roster.names} | ({} if first_party else {DEALER: [DEALER]})
-            if first_party:
-                parties[roster.names[0]].append(DEALER)
-            for name, heard in parties.items():
-                sockets = {other: listening[other].fileno() for other in heard if other in listening}
-                file = self.scratch / f"{name}.json"
-                file.write_text(json.dumps({**config, "sockets": sockets}))
-                command = ["blindformer.parties.local.member", name, str(file)]
-                self._start(name, command, list(sockets.values()))
-            for listener in listening.values():
-                listener.close()
+            make_certificates(self.scratch / "certificates", roles=(DEALER, *roster.names), days=1)
+            with ExitStack() as opened:
+                listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *roster.names[:-1])}
+                sockets = {name: listener.fileno() for name, listener in listening.items()}
+                file = self.scratch / "blindformer.toml"
+                file.write_text(self._settings(folder.absolute(), sockets, max(wait, START_SECONDS)))
+                options = LocalOptions(scratch=str(self.scratch), deals=first_party)
+                more = ["--config", str(file), "--threads", str(threads), *options.words()]
+                for name in roster.names if first_party else (*roster.names, DEALER):
+                    heard = (name, DEALER) if first_party and name == roster.names[0] else (name,)
+                    inherited = [sockets[other] for other in heard if other in sockets]
+                    self._start(name, ["party", "--party", name, *more], inherited)
             for name in roster.names:
                 ready = self._take(name, ("ready",), max(2 * timeout, START_SECONDS) + wait)
                 self.setup_s = max(self.setup_s, ready["setup_s"])
@@ -131,6 +122,29 @@ class ManyLocal(PartyProcesses):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _settings(self, folder: Path, sockets: Mapping[str, int], wait: float) -> str:
+        """The deployment's blindformer.toml."""
+        roster = self.roster
+        sections: dict[str, dict[str, Any]] = {
+            "session": {"protocol": "crypten", "timeout": float(self.timeout)},
+            "certificates": {"folder": str(self.scratch / "certificates")},
+            "parties.dealer": {"address": str(self.addresses[DEALER])},
+            "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY},
+            "crypten": {"wait": wait},
+        }
+        for name in roster.names:
+            owns = [item for item, owner in roster.owners.items() if owner == name] + ["data"] * (name == roster.data)
+            said = {"folder": str(folder), "owns": owns, "answers": name == roster.recipient}
+            if name in sockets:
+                said |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
+            sections[f"crypten.parties.{name}"] = said
+        # Strings, numbers and lists are the same in TOML and JSON.
+        lines = [
+            [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]
+            for name, said in sections.items()
+        ]
+        return "\n".join(line for section in lines for line in section) + "\n"
 
     def _answer(self, name: str) -> Line:
         while True:

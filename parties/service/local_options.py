@@ -1,7 +1,7 @@
-"""What a launcher on the same machine (parties/launch/services.py) may ask of a service, besides its settings.
+"""What a launcher on the same machine (launch/services.py, local/members.py) may ask of a party, besides its settings.
 
-No deployment needs any of it. None of it changes what is computed or who learns what: `audit` looks at what the server
-receives in any case.
+No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what: `audit`
+looks at what the server receives in any case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
@@ -24,21 +25,26 @@ SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """`scratch`: a folder of the launcher's, removed when the service ends, as the launcher may be gone by then.
+    """`scratch`: a folder of the launcher's, removed when the party ends, as the launcher may be gone by then.
 
     threads   torch threads of each session
     audit     FOR TESTS: after each query, a line on stderr says whether what the server has opened looks uniform
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
+    deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
     """
 
     scratch: str = ""
     threads: int = 1
     audit: bool = False
     network: tuple[str, float, float] | None = None
+    deals: bool = False
 
     @classmethod
-    def read(cls, text: str | None) -> LocalOptions:
-        """In the service's process, as it starts. Errors: BlindformerError for what no launcher says."""
+    def read(cls, text: str | None, *, keep: bool = False) -> LocalOptions:
+        """In the party's process, as it starts. `keep`: its end does not remove `scratch`, which others need.
+
+        Errors: BlindformerError for what no launcher says.
+        """
         try:
             fields = json.loads(text or "{}")
             found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
@@ -47,7 +53,8 @@ class LocalOptions:
         if found.scratch:
             if not Path(found.scratch).name.startswith(SCRATCH):
                 raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
-            atexit.register(shutil.rmtree, found.scratch, ignore_errors=True)
+            if not keep:
+                atexit.register(shutil.rmtree, found.scratch, ignore_errors=True)
         return found
 
     def words(self) -> list[str]:
@@ -71,8 +78,10 @@ class LocalOptions:
 
         seen = UniformityWitness()
 
-        def say() -> None:
-            sys.stderr.write(json.dumps({"event": "seen", **seen.finish()}) + "\n")
-            sys.stderr.flush()
+        return seen.wire, lambda: say("seen", **seen.finish())
 
-        return seen.wire, say
+
+def say(event: str, **what: Any) -> None:
+    """One line to the launcher."""
+    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
+    sys.stderr.flush()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ..session.joining import join, load_held
 from ..session.meeting import Refused
 from ..session.online import Progress
 from ..session.parties import DEALER
+from ..session.party import Party, PartyAnswer
 from ..session.timings import Timings
 from ..transport.tls import Listener
 from .identity import Identity
@@ -77,8 +80,9 @@ class Member:
         )
         self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
+        self.dealer_peak_rss_mb = 0.0  # at the first party
         self._listen = listen
-        self._given: list[_OwnInput] = []
+        self._given: Iterator[_OwnInput] = iter(())
         self._now: _OwnInput | None = None
         if self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
@@ -105,7 +109,7 @@ class Member:
     @property
     def unasked(self) -> int:
         """Inputs that nobody has asked for."""
-        return len(self._given)
+        return length_hint(self._given)
 
     def give(self, items: Sequence[str]) -> None:
         """This party's inputs: texts, images' files, or .safetensors files of inputs by name; one for each query.
@@ -114,7 +118,11 @@ class Member:
         """
         if items and not self.values:
             raise InputError(f"{self.name}: owns no data in this session, so it has nothing to give; leave it out")
-        self._given = [self._encode(item) for item in items]
+        self._given = iter([self._encode(item) for item in items])
+
+    def give_files(self, files: Iterable[str]) -> None:
+        """The same of .safetensors files that come one by one. A file leaves the disk as soon as it was read."""
+        self._given = map(self._take_file, files)
 
     def listen(self) -> Listener | None:
         """For the parties after this one. Errors: StartError."""
@@ -129,12 +137,17 @@ class Member:
         report: Callable[[QueryResult], None],
         *,
         ahead: int = 0,
+        idle: float | None = None,
         progress: Progress | None = None,
+        ready: Callable[[], None] = lambda: None,
         refused: Refused = lambda error: None,
     ) -> None:
-        """The whole session; `report` is told of each query. Errors: `PeerError`, InputError,
-        AheadError, CryptenError."""
-        settings = self.settings
+        """The whole session; `report` is told of each query, and `ready` is called before the first.
+
+        `idle`: seconds that the party that asks may be silent between two queries (default: the timeout). Errors:
+        `PeerError`, InputError, AheadError, CryptenError.
+        """
+        settings, started = self.settings, time.perf_counter()
         place = Place(
             self.parties,
             self.rank,
@@ -148,28 +161,34 @@ class Member:
         dealer = settings.parties.dealer.address
         with join(place, self.held, addresses_of(settings), listener, dealer) as joined:
             party = joined.party
-            self.setup_bytes = party.setup_bytes
-            if not party.asks:
-                while (answer := party.follow(None, self._next, progress)) is not None:
-                    report(self._taken(answer))
-                return
+            self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
+            ready()
             if ahead:
                 party.ask_ahead(ahead)
-            while self._given:
-                report(self._taken(party.ask(self._next(0), progress)))
-            party.goodbye()
+            while (answer := self._one_query(party, idle, progress)) is not None:
+                self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
+                report(self._taken(answer))
+
+    def _one_query(self, party: Party, idle: float | None, progress: Progress | None) -> PartyAnswer | None:
+        if not party.asks:
+            return party.follow(idle, self._next, progress)
+        self._now = next(self._given, None)
+        if self._now is not None:
+            return party.ask(self._now.values, progress)
+        party.goodbye()
+        return None
 
     def _next(self, number: int) -> Mapping[str, Tensor]:
         """This party's values of the query that runs now."""
         if not self.values:
             return {}
-        if not self._given:
+        self._now = next(self._given, None)
+        if self._now is None:
             asker = self.parties.names[self.parties.asker]
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
-        self._now = self._given.pop(0)
         return self._now.values
 
-    def _taken(self, answer: Any) -> QueryResult:
+    def _taken(self, answer: PartyAnswer) -> QueryResult:
         now = self._now or _OwnInput()
         found = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
@@ -198,6 +217,12 @@ class Member:
             raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
         inputs = {name: inputs[name] for name in self.owns}
         return _OwnInput(item, inputs, part.encode_inputs(inputs, self.values))
+
+    def _take_file(self, file: str) -> _OwnInput:
+        try:
+            return self._encode(file)
+        finally:
+            Path(file).unlink(missing_ok=True)
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:
