@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -29,50 +30,77 @@ from ..transport.shaping import ShapedChannel
 from .launcher import LocalAnswer, Progress
 
 IDLE_SECONDS = 86400.0
-Connect = Callable[[str, str], tuple[Channel, Channel]]  # the ends of one party and of another
-Run = Callable[[Callable[[], None], str], None]  # a party's work, and whose it is, in a thread of its own
+T = TypeVar("T")
 
 
-class ThreadDealer:
-    """A dealer that is dialled within this process. `connect` makes a connection, `run` starts a thread."""
+class PartyThreads:
+    """Threads of this process, channels in memory between them, and a dealer that they dial.
 
-    def __init__(self, connect: Connect, run: Run) -> None:
-        self._connect, self._run = connect, run
-        self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
-        self.admission: ComputeSlots = Unlimited()
-
-    def seeding(self, program: Program, session: str) -> Callable[[bytes], None]:
-        """For the client: leaves its seed."""
-
-        def leave(seed: bytes) -> None:
-            client, dealer = self._connect("client", "dealer")
-            hello = my_hello(program, "client", session)
-            client.send_message({"seed": seed.hex()})
-            receive_seed(dealer, hello, self.seeds)
-            client.recv_message()
-            client.close()
-
-        return leave
-
-    def dialling(self, program: Program, session: str) -> Callable[[], Channel]:
-        """For the server: a connection that the dealer serves."""
-
-        def dial() -> Channel:
-            server, dealer = self._connect("server", "dealer")
-            others = left_for(my_hello(program, "server", session), self.seeds)
-            party = DealerParty(dealer, program.hash(), others, self.programs, admission=self.admission)
-            self._run(lambda: party.serve(idle=IDLE_SECONDS), "dealer")
-            return server
-
-        return dial
-
-
-class ThreadParties:
-    """A session of three threads, open until `close`. The same face as `launcher.LocalParties`.
-
-    `record`: {"server": []} collects the payload of every frame that the server receives from the client. `network`:
-    what to imitate between the parties.
+    timeout       seconds of silence allowed on a channel
+    network       what to imitate between the parties
+    failures      whose thread has failed, and how
+    dealer_slots  may the dealer compute now
     """
+
+    def __init__(self, timeout: float, network: Network | None = None) -> None:
+        self.timeout, self.network = timeout, network
+        self.channels: list[MemoryChannel] = []
+        self.threads: list[threading.Thread] = []
+        self.failures: list[tuple[str, BaseException]] = []
+        self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
+        self.dealer_slots: ComputeSlots = Unlimited()
+
+    def connect(self, a: str, b: str) -> tuple[Channel, Channel]:
+        """The ends of a connection: party `a`'s and party `b`'s."""
+        pair = memory_pair(a, b, self.timeout)
+        self.channels += pair
+        if self.network is None:
+            return pair
+        return ShapedChannel(pair[0], self.network), ShapedChannel(pair[1], self.network)
+
+    def start(self, work: Callable[[], None], party: str) -> None:
+        """Do a party's work in a thread of its own."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self.failed(party, error)
+
+        thread = threading.Thread(target=guarded, daemon=True, name=f"blindformer {party}")
+        self.threads.append(thread)
+        thread.start()
+
+    def failed(self, party: str, error: BaseException) -> None:
+        """Note it, and interrupt all channels: nobody waits for who is gone."""
+        self.failures.append((party, error))
+        for channel in self.channels:
+            channel.interrupt()
+
+    def leave_seed(self, program: Program, session: str, seed: bytes) -> None:
+        """For the client: leave its seed with the dealer."""
+        client, dealer = self.connect("client", "dealer")
+        client.send_message({"seed": seed.hex()})
+        receive_seed(dealer, my_hello(program, "client", session), self.seeds)
+        client.recv_message()
+        client.close()
+
+    def dial_dealer(self, program: Program, session: str) -> Channel:
+        """For the server: a connection that the dealer serves."""
+        server, dealer = self.connect("server", "dealer")
+        others = left_for(my_hello(program, "server", session), self.seeds)
+        party = DealerParty(dealer, program.hash(), others, self.programs, admission=self.dealer_slots)
+        self.start(lambda: party.serve(idle=IDLE_SECONDS), "dealer")
+        return server
+
+    def join(self, seconds: float) -> None:
+        """Wait until all threads have ended, for each so many seconds at most."""
+        for thread in self.threads:
+            thread.join(seconds)
+
+
+class ThreadParties(PartyThreads):
+    """A session of three threads, open until `close`. The same face as `launcher.LocalParties`."""
 
     def __init__(
         self,
@@ -80,35 +108,29 @@ class ThreadParties:
         *,
         timeout: float = 120,
         progress: Progress | None = None,
-        record: dict[str, list[bytes]] | None = None,
         network: Network | None = None,
     ) -> None:
+        super().__init__(timeout, network)
         self.open = True
         self.compiled, self.progress = compiled, progress
         program, session = compiled.program, new_session()
-        self._failures: list[BaseException] = []
-        self._channels: list[MemoryChannel] = []
-        self._threads: list[threading.Thread] = []
-
-        def connect(a: str, b: str) -> tuple[Channel, Channel]:
-            pair = memory_pair(a, b, timeout, record if (a, b) == ("server", "client") else None)
-            self._channels += pair
-            return pair if network is None else (ShapedChannel(pair[0], network), ShapedChannel(pair[1], network))
-
-        to_client, to_server = connect("server", "client")
-        dealer = ThreadDealer(connect, self._start)
+        to_client, to_server = self.connect("server", "client")
         self.client = ClientParty(
-            program, compiled.constants, to_server, dealer.seeding(program, session), session=session
+            program,
+            compiled.constants,
+            to_server,
+            lambda seed: self.leave_seed(program, session, seed),
+            session=session,
         )
 
         def serve() -> None:
-            dial = dealer.dialling(program, session)
-            server = ServerParty(Served(compiled, new_seed()), to_client, dial, session=session)
+            served = Served(compiled, new_seed())
+            server = ServerParty(served, to_client, lambda: self.dial_dealer(program, session), session=session)
             server.set_up()
             server.serve(idle=IDLE_SECONDS)
             server.close()
 
-        self._start(serve, "server")
+        self.start(serve, "server")
         started = time.perf_counter()
         self._try(lambda: self.client.set_up(progress))
         self.setup_s = time.perf_counter() - started
@@ -135,30 +157,16 @@ class ThreadParties:
     def close(self) -> None:
         self.open = False
         self.client.close()
-        for thread in self._threads:
-            thread.join(5)
-        for channel in self._channels:
+        self.join(5)
+        for channel in self.channels:
             channel.close()
 
-    def _start(self, target: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=self._run, args=(target,), daemon=True, name=f"blindformer {name}")
-        self._threads.append(thread)
-        thread.start()
-
-    def _run(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except BaseException as error:
-            self._failures.append(error)
-            for channel in self._channels:  # nobody waits for who is gone
-                channel.interrupt()
-
-    def _try(self, step: Callable):
+    def _try(self, step: Callable[[], T]) -> T:
         """The client's step; a failure elsewhere that caused its own is the one to report."""
         try:
             return step()
         except PeerError as error:
-            for thread in self._threads:
-                thread.join(1)
-            causes = [e for e in self._failures if not isinstance(e, BlindformerError)] or self._failures
+            self.join(1)
+            failures = [failure for _, failure in self.failures]
+            causes = [failure for failure in failures if not isinstance(failure, BlindformerError)] or failures
             raise (causes[0] if causes else error) from None

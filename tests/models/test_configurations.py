@@ -11,7 +11,8 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.revealed import FRACTION
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import CONFIGURATIONS
-from blindformer.tests.protocols.harness import run_beaver, run_session
+from blindformer.tests.parties.session.site import run_session
+from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case, check, reveal_all
 
 UNIT = 2.0**-10

@@ -5,18 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
-from blindformer.parties.local.threads import ThreadDealer
-from blindformer.parties.session.client import Answer, ClientParty
-from blindformer.parties.session.meeting import new_session
-from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.uniformity import Sample, UniformityWitness, opened, sample
-from blindformer.parties.session.weights import Served
+from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
@@ -236,75 +230,3 @@ def lockstep(first, second):
             for swaps in reversed(wanted)
         ]
         messages += zip(*answers, strict=True)
-
-
-@dataclass
-class Session:
-    """A whole session, set-up to goodbye: the client's answers, per (receiver, sender) all payloads, and what the
-    server's witness said after each query."""
-
-    answers: list[Answer]
-    received: dict[tuple[str, str], list[bytes]]
-    seen: list[dict]
-
-
-def run_session(
-    case: Case,
-    queries: int = 1,
-    timeout: float = 20,
-    witness: UniformityWitness | None = None,
-    party: type[ClientParty] = ClientParty,
-    play: Callable[[Any], None] | None = None,
-) -> Session:
-    """`play`, with a client of class `party` after its set-up, in place of `queries` queries of the case."""
-    received: dict[tuple[str, str], list[bytes]] = {}
-
-    def connect(a: str, b: str):
-        ab, ba = received.setdefault((a, b), []), received.setdefault((b, a), [])
-        ends.extend(memory_pair(a, b, timeout, {a: ab, b: ba}))
-        return ends[-2], ends[-1]
-
-    ends: list = []
-    dealing: list[threading.Thread] = []
-    errors: list[BaseException] = []
-
-    def start(target: Callable[[], None], name: str) -> None:
-        def guarded() -> None:
-            try:
-                target()
-            except BaseException as error:
-                errors.append(error)
-                for end in ends:
-                    end.close()
-
-        dealing.append(threading.Thread(target=guarded, name=name, daemon=True))
-        dealing[-1].start()
-
-    session, dealer = new_session(), ThreadDealer(connect, start)
-    server_client, client_server = connect("server", "client")
-    dial, leave = dealer.dialling(case.program, session), dealer.seeding(case.program, session)
-    wire = witness.wire if witness else over_channel
-    server = ServerParty(Served(case, new_seed()), server_client, dial, session=session, wire=wire)
-    client = party(case.program, case.constants, client_server, leave, session=session)
-    answers: list[Answer] = []
-    seen: list[dict] = []
-
-    def serve() -> None:
-        server.set_up()
-        server.serve(lambda *_: seen.append(witness.finish()) if witness else None)
-        server.close()
-
-    def ask() -> None:
-        client.set_up()
-        if play:
-            play(client)
-        else:
-            answers.extend(client.query(case.client, more=number + 1 < queries) for number in range(queries))
-        client.close()
-
-    in_threads([serve, ask], lambda: [end.close() for end in ends])
-    for thread in dealing:
-        thread.join(120)
-    if errors:
-        raise errors[0]
-    return Session(answers, received, seen)

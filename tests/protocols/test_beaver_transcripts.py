@@ -16,8 +16,9 @@ import torch
 from blindformer.models.program.pricing import price
 from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream, new_seed
+from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.protocols.cases import CASES
-from blindformer.tests.protocols.harness import Seeds, run_beaver, run_session
+from blindformer.tests.protocols.harness import Seeds, run_beaver
 from blindformer.tests.protocols.programs import Case, Data, Draft, handed_over
 
 FALSE_ALARM = 1e-10  # of one comparison; a transcript takes some thousand
@@ -178,7 +179,7 @@ def test_no_mask_is_drawn_twice(monkeypatch):
 
     def counted(self, label, shape):
         if label != "B":
-            drawn[threading.current_thread().name == "dealer", self._key, label] += 1
+            drawn[threading.current_thread().name == "blindformer dealer", self._key, label] += 1
         return honest(self, label, shape)
 
     monkeypatch.setattr(Stream, "integers", counted)

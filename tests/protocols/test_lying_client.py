@@ -6,10 +6,10 @@ import torch
 from blindformer.models.compile import decode_outputs
 from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.parties.four import Four
-from blindformer.tests.protocols.harness import run_beaver, run_session
+from blindformer.tests.parties.session.site import Site
+from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.lying import Copy, LyingClient, LyingOwner, queries_to_copy
-from blindformer.tests.protocols.programs import Case, Data
+from blindformer.tests.protocols.programs import Case, Data, handed_over
 from blindformer.tests.protocols.test_beaver_transcripts import inputs, suspicions
 from torch import nn
 
@@ -28,17 +28,14 @@ def compiled() -> bf.Compiled:
 def test_a_client_that_shifts_its_messages_reads_every_weight(compiled):
     """Three queries for the last layer, one for what answers are without an input, 24 for 64 weights of each of 96
     units, 256 a query, and one for the rest of the last 256. Answers of 24 bits cannot tell it in fewer than 18."""
-    found, asked = {}, []
-
-    def play(client: LyingClient) -> None:
+    site = Site(Case(compiled.program, {}, compiled.weights, compiled.constants))
+    with site.client(kind=LyingClient) as client:
         copy = Copy(compiled.program, lambda sources, lies: next(iter(client.ask(sources, lies).values())))
-        found.update(copy.run())
-        asked.append(client.asked)
-
-    run_session(Case(compiled.program, {}, compiled.weights, compiled.constants), party=LyingClient, play=play)
+        found = copy.run()
+    site.end()
     assert sum(weight.numel() for weight in found.values()) == 64 * 96 + 96 * 8 == 6912
     assert all(torch.equal(weight, compiled.weights[name]) for name, weight in found.items())
-    assert asked == [29]
+    assert client.asked == 29
     assert queries_to_copy(compiled.program, compiled.weights) == 18
 
 
@@ -46,11 +43,11 @@ def test_an_owner_that_shifts_its_shares_only_asks_about_another_input(compiled)
     """The same network in topology `helper`: a lie gives what an honest owner would get for a shifted input."""
     generator = torch.Generator().manual_seed(1)
     x, shift = (torch.randn(ROWS, 64, generator=generator) for _ in range(2))
-    session = Four(compiled, owner=LyingOwner)
-    session.owner.set_up()
-    session.owner.lies = compiled.encode_inputs({"input": shift})
-    (got,) = decode_outputs(session.case.program, session.query(compiled.encode_inputs({"input": x})).outputs).values()
-    session.close()
+    site = Site(handed_over(Case(compiled.program, {}, compiled.weights, compiled.constants)))
+    with site.owner(kind=LyingOwner) as owner:
+        owner.lies = compiled.encode_inputs({"input": shift})
+        answer = owner.query(compiled.encode_inputs({"input": x}))
+    (got,) = decode_outputs(site.case.program, answer.outputs).values()
     sources = {**compiled.encode_inputs({"input": x + shift}), **compiled.weights, **compiled.constants}
     (wanted,) = compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs).values()
     torch.testing.assert_close(got, wanted, atol=2e-3, rtol=0)

@@ -1,26 +1,35 @@
-"""A server, a dealer and any number of clients in threads, on a small program, over channels in memory."""
+"""All parties of a session as threads, on a small program, over channels in memory that keep what crosses them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.threads import ThreadDealer
+from blindformer.parties.local.threads import PartyThreads
 from blindformer.parties.session.client import Answer, ClientParty
+from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
+from blindformer.parties.session.helper.owner import OwnerParty
+from blindformer.parties.session.helper.owner_shares import OwnerShares
+from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.meeting import new_session, tell
+from blindformer.parties.session.online import OnQuery
 from blindformer.parties.session.server import ServerParty
 from blindformer.parties.session.timings import Timings
 from blindformer.parties.session.weights import Served
-from blindformer.parties.transport.memory import MemoryChannel, memory_pair
+from blindformer.parties.transport.memory import MemoryChannel
+from blindformer.protocols.channel import Channel
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
+from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case, Data, Draft
 
 SECRET = bytes(range(16))
 IDLE = 120.0
+ROLES = {"owner": "client"}  # what the certificate of a data owner who takes no part calls it
 
 
 def small_case() -> Case:
@@ -31,106 +40,208 @@ def small_case() -> Case:
     return d.case(d("mul", d("less", y, threshold=40, bits=40), d("mul", y, y)))
 
 
-def expected(case: Case) -> dict[str, Any]:
-    return interpret(case.program, ClearEngine(case.sources)).outputs
+def right(case: Case, outputs: dict[str, Any]) -> None:
+    """The outputs are those of `small_case`. A rescale may round either way: its square differs by that."""
+    wanted = interpret(case.program, ClearEngine(case.sources)).outputs
+    assert outputs.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert ((outputs[name] - value).abs() <= 2 * value.abs().max().sqrt() + 2).all()
 
 
-class Site:
-    """`answered`: what the server says of each query. `failures`: how its sessions and the dealer's have ended, where
-    they ended badly. `dealer_up`: whether the dealer can be dialled."""
+class Turnstile:
+    """Admission that refuses where `refuse` says so, call by call, and then admits; once `hold` is set, if given.
+
+    `inside`: how many compute now; `most`: the most that ever did.
+    """
+
+    def __init__(self, refuse: Iterable[object] = (), hold: threading.Event | None = None, party: str = "server"):
+        self.refuse, self.hold, self.party = iter(refuse), hold, party
+        self.inside = self.most = 0
+
+    @contextmanager
+    def slot(self, number: int, waiting: Callable[[int], None]) -> Iterator[None]:
+        if next(self.refuse, False):
+            raise SlotsBusy(self.party, 7.5, "the queue is full")
+        while self.hold is not None and not self.hold.wait(0.05):
+            waiting(3)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        yield
+        self.inside -= 1
+
+
+class Site(PartyThreads):
+    """A server, a dealer, and any number of clients or of data owners with a helper.
+
+    answers    of `run_session`
+    answered   what the server says of each query, to `on_query`
+    dealer_up  whether the dealer can be dialled; `dialled`: how often it was
+    ends       a party's ends of its channels
+    received   all payloads by (receiver, sender)
+    """
 
     def __init__(self, case: Case, *, spool: Any = None, timeout: float = 20, secret: bytes = SECRET) -> None:
-        self.case, self.spool, self.timeout = case, spool, timeout
-        self.served = Served(case, secret)
-        self.channels: list[MemoryChannel] = []
-        self.failures: list[BaseException] = []
+        super().__init__(timeout)
+        self.case, self.spool, self.served = case, spool, Served(case, secret)
+        self.answers: list[Answer] = []
         self.answered: list[tuple[int, Timings]] = []
+        self.on_query: OnQuery = lambda number, timings: self.answered.append((number, timings))
         self.dealer_up, self.dialled = True, 0
-        self.dealer = ThreadDealer(self.connect, self.start)
-        self.threads: list[threading.Thread] = []
+        self.ends: dict[str, list[MemoryChannel]] = {}
+        self.received: dict[tuple[str, str], list[bytes]] = {}
 
-    def connect(self, a: str, b: str) -> tuple[MemoryChannel, MemoryChannel]:
-        pair = memory_pair(a, b, self.timeout)
-        self.channels += pair
+    def connect(self, a: str, b: str) -> Any:
+        pair = super().connect(ROLES.get(a, a), ROLES.get(b, b))
+        for me, peer, end in ((a, b, pair[0]), (b, a, pair[1])):
+            assert isinstance(end, MemoryChannel)
+            end.record = self.received.setdefault((me, peer), [])
+            self.ends.setdefault(me, []).append(end)
         return pair
 
-    def start(self, work: Callable[[], None], name: str) -> None:
-        def guarded() -> None:
+    def start(self, work: Callable[[], None], party: str) -> None:
+        def alone() -> None:
+            torch.set_num_threads(1)
+            work()
+
+        super().start(alone, party)
+
+    def failed(self, party: str, error: BaseException) -> None:
+        """A party tells the others what a user can read; nobody waits for a broken test."""
+        if isinstance(error, BlindformerError):
+            self.failures.append((party, error))
+        else:
+            super().failed(party, error)
+
+    def leave_seed(self, program: Any, session: str, seed: bytes) -> None:
+        if not self.dealer_up:
+            raise ConnectionRefusedError("this dealer is not to be asked")
+        super().leave_seed(program, session, seed)
+
+    def dial_dealer(self, program: Any, session: str) -> Channel:
+        self.dialled += 1
+        return super().dial_dealer(program, session)
+
+    def vanish(self, party: str) -> None:
+        """What happens when its process is killed."""
+        for end in self.ends[party]:
+            end.interrupt()
+
+    def run(self, party: str, work: Callable[[], None], channels: Callable[[], list[Any]]) -> None:
+        """Start a party that tells its peers, on `channels`, how it fails."""
+
+        def telling() -> None:
             try:
                 work()
-            except BaseException as error:
-                self.failures.append(error)
+            except BlindformerError as error:
+                tell(channels(), error)
+                raise
 
-        self.threads.append(threading.Thread(target=guarded, daemon=True, name=name))
-        self.threads[-1].start()
+        self.start(telling, party)
 
-    def serve(self, channel: Any, session: str, client_id: str = "alice", **options: Any) -> None:
-        """A server's session on `channel`, in a thread."""
-
-        def dial() -> Any:
-            self.dialled += 1
-            return self.dealer.dialling(self.case.program, session)()
-
+    def serve(self, channel: Any, session: str, client_id: str = "alice", owner: Any = None, **options: Any) -> None:
+        """A server's session on `channel`. `owner`: the channel of a data owner who takes no part."""
+        program = self.case.program
+        outside = None if owner is None else OwnerShares(owner, program)
         party = ServerParty(
-            self.served, channel, dial, session=session, client_id=client_id, spool=self.spool, **options
+            self.served,
+            channel,
+            lambda: self.dial_dealer(program, session),
+            session=session,
+            client_id=client_id,
+            spool=self.spool,
+            outside=outside,
+            **options,
         )
 
-        def run() -> None:
-            try:
-                party.set_up()
-                party.serve(on_query=lambda number, timings: self.answered.append((number, timings)), idle=IDLE)
-            except BlindformerError as error:
-                tell(party.abandon(), error)
-                raise
+        def work() -> None:
+            party.set_up()
+            party.serve(on_query=self.on_query, idle=IDLE)
             party.close()
 
-        self.start(run, "server")
+        self.run("server", work, lambda: [*party.abandon(), *([] if owner is None else [owner])])
+
+    def second_party(
+        self, channel: Any, session: str, kind: type[ClientParty] = ClientParty, **options: Any
+    ) -> ClientParty:
+        """A client, or a helper, that meets the server on `channel`."""
+        program = self.case.program
+        leave = lambda seed: self.leave_seed(program, session, seed)  # noqa: E731
+        return kind(program, self.case.constants, channel, leave, session=session, **options)
 
     @contextmanager
     def client(
-        self, *, client_id: str = "alice", server: dict[str, Any] | None = None, **options: Any
-    ) -> Iterator[ClientParty]:
+        self, *, session: str = "", client_id: str = "alice", server: dict[str, Any] | None = None, **options: Any
+    ) -> Iterator[Any]:
         """A client in a session of its own, set up; `server`: options of the server's party."""
-        session = new_session()
+        session = session or new_session()
         theirs, mine = self.connect("server", "client")
         self.serve(theirs, session, client_id, **(server or {}))
-        seed = self.dealer.seeding(self.case.program, session)
-
-        def leave(own: bytes) -> None:
-            if not self.dealer_up:
-                raise ConnectionRefusedError("this dealer is not to be asked")
-            seed(own)
-
-        party = ClientParty(self.case.program, self.case.constants, mine, leave, session=session, **options)
+        party = self.second_party(mine, session, **options)
         try:
             party.set_up()
             yield party
         finally:
             party.close()
 
-    def ask(self, party: ClientParty, more: bool = False) -> Answer:
+    @contextmanager
+    def owner(
+        self,
+        *,
+        session: str = "",
+        slots: dict[str, ComputeSlots] | None = None,
+        kind: type[OwnerParty] = OwnerParty,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """A data owner with a helper, in a session of its own, set up. `slots`: admission by party."""
+        session, program = session or new_session(), self.case.program
+        owner_helper, helper_owner = self.connect("owner", "helper")
+        owner_server, server_owner = self.connect("owner", "server")
+        helper_server, server_helper = self.connect("helper", "server")
+        self.serve(server_helper, session, owner=server_owner, admission=(slots or {}).get("server"))
+        helper = HelperParty(helper_owner, self.second_party(helper_server, session), (slots or {}).get("helper"))
+
+        def help_owner() -> None:
+            helper.set_up()
+            helper.serve(idle=IDLE)
+            helper.close()
+
+        self.run("helper", help_owner, lambda: [helper_owner, helper_server])
+        party = kind(program, owner_server, owner_helper, **options)
+        try:
+            party.set_up()
+            yield party
+        finally:
+            party.close()
+
+    def ask(self, party: Any, more: bool = False) -> Answer:
         """One query, whose answer must be right."""
-        answer = party.query(self.case.client, more=more)
-        wanted = expected(self.case)
-        assert answer.outputs.keys() == wanted.keys()
-        for name, value in wanted.items():
-            # A rescale may round either way: its square differs by that.
-            assert ((answer.outputs[name] - value).abs() <= 2 * value.abs().max().sqrt() + 2).all()
+        answer = party.query({**self.case.client, **self.case.inputs}, more=more)
+        right(self.case, answer.outputs)
         return answer
+
+    def join(self, seconds: float = 60) -> None:
+        super().join(seconds)
+        assert not [thread.name for thread in self.threads if thread.is_alive()]
 
     def end(self) -> None:
         """Everybody has left, and nobody has failed."""
-        for thread in self.threads:
-            thread.join(self.timeout)
-            assert not thread.is_alive()
-        for error in self.failures:
+        self.join()
+        for _, error in self.failures:
             raise error
 
     def errors(self) -> list[BlindformerError]:
         """How parties failed; all are errors that a user can read."""
-        for thread in self.threads:
-            thread.join(self.timeout)
-            assert not thread.is_alive()
-        found = [error for error in self.failures if isinstance(error, BlindformerError)]
+        self.join()
+        found = [error for _, error in self.failures if isinstance(error, BlindformerError)]
         assert len(found) == len(self.failures), self.failures
         return found
+
+
+def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Site:
+    """A client's whole session, from set-up to goodbye, on a model of its own."""
+    site = Site(case, timeout=timeout, secret=new_seed())
+    with site.client() as party:
+        for number in range(queries):
+            site.answers.append(party.query(case.client, more=number + 1 < queries))
+    site.end()
+    return site

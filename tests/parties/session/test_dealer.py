@@ -8,20 +8,15 @@ from contextlib import suppress
 
 import pytest
 from blindformer.models.program.program import Program
-from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, receive_seed
 from blindformer.parties.session.meeting import my_hello
 from blindformer.parties.session.seeds import MemorySeeds
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
-from blindformer.tests.parties.session.site import Site, small_case
+from blindformer.tests.parties.session.site import Turnstile
 
 SESSION, SEED = "0f" * 16, bytes(32)
-
-
-@pytest.fixture(scope="module")
-def case():
-    return small_case()
 
 
 def test_a_client_leaves_its_seed_and_is_told_so(case):
@@ -184,45 +179,28 @@ def test_numbers_only_count_up(case, numbers):
 
 
 def test_a_busy_dealer_says_so_and_a_refused_number_may_be_asked_again(case):
-    class Once(Unlimited):
-        refused = False
-
-        def slot(self, number, waiting):
-            if not self.refused:
-                self.refused = True
-                raise SlotsBusy("dealer", 3)
-            waiting(1)
-            return super().slot(number, waiting)
-
-    server = Server(case.program, admission=Once())
+    gate = Turnstile([1], hold=threading.Event(), party="dealer")
+    server = Server(case.program, admission=gate)
     set_up(server)
     server.channel.send_message({"query": 0})
-    assert server.channel.recv_message()["busy"] == 3
+    assert server.channel.recv_message()["busy"] == 7.5
     server.channel.send_message({"query": 0})
-    assert server.channel.recv_message() == {"queued": 1}
-    assert server.channel.recv_message() == {"deal": 0}
+    assert server.channel.recv_message() == {"queued": 3}
+    gate.hold.set()
+    while (message := server.channel.recv_message()) == {"queued": 3}:
+        pass
+    assert message == {"deal": 0}
     server.channel.close()
     server.ended()
 
 
-def test_a_busy_dealer_makes_a_busy_server(case):
-    site = Site(case)
-    gate = {"left": 2}
-
-    class Twice(Unlimited):
-        def slot(self, number, waiting):
-            if gate["left"]:
-                gate["left"] -= 1
-                raise SlotsBusy("dealer", 3)
-            return super().slot(number, waiting)
-
-    site.dealer.admission = Twice()
+def test_a_busy_dealer_makes_a_busy_server(site):
+    site.dealer_slots = Turnstile([1, 1], party="dealer")
     with site.client() as party:
         for _ in range(2):
-            with pytest.raises(SlotsBusy, match=r"dealer: is busy.*in 3 seconds"):
+            with pytest.raises(SlotsBusy, match=r"dealer: is busy.*in 7.5 seconds"):
                 site.ask(party, True)
         for more in (True, False):
             site.ask(party, more)
     site.end()
-    assert gate["left"] == 0
     assert [number for number, _ in site.answered] == [0, 1]

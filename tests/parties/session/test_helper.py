@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -14,19 +14,15 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.helper.owner_shares import OwnerShares, part_of
 from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.clear import ClearEngine
-from blindformer.protocols.errors import (
-    PeerError,
-    PeerProtocolError,
-    PeerRefused,
-)
+from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefused
 from blindformer.tests.models.conftest import make
-from blindformer.tests.parties.four import ROLES, Four
+from blindformer.tests.parties.session.site import ROLES, Site, Turnstile
+from blindformer.tests.protocols.programs import Case, handed_over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,18 +36,15 @@ def item():
 
 
 @pytest.fixture
-def four(item):
-    """four(**options): a session that ends with the test."""
-    made: list[Four] = []
+def site(case):
+    return Site(handed_over(case))
 
-    def make_four(**options) -> Four:
-        made.append(Four(item.compiled, **options))
-        made[-1].owner.set_up()
-        return made[-1]
 
-    yield make_four
-    for each in made:
-        each.close()
+@pytest.fixture
+def owner_of():
+    """`owner_of(site, **options)`: a data owner whose session ends with the test."""
+    with ExitStack() as stack:
+        yield lambda site, **options: stack.enter_context(site.owner(**options))
 
 
 def exactly(item, batch) -> torch.Tensor:
@@ -61,203 +54,160 @@ def exactly(item, batch) -> torch.Tensor:
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-def test_answers_are_those_of_a_client_that_takes_part(item, four):
-    """Roundings are random, by one unit at a rescale: both are as far from the exact fixed point."""
-    session, client = four(), ThreadParties(item.compiled)
-    try:
+@pytest.mark.parametrize("helped", [False, True])
+def test_a_model_s_answers_are_right_whoever_takes_part(item, helped):
+    """Roundings are random, by one unit at a rescale: all are as far from the exact fixed point."""
+    case = Case(item.compiled.program, {}, item.compiled.weights, item.compiled.constants)
+    site = Site(handed_over(case) if helped else case)
+    with site.owner() if helped else site.client() as party:
         for number, batch in enumerate(item.batches[:3]):
-            answer = session.query(item.compiled.encode_inputs(batch), more=number < 2)
-            helped = decode_outputs(session.case.program, answer.outputs)["logits"]
-            alone = client.query(batch).outputs["logits"]
-            expected = exactly(item, batch)
-            assert float((helped - expected).abs().max()) < 2e-3
-            assert float((alone - expected).abs().max()) < 2e-3
-    finally:
-        client.close()
-    session.close()
-    assert session.errors == {}
+            answer = party.query(item.compiled.encode_inputs(batch), more=number < 2)
+            logits = decode_outputs(site.case.program, answer.outputs)["logits"]
+            assert float((logits - exactly(item, batch)).abs().max()) < 2e-3
+    site.end()
 
 
-def test_an_owner_s_work_is_small(item, four):
+def test_an_owner_s_work_is_small(item, owner_of):
     """It sends its shares and a seed, it receives two shares of the answer: no masked weights, no rounds."""
-    session, traffic = four(), owner_traffic(for_two_servers(item.compiled.program))
-    answer = session.query(item.compiled.encode_inputs(item.batches[0]))
-    assert session.owner.setup_bytes == 0
-    tensors = {key: sum(len(p) for p in payloads if p[:1] != b"{") for key, payloads in session.received.items()}
+    case = handed_over(Case(item.compiled.program, {}, item.compiled.weights, item.compiled.constants))
+    site, traffic = Site(case), owner_traffic(case.program)
+    owner = owner_of(site)
+    answer = owner.query(item.compiled.encode_inputs(item.batches[0]))
+    assert owner.setup_bytes == 0
+    tensors = {key: sum(len(p) for p in payloads if p[:1] != b"{") for key, payloads in site.received.items()}
     assert tensors["server", "owner"] == traffic.to_server
     assert tensors["helper", "owner"] == 0
     assert tensors["owner", "helper"] == tensors["owner", "server"] == traffic.from_each
     assert ("owner", "dealer") not in tensors
     assert answer.timings.online.sent < traffic.to_server + 400  # and a few short messages
-    assert answer.timings.rounds == price(session.case.program).rounds
+    assert answer.timings.rounds == price(case.program).rounds
     assert answer.others["helper_online_s"] > 0
 
 
-def test_what_each_party_receives_is_uniform_and_fresh_in_every_query(item, four):
-    session = four()
-    sources = item.compiled.encode_inputs(item.batches[0])
+def test_what_each_party_receives_is_uniform_and_fresh_in_every_query(item, owner_of):
+    site = Site(handed_over(Case(item.compiled.program, {}, item.compiled.weights, item.compiled.constants)))
+    owner = owner_of(site)
     for _ in range(2):
-        session.query(sources)
+        owner.query(item.compiled.encode_inputs(item.batches[0]))
     for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
-        frames = [p for p in session.received[receiver, sender] if p[:1] != b"{"]
+        frames = [p for p in site.received[receiver, sender] if p[:1] != b"{"]
         one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
         assert one != other
         if len(one) > 4000:
             counts = np.bincount(np.frombuffer(one + other, np.uint8), minlength=256)
             assert ((counts - counts.mean()) ** 2).sum() / counts.mean() < 255 + 8 * (2 * 255) ** 0.5
-    messages = [json.loads(p) for p in session.received["helper", "owner"]]
+    messages = [json.loads(p) for p in site.received["helper", "owner"]]
     seeds = [message["seed"] for message in messages if "seed" in message]
     assert len(set(seeds)) == 2
     assert all(set(message) <= {"query", "more", "seed"} for message in messages)
 
 
-def test_the_dealer_hears_of_no_owner(item, four):
-    session = four()
-    session.query(item.compiled.encode_inputs(item.batches[0]))
-    assert {sender for receiver, sender in session.received if receiver == "dealer"} == {"helper", "server"}
+def test_the_dealer_hears_of_no_owner(site, owner_of):
+    """To the dealer, the helper is a client."""
+    site.ask(owner_of(site))
+    assert {sender for receiver, sender in site.received if receiver == "dealer"} == {"client", "server"}
 
 
 # --- a server that is full -------------------------------------------------------------------------------------------
-class Full:
-    """Has no room for the first `times` queries. `asked`: how often one wanted a place."""
-
-    def __init__(self, party: str, times: int) -> None:
-        self.party, self.times, self.asked = party, times, 0
-
-    @contextmanager
-    def slot(self, number, waiting):
-        self.asked += 1
-        if self.asked <= self.times:
-            raise SlotsBusy(self.party, 3.0, "the queue is full")
-        yield
-
-
 @pytest.mark.parametrize("party", ["server", "helper"])
-def test_a_query_that_is_turned_away_has_sent_nothing_and_may_be_another(item, four, party):
+def test_a_query_that_is_turned_away_has_sent_nothing_and_may_be_another(site, owner_of, party):
     """A share that a server holds already must never meet a second value under the same seed."""
-    session = four(admission={party: Full(party, 2)})
-    for batch in item.batches[:2]:
-        with pytest.raises(SlotsBusy, match=f"{party}: is busy .the queue is full.; ask again in 3 seconds") as busy:
-            session.query(item.compiled.encode_inputs(batch))
-        assert (busy.value.party, busy.value.retry_after) == (party, 3.0)
-    assert session.received["server", "owner"] == []
-    assert all("seed" not in json.loads(p) for p in session.received["helper", "owner"])
-    answer = session.query(item.compiled.encode_inputs(item.batches[2]))
-    found = decode_outputs(session.case.program, answer.outputs)["logits"]
-    assert float((found - exactly(item, item.batches[2])).abs().max()) < 2e-3
-
-
-class Slow:
-    """Lets a query wait until `event`. `place`: in the queue."""
-
-    def __init__(self, place: int) -> None:
-        self.event, self.place = threading.Event(), place
-
-    @contextmanager
-    def slot(self, number, waiting):
-        while not self.event.wait(0.2):
-            waiting(self.place)
-        yield
+    owner = owner_of(site, slots={party: Turnstile([1, 1], party=party)})
+    for shift in (1, 2):
+        with pytest.raises(SlotsBusy, match=f"{party}: is busy .the queue is full.; ask again in 7.5 seconds") as busy:
+            owner.query({name: value + shift for name, value in site.case.inputs.items()})
+        assert (busy.value.party, busy.value.retry_after) == (party, 7.5)
+    assert site.received["server", "owner"] == []
+    assert all("seed" not in json.loads(p) for p in site.received["helper", "owner"])
+    site.ask(owner)
 
 
 @pytest.mark.parametrize("party", ["server", "helper"])
-def test_who_waits_hears_that_the_others_live(item, four, party):
+def test_who_waits_hears_that_the_others_live(case, owner_of, party):
     """Longer than the timeout: a silence would be taken for death."""
-    slow = Slow(place=4)
-    session = four(admission={party: slow}, timeout=3)
+    site, turn, heard = Site(handed_over(case), timeout=1.5), threading.Event(), []
 
-    class Heard(list):
-        def append(self, message) -> None:
-            super().append(message)
-            if len(self) == 4:  # after more than three seconds
-                slow.event.set()
+    def waiting(message: dict) -> None:
+        heard.append(message)
+        if len(heard) == 4:  # longer than the owner would have waited in silence
+            turn.set()
 
-    session.owner.waiting = Heard().append
-    session.owner.waiting.__self__.clear()
-    session.query(item.compiled.encode_inputs(item.batches[0]))
-    heard = session.owner.waiting.__self__
+    site.ask(owner_of(site, slots={party: Turnstile(hold=turn)}, waiting=waiting))
     assert len(heard) >= 4
-    assert {"waiting": 4} in heard
+    assert {"waiting": 3} in heard
 
 
 # --- parties that leave ----------------------------------------------------------------------------------------------
-def leaves(session: Four, party: str, moment: str) -> None:
-    """Let `party` vanish at a moment of the next query."""
-    if moment == "asked":
-        session.vanish(party)
-        return
-    send = session.owner._send_shares
-
-    def then(sources) -> None:
-        if moment == "shares wait":
-            session.vanish(party)
-            send(sources)
-        else:
-            send(sources)
-            session.vanish(party)
-
-    session.owner._send_shares = then
-
-
 @pytest.mark.parametrize("moment", ["asked", "shares wait", "shares sent"])
 @pytest.mark.parametrize("party", ["helper", "server", "owner"])
-def test_whoever_vanishes_the_others_end_and_say_who_it_was(item, four, party, moment):
-    session = four(timeout=20)
-    leaves(session, party, moment)
+def test_whoever_vanishes_the_others_end_and_say_who_it_was(site, owner_of, party, moment):
+    owner = owner_of(site)
+    send = owner._send_shares
+
+    def leaving(sources) -> None:
+        if moment == "shares sent":
+            send(sources)
+        site.vanish(party)
+        if moment == "shares wait":
+            send(sources)
+
+    if moment == "asked":
+        site.vanish(party)
+    else:
+        owner._send_shares = leaving
     with pytest.raises(PeerError) as failure:
-        session.query(item.compiled.encode_inputs(item.batches[0]))
-    session.join()
+        site.ask(owner)
+    site.join()
     if party != "owner":
         assert party in str(failure.value)
+    errors = dict(site.failures)
     for other in {"helper", "server"} - {party}:
-        assert isinstance(session.errors[other], PeerError), repr(session.errors[other])
-        assert ROLES.get(party, party) in str(session.errors[other])
+        assert isinstance(errors[other], PeerError), repr(errors[other])
+        assert ROLES.get(party, party) in str(errors[other])
 
 
-def test_a_dealer_that_vanishes_is_named_to_the_owner(item, four):
-    session = four(timeout=20)
-    session.vanish("dealer")
+def test_a_dealer_that_vanishes_is_named_to_the_owner(site, owner_of):
+    owner = owner_of(site)
+    site.vanish("dealer")
     with pytest.raises(PeerError, match="dealer"):
-        session.query(item.compiled.encode_inputs(item.batches[0]))
+        site.ask(owner)
 
 
 # --- peers that do not follow the protocol ---------------------------------------------------------------------------
-def test_a_query_number_is_used_once(item, four):
-    session = four()
-    session.query(item.compiled.encode_inputs(item.batches[0]))
-    session.owner.helper.send_message({"query": 0, "more": False})
+def test_a_query_number_is_used_once(site, owner_of):
+    owner = owner_of(site)
+    site.ask(owner)
+    owner.helper.send_message({"query": 0, "more": False})
     with pytest.raises(PeerError, match="out of order"):
-        session.owner._hear(session.owner.helper, "ready", 1)
+        owner._hear(owner.helper, "ready", 1)
 
 
 @pytest.mark.parametrize("seed", [None, "00", 7, "zz" * 32, "00" * 16, ["00" * 32]])
-def test_a_seed_that_is_none_is_refused(item, four, seed):
-    session = four()
-    session.owner.helper.send_message({"query": 0})
-    session.owner._hear(session.owner.helper, "ready", 0)
-    session.owner.helper.send_message({"seed": seed})
+def test_a_seed_that_is_none_is_refused(site, owner_of, seed):
+    owner = owner_of(site)
+    owner.helper.send_message({"query": 0})
+    owner._hear(owner.helper, "ready", 0)
+    owner.helper.send_message({"seed": seed})
     with pytest.raises(PeerError, match="has no place here"):
-        session.owner._hear(session.owner.helper, "answer", 0)
+        owner._hear(owner.helper, "answer", 0)
 
 
 @pytest.mark.parametrize("what", ["number", "size", "no tensor"])
-def test_shares_that_are_none_are_refused(item, four, what):
-    session = four()
-    server = session.owner.server
-    session.owner.helper.send_message({"query": 0})
-    session.owner._hear(session.owner.helper, "ready", 0)
-    session.owner.helper.send_message({"seed": "00" * 32})
-    if what == "number":
-        server.send_message({"query": 1})
-    else:
-        server.send_message({"query": 0})
-        server.send(b"short") if what == "size" else server.send_message({"query": 0})
+def test_shares_that_are_none_are_refused(site, owner_of, what):
+    owner = owner_of(site)
+    owner.helper.send_message({"query": 0})
+    owner._hear(owner.helper, "ready", 0)
+    owner.helper.send_message({"seed": "00" * 32})
+    owner.server.send_message({"query": 1 if what == "number" else 0})
+    if what != "number":
+        owner.server.send(b"short") if what == "size" else owner.server.send_message({"query": 0})
     with pytest.raises(PeerError):
-        session.owner._receive(server, 0)
-    session.owner.close()
-    session.join()
-    assert isinstance(session.errors["server"], PeerProtocolError)
-    assert session.errors["server"].party == "client"
+        owner._receive(owner.server, 0)
+    owner.close()
+    site.join()
+    error = dict(site.failures)["server"]
+    assert isinstance(error, PeerProtocolError)
+    assert error.party == "client"
 
 
 WORDS = st.sampled_from(["query", "seed", "more", "bye", "answer", "ready", "error", "waiting", "x"])

@@ -89,7 +89,7 @@ def test_a_dealer_that_says_anything(steps, moment):
         say(theirs, [*honest[moment], *steps])
         return ours
 
-    site.dealer.dialling = lambda program, session: dial
+    site.dial_dealer = lambda program, session: dial()
     with pytest.raises((PeerError, SlotsBusy)), site.client() as party:
         site.ask(party)
     assert all(isinstance(error, BlindformerError) for error in site.errors())

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
-from blindformer.tests.parties.session.site import Site, small_case
-
-
-@pytest.fixture(scope="module")
-def case():
-    return small_case()
-
-
-@pytest.fixture
-def site(case):
-    site = Site(case)
-    yield site
-    for channel in site.channels:
-        channel.close()
+from blindformer.tests.parties.session.site import Site, Turnstile
 
 
 def test_answers_are_right_and_cost_the_price(site, case):
@@ -64,36 +50,15 @@ def test_several_sessions_at_once(case):
     assert len(site.answered) == 12
 
 
-class Turnstile:
-    """Refuses the queries named, and makes those wait that `hold` names until `open` is set."""
-
-    def __init__(self, refuse: dict[int, int], hold: dict[int, threading.Event] | None = None) -> None:
-        self.refuse, self.hold = dict(refuse), hold or {}
-        self.inside = self.most = 0
-
-    @contextmanager
-    def slot(self, number, waiting):
-        if self.refuse.get(number, 0):
-            self.refuse[number] -= 1
-            raise SlotsBusy("server", 7.5)
-        place = 3
-        while number in self.hold and not self.hold[number].wait(0.01):
-            waiting(place)
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        yield
-        self.inside -= 1
-
-
 @pytest.mark.parametrize("more", [False, True])
 def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
     """Whether or not the refused query was made ahead; and no correlation is made, or noted, twice."""
-    gate = Turnstile({0: 1, 1: 2})
+    gate = Turnstile([1, 0, 1, 1])
     site.spool, mine = Spool(tmp_path / "server"), Spool(tmp_path / "client")
     with site.client(server={"admission": gate}, spool=mine) as party:
         for times in (1, 2, 0):
             for _ in range(times):
-                with pytest.raises(SlotsBusy, match=r"server: is busy \(all .* taken\); ask again in 7.5 seconds"):
+                with pytest.raises(SlotsBusy, match=r"server: is busy \(the queue is full\); ask again in 7.5 seconds"):
                     site.ask(party, more)
             site.ask(party, more)
     site.end()
@@ -113,7 +78,7 @@ def test_who_waits_in_the_queue_hears_of_it(site):
         if len(heard) == 3:
             turn.set()
 
-    with site.client(server={"admission": Turnstile({}, {0: turn})}, waiting=waiting) as party:
+    with site.client(server={"admission": Turnstile(hold=turn)}, waiting=waiting) as party:
         site.ask(party)
     site.end()
     assert heard[:3] == [{"queued": 3}] * 3
@@ -150,7 +115,7 @@ def test_who_waits_for_the_dealer_hears_signs_of_life(case):
 
 
 def test_who_dies_while_waiting_gives_the_place_back(site):
-    gate = Turnstile({}, {0: threading.Event()})
+    gate = Turnstile(hold=threading.Event())
     queued = threading.Event()
 
     def ask() -> None:
@@ -211,7 +176,7 @@ class Counter:
 def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site, more):
     """One that is broken off has counted, one that a busy server turned away has not."""
     counter = Counter(3)
-    with site.client(server={"count": counter, "admission": Turnstile({0: 2})}) as party:
+    with site.client(server={"count": counter, "admission": Turnstile([1, 1])}) as party:
         for _ in range(2):
             with pytest.raises(SlotsBusy):
                 party.query(site.case.client)

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import phases_in_words, two_party_report
-from blindformer.parties.session.compute_slots import SlotsBusy, Unlimited
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import store as stores
 from blindformer.parties.session.timings import Timings
-from blindformer.tests.parties.session.site import Site, small_case
-
-
-@pytest.fixture(scope="module")
-def case():
-    return small_case()
+from blindformer.tests.parties.session.site import Site, Turnstile
 
 
 @pytest.fixture
-def site(case, tmp_path):
-    site = Site(case, spool=Spool(tmp_path / "server"))
-    yield site
-    for channel in site.channels:
-        channel.close()
+def site(site, tmp_path):
+    site.spool = Spool(tmp_path / "server")
+    return site
 
 
 @pytest.fixture
@@ -255,16 +249,8 @@ def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
 
 
 def test_precomputing_goes_on_after_a_busy_server(site, mine):
-    class Sometimes(Unlimited):
-        asked = 0
-
-        def slot(self, number, waiting):
-            self.asked += 1
-            if self.asked % 2:
-                raise SlotsBusy("server", 0.1)
-            return super().slot(number, waiting)
-
-    with site.client(spool=mine, server={"admission": Sometimes()}) as party:
+    gate = Turnstile([1, 0] * 3)
+    with site.client(spool=mine, server={"admission": gate}) as party:
         refused = 0
         while party.kept < 3:
             try:
@@ -278,31 +264,21 @@ def test_precomputing_goes_on_after_a_busy_server(site, mine):
     assert used_once(site.spool, mine) == [3, 3]
 
 
-def test_an_old_copy_of_the_servers_folder_brings_nothing_back(site, mine, tmp_path):
-    import shutil
-
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_an_old_copy_of_one_side_s_folder_brings_nothing_back(site, mine, tmp_path, side):
     precompute(site, mine, 2)
-    shutil.copytree(site.spool.folder, tmp_path / "copy")
-    site.dealer_up = False
-    ask(site, mine, 2)
-    site.spool = Spool(tmp_path / "copy")
-    assert site.spool.left() == 2
-    with site.client(spool=mine, use_spool="only") as party, pytest.raises(SpoolError, match="holds no correlations"):
-        site.ask(party)
-    site.end()
-    assert site.spool.left() == 2
-
-
-def test_an_old_copy_of_the_clients_folder_brings_nothing_back(site, mine, tmp_path):
-    import shutil
-
-    precompute(site, mine, 2)
-    shutil.copytree(mine.folder, tmp_path / "copy")
+    shutil.copytree(tmp_path / side, tmp_path / "copy")
     site.dealer_up = False
     ask(site, mine, 2)
     old = Spool(tmp_path / "copy")
+    if side == "server":
+        site.spool = old
     assert old.left() == 2
-    with site.client(spool=old, use_spool="only") as party, pytest.raises(SpoolError, match="holds no correlations"):
+    client = mine if side == "server" else old
+    with site.client(spool=client, use_spool="only") as party, pytest.raises(SpoolError, match="holds no correlations"):
         site.ask(party)
     site.end()
-    used_once(site.spool, mine)
+    if side == "server":
+        assert old.left() == 2
+    else:
+        used_once(site.spool, mine)

@@ -8,7 +8,7 @@ from blindformer.errors import BlindformerError
 from blindformer.parties.cli.demo import _refuse_alarm
 from blindformer.parties.session.uniformity import ALARM, UniformityWitness, difference, log_p_values, sample
 from blindformer.protocols.streams import Stream
-from blindformer.tests.protocols.harness import run_session
+from blindformer.tests.parties.session.site import Site
 from blindformer.tests.protocols.test_beaver_transcripts import inputs
 
 TESTS = 20_000  # of a demonstration: an alarm must be so much clearer
@@ -74,7 +74,13 @@ def test_a_witness_at_the_server_sees_what_the_clients_masks_lack(monkeypatch, l
 
     if leaky:
         monkeypatch.setattr(Stream, "integers", broken)
-    first, second = run_session(inputs("random"), queries=2, witness=UniformityWitness()).seen
+    site, witness, seen = Site(inputs("random")), UniformityWitness(), []
+    site.on_query = lambda number, timings: seen.append(witness.finish())
+    with site.client(server={"wire": witness.wire}) as party:
+        for _ in range(2):
+            party.query(site.case.client)
+    site.end()
+    first, second = seen
     assert first["openings"] * 2 == second["openings"] > 10
     assert second["bytes"] > 100_000
     assert first["p_value"] > first["alarm_below"]

@@ -17,20 +17,7 @@ from blindformer.parties.session.weights import (
     serve_parts,
 )
 from blindformer.protocols.errors import PeerError
-from blindformer.tests.parties.session.site import SECRET, Site, small_case
-
-
-@pytest.fixture(scope="module")
-def case():
-    return small_case()
-
-
-@pytest.fixture
-def site(case):
-    site = Site(case)
-    yield site
-    for channel in site.channels:
-        channel.close()
+from blindformer.tests.parties.session.site import SECRET, Site
 
 
 def downloaded(site, cache) -> int:
