@@ -23,8 +23,7 @@ from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.protocols import find_kind
-from blindformer.parties.session.parties import numbered
+from blindformer.parties.local.protocols import find_local
 from blindformer.protocols.clear import ClearEngine
 from blindformer.versions import versions
 from rich.table import Table
@@ -153,7 +152,7 @@ def _privately(compiled: Compiled, items: list[Asked], say: Say) -> None:
     """Server, client and dealer as processes of this machine, over TLS."""
     if not items:
         return
-    with find_kind("beaver").start(compiled, numbered(2)) as session:
+    with find_local("beaver").open(compiled) as session:
         for number, item in enumerate(items, start=1):
             say(f"private: {number}/{len(items)} of this length")
             try:

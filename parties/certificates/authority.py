@@ -23,7 +23,6 @@ REVOKED = "revoked.pem"  # the list of revoked certificates (revocation.py)
 REPLACED = "replaced.pem"  # certificates that others stand in for, and that are good still: they can be revoked, too
 _OTHERS = (CA, REVOKED, REPLACED)
 CLOCK_SKEW = datetime.timedelta(hours=1)  # what is signed is good from an hour ago, for machines whose clocks differ
-EXPIRY_DAYS = 14.0  # of certificates that end sooner, doctors and services warn
 ELSEWHERE = "choose a folder that you may write to"
 
 

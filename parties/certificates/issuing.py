@@ -21,12 +21,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...protocols.errors import writing
 from ..transport.tls import ROLE_URI
+from . import EXPIRY_DAYS
 from .authority import (
     CA,
     CA_KEY,
     CLOCK_SKEW,
     ELSEWHERE,
-    EXPIRY_DAYS,
     REPLACED,
     REVOKED,
     Authority,

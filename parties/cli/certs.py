@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..certificates.authority import EXPIRY_DAYS
+from ..certificates import EXPIRY_DAYS
 from . import options
 from .output import console, emit, table
 

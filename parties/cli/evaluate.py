@@ -82,7 +82,7 @@ def evaluate(
 
 
 def _show(found: Any) -> None:
-    from ..reports.figures import HEADINGS, cells
+    from ..reports.evaluation import HEADINGS, cells
 
     out = console()
     out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
@@ -13,8 +14,6 @@ from .answers import AnsweredItem, answer_table, asked, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
-
-DEFAULT_PARTIES = 2
 
 
 def run(
@@ -28,7 +27,7 @@ def run(
     pair: options.Pairs = None,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
-    parties: options.Parties = DEFAULT_PARTIES,
+    parties: options.Parties = 2,
     recipient: Annotated[str | None, Option(help="Of protocol crypten: who gets the answers (default: bob).")] = None,
     owner: Annotated[
         list[str] | None, Option(help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable.")
@@ -46,11 +45,11 @@ def run(
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
     """
-    roster = _roster(protocol, parties, recipient, owner or [])
+    local = _local(protocol, parties, recipient, owner or [])
     keep_freed_memory()
     with loading(threads) as phases:
         from ...models.loading.answers import read_answer
-        from ..local.compare import compare, compile_for, encode_each
+        from ..local.compare import compare, encode_each
 
         loaded, chosen = load_model(phases, model, plan)
         trained, images = plan is None and not isinstance(chosen, str), loaded.kind == "image"
@@ -65,7 +64,7 @@ def run(
         phases.begin("compile", COMPILE_NOTES)
         made = {"embedding": embedding, "outputs": listed(outputs)}
         make = compiler(phases, loaded, size, chosen, calibrate, **made)
-        compiled = compile_for(protocol, len(encoded), make)
+        compiled = local.compile_for(len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
         inputs = list(encoded.values())
@@ -77,7 +76,7 @@ def run(
             threads=threads,
             timeout=timeout,
             progress=phases.step,
-            roster=roster,
+            parties=local.parties,
             trained=trained,
         )
     task, order = loaded.task, [places[place] for place in encoded]
@@ -95,40 +94,43 @@ def run(
     for index in sorted(errors):
         complain(items, index, errors[index])
     summary = found.summary(model, size, normalised=loaded.kind == "sentence")
-    if roster is not None:
-        summary |= {"parties": parties, "recipient": roster.names[roster.recipient_rank]}
+    if local.entry.parties is None:
+        summary |= {"parties": parties, "recipient": local.parties.names[local.parties.recipient_rank]}
     in_order = [answers[index] for index in range(len(items))]
     if pairs := similarities(task.pipeline, in_order):
         summary["similarities"] = pairs
     if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
-        _show(loaded.name, task.pipeline, in_order, summary, found.reports)
+        _show(
+            loaded.name, task.pipeline, in_order, summary, local.costs(found.reports, "a text" if size else "an image")
+        )
     if errors:
         raise Exit(1)
 
 
-def _roster(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
-    """Who is who among N parties; None for another protocol. Refuses what cannot be before anything slow happens.
+def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
+    """The protocol, with who is who among N parties. Refuses what cannot be before anything slow happens.
 
     Errors: PartiesError, CryptenError.
     """
-    from ..local.protocols import find_kind
-    from ..session.parties import Parties, PartiesError, numbered
+    from ..local.protocols import find_local
+    from ..session.parties import Parties, PartiesError
 
-    find_kind(protocol, parties)
-    if find(protocol).parties is None:
+    local = find_local(protocol, parties)
+    if local.entry.parties is None:
         pairs = [item.rpartition("=") for item in owners]
         for name, equals, _ in pairs:
             if not name or not equals:
                 raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
-        return Parties(numbered(parties).names, {name: who for name, _, who in pairs}, recipient or "")
+        who = Parties(local.parties.names, {name: who for name, _, who in pairs}, recipient or "")
+        return replace(local, parties=who)
     for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
         if given:
             raise PartiesError(
                 f"{option}: protocol {protocol} has fixed parties; use --protocol {' or '.join(of_parties())}"
             )
-    return None
+    return local
 
 
 def _setting(summary: dict[str, Any]) -> str:
@@ -139,10 +141,8 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], reports: list[Any]) -> None:
-    from ..local.protocols import find_kind
-
-    out, costs = console(), find_kind(summary["protocol"], summary.get("parties", DEFAULT_PARTIES)).costs
+def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], costs: str) -> None:
+    out = console()
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")
@@ -150,7 +150,6 @@ def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, 
     out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
     out.print(answer_table(task, answers, summary.get("similarities", [])))
     out.print(
-        f"\n{costs(reports, 'a text' if summary['length'] else 'an image')}   "
-        f"in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
+        f"\n{costs}   in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
         f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
     )

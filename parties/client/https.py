@@ -29,7 +29,7 @@ from ...protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerTimeout
 from ..certificates.authority import CertificateError, state_of
 from ..certificates.contexts import client_context
 from ..config import Settings
-from ..reports.report import encrypted_report
+from ..reports.report import AnsweredQuery, encrypted_report
 from ..service.limits import cores
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
@@ -136,9 +136,9 @@ class HttpsTransport(Transport):
             online=Meter(sent=api.sent + api.received - before),
             peak_rss_mb=rss_mb(),
         )
-        report = encrypted_report(part.program, self.part.about["plan"], timings, {}, keyed.seconds, keyed.bytes)
+        query = AnsweredQuery(part.program, self.part.about["plan"], timings, {}, keyed.seconds, keyed.bytes)
         sealed = unpack("reply", facts.program, facts.reply_items(), answer)
-        return SealedReply(report, part=part, keys=keyed.keys, sealed=sealed)
+        return SealedReply(encrypted_report(query), part=part, keys=keyed.keys, sealed=sealed)
 
     def lost(self, part: ClientLength, error: BaseException) -> bool:
         program = part.program.hash()

@@ -18,7 +18,7 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
-from ..reports.report import two_party_report
+from ..reports.report import AnsweredQuery, two_party_report
 from ..session.client import Answer, ClientParty, UseSpool
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet_server, my_hello, new_session, seed_dealer, tell
@@ -86,7 +86,7 @@ class SessionTransport(Transport):
         (question,) = questions
         opened = self.connect(question.part)
         answer = opened.party.query(question.sources(), self.progress, more)
-        report = two_party_report(
+        query = AnsweredQuery(
             opened.party.program,
             self.part.about["plan"],
             answer.timings,
@@ -94,7 +94,7 @@ class SessionTransport(Transport):
             opened.setup_s,
             opened.party.setup_bytes,
         )
-        return SessionReply(report, question=question, answer=answer)
+        return SessionReply(two_party_report(query), question=question, answer=answer)
 
     def lost(self, part: ClientLength, error: BaseException) -> bool:
         if isinstance(error, SpoolError):  # the session lives on, and so do other correlations

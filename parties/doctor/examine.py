@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography import x509
 
 from ...protocols.errors import BlindformerError
-from ..certificates.authority import EXPIRY_DAYS, CertificateError
+from ..certificates import EXPIRY_DAYS
+from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings

@@ -24,7 +24,6 @@ from typing import Any
 from ...protocols.errors import BlindformerError
 from ..config import Address
 
-Progress = Callable[[str, int, int], None]  # phase, done, total
 Line = dict[str, Any]
 
 START_SECONDS = 120.0  # to import torch and load a model, on a machine that is busy

@@ -12,15 +12,13 @@ from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
 from ..session.timings import Timings
-from .launcher import LocalAnswer
+from .session import LocalAnswer, LocalSession
 
 
-class ClearSession:
-    """No parties: `query` computes what they compute, wraps included."""
+class ClearSession(LocalSession):
+    """No parties, so no options: `query` computes what they compute, wraps included."""
 
-    setup_s, setup_bytes = 0.0, 0
-
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, compiled: Compiled, **options: Any) -> None:
         self.compiled, self.open = compiled, True
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
@@ -32,9 +30,3 @@ class ClearSession:
 
     def close(self) -> None:
         self.open = False
-
-    def __enter__(self) -> ClearSession:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()

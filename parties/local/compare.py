@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +14,20 @@ from torch import Tensor
 from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
 from ...models.building import Stage, compile_lengths
-from ...models.compile import AnswerOutOfRange, Compiled
+from ...models.compile import Compiled
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
 from ...models.lowering.structure import tensors_of
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
-from ..session.parties import Parties, numbered
+from ..session.online import Progress
+from ..session.parties import Parties
 from ..session.timings import rss_mb
-from .launcher import LocalAnswer, LocalParties, Progress
-from .protocols import find_kind
+from .launcher import LocalParties
+from .protocols import find_local
+from .queries import ask_all
 
-Item = TypeVar("Item")
 SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
 
@@ -38,7 +39,7 @@ class Comparison:
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
     errors           of inputs that have no answer, by index; nothing is private of them
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
-    seen             whether what the server has opened looks uniform (witness.py); None where nobody looked
+    seen             whether what the server has opened looks uniform (session/uniformity.py); None where nobody looked
     """
 
     compiled: Compiled
@@ -115,22 +116,6 @@ def compile_text(
     return compile_lengths(loaded, [length], plan, **options)[length]
 
 
-def compile_for(protocol: str, count: int, make: Callable[[int], Compiled]) -> Compiled:
-    """What `make(rows)` compiles, for as many of `count` inputs a query as this protocol takes at the price of one.
-
-    Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
-    """
-    compiled = make(1)
-    rows = min(count, find_kind(protocol).texts(compiled)) if count > 1 else 1
-    return compiled if rows == 1 else make(rows)
-
-
-def in_queries(items: Sequence[Item], texts: int) -> list[tuple[list[Item], int]]:
-    """(exactly `texts` of the items, how many of them are not repetitions of the last), in order."""
-    groups = [list(items[at : at + texts]) for at in range(0, len(items), texts)]
-    return [([*group, *group[-1:] * (texts - len(group))], len(group)) for group in groups]
-
-
 def encode_each(
     loaded: Loaded, items: Sequence[Any], length: str | int = "auto"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
@@ -166,79 +151,37 @@ def compare(
     timeout: float = 120,
     progress: Progress | None = None,
     audit: bool = False,
-    parties: int = 2,
-    roster: Parties | None = None,
+    parties: Parties | int = 2,
     trained: bool = False,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
     An input without an answer leaves those of the others (Comparison.errors).
 
-    `parties`: of protocol `crypten`, each a process, and the dealer one more; `roster`: who of them owns what.
+    `parties`: of protocol `crypten`, each a process, and the dealer one more: how many, or who of them owns what.
     `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
     """
-    roster = roster or numbered(parties)
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
     found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
-    kind = find_kind(protocol, len(roster.names))
+    local = find_local(protocol, parties)
     options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
-    if progress:
-        progress("start", 0, 1)
-    session = kind.start(compiled, roster, **options)
-    if progress:
-        progress("start", 1, 1)
+    say = progress or (lambda phase, done, total: None)
+    say("start", 0, 1)
+    session = local.open(compiled, **options)
+    say("start", 1, 1)
     with session:
-
-        def asked(items: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Report]:
-            answer: LocalAnswer = session.query(_together(items))
-            costs = (answer.timings, answer.others, session.setup_s, session.setup_bytes)
-            return answer.outputs, kind.report(compiled.program, compiled.plan.name, *costs, roster)
-
-        _ask_all(found, asked, progress, lambda: session.open)
+        say("query", 0, len(inputs))
+        for asked in ask_all(session, inputs, found.texts):
+            if isinstance(asked.answer, BlindformerError):
+                first = len(found.private)
+                found.errors |= dict.fromkeys(range(first, first + len(asked.outputs)), asked.answer)
+            else:
+                found.reports.append(local.report(compiled, session, asked.answer))
+            found.private += asked.outputs
+            say("query", len(found.private), len(inputs))
+    if len(found.errors) == len(inputs):
+        raise found.errors[0]
     found.seen = session.seen if isinstance(session, LocalParties) else None
     return found
-
-
-def _ask_all(
-    found: Comparison,
-    ask: Callable[[list[dict[str, Tensor]]], tuple[dict[str, Tensor], Report]],
-    progress: Progress | None,
-    goes_on: Callable[[], bool],
-) -> None:
-    """Fill `found`: an answer for each input, or why there is none. Where one of several in a query is out of range,
-    each is asked alone. Errors: the first one, if no input has an answer."""
-    queries = in_queries(found.inputs, found.texts)
-    while queries:
-        items, count = queries.pop(0)
-        if progress:
-            progress("query", len(found.private), len(found.inputs))
-        try:
-            outputs, report = ask(items)
-            found.reports.append(report)
-            found.private += _apart(outputs, found.texts, count)
-        except BlindformerError as error:
-            if count > 1 and isinstance(error, AnswerOutOfRange):
-                queries[:0] = [([item] * found.texts, 1) for item in items[:count]]
-                continue
-            lost = count if goes_on() else len(found.inputs) - len(found.private)
-            first = len(found.private)
-            found.errors |= dict.fromkeys(range(first, first + lost), error)
-            found.private += [{} for _ in range(lost)]
-            queries = queries if goes_on() else []
-    if len(found.errors) == len(found.inputs):
-        raise found.errors[0]
-    if progress:
-        progress("query", len(found.inputs), len(found.inputs))
-
-
-def _together(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return items[0] if len(items) == 1 else {name: torch.cat([item[name] for item in items]) for name in items[0]}
-
-
-def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
-    """The outputs of a query for so many texts, of which `count` were asked, by text."""
-    if texts == 1:
-        return [outputs]
-    return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
 
 
 def _plaintext(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +18,11 @@ from ..client.client import EncryptedClient
 from ..launch.services import LOCAL
 from ..session.online import Progress
 from ..session.timings import Timings
-from .launcher import LocalAnswer
+from .session import LocalAnswer, LocalSession
 
 
-class LocalEncrypted:
-    """As LocalParties: a session of one program, open until `close`. One thread: `threads` is for the others."""
+class LocalEncrypted(LocalSession):
+    """A session of one program. One thread: `threads` is for the others."""
 
     def __init__(
         self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
@@ -36,12 +35,7 @@ class LocalEncrypted:
         except BaseException:
             self._folder.cleanup()
             raise
-        self._part = self._client.part.for_length()
-        self.setup_s, self.setup_bytes, self._open = 0.0, 0, True
-
-    @property
-    def open(self) -> bool:
-        return self._open
+        self._part, self.open = self._client.part.for_length(), True
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
         """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
@@ -66,12 +60,12 @@ class LocalEncrypted:
         return [{name: value[n : n + 1] for name, value in inputs.items()} for n in range(count)]
 
     def close(self) -> None:
-        self._open = False
+        self.open = False
         self._client.close()
         self._folder.cleanup()
 
-    def __enter__(self) -> LocalEncrypted:
-        return self
 
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
+def texts_of_circuit(compiled: Compiled) -> int:
+    """Texts or images of one encrypted query."""
+    circuit, _ = circuit_for(compiled)
+    return circuit.packing.room

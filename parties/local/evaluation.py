@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,48 +25,17 @@ from ...models.judging.evaluation import (
     torch_answers,
 )
 from ...models.loading.load import Loaded
-from ..registry import sessions
-from ..session.parties import numbered
-from .compare import compile_for, in_queries, versions
-from .protocols import REFERENCE, Kind, LocalSession, find_kind
+from ...versions import versions
+from ..registry import reference, sessions
+from ..reports.evaluation import Evaluation
+from ..session.online import Progress
+from .protocols import LocalProtocol, find_local
+from .queries import ask_all
+from .session import LocalAnswer
 
-PROTOCOLS = ("torch", REFERENCE, *sessions())
+PROTOCOLS = ("torch", reference(), *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
 TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, untouched", "approximated"
-Progress = Callable[[str, int, int], None]  # what, done, total
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All rows for one model and one data set. `subset`: texts that went through private sessions (0: none)."""
-
-    model: str
-    plan: str
-    plan_hash: str
-    data: str
-    labels: tuple[str, ...]
-    seed: int
-    longest: int
-    lengths: dict[int, int]
-    test: int
-    subset: int
-    rows: list[Score]
-    versions: dict[str, str]
-
-    @property
-    def items(self) -> str:
-        return "images" if set(self.lengths) == {0} else "texts"
-
-    @property
-    def tested(self) -> str:
-        """In words: how many, and how they were cut."""
-        return f"{self.test} test {self.items}" + (f", cut at {self.longest} tokens" if self.items == "texts" else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "labels": list(self.labels), "rows": [row.to_dict() for row in self.rows]}
-
-    def row(self, name: str, protocol: str) -> Score | None:
-        return next((row for row in self.rows if (row.name, row.protocol) == (name, protocol)), None)
 
 
 def evaluate(
@@ -134,12 +102,14 @@ def evaluate(
         run(APPROXIMATED, "clear", lambda p: clear_answers(loaded, test, longest, fitted, fitting, progress=p))
     private_ones = [protocol for protocol in sessions() if protocol in protocols]
     positions = _subset(data.test, private, seed) if private_ones else []
+    options = {"threads": threads, "timeout": timeout}
+    chosen = {position: test[position] for position in positions}
     for protocol in private_ones:
-        asking = PrivateSessions(protocol, find_kind(protocol), {"threads": threads, "timeout": timeout})
+        local = find_local(protocol)
         run(
             APPROXIMATED,
             protocol,
-            lambda p, asking=asking: asking.answers(loaded, test, positions, longest, fitted, fitting, p),
+            lambda p, local=local: _private_answers(local, loaded, chosen, longest, fitted, fitting, options, p),
         )
     return Evaluation(
         model=loaded.name,
@@ -197,55 +167,39 @@ def _subset(test: Examples, count: int, seed: int) -> list[int]:
     return [int(i) for i in numbered.subset(count, seed).texts]
 
 
-@dataclass(frozen=True)
-class PrivateSessions:
-    """Asks as a client would: sessions of processes over TLS, one a length, with as many texts a query as fill it."""
+def _private_answers(
+    local: LocalProtocol,
+    loaded: Loaded,
+    texts: Mapping[int, Any],
+    longest: int,
+    plan: Plan,
+    fitting: Sequence[Any],
+    options: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> Predictions:
+    """As a client would ask: a session for each length, with as many texts a query as fill it.
 
-    protocol: str
-    kind: Kind
-    options: dict[str, Any]
+    `texts`: by their positions in the test set; `fitting`: those that ranges are measured on.
+    """
+    predicted: dict[int, int] = {}
+    seconds: dict[str, list[float]] = {"online": [], "offline": []}
+    positions = list(texts)
+    for length, places in by_bucket(loaded, list(texts.values()), longest).items():
 
-    def answers(
-        self,
-        loaded: Loaded,
-        texts: Sequence[Any],
-        positions: Sequence[int],
-        longest: int,
-        plan: Plan,
-        fitting: Sequence[Any],
-        progress: Callable[[int, int], None],
-    ) -> Predictions:
-        """Of the texts at these positions. `fitting`: texts that ranges are measured on."""
-        predicted: dict[int, int] = {}
-        seconds: dict[str, list[float]] = {"online": [], "offline": []}
-        chosen = [texts[i] for i in positions]
-        for length, places in by_bucket(loaded, chosen, longest).items():
+        def make(rows: int, length: int = length) -> Compiled:
+            return compile_bucket(loaded, length, plan, fitting, rows=rows)
 
-            def make(rows: int, length: int = length) -> Compiled:
-                return compile_bucket(loaded, length, plan, fitting, rows=rows)
-
-            compiled = compile_for(self.protocol, len(places), make)
-            with self.kind.start(compiled, numbered(2), **self.options) as session:
-                for some, count in in_queries(places, texts_of(compiled.program)):
-                    found = _ask(session, loaded, [chosen[place] for place in some], count, length, seconds)
-                    predicted.update(zip((positions[place] for place in some), found, strict=False))
-                    progress(len(predicted), len(positions))
-        return Predictions(
-            predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)}
-        )
-
-
-def _ask(
-    session: LocalSession, loaded: Loaded, texts: list[Any], count: int, length: int, seconds: dict[str, list[float]]
-) -> list[int]:
-    """Classes of the first `count` texts of one query. One answer out of range spoils those beside it, so that each is
-    asked alone then."""
-    try:
-        answer = session.query(encode(loaded, texts, length))
-    except AnswerOutOfRange:
-        if count == 1:
-            return [REFUSED]
-        return [_ask(session, loaded, [text] * len(texts), 1, length, seconds)[0] for text in texts[:count]]
-    seconds["online"] += [answer.timings.online_s / count] * count
-    seconds["offline"] += [answer.timings.offline_s / count] * count
-    return answer.outputs[OUTPUT].argmax(-1)[:count].tolist()
+        compiled, taken = local.compile_for(len(places), make), iter(places)
+        inputs = [encode(loaded, [texts[positions[place]]], length) for place in places]
+        with local.open(compiled, **options) as session:
+            for asked in ask_all(session, inputs, texts_of(compiled.program)):
+                if isinstance(asked.answer, LocalAnswer):
+                    count, timings = len(asked.outputs), asked.answer.timings
+                    seconds["online"] += [timings.online_s / count] * count
+                    seconds["offline"] += [timings.offline_s / count] * count
+                elif not isinstance(asked.answer, AnswerOutOfRange):
+                    raise asked.answer
+                for outputs in asked.outputs:
+                    predicted[positions[next(taken)]] = int(outputs[OUTPUT].argmax(-1)) if outputs else REFUSED
+                progress(len(predicted), len(texts))
+    return Predictions(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)})

@@ -23,21 +23,14 @@ from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
 from ..client.sessions import SessionTransport
 from ..config import load_settings
-from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, Progress
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
 from ..launch.services import LocalServices
 from ..service.limits import cores
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
+from ..session.online import Progress
 from ..session.timings import Timings
-
-
-@dataclass
-class LocalAnswer:
-    """One query: decoded outputs by name, the client's timings, and what the others reported (ClientParty.query)."""
-
-    outputs: dict[str, Tensor]
-    timings: Timings
-    others: dict[str, float]
+from .session import LocalAnswer, LocalSession
 
 
 @dataclass
@@ -96,8 +89,8 @@ def run_local(
     return run
 
 
-class LocalParties:
-    """A session with a dealer and a server on this machine, open until `close`. Use it as a context manager.
+class LocalParties(LocalSession):
+    """A session with a dealer and a server on this machine.
 
     `processes`: their pids by role. `seen`: with `audit`, whether what the server has opened looks uniform
     (session/uniformity.py).
@@ -124,7 +117,7 @@ class LocalParties:
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `certificates`: FOR TESTS, in place of new ones.
         """
-        self.progress, self.open, self._audit = progress, False, audit
+        self.progress, self._audit = progress, audit
         self.seen: dict[str, Any] | None = None
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, audit=audit, network=imitated)
@@ -166,7 +159,6 @@ class LocalParties:
         return self._party.server.meter.overhead
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
-        """Run one query. `more`: another one follows, so its correlations are made meanwhile."""
         if not self.open:
             raise LaunchError("client", "the session is closed", "open a new one")
         sources = self._part.encode_inputs(inputs)
@@ -179,14 +171,8 @@ class LocalParties:
         return LocalAnswer(decode_outputs(self._part.program, answer.outputs), answer.timings, answer.others)
 
     def close(self) -> None:
-        """Say goodbye, and end the services. Safe to call twice."""
+        """Say goodbye, and end the services."""
         self._end(STOP_SECONDS)
-
-    def __enter__(self) -> LocalParties:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _end(self, seconds: float) -> None:
         self.open = False

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,27 @@ from torch import Tensor
 from ...models.artifacts import load_client, save
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...protocols.channel import Meter
+from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ..certificates.issuing import make_certificates
-from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses, Progress
+from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
 from ..launch.services import A_DAY
 from ..service.local_options import LocalOptions
+from ..session.online import Progress
 from ..session.parties import DEALER, Parties
 from ..session.timings import Timings
-from .launcher import LocalAnswer
+from .session import LocalAnswer, LocalSession
 
 
 @dataclass
-class ManyLocalAnswer(LocalAnswer):
+class PartiesAnswer(LocalAnswer):
     """`timings`: of all parties together; `by_party`: of each."""
 
     by_party: dict[str, Timings] = field(default_factory=dict)
 
 
-class ManyLocal(PartyProcesses):
-    """A session of local processes, open until `close`. Use it as a context manager.
+class LocalMembers(PartyProcesses, LocalSession):
+    """A session of local processes.
 
     Errors of all methods: LaunchError, which ends the session; and of `query` alone ProgramError, RangeError (wrong
     inputs) and AnswerOutOfRange. CryptenError at once, if CrypTen is not there.
@@ -46,40 +50,36 @@ class ManyLocal(PartyProcesses):
     def __init__(
         self,
         folder: Path | str | Compiled,
-        roster: Parties,
+        parties: Parties,
         *,
         threads: int = 1,
         timeout: float = 120,
-        wait: float = 60,
         progress: Progress | None = None,
         first_party: bool = False,
     ) -> None:
-        """Start the processes and set the session up. `wait`: seconds for the parties to find each other.
-
-        `first_party`: INSECURE, party 0 is the dealer as well.
-        """
+        """Start the processes and set the session up. `first_party`: INSECURE, party 0 is the dealer as well."""
         check_versions()
         super().__init__()
-        self.roster, self.timeout, self.progress = roster, timeout, progress
-        self.setup_s, self.setup_bytes, self.open = 0.0, 0, False
+        self.parties, self.timeout, self.progress = parties, timeout, progress
         self._queries = 0
         try:
             folder = save(folder, self.scratch / "compiled") if isinstance(folder, Compiled) else Path(folder)
             self._part = load_client(folder).for_length()
-            make_certificates(self.scratch / "certificates", roles=(DEALER, *roster.names), days=1)
+            make_certificates(self.scratch / "certificates", roles=(DEALER, *parties.names), days=1)
             with ExitStack() as opened:
-                listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *roster.names[:-1])}
+                listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *parties.names[:-1])}
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
-                file.write_text(self._settings(folder.absolute(), sockets, max(wait, START_SECONDS)))
+                file.write_text(self._settings(folder.absolute(), sockets))
                 options = LocalOptions(scratch=str(self.scratch), deals=first_party)
-                more = ["--config", str(file), "--threads", str(threads), *options.words()]
-                for name in roster.names if first_party else (*roster.names, DEALER):
-                    heard = (name, DEALER) if first_party and name == roster.names[0] else (name,)
+                own = {"--config": file, "--threads": threads, "--wait": START_SECONDS}
+                more = [*map(str, chain.from_iterable(own.items())), *options.words()]
+                for name in parties.names if first_party else (*parties.names, DEALER):
+                    heard = (name, DEALER) if first_party and name == parties.names[0] else (name,)
                     inherited = [sockets[other] for other in heard if other in sockets]
                     self._start(name, ["party", "--party", name, *more], inherited)
-            for name in roster.names:
-                ready = self._take(name, ("ready",), max(2 * timeout, START_SECONDS) + wait)
+            for name in parties.names:
+                ready = self._take(name, ("ready",), 2 * max(timeout, START_SECONDS))
                 self.setup_s = max(self.setup_s, ready["setup_s"])
                 self.setup_bytes = max(self.setup_bytes, ready["setup_bytes"])
             self.open = True
@@ -87,10 +87,10 @@ class ManyLocal(PartyProcesses):
             self.close(0)
             raise
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> ManyLocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> PartiesAnswer:
         """Run one query: every data owner is given its own inputs, and no others. (`more` is not used here.)"""
-        roster = self.roster
-        asker, recipient = roster.names[roster.asker], roster.names[roster.recipient_rank]
+        parties = self.parties
+        asker, recipient = parties.names[parties.asker], parties.names[parties.recipient_rank]
         if not self.open:
             raise LaunchError(asker, "the session is closed", "open a new one")
         self._part.encode_inputs(inputs)  # what is wrong with them is found before anybody is told of them
@@ -98,7 +98,7 @@ class ManyLocal(PartyProcesses):
             if self.progress:
                 self.progress("offline", 0, 1)
             self._hand_out(inputs)
-            order = [asker, *(name for name in roster.names if name != asker)]
+            order = [asker, *(name for name in parties.names if name != asker)]
             answers = {name: self._answer(name) for name in order}
         except BaseException:
             self.close(0)
@@ -111,31 +111,24 @@ class ManyLocal(PartyProcesses):
         timings = {name: _timings(answer) for name, answer in answers.items()}
         others = {f"{name}_peak_rss_mb": found.peak_rss_mb for name, found in timings.items()}
         others["dealer_peak_rss_mb"] = max(answer["dealer_peak_rss_mb"] for answer in answers.values())
-        return ManyLocalAnswer(outputs, _together(list(timings.values())), others, timings)
+        return PartiesAnswer(outputs, _together(list(timings.values())), others, timings)
 
     def close(self, seconds: float = 1.0) -> None:
         self.open = False
         super().close(seconds)
 
-    def __enter__(self) -> ManyLocal:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _settings(self, folder: Path, sockets: Mapping[str, int], wait: float) -> str:
+    def _settings(self, folder: Path, sockets: Mapping[str, int]) -> str:
         """The deployment's blindformer.toml."""
-        roster = self.roster
+        parties = self.parties
         sections: dict[str, dict[str, Any]] = {
-            "session": {"protocol": "crypten", "timeout": float(self.timeout)},
+            "session": {"protocol": PROTOCOL.name, "timeout": float(self.timeout)},
             "certificates": {"folder": str(self.scratch / "certificates")},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
             "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY},
-            "crypten": {"wait": wait},
         }
-        for name in roster.names:
-            owns = [item for item, owner in roster.owners.items() if owner == name] + ["data"] * (name == roster.data)
-            said = {"folder": str(folder), "owns": owns, "answers": name == roster.recipient}
+        for name in parties.names:
+            owns = [item for item, owner in parties.owners.items() if owner == name] + ["data"] * (name == parties.data)
+            said = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
             if name in sockets:
                 said |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
             sections[f"crypten.parties.{name}"] = said
@@ -156,13 +149,13 @@ class ManyLocal(PartyProcesses):
 
     def _hand_out(self, inputs: Mapping[str, Tensor]) -> None:
         """Each owner's inputs in a file that it alone is told of."""
-        parts: dict[int, dict[str, Tensor]] = {self.roster.asker: {}}
+        parts: dict[int, dict[str, Tensor]] = {self.parties.asker: {}}
         for name, value in inputs.items():
-            parts.setdefault(self.roster.input_rank(name), {})[name] = value.contiguous().clone()
+            parts.setdefault(self.parties.input_rank(name), {})[name] = value.contiguous().clone()
         for rank, part in parts.items():
             file = self.scratch / f"inputs-{self._queries}-{rank}.safetensors"
             save_file(part, file)
-            self._running[self.roster.names[rank]].tell(str(file))
+            self._running[self.parties.names[rank]].tell(str(file))
         self._queries += 1
 
 
@@ -182,3 +175,7 @@ def _together(found: list[Timings]) -> Timings:
         offline_bytes=sum(each.offline_bytes for each in found),
         peak_rss_mb=max(each.peak_rss_mb for each in found),
     )
+
+
+start_first_party = partial(LocalMembers, first_party=True)
+"""INSECURE: the first party is the dealer, too."""

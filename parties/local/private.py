@@ -16,11 +16,10 @@ from ...models.compile import Compiled, compile
 from ...models.loading.accepted import loaded_of, module_of
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
-from ..registry import find
 from ..reports.report import Report
-from ..session.parties import numbered
-from .launcher import Progress
-from .protocols import LocalSession, find_kind
+from ..session.online import Progress
+from .protocols import LocalProtocol, find_local
+from .session import LocalSession
 
 if TYPE_CHECKING:
     from ...models.loading.load import Loaded
@@ -69,18 +68,17 @@ def make_private(
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
-    kind = find_kind(protocol, parties)
-    entry = find(protocol)
-    if entry.insecure:
-        warnings.warn(f"protocol {protocol}: {entry.insecure}", InsecureProtocol, stacklevel=2)
-    if where == "threads" and kind.threads is None:
+    local = find_local(protocol, parties)
+    if local.entry.insecure:
+        warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
+    if where == "threads" and not local.has_threads:
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
     found = loaded_of(model)
     if plan is None:
         plan = (None if isinstance(found, nn.Module) else found.plan()) or "faithful"
-    private = PrivateModel(module_of(found), plan, protocol, where, parties)
+    private = PrivateModel(module_of(found), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
@@ -96,9 +94,8 @@ class PrivateModel:
     `report`: cost and who learned what, of the last call. `compiled`: the program of the last call's shapes.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan | str, protocol: str, where: str, parties: int = 2) -> None:
-        self.model, self.plan, self.protocol, self.where = model, plan, protocol, where
-        self.roster = numbered(parties)
+    def __init__(self, model: nn.Module, plan: Plan | str, local: LocalProtocol, *, in_threads: bool = False) -> None:
+        self.model, self.plan, self._local, self._in_threads = model, plan, local, in_threads
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
@@ -113,15 +110,14 @@ class PrivateModel:
         inputs = self.bound(named, values)
         compiled = self.prepare(inputs)
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
-        session, kind = self._open(compiled), find_kind(self.protocol, self.roster.size)
+        session = self._open(compiled)
         try:
             answer = session.query(tensors)
         except BaseException:
             if not session.open:
                 self.close()
             raise
-        costs = (answer.timings, answer.others, session.setup_s, session.setup_bytes)
-        self.report = kind.report(compiled.program, compiled.plan.name, *costs, self.roster)
+        self.report = self._local.report(compiled, session, answer)
         return compiled.answer(answer.outputs)
 
     def prepare(self, inputs: Inputs) -> Compiled:
@@ -181,9 +177,8 @@ class PrivateModel:
     def _open(self, compiled: Compiled) -> LocalSession:
         if self._session is None or self._of is not compiled:
             self.close()
-            kind = find_kind(self.protocol, self.roster.size)
-            start = kind.threads if self.where == "threads" and kind.threads else kind.start
-            self._session, self._of = start(compiled, self.roster, **self.session_options), compiled
+            self._session = self._local.open(compiled, in_threads=self._in_threads, **self.session_options)
+            self._of = compiled
         return self._session
 
 

@@ -2,110 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
-from ..registry import of_parties, protocols, reference, resolve, runs_here
-from ..reports.report import Report
+from ..registry import ProtocolEntry, RunsHere, find, of_parties, resolve, runs_here
+from ..reports.report import AnsweredQuery, Report
 from ..session.parties import Parties, PartiesError, numbered
-from .clear import ClearSession
-from .launcher import LocalAnswer, LocalParties
-from .members import ManyLocal
-from .threads import ThreadParties
-
-REFERENCE = reference()  # in this process; hides nothing
-
-
-class LocalSession(Protocol):
-    """Queries to parties on this machine: a context manager."""
-
-    @property
-    def open(self) -> bool: ...
-    @property
-    def setup_s(self) -> float: ...
-    @property
-    def setup_bytes(self) -> int: ...
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> LocalSession: ...
-    def __exit__(self, *exc: object) -> None: ...
+from .session import LocalAnswer, LocalSession
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What registry.RunsHere names, imported."""
+class LocalProtocol:
+    """A protocol, among these parties."""
 
-    start: Callable[..., LocalSession]
-    report: Callable[..., Report]
-    texts: Callable[[Compiled], int]
-    costs: Callable[[list[Report], str], str]
-    threads: Callable[..., LocalSession] | None
+    entry: ProtocolEntry
+    parties: Parties
+
+    @property
+    def _runs(self) -> RunsHere:
+        assert self.entry.local is not None
+        return self.entry.local
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether its parties can be threads of this process, for tests."""
+        return bool(self._runs.threads)
+
+    def open(self, compiled: Compiled, *, in_threads: bool = False, **options: Any) -> LocalSession:
+        """`options`: threads, timeout, progress, and those of a protocol's own."""
+        if self.entry.parties is None:
+            options["parties"] = self.parties
+        return resolve(self._runs.threads if in_threads else self._runs.start)(compiled, **options)
+
+    def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
+        """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.
+
+        Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
+        """
+        compiled = make(1)
+        fill = resolve(self._runs.texts)(compiled) if self._runs.texts and count > 1 else 1
+        return compiled if min(count, fill) == 1 else make(min(count, fill))
+
+    def report(self, compiled: Compiled, session: LocalSession, answer: LocalAnswer) -> Report:
+        setup = {"setup_s": session.setup_s, "setup_bytes": session.setup_bytes, "parties": self.parties}
+        query = AnsweredQuery(compiled.program, compiled.plan.name, answer.timings, answer.others, **setup)
+        return resolve(self._runs.report)(query)
+
+    def costs(self, reports: list[Report], what: str) -> str:
+        """In a line: what queries of one `what`, such as "a text", cost."""
+        return resolve(self._runs.costs)(reports, what)
 
 
-def find_kind(protocol: str, parties: int = 2) -> Kind:
+def find_local(protocol: str, parties: Parties | int = 2) -> LocalProtocol:
     """Errors: BlindformerError for an unknown name, a number of parties that it cannot have, a missing library."""
     if protocol not in runs_here():
         raise BlindformerError(f"protocol {protocol}: no session runs on it; choose one of {', '.join(runs_here())}")
-    entry = protocols()[protocol]
-    assert entry.local is not None
-    if entry.parties not in (None, parties):
+    found = find(protocol)
+    count = parties.size if isinstance(parties, Parties) else parties
+    if found.parties not in (None, count):
         others = " or ".join(of_parties())
-        raise PartiesError(f"{parties} parties: protocol {protocol} has {entry.parties}; use protocol {others}")
-    numbered(parties)
-    if entry.local.check:
-        resolve(entry.local.check)()
-    local = entry.local
-    return Kind(
-        start=resolve(local.start),
-        report=resolve(local.report),
-        texts=resolve(local.texts),
-        costs=resolve(local.costs),
-        threads=resolve(local.threads) if local.threads else None,
-    )
-
-
-# What the entries name.
-
-
-def start_clear(compiled: Compiled, roster: Parties, **options: Any) -> ClearSession:
-    return ClearSession(compiled)
-
-
-def start_two(compiled: Compiled, roster: Parties, **options: Any) -> LocalParties:
-    return LocalParties(compiled, **options)
-
-
-def start_threads(compiled: Compiled, roster: Parties, *, threads: int = 1, **options: Any) -> ThreadParties:
-    """INSECURE: all secrets lie in one process. `threads` are torch's, and the caller's own here."""
-    return ThreadParties(compiled, **options)
-
-
-def start_many(compiled: Compiled, roster: Parties, **options: Any) -> ManyLocal:
-    return ManyLocal(compiled, roster, **options)
-
-
-def start_first_party(compiled: Compiled, roster: Parties, **options: Any) -> ManyLocal:
-    """INSECURE: the first party is the dealer, too."""
-    return ManyLocal(compiled, roster, first_party=True, **options)
-
-
-def start_encrypted(compiled: Compiled, roster: Parties, **options: Any) -> LocalSession:
-    from .encrypted import LocalEncrypted
-
-    return LocalEncrypted(compiled, **options)
-
-
-def one_text(compiled: Compiled) -> int:
-    return 1
-
-
-def texts_encrypted(compiled: Compiled) -> int:
-    from ...models.encrypted import circuit_for
-
-    circuit, _ = circuit_for(compiled)
-    return circuit.packing.room
+        raise PartiesError(f"{count} parties: protocol {protocol} has {found.parties}; use protocol {others}")
+    made = LocalProtocol(found, parties if isinstance(parties, Parties) else numbered(count))
+    if found.local and found.local.check:
+        resolve(found.local.check)()
+    return made

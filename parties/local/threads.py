@@ -22,12 +22,13 @@ from ..session.client import ClientParty
 from ..session.compute_slots import ComputeSlots, Unlimited
 from ..session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from ..session.meeting import my_hello, new_session
+from ..session.online import Progress
 from ..session.seeds import MemorySeeds
 from ..session.server import ServerParty
 from ..session.weights import Served
 from ..transport.memory import MemoryChannel, memory_pair
 from ..transport.shaping import ShapedChannel
-from .launcher import LocalAnswer, Progress
+from .session import LocalAnswer, LocalSession
 
 IDLE_SECONDS = 86400.0
 T = TypeVar("T")
@@ -99,13 +100,14 @@ class PartyThreads:
             thread.join(seconds)
 
 
-class ThreadParties(PartyThreads):
-    """A session of three threads, open until `close`. The same face as `launcher.LocalParties`."""
+class ThreadParties(PartyThreads, LocalSession):
+    """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's."""
 
     def __init__(
         self,
         compiled: Compiled,
         *,
+        threads: int = 1,
         timeout: float = 120,
         progress: Progress | None = None,
         network: Network | None = None,
@@ -137,7 +139,6 @@ class ThreadParties(PartyThreads):
         self.setup_bytes = self.client.setup_bytes
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
-        """Run one query. `more`: another one follows, so its correlations are made meanwhile."""
         if self.progress:
             self.progress("offline", 0, 1)
         sources = self.compiled.encode_inputs(inputs)
@@ -147,12 +148,6 @@ class ThreadParties(PartyThreads):
             self.open = False
             raise
         return LocalAnswer(decode_outputs(self.compiled.program, answer.outputs), answer.timings, answer.others)
-
-    def __enter__(self) -> ThreadParties:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self.open = False

@@ -43,9 +43,10 @@ class ServedBy:
 class RunsHere:
     """How the parties are processes of this machine.
 
-    start    (compiled, roster, **options) opens a session (local.protocols.LocalSession)
-    report   (program, plan, timings, others, setup_s, setup_bytes, roster) makes the report of a query
-    texts    (compiled): texts or images that fill one query
+    start    (compiled, **options) opens a session (local.session.LocalSession); where the number of parties is for
+             the user to say, `parties` is one of the options
+    report   (reports.report.AnsweredQuery) makes the report of a query
+    texts    (compiled): texts or images that fill one query; empty: one
     costs    (reports, "a text"): in a line, what queries cost
     check    raises BlindformerError where a library is missing
     threads  as start, of threads of one process, for tests; empty: its parties cannot be threads
@@ -53,7 +54,7 @@ class RunsHere:
 
     start: Named
     report: Named
-    texts: Named = ".local.protocols:one_text"
+    texts: Named = ""
     costs: Named = ".reports.report:each_in_words"
     check: Named = ""
     threads: Named = ""
@@ -69,7 +70,7 @@ class ProtocolEntry:
     start    how a deployment of it is started, in a few words; empty: it has none
     served   by services; None: it is not
     local    None: no session of it runs on one machine
-    price    (compiled, network, roster): a dataclass of what a query costs; empty: it is not priced
+    price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """

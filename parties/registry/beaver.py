@@ -18,9 +18,9 @@ ENTRY = ProtocolEntry(
         helpers=("dealer",),
     ),
     local=RunsHere(
-        start=".local.protocols:start_two",
+        start=".local.launcher:LocalParties",
         report=".reports.report:two_party_report",
-        threads=".local.protocols:start_threads",
+        threads=".local.threads:ThreadParties",
     ),
     price=".reports.estimate:price_of_two",
 )

@@ -17,9 +17,9 @@ ENTRY = ProtocolEntry(
         words="encrypted queries",
     ),
     local=RunsHere(
-        start=".local.protocols:start_encrypted",
+        start=".local.encrypted:LocalEncrypted",
         report=".reports.report:encrypted_report",
-        texts=".local.protocols:texts_encrypted",
+        texts=".local.encrypted:texts_of_circuit",
         costs=".reports.report:requests_in_words",
     ),
 )

@@ -10,9 +10,9 @@ ENTRY = ProtocolEntry(
     who="the reference, in one process; it hides nothing",
     parties=2,
     local=RunsHere(
-        start=".local.protocols:start_clear",
+        start=".local.clear:ClearSession",
         report=".reports.report:clear_report",
-        threads=".local.protocols:start_clear",
+        threads=".local.clear:ClearSession",
     ),
     reference=True,
 )

@@ -9,7 +9,7 @@ ENTRY = ProtocolEntry(
     words="N parties",
     start="start its parties with `blindformer party`",
     local=RunsHere(
-        start=".local.protocols:start_many",
+        start=".local.members:LocalMembers",
         report=".reports.report:parties_report",
         check="..protocols.crypten.versions:check_versions",
     ),

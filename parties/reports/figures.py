@@ -10,7 +10,7 @@ from typing import Any
 
 from ...models.judging.search import Found
 from ...protocols.errors import BlindformerError
-from ..local.evaluation import Evaluation
+from .evaluation import HEADINGS, Evaluation, cells
 
 COLOURS = {"torch": "#888888", "clear": "#2a78b5"}
 PRIVATE = "#c44e35"
@@ -110,18 +110,6 @@ def frontier_figure(found: Found) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return png(figure)
-
-
-HEADINGS = ("model", "protocol", "texts", "accuracy", "F1, macro", "agreement", "seconds a text")
-
-
-def cells(row: Any) -> list[str]:
-    """A row of an evaluation in words."""
-    agreement = ", ".join(f"{100 * a.value:.1f} with {other}" for other, a in row.agreement.items())
-    refused = f" ({row.refused} refused)" if row.refused else ""
-    seconds = ", ".join(f"{value:.3g} {phase}" for phase, value in row.seconds.items())
-    figures = [f"{100 * i.value:.1f} ({100 * i.low:.1f} to {100 * i.high:.1f})" for i in (row.accuracy, row.f1)]
-    return [row.name, row.protocol, f"{row.count}{refused}", *figures, agreement, seconds]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

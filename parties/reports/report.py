@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -101,63 +102,56 @@ def layers(found: Price) -> list[Layer]:
     ]
 
 
-def query_report(
-    program: Program,
-    plan: str,
-    protocol: str,
-    timings: Timings,
-    setup_s: float,
-    setup_bytes: int,
-    learned: dict[str, str],
-    **more: Any,
-) -> Report:
-    """What a report of any protocol has. `more`: what its own says otherwise, or beside it."""
-    found: dict[str, Any] = {
-        "online_bytes": timings.online.sent,
-        "peak_rss_mb": {"client": timings.peak_rss_mb},
-        **more,
-    }
-    return Report(
-        model=program.model,
-        plan=plan,
-        protocol=protocol,
-        offline_s=timings.offline_s,
-        online_s=timings.online_s,
-        setup_s=setup_s,
-        offline_bytes=timings.offline_bytes,
-        setup_bytes=setup_bytes,
-        rounds=timings.rounds,
-        made_ahead=timings.ahead,
-        learned=learned,
-        **found,
-    )
+@dataclass(frozen=True)
+class AnsweredQuery:
+    """What a report is made of. `timings`: the client's; of N parties, those of all together. `others`: what the other
+    parties say of themselves. `setup_s`, `setup_bytes`: of the session."""
+
+    program: Program
+    plan: str
+    timings: Timings
+    others: Mapping[str, float] = field(default_factory=dict)
+    setup_s: float = 0.0
+    setup_bytes: int = 0
+    parties: Parties | None = None
+
+    def report(self, protocol: str, learned: dict[str, str], **more: Any) -> Report:
+        """What a report of any protocol has. `more`: what its own says otherwise, or beside it."""
+        timings = self.timings
+        found: dict[str, Any] = {
+            "online_bytes": timings.online.sent,
+            "peak_rss_mb": {"client": timings.peak_rss_mb},
+            **more,
+        }
+        return Report(
+            model=self.program.model,
+            plan=self.plan,
+            protocol=protocol,
+            offline_s=timings.offline_s,
+            online_s=timings.online_s,
+            setup_s=self.setup_s,
+            offline_bytes=timings.offline_bytes,
+            setup_bytes=self.setup_bytes,
+            rounds=timings.rounds,
+            made_ahead=timings.ahead,
+            learned=learned,
+            **found,
+        )
 
 
-# One function a protocol; `others`: what the other parties say of themselves.
+# One function a protocol.
 
 
-def two_party_report(
-    program: Program,
-    plan: str,
-    timings: Timings,
-    others: dict[str, float],
-    setup_s: float,
-    setup_bytes: int,
-    parties: Parties | None = None,
-) -> Report:
+def two_party_report(query: AnsweredQuery) -> Report:
     """Bytes are the client's, of both ways."""
+    timings, others = query.timings, query.others
     roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
-    return query_report(
-        program,
-        plan,
+    return query.report(
         "beaver",
-        timings,
-        setup_s,
-        setup_bytes,
-        who_learned_what(program, timings),
+        who_learned_what(query.program, timings),
         online_bytes=timings.online.sent + timings.online.received,
         peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
-        layers=layers(price(program)),
+        layers=layers(price(query.program)),
     )
 
 
@@ -187,19 +181,12 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     }
 
 
-def parties_report(
-    program: Program,
-    plan: str,
-    timings: Timings,
-    others: dict[str, float],
-    setup_s: float,
-    setup_bytes: int,
-    parties: Parties,
-    protocol: str = "crypten",
-) -> Report:
+def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:
     """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
+    parties = query.parties
+    assert parties is not None
     leader, recipient = parties.names[0], parties.names[parties.recipient_rank]
-    data = [parties.names[rank] for rank in sorted(parties.owns_data(program))]
+    data = [parties.names[rank] for rank in sorted(parties.owns_data(query.program))]
     learned = dict.fromkeys(
         parties.names, "received masked values; learns nothing of the data, the weights or the answer"
     )
@@ -207,36 +194,28 @@ def parties_report(
     learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")
     learned[recipient] += "; it alone learns the answer"
     learned["dealer"] = "was told the program, every party's seed, the keys of the weight masks and a count of queries"
-    peaks = {name.removesuffix(PEAK): mb for name, mb in others.items()}
-    return query_report(program, plan, protocol, timings, setup_s, setup_bytes, learned, peak_rss_mb=peaks)
+    peaks = {name.removesuffix(PEAK): mb for name, mb in query.others.items()}
+    return query.report(protocol, learned, peak_rss_mb=peaks)
 
 
 insecure_report = partial(parties_report, protocol="crypten-insecure")
 
 
-def encrypted_report(
-    program: Program,
-    plan: str,
-    timings: Timings,
-    others: dict[str, float],
-    setup_s: float,
-    setup_bytes: int,
-    parties: Parties | None = None,
-) -> Report:
+def encrypted_report(query: AnsweredQuery) -> Report:
     """Of one encrypted request: bytes of request and reply together, and of the evaluation keys sent for it."""
     learned = {
         "server": "received ciphertexts and evaluation keys; learns their sizes and times",
         "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",
-        "released to the client": ", ".join(program.released) or "nothing",
+        "released to the client": ", ".join(query.program.released) or "nothing",
         "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
     }
-    return query_report(program, plan, "ckks", timings, setup_s, setup_bytes, learned)
+    return query.report("ckks", learned)
 
 
-def clear_report(program: Program, plan: str, timings: Timings, *costs: object) -> Report:
+def clear_report(query: AnsweredQuery) -> Report:
     """For the reference protocol, which hides nothing."""
     learned = {"this process": "holds the model, the text and the answer: protocol clear hides nothing"}
-    return Report(model=program.model, plan=plan, protocol="clear", online_s=timings.online_s, learned=learned)
+    return query.report("clear", learned, peak_rss_mb={})
 
 
 def phases_in_words(reports: list[Report]) -> str:

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from ...protocols.errors import BlindformerError
 from ...versions import spoken_version
-from ..certificates.authority import CA, EXPIRY_DAYS, REVOKED, CertificateError, load_certificate, state_of
+from ..certificates import EXPIRY_DAYS
+from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
 from ..certificates.contexts import client_context, server_context
 from ..certificates.revocation import RevokedList, read_revoked
 from ..transport.faults import NEW_CERTIFICATE

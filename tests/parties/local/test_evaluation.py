@@ -10,7 +10,7 @@ from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.evaluation import evaluate
-from blindformer.parties.local.launcher import LocalAnswer
+from blindformer.parties.local.session import LocalAnswer
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
 from blindformer.parties.session.timings import Timings
@@ -98,7 +98,7 @@ class Recorded:
         self.refused, self.asked = refused, []
 
     def entry(self):
-        def start(compiled, roster, **options):
+        def start(compiled, **options):
             self.compiled = compiled
             return self
 

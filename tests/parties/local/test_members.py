@@ -18,7 +18,7 @@ from blindformer.models.program.pricing import price_among
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.members import ManyLocal
+from blindformer.parties.local.members import LocalMembers
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.clear import ClearEngine
 
@@ -43,7 +43,7 @@ def folder(compiled, tmp_path_factory):
 @pytest.mark.slow
 def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, loaded):
     owners = numbered(3).sources(compiled.program)
-    with ManyLocal(folder, numbered(3), timeout=60) as parties:
+    with LocalMembers(folder, numbered(3), timeout=60) as parties:
         pids = parties.processes.values()
         wrong = {name: value[:, :8] for name, value in loaded.encode(TEXTS[0], 16).items()}
         with pytest.raises(ProgramError, match=r"has shape \[1, 8\], the program takes \[1, 16\]"):
@@ -57,7 +57,7 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
                 scale = compiled.program.instructions[compiled.program.outputs[name]].scale
                 assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
             assert set(answer.by_party) == {"alice", "bob", "carol"}
-            declared = price_among(compiled.program, parties.roster.names, owners, 1)
+            declared = price_among(compiled.program, parties.parties.names, owners, 1)
             for name, timings in answer.by_party.items():
                 assert (timings.online.sent, timings.online.received) == (declared.sent[name], declared.received[name])
                 assert timings.rounds == declared.rounds
@@ -68,7 +68,7 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["alice", "carol", "dealer"])
 def test_a_party_that_is_killed_is_named(folder, loaded, victim):
-    with ManyLocal(folder, numbered(3), timeout=30) as parties:
+    with LocalMembers(folder, numbered(3), timeout=30) as parties:
         os.kill(parties.processes[victim], signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(LaunchError, match=f"^{victim}: was killed by SIGKILL"):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from blindformer.models.program.pricing import price
-from blindformer.parties.reports.report import phases_in_words, two_party_report
+from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import store as stores
@@ -78,7 +78,7 @@ def test_one_session_goes_from_the_spool_to_live_ones(site, mine, more):
     size = price(site.case.program).offline_bytes
     assert [took.offline_bytes for took in spent] == [0, 0, size, size, size]  # nothing of what is kept travels again
     program, ahead = site.case.program, [took.ahead for took in spent]
-    reports = [two_party_report(program, "faithful", took, {}, 0.0, 0) for took in spent]
+    reports = [two_party_report(AnsweredQuery(program, "faithful", took)) for took in spent]
     assert [report.made_ahead for report in reports] == ahead == [True, True, False, False, False]
     assert "made ahead   online" in phases_in_words(reports[:2])
     assert "MB, 2 of 5 made ahead   online" in phases_in_words(reports)
