@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from blindformer.parties.local.threads import PartyThreads
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_hello, new_session
@@ -29,23 +28,12 @@ from blindformer.parties.transport.probe import PeerFacts, answer_probe
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.streams import SEED_BYTES, new_seed
-from blindformer.tests.protocols.programs import Case, Draft
+from blindformer.tests.protocols.programs import Case
 from hypothesis import strategies as st
 
 TIMEOUT = 20.0
 ROOM = 4 * 2**20  # of a socket: whole conversations wait in it
 Meet = Callable[[socket.socket], None]
-
-
-def small_case() -> Case:
-    """A program with every kind of message: a linear layer, rescales, a product, a polynomial, a comparison."""
-    draft = Draft()
-    x = draft.client(torch.arange(-4, 4).reshape(2, 4) * 1000)
-    w = draft.weight(torch.arange(12).reshape(4, 3) * 50)
-    hidden = draft("rescale", draft("linear", x, w), bits=8, ring=64)
-    squared = draft("rescale", draft("mul", hidden, hidden), bits=12, ring=64)
-    bent = draft("polynomial", squared, coefficients=[3, 5, 7])
-    return draft.case(bent, draft("less", hidden, threshold=100, bits=40))
 
 
 class Tapped(PlainWire):
@@ -178,15 +166,19 @@ class Stage:
             party.close()
 
     def dealer(self, sock: socket.socket) -> None:
-        server = channel(sock, "server")
         seeds = MemorySeeds()
-        theirs = meet_as_dealer(server, TIMEOUT)
-        seeds.put(theirs.session, theirs.program, bytes(SEED_BYTES))
-        DealerParty(server, theirs.program, left_for(theirs, seeds), MemoryPrograms()).serve()
+        seeds.put(self.session, self.program.hash(), bytes(SEED_BYTES))
+        self._deal(channel(sock, "server"), seeds)
+
+    def _deal(self, server: StreamChannel, seeds: MemorySeeds) -> None:
+        said = meet_as_dealer(server, TIMEOUT)
+        DealerParty(server, said.program, left_for(said, seeds), MemoryPrograms()).serve()
 
     def seeding(self, sock: socket.socket) -> None:
-        client = channel(sock, "client")
-        receive_seed(client, meet_as_dealer(client, TIMEOUT), MemorySeeds())
+        self._keep(channel(sock, "client"), MemorySeeds())
+
+    def _keep(self, client: StreamChannel, seeds: MemorySeeds) -> None:
+        receive_seed(client, meet_as_dealer(client, TIMEOUT), seeds)
 
     def probed(self, sock: socket.socket) -> None:
         peer = channel(sock, "client")
@@ -198,37 +190,9 @@ class Stage:
     # -- the honest session
 
     def _play(self) -> None:
-        failures: list[BaseException] = []
+        seeds, threads = MemorySeeds(), PartyThreads(TIMEOUT)
         with ExitStack() as stack:
-
-            def connect() -> tuple[socket.socket, socket.socket]:
-                ends = pair()
-                for end in ends:
-                    stack.enter_context(end)
-                return ends
-
-            def start(work: Callable[[], None]) -> threading.Thread:
-                def run() -> None:
-                    try:
-                        work()
-                    except BaseException as error:
-                        failures.append(error)
-
-                thread = threading.Thread(target=run)
-                thread.start()
-                return thread
-
-            seeds = MemorySeeds()
-            (s, c), (sd, ds), (cd, dc) = connect(), connect(), connect()
-
-            def deal() -> None:
-                server = self._tapped(ds, "server", "dealer from server")
-                said = meet_as_dealer(server, TIMEOUT)
-                DealerParty(server, said.program, left_for(said, seeds), MemoryPrograms()).serve()
-
-            def keep() -> None:
-                client = self._tapped(dc, "client", "dealer from client")
-                receive_seed(client, meet_as_dealer(client, TIMEOUT), seeds)
+            s, c, sd, ds, cd, dc = (stack.enter_context(end) for _ in range(3) for end in pair())
 
             def leave(seed: bytes) -> None:
                 to_dealer = channel(cd, "dealer")
@@ -238,11 +202,12 @@ class Stage:
 
             dealt = self._heard.setdefault("server from dealer", bytearray())
             server = self._tapped(s, "client", "server from client")
-            threads = [start(deal), start(keep), start(lambda: self._serve(server, sd, dealt))]
+            threads.start(lambda: self._deal(self._tapped(ds, "server", "dealer from server"), seeds), "dealer")
+            threads.start(lambda: self._keep(self._tapped(dc, "client", "dealer from client"), seeds), "seeding")
+            threads.start(lambda: self._serve(server, sd, dealt), "server")
             self._ask(self._tapped(c, "server", "client from server"), leave)
-            for thread in threads:
-                thread.join()
-        assert not failures, failures
+            threads.join(TIMEOUT)
+        assert not threads.failures, threads.failures
 
     def _tapped(self, sock: socket.socket, peer: str, name: str) -> StreamChannel:
         return channel(sock, peer, self._heard.setdefault(name, bytearray()))
@@ -273,31 +238,40 @@ BODIES = [
     {"error": None}, {"error": {"kind": "PeerGone", "what": "\x1b[2J" * 99}}, {"error": {"kind": [], "what": {}}},
     {"need": "weights"}, {"need": []}, {"program": -1}, {"program": 10**15}, {"seed": "zz"}, {"seed": "f" * 64},
     {"weights": "f" * 32}, {"kept": 0}, {"stop": 0}, {"done": True}, {"echo": "x" * 9999}, {"up": 10**9},
-    {"down": -1},
+    {"down": -1}, {"limit": "x"}, {"limit": 1, "period": 1e300, "seconds": -1},
 ]  # fmt: skip
-LENGTHS = [
-    0,
-    1,
-    7,
-    8,
-    255,
-    4095,
-    4096,
-    4097,
-    65535,
-    65536,
-    65537,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32,
-    2**40,
-    2**48,
-    2**56 - 1,
-]
+LENGTHS = [0, 1, 7, 8, 255, 4095, 4096, 4097, 65535, 65536, 65537, 2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**48,
+           2**56 - 1]  # fmt: skip
 TEXTS = [b"", b"null", b"[]", b"{", b"{}}", b'{"a":NaN}', b'{"query":1e999}', b'{"a":' * 9000 + b"1", b"[" * 60000,
          b'{"query":0,"query":1}', b"\xff\xfe", b'"\\u0000"', b"1" * 60000, b'{"bye":true}\x00']  # fmt: skip
 CHANGES = ("bit", "kind", "length", "cut", "noise", "drop", "twice", "swap", "other", "member", "body", "text")
+
+# -- what a peer says that knows all names, and follows no order
+
+NAMES = st.sampled_from([
+    *("query", "spool", "more", "then", "session", "number", "live", "precompute", "bye", "go", "abort", "waiting"),
+    *("queued", "kept", "seed", "need", "program", "weights", "dealing", "deal", "dealt", "busy", "why", "party"),
+    *("taken", "missing", "known", "next", "spent", "ready", "done", "stored", "full", "error", "kind", "what", "stop"),
+    *("limit", "period", "seconds"),
+])  # fmt: skip
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-2, 3) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8) | st.sampled_from(["0f" * 16, "live", "program", "weights"])
+)  # fmt: skip
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+)
+MESSAGES = st.dictionaries(NAMES, VALUES, max_size=4).map(message)
+PAYLOADS = st.binary(max_size=64) | st.sampled_from([0, 2, 16, 48, 96]).map(bytes)
+STEPS = st.lists(
+    MESSAGES | PAYLOADS.map(lambda data: pack_header(TENSOR, len(data)) + data), min_size=1, max_size=6
+).map(b"".join)
+
+
+@st.composite
+def chatter(draw: st.DrawFn, frames: Sequence[bytes]) -> bytes:
+    """The conversation up to some frame, then anything."""
+    return b"".join(frames[: draw(st.integers(0, len(frames)))]) + draw(STEPS)
 
 
 @st.composite

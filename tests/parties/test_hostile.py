@@ -18,9 +18,8 @@ import psutil
 import pytest
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
-from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for
-from blindformer.parties.session.seeds import MemorySeeds
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
+from blindformer.parties.session.dealer import DealerParty
 from blindformer.parties.session.spool import SpoolError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError
@@ -32,10 +31,11 @@ from blindformer.tests.parties.hostile import (
     Target,
     attacks,
     channel,
+    chatter,
     filled,
     message,
-    small_case,
 )
+from blindformer.tests.parties.session.site import small_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +48,7 @@ EXAMPLES = {
     "dealer, by a client": 1000,
     "probe, by anyone": 500,
 }
+SAYINGS = 150  # to each
 SPOOLED = 150  # of each: a ledger waits for the disk
 PROGRAMS, REPORTS = 500, 1000
 FIELDS = sorted({name for report in REPORT_KINDS.values() for name in report.model_fields})
@@ -66,11 +67,16 @@ def test_an_honest_conversation_goes_to_its_end(target: Target) -> None:
         target.meet(sock)
 
 
+@pytest.mark.parametrize("target", STAGE.targets, **by_name)
+def test_a_peer_that_says_anything_gets_a_typed_error_or_nothing(target: Target) -> None:
+    attack(target, SAYINGS, chatter(target.frames))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", STAGE.targets, **by_name)
 def test_a_hostile_peer_gets_a_typed_error_or_nothing(target: Target) -> None:
     before = psutil.Process().memory_info().rss
-    refused = attack(target, EXAMPLES[target.name], STAGE)
+    refused = attack(target, EXAMPLES[target.name], changed(target, STAGE))
     assert refused > EXAMPLES[target.name] // 4
     assert psutil.Process().memory_info().rss - before < 100e6, "it kept, or hypothesis kept, what it was sent"
 
@@ -81,16 +87,20 @@ def test_a_hostile_peer_of_a_party_with_a_spool(tmp_path: Path) -> None:
     for target in stage.targets:
         with filled(b"".join(target.frames)) as sock:
             target.meet(sock)
-        assert attack(target, SPOOLED, stage) > SPOOLED // 4
+        assert attack(target, SPOOLED, changed(target, stage)) > SPOOLED // 4
 
 
-def attack(target: Target, examples: int, stage: Stage) -> int:
-    """How many of the attacks ended with an error."""
+def changed(target: Target, stage: Stage) -> st.SearchStrategy[bytes]:
     others = [frame for target in stage.targets for frame in target.frames if frame[0] == MESSAGE]
+    return attacks(target.frames, others)
+
+
+def attack(target: Target, examples: int, conversations: st.SearchStrategy[bytes]) -> int:
+    """How many of the attacks ended with an error."""
     refused = 0
 
     @settings(max_examples=examples, **quiet)
-    @given(attacks(target.frames, others))
+    @given(conversations)
     def run(content: bytes) -> None:
         nonlocal refused
         began = time.monotonic()
@@ -115,14 +125,8 @@ def test_a_program_that_no_compiler_makes_is_turned_down(data: st.DataObject) ->
         pack_header(TENSOR, len(text)) + text.encode(),
         *STAGE.heard("dealer from server")[4:],
     ]
-    seeds = MemorySeeds()
-    seeds.put(hello.session, hello.program, bytes(32))
     with filled(b"".join(frames)) as sock:
-        outcome(
-            lambda: DealerParty(
-                channel(sock, "server"), hello.program, left_for(hello, seeds), MemoryPrograms()
-            ).serve()
-        )
+        outcome(DealerParty(channel(sock, "server"), hello.program, lambda: [bytes(32)]).serve)
 
 
 @settings(max_examples=REPORTS, **quiet)
@@ -141,7 +145,7 @@ def outcome(conversation: Callable[[], None]) -> str:
     """The typed error that ends it, one printable line; empty if it goes to its end. Anything else fails the test."""
     try:
         conversation()
-    except (PeerError, SlotsBusy, SpoolError) as error:
+    except (PeerError, SlotsBusy, LimitReached, SpoolError) as error:
         text = str(error)
     else:
         return ""
