@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
+
+from ...protocols.channel import Channel
 
 T = TypeVar("T")
 
@@ -20,10 +22,12 @@ class Ahead(Generic[T]):
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"blindformer {name}")
         self._thread.start()
 
-    def result(self, every: float, alive: Callable[[], None]) -> T:
-        """Wait for it. `alive` is called every so many seconds meanwhile; what it raises ends the waiting."""
-        while not self._done.wait(every):
-            alive()
+    def result(self, peers: Collection[Channel], what: str) -> T:
+        """Wait for it. The peers hear {"waiting": what} every third of their timeout, so that a silence always means
+        that somebody is gone; that one of them is gone ends the waiting."""
+        while not self._done.wait(min(peer.timeout for peer in peers) / 3):
+            for peer in peers:
+                peer.send_message({"waiting": what})
         if self._error is not None:
             raise self._error
         return self._result[0]

@@ -25,7 +25,7 @@ from ..transport.frames import printable
 from .ahead import Ahead
 from .cache import MaskedCache
 from .keys import masks, query_key
-from .messages import Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import Ask, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
 from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
@@ -94,7 +94,6 @@ class ClientParty:
         self._live = False
         self._coming: Coming | None = None  # of the next query
         self._work: Ahead | None = None
-        self._beat = server.timeout / 3
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights, and the dealer ready unless the spool comes first."""
@@ -141,9 +140,7 @@ class ClientParty:
             self._coming = None
             self.number += 1
         self._go_live()
-        self.spool.sweep()
-        if self.spool.ledger.find(self.session) is None:
-            self.spool.begin(self.session, self.program.hash(), self.weights.id)
+        self.spool.begin(self.session, self.program.hash(), self.weights.id)
         self.server.send_message({"precompute": count})
         for done in range(count):
             reply = self._hear("stored", "full")
@@ -183,9 +180,8 @@ class ClientParty:
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after) if more else None
             number = self.number
-            self.server.send_message(
-                {"query": number, "spool": _named(coming), "more": more, "then": None if then is None else _named(then)}
-            )
+            ask = Ask(query=number, spool=coming.ref, more=more, then=None if then is None else then.ref)
+            self.server.send_message(ask.model_dump())
             if coming.ref is None and coming.tape is None:
                 coming.tape = self._prepare(number)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
@@ -204,7 +200,7 @@ class ClientParty:
             if then is not None:
                 self._coming = self._look_ahead(then, reply.get("then"))
             try:
-                tape = coming.tape.result(self._beat, lambda: self.server.send_message({"waiting": "correlations"}))
+                tape = coming.tape.result([self.server], "correlations")
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
@@ -284,7 +280,3 @@ class ClientParty:
 
     def _hear(self, *expected: str) -> dict:
         return hear(self.server, expected, self.waiting)
-
-
-def _named(coming: Coming) -> dict | None:
-    return None if coming.ref is None else {"session": coming.ref.session, "number": coming.ref.number}

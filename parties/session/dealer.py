@@ -30,7 +30,7 @@ from ..transport.handshake import Hello
 from .ahead import Ahead
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .keys import masks, query_key
-from .messages import SAME_VERSION, Seed, busy_message, patient, read, read_number
+from .messages import SAME_VERSION, busy_message, read_number, read_seed, requests
 from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
 from .tuples import TupleDealer
@@ -77,7 +77,7 @@ def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
 
     Errors: `PeerError`, for the caller to tell.
     """
-    seed = bytes.fromhex(read(client, Seed, client.recv_message()).seed)
+    seed = read_seed(client)
     _seeds(client, lambda: seeds.put(hello.session, hello.program, seed))
     client.send_message({"seeded": True})
 
@@ -114,21 +114,16 @@ class DealerParty:
 
         `on_query` is told the number and the seconds of each. Errors: `PeerError`.
         """
-        leader_seed = bytes.fromhex(read(self.leader, Seed, self.leader.recv_message()).seed)
-        seeds = [leader_seed, *_seeds(self.leader, self.others)]
+        seeds = [read_seed(self.leader), *_seeds(self.leader, self.others)]
         program = self.programs.get(self.digest) or self._fetch_program()
-        correlations = wait_with(self.leader, Ahead(lambda: self._correlations(program), "layout"))
+        correlations = Ahead(lambda: self._correlations(program), "layout").result([self.leader], "program")
         shapes = program.weight_shapes()
         self.leader.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
         self.leader.send_message({"dealing": True})
         tuples = None if self.owners is None else TupleDealer(self.leader, seeds, self.limits.value_bytes)
         least = 0
-        while True:
-            with patient(self.leader, idle):
-                message = self.leader.recv_message()
-            if message.get("bye"):
-                return
+        for message in requests(self.leader, idle):
             if tuples is not None and "tuple" in message:
                 tuples.deal(message)
                 continue
@@ -175,18 +170,12 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
         largest = max((8 * elements(item.shape) for item in program.instructions), default=0)
         if largest > limits.value_bytes:
             raise _unfit(server, "has a program with values that are too large for this dealer")
-        wait_with(server, Ahead(lambda: _check_shapes(program), "program"))
-        wait_with(server, Ahead(lambda: use(program), "layout"))
+        Ahead(lambda: (_check_shapes(program), use(program)), "program").result([server], "program")
     except PeerError:
         raise
     except Exception:  # whatever a program can be that no compiler makes
         raise _unfit(server, "sent a program that cannot be run") from None
     return program
-
-
-def wait_with(server: Channel, work: Ahead[T]) -> T:
-    """The result of some work, with signs of life to the peer that waits for it."""
-    return work.result(server.timeout / 3, lambda: server.send_message({"waiting": "program"}))
 
 
 def _unfit(server: Channel, what: str) -> PeerProtocolError:

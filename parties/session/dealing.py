@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from ...protocols.beaver.source import Corrections, frames
+from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten import calls
 from ...protocols.crypten.tuples import Request
@@ -19,7 +21,6 @@ class RemoteDealer:
 
     def __init__(self, channel: Channel, served: Served) -> None:
         self.channel, self.served = channel, served
-        self.layout = served.correlations.layout
 
     def set_up(self, seed: bytes) -> None:
         """Hand over this side's seed and the keys of the masks B, and the program if the dealer does not know it."""
@@ -35,22 +36,23 @@ class RemoteDealer:
         self.channel.send(self.served.masked.all_keys())
         hear(self.channel, ("dealing",))
 
-    def begin(self, number: int) -> Corrections:
-        """Ask for the corrections of a query; they are read next, then `end`. Errors: `SlotsBusy`, too."""
-        self.channel.send_message({"query": number})
-        hear(self.channel, ("deal",))
-        return Corrections(self.channel, self.layout)
-
-    def end(self, number: int) -> dict:
-        """What the dealer says of the query when all is sent."""
-        return hear_of(self.channel, "dealt", number)
+    def lead(self, number: int, key: bytes) -> tuple[Tape, dict[str, Any]]:
+        """The leader's correlations of a query, with masks of this key; and what the dealer says of them. Errors:
+        `SlotsBusy`, too."""
+        self._ask(number)
+        tape = self.served.lead(key, self.channel)
+        return tape, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """All corrections of a query as they come, for a file. Errors: `SlotsBusy`, too."""
-        self.begin(number)
-        for size in frames(self.layout):
+        self._ask(number)
+        for size in frames(self.served.correlations.layout):
             yield self.channel.recv(size)
-        self.end(number)
+        hear_of(self.channel, "dealt", number)
+
+    def _ask(self, number: int) -> None:
+        self.channel.send_message({"query": number})
+        hear(self.channel, ("deal",))
 
     def tuple(self, request: Request, number: int) -> Corrections:
         """Ask for one of CrypTen's tuples, the `number`-th; its corrections are read next."""

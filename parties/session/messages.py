@@ -13,28 +13,16 @@ from ...protocols.errors import PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
-from .spool.agree import Ref
+from .spool.agree import Number, Ref
 
 SAME_VERSION = "use the same version at every party"
 
-Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", strict=True)]
-Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 M = TypeVar("M", bound="Message")
 Waiting = Callable[[dict[str, Any]], None]  # told of what a peer says while it lets this side wait
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Spooled(Message):
-    """Correlations made ahead (spool.agree.Ref)."""
-
-    session: Id
-    number: Number
-
-    def ref(self) -> Ref:
-        return Ref(self.session, self.number)
 
 
 class Seed(Message):
@@ -50,9 +38,9 @@ class Ask(Message):
     """
 
     query: Number
-    spool: Spooled | None = None
+    spool: Ref | None = None
     more: Annotated[bool, Field(strict=True)] = False
-    then: Spooled | None = None
+    then: Ref | None = None
 
 
 class Precompute(Message):
@@ -67,6 +55,11 @@ def read(channel: Channel, kind: type[M], message: Mapping[str, Any]) -> M:
         return kind.model_validate(message)
     except ValidationError:
         raise out_of_place(channel) from None
+
+
+def read_seed(channel: Channel) -> bytes:
+    """The seed that the peer sends now. Errors: `PeerError`."""
+    return bytes.fromhex(read(channel, Seed, channel.recv_message()).seed)
 
 
 def read_number(channel: Channel, message: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int:
@@ -139,6 +132,17 @@ def hear_of(channel: Channel, name: str, number: int, waiting: Waiting | None = 
     if message[name] != number:
         raise other_query(channel)
     return message
+
+
+def requests(channel: Channel, idle: float | None) -> Iterator[dict[str, Any]]:
+    """What the peer asks for, one message after the other, until it says goodbye. `idle`: seconds it may be silent
+    before each (None: the channel's timeout). Errors: `PeerError`."""
+    while True:
+        with patient(channel, idle):
+            message = channel.recv_message()
+        if message.get("bye"):
+            return
+        yield message
 
 
 @contextmanager

@@ -83,10 +83,7 @@ class Party:
         self.communicator: Communicator | None = None
         self.setup_bytes = 0
         self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
-        self._dealer: RemoteDealer | None = None
-        if dealer is not None:
-            self._served = Served(held, new_seed(), self.owners)
-            self._dealer = RemoteDealer(dealer, self._served)
+        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
         self._correlations = Correlations(held.program, self.owners)
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = HeldTapes(self._make, limits or AheadLimits())
@@ -116,7 +113,7 @@ class Party:
             self._masked, self.setup_bytes = received.masked, received.downloaded
         else:
             self._dealer.set_up(self.seed)
-            self.setup_bytes = send_weights(self._served.masked, self.mesh)
+            self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
 
     # At the party that asks.
 
@@ -195,16 +192,11 @@ class Party:
             tape = self._correlations.follow(masks(query_key(self.seed, number)), self._masked, self.rank)
             hear_of(self.mesh.channels[LEADER], "ready", number)
             return tape
-        dealer, beat = self._dealer, min(channel.timeout for channel in self.channels) / 3
-        tape = Ahead(lambda: self._lead(dealer, number), "offline").result(
-            beat, lambda: self._say({"waiting": "dealer"})
-        )
+        dealer, key = self._dealer, query_key(self.seed, number)
+        work = Ahead(lambda: dealer.lead(number, key), "offline")
+        tape, dealt = work.result(self.mesh.channels.values(), "dealer")
+        self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
         self._say({"ready": number})
-        return tape
-
-    def _lead(self, dealer: RemoteDealer, number: int) -> Tape:
-        tape = self._correlations.lead(masks(query_key(self.seed, number)), dealer.begin(number))
-        self.dealer_peak_rss_mb = amount(dealer.end(number), "peak_rss_mb")
         return tape
 
     def _dealt_bytes(self) -> int:

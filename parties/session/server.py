@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
-from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh
@@ -22,8 +21,8 @@ from ...protocols.streams import new_seed
 from .ahead import Ahead
 from .compute_slots import ComputeSlots, LimitReached, SlotsBusy, Unlimited
 from .dealing import RemoteDealer, Replay
-from .keys import masks, query_key
-from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, patient, read, read_number
+from .keys import query_key
+from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, read, read_number, requests
 from .online import OnQuery, run_online
 from .set_up import send_weights
 from .spool import Spool, SpoolError
@@ -90,15 +89,13 @@ class ServerParty:
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Unlimited(), spool
-        self.program, self.correlations = served.program, served.correlations
-        self.price = price(served.program)
+        self.program, self.price = served.program, price(served.program)
         self.seed = new_seed()
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._work: Ahead | None = None  # the last one begun
         self._ahead: tuple[Ref | None, Ahead[ServerTape]] | None = None  # of the next query
-        self._beat = client.timeout / 3
 
     def set_up(self) -> None:
         """Send the masked weights that the client has not."""
@@ -106,11 +103,7 @@ class ServerParty:
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Do as the client asks until it says goodbye. `idle`: seconds it may be silent between queries."""
-        while True:
-            with patient(self.client, idle):
-                message = self.client.recv_message()
-            if message.get("bye"):
-                return
+        for message in requests(self.client, idle):
             if message.get("live"):
                 self._go_live()
             elif "precompute" in message:
@@ -142,10 +135,6 @@ class ServerParty:
         self._work = Ahead(make, name, self._work)  # one after the other: they share the dealer's channel
         return self._work
 
-    def _wait(self, work: Ahead[T], what: str) -> T:
-        """The client hears from us meanwhile, so that a silence always means that somebody is gone."""
-        return work.result(self._beat, lambda: self.client.send_message({"waiting": what}))
-
     def _go_live(self) -> None:
         def connect() -> RemoteDealer:
             self._dealer = self.dial_dealer()
@@ -154,7 +143,7 @@ class ServerParty:
             return dealing
 
         if self._dealing is None:
-            self._dealing = self._wait(self._begin(connect, "dealer"), "dealer")
+            self._dealing = self._begin(connect, "dealer").result([self.client], "dealer")
         self.client.send_message({"live": True})
 
     def _query(self, ask: Ask) -> Timings | None:
@@ -182,7 +171,7 @@ class ServerParty:
         if work is None:
             return None
         try:
-            made = self._wait(work, "correlations")
+            made = work.result([self.client], "correlations")
         except SpoolError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
@@ -196,7 +185,7 @@ class ServerParty:
             "dealer_peak_rss_mb": amount(made.dealt, "peak_rss_mb"),
         }
         if ask.more:
-            ready["then"] = self._look_ahead(None if ask.then is None else ask.then.ref())
+            ready["then"] = self._look_ahead(ask.then)
         self.client.send_message(ready)
         if "go" not in hear(self.client, ("go", "abort")):
             return None
@@ -213,47 +202,48 @@ class ServerParty:
 
     def _find(self, ask: Ask) -> Ahead[ServerTape] | None:
         """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
-        ref = None if ask.spool is None else ask.spool.ref()
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == ref:
+        if ahead is not None and ahead[0] == ask.spool:
             return ahead[1]
-        if ref is None:
+        if ask.spool is None:
             return self._deal(ask.query)
-        entry, reply = self._take(ref)
+        work, reply = self._take(ask.spool)
         if "spent" in reply:
             self.number += 1
         self.client.send_message(reply)
-        return None if entry is None else self._load(entry)
+        return work
 
     def _look_ahead(self, ref: Ref | None) -> dict:
         """Begin with the next query's correlations, which the client has named; what to tell it of them."""
         if ref is None:
             self._ahead = (None, self._deal(self.number))
             return {"live": True}
-        entry, reply = self._take(ref)
-        if entry is not None:
-            self._ahead = (ref, self._load(entry))
+        work, reply = self._take(ref)
+        if work is not None:
+            self._ahead = (ref, work)
         return reply
 
     def _deal(self, number: int) -> Ahead[ServerTape]:
         """Live correlations."""
-        dealing = self._dealing
-        if dealing is None:
-            raise PeerProtocolError(self.client.peer, "asked for live correlations without a dealer", "say so before")
-        key = query_key(self.seed, number)
+        dealing, key = self._dealt_to(), query_key(self.seed, number)
 
         def deal() -> ServerTape:
             started = time.perf_counter()
-            tape = self.correlations.lead(masks(key), dealing.begin(number))
-            dealt = dealing.end(number)
+            tape, dealt = dealing.lead(number, key)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             return ServerTape(tape, time.perf_counter() - started, dealt)
 
         return self._begin(deal, "correlations")
 
-    def _take(self, ref: Ref) -> tuple[Entry | None, dict]:
-        """What the client proposes of the spool, marked as used; and the reply."""
+    def _dealt_to(self) -> RemoteDealer:
+        if self._dealing is None:
+            remedy = "use the same version on both sides"
+            raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for a dealer", remedy)
+        return self._dealing
+
+    def _take(self, ref: Ref) -> tuple[Ahead[ServerTape] | None, dict]:
+        """What the client proposes of the spool, marked as used, on its way; and the reply."""
         if self.spool is None:
             return None, {"missing": ref.number, "known": False, "next": None}
         try:
@@ -262,19 +252,14 @@ class ServerParty:
             return None, {"spent": self.number, "what": error.what}
         if isinstance(found, Missing):
             return None, {"missing": ref.number, "known": found.known, "next": found.next}
-        return found, {"taken": ref.number}
+        return self._load(self.spool, found), {"taken": ref.number}
 
-    def _load(self, entry: Entry) -> Ahead[ServerTape]:
-        """Correlations of the spool, marked as used before."""
-        spool = self.spool
-        assert spool is not None
-
+    def _load(self, spool: Spool, entry: Entry) -> Ahead[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
             taken = spool.fetch(entry)
             replay = cast(Channel, Replay(memoryview(taken.corrections)))
-            tape = self.correlations.lead(masks(taken.key), Corrections(replay, self.correlations.layout))
-            return ServerTape(tape, time.perf_counter() - started, {})
+            return ServerTape(self.served.lead(taken.key, replay), time.perf_counter() - started, {})
 
         return self._begin(load, "spool")
 
@@ -286,16 +271,13 @@ class ServerParty:
         try:
             if self.spool is None:
                 raise SpoolError("server", "keeps no spool; start it with one")
-            if self._dealing is None:
-                raise PeerProtocolError(self.client.peer, "asked for correlations without a dealer", "say so before")
-            self.spool.sweep()
-            if self.spool.ledger.find(self.session) is None:
-                self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+            dealing = self._dealt_to()
+            self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
             for _ in range(count):
                 number = self.number
                 self.spool.room(self.price.offline_bytes, self.client_id)
                 with self.admission.slot(number, lambda place: self.client.send_message({"queued": place})):
-                    self._wait(self._store(self.spool, self._dealing, number), "correlations")
+                    self._store(self.spool, dealing, number).result([self.client], "correlations")
                 self.number += 1
                 self.client.send_message({"stored": number})
                 if "kept" not in hear(self.client, ("kept", "stop")):

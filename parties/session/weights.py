@@ -20,9 +20,13 @@ from torch import Tensor
 from ...models.program.correlations import Correlations
 from ...models.program.pricing import price
 from ...models.program.program import Program
+from ...protocols.beaver.source import Corrections
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...protocols.wire import elements, pack
+from .keys import masks
 
 ELEMENT_BYTES = 8
 ID_BYTES, HASH_BYTES = 16, 32
@@ -166,6 +170,10 @@ class Served:
     @property
     def constants(self) -> Mapping[str, Tensor]:
         return self.part.constants
+
+    def lead(self, key: bytes, dealt: Channel) -> Tape:
+        """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""
+        return self.correlations.lead(masks(key), Corrections(dealt, self.correlations.layout))
 
     def prepare(self) -> None:
         """Do now what would be done when the first client comes: a supervisor does it before it forks."""

@@ -13,11 +13,9 @@ from ....protocols.channel import Channel
 from ....protocols.errors import PeerGone
 from ..client import Answer, ClientParty
 from ..compute_slots import ComputeSlots, SlotsBusy, Unlimited
-from ..messages import Seed, amount, busy_message, patient, read, read_number
-from ..timings import Timings
+from ..messages import Seed, amount, busy_message, read, read_number, requests
+from ..online import OnQuery
 from .heartbeat import Heartbeat
-
-OnQuery = Callable[[int, Timings], None]
 
 
 class HelperParty:
@@ -42,11 +40,7 @@ class HelperParty:
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Answer queries until the owner says goodbye. `idle`: seconds it may be silent between two of them."""
         expected = 0
-        while True:
-            with patient(self.owner, idle):
-                message = self.owner.recv_message()
-            if message.get("bye"):
-                return
+        for message in requests(self.owner, idle):
             number = read_number(self.owner, message, "query", expected, expected)
             expected += self._query(number, message.get("more") is True, on_query)
 

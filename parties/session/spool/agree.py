@@ -12,17 +12,23 @@ never asked for numbers that are used at the client. So one current ledger is en
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from .ledger import Entry
 from .spool import Spool
 
+Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 
-@dataclass(frozen=True)
-class Ref:
+
+class Ref(BaseModel):
     """One query's correlations, by the session that made them and their number in it."""
 
-    session: str
-    number: int
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    session: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", strict=True)]
+    number: Number
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Proposals:
                 least = max(least, after.number + 1)
             number = self.spool.ledger.next_ready(session, least)
             if number is not None:
-                return Ref(session, number)
+                return Ref(session=session, number=number)
         return None
 
     def learn(self, ref: Ref, missing: Missing) -> None:

@@ -39,8 +39,10 @@ class Spool:
         self.store = Store(self.folder)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
-        """A session that is going to add correlations, bound to a program, its weights and (at the server) a client."""
-        self.ledger.open_session(session, program, weights, peer)
+        """A session is going to add correlations, bound to a program, its weights and (at the server) a client."""
+        self.sweep()
+        if self.ledger.find(session) is None:
+            self.ledger.open_session(session, program, weights, peer)
 
     def room(self, size: int, peer: str = "") -> None:
         """Errors: `SpoolError` if there is no room for one more query of `size` bytes, made with the client `peer`."""

@@ -95,8 +95,8 @@ def test_two_processes_of_one_client_share_nothing(tmp_path):
     first, second = converse(server, client), converse(server, client)
     next(first)
     next(second)
-    assert [step for step in first if step] == [Ref(SESSION, 0)]
-    assert [step for step in second if step] == [Ref(SESSION, 1)]
+    assert [step for step in first if step] == [Ref(session=SESSION, number=0)]
+    assert [step for step in second if step] == [Ref(session=SESSION, number=1)]
     assert use_all(server, client) == [2]
 
 
@@ -107,13 +107,13 @@ def test_a_number_under_way_is_not_given_up_by_another_process(tmp_path):
     next(first)
     next(first)
     assert use_all(server, client) == [1]
-    assert [step for step in first if step] == [Ref(SESSION, 0)]
+    assert [step for step in first if step] == [Ref(session=SESSION, number=0)]
 
 
 @pytest.mark.parametrize("wrong", [("00" * 32, WEIGHTS, CLIENT), (PROGRAM, "00" * 16, CLIENT), (PROGRAM, WEIGHTS, "")])
 def test_another_program_other_weights_or_another_client_get_nothing(tmp_path, wrong):
     server, _ = make_pair(tmp_path, 1)
-    assert answer_proposal(server, Ref(SESSION, 0), *wrong) == Missing(False, None)
+    assert answer_proposal(server, Ref(session=SESSION, number=0), *wrong) == Missing(False, None)
     assert server.left() == 1
 
 
@@ -130,7 +130,7 @@ def test_a_session_the_server_does_not_know_is_left_alone(tmp_path):
         if ref.session == other:
             assert proposals.next() is None
     client.sweep(grace=0)
-    assert found == [Ref(SESSION, 0)]
+    assert found == [Ref(session=SESSION, number=0)]
     assert client.left() == 1
 
 
