@@ -24,7 +24,7 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.session.client import ClientParty, UseSpool
-from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError
@@ -60,7 +60,7 @@ class Asker:
         site, program = self.site, self.part.program
         session = self.session = new_session()
         mine = my_hello(program, "client", session)
-        channel = meet_server(self._context, site.server, mine, site.timeout)
+        channel = meet(site.server, self._context, "server", mine, site.timeout)
 
         def leave(seed: bytes) -> None:
             seed_dealer(self._context, site.dealer, mine, site.timeout, seed)

@@ -21,7 +21,7 @@ from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
 from ..session.client import Answer, ClientParty, UseSpool
 from ..session.helper.owner import OwnerParty, ask_two_servers
-from ..session.meeting import meet_server, my_hello, new_session, seed_dealer, tell
+from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
 from .transport import Reply, Transport
@@ -129,7 +129,7 @@ class SessionTransport(Transport):
             owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
             return OpenSession(owner, time.perf_counter() - started)
         mine = my_hello(part.program, "client", new_session(), config=shared)
-        channel = meet_server(context, server, mine, timeout)
+        channel = meet(server, context, "server", mine, timeout)
         try:
             party = ClientParty(
                 part.program,

@@ -13,7 +13,7 @@ from ..config import Settings
 from ..session.client import ClientParty
 from ..session.helper.heartbeat import Heartbeat
 from ..session.helper.party import HelperParty
-from ..session.meeting import meet_client, meet_server, my_hello, seed_dealer
+from ..session.meeting import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -45,7 +45,7 @@ class HelperService(SessionService):
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
         with self.telling(channel), Heartbeat(channel, lambda: None):
-            server = meet_server(context, settings.address("server"), mine, timeout)
+            server = meet(settings.address("server"), context, "server", mine, timeout)
         client = ClientParty(
             part.program,
             part.constants,

@@ -16,7 +16,7 @@ from ..config import Settings
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner_shares import OwnerShares, part_of
 from ..session.mask_seed import load_secret
-from ..session.meeting import meet_client, meet_dealer, my_hello
+from ..session.meeting import meet, meet_client, my_hello
 from ..session.server import ServerParty
 from ..session.spool import Spool
 from ..session.timings import Timings
@@ -104,15 +104,15 @@ class ServerService(SessionService):
         if self.helped:
             with self.telling(channel):
                 waiting = {"waiting": "owner"}
-                meet = partial(self.rendezvous.meet, alive=lambda: channel.send_message(waiting))
-                owners = [meet(hello.session, channel.peer, self.timeout)]
+                alive = partial(channel.send_message, waiting)
+                owners = [self.rendezvous.meet(hello.session, channel.peer, self.timeout, alive=alive)]
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, ROLE, hello.session, config=self.config)
         wire, audit = self.local.witness()
 
         def dial() -> Channel:
             dealer = self.settings.address("dealer")
-            return self.local.shaped(meet_dealer(self.identity.dialling, dealer, mine, self.timeout))
+            return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", mine, self.timeout))
 
         def report(number: int, timings: Timings) -> None:
             control.tell(answered(number, timings))

@@ -30,14 +30,14 @@ from .meeting import (
     SESSION_BYTES,
     Address,
     Refused,
-    greet,
     introduce,
+    meet_as_dealer,
     my_hello,
     new_session,
     seed_dealer,
     tell,
 )
-from .messages import SAME_VERSION, Seed, read
+from .messages import SAME_VERSION, read_seed
 from .parties import DEALER, LEADER, Parties
 
 
@@ -232,7 +232,9 @@ class _Gathered:
     def add(self, channel: StreamChannel, timeout: float) -> None:
         """A party that has come. Errors: `PeerError`; it has been told, and its channel is closed."""
         try:
-            theirs = greet(channel, self._answer, min(timeout, HELLO_SECONDS))
+            theirs = meet_as_dealer(
+                channel, min(timeout, HELLO_SECONDS), protocol=PROTOCOL.name, config=self._config, like=self._first
+            )
             self._first = self._first or theirs
             if channel.peer not in self.missing():
                 raise _refuse(channel, "has left its seed already")
@@ -240,16 +242,9 @@ class _Gathered:
             if rank == LEADER:
                 channel.timeout, self.leader = timeout, channel
                 return
-            self._seeds[rank] = bytes.fromhex(read(channel, Seed, channel.recv_message()).seed)
+            self._seeds[rank] = read_seed(channel)
             channel.send_message({"seeded": True})
             channel.close()
         except PeerError:
             channel.close()
             raise
-
-    def _answer(self, theirs: Hello) -> Hello:
-        """The dealer runs what the parties name, but the same for all of them. It needs no CrypTen."""
-        same = theirs.blindformer.partition("+")[0] == spoken_version()
-        version = theirs.blindformer if same else spoken_version()
-        update = {"blindformer": version, "role": DEALER, "config": self._config}
-        return (self._first or theirs).model_copy(update=update)

@@ -24,7 +24,7 @@ from ...versions import spoken_version
 from ..transport.frames import say_why
 from ..transport.handshake import Hello, answer_hello, hello
 from ..transport.stream import StreamChannel
-from ..transport.tls import Listener, dial
+from ..transport.tls import dial
 from .messages import SAME_VERSION
 
 Address = tuple[str, int]
@@ -40,7 +40,6 @@ class HasProgram(Protocol):
     def program(self) -> Program: ...
 
 
-T = TypeVar("T")
 P = TypeVar("P", bound=HasProgram)
 
 
@@ -63,16 +62,6 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
     )
 
 
-def meet_server(context: ssl.SSLContext, server: Address, mine: Hello, timeout: float) -> StreamChannel:
-    """Dial the server. `timeout`: seconds of silence allowed from now on. Errors: `PeerError`."""
-    return meet(server, context, "server", mine, timeout)
-
-
-def meet_helper(context: ssl.SSLContext, helper: Address, mine: Hello, timeout: float) -> StreamChannel:
-    """Dial the helper. Errors: `PeerError`."""
-    return meet(helper, context, "helper", mine, timeout)
-
-
 def seed_dealer(
     context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes, wait: float | None = None
 ) -> None:
@@ -84,11 +73,6 @@ def seed_dealer(
             raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
     finally:
         channel.close()
-
-
-def meet_dealer(context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float) -> StreamChannel:
-    """Dial the dealer, for the server. Errors: `PeerError`."""
-    return meet(dealer, context, "dealer", mine, timeout)
 
 
 def meet_client(
@@ -116,38 +100,24 @@ def meet_client(
 
 
 def meet_as_dealer(
-    channel: StreamChannel, timeout: float, *, config: str = "", first: dict[str, Any] | None = None
+    channel: StreamChannel,
+    timeout: float,
+    *,
+    protocol: str = "beaver",
+    config: str = "",
+    first: dict[str, Any] | None = None,
+    like: Hello | None = None,
 ) -> Hello:
-    """At the dealer, of a channel that somebody opened: what the peer said. Errors: as `meet_client`."""
+    """At the dealer, of a channel that somebody opened: what the peer said. `like`: what all must say who come to one
+    session, as the first one did. It needs no CrypTen, whose version parties name, too. Errors: as `meet_client`."""
 
     def choose(theirs: Hello) -> Hello:
-        mine = {"blindformer": spoken_version(), "role": "dealer", "protocol": "beaver", "config": config}
-        return theirs.model_copy(update=mine)
+        same = theirs.blindformer.partition("+")[0] == spoken_version()
+        version = theirs.blindformer if same else spoken_version()
+        mine = {"blindformer": version, "role": "dealer", "protocol": protocol, "config": config}
+        return (like or theirs).model_copy(update=mine)
 
     return greet(channel, choose, timeout, first)
-
-
-def accept(
-    listener: Listener,
-    roles: Collection[str],
-    greet: Callable[[StreamChannel], T],
-    refused: Refused | None = None,
-    wait: float | None = None,
-) -> tuple[StreamChannel, T]:
-    """The next peer with a good certificate of one of `roles` that `greet` accepts, and what `greet` returned.
-
-    For a process that serves one session. `refused` is told of peers turned away while waiting goes on; without it the
-    first one raises. `wait`: seconds for a peer to come, None for ever.
-    """
-    while True:
-        channel = listener.accept(wait, roles, refused)
-        try:
-            return channel, greet(channel)
-        except PeerError as error:
-            channel.close()
-            if refused is None:
-                raise
-            refused(error)
 
 
 def tell(channels: Collection[Channel], error: BlindformerError) -> None:

@@ -26,7 +26,7 @@ from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.session.client import ClientParty
-from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
 from blindformer.parties.transport.probe import PeerFacts
 from blindformer.parties.transport.stream import StreamChannel
@@ -159,7 +159,7 @@ def honest(besieged: Besieged) -> tuple[str, list[bytes]]:
     """The id of a session that the attacker had, and all that it sent to the server after its hello."""
     session, site, program = new_session(), besieged.site, besieged.program
     mine = my_hello(program, "client", session)
-    channel = Recorder(meet_server(besieged.context, site.server, mine, site.timeout))
+    channel = Recorder(meet(site.server, besieged.context, "server", mine, site.timeout))
     leave = lambda seed: seed_dealer(besieged.context, site.dealer, mine, site.timeout, bytes(32))  # noqa: E731
     party = ClientParty(program, besieged.part.constants, channel, leave, session=session)
     question = read_questions(site.questions)[0]

@@ -19,7 +19,7 @@ from ....protocols.errors import PeerError
 from ....protocols.streams import new_seed
 from ..client import Answer
 from ..compute_slots import SlotsBusy
-from ..meeting import Address, meet_helper, meet_server, my_hello, new_session, tell
+from ..meeting import Address, meet, my_hello, new_session, tell
 from ..messages import Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Timings, peak_rss_mb
@@ -132,10 +132,10 @@ def ask_two_servers(
     """
     program = for_two_servers(program)
     mine = my_hello(program, "client", new_session(), config=config)
-    met = [meet_server(context, server, mine, timeout)]
+    met = [meet(server, context, "server", mine, timeout)]
     try:
         counts = hear(met[0], ("open",)).get("counts") is True
-        met.append(meet_helper(context, helper, mine, timeout))
+        met.append(meet(helper, context, "helper", mine, timeout))
         party = OwnerParty(program, *met, waiting=waiting, counts=counts)
         party.set_up()
     except PeerError as error:

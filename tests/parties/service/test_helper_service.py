@@ -18,7 +18,7 @@ from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper.owner import ask_two_servers
-from blindformer.parties.session.meeting import meet, meet_helper, meet_server, my_hello, new_session
+from blindformer.parties.session.meeting import meet, my_hello, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.harness import command, eventually
@@ -113,7 +113,7 @@ def test_a_client_s_certificate_cannot_act_as_a_helper(site, part):
     program = for_two_servers(part.for_length(8).program)
     mine = my_hello(program, "helper", new_session())
     context = client_context(site.certificates, "client")
-    channel = meet_server(context, site.server.address, mine, site.timeout)
+    channel = meet(site.server.address, context, "server", mine, site.timeout)
     with closing(channel), pytest.raises(PeerRefused, match="says it is a helper where a client was expected"):
         channel.recv_message()
 
@@ -137,9 +137,9 @@ def test_a_client_that_would_take_part_itself_is_told_of_the_other_topology(site
     mine = my_hello(part.for_length(8).program, "client", new_session())
     context = client_context(site.certificates, "client")
     with pytest.raises(PeerDisagrees, match="has program"):
-        meet_server(context, site.server.address, mine, site.timeout)
+        meet(site.server.address, context, "server", mine, site.timeout)
     with pytest.raises(PeerDisagrees, match="has program"):
-        meet_helper(context, site.helper.address, mine, site.timeout)
+        meet(site.helper.address, context, "helper", mine, site.timeout)
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
-from blindformer.parties.session.meeting import meet_server, my_hello, new_session, seed_dealer
+from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.probe import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
@@ -63,7 +63,7 @@ class Client:
         self.context = client_context(site.certificates, "client", name)
         self.mine = my_hello(self.part.program, "client", self.session)
         self.dealer = site.dealer.address
-        self.server = meet_server(self.context, (server or site.server).address, self.mine, site.timeout)
+        self.server = meet((server or site.server).address, self.context, "server", self.mine, site.timeout)
         seed = self.seed if seeds else lambda _: None
         self.party = ClientParty(self.part.program, self.part.constants, self.server, seed, session=self.session)
         self.timeout = site.timeout
@@ -388,7 +388,7 @@ def test_unknown_programs_and_versions_are_told(site, part):
     hello = my_hello(program, "client", new_session())
     for change, said in (({"program": "0" * 64}, "has program"), ({"blindformer": "0.0.0"}, "has blindformer")):
         with pytest.raises(PeerDisagrees, match=said):
-            meet_server(context, site.server.address, hello.model_copy(update=change), 20)
+            meet(site.server.address, context, "server", hello.model_copy(update=change), 20)
         site.server.wait_for("refused", kind="PeerDisagrees")
 
 

@@ -6,12 +6,10 @@ import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.session.dealer import receive_seed
 from blindformer.parties.session.meeting import (
-    accept,
     greet,
+    meet,
     meet_as_dealer,
     meet_client,
-    meet_dealer,
-    meet_server,
     my_hello,
     new_session,
     seed_dealer,
@@ -43,15 +41,25 @@ def at(role: str):
     return pytest.mark.parametrize("listener", [role], indirect=True)
 
 
-def wait_for(listener, roles, greeting, aside, refused=None, wait=20):
-    return aside(accept, listener, roles, greeting, refused, wait)
+def wait_for(listener, roles, greeting, aside):
+    """Whoever comes, in another thread: its channel, and what `greeting` makes of it."""
+
+    def met():
+        channel = listener.accept(20, roles)
+        try:
+            return channel, greeting(channel)
+        except PeerError:
+            channel.close()
+            raise
+
+    return aside(met)
 
 
 @at("server")
 def test_a_client_finds_the_server_and_its_program(listener, certificates, served, aside):
     met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
     mine = my_hello(CASE.program, "client", new_session())
-    channel = meet_server(client_context(certificates, "client"), listener.address, mine, 20)
+    channel = meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
     theirs, (part, said) = met.result(20)
     assert part is served[CASE.program.hash()]
     assert said == mine
@@ -72,7 +80,7 @@ def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, a
     for program in (OTHER, CASE.program):
         met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
         mine = my_hello(program, "client", new_session())
-        meet_server(client_context(certificates, "client"), listener.address, mine, 20).close()
+        meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
         channel, (part, _) = met.result(20)
         assert part.program == program
         channel.close()
@@ -88,15 +96,13 @@ def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, a
     ],
 )
 def test_a_disagreement_is_told_on_both_sides(listener, certificates, served, aside, changed, what):
-    refused: list[PeerError] = []
-    met = wait_for(
-        listener, {"client"}, lambda c: meet_client(c, served, 20, config="cd" * 32), aside, refused.append, 3
-    )
+    met = wait_for(listener, {"client"}, lambda c: meet_client(c, served, 20, config="cd" * 32), aside)
     mine = my_hello(CASE.program, "client", new_session()).model_copy(update=changed)
     with pytest.raises(PeerDisagrees, match=f"server: {what}"):
-        meet_server(client_context(certificates, "client"), listener.address, mine, 20)
-    assert isinstance(met.exception(20), PeerTimeout)  # and it went on waiting
-    assert [(type(error), error.party) for error in refused] == [(PeerDisagrees, "client")]
+        meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
+    error = met.exception(20)
+    assert isinstance(error, PeerDisagrees)
+    assert error.party == "client"
 
 
 @at("dealer")
@@ -127,18 +133,17 @@ def test_a_client_leaves_its_seed_and_the_server_finds_it(listener, certificates
     """With a dealer that has never heard of the program."""
     seeds = MemorySeeds()
 
-    def serve_once():
-        channel, said = accept(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20), None, 20)
-        receive_seed(channel, said, seeds)
+    def keep(channel):
+        receive_seed(channel, meet_as_dealer(channel, 20), seeds)
         channel.close()
 
-    done = aside(serve_once)
+    done = wait_for(listener, {"client"}, keep, aside)
     mine = my_hello(CASE.program, "client", SESSION)
     seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(range(32)))
     done.result(20)
     met = wait_for(listener, {"server"}, lambda channel: meet_as_dealer(channel, 20), aside)
     mine = my_hello(CASE.program, "server", SESSION)
-    channel = meet_dealer(client_context(certificates, "server"), listener.address, mine, 20)
+    channel = meet(listener.address, client_context(certificates, "server"), "dealer", mine, 20)
     theirs, said = met.result(20)
     assert seeds.take(said.session, said.program) == bytes(range(32))
     for end in (channel, theirs):
@@ -147,13 +152,13 @@ def test_a_client_leaves_its_seed_and_the_server_finds_it(listener, certificates
 
 @at("dealer")
 def test_a_dealer_that_does_not_acknowledge_is_an_error(listener, certificates, aside):
-    def deny():
-        channel, _ = accept(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20), None, 20)
+    def deny(channel):
+        meet_as_dealer(channel, 20)
         channel.recv_message()
         channel.send_message({"seeded": False})
         channel.close()
 
-    done = aside(deny)
+    done = wait_for(listener, {"client"}, deny, aside)
     mine = my_hello(CASE.program, "client", SESSION)
     with pytest.raises(PeerProtocolError, match="did not say that it has this side's seed"):
         seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(32))
@@ -167,7 +172,7 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
 
     met = wait_for(listener, {"client"}, look_first, aside)
     mine = my_hello(CASE.program, "client", new_session())
-    meet_server(client_context(certificates, "client"), listener.address, mine, 20).close()
+    meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
     channel, (_, said) = met.result(20)
     assert said == mine
     channel.close()
