@@ -186,7 +186,11 @@ class Plan(BaseModel):
         return rows
 
     def to_json(self) -> str:
-        """Canonical JSON: the same plan gives the same text."""
+        """Canonical JSON: the same plan gives the same text.
+
+        It names every kind, also where the plan has the choice of `faithful`, so a stored plan keeps its meaning when a
+        preset changes. The price: a new kind changes the text, and the hash, of every plan.
+        """
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
     @classmethod

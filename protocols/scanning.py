@@ -17,6 +17,12 @@ def modules(package: str) -> Iterator[ModuleType]:
         yield importlib.import_module(f"{package}.{info.name}")
 
 
+def import_all(package: str) -> None:
+    """Import every module of a folder, for what these register as they are imported."""
+    for _ in modules(package):
+        pass
+
+
 class FunctionRegistry(Generic[F]):
     """Functions by name, from the modules of a folder; each is decorated with the registry and its names."""
 
@@ -26,14 +32,15 @@ class FunctionRegistry(Generic[F]):
     def __call__(self, *names: str) -> Callable[[F], F]:
         def register(function: F) -> F:
             for name in names:
-                if self._found.setdefault(name, function) is not function:
-                    raise RuntimeError(f"{self._package}: {name} is defined twice; keep one")
+                before = self._found.setdefault(name, function)
+                if before is not function:
+                    files = f"{before.__module__} and {function.__module__}"
+                    raise RuntimeError(f"operation {name}: is defined in {files}; keep one")
             return function
 
         return register
 
     @cached_property
     def all(self) -> Mapping[str, F]:
-        for _ in modules(self._package):
-            pass  # a module registers its functions as it is imported
+        import_all(self._package)
         return self._found

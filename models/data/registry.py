@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from ...protocols.scanning import import_all
 from .dataset import DataError, RawExamples
 
 Reader = Callable[[Path | None], RawExamples]
@@ -41,15 +39,9 @@ def source(name: str, *, title: str, licence: str, how: str) -> Callable[[Reader
     return register
 
 
-@cache
-def _scan() -> None:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f".{module.name}", __package__)
-
-
 def sources() -> list[DataSource]:
     """Every public data set that can be loaded by its name."""
-    _scan()
+    import_all(__package__ or "")
     return [_found[name] for name in sorted(_found)]
 
 

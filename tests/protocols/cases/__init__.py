@@ -3,11 +3,10 @@
 Found by scanning this folder.
 """
 
-from blindformer.protocols.scanning import modules
+from blindformer.protocols.scanning import import_all
 
 from ..programs import CASES
 
 __all__ = ["CASES"]
 
-for _ in modules(__name__):
-    pass  # a module registers its programs as it is imported
+import_all(__name__)
