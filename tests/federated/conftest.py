@@ -1,14 +1,23 @@
-"""A data set of ten small images a class that a model learns in seconds, and clients that share it."""
+"""A data set of ten small images a class that a model learns in seconds, and clients that share it, in this process."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 
+from blindformer.federated.client import client_app
+from blindformer.federated.examples import PARTITION, ExampleSource
+from blindformer.federated.federate import prepare
+from blindformer.federated.grids import LocalGrid
+from blindformer.federated.rounds import Federation, Round
+from blindformer.federated.settings import FederateSettings
+from blindformer.federated.updates import flat
 from blindformer.models.data import Dataset, Examples
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -32,3 +41,71 @@ def data() -> Dataset:
 
 
 SMALL = {"clients": 4, "rounds": 2, "hidden": 16, "layers": 1, "epochs": 2, "batch": 8, "rate": 2e-2}
+
+
+def partitions(count):
+    return {i + 1: {PARTITION: i} for i in range(count)}
+
+
+class Wire(LocalGrid):
+    """Keeps what passes the server.
+
+    silent      kind of message -> nodes that do not answer it
+    ask         changes a message in place, before it is sent
+    bend        (message, its answer) -> the reply that the server gets
+    """
+
+    def __init__(self, app, settings, nodes=None, silent=None, ask=None, bend=None):
+        super().__init__(app, nodes or partitions(settings.clients), settings.to_config())
+        self.silent, self.ask, self.bend = silent or {}, ask, bend
+        self.sent, self.received = [], []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        self.sent += messages
+        for message in messages if self.ask else ():
+            self.ask(message)
+        heard = [m for m in messages if m.metadata.dst_node_id not in self.silent.get(m.metadata.message_type, ())]
+        replies = list(super().send_and_receive(heard, timeout=timeout))
+        self.received += replies
+        return replies
+
+    def _answer(self, message):
+        return self.bend(message, super()._answer) if self.bend else super()._answer(message)
+
+
+def of(node, kind, change):
+    """A `bend`: `change(message, answer)` makes this node's replies to messages of this kind."""
+
+    def bend(message, answer):
+        meant = (message.metadata.dst_node_id, message.metadata.message_type) == (node, kind)
+        return change(message, answer) if meant else answer(message)
+
+    return bend
+
+
+@dataclass
+class Ran:
+    """`moved`: how far the weights of the model have moved."""
+
+    rounds: list[Round]
+    made: Federation
+    wire: Wire
+    moved: torch.Tensor
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        return self.made.subject.state()
+
+
+def run(data, given, *, folder=None, app=None, source=None, change=None, progress=None, **wire) -> Ran:
+    """A run of these settings, without a checkpoint where there is no folder. `change(made)` comes before it begins."""
+    settings = FederateSettings(**given)
+    made, _ = prepare(settings, data, folder or Path("no such folder"), progress)
+    made.work = made.work if folder else None
+    if change:
+        change(made)
+    before = flat(made.subject.state())
+    grid = Wire(app or client_app(source or ExampleSource(data)), settings, **wire)
+    rounds = made.run(grid)
+    return Ran(rounds, made, grid, flat(made.subject.state()) - before)

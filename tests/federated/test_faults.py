@@ -9,41 +9,19 @@ from random import Random
 import pytest
 import torch
 from blindformer.federated import secure_client
-from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.faults import Faults
-from blindformer.federated.federate import prepare
-from blindformer.federated.grids import LocalGrid
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import spent
 from blindformer.federated.secure import threshold_of
-from blindformer.federated.settings import FederateSettings
 from flwr.app import ConfigRecord
 
-from .conftest import SMALL
+from .conftest import SMALL, of, run
 
 BAD = 3  # its node, which is called client 2
 GIVEN = {**SMALL, "rounds": 2, "epochs": 1, "secagg": True}
 NOISE = 1e-3
 CONTRADICTS, NO_KEY = "its shares of keys contradict", "dealt shares that give no key"
 ROUND = "the shares of client 2 give no key: its masks stay on the sum"
-
-
-class Cheating(LocalGrid):
-    """One client's replies to one kind of message are changed by `cheat`; it is silent where `silent` says."""
-
-    def __init__(self, app, settings, kind="", cheat=None, silent="", clients=4):
-        super().__init__(app, {i + 1: {PARTITION: i} for i in range(clients)}, settings.to_config())
-        self.kind, self.cheat, self.silent = kind, cheat, silent
-
-    def send_and_receive(self, messages, *, timeout=None):
-        kept = [m for m in messages if (m.metadata.dst_node_id, m.metadata.message_type) != (BAD, self.silent)]
-        return super().send_and_receive(kept, timeout=timeout)
-
-    def _answer(self, message):
-        if self.cheat is None or (message.metadata.dst_node_id, message.metadata.message_type) != (BAD, self.kind):
-            return super()._answer(message)
-        return self.cheat(message, super()._answer)
 
 
 def changed(**changes):
@@ -76,11 +54,13 @@ def crooked(message, answer):
         return answer(message)
 
 
-def prepared(data, folder, progress=None, **wire):
-    """A run, and its clients."""
-    settings = FederateSettings(**{**GIVEN, "dp": "central", "noise": NOISE, "clip": 10.0})
-    made, _ = prepare(settings, data, folder, progress)
-    return made, Cheating(client_app(ExampleSource(data)), settings, **wire)
+def cheated(data, folder=None, kind="", cheat=None, silent="", **given):
+    """A run in which one client cheats in its replies to one kind of message, or is silent."""
+    bend = of(BAD, kind, cheat) if cheat else None
+    private = {"dp": "central", "noise": NOISE, "clip": 10.0}
+    progress, plain = given.pop("progress", None), given.pop("plain", False)
+    settings = {**GIVEN, **({} if plain else private), **given}
+    return run(data, settings, folder=folder, progress=progress, silent={silent: [BAD]}, bend=bend)
 
 
 CHEATS = {
@@ -101,29 +81,26 @@ CHEATS = {
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_who_ruins_shares_is_named_and_left_out(data, tmp_path, cheat):
+def test_who_ruins_shares_is_named_and_left_out(data, cheat):
     """Wrong shares of others' keys ruin nothing; its own key may be lost with it: that round fails, and counts."""
     wire, clients, why = CHEATS[cheat]
-    made, grid = prepared(data, tmp_path, **wire)
-    first, second = made.run(grid)
+    ran = cheated(data, **wire)
+    first, second = ran.rounds
     assert (first.clients, second.clients) == (clients, 3)
     assert why in first.lost["client 2"]
     assert first.lost["client 2"].endswith("; it is left out of the rounds to come")
     assert first.lost.get("round") == (None if clients else ROUND)
-    assert (made.left_out, second.lost) == ([BAD], {})
+    assert (ran.made.left_out, second.lost) == ([BAD], {})
     assert [first.epsilon, second.epsilon] == [spent(NOISE, 1.0, n, 1e-5) for n in (1, 2)]
 
 
-def test_the_sum_is_right_whoever_gives_wrong_shares(data, tmp_path):
+def test_the_sum_is_right_whoever_gives_wrong_shares(data):
     """To the bit that of a round in which nobody does."""
-    states = []
-    for place, wire in enumerate(({}, {"kind": UNMASK, "cheat": changed(shares=noise)})):
-        settings = FederateSettings(**{**GIVEN, "rounds": 1})
-        made, _ = prepare(settings, data, tmp_path / str(place), None)
-        (found,) = made.run(Cheating(client_app(ExampleSource(data)), settings, **wire))
-        assert found.clients == 4
-        states.append(made.subject.state())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    honest, ruined = (
+        cheated(data, plain=True, rounds=1, **wire) for wire in ({}, {"kind": UNMASK, "cheat": changed(shares=noise)})
+    )
+    assert honest.rounds[0].clients == ruined.rounds[0].clients == 4
+    assert torch.equal(honest.moved, ruined.moved)
 
 
 def test_who_is_left_out_stays_out_when_the_server_starts_again(data, tmp_path):
@@ -133,23 +110,20 @@ def test_who_is_left_out_stays_out_when_the_server_starts_again(data, tmp_path):
     def kill(made, total):
         raise Killed
 
-    made, grid = prepared(data, tmp_path, kill, kind=UNMASK, cheat=changed(shares=noise))
     with pytest.raises(Killed):
-        made.run(grid)
-    again, grid = prepared(data, tmp_path)
-    assert [r.clients for r in again.run(grid)] == [4, 3]
+        cheated(data, tmp_path, kind=UNMASK, cheat=changed(shares=noise), progress=kill)
+    assert [r.clients for r in cheated(data, tmp_path).rounds] == [4, 3]
 
 
-def test_a_single_wrong_share_leaves_two_of_which_one_lies(data, tmp_path):
+def test_a_single_wrong_share_leaves_two_of_which_one_lies(data):
     """Its holder, or its dealer: an honest client could be made to look like a liar. It costs the sum nothing."""
-    made, grid = prepared(data, tmp_path, kind=UNMASK, cheat=changed(shares=first))
-    found = made.run(grid)
-    assert [r.clients for r in found] == [4, 4]
-    assert found[0].lost == {"client 0 and client 2": "disagree about a share of a key: one of the two lies"}
-    assert made.left_out == []
+    ran = cheated(data, kind=UNMASK, cheat=changed(shares=first))
+    assert [r.clients for r in ran.rounds] == [4, 4]
+    assert ran.rounds[0].lost == {"client 0 and client 2": "disagree about a share of a key: one of the two lies"}
+    assert ran.made.left_out == []
 
 
-def test_keys_that_are_not_new_cost_the_others_no_round(data, tmp_path):
+def test_keys_that_are_not_new_cost_the_others_no_round(data):
     """Clients refuse a session with a key in it twice: they would take the server for a liar."""
 
     def twice(message, answer):
@@ -158,8 +132,7 @@ def test_keys_that_are_not_new_cost_the_others_no_round(data, tmp_path):
         reply.content[SECURE] = ConfigRecord({"mask": key, "seal": key})
         return reply
 
-    made, grid = prepared(data, tmp_path, kind=KEYS, cheat=twice)
-    found = made.run(grid)
+    found = cheated(data, kind=KEYS, cheat=twice).rounds
     assert [(r.clients, list(r.lost)) for r in found] == [(3, ["client 2"])] * 2
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from blindformer.federated.client import NothingLearned, client_app
-from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import prepare
-from blindformer.federated.grids import LocalGrid
+from blindformer.federated.examples import ExampleSource
 from blindformer.federated.messages import ARRAYS, VECTOR, tensors
 from blindformer.federated.secure_server import SecureRound
 from blindformer.federated.settings import FederateSettings
@@ -18,23 +15,10 @@ from blindformer.federated.updates import EXTRA, flat
 from blindformer.models.data import Examples
 from flwr.app import Message, RecordDict
 
-from .conftest import SMALL, squares
+from .conftest import SMALL, Wire, run, squares
 
 NOISE, CLIP = 50.0, 0.1
 GIVEN = {**SMALL, "epochs": 1, "rounds": 1, "noise": NOISE, "clip": CLIP, "sample": 1.0}
-
-
-class Recorder(LocalGrid):
-    """Keeps every reply that a client gives."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.received = []
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        self.received += replies
-        return replies
 
 
 class Unreadable(ExampleSource):
@@ -49,24 +33,20 @@ def white(count):
 
 def sent(data, source, monkeypatch, **changes):
     """A round. (the replies, the weights before, what the secure sum gave)."""
-    settings, sums = FederateSettings(**{**GIVEN, **changes}), []
-    run, _ = prepare(settings, data, Path("no such folder"), None)
-    run.work = None
-    total = SecureRound.total
+    sums, total = [], SecureRound.total
 
     def kept(session, replies):
         sums.append(total(session, replies))
         return sums[-1]
 
     monkeypatch.setattr(SecureRound, "total", kept)
-    before = flat(run.subject.state())
-    wire = Recorder(client_app(source), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
+    before = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingLearned)
-        (made,) = run.run(wire)
+        ran = run(data, {**GIVEN, **changes}, source=source, change=lambda made: before.append(made.subject.state()))
     monkeypatch.undo()
-    assert (made.clients, made.lost) == (4, {})
-    return wire.received, before, [found[0] for found in sums]
+    assert [(r.clients, r.lost) for r in ran.rounds] == [(4, {})]
+    return ran.wire.received, flat(before[0]), [found[0] for found in sums]
 
 
 def exact(reply):
@@ -117,17 +97,13 @@ def test_nothing_but_noised_numbers_tells_of_the_examples(data, monkeypatch, dp,
 
 @pytest.mark.filterwarnings("ignore::blindformer.federated.client.NothingLearned")
 def test_the_client_alone_hears_that_nothing_was_learned(data):
-    settings = FederateSettings(**{**GIVEN, "dp": "local"})
-    run, _ = prepare(settings, data, Path("no such folder"), None)
-    run.work = None
-    app = client_app(Unreadable())
     with pytest.warns(NothingLearned, match="client 0: row 17: Jane Doe has no date of birth; it sends an"):
-        run.run(LocalGrid(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+        run(data, {**GIVEN, "dp": "local"}, source=Unreadable())
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "query", "train.weights"])
 def test_clients_answer_no_other_questions(data, kind):
     """No accuracy, no size of a table: there are no rounds of evaluation."""
-    grid = LocalGrid(client_app(ExampleSource(data)), {1: {PARTITION: 0}}, FederateSettings(**GIVEN).to_config())
+    grid = Wire(client_app(ExampleSource(data)), FederateSettings(**GIVEN))
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, kind)])
     assert reply.has_error()

@@ -5,17 +5,16 @@ import math
 import pytest
 import torch
 from blindformer.federated import privacy, steps
-from blindformer.federated.client import NothingLearned, client_app
-from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import federate, prepare
-from blindformer.federated.grids import LocalGrid
-from blindformer.federated.messages import ARRAYS, UNMASK, VECTOR, record, tensors
+from blindformer.federated.client import NothingLearned
+from blindformer.federated.examples import PARTITION
+from blindformer.federated.federate import federate
+from blindformer.federated.messages import ARRAYS, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
 from blindformer.federated.secure import threshold_of
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import clipped, flat
+from blindformer.federated.updates import clipped
 
-from .conftest import SMALL
+from .conftest import SMALL, of, run
 
 accountants = pytest.importorskip("opacus.accountants", reason="the extra `federated` is not installed")
 PRIVATE = {**SMALL, "epochs": 1, "dp": "central", "noise": 0.5, "clip": 0.1}
@@ -30,99 +29,59 @@ def accounted(noise, rate, steps, delta=1e-5):
 
 
 @pytest.mark.parametrize("secagg", [False, True])
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_epsilon_is_the_accountants_for_the_rounds_that_were_asked_for(data, tmp_path, secagg, fraction):
-    clients = 4 if fraction == 1.0 else 16  # each is drawn by itself, and a secure sum needs three
-    drawn = {"clients": clients, "secagg": secagg, "fraction": fraction, "noise": 1.0}
-    found = federate(tmp_path / "out", data, **{**PRIVATE, **drawn})
-    assert [r.epsilon for r in found.rounds] == pytest.approx([accounted(1.0, fraction, n) for n in (1, 2)])
+@pytest.mark.parametrize(
+    ("rate", "given"),
+    [
+        (1.0, {"dp": "central"}),
+        (0.5, {"dp": "central", "clients": 16, "fraction": 0.5}),  # each is drawn by itself, and a sum needs three
+        (1.0, {"dp": "local"}),
+        (0.5, {"dp": "example", "sample": 0.5}),
+        # Clients share no example: a round counts for each as if it had been asked.
+        (0.5, {"dp": "example", "sample": 0.5, "fraction": 0.75}),
+    ],
+)
+def test_epsilon_is_the_accountants_for_the_rounds_that_were_asked_for(data, tmp_path, secagg, rate, given):
+    found = federate(tmp_path / "out", data, **{**PRIVATE, "noise": 1.5, "rounds": 3, "secagg": secagg, **given})
+    assert [r.epsilon for r in found.rounds] == pytest.approx([accounted(1.5, rate, n) for n in (1, 2, 3)])
     assert found.report["epsilon"] == found.rounds[-1].epsilon
     assert all(r.loss is None for r in found.rounds)  # it is not in the accounting, so it is not told
+    if given["dp"] == "example":
+        assert [r.clients for r in found.rounds] == [4 * given.get("fraction", 1.0)] * 3
 
 
-def test_local_noise_is_accounted_for_each_client(data, tmp_path):
-    found = federate(tmp_path / "out", data, **{**PRIVATE, "dp": "local", "noise": 2.0})
-    assert found.report["epsilon"] == pytest.approx(accounted(2.0, 1.0, 2))
-
-
-@pytest.mark.parametrize("secagg", [False, True])
-@pytest.mark.parametrize("fraction", [1.0, 0.75])
-def test_noise_of_single_steps_is_accounted_for_each_client(data, tmp_path, secagg, fraction):
-    """Clients share no example: a round counts for each as if it had been asked."""
-    drawn = {"dp": "example", "noise": 1.5, "sample": 0.5, "secagg": secagg, "fraction": fraction, "rounds": 3}
-    found = federate(tmp_path / "out", data, **{**PRIVATE, **drawn})
-    assert [r.epsilon for r in found.rounds] == pytest.approx([accounted(1.5, 0.5, n) for n in (1, 2, 3)])
-    assert all(r.loss is None for r in found.rounds)
-    assert [r.clients for r in found.rounds] == [4 * fraction] * 3
-
-
-def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data, tmp_path):
+def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data):
     """Of 8, any sum that is opened has 5 at least. Whoever takes its own noise out leaves the whole."""
     monkeypatch.setattr(steps, "drawn", lambda count, share: [])
     given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
-    settings = FederateSettings(**given)
-    made, _ = prepare(settings, data, tmp_path / "out", None)
-    made.work = None
-    before = flat(made.subject.state())
-    made.run(
-        LocalGrid(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(8)}, settings.to_config())
-    )
-    summed = (flat(made.subject.state()) - before) * len(data.train) / settings.rate
+    summed = run(data, given).moved * len(data.train) / 0.1
     assert float(summed.std()) == pytest.approx(3.0 * 0.1 * (8 / 4) ** 0.5, rel=5 / len(summed) ** 0.5)
     assert threshold_of(8) == 5
 
 
 @pytest.mark.parametrize("dp", ["central", "local", "example"])
-def test_rounds_whose_unmasking_fails_are_spent(data, tmp_path, dp):
+def test_rounds_whose_unmasking_fails_are_spent(data, dp):
     """The server holds vectors, and maybe shares enough: only what it says of itself speaks against."""
     given = {**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2, "secagg": True, "sample": 0.2 if dp == "example" else 1.0}
-    made, _ = prepare(FederateSettings(**given), data, tmp_path / "out", None)
-    made.work = None
-    before = flat(made.subject.state())
-
-    class Ruined(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            return replies[:2] if replies[0].metadata.message_type == UNMASK else replies
-
-    app = client_app(ExampleSource(data))
-    rounds = made.run(Ruined(app, {i + 1: {PARTITION: i} for i in range(4)}, made.settings.to_config()))
-    assert [r.clients for r in rounds] == [0, 0]
-    assert torch.equal(flat(made.subject.state()), before)
-    assert [r.epsilon for r in rounds] == pytest.approx([accounted(2.0, given["sample"], n) for n in (1, 2)])
+    ran = run(data, given, silent={UNMASK: [3, 4]})
+    assert [r.clients for r in ran.rounds] == [0, 0]
+    assert float(ran.moved.abs().max()) == 0.0
+    assert [r.epsilon for r in ran.rounds] == pytest.approx([accounted(2.0, given["sample"], n) for n in (1, 2)])
 
 
 @pytest.mark.parametrize("dp", ["local", "example"])
-def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, tmp_path, dp):
-    settings = FederateSettings(**{**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2})
-    made, _ = prepare(settings, data, tmp_path / "out", None)
-
-    class Silent(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            return super().send_and_receive(
-                [m for m in messages if m.metadata.dst_node_id != 3], timeout=timeout
-            )  # fmt: skip
-
-    app = client_app(ExampleSource(data))
-    found = made.run(Silent(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, dp):
+    found = run(data, {**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2}, silent={TRAIN: [3]}).rounds
     assert [(r.clients, r.lost) for r in found] == [(3, {"node 3": "did not answer in time"})] * 2
     assert [r.epsilon for r in found] == pytest.approx([accounted(2.0, 1.0, 1), accounted(2.0, 1.0, 2)])
 
 
-def test_an_update_that_is_refused_is_spent(data, tmp_path):
-    settings = FederateSettings(**{**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1})
-    made, _ = prepare(settings, data, tmp_path / "out", None)
-    made.work = None
+def test_an_update_that_is_refused_is_spent(data):
+    def emptied(message, answer):
+        reply = answer(message)
+        del reply.content["metrics"]
+        return reply
 
-    class Emptied(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            for reply in replies:
-                del reply.content["metrics"]
-            return replies
-
-    app = client_app(ExampleSource(data))
-    (found,) = made.run(Emptied(app, {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config()))
+    (found,) = run(data, {**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1}, bend=emptied).rounds
     assert (found.clients, found.epsilon) == (0, pytest.approx(accounted(2.0, 1.0, 1)))
 
 
@@ -168,21 +127,12 @@ def test_the_norm_follows_the_median():
         assert budget.clip == pytest.approx(change, rel=0.05)
 
 
-def test_a_client_that_does_not_clip_is_clipped_by_the_server(data, tmp_path):
-    settings = FederateSettings(**{**PRIVATE, "rounds": 1, "noise": 1e-9})
-    made, _ = prepare(settings, data, tmp_path / "out", None)
-    made.work = None
-    before = flat(made.subject.state())
-    wild = {**settings.to_config(), "clip": 1e9}
+def test_a_client_that_does_not_clip_is_clipped_by_the_server(data):
+    def unclipped(message):
+        message.content.config_records["config"]["clip"] = 1e9
 
-    class Unclipped(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            for message in messages:
-                message.content.config_records["config"]["clip"] = 1e9
-            return super().send_and_receive(messages, timeout=timeout)
-
-    made.run(Unclipped(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(4)}, wild))
-    assert float((flat(made.subject.state()) - before).norm()) <= settings.clip * 1.001
+    ran = run(data, {**PRIVATE, "rounds": 1, "noise": 1e-9}, ask=unclipped)
+    assert float(ran.moved.norm()) <= PRIVATE["clip"] * 1.001
 
 
 def test_a_client_that_drops_costs_no_more(data, tmp_path):
@@ -204,21 +154,12 @@ def test_a_client_that_drops_costs_no_more(data, tmp_path):
         (lambda v: v.long(), "its update is of a wrong shape"),
     ],
 )
-def test_a_bad_update_is_named_before_it_is_added_up(data, tmp_path, dp, change, why):
-    settings = FederateSettings(**{**PRIVATE, "rounds": 1, "dp": dp})
-    made, _ = prepare(settings, data, tmp_path / "out", None)
-    made.work = None
+def test_a_bad_update_is_named_before_it_is_added_up(data, dp, change, why):
+    def damaged(message, answer):
+        reply = answer(message)
+        reply.content[ARRAYS] = record({VECTOR: change(tensors(reply.content.array_records[ARRAYS])[VECTOR])})
+        return reply
 
-    class Damaged(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            bad = next(r for r in replies if r.metadata.src_node_id == 2)
-            vector = tensors(bad.content.array_records[ARRAYS])[VECTOR]
-            bad.content[ARRAYS] = record({VECTOR: change(vector)})
-            return replies
-
-    (found,) = made.run(
-        Damaged(client_app(ExampleSource(data)), {i + 1: {PARTITION: i} for i in range(4)}, settings.to_config())
-    )
-    assert (found.clients, found.lost) == (3, {"client 1": why})
-    assert all(bool(p.isfinite().all()) for p in made.subject.state().values())
+    ran = run(data, {**PRIVATE, "rounds": 1, "dp": dp}, bend=of(2, TRAIN, damaged))
+    assert [(r.clients, r.lost) for r in ran.rounds] == [(3, {"client 1": why})]
+    assert bool(ran.moved.isfinite().all())

@@ -8,11 +8,10 @@ import pytest
 import torch
 from blindformer.federated.client import client_app
 from blindformer.federated.examples import OWN, PARTITION, ExampleSource
-from blindformer.federated.federate import REPORT, WORK, federate, prepare
-from blindformer.federated.grids import LocalGrid
+from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.messages import ARRAYS, METRICS, answer, record, refusal, summary
 from blindformer.federated.privacy import spent
-from blindformer.federated.settings import FederateError, FederateSettings
+from blindformer.federated.settings import FederateError
 from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
@@ -21,7 +20,7 @@ from blindformer.parties.local.evaluation import evaluate
 from flwr.app import Array, ArrayRecord
 from flwr.clientapp import ClientApp
 
-from .conftest import SMALL, squares
+from .conftest import SMALL, partitions, run, squares
 
 
 class Killed(Exception):
@@ -100,27 +99,25 @@ def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, t
 def test_a_round_that_was_cut_off_is_spent_and_so_is_its_repetition(data, tmp_path, dp):
     """Something may have been seen of either, under noise of its own."""
 
-    class Cut(LocalGrid):
-        def send_and_receive(self, *messages, **options):
-            super().send_and_receive(*messages, **options)
-            raise Killed
+    def cut(message, answer):
+        answer(message)
+        raise Killed
 
     given = {**SMALL, "rounds": 2, "epochs": 1, "dp": dp, "noise": 2.0, "sample": 0.2 if dp == "example" else 1.0}
-    settings = FederateSettings(**given)
     for _ in range(2):
-        run, _ = prepare(settings, data, tmp_path, None)
         with pytest.raises(Killed):
-            run.run(Cut(client_app(ExampleSource(data)), nodes(4), settings.to_config()))
+            run(data, given, folder=tmp_path, bend=cut)
     found = federate(tmp_path, data, **given)
-    assert [r.epsilon for r in found.rounds] == [spent(2.0, settings.sample, 2 + n, settings.delta) for n in (1, 2)]
+    assert [r.epsilon for r in found.rounds] == [spent(2.0, given["sample"], 2 + n, 1e-5) for n in (1, 2)]
     assert found.report["epsilon"] == found.rounds[-1].epsilon
 
 
 def test_a_folder_belongs_to_one_run(data, tmp_path):
-    settings = FederateSettings(**SMALL)
-    run, _ = prepare(settings, data, tmp_path, None)
-    run.settings = settings.model_copy(update={"rounds": 1})
-    run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), run.settings.to_config()))
+
+    def shorter(made):
+        made.settings = made.settings.model_copy(update={"rounds": 1})
+
+    run(data, SMALL, folder=tmp_path, change=shorter)
     with pytest.raises(FederateError, match="belongs to a run with other settings"):
         federate(tmp_path, data, **{**SMALL, "seed": 5})
 
@@ -137,10 +134,6 @@ def test_fewer_clients_a_round(data, tmp_path):
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
-
-
-def nodes(count):
-    return {i + 1: {PARTITION: i} for i in range(count)}
 
 
 def faulty(data, **faults):
@@ -208,37 +201,27 @@ def crash(message, reply):
     ],
 )
 def test_a_bad_update_is_named_and_the_round_goes_on(data, fault, why):
-    settings = FederateSettings(**{**SMALL, "rounds": 1, "epochs": 1})
-    run, _ = prepare(settings, data, data_folder := _nowhere(), None)
-    assert not data_folder.exists()
-    run.work = None
-    (made,) = run.run(LocalGrid(faulty(data, client_2=fault), nodes(4), settings.to_config()))
+    ran = run(data, {**SMALL, "rounds": 1, "epochs": 1}, app=faulty(data, client_2=fault))
+    (made,) = ran.rounds
     assert made.clients == 3
     ((name, said),) = made.lost.items()
     assert said.startswith(why)
     assert (name + said).isprintable()
     assert len(name + said) < 500
-    assert all(bool(p.isfinite().all()) for p in run.subject.state().values())
-
-
-def _nowhere():
-    from pathlib import Path
-
-    return Path("no such folder")
+    assert bool(ran.moved.isfinite().all())
 
 
 def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path):
-    settings = FederateSettings(**{**SMALL, "rounds": 1, "epochs": 1})
-    run, _ = prepare(settings, data, tmp_path / "out", None)
-    empty = tmp_path / "own"
+    given, empty = {**SMALL, "rounds": 1, "epochs": 1}, tmp_path / "own"
     (empty / "upper left").mkdir(parents=True)
-    configs = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {PARTITION: 2}, 4: {OWN: str(empty), "name": "ward"}}
-    (made,) = run.run(LocalGrid(client_app(ExampleSource(data)), configs, settings.to_config()))
+    (made,) = run(data, given, nodes=partitions(3) | {4: {OWN: str(empty), "name": "ward"}}).rounds
     assert list(made.lost) == ["ward"]
     assert "holds no images" in made.lost["ward"]
-    run, _ = prepare(settings, data, tmp_path / "other", None)
-    run.about = About(**{**vars(run.about), "version": "9.9"})
-    (made,) = run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), settings.to_config()))
+
+    def older(made):
+        made.about = About(**{**vars(made.about), "version": "9.9"})
+
+    (made,) = run(data, given, change=older).rounds
     assert made.clients == 0
     assert all(why.endswith("the server 9.9; install the same") for why in made.lost.values())
 
@@ -264,8 +247,8 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
         if number % 4 == 3:
             image.fromarray(pixels.numpy()).save(own / f"{number}.png")
     settings = {**SMALL, "clients": 3, "rounds": 1, "epochs": 1}
-    configs = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {OWN: str(own.parent), "name": "ward"}}
-    found = federate(tmp_path / "out", data, nodes=configs, **settings)
+    nodes = partitions(2) | {3: {OWN: str(own.parent), "name": "ward"}}
+    found = federate(tmp_path / "out", data, nodes=nodes, **settings)
     assert (found.rounds[0].clients, found.rounds[0].lost) == (3, {})
 
 
@@ -291,7 +274,5 @@ def test_what_cannot_be_is_one_line(data, tmp_path, settings, message):
 
 
 def test_clients_that_never_come(data):
-    settings = FederateSettings(**{**SMALL, "clients": 5, "timeout": 0.1})
-    run, _ = prepare(settings, data, _nowhere(), None)
     with pytest.raises(FederateError, match=r"5 clients asked for, 4 connected in 0.1 s; start the others"):
-        run.run(LocalGrid(client_app(ExampleSource(data)), nodes(4), settings.to_config()))
+        run(data, {**SMALL, "clients": 5, "timeout": 0.1}, nodes=partitions(4))

@@ -8,33 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.federated import rounds
-from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import REPORT, federate, prepare
-from blindformer.federated.grids import LocalGrid
+from blindformer.federated.federate import REPORT, federate
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import Budget, spent
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import flat
 
-from .conftest import SMALL
+from .conftest import SMALL, run
 
 GIVEN = {**SMALL, "clients": 6, "rounds": 2, "epochs": 1, "dp": "central", "noise": 1.0, "clip": 0.1, "fraction": 0.5}
-
-
-class Recorder(LocalGrid):
-    """Keeps what the server asks. Nodes in `gone` stay silent when they are to train."""
-
-    def __init__(self, source, settings, gone=()):
-        nodes = {i + 1: {PARTITION: i} for i in range(settings.clients)}
-        super().__init__(client_app(source), nodes, settings.to_config())
-        self.asked, self.gone = [], gone
-
-    def send_and_receive(self, messages, *, timeout=None):
-        messages = list(messages)
-        self.asked += messages
-        silent = [m for m in messages if m.metadata.message_type == TRAIN and m.metadata.dst_node_id in self.gone]
-        return super().send_and_receive([m for m in messages if m not in silent])
 
 
 @pytest.fixture
@@ -47,14 +28,6 @@ def drawn(monkeypatch):
         monkeypatch.setattr(rounds, "secrets", SimpleNamespace(SystemRandom=lambda: system))
 
     return fix
-
-
-def run(data, folder, gone=(), **changes):
-    settings = FederateSettings(**{**GIVEN, **changes})
-    made, _ = prepare(settings, data, folder, None)
-    wire = Recorder(ExampleSource(data), settings, gone)
-    before = flat(made.subject.state())
-    return made.run(wire), flat(made.subject.state()) - before, wire
 
 
 @pytest.mark.parametrize("secagg", [False, True])
@@ -87,19 +60,19 @@ def test_the_mean_is_divided_by_the_number_that_is_expected():
     assert torch.allclose(means[0], means[1], atol=1e-9)
 
 
-def test_everybody_is_in_a_secure_sum_and_who_was_not_drawn_adds_nothing(data, tmp_path, drawn):
+def test_everybody_is_in_a_secure_sum_and_who_was_not_drawn_adds_nothing(data, drawn):
     """Its members see the roster, and fewer than three cannot have one: neither may depend on the draw."""
     drawn(2, 5)
-    _, plain, wire = run(data, tmp_path / "plain", rounds=1, noise=1e-9)
-    assert sorted(m.metadata.dst_node_id for m in wire.asked) == [2, 5]
+    plain = run(data, {**GIVEN, "rounds": 1, "noise": 1e-9})
+    assert sorted(m.metadata.dst_node_id for m in plain.wire.sent) == [2, 5]
     drawn(2, 5)
-    made, moved, wire = run(data, tmp_path / "secure", rounds=1, noise=1e-9, secagg=True)
-    assert float(plain.norm()) > 0.01
-    assert torch.allclose(moved, plain, atol=1e-6)
-    assert (made[0].lost, made[0].epsilon) == ({}, spent(1e-9, 0.5, 1, 1e-5))
+    secure = run(data, {**GIVEN, "rounds": 1, "noise": 1e-9, "secagg": True})
+    assert float(plain.moved.norm()) > 0.01
+    assert torch.allclose(secure.moved, plain.moved, atol=1e-6)
+    assert (secure.rounds[0].lost, secure.rounds[0].epsilon) == ({}, spent(1e-9, 0.5, 1, 1e-5))
     everybody = [1, 2, 3, 4, 5, 6]
     for kind in (KEYS, SHARES, TRAIN, UNMASK):
-        asked = {m.metadata.dst_node_id: m for m in wire.asked if m.metadata.message_type == kind}
+        asked = {m.metadata.dst_node_id: m for m in secure.wire.sent if m.metadata.message_type == kind}
         assert sorted(asked) == everybody
         if kind in (SHARES, UNMASK):
             name = "ids" if kind == SHARES else "present"
@@ -107,14 +80,14 @@ def test_everybody_is_in_a_secure_sum_and_who_was_not_drawn_adds_nothing(data, t
 
 
 @pytest.mark.parametrize("secagg", [False, True])
-def test_a_round_for_which_nobody_is_drawn_releases_noise(data, tmp_path, drawn, secagg):
+def test_a_round_for_which_nobody_is_drawn_releases_noise(data, drawn, secagg):
     drawn()
-    made, moved, _ = run(data, tmp_path, secagg=secagg)
-    assert [r.epsilon for r in made] == [spent(1.0, 0.5, n, 1e-5) for n in (1, 2)]
-    assert float(moved.std()) == pytest.approx(2**0.5 * 0.1 / 3, rel=5 / len(moved) ** 0.5)
+    ran = run(data, {**GIVEN, "secagg": secagg})
+    assert [r.epsilon for r in ran.rounds] == [spent(1.0, 0.5, n, 1e-5) for n in (1, 2)]
+    assert float(ran.moved.std()) == pytest.approx(2**0.5 * 0.1 / 3, rel=5 / len(ran.moved) ** 0.5)
 
 
-def test_a_secure_sum_that_fails_says_no_more_than_that(data, tmp_path):
-    made, moved, _ = run(data, tmp_path, gone=(2, 3, 4), rounds=1, secagg=True)
-    assert made[0].lost == {"round": rounds.FAILED}
-    assert float(moved.norm()) == 0.0
+def test_a_secure_sum_that_fails_says_no_more_than_that(data):
+    ran = run(data, {**GIVEN, "rounds": 1, "secagg": True}, silent={TRAIN: [2, 3, 4]})
+    assert ran.rounds[0].lost == {"round": rounds.FAILED}
+    assert float(ran.moved.norm()) == 0.0

@@ -4,105 +4,68 @@ import numpy as np
 import pytest
 import torch
 from blindformer.federated import secure, secure_client
-from blindformer.federated.client import client_app
-from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import federate, prepare
-from blindformer.federated.grids import LocalGrid
-from blindformer.federated.messages import ARRAYS, SECURE, TRAIN, UNMASK, VECTOR, record, tensors
-from blindformer.federated.settings import FederateError, FederateSettings
+from blindformer.federated.federate import federate
+from blindformer.federated.messages import ARRAYS, KEYS, SECURE, SHARES, TRAIN, UNMASK, VECTOR, record, tensors
+from blindformer.federated.settings import FederateError
 from flwr.app import ConfigRecord
 
-from .conftest import SMALL
+from .conftest import SMALL, of, run
 
 SECURELY = {**SMALL, "rounds": 1, "epochs": 1, "secagg": True}
 
 
-class Wire(LocalGrid):
-    """Keeps what passes the server, and lets clients die: `dead` maps a kind of message to nodes that stay silent."""
-
-    def __init__(self, *arguments, dead=None):
-        super().__init__(*arguments)
-        self.dead, self.sent, self.received = dead or {}, [], []
-
-    def send_and_receive(self, messages, *, timeout=None):
-        messages = list(messages)
-        self.sent += messages
-        kind = messages[0].metadata.message_type if messages else ""
-        alive = [m for m in messages if m.metadata.dst_node_id not in self.dead.get(kind, ())]
-        replies = list(super().send_and_receive(alive, timeout=timeout))
-        self.received += replies
-        return replies
-
-
-def run(data, tmp_path, dead=None, **changes):
-    """One round. (the round, the weights, the wire)."""
-    settings = FederateSettings(**{**SECURELY, **changes})
-    made, _ = prepare(settings, data, tmp_path / "nowhere", None)
-    made.work = None
-    nodes = {i + 1: {PARTITION: i} for i in range(settings.clients)}
-    wire = Wire(client_app(ExampleSource(data)), nodes, settings.to_config(), dead=dead)
-    (found,) = made.run(wire)
-    return found, made.subject.state(), wire
+def once(data, silent=None, bend=None, **changes):
+    """One round."""
+    ran = run(data, {**SECURELY, **changes}, silent=silent, bend=bend)
+    (found,) = ran.rounds
+    return found, ran.state, ran.wire
 
 
 def largest(a, b):
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-def test_the_mean_is_that_of_a_plain_round(data, tmp_path):
-    """Off by less than the step of the fixed point (and the rounding of float32 weights near 1)."""
-    plain, expected, _ = run(data, tmp_path, secagg=False)
-    found, weights, _ = run(data, tmp_path)
+NEAR = 2.0**-secure.SCALE + 2.0**-22
+"""The step of the fixed point, and the rounding of float32 weights near 1."""
+
+
+def test_the_mean_is_that_of_a_plain_round(data):
+    plain, expected, _ = once(data, secagg=False)
+    found, weights, _ = once(data)
     assert found.clients == plain.clients == 4
     assert found.loss == pytest.approx(plain.loss, abs=1e-6)
-    assert largest(weights, expected) < 2.0**-secure.SCALE + 2.0**-22
+    assert largest(weights, expected) < NEAR
 
 
-@pytest.mark.parametrize("kind", ["train.keys", "train.shares", TRAIN])
-def test_a_client_that_drops_leaves_the_mean_of_the_others(data, tmp_path, kind):
-    found, weights, _ = run(data, tmp_path, dead={kind: [3]})
-    assert found.clients == 3
-    assert found.lost == {"node 3": "did not answer in time"}
-    settings = FederateSettings(**{**SECURELY, "secagg": False})
-    plain, _ = prepare(settings, data, tmp_path / "nowhere", None)
-    plain.work = None
-    nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    plain.run(Wire(client_app(ExampleSource(data)), nodes, settings.to_config(), dead={TRAIN: [3]}))
-    assert largest(weights, plain.subject.state()) < 2.0**-secure.SCALE + 2.0**-22
+@pytest.mark.parametrize("kind", [KEYS, SHARES, TRAIN])
+def test_a_client_that_drops_leaves_the_mean_of_the_others(data, kind):
+    found, weights, _ = once(data, {kind: [3]})
+    assert (found.clients, found.lost) == (3, {"node 3": "did not answer in time"})
+    _, expected, _ = once(data, {TRAIN: [3]}, secagg=False)
+    assert largest(weights, expected) < NEAR
 
 
-def test_one_may_drop_before_it_gives_its_shares(data, tmp_path):
+def test_one_may_drop_before_it_gives_its_shares(data):
     """Its vector is in the sum already; the others' shares are enough."""
-    found, weights, _ = run(data, tmp_path, dead={UNMASK: [2]})
-    _, expected, _ = run(data, tmp_path)
+    found, weights, _ = once(data, {UNMASK: [2]})
     assert found.clients == 4
-    assert largest(weights, expected) == 0
+    assert largest(weights, once(data)[1]) == 0
 
 
-def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data, tmp_path):
-    settings = FederateSettings(**SECURELY)
-    made, _ = prepare(settings, data, tmp_path / "nowhere", None)
-    made.work = None
+def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data):
+    def damaged(message, answer):
+        reply = answer(message)
+        reply.content[ARRAYS] = record({VECTOR: tensors(reply.content.array_records[ARRAYS])[VECTOR][:-1]})
+        return reply
 
-    class Damaged(Wire):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = super().send_and_receive(messages, timeout=timeout)
-            for reply in replies:
-                if reply.metadata.src_node_id == 3 and ARRAYS in reply.content.array_records:
-                    vector = tensors(reply.content.array_records[ARRAYS])[VECTOR]
-                    reply.content[ARRAYS] = record({VECTOR: vector[:-1]})
-            return replies
-
-    nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    (found,) = made.run(Damaged(client_app(ExampleSource(data)), nodes, settings.to_config()))
+    found, weights, _ = once(data, bend=of(3, TRAIN, damaged))
     assert (found.clients, found.lost) == (3, {"client 2": "its vector has another shape"})
-    _, expected, _ = run(data, tmp_path, dead={TRAIN: [3]})
-    assert largest(made.subject.state(), expected) == 0
+    assert largest(weights, once(data, {TRAIN: [3]})[1]) == 0
 
 
 ODD = {
-    "train.keys": [{"mask": b"short"}, {"mask": "text"}, {"seal": bytes(32)}],  # the last is a point of low order
-    "train.shares": [
+    KEYS: [{"mask": b"short"}, {"mask": "text"}, {"seal": bytes(32)}],  # the last is a point of low order
+    SHARES: [
         {"ids": [1, 2, 2]},
         {"ids": 7},
         {"boxes": [b"short"] * 3},
@@ -115,33 +78,22 @@ ODD = {
 
 
 @pytest.mark.parametrize(("kind", "change"), [(kind, change) for kind, changes in ODD.items() for change in changes])
-def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, tmp_path, kind, change):
-    settings = FederateSettings(**SECURELY)
-    made, _ = prepare(settings, data, tmp_path / "nowhere", None)
-    made.work = None
+def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, kind, change):
+    def odd(message, answer):
+        reply = answer(message)
+        reply.content[SECURE] = ConfigRecord({**reply.content[SECURE], **change})
+        return reply
 
-    class Odd(Wire):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = super().send_and_receive(messages, timeout=timeout)
-            for reply in replies:
-                if (reply.metadata.src_node_id, reply.metadata.message_type) == (3, kind):
-                    reply.content[SECURE] = ConfigRecord({**reply.content[SECURE], **change})
-            return replies
-
-    nodes = {i + 1: {PARTITION: i} for i in range(4)}
-    (found,) = made.run(Odd(client_app(ExampleSource(data)), nodes, settings.to_config()))
-    assert (found.clients, found.lost) == (
-        4 if kind == UNMASK else 3,
-        {"client 2": f"sent what is no answer to {kind}"},
-    )
+    found, _, _ = once(data, bend=of(3, kind, odd))
+    lost = {"client 2": f"sent what is no answer to {kind}"}
+    assert (found.clients, found.lost) == (4 if kind == UNMASK else 3, lost)
 
 
-def test_too_few_leave_the_model_as_it_was(data, tmp_path):
-    before = prepare(FederateSettings(**SECURELY), data, tmp_path / "nowhere", None)[0].subject.state()
-    found, weights, _ = run(data, tmp_path, dead={TRAIN: [1, 2]})
-    assert (found.clients, largest(weights, before)) == (0, 0.0)
+def test_too_few_leave_the_model_as_it_was(data):
+    ran = run(data, SECURELY, silent={TRAIN: [1, 2]})
+    assert (ran.rounds[0].clients, float(ran.moved.abs().max())) == (0, 0.0)
     silent = dict.fromkeys(("node 1", "node 2"), "did not answer in time")
-    assert found.lost == {**silent, "round": "2 of 4 clients are left, 3 are needed for a secure sum"}
+    assert ran.rounds[0].lost == {**silent, "round": "2 of 4 clients are left, 3 are needed for a secure sum"}
 
 
 # --- what the server sees --------------------------------------------------------------------------------------------
@@ -154,12 +106,12 @@ def uniform(values):
     return (float(((counts - expected) ** 2 / expected).sum()) - 255) / (2 * 255) ** 0.5
 
 
-def test_the_server_sees_only_sums(data, tmp_path):
+def test_the_server_sees_only_sums(data):
     """Each vector is uniform noise, never the same twice, and unlike the one of the same training in another session;
     no reply carries a client's loss or its number of examples."""
     sessions = []
     for _ in range(2):
-        _, _, wire = run(data, tmp_path)
+        _, _, wire = once(data)
         replies = [m for m in wire.received if m.metadata.message_type == TRAIN]
         vectors = [tensors(m.content.array_records["arrays"])[VECTOR] for m in replies]
         assert len(vectors) == 4
@@ -173,10 +125,10 @@ def test_the_server_sees_only_sums(data, tmp_path):
         assert not bool((a == b).any())
 
 
-def test_shares_travel_sealed(data, tmp_path):
+def test_shares_travel_sealed(data):
     """What the server passes on is never what it gets in the end."""
-    _, _, wire = run(data, tmp_path)
-    boxes = [b for m in wire.received if m.metadata.message_type == "train.shares" for b in m.content[SECURE]["boxes"]]
+    _, _, wire = once(data)
+    boxes = [b for m in wire.received if m.metadata.message_type == SHARES for b in m.content[SECURE]["boxes"]]
     opened = [s for m in wire.received if m.metadata.message_type == UNMASK for s in m.content[SECURE]["shares"]]
     assert (len(boxes), len(set(boxes)), len(opened)) == (12, 12, 16)
     assert not any(share in box for share in opened for box in boxes)

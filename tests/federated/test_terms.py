@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 from blindformer.federated import client as clients
-from blindformer.federated.client import client_app
 from blindformer.federated.deploy import Deployment
-from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import federate, prepare
-from blindformer.federated.grids import LocalGrid
+from blindformer.federated.examples import PARTITION
+from blindformer.federated.federate import federate
 from blindformer.federated.messages import CONFIG, KEYS
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.terms import Terms, node_configs
 
-from .conftest import SMALL
+from .conftest import SMALL, partitions, run
 
 GIVEN = {**SMALL, "epochs": 1, "rounds": 2}
 NOISY, SECURE = {"dp": "local", "noise": 0.5}, {"secagg": True}
@@ -42,21 +40,17 @@ def test_a_round_below_a_clients_terms_is_refused_before_it_trains(data, tmp_pat
     assert [trained.count(f"client {n}") for n in range(4)] == [2, 2, takes, 2]
 
 
-def test_the_server_cannot_say_one_thing_and_ask_for_another(data, tmp_path):
+def test_the_server_cannot_say_one_thing_and_ask_for_another(data):
     """Noise below its terms in the question itself; a round's number that stands still."""
-    settings = FederateSettings(**{**GIVEN, "rounds": 3, "dp": "local", "noise": 2.0, "secagg": True})
-    made, _ = prepare(settings, data, tmp_path / "out", None)
 
-    class Lying(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            for message in messages:
-                if CONFIG in message.content.config_records and message.metadata.message_type != KEYS:
-                    message.content[CONFIG]["noise"] = 2.0 if message.metadata.dst_node_id == 2 else 0.0
-                    message.content[CONFIG]["server-round"] = 1
-            return super().send_and_receive(messages, timeout=timeout)
+    def lie(message):
+        if CONFIG in message.content.config_records and message.metadata.message_type != KEYS:
+            message.content[CONFIG]["noise"] = 2.0 if message.metadata.dst_node_id == 2 else 0.0
+            message.content[CONFIG]["server-round"] = 1
 
     nodes = node_configs(["1: most-rounds=1", "3: least-noise=1.0"], 4)
-    found = made.run(Lying(client_app(ExampleSource(data)), nodes, settings.to_config()))
+    given = {**GIVEN, "rounds": 3, "dp": "local", "noise": 2.0, "secagg": True}
+    found = run(data, given, nodes=nodes, ask=lie).rounds
     assert all(r.lost["client 3"].startswith("noise 0 is asked for") for r in found)
     assert found[1].lost["client 1"] == "round 2 is asked for, its most-rounds is 1; ask for fewer"
 
@@ -82,11 +76,11 @@ def test_terms_that_nobody_understands_are_refused(texts, why):
     assert "\n" not in str(found.value)
 
 
-def test_a_slip_in_a_nodes_own_configuration_is_no_free_pass(data, tmp_path):
-    nodes = {i + 1: {PARTITION: i} for i in range(3)} | {4: {PARTITION: 3, "least-nose": 1.0}}
-    found = federate(tmp_path / "out", data, nodes=nodes, **{**GIVEN, "rounds": 1})
-    assert found.rounds[0].clients == 3
-    assert found.rounds[0].lost["client 3"].startswith("node configuration: unknown key 'least-nose'; use ")
+def test_a_slip_in_a_nodes_own_configuration_is_no_free_pass(data):
+    nodes = partitions(4) | {4: {PARTITION: 3, "least-nose": 1.0}}
+    (found,) = run(data, {**GIVEN, "rounds": 1}, nodes=nodes).rounds
+    assert found.clients == 3
+    assert found.lost["client 3"].startswith("node configuration: unknown key 'least-nose'; use ")
 
 
 def test_a_supernode_gets_the_terms_that_it_was_given(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 from blindformer.federated.client import client_app
 from blindformer.federated.examples import OWN, PARTITION, ExampleSource, own_examples
 from blindformer.federated.federate import federate, prepare
-from blindformer.federated.grids import LocalGrid
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
@@ -15,7 +14,7 @@ from blindformer.models.loading.load import BUCKETS, load
 from blindformer.parties.local.evaluation import evaluate
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 
-from .conftest import SMALL
+from .conftest import SMALL, Wire
 
 
 def sentences(count, seed):
@@ -136,11 +135,10 @@ def test_adapters_where_they_cannot_be(texts, data, base, tmp_path):
 
 
 def test_another_base_model_is_refused_and_named(texts, base, tmp_path):
-    settings = FederateSettings(**{**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1})
-    made, _ = prepare(settings, texts, tmp_path / "out", None)
-    made.work = None
-    config = {**settings.to_config(), "model": encoder(tmp_path / "other", 1)}
-    (only,) = made.run(LocalGrid(client_app(ExampleSource(texts)), {i + 1: {PARTITION: i} for i in range(4)}, config))
+    given = {**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1}
+    settings = FederateSettings(**{**given, "model": encoder(tmp_path / "other", 1)})
+    made, _ = prepare(FederateSettings(**given), texts, tmp_path / "out", None)
+    (only,) = made.run(Wire(client_app(ExampleSource(texts)), settings))
     assert only.clients == 0
     assert all("has other weights than the server's" in why for why in only.lost.values())
 
