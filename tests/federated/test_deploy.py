@@ -17,7 +17,7 @@ from blindformer.models.loading.load import load
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
-SETTINGS = {"clients": 3, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1, "timeout": 120.0}
+SETTINGS = {"clients": 2, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1, "timeout": 120.0}
 
 
 @pytest.mark.slow
@@ -45,9 +45,9 @@ def test_a_deployment_gives_what_the_simulation_gives_and_survives_kills(tmp_pat
     rounds = json.loads((out / REPORT).read_text())["rounds"]
     assert [r["number"] for r in rounds] == [1, 2, 3]
     for made, like in zip(rounds[:2], simulated.rounds, strict=False):  # to the bit, across the SuperLink's death
-        assert (made["loss"], made["accuracy"], made["clients"]) == (like.loss, like.accuracy, 3), made["lost"]
+        assert (made["loss"], made["accuracy"], made["clients"]) == (like.loss, like.accuracy, 2), made["lost"]
     # How soon the SuperLink takes the node back is its own matter: the round goes on without it, or waits for it.
-    assert rounds[2]["clients"] >= 2, rounds[2]["lost"]
+    assert rounds[2]["clients"] >= 1, rounds[2]["lost"]
 
 
 def test_a_run_that_is_over_without_a_result_is_not_waited_for(tmp_path, monkeypatch):

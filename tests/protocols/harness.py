@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
-from blindformer.models.program.two_server import answer_layout, input_layout
+from blindformer.models.program.pricing import price
+from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
 from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
@@ -53,8 +54,7 @@ class Ran:
 
     `openings`: by party and view, what a witness looks at of the arrays that the party sees. Views: a "message" as it
     came; its "sum" or "xor" with what the party sent; "half", with its own share, where only the other sent; "share",
-    what an owner who takes no part sent. `owner_bytes`: what such an owner sends to the server, and receives from each
-    party.
+    what an owner who takes no part sent.
     """
 
     outputs: dict[str, Tensor]
@@ -64,14 +64,12 @@ class Ran:
     received: dict[str, list[bytes]]
     openings: dict[tuple[str, str], list[Sample]]
     offline_frames: list[bytes]
-    left: int
-    owner_bytes: tuple[int, int]
 
 
 def run_beaver(
     case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20, lies: Lies | None = None
 ) -> Ran:
-    """`lies`: what P1 adds to its shares before it uses them, by instruction."""
+    """`lies`: what P1 adds to its shares before it uses them, by instruction. Every run is held against its price."""
     seeds = seeds or Seeds()
     program = case.program
     stream = Stream(seeds.weights, "weight masks")
@@ -123,7 +121,7 @@ def run_beaver(
     received_by_owner = [unpack_shares(given[role], answers) for role in shares]
     for view, held in zip(ANSWERS, received_by_owner, strict=True):
         openings["owner", view] += [sample(held[name], wire_bytes(width)) for name, (_, width) in answers.items()]
-    return Ran(
+    ran = Ran(
         {**mine.outputs, **join(received_by_owner, answers)},
         mine.rounds,
         client_end.meter,
@@ -131,9 +129,14 @@ def run_beaver(
         received,
         {view: seen for view, seen in openings.items() if seen},
         offline_frames,
-        done["server left"] + done["client left"],
-        (len(to_server), len(given["server"])),
     )
+    assert done["server left"] == done["client left"] == 0, "every correlation is used"
+    declared, owner = price(program), owner_traffic(program)
+    assert (ran.rounds, ran.online.sent, ran.online.received) == (declared.rounds, declared.up, declared.down)
+    assert ran.offline_bytes == declared.offline_bytes == sum(correlations.layout)
+    assert max(ran.online.messages_sent, ran.online.messages_received) <= ran.rounds
+    assert (len(to_server), len(given["server"])) == (owner.to_server, owner.from_each)
+    return ran
 
 
 def tapped(wire: Wire, seen: dict[str, list[Sample]]) -> Wire:
@@ -187,8 +190,8 @@ class Relay:
         return self.waiting.pop(0).view(shape)
 
 
-def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """One primitive of one shared argument, in this thread. Returns the result and every pair of messages exchanged."""
+def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> Tensor:
+    """The result of one primitive of one shared argument, in this thread."""
     primitive, shape, relay = primitives()[op], tuple(x.shape), Relay()
     server, client = Stream(new_seed(), "query 0"), Stream(new_seed(), "query 0")
     sources = {
@@ -202,31 +205,21 @@ def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> tuple[Te
         primitive.correlate(offline, "1", shape, width, Trace("0", shape), **attributes)
         tapes[role] = offline.tape
     theirs = Stream(new_seed(), "share").integers("x", shape)
-    shares = {"server": x - theirs, "client": theirs}
     steps = [
-        primitive.run(Online(role, tapes[role], RING), "1", width, Share("0", shares[role]), **attributes)
-        for role in ("server", "client")
+        primitive.run(Online(role, tapes[role], RING), "1", width, Share("0", share), **attributes)
+        for role, share in (("server", x - theirs), ("client", theirs))
     ]
-    first, second, messages = lockstep(*steps)
-    return sign_extend(first.tensor + second.tensor, width), messages
-
-
-def lockstep(first, second):
-    """Run two parties' steps against each other; returns both results and the messages."""
-    answers: list[list[Tensor | None] | None] = [None, None]
-    results: list = []
-    messages: list[tuple[Tensor, Tensor]] = []
+    wanted = [next(step) for step in steps]
     while True:
-        wanted = []
-        for step, answer in zip((first, second), answers, strict=True):
-            try:
-                wanted.append(next(step) if answer is None else step.send(answer))
-            except StopIteration as end:
-                results.append(end.value)
-        if results:
-            return *results, messages
         answers = [
             [None if s.send is None else sign_extend(s.send.clone(), 8 * s.width) for s in swaps]
             for swaps in reversed(wanted)
         ]
-        messages += zip(*answers, strict=True)
+        results, wanted = [], []
+        for step, answer in zip(steps, answers, strict=True):
+            try:
+                wanted.append(step.send(answer))
+            except StopIteration as end:
+                results.append(end.value)
+        if results:
+            return sign_extend(results[0].tensor + results[1].tensor, width)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
+from blindformer.protocols.crypten.costs import ManyCost
 from blindformer.protocols.crypten.engine import ManyOnlineEngine
+from blindformer.protocols.crypten.pricing import ManyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire
@@ -62,8 +65,7 @@ class RanMany:
     outputs: dict[str, Tensor]
     rounds: int
     traffic: list[Traffic]
-    views: list[list[Sample]] = field(default_factory=list)
-    left: int = 0
+    views: list[list[Sample]]
 
 
 def run_many(
@@ -76,7 +78,10 @@ def run_many(
     weight_seed: bytes | None = None,
     ring: Ring | None = None,
 ) -> RanMany:
-    """Run a case among `size` parties. `owners`: ranks of data owners by value; `ring`: how products are computed."""
+    """Run a case among `size` parties, and hold it against its price.
+
+    `owners`: ranks of data owners by value; `ring`: how products are computed.
+    """
     program, owners, ring = case.program, owners or {}, ring or Ring()
     seeds = seeds or [new_seed() for _ in range(size)]
     streams = [Stream(seed, "query 0") for seed in seeds]
@@ -118,7 +123,24 @@ def run_many(
         name: sign_extend(sum(done[rank].outputs[name] for rank in range(size)), width)
         for name, (_, width) in answers.items()
     }
-    return RanMany({**done[recipient].outputs, **joined}, done[0].rounds, traffic, views, sum(left))
+    costs, rounds = declared(case, owners)
+    assert done[0].rounds == rounds
+    assert sum(cost.offline for cost in costs) == dealer_end.meter.sent == sum(correlations.layout)
+    steps = [step for cost in costs for step in cost.steps]
+    for rank, moved in enumerate(traffic):
+        assert sum(moved.sent.values()) == sum(step.sent(rank, size, recipient) for step in steps)
+        assert sum(moved.received.values()) == sum(step.received(rank, size, recipient) for step in steps)
+    assert not any(left), "every correlation that was made is used"
+    return RanMany({**done[recipient].outputs, **joined}, rounds, traffic, views)
+
+
+def declared(case: Case, owners: dict[str, int] | None = None) -> tuple[list[ManyCost], int]:
+    """(the costs of all instructions, rounds)."""
+    shapes = case.program.weight_shapes().items()
+    weights = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in shapes}
+    engine = ManyPricingEngine(Ring(), weights, owners)
+    rounds = interpret(case.program, engine, lambda swaps: [None] * len(swaps)).rounds
+    return list(engine.prices.values()), rounds
 
 
 def _split(values: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

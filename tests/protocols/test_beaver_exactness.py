@@ -30,7 +30,7 @@ def rescaled(chunks: int, top: int, ring: int) -> tuple[int, float]:
     for number in range(chunks):
         z = magnitudes(CHUNK, top, number)
         bits = 1 + number % (ring - 9)
-        result, _ = run_primitive("rescale", z, 64, bits=bits, ring=ring)
+        result = run_primitive("rescale", z, 64, bits=bits, ring=ring)
         wrong += int(wrong_of(z, result, bits).sum())
         floor = z >> bits
         total += float((result - floor).double().sum() - (z - (floor << bits)).double().sum() * 2.0**-bits)
@@ -38,23 +38,18 @@ def rescaled(chunks: int, top: int, ring: int) -> tuple[int, float]:
     return wrong, total / count**0.5
 
 
-@pytest.mark.parametrize("ring", [64, 48, 32, 24])
-def test_rescale_is_never_off_by_more_than_one_unit(ring):
-    wrong, _ = rescaled(12, ring - 2, ring)
+@pytest.mark.parametrize(("ring", "chunks"), [(64, 30), (48, 12), (32, 12), (24, 12)])
+def test_rescale_is_never_off_by_more_than_one_unit_and_not_biased(ring, chunks):
+    """Of up to thirty million elements none. The mean error has standard deviation below 0.5 / sqrt(n)."""
+    wrong, drift = rescaled(chunks, ring - 2, ring)
     assert wrong == 0
+    assert abs(drift) < 5 * 0.5
 
 
 def test_rescale_to_fewer_bits_keeps_those():
     z = magnitudes(CHUNK, 46, 0)
-    result, _ = run_primitive("rescale", z, 24, bits=16, ring=48)
+    result = run_primitive("rescale", z, 24, bits=16, ring=48)
     assert not bool(wrong_of(z, (z >> 16) + sign_extend(result - (z >> 16), 24), 16).any())
-
-
-def test_rescale_of_thirty_million_elements():
-    """None off by a unit, and no bias: the mean error has standard deviation below 0.5 / sqrt(n)."""
-    wrong, drift = rescaled(30, 62, 64)
-    assert wrong == 0
-    assert abs(drift) < 5 * 0.5
 
 
 def test_a_rescale_by_local_truncation_would_be_caught():
@@ -77,7 +72,7 @@ def edges(threshold: int, bits: int) -> torch.Tensor:
 def test_comparison_is_exact_at_the_edges(bits):
     for threshold in (0, 1, -1, 12345, -(1 << 40), (1 << 44) + 1):
         x = edges(threshold, bits).repeat(8)
-        result, _ = run_primitive("less", x, threshold=threshold, bits=bits)
+        result = run_primitive("less", x, threshold=threshold, bits=bits)
         assert torch.equal(result, (x < threshold).long())
 
 
@@ -88,7 +83,7 @@ def compared(count: int, each: int) -> int:
         bits = 5 + number % 45
         threshold = int(magnitudes(2, 45, 1000 + number)[0])
         x = threshold + magnitudes(each, bits - 1, number)
-        result, _ = run_primitive("less", x, threshold=threshold, bits=bits)
+        result = run_primitive("less", x, threshold=threshold, bits=bits)
         wrong += int((result != (x < threshold)).sum())
     return wrong
 

@@ -1,18 +1,21 @@
 """N parties on CrypTen's communicator: who owns what, what each of them sees, how products are computed.
 
-That it computes what `clear` does is in test_conformance.py, for two parties and three.
+That it computes what `clear` does is in test_conformance.py, for two parties and five. `run_many` asserts of every run
+that each party's bytes, the dealer's corrections and the rounds are what is declared.
 """
 
 import warnings
 
 import pytest
+from blindformer.models.program.pricing import price
 from blindformer.protocols.crypten import versions
+from blindformer.protocols.crypten.costs import Moved
 from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersion, check_versions
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.cases import CASES
-from blindformer.tests.protocols.many import RanMany, run_many
-from blindformer.tests.protocols.programs import Case, Data, Draft, check, handed_over, hidden
+from blindformer.tests.protocols.many import RanMany, declared, run_many
+from blindformer.tests.protocols.programs import Case, Data, Draft, check, hidden
 from blindformer.tests.protocols.test_beaver_transcripts import alike, even, inputs, related
 
 SIZES = pytest.mark.parametrize("size", [2, 3, 5])
@@ -26,14 +29,6 @@ class Limbs(Ring):
 
     def linear(self, x, weight, bits=64):
         return self.matmul_limbs(x, weight)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_five_parties_compute_what_two_do(name):
-    case = CASES[name]()
-    ran = run_many(case, 5)
-    check(case, ran.outputs)
-    assert not ran.left, "every correlation that was made is used"
 
 
 @SIZES
@@ -55,23 +50,37 @@ def two_owners() -> Case:
 
 
 @pytest.mark.parametrize("recipient", [0, 1, 2, 3])
-@pytest.mark.parametrize("size", [4])
-def test_data_of_several_owners_and_a_named_recipient(size, recipient):
+def test_data_of_several_owners_and_a_named_recipient(recipient):
     case = two_owners()
     names = sorted(case.client, key=lambda name: int(name.removeprefix("client")))
     owners = dict(zip(names, [1, 2, 3, 0], strict=True))
-    check(case, run_many(case, size, owners=owners, recipient=recipient).outputs)
-
-
-def test_an_owner_who_takes_no_part_shares_among_all():
-    case = handed_over(CASES["one_layer"]())
-    check(case, run_many(case, 4).outputs)
+    check(case, run_many(case, 4, owners=owners, recipient=recipient).outputs)
 
 
 @SIZES
-def test_rounds_do_not_grow_with_the_parties(size):
-    case = CASES["one_layer"]()
-    assert run_many(case, size).rounds == run_many(case, 2).rounds
+@pytest.mark.parametrize("recipient", [0, 1])
+def test_a_layer_costs_what_is_declared_whoever_gets_it(size, recipient):
+    run_many(CASES["one_layer"](), size, recipient=recipient)
+
+
+@pytest.mark.parametrize("name", ["one_layer", "one_value_many_readers"])
+def test_two_parties_pay_what_beaver_declares(name):
+    """And the leader a share of zero more for each result, from the dealer."""
+    case = CASES[name]()
+    costs, rounds = declared(case)
+    steps, beaver = [step for cost in costs for step in cost.steps], price(case.program)
+    assert rounds == beaver.rounds
+    assert [sum(step.sent(rank, 2, 1) for step in steps) for rank in (0, 1)] == [beaver.down, beaver.up]
+    assert sum(cost.offline for cost in costs) > beaver.offline_bytes
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_an_opening_goes_to_everybody_and_the_rest_to_or_from_one(size):
+    sent = lambda moved: sum(moved.sent(rank, size, 1) for rank in range(size))  # noqa: E731
+    assert sent(Moved(opened=10)) == 10 * size * (size - 1)
+    assert sent(Moved(gathered=10)) == sent(Moved(spread=10, one=1)) == 10 * (size - 1)
+    for moved in (Moved(opened=3, gathered=5, spread=7), Moved(gathered=5, spread=7, one=1)):
+        assert sent(moved) == sum(moved.received(rank, size, 1) for rank in range(size))
 
 
 def test_openings_go_to_everybody_and_the_rest_to_one_party():

@@ -60,6 +60,16 @@ def comparison_of_any_count(d: Draft, data: Data, count: int) -> None:
     d("less", hidden(d, data, count), threshold=3, bits=22)
 
 
+@program("polynomial", "less")
+def operations_on_differences_of_bits(d: Draft, data: Data, op: str) -> None:
+    x = scaled(d, data, 3, 5)
+    bits = d("sub", d("less", x, threshold=0, bits=24), d("less", x, threshold=50000, bits=24))
+    if op == "polynomial":
+        d("polynomial", bits, coefficients=[1, 2, 3, 4])
+    else:
+        d("less", bits, threshold=0, bits=5)
+
+
 @program()
 def relu(d: Draft, data: Data) -> None:
     x = scaled(d, data, 5, 7)

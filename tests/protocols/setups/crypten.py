@@ -1,4 +1,4 @@
-"""crypten: two parties, whose outputs are checked here, then three; and the dealer, in threads."""
+"""crypten: two parties, whose outputs are checked here, then five; and the dealer, in threads."""
 
 from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import check
@@ -6,4 +6,4 @@ from blindformer.tests.protocols.programs import check
 
 def run(case):
     check(case, run_many(case, 2).outputs)
-    return run_many(case, 3).outputs
+    return run_many(case, 5).outputs
