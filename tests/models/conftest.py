@@ -10,8 +10,9 @@ from functools import cache
 import pytest
 import torch
 import transformers as tf
-from blindformer.approximations import Plan, calibrate
+from blindformer.approximations import Plan, approximate, calibrate, restore
 from blindformer.models.compile import Compiled, compile
+from blindformer.tests.protocols.programs import Case
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
@@ -101,6 +102,11 @@ def build(name: str) -> nn.Module:
     return cls._from_config(config, attn_implementation=attention).eval()
 
 
+def clear(compiled: Compiled, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The answer on `clear`, as real numbers."""
+    return compiled.decode(Case.of(compiled, batch).clear())
+
+
 @dataclass
 class Tiny:
     """A model, its calibrated plan, its compiled form, and the inputs it was calibrated on."""
@@ -109,6 +115,22 @@ class Tiny:
     plan: Plan
     compiled: Compiled
     batches: list[dict[str, Tensor]]
+
+    def approximated(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of the approximated torch model."""
+        return answer(self.model, batch, self.plan)
+
+
+def answer(model: nn.Module, batch: dict[str, Tensor], plan: Plan | None = None) -> dict[str, Tensor]:
+    """What torch answers, with the functions of a plan."""
+    if plan is not None:
+        approximate(model, plan)
+    try:
+        with torch.no_grad():
+            return model(**batch)
+    finally:
+        if plan is not None:
+            restore(model)
 
 
 @cache

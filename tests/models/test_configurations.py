@@ -1,47 +1,26 @@
 """Tiny configurations of many architectures, from a Hugging Face model to an answer on `clear` and on `beaver`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from blindformer.approximations import approximate, restore
 from blindformer.models.graph.graph import order
 from blindformer.models.graph.reference import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
-from blindformer.models.program.interpreter import interpret
-from blindformer.models.program.pricing import price
 from blindformer.models.program.revealed import FRACTION
-from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.models.conftest import CONFIGURATIONS
+from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case, check, reveal_all
 
 UNIT = 2.0**-10
-# Largest error of `clear` in units: logits up to 4.4, summed by a head of std 0.2 over features of that size.
-LARGER = {("llama", "faithful"): 2.0}
+# Largest error of `clear` in units: logits up to 4.4, summed by a head of std 0.2 over features of that size; and a
+# residual stream that nothing normalises, which grows to 7e5: the head sees an affine map of it.
+LARGER = {("llama", "faithful"): 2.0, ("vit-labels", "he"): 4.0}
 
 every = pytest.mark.parametrize(
     ("name", "plan"), [(name, plan) for name in CONFIGURATIONS for plan in ("faithful", "fast")]
 )
-
-
-def approximated(made, batch):
-    """The outputs of the approximated torch model, by name."""
-    approximate(made.model, made.plan)
-    try:
-        with torch.no_grad():
-            return made.model(**batch)
-    finally:
-        restore(made.model)
-
-
-def case_of(made, batch, program=None):
-    compiled = made.compiled
-    return Case(program or compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants)
-
-
-def clear(made, batch):
-    case = case_of(made, batch)
-    return made.compiled.decode(interpret(case.program, ClearEngine(case.sources)).outputs)
 
 
 @every
@@ -52,26 +31,44 @@ def test_the_lowered_graph_is_the_model(tiny, name, plan):
     for batch in made.batches:
         values = run_prelude(made.compiled.program, made.compiled.client_tensors, batch)
         got = run_float(nodes, {node.name: values[node.name] for node in nodes if node.op == "client"})
-        expected = approximated(made, batch)
+        expected = made.approximated(batch)
         for output, node in zip(made.compiled.program.outputs, made.compiled.nodes, strict=True):
             assert (got[id(node)] - expected[output]).abs().max() < UNIT / 32
 
 
-@every
+@pytest.mark.parametrize("plan", ["faithful", "fast", "he"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_clear_is_the_approximated_model(tiny, name, plan):
     made = tiny(name, plan)
-    for batch in made.batches:
-        expected = approximated(made, batch)
-        for output, got in clear(made, batch).items():
-            assert got.shape == expected[output].shape
-            assert (got - expected[output]).abs().max() < UNIT * LARGER.get((name, plan), 1.0)
+    expected = [made.approximated(batch) for batch in made.batches]
+    for batch, wanted in zip(made.batches, expected, strict=True):
+        for output, got in clear(made.compiled, batch).items():
+            # With `he`, an untrained student's values grow, and bits go to the largest of the calibration's.
+            size = 2 * max(1.0, *(float(each[output].abs().max()) for each in expected)) if plan == "he" else 1.0
+            assert got.shape == wanted[output].shape
+            assert (got - wanted[output]).abs().max() < UNIT * size * LARGER.get((name, plan), 1.0)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_nothing_is_compared_with_he_but_what_is_no_kind(tiny, name):
+    """The head of DistilBERT's classifier is a ReLU, for which a plan has no choice."""
+    found = {item.path for item in tiny(name, "he").compiled.program.instructions if item.op == "less"}
+    assert found == ({""} if name == "distilbert-labels" else set())
+
+
+def test_with_he_a_mask_meets_the_values_alone(tiny):
+    """Nothing is divided by, so no column of the mask is mixed beside them."""
+    program = tiny("bert", "he").compiled.program
+    masked = [item for item in program.instructions if item.op == "mul_private" and len(item.shape) == 4]
+    assert {item.shape for item in masked} == {(1, 4, 8, 8)}
+    assert not any(item.op == "concat" for item in program.instructions)
 
 
 @every
 def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
     """Each of the program's values follows from its own arguments in the ring, at the widths that were placed."""
     made = tiny(name, plan)
-    case = case_of(made, made.batches[1], reveal_all(made.compiled.program))
+    case = replace(Case.of(made.compiled, made.batches[1]), program=reveal_all(made.compiled.program))
     check(case, run_beaver(case, timeout=60).outputs)
 
 
@@ -81,13 +78,10 @@ def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     what is revealed by a unit of 2^-12 and a half more."""
     made = tiny(name, plan)
     batch = made.batches[1]
-    ran = run_beaver(case_of(made, batch), timeout=60)
-    expected = clear(made, batch)
+    ran = run_beaver(Case.of(made.compiled, batch), timeout=60)
+    expected = clear(made.compiled, batch)
     for output, got in made.compiled.decode(ran.outputs).items():
         assert (got - expected[output]).abs().max() < UNIT + 1.5 * 2**-FRACTION
-    declared = price(made.compiled.program)
-    assert (ran.rounds, ran.online.sent, ran.online.received) == (declared.rounds, declared.up, declared.down)
-    assert ran.offline_bytes == declared.offline_bytes
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-eager", "roberta", "distilbert", "mpnet"])
@@ -99,7 +93,7 @@ def test_padding_does_not_reach_the_text(tiny, name):
     other = {**batch, "input_ids": torch.where(hidden, 7, batch["input_ids"])}
     if name in ("roberta", "mpnet"):  # their positions count from padding tokens: keep those as they are
         assert not bool((batch["input_ids"] == 1).any())
-    first, second = clear(made, batch)["last_hidden_state"], clear(made, other)["last_hidden_state"]
+    first, second = clear(made.compiled, batch)["last_hidden_state"], clear(made.compiled, other)["last_hidden_state"]
     kept = ~hidden[0]
     assert (first - second)[:, kept].abs().max() < UNIT
     assert (first - second)[:, ~kept].abs().max() > 0.01
@@ -111,7 +105,7 @@ def test_later_tokens_do_not_reach_earlier_ones(tiny):
         batch = made.batches[0]
         ids = batch["input_ids"].clone()
         ids[:, -1] = 5 if ids[0, -1] != 5 else 6
-        first, second = clear(made, batch)["logits"], clear(made, {**batch, "input_ids": ids})["logits"]
+        first, second = (clear(made.compiled, {**batch, "input_ids": x})["logits"] for x in (batch["input_ids"], ids))
         assert torch.equal(first[:, :-1], second[:, :-1])
         assert (first - second)[:, -1].abs().max() > 0.01
 
@@ -127,8 +121,8 @@ def test_the_embedding_can_stay_with_the_server(tiny, name):
     assert not any(t.shape == table.shape for t in made.compiled.client_tensors.values())
     assert made.compiled.program.released == ()
     for batch in made.batches[:2]:
-        expected = approximated(made, batch)
-        ran = run_beaver(case_of(made, batch), timeout=60)
+        expected = made.approximated(batch)
+        ran = run_beaver(Case.of(made.compiled, batch), timeout=60)
         for output, got in made.compiled.decode(ran.outputs).items():
             assert (got - expected[output]).abs().max() < 2 * UNIT
 
@@ -166,8 +160,8 @@ def test_released_is_the_embedding_block(tiny):
 
 def test_one_compilation_serves_a_whole_session(tiny):
     made = tiny("distilbert-labels", "fast")
-    case = case_of(made, made.batches[3])
+    case = Case.of(made.compiled, made.batches[3])
     session = run_session(case, queries=2, timeout=60)
-    expected = clear(made, made.batches[3])["logits"]
+    expected = clear(made.compiled, made.batches[3])["logits"]
     for answer in session.answers:
         assert (made.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION

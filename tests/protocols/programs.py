@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from blindformer.models.compile import Compiled
+from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Instruction, Program
 from blindformer.models.program.two_server import for_two_servers
 from blindformer.protocols.clear import ClearEngine
@@ -32,6 +34,15 @@ class Case:
     @property
     def sources(self) -> dict[str, Tensor]:
         return {**self.client, **self.weights, **self.constants, **self.inputs}
+
+    @classmethod
+    def of(cls, compiled: Compiled, batch: dict[str, Tensor]) -> Case:
+        """A model's Program with a batch."""
+        return cls(compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants)
+
+    def clear(self) -> dict[str, Tensor]:
+        """The outputs on `clear`."""
+        return interpret(self.program, ClearEngine(self.sources)).outputs
 
 
 @dataclass

@@ -8,7 +8,6 @@ from blindformer.protocols.wire import unpack, wire_bytes
 from blindformer.tests.protocols.harness import Seeds, run_beaver
 from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import Case, Data, Draft, handed_over
-from blindformer.tests.protocols.setups import clear
 from blindformer.tests.protocols.test_beaver_transcripts import even, suspicions
 
 BITS = {40: 24, 64: 38, 62: 7}  # of rings, the bits dropped: whole bytes are left, and not
@@ -42,7 +41,7 @@ def values(ring: int) -> torch.Tensor:
 
 
 RUNS = {
-    "clear": clear.run,
+    "clear": Case.clear,
     "beaver": lambda case: run_beaver(case).outputs,
     "beaver, an owner away": lambda case: run_beaver(handed_over(case)).outputs,
     "crypten, 2": lambda case: run_many(case, 2).outputs,

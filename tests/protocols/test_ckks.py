@@ -10,7 +10,6 @@ import psutil
 import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import ProgramError
 from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
@@ -26,8 +25,7 @@ from blindformer.protocols.ckks.parameters import (
     parameters_for,
 )
 from blindformer.protocols.ckks.workers import each
-from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.models.conftest import make
+from blindformer.tests.models.conftest import clear, make
 from blindformer.tests.parties.service.harness import eventually
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,11 +44,6 @@ def small(compiled, slots=1024):
     known = real_values(compiled, {**compiled.weights, **compiled.constants})
     circuit = circuit_of(program.instructions, program.outputs, known, program.client, slots)
     return circuit, insecure_parameters(2 * slots, circuit.levels)
-
-
-def clear(compiled, batch):
-    sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
-    return compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs)
 
 
 def test_two_layers_and_a_head_are_those_of_clear(encrypted):

@@ -7,8 +7,8 @@ from blindformer.models.encrypted import real_values
 from blindformer.models.loading.heads import SentenceEncoder
 from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
 from blindformer.protocols.ckks.exact import Exact
-from blindformer.tests.models.conftest import make
-from blindformer.tests.protocols.test_ckks import ERROR, clear, small
+from blindformer.tests.models.conftest import clear, make
+from blindformer.tests.protocols.test_ckks import ERROR, small
 
 
 def exact(name):

@@ -9,9 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.base import available, find
-from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.programs import Draft, case_of, check, handed_over
@@ -66,7 +64,7 @@ def test_a_layer_is_off_by_few_units(run):
     """Roundings add up: 9 rescales in sequence, each by less than one unit and some multiplied by weights below 1."""
     case = CASES["one_layer"]()
     last = max(case.program.outputs, key=int)
-    expected = interpret(case.program, ClearEngine(case.sources)).outputs[last]
+    expected = case.clear()[last]
     assert (run(case)[last] - expected).abs().max() <= 2**6
 
 

@@ -4,8 +4,7 @@ import blindformer as bf
 import pytest
 import torch
 from blindformer.models.compile import decode_outputs
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.models.conftest import clear
 from blindformer.tests.parties.session.site import Site
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.lying import Copy, LyingClient, LyingOwner, queries_to_copy
@@ -48,8 +47,7 @@ def test_an_owner_that_shifts_its_shares_only_asks_about_another_input(compiled)
         owner.lies = compiled.encode_inputs({"input": shift})
         answer = owner.query(compiled.encode_inputs({"input": x}))
     (got,) = decode_outputs(site.case.program, answer.outputs).values()
-    sources = {**compiled.encode_inputs({"input": x + shift}), **compiled.weights, **compiled.constants}
-    (wanted,) = compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs).values()
+    (wanted,) = clear(compiled, {"input": x + shift}).values()
     torch.testing.assert_close(got, wanted, atol=2e-3, rtol=0)
 
 

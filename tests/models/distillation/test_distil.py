@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blindformer.approximations import Plan, PlanError, approximate, calibrate, restore
+from blindformer.models.compile import compile
 from blindformer.models.data import DataError, Examples
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.batches import in_order, tokenise
 from blindformer.models.distillation.checkpoints import locked
 from blindformer.models.loading.load import load
 
+from ..conftest import clear
 from .conftest import FAST
 
 
@@ -116,18 +118,12 @@ def test_the_student_in_training_is_the_student_that_runs(student):
 
 
 def test_it_runs_in_fixed_point_as_in_torch(student, data):
-    from blindformer.models.compile import compile, decode_outputs
-    from blindformer.models.program.interpreter import interpret
-    from blindformer.protocols.clear import ClearEngine
-
     loaded, plan = load(student.folder), load(student.folder).plan()
     calibration = [loaded.encode(text, 16, truncate=True) for text in data.train.texts[:24]]
     compiled = compile(loaded.model, calibration, plan)
     expected = answers(loaded, data.test, plan)
     for text, wanted in zip(data.test.texts[:12], expected, strict=False):
-        inputs = compiled.encode_inputs(loaded.encode(text, 16))
-        engine = ClearEngine({**inputs, **compiled.weights, **compiled.constants})
-        found = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)["logits"][0]
+        found = clear(compiled, loaded.encode(text, 16))["logits"][0]
         assert (found - wanted).abs().max() < 0.02 * expected.abs().max()
 
 

@@ -11,10 +11,9 @@ from blindformer.models.compile import CalibrationWarning, check_room, compile
 from blindformer.models.graph.ranges import Range
 from blindformer.models.loading.calibration_texts import ODD, TEXTS, calibration_texts
 from blindformer.models.loading.load import load
-from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Instruction, ProgramError
 from blindformer.models.program.widths import near_width
-from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.models.conftest import clear
 from torch import nn
 
 
@@ -47,8 +46,7 @@ def test_a_softmax_is_divided_rightly_whatever_repeats():
     assert high == pytest.approx(64 * 1.1)
     same = {"x": x[:, :, :1].expand(1, 1, 64, 8), "mask": torch.ones(1, 64)}
     compiled = compile(Attention(), [seen], plan)
-    values = {**compiled.encode_inputs(same), **compiled.weights, **compiled.constants}
-    got = next(iter(compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs).values()))
+    (got,) = clear(compiled, same).values()
     assert (got - same["x"]).abs().max() < 2.0**-7
 
 
@@ -86,9 +84,7 @@ def test_a_sum_of_many_keeps_its_headroom():
     model = Sums()
     compiled = compile(model, batches, Plan())
     larger = {"x": batches[0]["x"] * 1.5}
-    values = {**compiled.encode_inputs(larger), **compiled.weights, **compiled.constants}
-    got = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)["y"]
-    assert torch.allclose(got, model(**larger)["y"], rtol=2.0**-10)
+    assert torch.allclose(clear(compiled, larger)["y"], model(**larger)["y"], rtol=2.0**-10)
 
 
 def test_built_in_texts_are_of_all_kinds():

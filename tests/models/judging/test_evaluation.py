@@ -22,8 +22,7 @@ from blindformer.models.judging.evaluation import (
     wilson,
 )
 from blindformer.models.loading.load import load
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.protocols.programs import Case
 
 TEXTS = ["good", "my password is lost", "how bad is the red , red , blue", "what is it ?", "not good . " * 8, "the a"]
 
@@ -79,8 +78,7 @@ def test_many_rows_give_the_integers_of_one(tiny_classifier, plan):
     assert one.plan == four.plan
 
     def integers(compiled, texts):
-        sources = {**compiled.encode_inputs(encode(loaded, texts, 16)), **compiled.weights, **compiled.constants}
-        return interpret(compiled.program, ClearEngine(sources)).outputs[OUTPUT]
+        return Case.of(compiled, encode(loaded, texts, 16)).clear()[OUTPUT]
 
     together = integers(four, TEXTS[:4])
     assert torch.equal(together, torch.cat([integers(one, [text]) for text in TEXTS[:4]]))

@@ -12,8 +12,7 @@ from blindformer.models.loading.calibration_texts import TEXTS, calibration_text
 from blindformer.models.loading.errors import InputError, LoadError
 from blindformer.models.loading.load import BUCKETS, load
 from blindformer.models.loading.processors import read_processor
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.models.conftest import clear
 
 KNOWN = [
     "how is my password ?",
@@ -42,8 +41,7 @@ def test_each_kind_loads_and_compiles(fixture, kind, output, request):
     compiled = compile(loaded.model, batches, "faithful")
     assert list(compiled.program.outputs) == [output]
     for batch in batches:
-        values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
-        found = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)[output]
+        found = clear(compiled, batch)[output]
         with torch.no_grad():
             assert (found - loaded.model(**batch)[output]).abs().max() < 0.02
 
@@ -71,8 +69,7 @@ def test_a_model_is_loaded_with_its_head(name, kind, outputs, tiny_heads, pictur
     compiled = compile(loaded.model, batches, "faithful")
     assert list(compiled.program.outputs) == outputs
     for batch in batches[:2]:
-        values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
-        found = compiled.answer(compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs))
+        found = compiled.answer(clear(compiled, batch))
         with torch.no_grad():
             expected = loaded.model(**batch)
         assert type(found) is type(expected)

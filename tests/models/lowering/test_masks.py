@@ -4,12 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tf
-from blindformer.approximations import approximate, calibrate, restore
+from blindformer.approximations import calibrate
 from blindformer.models.compile import compile
 from blindformer.models.lowering.problems import LoweringError
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.models.conftest import _CAUSAL, _SIZES, _VIT, batches
+from blindformer.tests.models.conftest import _CAUSAL, _SIZES, _VIT, answer, batches
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case
 from torch import nn
@@ -88,36 +86,22 @@ def answers(model, given, plan):
     compiled = compile(model, given, calibrated)
     found, cases = [], []
     for batch in given:
-        with torch.no_grad():
-            exact = model(**batch)
-            approximated = approximate(model, calibrated)(**batch)
-            restore(model)
-        cases.append(Case(compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants))
-        ran = interpret(compiled.program, ClearEngine(cases[-1].sources))
-        found.append((exact, approximated, compiled.decode(ran.outputs)))
+        cases.append(Case.of(compiled, batch))
+        found.append((answer(model, batch), answer(model, batch, calibrated), compiled.decode(cases[-1].clear())))
     return found, cases, compiled
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_a_mask_is_one_however_it_is_made(name):
-    for plan in ("faithful", "fast"):
-        found, _, compiled = answers(Attention(MASKS[name]), inputs(), plan)
-        for batch, (exact, approximated, got) in zip(inputs(), found, strict=True):
-            seen = ~batch["hide"][:, 0]
-            assert (got["y"] - approximated["y"]).abs().max() < 2.0**-10
-            assert plan == "fast" or (got["y"] - exact["y"])[seen].abs().max() < 0.01
-        # Hiding is no comparison of secrets: those of the exponential alone are left.
-        assert ("less" in compiled.program.needs()) == (plan == "faithful")
-
-
-@pytest.mark.parametrize("name", ["filled by the client", "triangle", "rows without keys"])
-def test_attention_takes_the_same_masks(name):
-    for plan in ("faithful", "fast"):
-        found, _, _ = answers(Attention(MASKS[name], fused=True), inputs(), plan)
-        for batch, (exact, approximated, got) in zip(inputs(), found, strict=True):
-            seen = ~batch["hide"][:, 0]
-            assert (got["y"] - approximated["y"]).abs().max() < 2.0**-10
-            assert plan == "fast" or (got["y"] - exact["y"])[seen].abs().max() < 0.01
+@pytest.mark.parametrize(("name", "fused"), [*((name, False) for name in MASKS), ("filled by the client", True),
+                                             ("triangle", True), ("rows without keys", True)])  # fmt: skip
+@pytest.mark.parametrize("plan", ["faithful", "fast"])
+def test_a_mask_is_one_however_it_is_made(name, fused, plan):
+    found, _, compiled = answers(Attention(MASKS[name], fused), inputs(), plan)
+    for batch, (exact, approximated, got) in zip(inputs(), found, strict=True):
+        seen = ~batch["hide"][:, 0]
+        assert (got["y"] - approximated["y"]).abs().max() < 2.0**-10
+        assert plan == "fast" or (got["y"] - exact["y"])[seen].abs().max() < 0.01
+    # Hiding is no comparison of secrets: those of the exponential alone are left.
+    assert ("less" in compiled.program.needs()) == (plan == "faithful")
 
 
 def test_a_text_of_padding_alone_is_answered_as_torch_does():

@@ -4,8 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blindformer.models.compile import compile
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case
 from torch import nn
@@ -86,10 +84,10 @@ def test_compiled_is_torch(name):
     model = Module(name)
     compiled = compile(model, batches, "faithful")
     for batch in batches:
-        case = Case(compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants)
+        case = Case.of(compiled, batch)
         with torch.no_grad():
             expected = model(**batch)["y"]
-        for outputs in (interpret(case.program, ClearEngine(case.sources)).outputs, run_beaver(case).outputs):
+        for outputs in (case.clear(), run_beaver(case).outputs):
             got = compiled.decode(outputs)["y"]
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 2.0**-10 * max(1.0, float(expected.abs().max()))
@@ -112,8 +110,8 @@ def test_the_reach_of_a_maximum_does_not_depend_on_where_words_end():
     compiled = compile(Largest(), [{"x": long}], "faithful")
     for place in (0, 1, 31, 32, 62, 63):
         short = padding.index_fill(1, torch.tensor(place), 0.5)
-        case = Case(compiled.program, compiled.encode_inputs({"x": short}), compiled.weights, compiled.constants)
-        for outputs in (interpret(case.program, ClearEngine(case.sources)).outputs, run_beaver(case).outputs):
+        case = Case.of(compiled, {"x": short})
+        for outputs in (case.clear(), run_beaver(case).outputs):
             found = compiled.decode(outputs)
             assert abs(float(found["largest"]) - 0.5) < 2.0**-4
             assert int(found["place"]) == place

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from blindformer.approximations import Plan, approximate, calibrate, quantise, restore, round_weights
+from blindformer.approximations import Plan, calibrate, quantise, round_weights
 from blindformer.models.compile import compile
 from blindformer.models.program.encoding import quantised_scale, weight_scale
-from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.ring import byte_columns
-from blindformer.tests.models.conftest import batches, build
+from blindformer.tests.models.conftest import answer, batches, build, clear
 
 SIXTEEN = Plan.preset("fast").replace(linear_bits=16)
 
@@ -68,13 +66,8 @@ def test_the_integers_are_those_of_the_trained_weight():
     expected, exponents = quantise(layer.output.dense.weight.detach(), 8)
     own = found["encoder.layer.0.output.dense"]
     assert torch.equal(own, (expected.long() << (exponents - exponents.min()).long()).t())
-    approximate(model, compiled.plan)
-    with torch.no_grad():
-        trained = model(**inputs[0])
-    restore(model)
-    values = {**compiled.encode_inputs(inputs[0]), **compiled.weights, **compiled.constants}
-    got = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)
-    for name, value in got.items():
+    trained = answer(model, inputs[0], compiled.plan)
+    for name, value in clear(compiled, inputs[0]).items():
         assert (value - trained[name]).abs().max() < 2.0**-10
 
 
@@ -109,25 +102,15 @@ def test_rounding_on_inputs_beats_the_nearest_and_is_final():
     """Weights rounded after training give smaller errors of the layers, and are found unchanged by the plan."""
     model, inputs = build("bert"), batches("bert", 24)
     plan = Plan.preset("exact").replace(linear_bits=8)
-    with torch.no_grad():
-        before = [model(**batch).last_hidden_state for batch in inputs]
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    approximate(model, plan)
-    with torch.no_grad():
-        nearest = [model(**batch).last_hidden_state for batch in inputs]
-    restore(model)
+    outputs = lambda chosen=None: [answer(model, batch, chosen).last_hidden_state for batch in inputs]  # noqa: E731
+    kept, before, nearest = {n: v.clone() for n, v in model.state_dict().items()}, outputs(), outputs(plan)
     steps = []
     errors = round_weights(model, inputs[:16], plan, lambda done, total: steps.append((done, total)))
     assert steps[-1] == (len(errors), len(errors))
     assert all(rounded <= to_nearest for to_nearest, rounded in errors.values())
     assert sum(rounded for _, rounded in errors.values()) < 0.6 * sum(to_nearest for to_nearest, _ in errors.values())
-    with torch.no_grad():
-        rounded = [model(**batch).last_hidden_state for batch in inputs]
-    approximate(model, plan)
-    with torch.no_grad():
-        again = [model(**batch).last_hidden_state for batch in inputs]
-    restore(model)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rounded, again, strict=True))
+    rounded = outputs()
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rounded, outputs(plan), strict=True))
     error = lambda found: sum(((a - b) ** 2).mean().item() for a, b in zip(before[16:], found[16:], strict=True))  # noqa: E731
     assert error(rounded) < error(nearest)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])}

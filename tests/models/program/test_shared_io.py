@@ -8,6 +8,7 @@ from blindformer.models.program.program import ProgramError
 from blindformer.models.program.shared_io import with_shared_io
 from blindformer.models.program.two_server import is_for_two_servers
 from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.models.conftest import clear
 from torch import nn
 
 BITS = 16
@@ -44,8 +45,7 @@ def test_shares_at_sixteen_bits_give_what_the_program_gives(compiled):
     assert is_for_two_servers(program)
     scales = {item.scale for item in found.program.instructions if item.op == "client"}
     assert min(scales) < BITS < max(scales), "the case moves scales both ways"
-    own = {**found.encode_inputs(inputs), **found.weights, **found.constants}
-    expected = found.decode(interpret(found.program, ClearEngine(own)).outputs)
+    expected = clear(found, inputs)
     for name, value in run(found, program, inputs).items():
         error = (value.double() * 2.0**-BITS - expected[name].double()).abs().max()
         assert error < 0.002 * max(1.0, expected[name].abs().max()), name

@@ -1,8 +1,5 @@
 """clear: one process."""
 
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.clear import ClearEngine
-
 
 def run(case):
-    return interpret(case.program, ClearEngine(case.sources)).outputs
+    return case.clear()
