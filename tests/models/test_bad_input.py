@@ -81,52 +81,87 @@ def test_all_that_has_no_rule_is_named_at_once():
     assert "\n" not in line
 
 
-def test_minus_infinity_is_no_answer():
-    model = Model(torch.relu)
-    model.layers[1].function = lambda x: x.masked_fill(torch.ones(4, 6, dtype=torch.bool).triu(1), -float("inf"))
-    with pytest.raises(LoweringError, match=r"^output y: holds a mask's minus infinity"):
-        compile(model, BATCHES, "faithful")
+def larger(x):
+    for _ in range(8):
+        x = torch.nn.functional.silu(30 * x)  # about 30 x; with the plan, about x^2
+    return x
 
 
-def test_values_that_grow_under_a_plan_are_told_from_a_broken_model():
-    def larger(x):
-        for _ in range(8):
-            x = torch.nn.functional.silu(30 * x)  # about 30 x; with the plan, about x^2
-        return x
-
-    with pytest.raises(CalibrationError, match=r"NaN or infinity: the model does not, but its values grow so"):
-        compile(Model(larger), BATCHES, "he")
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_named(bad):
+def bert(bad=None):
     model = build("bert")
-    with torch.no_grad():
-        model.encoder.layer[1].output.dense.weight[3, 4] = bad
-    with pytest.raises(LoweringError, match=r"^encoder\.layer\.1\.output\.dense\.weight: holds NaN or infinite"):
-        compile(model, batches("bert"), "fast")
+    if bad is not None:
+        with torch.no_grad():
+            model.encoder.layer[1].output.dense.weight[3, 4] = bad
+    return model
 
 
-def test_a_buffer_that_is_no_number_is_named():
+def with_buffer():
     model = Model(torch.relu)
     model.layers[1].register_buffer("offset", torch.tensor([float("nan")]))
     model.layers[1].function = lambda x: x + model.layers[1].offset
-    with pytest.raises(BlindformerError, match=r"layers\.1"):
-        compile(model, BATCHES, "faithful")
+    return model
 
 
-def test_inputs_that_are_no_numbers_fail_calibration():
-    bad = [{"x": BATCHES[0]["x"].clone().fill_(float("nan"))}, *BATCHES]
-    with pytest.raises(BlindformerError, match="NaN") as caught:
-        compile(Model(lambda x: x * x), bad, "faithful")
+class Sorted(Block):
+    def forward(self, x):
+        return {"y": self.dense(torch.sort(x).values)}
+
+
+NAN = {"x": torch.full((4, 6), float("nan"))}
+HUGE = lambda x: x * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30  # noqa: E731
+HIDDEN = lambda x: x.masked_fill(torch.ones(4, 6, dtype=torch.bool).triu(1), -float("inf"))  # noqa: E731
+UNTRACEABLE = lambda x: x * 2 if float(x.sum()) > 0 else x  # noqa: E731
+WEIGHT = r"^encoder\.layer\.1\.output\.dense\.weight: holds NaN or infinite"
+REFUSED = {
+    "minus infinity as an answer": (
+        lambda: compile(Model(HIDDEN), BATCHES),
+        LoweringError,
+        r"^output y: holds a mask's minus infinity",
+    ),
+    "values that grow under a plan": (
+        lambda: compile(Model(larger), BATCHES, "he"),
+        CalibrationError,
+        r"NaN or infinity: the model does not, but its values grow so",
+    ),
+    "NaN in a weight": (lambda: compile(bert(float("nan")), batches("bert"), "fast"), LoweringError, WEIGHT),
+    "infinity in a weight": (lambda: compile(bert(float("inf")), batches("bert"), "fast"), LoweringError, WEIGHT),
+    "NaN in a buffer": (lambda: compile(with_buffer(), BATCHES), BlindformerError, r"layers\.1"),
+    "NaN in an input": (lambda: compile(Model(lambda x: x * x), [NAN, *BATCHES]), BlindformerError, "NaN"),
+    "a range that overflows": (
+        lambda: compile(Model(HUGE).double(), [{"x": batch["x"].double()} for batch in BATCHES]),
+        (CalibrationFailure, ProgramError),
+        r"layers\.1: .*(NaN or infinity|too few bits)",
+    ),
+    "no such output": (
+        lambda: compile(bert(), batches("bert"), "fast", outputs=["logits"]),
+        LoweringError,
+        r"output logits: the model returns last_hidden_state, pooler_output",
+    ),
+    "no example": (lambda: compile(bert(), [], "fast"), ProgramError, "there is no example; give at least one batch"),
+    "no such embedding": (
+        lambda: compile(bert(), batches("bert"), "fast", embedding="public"),
+        ProgramError,
+        "choose client or private",
+    ),
+    "what the client may not run on its own": (
+        lambda: compile(Sorted(None), BATCHES),
+        LoweringError,
+        r"operation sort .* of the inputs alone cannot run at the client",
+    ),
+    "what cannot be traced": (
+        lambda: compile(Model(UNTRACEABLE), BATCHES),
+        LoweringError,
+        r"Model: torch\.export cannot trace it",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_compiled_is_one_line(what):
+    compiling, error, message = REFUSED[what]
+    with pytest.raises(error, match=message) as caught:
+        compiling()
     assert "\n" not in str(caught.value)
-
-
-def test_a_range_that_overflows_at_calibration_names_the_module():
-    model = Model(lambda x: x * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30)
-    with pytest.raises(BlindformerError, match=r"layers\.1: .*(NaN or infinity|too few bits)") as caught:
-        compile(model.double(), [{"x": b["x"].double()} for b in BATCHES], "faithful")
-    assert isinstance(caught.value, CalibrationFailure | ProgramError)
 
 
 def test_inputs_too_large_for_the_ring_are_refused_at_query_time():
@@ -137,22 +172,10 @@ def test_inputs_too_large_for_the_ring_are_refused_at_query_time():
         compiled.encode_inputs({"x": torch.full((4, 6), float("nan"))})
 
 
-def test_an_output_that_does_not_exist_is_answered_with_those_that_do():
-    with pytest.raises(LoweringError, match=r"output logits: the model returns last_hidden_state, pooler_output"):
-        compile(build("bert"), batches("bert"), "fast", outputs=["logits"])
-
-
 def test_only_wanted_outputs_are_computed():
     compiled = compile(build("bert"), batches("bert"), "fast", outputs=["last_hidden_state"])
     assert list(compiled.program.outputs) == ["last_hidden_state"]
     assert not any(item.path.startswith("pooler") for item in compiled.program.instructions)
-
-
-def test_no_example_and_no_such_embedding():
-    with pytest.raises(ProgramError, match="there is no example; give at least one batch"):
-        compile(build("bert"), [], "fast")
-    with pytest.raises(ProgramError, match="choose client or private"):
-        compile(build("bert"), batches("bert"), "fast", embedding="public")
 
 
 def test_the_model_is_left_as_it_was():
@@ -165,23 +188,3 @@ def test_the_model_is_left_as_it_was():
         compile(model, batches("bert"), "fast", outputs=["nothing"])
     assert model.training
     assert all("forward" not in module.__dict__ for module in model.modules())
-
-
-def test_an_operation_of_the_inputs_alone_that_the_client_may_not_run_is_named():
-    class Sorted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.dense = nn.Linear(6, 6)
-
-        def forward(self, x):
-            return {"y": self.dense(torch.sort(x).values)}
-
-    with pytest.raises(LoweringError, match=r"operation sort .* of the inputs alone cannot run at the client"):
-        compile(Sorted(), BATCHES, "faithful")
-
-
-def test_a_model_that_cannot_be_traced_is_one_line():
-    model = Model(lambda x: x * 2 if float(x.sum()) > 0 else x)
-    with pytest.raises(LoweringError, match=r"Model: torch\.export cannot trace it") as caught:
-        compile(model, BATCHES, "faithful")
-    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A compiled folder: several lengths, whole or not at all, and nothing of the server's in the client's part."""
+"""A compiled folder: several lengths, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,47 +22,14 @@ from blindformer.models.artifacts import (
     versions,
 )
 from blindformer.models.artifacts.layout import describe_files
-from blindformer.models.building import compile_folder, compile_images, compile_lengths, default_lengths
+from blindformer.models.building import compile_folder, compile_images, default_lengths
 from blindformer.models.loading.errors import InputError, LoadError
-from blindformer.models.loading.load import Loaded, load
-from blindformer.models.program.interpreter import interpret
+from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
-from blindformer.protocols.clear import ClearEngine
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from blindformer.tests.protocols.programs import Case
+from safetensors.torch import load_file
 
-TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
-LENGTHS = (8, 16)
-
-
-def randomise(model) -> None:
-    """No weight may look like another's: no ones in a gamma, no zeros in a bias or in the row of the padding."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            centre = 1.0 if "LayerNorm.weight" in name else 0.0
-            parameter.copy_(centre + 0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-@dataclass
-class Made:
-    loaded: Loaded
-    folder: Path
-
-
-@pytest.fixture(scope="module", params=["client", "private"])
-def made(request, tiny_classifier, tmp_path_factory) -> Made:
-    """A classifier compiled for two lengths, its embedding released or not."""
-    loaded = load(tiny_classifier)
-    randomise(loaded.model)
-    found = compile_lengths(loaded, LENGTHS, texts=TEXTS, embedding=request.param)
-    return Made(loaded, save(found, tmp_path_factory.mktemp("compiled"), loaded))
-
-
-@pytest.fixture
-def copy(made, tmp_path) -> Path:
-    """A folder to spoil."""
-    return shutil.copytree(made.folder, tmp_path / "copy")
+from .conftest import LENGTHS, TEXTS
 
 
 # --- several lengths -------------------------------------------------------------------------------------------------
@@ -72,8 +38,8 @@ def answer(folder: Path, text: str, length: int | None = None):
     client, server = load_client(folder), load_server(folder)
     question = client.encode(text, length)
     served = server[question.part.program.hash()]
-    engine = ClearEngine({**question.sources(), **served.weights, **served.constants})
-    return client.decode(question, interpret(served.program, engine).outputs)
+    case = Case(served.program, question.sources(), served.weights, served.constants)
+    return client.decode(question, case.clear())
 
 
 def test_the_parts_answer_at_every_length_as_the_model_does(made):
@@ -106,22 +72,33 @@ def test_a_text_is_padded_to_the_least_length_that_fits(made):
     client = load_client(made.folder)
     assert client.encode("good").length == 8
     assert client.encode("good " * 10).length == 16
-    with pytest.raises(InputError, match="text has 17 tokens, the model is compiled for 16 at most: shorten it"):
-        client.encode("good " * 15)
-    with pytest.raises(InputError, match="text has 12 tokens, the length is 8"):
-        client.encode("good " * 10, 8)
-    with pytest.raises(ArtifactError, match="for the lengths 8, 16, not for 9"):
-        client.encode("good", 9)
-    with pytest.raises(ArtifactError, match="for the lengths 8, 16; say which one"):
-        client.for_length()
-    with pytest.raises(InputError, match="is empty"):
-        client.encode(" \n")
+    for ask, error, words in (
+        (
+            lambda: client.encode("good " * 15),
+            InputError,
+            "text has 17 tokens, the model is compiled for 16 at most",
+        ),
+        (lambda: client.encode("good " * 10, 8), InputError, "text has 12 tokens, the length is 8"),
+        (lambda: client.encode("good", 9), ArtifactError, "for the lengths 8, 16, not for 9"),
+        (client.for_length, ArtifactError, "for the lengths 8, 16; say which one"),
+        (lambda: client.encode(" \n"), InputError, "is empty"),
+    ):
+        with pytest.raises(error, match=words):
+            ask()
 
 
-def test_programs_are_in_every_part(made):
+def test_every_part_holds_the_programs_and_the_helper_s_no_more_than_public_constants(made):
     everywhere = [load_programs(made.folder / part) for part in (".", "server", "client", "helper")]
     assert all(found == everywhere[0] for found in everywhere)
     assert list(everywhere[0]) == list(LENGTHS)
+    client = load_client(made.folder)
+    for length, found in load_helper(made.folder).lengths.items():
+        expected = client.lengths[length]
+        assert found.program == expected.program
+        assert found.constants.keys() == expected.constants.keys()
+        assert all(torch.equal(found.constants[name], value) for name, value in expected.constants.items())
+    files = {file.name for file in (made.folder / "helper").rglob("*") if file.is_file()}
+    assert files == {"versions.json", "tensors.safetensors", "tensors.json", "program.json"}
 
 
 def test_one_call_compiles_a_folder(tiny_encoder, tmp_path):
@@ -141,8 +118,7 @@ def test_one_call_compiles_a_folder(tiny_encoder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_model_alone_is_saved_for_tensors_only(made, tmp_path):
-    (compiled,) = compile_lengths(made.loaded, [8], texts=TEXTS).values()
+def test_a_model_alone_is_saved_for_tensors_only(compiled, tmp_path):
     client = load_client(save(compiled, tmp_path))
     assert client.for_length().program == compiled.program
     assert load_server(tmp_path).for_length().program == compiled.program
@@ -151,7 +127,7 @@ def test_a_model_alone_is_saved_for_tensors_only(made, tmp_path):
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
-def test_a_model_of_images_has_one_program_and_reads_files(tiny_vision, pictures, tmp_path):
+def test_a_model_of_images_has_one_program_and_reads_files_of_its_size(tiny_vision, pictures, tmp_path):
     folder = compile_folder(tiny_vision, tmp_path, calibration=[pictures])
     client = load_client(folder)
     assert (client.task.pipeline, list(client.lengths)) == ("image-classification", [0])
@@ -166,101 +142,13 @@ def test_a_model_of_images_has_one_program_and_reads_files(tiny_vision, pictures
         client.encode(tmp_path / "nothing.png")
     with pytest.raises(InputError, match="is no image that can be read"):
         client.encode(folder / "client" / "client.json")
+    client.task.processor.do_resize = False
+    with pytest.raises(InputError, match=r"pixel_values is 3 x 9 x 7 here, .* for 3 x 16 x 16: resize the image"):
+        client.encode(pytest.importorskip("PIL.Image").new("RGB", (7, 9)))
     with pytest.raises(LoadError, match="have no lengths"):
         compile_folder(tiny_vision, tmp_path, lengths=[8], calibration=[pictures])
     with pytest.raises(LoadError, match="typical ones to calibrate on"):
         compile_images(loaded, None)
-
-
-def test_an_image_of_another_size_is_refused_where_the_processor_does_not_resize(tiny_vision, pictures, tmp_path):
-    from PIL import Image
-
-    folder = compile_folder(tiny_vision, tmp_path, calibration=[pictures])
-    client = load_client(folder)
-    client.task.processor.do_resize = False
-    with pytest.raises(InputError, match=r"pixel_values is 3 x 9 x 7 here, .* for 3 x 16 x 16: resize the image"):
-        client.encode(Image.new("RGB", (7, 9)))
-
-
-# --- what the client's part holds ------------------------------------------------------------------------------------
-NEEDLE = 8  # bytes: shorter rows are found in anything
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
-
-
-def forms(weight: Tensor) -> dict[str, list[bytes]]:
-    """The rows and columns of a weight (float, or integers) as they would lie in a file, by the name of the form."""
-    lines = weight.reshape(-1, weight.shape[-1]) if weight.ndim else weight.reshape(1, 1)
-    found: dict[str, list[bytes]] = {}
-    for way, rows in (("rows", lines), ("columns", lines.T)):
-        if rows.shape[1] < 2:
-            continue
-        if weight.is_floating_point():
-            shapes = {str(kind): rows.to(kind) for kind in FLOATS}
-        else:
-            fits = [k for k in INTEGERS if torch.iinfo(k).min <= rows.min() and rows.max() <= torch.iinfo(k).max]
-            shapes = {str(kind): rows.to(kind) for kind in fits}
-        for name, tensor in shapes.items():
-            raw = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in tensor]
-            found[f"{name} {way}"] = [needle for needle in raw if len(needle) >= NEEDLE]
-        found[f"text {way}"] = [json.dumps(row.tolist()).strip("[]").encode() for row in rows]
-    return found
-
-
-def private_weights(made: Made) -> dict[str, Tensor]:
-    """Every weight that the server keeps: as the model holds it, and as every program encodes it."""
-    released = {name for program in load_programs(made.folder).values() for name in program.released}
-    state = dict(made.loaded.model.named_parameters())
-    assert released <= {*state, *dict(made.loaded.model.named_buffers())}
-    found = {name: value.detach() for name, value in state.items() if name not in released}
-    for length, item in load_server(made.folder).lengths.items():
-        for name, integers in item.weights.items():
-            scale = int(re.findall(r"@(-?\d+)", name)[-1])
-            found[f"{name} of length {length}, encoded"] = integers
-            found[f"{name} of length {length}, as numbers"] = integers.double() / 2.0**scale
-    return found
-
-
-def leaks(part: Path, weights: dict[str, Tensor]) -> list[str]:
-    """Where a row of a private weight lies in a file of the part, in any form."""
-    files = [(file, file.read_bytes()) for file in sorted(part.rglob("*")) if file.is_file()]
-    return [
-        f"{file.name}: {name} as {form}"
-        for name, weight in weights.items()
-        for form, needles in forms(weight).items()
-        for file, content in files
-        if any(needle in content for needle in needles)
-    ]
-
-
-def test_the_client_part_holds_no_private_weight(made):
-    weights = private_weights(made)
-    released = load_programs(made.folder)[LENGTHS[0]].released
-    assert any("word_embeddings" in name for name in (*weights, *released))
-    assert sum(w.numel() for w in weights.values()) > 10_000
-    assert leaks(made.folder / "client", weights) == []
-    assert leaks(made.folder / "helper", weights) == []
-    assert leaks(made.folder / "server", weights)  # where they are, the search finds them
-
-
-@pytest.mark.parametrize(
-    "form", ["float32 rows", "float32 columns", "int64 rows", "int16 rows", "int16 columns", "text rows"]
-)
-def test_the_search_finds_a_weight_that_is_planted(made, copy, form):
-    weights = private_weights(made)
-    name = next(n for n in weights if "0.output.dense.weight" in n and n.endswith("encoded") == form.startswith("int"))
-    (needles,) = [found for key, found in forms(weights[name]).items() if key.removeprefix("torch.") == form]
-    target = copy / "client" / "tokenizer.json"
-    target.write_bytes(target.read_bytes() + b" " + needles[7])  # one row, at any offset
-    assert [leak for leak in leaks(copy / "client", weights) if leak.startswith("tokenizer.json: ")]
-
-
-def test_the_search_finds_a_tensor_saved_with_the_released_ones(made, copy):
-    weights = private_weights(made)
-    file = copy / "client" / "tensors.safetensors"
-    value = next(v for n, v in weights.items() if n.endswith("intermediate.dense.weight"))
-    save_file({**load_file(file), "planted": value.contiguous()}, file)
-    assert any("intermediate.dense.weight" in leak for leak in leaks(copy / "client", weights))
 
 
 # --- whole or not at all ---------------------------------------------------------------------------------------------
@@ -269,6 +157,9 @@ def test_versions_are_checked(made, copy):
         load_server(copy / "client")
     with pytest.raises(ArtifactError, match="holds no compiled model; give the folder that compile wrote"):
         load_server(copy.parent / "nowhere")
+    (copy / "client" / "versions.json").unlink()
+    with pytest.raises(ArtifactError, match="holds no compiled model"):
+        load_client(copy)
     file = copy / "server" / "versions.json"
     found = versions(copy / "server")
     assert found["format"] == FORMAT
@@ -315,13 +206,6 @@ def test_a_client_part_of_another_version_is_one_line(copy, name, key):
         load_client(copy)
 
 
-def test_a_part_without_versions_is_none(copy):
-    (copy / "client" / "versions.json").unlink()
-    with pytest.raises(ArtifactError, match="holds no compiled model"):
-        load_client(copy)
-    load_server(copy)
-
-
 COMPILE = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
@@ -330,7 +214,7 @@ from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.models.compile import compile
 
 torch.set_num_threads(1)
-torch.manual_seed(int(sys.argv[2]))
+torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 4)).eval()
 class Model(torch.nn.Module):
     def __init__(self):
@@ -342,9 +226,7 @@ made = [compile(Model(), [{"x": torch.randn(1, n, 64)} for _ in range(3)]) for n
 folder = Path(sys.argv[1])
 """
 
-FULL = (
-    COMPILE
-    + """
+FULL = """
 save(made[1], folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # files end here, as on a full disk
 try:
@@ -353,11 +235,8 @@ except ArtifactError as error:
     print(error)
 assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[1].program
 """
-)
 
-KILLED = (
-    COMPILE
-    + """
+KILLED = """
 chance, seen = random.Random(7), set()
 for _ in range(12):
     told, tell = os.pipe()
@@ -383,12 +262,15 @@ save(made[0], folder)
 assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[0].program
 print(sorted(path.name for path in folder.iterdir()), "whole" in seen)
 """
-)
 
 
 def script(code: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), "0"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", COMPILE + code, str(folder), "0"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -405,8 +287,7 @@ def test_a_compilation_that_is_killed_leaves_whole_parts_or_none(tmp_path):
     assert script(KILLED, tmp_path / "out") == "['client', 'helper', 'server'] True"
 
 
-def test_only_compiled_parts_are_replaced(made, tmp_path):
-    (compiled,) = compile_lengths(made.loaded, [8], texts=TEXTS).values()
+def test_only_compiled_parts_are_replaced(compiled, tmp_path):
     (tmp_path / "certs").mkdir()
     (tmp_path / "client").mkdir()  # empty: nobody's
     save(compiled, tmp_path)
@@ -425,11 +306,10 @@ def test_only_compiled_parts_are_replaced(made, tmp_path):
         save(compiled, file)
 
 
-def test_a_recompilation_keeps_the_servers_secret(copy, made):
+def test_a_recompilation_keeps_the_servers_secret(copy, compiled):
     file = load_server(copy).secret_file
     file.write_bytes(b"whatever the server put there")
     file.chmod(0o600)
-    (compiled,) = compile_lengths(made.loaded, [8], texts=TEXTS).values()
     save(compiled, copy)
     assert load_server(copy).secret_file == file
     assert file.read_bytes() == b"whatever the server put there"
@@ -440,15 +320,3 @@ def test_inputs_of_another_shape_are_explained(made):
     part = load_client(made.folder).for_length(8)
     with pytest.raises(ProgramError, match=r"the program takes \[1, 8\]"):
         part.encode_inputs({name: torch.zeros(1, 9, dtype=torch.int64) for name in part.program.inputs})
-
-
-def test_the_helper_part_holds_programs_and_public_constants_alone(made):
-    helper, client = load_helper(made.folder), load_client(made.folder)
-    assert list(helper.lengths) == list(client.lengths)
-    for length, found in helper.lengths.items():
-        expected = client.lengths[length]
-        assert found.program == expected.program
-        assert found.constants.keys() == expected.constants.keys()
-        assert all(torch.equal(found.constants[name], value) for name, value in expected.constants.items())
-    files = {file.name for file in (made.folder / "helper").rglob("*") if file.is_file()}
-    assert files == {"versions.json", "tensors.safetensors", "tensors.json", "program.json"}

@@ -19,18 +19,17 @@ def rows(count: int, classes: int = 2, **more) -> RawExamples:
     return RawExamples(texts, [i % classes for i in range(count)], tuple("abcdefgh"[:classes]), **more)
 
 
-def test_parts_are_disjoint_complete_and_stratified():
-    data = split("x", rows(100), seed=0)
+@pytest.mark.parametrize(("count", "classes", "sizes"), [(100, 2, [72, 8, 20]), (150, 3, [108, 12, 30])])
+def test_parts_are_disjoint_complete_and_stratified(count, classes, sizes):
+    data = split("x", rows(count, classes), seed=0)
     parts = [data.train, data.validation, data.test]
-    assert [len(p) for p in parts] == [72, 8, 20]
-    assert sorted(t for p in parts for t in p.texts) == sorted(rows(100).inputs)
-    assert all(Counter(p.labels) == {0: len(p) // 2, 1: len(p) // 2} for p in parts)
-
-
-def test_labels_stay_with_their_texts():
-    data = split("x", rows(60, 3), seed=5)
-    for part in (data.train, data.validation, data.test):
-        assert all(int(text.split()[-1]) % 3 == label for text, label in zip(part.texts, part.labels, strict=True))
+    assert [len(p) for p in parts] == sizes
+    assert sorted(t for p in parts for t in p.texts) == sorted(rows(count).inputs)
+    for part in parts:
+        assert set(Counter(part.labels).values()) == {len(part) // classes}
+        assert all(
+            int(text.split()[-1]) % classes == label for text, label in zip(part.texts, part.labels, strict=True)
+        )
 
 
 def test_the_seed_decides():
@@ -50,21 +49,10 @@ def test_a_stratified_share_of_every_class_is_within_one_of_exact(labels, data):
 
 
 def test_copies_go_and_the_first_stays():
-    texts = [
-        "Good film.",
-        "good   film",
-        "GOOD FILM!",
-        "bad film",
-        "Bad &amp; long",
-        "bad & long",
-        "c",
-        "d",
-        "e",
-        "f",
-    ] * 3
+    texts = ["Good film.", "good   film", "GOOD FILM!", "bad film", "Bad &amp; long", "bad & long", *"cdef"] * 3
     found = split("x", RawExamples(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4)
     kept = sorted(t for p in (found.train, found.validation, found.test) for t in p.texts)
-    assert kept == sorted(["Good film.", "bad film", "Bad & long", "c", "d", "e", "f"])
+    assert kept == sorted(["Good film.", "bad film", "Bad & long", *"cdef"])
     assert found.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
 
 
@@ -143,16 +131,14 @@ def test_labels_are_matched_by_name_whatever_their_order_and_case():
     assert turned.test.labels == [1 - y for y in data.test.labels]
 
 
-@pytest.mark.parametrize("labels", [{0: "LABEL_0", 1: "LABEL_1"}, {0: "0", 1: "1"}])
-def test_names_of_no_meaning_are_matched_by_index(labels):
-    data = split("x", rows(40), 0)
-    assert data.matched(labels).train.labels == data.train.labels
-
-
-def test_numbers_of_the_data_take_a_models_names():
-    base = rows(40)
-    data = split("x", RawExamples(base.inputs, base.labels, ("0", "1")), 0)
-    assert data.matched({0: "negative", 1: "positive"}).labels == ("negative", "positive")
+@pytest.mark.parametrize(
+    ("own", "models"), [("ab", ("LABEL_0", "LABEL_1")), ("ab", ("0", "1")), ("01", ("negative", "positive"))]
+)
+def test_names_of_no_meaning_are_matched_by_index(own, models):
+    data = split("x", RawExamples(rows(40).inputs, rows(40).labels, tuple(own)), 0)
+    found = data.matched(dict(enumerate(models)))
+    assert found.labels == models
+    assert found.train.labels == data.train.labels
 
 
 @pytest.mark.parametrize("labels", [{0: "calm", 1: "cross"}, {0: "0", 1: "1", 2: "2"}])

@@ -163,53 +163,35 @@ def test_products_in_bfloat16_leave_a_student_in_float32(student, few, tmp_path)
 # What is refused, and how.
 
 
-def test_labels_that_do_not_match_the_teacher(tiny_classifier, few, tmp_path):
-    with pytest.raises(DataError, match="its labels are negative, positive, the model's are calm, glad, cross"):
-        distill(tiny_classifier, few, tmp_path / "out", **FAST)
-
-
-def test_a_plan_for_modules_the_model_does_not_have(student, few, tmp_path):
-    plan = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "piecewise"}})
-    with pytest.raises(PlanError, match=r"the model has no module 'decoder.block.\*'"):
-        distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
-
-
-def test_an_image_model_cannot_be_a_teacher(few, tmp_path):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(DataError, match="has no tokenizer, so it takes no text"):
-        distill(tmp_path / "vit", few, tmp_path / "out", **FAST)
+ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "piecewise"}})
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "error", "message"),
     [
-        ({"layers": 3}, "3 layers: the model has 2; give a number from 1 to 2"),
-        ({"speed": 3}, "unknown setting 'speed': use one of seed, layers"),
-        ({"batch": 0}, "setting batch: Input should be greater than or equal to 1"),
+        ({"teacher": "tiny_classifier"}, DataError, "labels are negative, positive, the model's are calm, glad, cross"),
+        ({"teacher": "tiny_vision"}, DataError, "has no tokenizer, so it takes no text"),
+        ({"teacher": "vit"}, DistillError, "holds texts"),
+        ({"plan": ELSEWHERE}, PlanError, r"the model has no module 'decoder.block.\*'"),
+        ({"out": "student"}, DistillError, "holds a model already; give a new folder"),
+        ({"out": "locked"}, DistillError, "another process distils into it"),
+        ({"out": "file/out"}, DistillError, "cannot be written"),
+        ({"layers": 3}, DistillError, "3 layers: the model has 2; give a number from 1 to 2"),
+        ({"speed": 3}, DistillError, "unknown setting 'speed': use one of seed, layers"),
+        ({"batch": 0}, DistillError, "setting batch: Input should be greater than or equal to 1"),
+        ({"plan": "he", "hidden": 64}, DistillError, "at most the teacher's 32"),
+        ({"plan": "he", "hidden": 18}, DistillError, "a multiple of the heads"),
+        ({"plan": "he", "hidden": 16}, DistillError, "has no states to compare"),
     ],
 )
-def test_settings_that_cannot_be(student, few, tmp_path, settings, message):
-    with pytest.raises(DistillError, match=message):
-        distill(student.folder / "teacher", few, tmp_path / "out", **{**FAST, **settings})
-
-
-def test_a_folder_that_holds_a_model(student, few):
-    with pytest.raises(DistillError, match="holds a model already; give a new folder"):
-        distill(student.folder / "teacher", few, student.folder, **FAST)
-
-
-def test_a_second_process_on_the_same_folder(student, few, tmp_path):
-    with locked(tmp_path / "out"), pytest.raises(DistillError, match="another process distils into it"):
-        distill(student.folder / "teacher", few, tmp_path / "out", **FAST)
-
-
-def test_a_folder_that_cannot_be_made(student, few, tmp_path):
+def test_what_cannot_be_distilled_is_refused(request, student, few, tmp_path, changes, error, message):
+    given = {"teacher": student.folder / "teacher", "out": tmp_path / "out", "plan": "fast", **FAST, **changes}
+    teacher, out, plan = (given.pop(name) for name in ("teacher", "out", "plan"))
+    if str(teacher).startswith("tiny_"):
+        teacher = request.getfixturevalue(teacher)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DistillError, match="cannot be written"):
-        distill(student.folder / "teacher", few, tmp_path / "file" / "out", **FAST)
+    with locked(tmp_path / "locked"), pytest.raises(error, match=message):
+        distill(teacher, few, student.folder if out == "student" else tmp_path / out, plan, **given)
 
 
 def test_a_loss_that_diverges_names_the_layer_and_keeps_the_checkpoint(student, few, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from blindformer.models.data import RawExamples
 from blindformer.models.data.load import split
-from blindformer.models.distillation import DistillError, distill
+from blindformer.models.distillation import distill
 from blindformer.models.loading.load import load
 
 SMALL = {"teacher_epochs": 8, "logit_epochs": 4, "hidden": 16, "heads": 2}
@@ -44,8 +44,3 @@ def test_its_processor_makes_what_it_was_trained_on(student):
     loaded, grey = load(student.folder), bright(160).test.inputs[0]
     made = loaded.encode_image(image.fromarray(grey.numpy()))["pixel_values"]
     assert (made[0] - (grey.float() / 127.5 - 1.0)).abs().max() < 1e-5
-
-
-def test_texts_are_refused(few, tmp_path):
-    with pytest.raises(DistillError, match="holds texts"):
-        distill("vit", few, tmp_path / "out", "he")
