@@ -28,25 +28,14 @@ _SIZES = {
     "max_position_embeddings": 40,
     "initializer_range": 0.2,  # activations about as large as in a trained model
 }
-_DISTILBERT = {
-    "vocab_size": 100,
-    "dim": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "hidden_dim": 64,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.2,
-}
-_GPT2 = {
-    "vocab_size": 100,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 40,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "initializer_range": 0.2,
-}
+_NAMES = {
+    "distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+                   "intermediate_size": "hidden_dim"},
+    "gpt2": {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+             "max_position_embeddings": "n_positions", "intermediate_size": "n_inner"},
+}  # fmt: skip
+_DISTILBERT, _GPT2 = ({names.get(key, key): size for key, size in _SIZES.items()} for names in _NAMES.values())
+_GPT2 |= {"n_inner": 128, "bos_token_id": 0, "eos_token_id": 0}
 _VIT = {k: v for k, v in _SIZES.items() if k not in ("vocab_size", "max_position_embeddings")}
 _LABELS = {"num_labels": 3}
 _CAUSAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

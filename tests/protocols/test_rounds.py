@@ -37,18 +37,20 @@ def tasks_of(graph, done):
     ]
 
 
-def test_independent_openings_share_one_message():
+@pytest.mark.parametrize(
+    ("graph", "rounds"),
+    [([((), 1)] * 5, 1), ([((), 1), ((0,), 2), ((), 3), ((1, 2), 1), ((0,), 0)], 4)],
+    ids=["independent", "deep"],
+)
+def test_rounds_are_the_depth_of_the_program(graph, rounds):
+    """Independent openings share one message."""
     seen, done = [], []
-    assert run_rounds(tasks_of([((), 1)] * 5, done), mirror(seen)) == 1
-    assert seen == [[8] * 5]
-    assert done == [0, 1, 2, 3, 4]
-
-
-def test_rounds_are_the_depth_of_the_program():
-    seen, done = [], []
-    graph = [((), 1), ((0,), 2), ((), 3), ((1, 2), 1), ((0,), 0)]
-    assert run_rounds(tasks_of(graph, done), mirror(seen)) == 4
-    assert done.index(4) < done.index(3)
+    assert run_rounds(tasks_of(graph, done), mirror(seen)) == rounds
+    assert sum(map(len, seen)) == sum(count for _, count in graph)
+    if rounds == 1:
+        assert (seen, done) == ([[8] * 5], [0, 1, 2, 3, 4])
+    else:
+        assert done.index(4) < done.index(3)
 
 
 @st.composite
@@ -84,23 +86,14 @@ def test_two_parties_pack_in_the_same_order(graph):
     assert all(order == sorted(order) for order in logs[0])
 
 
-def test_together_runs_steps_side_by_side():
+@pytest.mark.parametrize(("depths", "sizes"), [((1, 3, 2), [[8, 8, 8], [8, 8], [8]]), ((0, 1), [[8]])])
+def test_together_runs_steps_side_by_side(depths, sizes):
     def both():
-        return (yield from together(opening(1), opening(2, rounds=3), opening(3, rounds=2)))
+        return (yield from together(*(opening(i, rounds=rounds) for i, rounds in enumerate(depths))))
 
     seen, done = [], []
-    assert run_rounds([RoundTask((), both, done.append)], mirror(seen)) == 3
-    assert seen == [[8, 8, 8], [8, 8], [8]]
-    assert done == [[1, 2, 3]]
-
-
-def test_together_with_a_step_that_needs_no_round():
-    def both():
-        return (yield from together(opening(1, rounds=0), opening(2)))
-
-    done = []
-    assert run_rounds([RoundTask((), both, done.append)], mirror([])) == 1
-    assert done == [[1, 2]]
+    assert run_rounds([RoundTask((), both, done.append)], mirror(seen)) == max(depths)
+    assert (seen, done) == (sizes, [list(range(len(depths)))])
 
 
 def test_waiting_for_an_opening_under_way_costs_no_round():
