@@ -24,18 +24,17 @@ from blindformer.models.distillation import TrainingStep, distill
 from blindformer.models.judging.evaluation import Score
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
-from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
-from .latency import PLANS, Say, provenance_line, run_command
-from .provenance import commit, json_line, machine
+from .commands import PLANS, Say, run_command
+from .provenance import Measured, json_line, provenance, provenance_line
 
 DISTILLED = "distilled"
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(Measured):
     """One table. `rows`: the teacher's and the students', by student and then as `evaluate` orders them.
 
     points_lost  accuracy of the student in fixed point (`clear`) below its teacher's in float32, in points
@@ -57,15 +56,12 @@ class Accuracy:
     kept_layers: dict[str, list[int]]
     sites_out_of_range: dict[str, int]
     command: str
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> Accuracy:
     """Train what is missing and judge. Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
-    computer, data = machine(), load_data(chosen.data, seed=chosen.seed)
+    about, data = provenance(), load_data(chosen.data, seed=chosen.seed)
     folder = Path(chosen.work) / f"{Path(chosen.data).stem}-{chosen.seed}"
     settings = {"seed": chosen.seed, **dict(chosen.set)}
     seconds: dict[str, float] = {}
@@ -114,9 +110,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Accuracy:
         kept_layers={name: report["kept_layers"] for name, report in reports.items()},
         sites_out_of_range={name: len(report["sites_out_of_range"]) for name, report in reports.items()},
         command=command,
-        versions=versions(),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
 
 

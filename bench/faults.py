@@ -27,14 +27,13 @@ from typing import Any
 import psutil
 from blindformer.protocols import errors
 from blindformer.tests.parties.service.harness import Deployment, Running
-from blindformer.versions import versions
 from rich.console import Console
 
 from .campaign import Campaign, Tally, table
 from .clients import Asker, ClientProcess
-from .latency import Say, provenance_line, run_command
+from .commands import Say, run_command
 from .ledgers import Audit, audit, watched_spool
-from .provenance import commit, json_line, machine
+from .provenance import json_line, provenance, provenance_line
 from .site import Site, compile_into, deploy
 
 # A part of a life is drawn first, then an instant within it, so that short parts are hit as often as long ones.
@@ -300,7 +299,7 @@ class Killer:
 def run(instants: int, seed: int, timeout: float, say: Say) -> Campaign:
     """The whole campaign. Errors: BlindformerError, AssertionError if the services do not even start."""
     started = time.monotonic()
-    campaign = Campaign(instants, seed, timeout, versions=versions(), commit=commit(), machine=machine())
+    campaign = Campaign(instants, seed, timeout, **provenance())
     with tempfile.TemporaryDirectory(prefix="blindformer-faults-") as name:
         folder = Path(name)
         say("compile")

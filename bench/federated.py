@@ -25,11 +25,10 @@ from blindformer.federated.settings import FederateSettings
 from blindformer.federated.subject import begin
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation.teacher import judged
-from blindformer.versions import versions
 from rich.table import Table
 
-from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine
+from .commands import PLANS, Say, publish, run_command
+from .provenance import Measured, provenance
 
 CENTRAL = "one client with all examples"
 PrivateRun = tuple[int, float, int, float, float, int]  # clients, fraction, width, clip, rate, rounds
@@ -68,7 +67,7 @@ class CentralRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Federations:
+class Federations(Measured):
     """round_s: median seconds of a round of one epoch, plain and with secure aggregation, one after the other.
 
     untrained   mean test accuracy of the model that training began with; None for images, which begin from nothing
@@ -85,15 +84,12 @@ class Federations:
     round_s: dict[str, float]
     settings: dict[str, Any]
     command: str
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> Federations:
     """Train what is missing. Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
-    computer = machine()
+    about = provenance("flwr", "peft") if chosen.lora else provenance("flwr")
     runs = {
         CENTRAL: ("central", 1, 0.0),
         f"{chosen.clients} clients, alike": ("alike", chosen.clients, 0.0),
@@ -130,9 +126,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Federations:
         },
         settings=reports[CENTRAL][0]["settings"],
         command=command,
-        versions=versions("flwr", "peft") if chosen.lora else versions("flwr"),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
 
 

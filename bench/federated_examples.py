@@ -19,12 +19,11 @@ import torch
 from blindformer.federated.privacy import noise_for
 from blindformer.federated.settings import FederateSettings
 from blindformer.models.data import load_data
-from blindformer.versions import versions
 from rich.table import Table
 
+from .commands import PLANS, Say, publish, run_command
 from .federated import trained
-from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine
+from .provenance import Measured, provenance
 
 SETTINGS = ("data", "plan", "clients", "alpha", "rounds", "sample", "clip", "rate", "hidden", "lora", "model", "secagg")
 
@@ -47,7 +46,7 @@ class BudgetRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Protected:
+class Protected(Measured):
     data: str
     seeds: list[int]
     train: int
@@ -56,15 +55,12 @@ class Protected:
     rows: list[BudgetRow]
     settings: dict[str, Any]
     command: str
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
     """Train what is missing. Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
-    computer, rows = machine(), []
+    about, rows = provenance("flwr", "opacus"), []
     common = {name: getattr(chosen, name) for name in SETTINGS} | {"dp": "example"}
     report: dict[str, Any] = {}
     for budget in chosen.epsilons:
@@ -86,9 +82,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
         rows=rows,
         settings=report["settings"],
         command=command,
-        versions=versions("flwr", "opacus"),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
 
 

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from blindformer.models.compile import compile
 from blindformer.models.encrypted import Encrypted, real_values
-from blindformer.versions import versions
 from torch import nn
 
-from .provenance import commit, json_line, machine
+from .provenance import json_line, provenance
 
 
 def packed(features: int, tokens: int) -> dict[str, Any]:
@@ -77,9 +76,7 @@ def main() -> None:
         "packed": ours,
         "tenseal_mm": theirs,
         "ratio": round(theirs["seconds"] / ours["seconds"], 1),
-        "versions": versions(),
-        "machine": machine(),
-        "commit": commit(),
+        **provenance(),
     }
     print(json_line(found))
 

@@ -31,13 +31,12 @@ from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.clear import ClearEngine
-from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .latency import Say, provenance_line, run_command
-from .provenance import commit, json_line, machine
+from .commands import Say, run_command
+from .provenance import json_line, provenance, provenance_line
 
 CALIBRATION = 64  # examples beside the built-in texts
 Batch = dict[str, Tensor]
@@ -136,7 +135,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
 
 def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any]:
     torch.set_num_threads(1)
-    computer, folder = machine(), Path(chosen.folder)
+    about, folder = provenance("tenseal"), Path(chosen.folder)
     loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed, folder=chosen.data_folder)
     data = data.matched(loaded.labels)
     compiled = compiled_for(loaded, data, chosen.rows, chosen.length)
@@ -160,9 +159,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any
         "ckks": asked,
         "precision_bits_by_layer": {row.path: round(row.bits, 1) for row in precision},
         "command": command,
-        "versions": versions("tenseal"),
-        "commit": commit(),
-        "machine": computer,
+        **about,
     }
 
 

@@ -28,13 +28,12 @@ from blindformer.models.loading.load import load
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION, MOST_BITS, CkksError, Parameters
-from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
+from .commands import Say, run_command
 from .he_models import Batch, batches, compiled_for
-from .latency import Say, provenance_line, run_command
-from .provenance import commit, json_line, machine
+from .provenance import json_line, provenance, provenance_line
 
 TOKENS, WIDTH, TEXTS = 32, 64, 4
 
@@ -143,14 +142,14 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(measure(Encrypted(compiled, one), requests))
         except CkksError as error:
             say(str(error))
-        about = {"commit": commit(), "versions": versions("tenseal"), "machine": machine()}
+        about = provenance("tenseal")
         found = {"model": name, "deviation": DEVIATION, "rows": rows, **about}
         if chosen.format == "json":
             print(json_line(found))
             return
         console = Console(width=140)
         console.print(table(found))
-        console.print(provenance_line(*about.values()), style="dim", soft_wrap=True)
+        console.print(provenance_line(**about), style="dim", soft_wrap=True)
 
     return run_command("bench.he_noise", work)
 

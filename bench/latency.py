@@ -8,39 +8,32 @@ README.md says what each figure means.
 # pyright: reportMissingImports=false
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
-import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
-from blindformer.models.compile import compile
-from blindformer.parties.heap import keep_freed_memory
-from blindformer.parties.local.launcher import run_local
-from blindformer.protocols.errors import BlindformerError
-from blindformer.versions import versions
-from rich.console import Console
+from blindformer.models.compile import Compiled, compile
+from blindformer.parties.local.launcher import LocalRun, run_local
 from rich.table import Table
 from torch import Tensor, nn
 
-from .provenance import commit, json_line, machine
-from .workloads import WORKLOADS, Batch, Workload, build
+from .commands import Say, megabytes, parser, publish, run_command, seconds
+from .provenance import Measured, provenance
+from .workloads import Batch, Workload, build
 
 OUTPUT = "last_hidden_state"
-PLANS = ("faithful", "fast")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(Measured):
     """One measurement. Seconds are the client's, medians over the queries after a warm-up; bytes are payload of one
     query. README.md explains each figure."""
 
@@ -77,14 +70,14 @@ class Latency:
     offline_over_online: float
     tls: bool
     threads: int
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 @contextmanager
-def built(work: Workload, plan: str, say: Say) -> Iterator[tuple[Path, Plan]]:
-    """The workload compiled: its folder while the block lasts, and the fitted plan."""
+def built(
+    work: Workload, plan: str, say: Say, look: Callable[[Compiled], None] = lambda compiled: None
+) -> Iterator[tuple[Path, Plan]]:
+    """The workload compiled: its folder while the block lasts, and the fitted plan. `look` sees it before it is left to
+    the folder."""
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
             work.model,
@@ -95,6 +88,7 @@ def built(work: Workload, plan: str, say: Say) -> Iterator[tuple[Path, Plan]]:
             progress=lambda stage: say(f"compile: {stage}"),
         )
         folder, fitted = save(compiled, Path(name)), compiled.plan
+        look(compiled)
         del compiled  # its weights are in the folder now; the parties need the memory
         yield folder, fitted
 
@@ -108,20 +102,12 @@ def measure(
     timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
     """
     say = say or (lambda stage: None)
-    computer = machine()
+    about = provenance()
     say("plaintext")
     plaintext = plaintext_seconds(work.model, work.queries[-1])
     with ExitStack() as stack:
         folder, fitted = found or stack.enter_context(built(work, plan, say))
-        say("private")
-        run = run_local(
-            folder,
-            work.queries,
-            threads=1,
-            timeout=timeout,
-            progress=lambda phase, done, total: say(f"private: {phase} {done}/{total}"),
-            pin=True,
-        )
+        run = ask_privately(folder, work, timeout, say, pin=True)
     say("compare")
     errors = [
         (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
@@ -168,10 +154,18 @@ def measure(
         offline_over_online=statistics.median(offline) / statistics.median(online),
         tls=True,
         threads=1,
-        versions=versions(),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
+
+
+def ask_privately(folder: Path, work: Workload, timeout: float, say: Say, **options: Any) -> LocalRun:
+    """All queries of the workload in one session. `options`: of run_local."""
+    say("private")
+
+    def progress(phase: str, done: int, total: int) -> None:
+        say(f"private: {phase} {done}/{total}")
+
+    return run_local(folder, work.queries, threads=1, timeout=timeout, progress=progress, **options)
 
 
 def plaintext_seconds(model: nn.Module, batch: Batch, runs: int = 9) -> float:
@@ -214,17 +208,6 @@ def deviation(output: Tensor, expected: Tensor, batch: Batch) -> tuple[float, fl
     return (got - wanted).abs().max().item(), torch.cosine_similarity(got, wanted, dim=-1).min().item()
 
 
-# The command line.
-
-
-def seconds(value: float) -> str:
-    return f"{value:.3f} s"
-
-
-def megabytes(value: float) -> str:
-    return f"{value / 1e6:.2f} MB"
-
-
 def table(found: Latency) -> Table:
     title = f"{found.model}, length {found.length}, batch {found.batch}, plan {found.plan}"
     grid = Table(title=title, show_header=False)
@@ -249,48 +232,6 @@ def table(found: Latency) -> Table:
     for name, value in rows.items():
         grid.add_row(name, value)
     return grid
-
-
-def provenance_line(commit: str | None, versions: dict[str, str], computer: dict[str, Any]) -> str:
-    used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    cpu = f"{computer['cpu']}, {computer['cores']} cores, {computer['memory_gb']} GB, load {computer['load']}"
-    return f"{used}; commit {commit or 'unknown'}; {cpu}"
-
-
-def run_command(name: str, work: Callable[[Say], None]) -> int:
-    """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
-    console = Console(stderr=True)
-    keep_freed_memory()  # as the command line does
-    try:
-        with console.status("") as status:
-            work(status.update)
-    except BlindformerError as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        return 1
-    return 0
-
-
-def publish(found: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:
-    """A measurement as one JSON line, or as a table with notes and its provenance below."""
-    if form == "json":
-        print(json_line(asdict(found)))
-        return
-    console = Console()
-    console.print(table(found))
-    for note in notes:
-        console.print(note, highlight=False)
-    console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
-
-
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
-    options = argparse.ArgumentParser(prog=prog, description=description)
-    options.add_argument("--model", choices=list(WORKLOADS), default="minilm")
-    options.add_argument("--length", type=int, default=128, help="tokens, all real (default %(default)s)")
-    options.add_argument("--plan", choices=PLANS, default="faithful")
-    options.add_argument("--timeout", type=float, default=600, help="seconds that a party may be silent (default 600)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

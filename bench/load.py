@@ -20,19 +20,17 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import psutil
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
-from blindformer.versions import versions
 from rich.table import Table
 
 from .clients import Asker, ClientProcess
-from .latency import PLANS, Say, publish, run_command
-from .provenance import commit, machine
+from .commands import Say, parser, publish, run_command
+from .provenance import Measured, provenance
 from .site import MODELS, SMALL, Site, compile_into, deploy
 
 PATIENCE = 120.0  # seconds for a client to open its session, or to end it
@@ -67,7 +65,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadReport:
+class LoadReport(Measured):
     model: str
     length: int
     plan: str
@@ -75,9 +73,6 @@ class LoadReport:
     single: Load
     many: Load
     ratio: float
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 def keep_asking(asker: Asker, pipe: Connection) -> None:
@@ -208,7 +203,7 @@ def _slope(samples: list[tuple[float, float]]) -> float:
 
 def run(options: argparse.Namespace, say: Say) -> LoadReport:
     """Both phases. Errors: BlindformerError."""
-    computer = machine()
+    about = provenance()
     with tempfile.TemporaryDirectory(prefix="blindformer-load-") as name:
         folder = Path(name)
         say("compile")
@@ -228,9 +223,7 @@ def run(options: argparse.Namespace, say: Say) -> LoadReport:
         single=single,
         many=many,
         ratio=many.per_second / single.per_second,
-        versions=versions(),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
 
 
@@ -259,16 +252,12 @@ def table(found: LoadReport) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.load", description="One client alone, then many at once.")
+    options = parser("python -m bench.load", "One client alone, then many at once.", MODELS)
+    options.set_defaults(model=SMALL, length=16, timeout=60.0)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
     options.add_argument("--single-seconds", type=float, default=0, help="with one client (default: half of it)")
     options.add_argument("--workers", type=int, default=2, help="queries that compute at once (default 2)")
-    options.add_argument("--model", choices=MODELS, default=SMALL)
-    options.add_argument("--length", type=int, default=16, help="tokens (default 16)")
-    options.add_argument("--plan", choices=PLANS, default="faithful")
-    options.add_argument("--timeout", type=float, default=60, help="seconds that a party may be silent (default 60)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
     wrong = 0
 

@@ -9,26 +9,21 @@ README.md says what each figure means.
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import statistics
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from blindformer.models.artifacts import save
-from blindformer.models.compile import compile
+from blindformer.models.compile import Compiled
 from blindformer.models.program.pricing import Network
-from blindformer.parties.local.launcher import run_local
-from blindformer.parties.reports.estimate import estimate
-from blindformer.versions import versions
+from blindformer.parties.reports.estimate import Estimate, estimate
 from rich.table import Table
 
-from .latency import OUTPUT, Say, megabytes, parser, publish, run_command, seconds
-from .provenance import commit, machine
+from .commands import Say, megabytes, parser, publish, run_command, seconds
+from .latency import ask_privately, built
+from .provenance import Measured, provenance
 from .workloads import Workload, build
 
 
 @dataclass(frozen=True, slots=True)
-class OnNetwork:
+class OnNetwork(Measured):
     """Seconds are the client's, medians over the queries after a warm-up. README.md explains each figure."""
 
     model: str
@@ -55,9 +50,6 @@ class OnNetwork:
     rounds: int
     tls: bool
     threads: int
-    versions: dict[str, str]
-    commit: str | None
-    machine: dict[str, Any]
 
 
 def measure(work: Workload, plan: str, network: Network, *, timeout: float = 600, say: Say | None = None) -> OnNetwork:
@@ -66,29 +58,16 @@ def measure(work: Workload, plan: str, network: Network, *, timeout: float = 600
     timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
     """
     say = say or (lambda stage: None)
-    computer = machine()
-    with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
-        compiled = compile(
-            work.model,
-            work.calibration,
-            plan,
-            outputs=[OUTPUT],
-            name=work.name,
-            progress=lambda stage: say(f"compile: {stage}"),
-        )
-        folder = save(compiled, Path(name))
+    about = provenance()
+    estimates: list[Estimate] = []
+
+    def look(compiled: Compiled) -> None:
         say("estimate")
-        expected = estimate(compiled, network)
-        del compiled
-        say("private")
-        run = run_local(
-            folder,
-            work.queries,
-            threads=1,
-            timeout=timeout,
-            progress=lambda phase, done, total: say(f"private: {phase} {done}/{total}"),
-            network=network,
-        )
+        estimates.append(estimate(compiled, network))
+
+    with built(work, plan, say, look) as (folder, _):
+        run = ask_privately(folder, work, timeout, say, network=network)
+    (expected,) = estimates
     counted = run.timings[1:]
     offline, online = [t.offline_s for t in counted], [t.online_s for t in counted]
     whole = expected.offline_s + expected.online_s
@@ -118,9 +97,7 @@ def measure(work: Workload, plan: str, network: Network, *, timeout: float = 600
         rounds=expected.rounds,
         tls=True,
         threads=1,
-        versions=versions(),
-        commit=commit(),
-        machine=computer,
+        **about,
     )
 
 

@@ -25,13 +25,12 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.protocols import find_local
 from blindformer.protocols.clear import ClearEngine
-from blindformer.versions import versions
 from rich.table import Table
 from torch import Tensor
 
-from .latency import Say, publish, run_command
+from .commands import Say, publish, run_command
 from .odd_texts import odd_texts
-from .provenance import commit, machine
+from .provenance import provenance
 
 RIGHT = 0.9995
 LONGEST = 128
@@ -60,7 +59,7 @@ class Odd:
     failed: list[str] = field(default_factory=list)  # kind, number and what is wrong, of up to twenty
     by_length: dict[int, int] = field(default_factory=dict)
     seed: int = 0
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
@@ -79,7 +78,7 @@ class Asked:
 def measure(name: str, plan: str | None, *, count: int, private: int, seed: int, say: Say) -> Odd:
     """Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
-    computer = machine()
+    about = provenance()
     say("load")
     loaded = load(name)
     chosen: Plan | str = own_plan(loaded) if plan is None else plan
@@ -118,8 +117,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
             private_cosine_min=1.0,
             by_length={length: len(items) for length, items in sorted(by_length.items())},
             seed=seed,
-            commit=commit(),
-            machine=computer,
+            **about,
         ),
         asked,
         [item for item in asked if id(item) in sampled],

@@ -19,11 +19,12 @@ from blindformer.versions import versions
 from rich.console import Console
 from rich.table import Table
 
+from .commands import Say, parser, run_command
 from .contestants import ContestantRow, measure_many, measure_spu, of_latency
 from .crypten_plain import CryptenResult, run_crypten
-from .latency import Say, built, deviation, exact, measure, parser, provenance_line, run_command
+from .latency import built, deviation, exact, measure
 from .picture import plot
-from .provenance import json_line
+from .provenance import json_line, provenance_line
 from .spu_plain import PARTIES
 from .workloads import Workload, WorkloadError, build
 

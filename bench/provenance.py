@@ -7,13 +7,35 @@ import json
 import math
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 from blindformer.parties.service.limits import cores
+from blindformer.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """With what, and on what, something was measured."""
+
+    versions: dict[str, str]
+    commit: str | None
+    machine: dict[str, Any]
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """The fields of Measured; call it before anything is measured. `packages`: versions to tell beside our own."""
+    return {"versions": versions(*packages), "commit": commit(), "machine": machine()}
+
+
+def provenance_line(commit: str | None, versions: dict[str, str], machine: dict[str, Any]) -> str:
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, load {machine['load']}"
+    return f"{used}; commit {commit or 'unknown'}; {cpu}"
 
 
 def commit() -> str | None:

@@ -31,12 +31,12 @@ from blindformer.protocols.crypten.engine import ManyOnlineEngine
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import over_channel
 from blindformer.protocols.streams import Stream, new_seed
-from blindformer.versions import versions
 from torch import Tensor
 
+from .commands import Say, parser, run_command
 from .crypten_plain import run_crypten
-from .latency import OUTPUT, Say, parser, run_command
-from .provenance import commit, json_line, machine
+from .latency import OUTPUT
+from .provenance import json_line, provenance
 from .workloads import Batch, Workload, WorkloadError, build
 
 SECONDS = 600.0
@@ -192,9 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
             say("crypten")
             rows.append(count_crypten(workload, queries, chosen.timeout))
         shape = {"model": workload.name, "weights": workload.weights, "length": workload.length, "plan": chosen.plan}
-        told = {"rows": [asdict(row) for row in rows], "versions": versions("crypten"), "commit": commit()}
+        told = {"rows": [asdict(row) for row in rows], **provenance("crypten")}
         if chosen.format == "json":
-            print(json_line(shape | told | {"machine": machine()}))
+            print(json_line(shape | told))
             return
         for row in rows:
             sys.stdout.write(json.dumps(asdict(row)) + "\n")

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ..certificates import EXPIRY_DAYS
 from . import options
-from .output import console, emit, table
+from .output import table, tell
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Party = Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
@@ -38,12 +38,8 @@ def make(
     roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = make_certificates(folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
-    if form == "json":
-        emit({"folder": folder, "files": files, "hosts": hosts})
-        return
-    console().print(
-        f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"
-    )
+    said = f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"
+    tell(form, {"folder": folder, "files": files, "hosts": hosts}, said)
 
 
 @app.command()
@@ -65,10 +61,8 @@ def add(
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
     files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
-    if form == "json":
-        emit({"folder": folder, "role": role, "files": files, "hosts": hosts})
-        return
-    console().print(f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem")
+    said = f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem"
+    tell(form, {"folder": folder, "role": role, "files": files, "hosts": hosts}, said)
 
 
 @app.command()
@@ -85,14 +79,9 @@ def renew(
     from ..certificates.issuing import renew_certificates
 
     found = renew_certificates(folder, days, within, name or ())
-    if form == "json":
-        rows = [{"file": row.file, "expires": row.expires, "days_left": row.days_left} for row in found]
-        emit({"folder": folder, "renewed": rows})
-        return
-    for row in found:
-        console().print(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays")
-    if not found:
-        console().print(f"nothing in {folder} ends within {within:g} days")
+    rows = [{"file": row.file, "expires": row.expires, "days_left": row.days_left} for row in found]
+    said = [f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays" for row in found]
+    tell(form, {"folder": folder, "renewed": rows}, *(said or [f"nothing in {folder} ends within {within:g} days"]))
 
 
 @app.command()
@@ -109,16 +98,9 @@ def revoke(
 
     found = [fingerprint(certificate) for certificate in revoke(folder, which)]
     file = folder / REVOKED
-    if form == "json":
-        emit({"file": file, "revoked": found})
-        return
-    if not found:
-        console().print(f"{which} was revoked before: {file} holds it")
-        return
     shown = ", ".join(digits[:SHOWN] for digits in found)
-    console().print(
-        f"{which} ({shown}) is revoked: copy {file} to the folders of all parties; services take it by themselves"
-    )
+    said = f"{which} ({shown}) is revoked: copy {file} to the folders of all parties; services take it by themselves"
+    tell(form, {"file": file, "revoked": found}, said if found else f"{which} was revoked before: {file} holds it")
 
 
 @app.command()
@@ -127,10 +109,7 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     from ..certificates.issuing import describe
 
     found = describe(folder)
-    if form == "json":
-        rows = [{name: getattr(row, name) for name in SAID} for row in found]
-        emit({"folder": folder, "certificates": rows})
-        return
+    told = [{name: getattr(row, name) for name in SAID} for row in found]
     rows = [
         (
             row.role,
@@ -142,4 +121,5 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
         )
         for row in found
     ]
-    console().print(table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows))
+    shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows)
+    tell(form, {"folder": folder, "certificates": told}, shown)

@@ -7,7 +7,7 @@ import ssl
 
 from ...versions import NOT_INSTALLED, installed
 from . import options
-from .output import console, emit, table
+from .output import table, tell
 
 PACKAGES = (
     "blindformer", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cryptography", "pydantic", "typer",
@@ -29,12 +29,8 @@ def env(form: options.Form = "text") -> None:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
         "tls_1_3": ssl.HAS_TLSv1_3,
-        "packages": {name: installed(name) for name in PACKAGES},
     }
-    if form == "json":
-        emit(found)
-        return
-    packages = found.pop("packages")
+    packages = {name: installed(name) for name in PACKAGES}
     rows = [(name.replace("_", " "), value) for name, value in found.items()]
     rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
-    console().print(table("what", "value", rows=rows))
+    tell(form, {**found, "packages": packages}, table("what", "value", rows=rows))

@@ -8,7 +8,7 @@ from typer import Argument
 
 from . import options
 from .options import PLANS, PRIVATE_PLANS
-from .output import console, emit, table
+from .output import table, tell
 from .steps import loading
 
 
@@ -25,13 +25,11 @@ def list_names(
     """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
     with loading(notes=1):
         rows = {"protocols": _protocols, "approximations": _approximations, "plans": _plans}[what]()
-    if form == "json":
-        emit({what: rows})
-        return
+    told = {what: rows}
     if what == "plans":  # few plans with many choices: one column each
         rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
     headings = (name.replace("_", " ") for name in rows[0])
-    console().print(table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
+    tell(form, told, table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
 
 
 def _protocols() -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 MB = 1e6
@@ -18,6 +19,15 @@ MB = 1e6
 def emit(value: dict[str, Any]) -> None:
     """The one JSON object of `--format json`. Paths and errors are written as they are shown, times in ISO format."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
+
+
+def tell(form: str, value: dict[str, Any], *shown: RenderableType) -> None:
+    """A result: the one JSON object, or what a reader is shown."""
+    if form == "json":
+        emit(value)
+        return
+    for item in shown:
+        console().print(item)
 
 
 def _plain(value: object) -> str:
@@ -31,6 +41,31 @@ def _plain(value: object) -> str:
 def console() -> Console:
     """For results. Wide enough for a table even where nobody looks."""
     return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 120)
+
+
+def aside() -> Console:
+    """For what is no result, on stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    aside().print(f"note: {escape(text)}")
+
+
+def banner(title: str, against: str, helpers: str, lines: Iterable[str]) -> None:
+    """Who this party is and what it protects, on stderr: results go to stdout."""
+    out = aside()
+    out.print(f"[bold]Blindformer {title}   mutual TLS 1.3")
+    out.print(f"secure against  {against}")
+    out.print(f"with the help of  {helpers}")
+    for line in lines:
+        out.print(escape(line))
+    out.print()
+
+
+def good_until(expires: float) -> str:
+    """Of a certificate. `expires`: seconds since 1970."""
+    return f"certificate good until {datetime.datetime.fromtimestamp(expires, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def table(

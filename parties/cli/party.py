@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ..heap import keep_freed_memory
@@ -15,7 +12,7 @@ from ..registry import of_parties
 from . import options
 from .answers import AnsweredItem, answer_table, similarities
 from .items import raise_if_all, read_items
-from .output import MB, console, emit
+from .output import MB, banner, console, emit, good_until, note
 from .progress import Phases
 from .steps import loading, prepare
 
@@ -97,10 +94,10 @@ def party(
         except BlindformerError as error:  # what was answered before is good
             broken = error
     if member.unasked and broken is None:
-        _note(f"{member.unasked} inputs were not asked for")
+        note(f"{member.unasked} inputs were not asked for")
     failed = [item for item in taken if item.error is not None]
     for item in failed:
-        _note(str(item.error))
+        note(str(item.error))
     if taken or broken is None:
         (_emit if form == "json" else _show)(member, taken)
     if broken is not None:
@@ -143,23 +140,14 @@ def _announce(member: Any, listener: Any) -> None:
 
 
 def _banner(name: str, parties: Any, identity: Any, listener: Any, helpers: str, program: str = "") -> None:
-    """Who this is and what it protects, on stderr: results go to stdout."""
     from ...protocols.crypten import PROTOCOL
     from ..service.running import SECURITY_BITS
 
-    out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(f"[bold]Blindformer {name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits   mutual TLS 1.3")
-    out.print(f"secure against  {PROTOCOL.security}")
-    out.print(f"with the help of  {helpers}")
-    out.print(f"parties  {escape(who_is_who(parties))}")
-    if program:
-        out.print(f"program  {program[:16]}")
-    until = f"certificate good until {datetime.datetime.fromtimestamp(identity.expires, datetime.UTC):%Y-%m-%d %H:%M}"
-    if listener is None:
-        out.print(f"dials all others   {until} UTC\n")
-        return
-    host, port = listener.address
-    out.print(f"at  {host}:{port}   {until} UTC\n")
+    lines = [f"parties  {who_is_who(parties)}", *([f"program  {program[:16]}"] if program else [])]
+    at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
+    lines.append(f"{at}   {good_until(identity.expires)}")
+    title = f"{name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
+    banner(title, PROTOCOL.security, helpers, lines)
 
 
 def who_is_who(parties: Any) -> str:
@@ -175,11 +163,7 @@ def who_is_who(parties: Any) -> str:
 
 
 def _refused(error: Any) -> None:
-    _note(f"turned away: {error}")
-
-
-def _note(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {escape(text)}")
+    note(f"turned away: {error}")
 
 
 def _costs(item: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def search(
     with loading(threads) as phases:
         from ...models.judging.search import search as run
         from ...models.loading.load import load
-        from ...protocols.errors import BlindformerError
+        from ...protocols.errors import BlindformerError, writing
         from ..reports.estimate import estimate, find_network
         from ..reports.figures import frontier_figure
 
@@ -71,13 +71,12 @@ def search(
             heads=heads,
             progress=phases.step,
         )
-        try:
-            if out is not None:
+        if out is not None:
+            with writing(out, "choose another"):
                 found.chosen.plan.save(out)
-            if report is not None:
+        if report is not None:
+            with writing(report, "choose another"):
                 report.write_bytes(frontier_figure(found))
-        except OSError as error:
-            raise BlindformerError(f"{error.filename}: cannot be written ({error.strerror}); choose another") from None
     if form == "json":
         emit({**found.to_dict(), "network": network, "data": dataset.name, "seed": seed})
         return

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ..heap import keep_freed_memory
 from ..registry import find_served, resolve, served_with
 from . import options
+from .output import banner, good_until
 from .steps import prepare
 
 if TYPE_CHECKING:
-    from ..config import Role, Settings
+    from ..config import Role, ServiceSection, Settings
+    from ..service.limits import ServiceLimits
+    from ..service.running import StartedService
 
-ELSEWHERE = {
-    "config",
-    "certs",
-    "timeout",
-    "lifeline",
-    "local",
-}  # no settings of a service's own section
+ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ def server(
     more: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
     local = LocalOptions.read(given.local)
     serve = resolve(find_served(settings.session.protocol).service)
-    serve(settings, banner(settings.server.log_format), given.stdin, local=local, **more)
+    serve(settings, announcing(settings.server.log_format), given.stdin, local=local, **more)
 
 
 @options.grouped
@@ -127,17 +121,9 @@ def dealer(given: Service) -> None:
     settings = given.settings("dealer", served_with("dealer"), {})
     from ..service.dealer import DealerService
     from ..service.local_options import LocalOptions
-    from ..service.running import run
 
     local = LocalOptions.read(given.local)
-
-    run(
-        "dealer",
-        settings.dealer,
-        lambda limits, scratch: DealerService(settings, limits, scratch, local),
-        banner(settings.dealer.log_format),
-        lifeline=given.stdin,
-    )
+    _run("dealer", settings.dealer, given, lambda limits, scratch: DealerService(settings, limits, scratch, local))
 
 
 @options.grouped
@@ -160,18 +146,19 @@ def helper(
     }
     settings = given.settings("helper", served_with("dealer"), {"folder": folder, "cache": cache}, **shared)
     from ..service.helper import HelperService
+
+    _run("helper", settings.helper, given, lambda limits, scratch: HelperService(settings, limits, scratch))
+
+
+def _run(
+    role: Role, section: ServiceSection, given: Service, make: Callable[[ServiceLimits, Path], StartedService]
+) -> None:
     from ..service.running import run
 
-    run(
-        "helper",
-        settings.helper,
-        lambda limits, scratch: HelperService(settings, limits, scratch),
-        banner(settings.helper.log_format),
-        lifeline=given.stdin,
-    )
+    run(role, section, make, announcing(section.log_format), lifeline=given.stdin)
 
 
-def banner(log_format: str) -> Callable[[Any], None] | None:
+def announcing(log_format: str) -> Callable[[Any], None] | None:
     """What a service says of itself when it is ready; None where its log is for programs."""
     return show if log_format == "text" else None
 
@@ -180,20 +167,13 @@ def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
     from ..service.running import SECURITY_BITS
 
-    service, out = said.service, Console(stderr=True, highlight=False, soft_wrap=True)
-    limits, expires = service.limits, service.identity.expires
-    until = datetime.datetime.fromtimestamp(expires, datetime.UTC)
-    days = (expires - time.time()) / 86400
-    out.print(f"[bold]Blindformer {service.role}[/]   {SECURITY_BITS} bits   mutual TLS 1.3")
-    out.print(f"secure against  {service.adversary}")
-    out.print(f"with the help of  {service.helpers}")
-    out.print(f"serves  {escape(service.about)}")
-    for program in service.programs:
-        out.print(f"        program {program[:16]}")
-    out.print(f"at  {said.address}   certificate good until {until:%Y-%m-%d %H:%M} UTC, {days:.0f} days")
+    service, limits, expires = said.service, said.service.limits, said.service.identity.expires
+    lines = [f"serves  {service.about}", *(f"        program {program[:16]}" for program in service.programs)]
+    lines.append(f"at  {said.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
     if said.metrics is not None:
-        out.print(f"metrics  http://{said.metrics}/metrics")
+        lines.append(f"metrics  http://{said.metrics}/metrics")
     if service.limit:
-        out.print(f"limit  {escape(service.limit)}")
+        lines.append(f"limit  {service.limit}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
-    out.print(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue\n")
+    lines.append(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue")
+    banner(f"{service.role}[/]   {SECURITY_BITS} bits", service.adversary, service.helpers, lines)

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument
 
 from . import options
-from .output import console, emit, mb, table
+from .output import mb, table, tell
 
 
 def spool(
@@ -23,9 +23,6 @@ def spool(
     found = Spool(folder, must_exist=True)
     rows, used = found.rows(), len(found.ledger.audit())
     ready = sum(row.ready for row in rows)
-    if form == "json":
-        emit({"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]})
-        return
     shown = [
         (
             row.session[:8],
@@ -37,6 +34,6 @@ def spool(
         for row in rows
     ]
     headings = ("session", "program", "made", "ready", "used", "skipped", "broken", "MB")
-    if rows:
-        console().print(table(*headings, right=range(3, 8), rows=shown))
-    console().print(f"{ready} ready; {used} uses noted, live ones among them")
+    tables = [table(*headings, right=range(3, 8), rows=shown)] if rows else []
+    told = {"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]}
+    tell(form, told, *tables, f"{ready} ready; {used} uses noted, live ones among them")

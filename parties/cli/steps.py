@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from .items import read_lines
 from .options import PRIVATE_PLANS
+from .output import note
 from .progress import Phases
 
 COMPILE_NOTES = 5  # of compiling one length: calibrate, export, lower, optimise, measure
@@ -100,9 +99,9 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
     own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
     """
     if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"note: plan {plan.name} is for models trained with it (distill, federate); "
-            "with other weights its answers are far off"
+        note(
+            f"plan {plan.name} is for models trained with it (distill, federate); with other weights its answers are "
+            "far off"
         )
 
 

@@ -1,4 +1,4 @@
-"""What every check of `blindformer doctor` is made of (doctor.py)."""
+"""What every check of `blindformer doctor` is made of (examine.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from ...protocols.errors import BlindformerError
 
 Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
@@ -23,6 +25,12 @@ class Check:
     found: str
     fix: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+def failed(name: str, error: BlindformerError, fix: str = "") -> Check:
+    """What an error says, and its remedy, or `fix` where it names none."""
+    what, _, remedy = str(error).partition("; ")
+    return Check(name, "bad", what, remedy or fix)
 
 
 def shown(path: Path) -> str:

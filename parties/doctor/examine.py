@@ -26,7 +26,7 @@ from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..service.limits import cores
 from ..transport.faults import NEW_CERTIFICATE
-from .checks import Check, shown
+from .checks import Check, failed, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ...models.program.program import Program
@@ -35,7 +35,7 @@ SOCKETS_SPARE = 64  # open files of a service beside its connections
 
 
 class Checks(Protocol):
-    """What a protocol's door has of its own: the roles there are, whom each dials, its files and its peers."""
+    """What a protocol has of its own: the roles there are, whom each dials, its files and its peers."""
 
     ROLES: tuple[Role, ...]
 
@@ -102,8 +102,7 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
         (client_context if role == "client" else server_context)(folder, role)
         own = next(row for row in describe(folder) if row.file.name == f"{role}.pem")
     except CertificateError as error:
-        what, _, fix = str(error).partition("; ")
-        yield Check("certificate", "bad", what, fix)
+        yield failed("certificate", error)
         return
     if own.revoked:
         yield Check("certificate", "bad", f"{shown(own.file)} was revoked, so others refuse it", NEW_CERTIFICATE)
@@ -184,8 +183,7 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
     try:
         found = load_programs(folder)
     except BlindformerError as error:
-        what, _, fix = str(error).partition("; ")
-        return [], Check("artifacts", "bad", what, fix or "compile the model, and copy this party's part here")
+        return [], failed("artifacts", error, "compile the model, and copy this party's part here")
     helped = settings.session.topology == "helper"
     programs = [for_two_servers(program) if helped else program for program in found.values()]
     lengths = ", ".join(str(length) for length in found if length)

@@ -27,7 +27,7 @@ from ..client.http import Api
 from ..config import Role, Settings
 from ..service.limits import cores
 from ..session.compute_slots import SlotsBusy
-from .checks import ANSWER_SECONDS, GB, Check, clock_check, programs_check, room, version_check
+from .checks import ANSWER_SECONDS, GB, Check, clock_check, failed, programs_check, room, version_check
 
 ROLES: tuple[Role, ...] = ("server", "client")
 LIBRARIES = {"client": ("tenseal",), "server": ("tenseal", "fastapi", "uvicorn")}
@@ -48,8 +48,7 @@ def files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterat
         for facts in found:
             facts_from(facts.to_json())
     except (ArtifactError, CkksError) as error:
-        what, _, fix = str(error).partition("; ")
-        yield Check("circuits", "bad", what, fix or "compile again")
+        yield failed("circuits", error, "compile again")
         return
     sizes = ", ".join(
         f"N = {facts.parameters.degree} for {facts.texts} a query, keys {most(facts.key_items()) / MB:.0f} MB at most"

@@ -15,7 +15,7 @@ from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER
 from ..transport.probe import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
-from .checks import ANSWER_SECONDS, Check, clock_check, programs_check, room, version_check
+from .checks import ANSWER_SECONDS, Check, clock_check, failed, programs_check, room, version_check
 
 ROLES: tuple[Role, ...] = ("server", "client", "dealer", "helper")
 SPOOL_QUERIES = 10  # room that a spool should have, in queries
@@ -50,8 +50,7 @@ def _ledger(folder: Path) -> Check:
     try:
         left = Spool(folder, must_exist=True).left()
     except SpoolError as error:
-        what, _, fix = str(error).partition("; ")
-        return Check("ledger", "bad", what, fix or "see docs/operations.md")
+        return failed("ledger", error, "see docs/operations.md")
     return Check("ledger", "good", f"correlations made ahead and ready: {left}", figures={"left": left})
 
 

@@ -19,7 +19,7 @@ from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
 from blindformer.versions import versions
 
-from bench import latency, provenance
+from bench import commands, latency, provenance
 from bench.workloads import WORKLOADS, WorkloadError, build
 
 SHARED_WITH_DEMO = """
@@ -34,7 +34,7 @@ OWN = """
 ARGUMENTS = ["--model", "bert-tiny", "--length", "8", "--queries", "2"]
 
 
-@pytest.fixture(scope="module", params=latency.PLANS)
+@pytest.fixture(scope="module", params=commands.PLANS)
 def found(request: Any) -> dict[str, Any]:
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import socket
 import ssl
 import threading
@@ -16,44 +15,14 @@ from blindformer.parties.certificates.contexts import client_context, server_con
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.transport.tls import PlainChannel, TlsChannel, dial, listen, role_of, welcome
-from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
-from blindformer.tests.parties.conftest import connect
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-
-def listening(folder, role: str = "server", name: str | None = None, seconds: float = 20):
-    return listen("127.0.0.1", 0, server_context(folder, role, name), timeout=20, handshake_seconds=seconds)
-
-
-@pytest.fixture
-def listener(certificates):
-    with listening(certificates) as listener:
-        yield listener
-
-
-@pytest.fixture
-def pair(certificates):
-    """(server's channel, client's channel)."""
-    server, client = connect("tls", certificates, 20)
-    yield server, client
-    server.close()
-    client.close()
+from blindformer.protocols.errors import PeerGone, PeerRefused, PeerTimeout
+from blindformer.tests.parties.transport.conftest import listening, stranger_context
 
 
 @pytest.fixture
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
-
-
-def stranger_context(folder, name: str) -> ssl.SSLContext:
-    """A dialling context without this side's own checks, as an attacker or an older version would have."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(folder / "ca.pem")
-    if name:
-        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
-    return context
 
 
 def still_accepts(listener, certificates, aside) -> None:
@@ -300,82 +269,6 @@ def test_ipv6(certificates, aside):
         pytest.skip("no IPv6 here")
     with listener:
         still_accepts(listener, certificates, aside)
-
-
-# --- inside TLS ------------------------------------------------------------------------------------------------------
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    data=st.binary(max_size=300), header=st.sampled_from([b"", b"T\0\0", b"J\0\0\0\0\0\xff\xff", b"T" + b"\xff" * 7])
-)
-def test_garbage_inside_tls_gives_a_typed_error(listener, certificates, data, header):
-    """A party with a good certificate and a bad program."""
-    with socket.create_connection(listener.address) as sock, ThreadPoolExecutor(1) as pool:
-        accepting = pool.submit(listener.accept, 30)
-        with stranger_context(certificates, "client").wrap_socket(sock, server_hostname="localhost") as raw:
-            server = accepting.result(30)
-            raw.sendall(header + data)
-    with pytest.raises(PeerError) as caught:
-        server.recv(1000)
-    assert caught.value.party == "client"
-    server.close()
-
-
-def test_altered_ciphertext_is_noticed(pair):
-    server, client = pair
-    client._wire.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
-    with pytest.raises(PeerError, match="client: sent bytes that TLS does not accept"):
-        server.recv(4)
-
-
-def test_a_key_wears_out(pair):
-    server, client = pair
-    client.send(bytes(100_000))
-    server.recv(100_000)
-    assert client._wire.records == 7
-    assert not client.worn
-    client._wire.records = 2**24
-    assert client.worn
-    client.send(b"still")
-    client._wire.records = 2**25
-    with pytest.raises(PeerGone, match="all that one TLS key may encrypt"):
-        client.send(b"no more")
-
-
-def test_the_wire_shows_no_payload(listener, certificates, aside):
-    """A relay between the parties sees neither tensors nor messages."""
-    seen = bytearray()
-    with socket.create_server(("127.0.0.1", 0)) as relay:
-
-        def forward():
-            near, _ = relay.accept()
-            with near, socket.create_connection(listener.address) as far:
-                near.settimeout(0.05)
-                far.settimeout(0.05)
-                while True:
-                    for source, sink in ((near, far), (far, near)):
-                        try:
-                            data = source.recv(65536)
-                        except TimeoutError:
-                            continue
-                        if not data:
-                            return
-                        seen.extend(data)
-                        sink.sendall(data)
-
-        relaying = aside(forward)
-        accepting = aside(listener.accept, 30)
-        client = dial(*relay.getsockname(), client_context(certificates, "client"), "server")
-        server = accepting.result(30)
-        client.send(b"the private text" * 10)
-        client.send_message({"program": "0123456789abcdef"})
-        server.recv(160)
-        server.recv_message()
-        client.close()
-        relaying.result(30)
-        server.close()
-    assert len(seen) > 200
-    assert b"private text" not in seen
-    assert json.dumps("0123456789abcdef").encode() not in seen
 
 
 # --- connections that somebody else accepted -------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""What the benchmarks' commands share: options, a status line, one-line errors, and a result as a table or as JSON."""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from blindformer.parties.heap import keep_freed_memory
+from blindformer.protocols.errors import BlindformerError
+from rich.console import Console
+from rich.table import Table
+
+from .provenance import json_line, provenance_line
+from .workloads import WORKLOADS
+
+PLANS = ("faithful", "fast")
+Say = Callable[[str], None]
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3f} s"
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:.2f} MB"
+
+
+def run_command(name: str, work: Callable[[Say], None]) -> int:
+    """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
+    console = Console(stderr=True)
+    keep_freed_memory()  # as the command line does
+    try:
+        with console.status("") as status:
+            work(status.update)
+    except BlindformerError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
+    return 0
+
+
+def publish(found: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:
+    """A measurement as one JSON line, or as a table with notes and its provenance below."""
+    if form == "json":
+        print(json_line(asdict(found)))
+        return
+    console = Console()
+    console.print(table(found))
+    for note in notes:
+        console.print(note, highlight=False)
+    console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+
+
+def parser(prog: str, description: str, models: Iterable[str] = WORKLOADS) -> argparse.ArgumentParser:
+    """The options that the benchmarks of one model share."""
+    options = argparse.ArgumentParser(prog=prog, description=description)
+    options.add_argument("--model", choices=list(models), default="minilm")
+    options.add_argument("--length", type=int, default=128, help="tokens, all real (default %(default)s)")
+    options.add_argument("--plan", choices=PLANS, default="faithful")
+    options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (default %(default)s)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    return options
