@@ -10,8 +10,8 @@ from ...models.artifacts import HelperLength, load_helper
 from ...models.program.pricing import price
 from ...models.program.two_server import for_two_servers
 from ..config import Settings
+from ..session.ahead import Ahead
 from ..session.client import ClientParty
-from ..session.helper.heartbeat import Heartbeat
 from ..session.helper.party import HelperParty
 from ..session.meeting import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
@@ -44,8 +44,9 @@ class HelperService(SessionService):
             part, hello = meet_client(channel, self.parts, timeout, role=self.role, config=self.config, first=first)
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
-        with self.telling(channel), Heartbeat(channel, lambda: None):
-            server = meet(settings.address("server"), context, "server", mine, timeout)
+        with self.telling(channel):
+            met = Ahead(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
+            server = met.result([channel], 0)
         client = ClientParty(
             part.program,
             part.constants,

@@ -9,8 +9,7 @@ from ...models.program.two_server import answer_layout, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError
-from ..session.compute_slots import LimitReached
-from ..session.messages import SAME_VERSION, limit_message, patient
+from ..session.messages import SAME_VERSION, patient, refusing
 from ..transport.frames import say_why
 from .rendezvous import OWNER, Rendezvous
 
@@ -55,13 +54,11 @@ def relay(
             if message.get("bye"):
                 return done
             if count is not None and "count" in message:
-                try:
+                with refusing(owner):
                     if counted == done:  # else it asks again, of a helper that was busy
                         count()
                         counted += 1
                     owner.send_message({"counted": done})
-                except LimitReached as limit:
-                    owner.send_message(limit_message(limit))
                 continue
             if count is not None and counted == done:
                 error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)

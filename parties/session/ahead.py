@@ -22,7 +22,7 @@ class Ahead(Generic[T]):
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"blindformer {name}")
         self._thread.start()
 
-    def result(self, peers: Collection[Channel], what: str) -> T:
+    def result(self, peers: Collection[Channel], what: object) -> T:
         """Wait for it. The peers hear {"waiting": what} every third of their timeout, so that a silence always means
         that somebody is gone; that one of them is gone ends the waiting."""
         while not self._done.wait(min(peer.timeout for peer in peers) / 3):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -43,6 +43,18 @@ class Answer:
     outputs: dict[str, Tensor]
     timings: Timings
     others: dict[str, float]
+
+
+@dataclass
+class Agreed:
+    """A query whose correlations both sides have. `ready`: what the server said of its own; `ahead`: whether they were
+    made ahead; `seconds`: how long the query has waited for them."""
+
+    number: int
+    tape: Tape
+    ready: dict[str, Any]
+    ahead: bool
+    seconds: float
 
 
 @dataclass
@@ -110,17 +122,18 @@ class ClientParty:
         `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
         and not used are lost.
         """
-        number, started = self.number, time.perf_counter()
-        ready, tape, ahead = self._agree(more)
-        offline = time.perf_counter() - started
-        engine = OnlineEngine("client", tape, Ring(self.program.ring), sources, self.constants)
+        return self.run(self.agree(more), sources, progress)
+
+    def run(self, agreed: Agreed, sources: Mapping[str, Tensor], progress: Progress | None = None) -> Answer:
+        """The online phase of a query."""
+        engine = OnlineEngine("client", agreed.tape, Ring(self.program.ring), sources, self.constants)
         outputs, timings = run_online(self.program, engine, over_channel(self.server), [self.server], progress)
-        finished = hear_of(self.server, "done", number, self.waiting)
-        if ready["ready"] != number:
+        finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
+        if ready["ready"] != agreed.number:
             raise other_query(self.server)
-        timings.offline_s, timings.ahead = offline, ahead
+        timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         # Priced here, where nobody waits for this side: the first time it takes a moment.
-        timings.offline_bytes = 0 if ahead else price(self.program).offline_bytes
+        timings.offline_bytes = 0 if agreed.ahead else price(self.program).offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -171,9 +184,10 @@ class ClientParty:
         if self._work is not None:
             self._work.join(seconds)
 
-    def _agree(self, more: bool) -> tuple[dict, Tape, bool]:
-        """Agree with the server on the correlations of the query, and wait until both sides have them. Last: whether
-        they were made ahead."""
+    def agree(self, more: bool = False) -> Agreed:
+        """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`: as
+        `query`."""
+        started = time.perf_counter()
         while True:
             coming = self._coming = self._coming or self._plan(self._choose())
             after = self._choose(coming.ref) if more else None
@@ -205,7 +219,7 @@ class ClientParty:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
-            return reply, tape, coming.ref is not None
+            return Agreed(number, tape, reply, coming.ref is not None, time.perf_counter() - started)
 
     def _choose(self, after: Ref | None = None) -> Ref | None:
         return None if self._proposals is None else self._proposals.next(after)

@@ -28,9 +28,9 @@ from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
 from ..transport.handshake import Hello
 from .ahead import Ahead
-from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
+from .compute_slots import ComputeSlots, Unlimited
 from .keys import masks, query_key
-from .messages import SAME_VERSION, busy_message, read_number, read_seed, requests
+from .messages import SAME_VERSION, read_number, read_seed, refusing, requests
 from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
 from .tuples import TupleDealer
@@ -128,7 +128,7 @@ class DealerParty:
                 tuples.deal(message)
                 continue
             number = read_number(self.leader, message, "query", least)
-            try:
+            with refusing(self.leader):
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
                     self.leader.send_message({"deal": number})
@@ -137,11 +137,8 @@ class DealerParty:
                     correlations.deal(streams, Corrections(self.leader, correlations.layout), weights)
                     seconds = time.perf_counter() - started
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
-            except SlotsBusy as busy:
-                self.leader.send_message(busy_message(busy))
-                continue
-            if on_query:
-                on_query(number, seconds)
+                if on_query:
+                    on_query(number, seconds)
 
     def _fetch_program(self) -> Program:
         """The program from the leader: bounded, and the one whose hash all parties named."""

@@ -86,18 +86,21 @@ def amount(message: Mapping[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
 
 
-def busy_message(busy: SlotsBusy) -> dict[str, Any]:
-    return {"busy": busy.retry_after, "party": busy.party, "why": busy.why}
+@contextmanager
+def refusing(channel: Channel) -> Iterator[None]:
+    """Where a query may be turned away: then the peer is told, and the session goes on."""
+    try:
+        yield
+    except SlotsBusy as busy:
+        channel.send_message({"busy": busy.retry_after, "party": busy.party, "why": busy.why})
+    except LimitReached as limit:
+        channel.send_message({"limit": limit.each, "period": limit.period, "seconds": limit.retry_after})
 
 
 def read_busy(channel: Channel, message: Mapping[str, Any]) -> SlotsBusy:
     """What the peer says of itself, or of a party that it asked in turn."""
     party = printable(message.get("party"), 32) or channel.peer
     return SlotsBusy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
-
-
-def limit_message(limit: LimitReached) -> dict[str, Any]:
-    return {"limit": limit.each, "period": limit.period, "seconds": limit.retry_after}
 
 
 def read_limit(channel: Channel, message: Mapping[str, Any]) -> LimitReached:

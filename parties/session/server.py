@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
@@ -19,10 +20,10 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .compute_slots import ComputeSlots, LimitReached, SlotsBusy, Unlimited
+from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
-from .messages import Ask, Precompute, amount, busy_message, hear, limit_message, read, read_number, requests
+from .messages import Ask, Precompute, amount, hear, read, read_number, refusing, requests
 from .online import OnQuery, run_online
 from .set_up import send_weights
 from .spool import Spool, SpoolError
@@ -148,15 +149,13 @@ class ServerParty:
 
     def _query(self, ask: Ask) -> Timings | None:
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
-        try:
-            with self.admission.slot(ask.query, lambda place: self.client.send_message({"queued": place})):
-                self._count(ask.query)
-                return self._answer(ask)
-        except SlotsBusy as busy:
-            self.client.send_message(busy_message(busy))
-        except LimitReached as limit:
-            self.client.send_message(limit_message(limit))
+        with refusing(self.client), self._slot(ask.query):
+            self._count(ask.query)
+            return self._answer(ask)
         return None
+
+    def _slot(self, number: int) -> AbstractContextManager[None]:
+        return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
 
     def _count(self, number: int) -> None:
         """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
@@ -273,19 +272,18 @@ class ServerParty:
                 raise SpoolError("server", "keeps no spool; start it with one")
             dealing = self._dealt_to()
             self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
-            for _ in range(count):
-                number = self.number
-                self.spool.room(self.price.offline_bytes, self.client_id)
-                with self.admission.slot(number, lambda place: self.client.send_message({"queued": place})):
-                    self._store(self.spool, dealing, number).result([self.client], "correlations")
-                self.number += 1
-                self.client.send_message({"stored": number})
-                if "kept" not in hear(self.client, ("kept", "stop")):
-                    return
+            with refusing(self.client):
+                for _ in range(count):
+                    number = self.number
+                    self.spool.room(self.price.offline_bytes, self.client_id)
+                    with self._slot(number):
+                        self._store(self.spool, dealing, number).result([self.client], "correlations")
+                    self.number += 1
+                    self.client.send_message({"stored": number})
+                    if "kept" not in hear(self.client, ("kept", "stop")):
+                        return
         except SpoolError as error:
             self.client.send_message({"full": count, "what": error.what})
-        except SlotsBusy as busy:
-            self.client.send_message(busy_message(busy))
 
     def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> Ahead[None]:
         frames = dealing.frames(number)

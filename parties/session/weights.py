@@ -155,21 +155,9 @@ class Served:
     """
 
     def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
-        self.part = part
+        self.program, self.weights, self.constants = part.program, part.weights, part.constants
         self.correlations = Correlations(part.program, owners)
         self.masked = MaskedWeights(part.program, part.weights, secret)
-
-    @property
-    def program(self) -> Program:
-        return self.part.program
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.part.weights
-
-    @property
-    def constants(self) -> Mapping[str, Tensor]:
-        return self.part.constants
 
     def lead(self, key: bytes, dealt: Channel) -> Tape:
         """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""

@@ -58,8 +58,7 @@ class LyingClient(ClientParty):
 
     def ask(self, sources: dict[str, Tensor], lies: Lies) -> dict[str, Tensor]:
         """The outputs of a query, in ring integers."""
-        _, tape, _ = self._agree(more=False)
-        engine = LyingEngine("client", tape, Ring(self.program.ring), sources, self.constants, lies=lies)
+        engine = LyingEngine("client", self.agree().tape, Ring(self.program.ring), sources, self.constants, lies=lies)
         outputs = interpret(self.program, engine, over_channel(self.server)).outputs
         self._hear("done")
         self.asked += 1

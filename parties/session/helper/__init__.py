@@ -3,7 +3,6 @@
     owner.py        the data owner: splits its values, a seed to one server, a tensor to the other; adds answers
     party.py        the helper: a client's session whose sources are the shares it is sent
     owner_shares.py the server: takes the owner's shares, gives the owner its answer shares
-    heartbeat.py    tells who waits that this side lives
 
 The server has two processes for one session, the helper's and the owner's: service/relay.py and service/rendezvous.py.
 

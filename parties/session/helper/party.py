@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ....models.program.two_server import answer_layout, input_layout
 from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
-from ....protocols.errors import PeerGone
+from ....protocols.errors import PeerError, PeerGone
+from ..ahead import Ahead
 from ..client import Answer, ClientParty
-from ..compute_slots import ComputeSlots, SlotsBusy, Unlimited
-from ..messages import Seed, amount, busy_message, read, read_number, requests
+from ..compute_slots import ComputeSlots, Unlimited
+from ..messages import Seed, amount, read, read_number, refusing, requests
 from ..online import OnQuery
-from .heartbeat import Heartbeat
+
+T = TypeVar("T")
 
 
 class HelperParty:
@@ -27,14 +29,12 @@ class HelperParty:
     def __init__(self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None) -> None:
         self.owner, self.party, self.admission = owner, party, admission or Unlimited()
         self._inputs, self._answers = input_layout(party.program), answer_layout(party.program)
-        # Without the owner there is nobody to compute for: whoever waits for the server is woken up.
-        self._heartbeat = Heartbeat(owner, party.server.interrupt)
+        self._place = 0  # in the server's queue
         party.waiting = self._waiting
 
     def set_up(self) -> None:
         """Do what a client does to open a session, while the owner waits."""
-        with self._heartbeat:
-            self.party.set_up()
+        self._meanwhile(self.party.set_up)
         self.owner.send_message({"open": True, "setup_bytes": self.party.setup_bytes})
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
@@ -50,35 +50,41 @@ class HelperParty:
 
     def _query(self, number: int, more: bool, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
-        try:
-            with self._heartbeat, self.admission.slot(number, self._queued):
-                sources = _Awaited(self._inputs, lambda: self._fetch(number))
-                answer = self.party.query(sources, more=more)
-                with self._heartbeat.silent():
-                    self.owner.send_message({"answer": number, **_report(answer)})
-                    self.owner.send(pack_shares(answer.outputs, self._answers))
-                if on_query:
-                    on_query(number, answer.timings)
-        except SlotsBusy as busy:
-            self.owner.send_message(busy_message(busy))
-            return False
-        return True
+        waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
+        with refusing(self.owner), self.admission.slot(number, waiting):
+            agreed = self._meanwhile(lambda: self.party.agree(more))
+            shares = self._fetch(number)
+            answer = self._meanwhile(lambda: self.party.run(agreed, shares))
+            self.owner.send_message({"answer": number, **_report(answer)})
+            self.owner.send(pack_shares(answer.outputs, self._answers))
+            if on_query:
+                on_query(number, answer.timings)
+            return True
+        return False
 
     def _fetch(self, number: int) -> Mapping[str, Tensor]:
         """Both servers are ready: now the owner sends its shares, this side's as a seed."""
-        with self._heartbeat.silent():
-            self.owner.send_message({"ready": number})
-            message = self.owner.recv_message()
+        self.owner.send_message({"ready": number})
+        message = self.owner.recv_message()
         if message.get("bye"):
             raise PeerGone(self.owner.peer, "left before it sent its shares", "see its own message")
         seed = read(self.owner, Seed, message).seed
         return seed_shares(bytes.fromhex(seed), self._inputs)
 
-    def _queued(self, place: int) -> None:
-        self._heartbeat.place = place
+    def _meanwhile(self, work: Callable[[], T]) -> T:
+        """The owner hears that this side lives. Without it there is nobody to compute for: the work is broken off."""
+        self._place, job = 0, Ahead(work, "helper")
+        try:
+            while not job.join(self.owner.timeout / 3):
+                self.owner.send_message({"waiting": self._place})
+        except PeerError:
+            self.party.server.interrupt()
+            job.join(None)
+            raise
+        return job.result([self.owner], "")
 
-    def _waiting(self, message: dict) -> None:
-        self._queued(int(amount(message, "queued")))
+    def _waiting(self, message: dict[str, Any]) -> None:
+        self._place = int(amount(message, "queued"))
 
 
 def _report(answer: Answer) -> dict[str, float]:
@@ -91,22 +97,3 @@ def _report(answer: Answer) -> dict[str, float]:
         "helper_peak_rss_mb": timings.peak_rss_mb,
     }
     return {**answer.others, **mine}
-
-
-class _Awaited(Mapping[str, Tensor]):
-    """Shares that are fetched when the first of them is read, which is when the online phase begins."""
-
-    def __init__(self, names: Mapping[str, Any], fetch: Callable[[], Mapping[str, Tensor]]) -> None:
-        self._names, self._fetch = names, fetch
-        self._shares: Mapping[str, Tensor] | None = None
-
-    def __getitem__(self, name: str) -> Tensor:
-        if self._shares is None:
-            self._shares = self._fetch()
-        return self._shares[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
