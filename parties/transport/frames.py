@@ -27,7 +27,6 @@ ERROR_TEXT_LIMIT = 300
 
 TENSOR = 0x54  # "T"
 MESSAGE = 0x4A  # "J"
-_TLS_RECORDS = (0x15, 0x16)  # alert, handshake: what a peer that speaks TLS sends to one that does not
 
 SAME_PROGRAM = "both parties must run the same version, program and plan: compare them, then run again"
 READ_ITS_MESSAGE = "see {peer}'s own message, then run the query again"
@@ -168,8 +167,6 @@ class Incoming:
         self.view = memoryview(self.payload)
 
     def _check(self, kind: int, length: int) -> None:
-        if kind in _TLS_RECORDS:
-            raise self._speaks_tls()
         if kind not in (TENSOR, MESSAGE):
             raise PeerProtocolError(self.peer, "sent bytes that are not a Blindformer frame", SAME_PROGRAM)
         names = {TENSOR: "a tensor frame", MESSAGE: "a message"}
@@ -187,12 +184,7 @@ class Incoming:
         error = peer_error(self.peer, unpack_message(self.peer, self.payload or b""))
         raise error or PeerProtocolError(self.peer, "sent a message where a tensor frame was expected", SAME_PROGRAM)
 
-    def _speaks_tls(self) -> PeerRefused:
-        return PeerRefused(self.peer, "speaks TLS, this side plain TCP", "leave out --insecure here, or use it on both")
-
     def ended(self) -> PeerError:
         """The error for a stream that ends here."""
-        if self._filled and self._header[0] in _TLS_RECORDS:  # a TLS alert is shorter than our header
-            return self._speaks_tls()
         where = "in the middle of a frame" if self.started else "before the frame this side was waiting for"
         return PeerGone(self.peer, f"closed the connection {where}", READ_ITS_MESSAGE.format(peer=self.peer))

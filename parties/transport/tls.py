@@ -1,4 +1,4 @@
-"""Connecting parties: listen, accept, dial; TLS 1.3 with a certificate on both sides, or plain TCP on loopback.
+"""Connecting parties: listen, accept, dial; TLS 1.3 with a certificate on both sides.
 
 The role of a peer is read from its verified certificate (the URI `blindformer:role:<role>` in the subject
 alternative names, see certificates/issuing.py), so a client's certificate cannot act as a dealer.
@@ -6,7 +6,6 @@ alternative names, see certificates/issuing.py), so a client's certificate canno
 
 from __future__ import annotations
 
-import ipaddress
 import select
 import socket
 import ssl
@@ -18,7 +17,7 @@ from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
 from .faults import explain
 from .frames import say_why
 from .stream import StreamChannel
-from .wires import PlainWire, TlsWire
+from .wires import TlsWire
 
 ROLE_URI = "blindformer:role:"
 RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection
@@ -61,18 +60,6 @@ class TlsChannel(StreamChannel):
             raise PeerGone(self.peer, what, "open a new one between two queries")
 
 
-class PlainChannel(StreamChannel):
-    """A channel without encryption, between two loopback addresses only: for tests and one-machine debugging.
-
-    Errors: `PeerRefused` if either end of `sock` is not a loopback address.
-    """
-
-    def __init__(self, sock: socket.socket, peer: str, timeout: float = 60) -> None:
-        for address in (sock.getsockname(), sock.getpeername()):
-            _require_loopback(peer, address[0])
-        super().__init__(PlainWire(sock), peer, timeout)
-
-
 def role_of(certificate: Mapping[str, Any]) -> str | None:
     """The role in a certificate as `getpeercert` gives it; None unless it holds exactly one."""
     roles = [
@@ -97,11 +84,11 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        context: ssl.SSLContext | None,
+        context: ssl.SSLContext,
         timeout: float = 60,
         handshake_seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
-        """Use `listen`. `timeout` (seconds) is the one of the channels to come; no `context` means plain TCP."""
+        """`sock` is bound and listens. `timeout` (seconds) is the one of the channels to come."""
         sock.setblocking(False)
         self._sock = sock
         self._context = context
@@ -119,7 +106,7 @@ class Listener:
         timeout: float | None = None,
         expect_roles: Collection[str] | None = None,
         refused: Callable[[PeerRefused], None] | None = None,
-    ) -> StreamChannel:
+    ) -> TlsChannel:
         """The next peer that shows a good certificate and has one of `expect_roles` (any role when None).
 
         A peer turned down raises `PeerRefused`, or is handed to `refused` while accepting goes on. Either way the
@@ -158,7 +145,7 @@ class Listener:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _step(self, deadline: float | None, expect_roles: Collection[str] | None) -> StreamChannel | None:
+    def _step(self, deadline: float | None, expect_roles: Collection[str] | None) -> TlsChannel | None:
         """Wait for one event and serve it."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
@@ -174,32 +161,22 @@ class Listener:
                 if channel is not None:
                     return channel
         self._drop_slow()
-        return self._meet(expect_roles) if self._sock.fileno() in ready else None
+        if self._sock.fileno() in ready:
+            self._meet()
+        return None
 
-    def _meet(self, expect_roles: Collection[str] | None) -> StreamChannel | None:
+    def _meet(self) -> None:
         try:
             sock, address = self._sock.accept()
         except (BlockingIOError, ConnectionError):
-            return None
-        if self._context is None:
-            # Nothing proves a role here; the hello that follows at least states it.
-            name = next(iter(expect_roles)) if expect_roles and len(expect_roles) == 1 else "peer"
-            try:
-                return PlainChannel(sock, name, self._timeout)
-            except PeerRefused:
-                sock.close()
-                raise
-            except OSError:  # gone again already
-                sock.close()
-                return None
+            return
         if len(self._strangers) >= HANDSHAKES_AT_ONCE:
             oldest = min(self._strangers, key=lambda number: self._strangers[number][2])
             self._strangers.pop(oldest)[0].sock.close()
         end = time.monotonic() + self._handshake_seconds
         self._strangers[sock.fileno()] = (TlsWire(sock, self._context), f"peer at {address[0]}", end)
-        return None
 
-    def _advance(self, number: int, expect_roles: Collection[str] | None) -> StreamChannel | None:
+    def _advance(self, number: int, expect_roles: Collection[str] | None) -> TlsChannel | None:
         wire, name, _ = self._strangers[number]
         try:
             if not wire.handshake():
@@ -224,20 +201,13 @@ class Listener:
 def listen(
     host: str,
     port: int,
-    context: ssl.SSLContext | None,
+    context: ssl.SSLContext,
     *,
-    insecure: bool = False,
     timeout: float = 60,
     handshake_seconds: float = HANDSHAKE_SECONDS,
 ) -> Listener:
-    """Listen on `host:port` (port 0 picks a free one). Plain TCP needs `context=None` and `insecure=True`.
-
-    Errors: `PeerRefused` for plain TCP off loopback; OSError when the address cannot be bound.
-    """
-    _check_insecure("peer", context, insecure)
+    """Listen on `host:port` (port 0 picks a free one). Errors: OSError when the address cannot be bound."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    if context is None:
-        _require_loopback("peer", str(address[0]))
     sock = socket.create_server(address[:2], family=family, backlog=64)
     return Listener(sock, context, timeout, handshake_seconds)
 
@@ -270,14 +240,13 @@ def welcome(
 def dial(
     host: str,
     port: int,
-    context: ssl.SSLContext | None,
+    context: ssl.SSLContext,
     expect_role: str,
     *,
-    insecure: bool = False,
     timeout: float = 60,
     retry_seconds: float = 0,
     handshake_seconds: float = HANDSHAKE_SECONDS,
-) -> StreamChannel:
+) -> TlsChannel:
     """Connect to the party with `expect_role` at `host:port`, trying again for `retry_seconds` while nobody listens.
 
     With TLS 1.3 a peer that turns our certificate down says so only after our side of the handshake is done: that
@@ -285,11 +254,8 @@ def dial(
 
     Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
     """
-    _check_insecure(expect_role, context, insecure)
     sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
-        if context is None:
-            return PlainChannel(sock, expect_role, timeout)
         wire = TlsWire(sock, context, host)
         _shake_hands(wire, expect_role, handshake_seconds)
     except BaseException:
@@ -342,22 +308,3 @@ def _introduce(wire: TlsWire, name: str, expect_roles: Collection[str] | None, t
     say_why(channel, error)
     channel.close()
     raise error
-
-
-def _check_insecure(role: str, context: ssl.SSLContext | None, insecure: bool) -> None:
-    if context is None and not insecure:
-        raise PeerRefused(
-            role, "no certificates are given", "make some with `blindformer certs`, or ask for --insecure"
-        )
-    if context is not None and insecure:
-        raise PeerRefused(role, "both certificates and --insecure are given", "leave one of them out")
-
-
-def _require_loopback(role: str, host: str) -> None:
-    try:
-        address = ipaddress.ip_address(host.split("%", maxsplit=1)[0])
-    except ValueError:
-        address = None
-    mapped = getattr(address, "ipv4_mapped", None)
-    if address is None or not (mapped or address).is_loopback:
-        raise PeerRefused(role, f"plain TCP is for loopback addresses only, not {host}", "use certificates (TLS)")

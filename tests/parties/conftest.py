@@ -31,10 +31,7 @@ def connect(kind: str, folder: Path, timeout: float):
     """(server's channel, client's channel)."""
     if kind == "memory":
         return memory_pair("server", "client", timeout)
-    plain = kind == "plain"
-    with listen(
-        "127.0.0.1", 0, None if plain else server_context(folder, "server"), insecure=plain, timeout=timeout
-    ) as listener:
+    with listen("127.0.0.1", 0, server_context(folder, "server"), timeout=timeout) as listener:
         accepted: Future = Future()
 
         def accept() -> None:
@@ -45,13 +42,12 @@ def connect(kind: str, folder: Path, timeout: float):
 
         thread = threading.Thread(target=accept)
         thread.start()
-        context = None if plain else client_context(folder, "client")
-        client = dial(*listener.address, context, "server", insecure=plain, timeout=timeout)
+        client = dial(*listener.address, client_context(folder, "client"), "server", timeout=timeout)
         thread.join()
         return accepted.result(), client
 
 
-@pytest.fixture(params=["memory", "plain", "tls"])
+@pytest.fixture(params=["memory", "tls"])
 def make_pair(request, certificates):
     """`make_pair(timeout=...)` gives (server's channel, client's channel) over each transport."""
     opened = []

@@ -3,12 +3,15 @@
 python crypten_party.py RANK PORT0 PORT1     party k listens at PORTk, and dials those before it
 """
 
+import socket
 import sys
 import threading
 
 import torch
 from blindformer.parties.transport.memory import memory_pair
-from blindformer.parties.transport.tls import dial, listen
+from blindformer.parties.transport.stream import StreamChannel
+from blindformer.parties.transport.tls import reach
+from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten
@@ -39,13 +42,14 @@ def deal(rank):
 
 
 def connect(rank, ports):
-    listener = listen("127.0.0.1", ports[rank], None, insecure=True) if rank < 2 else None
+    listener = socket.create_server(("127.0.0.1", ports[rank])) if rank < 2 else None
     channels = {}
     for peer in range(rank):
-        channels[peer] = dial("127.0.0.1", ports[peer], None, f"party{peer}", insecure=True, retry_seconds=60)
+        sock = reach("127.0.0.1", ports[peer], f"party{peer}", 60, retry_seconds=60)
+        channels[peer] = StreamChannel(PlainWire(sock), f"party{peer}")
         channels[peer].send_message({"rank": rank})
     while listener and len(channels) < 2:
-        channel = listener.accept(60)
+        channel = StreamChannel(PlainWire(listener.accept()[0]), "peer")
         channels[channel.recv_message()["rank"]] = channel
     return channels
 

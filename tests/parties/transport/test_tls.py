@@ -14,7 +14,9 @@ import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.revocation import revoke
-from blindformer.parties.transport.tls import PlainChannel, TlsChannel, dial, listen, role_of, welcome
+from blindformer.parties.transport.frames import MESSAGE, pack_header
+from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of, welcome
+from blindformer.parties.transport.wires import NOT_TLS_ALERT
 from blindformer.protocols.errors import PeerGone, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.conftest import listening, stranger_context
 
@@ -153,52 +155,12 @@ def test_a_listener_of_another_ca(listener, certificates, aside, tmp_path):
 # --- plain TCP -------------------------------------------------------------------------------------------------------
 def test_plain_tcp_at_the_tls_port(listener, certificates, aside):
     accepting = aside(listener.accept, 30)
-    channel = dial(*listener.address, None, "server", insecure=True, timeout=5)
-    channel.send_message({"hello": 1})
-    with pytest.raises(PeerRefused, match="server: speaks TLS, this side plain TCP"):
-        channel.recv_message()
-    with pytest.raises(PeerRefused, match=r"peer at 127\.0\.0\.1: does not speak TLS"):
-        accepting.result(30)
-    channel.close()
+    with socket.create_connection(listener.address) as sock:
+        sock.sendall(pack_header(MESSAGE, 13) + b'{"hello":true}')
+        assert sock.recv(100) == NOT_TLS_ALERT
+        with pytest.raises(PeerRefused, match=r"peer at 127\.0\.0\.1: does not speak TLS"):
+            accepting.result(30)
     still_accepts(listener, certificates, aside)
-
-
-def test_tls_at_a_plain_port(certificates, aside):
-    with listen("127.0.0.1", 0, None, insecure=True) as listener:
-        accepting = aside(listener.accept, 30, {"client"})
-        dialling = aside(dial, *listener.address, client_context(certificates, "client"), "server")
-        server = accepting.result(30)
-        assert server.peer == "client"
-        with pytest.raises(PeerRefused, match="client: speaks TLS"):
-            server.recv_message()
-        server.close()
-        with pytest.raises(PeerRefused, match="server: closed the connection during the TLS handshake"):
-            dialling.result(30)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
-def test_insecure_is_refused_off_loopback(host):
-    with pytest.raises(PeerRefused, match="plain TCP is for loopback addresses only"):
-        listen(host, 0, None, insecure=True)
-
-
-def test_insecure_is_checked_on_the_socket_itself():
-    class Far:
-        def getsockname(self):
-            return ("127.0.0.1", 1)
-
-        def getpeername(self):
-            return ("192.0.2.7", 2)
-
-    with pytest.raises(PeerRefused, match=r"not 192\.0\.2\.7"):
-        PlainChannel(Far(), "server")  # type: ignore[arg-type]
-
-
-def test_insecure_must_be_said(certificates):
-    with pytest.raises(PeerRefused, match="no certificates are given"):
-        dial("127.0.0.1", 1, None, "server")
-    with pytest.raises(PeerRefused, match="leave one of them out"):
-        listen("127.0.0.1", 0, server_context(certificates, "server"), insecure=True)
 
 
 # --- strangers, and who does not come --------------------------------------------------------------------------------
