@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
 from ...protocols.ckks.facts import CircuitNeeds
 from ...protocols.errors import BlindformerError
+from ..certificates.authority import write
 from ..config import Address
 
 
@@ -41,13 +41,7 @@ class KeptKeys:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for file, content in ((self._secret, secret), (self._name, name.encode())):
-                part = file.with_suffix(f"{file.suffix}.part")
-                with suppress(FileNotFoundError):
-                    part.unlink()
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(content)
-                part.replace(file)
+                write(file, content, mode=0o600)
         except OSError as error:
             raise KeyFileError(
                 f"{self._folder}: cannot keep keys there ({error.strerror}); choose another folder"

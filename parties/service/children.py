@@ -30,7 +30,7 @@ from .control import (
     Want,
 )
 from .host import Host
-from .identity import Renewable
+from .identity import Identity
 from .pending import Pending
 
 ConnectionKind = Literal["session", "relay", "visit"]
@@ -40,7 +40,7 @@ CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line
 class ServedSessions(Protocol):
     """What a supervisor serves (sessions.SessionService), which is made before the first fork."""
 
-    identity: Renewable
+    identity: Identity
     """In the supervisor: this party's certificate, and who is revoked."""
 
     def work(self, sock: socket.socket, control: Control) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from .acceptor import Acceptor
 from .exporter import Exporter
-from .identity import Renewable, Renewal
+from .identity import Identity, Renewal
 from .limits import ServiceLimits
 from .logs import Log
 from .metrics import Metrics
@@ -26,15 +26,6 @@ from .pending import Pending
 
 FEED_SECONDS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-class Entering(Protocol):
-    """A connection between its TLS hello and its place. `born`: of the monotonic clock."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def born(self) -> float: ...
 
 
 class Connections(Protocol):
@@ -46,7 +37,8 @@ class Connections(Protocol):
         ...
 
     def entering(self) -> Sequence[Any]:
-        """Those on their way to a place (`Entering`), the oldest first."""
+        """Those between their TLS hello and a place, the oldest first; each with its `host`, and when it was `born` (of
+        the monotonic clock)."""
         ...
 
     def start(self, pending: Pending) -> None:
@@ -104,7 +96,7 @@ class Host:
     def serving(
         self,
         connections: Connections,
-        identity: Renewable,
+        identity: Identity,
         files: int,
         watch: Callable[[Any, Callable[[], None]], object],
         forget: Callable[[Any], object],

@@ -9,18 +9,15 @@ from __future__ import annotations
 import datetime
 import ssl
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from ...protocols.errors import BlindformerError
-from ...versions import spoken_version
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
 from ..certificates.contexts import client_context, server_context
 from ..certificates.revocation import RevokedList, read_revoked
 from ..transport.faults import NEW_CERTIFICATE
-from ..transport.probe import PeerFacts
 from .logs import Log
 
 LOOK_SECONDS = 1.0  # between looks at the files; what has changed is read when it is the same at the next look
@@ -89,10 +86,6 @@ class Identity:
         when = f"ends on {self._ends:%Y-%m-%d %H:%M} UTC, in {left:.0f} days" if left > 0 else "has expired"
         return f"{self._first} {when}; renew it, and copy it here: it is taken without a restart"
 
-    def facts(self, config: str, programs: Collection[str] = ()) -> PeerFacts:
-        """What this party says of itself to a probe."""
-        return PeerFacts(blindformer=spoken_version(), role=self.role, config=config, programs=list(programs))
-
     def _check_newer(self, found: RevokedList | None, issuer: str) -> None:
         """Nobody who was revoked comes back because an old list, or none, was copied here."""
         before = self._list
@@ -105,21 +98,10 @@ class Identity:
             )
 
 
-class Renewable(Protocol):
-    """What a service has of `Identity`."""
-
-    @property
-    def expires(self) -> float: ...
-    def reload(self) -> None: ...
-    def changed(self) -> bool: ...
-    def revoked(self, serial: str) -> bool: ...
-    def warning(self) -> str: ...
-
-
 class Renewal:
     """Has a service take up new files. `taken`: called after they have been, to show out whoever was revoked."""
 
-    def __init__(self, identity: Renewable, log: Log, taken: Callable[[], None]) -> None:
+    def __init__(self, identity: Identity, log: Log, taken: Callable[[], None]) -> None:
         self._identity, self._log, self._taken = identity, log, taken
         self._look_at = self._warn_at = 0.0  # of the monotonic clock
 

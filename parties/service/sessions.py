@@ -17,13 +17,12 @@ from ..session.meeting import tell
 from ..session.spool import Spool
 from ..session.timings import Timings
 from ..transport.handshake import Hello
-from ..transport.probe import answer_probe, is_probe
+from ..transport.probe import answer_probe, is_probe, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
 from .children import ServedSessions
 from .control import Answered
 from .host import Host
-from .identity import Identity
 from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .running import StartedService
@@ -36,7 +35,6 @@ FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that name
 class SessionService(StartedService, ServedSessions):
     """A service whose every connection has a process. Made before the first fork."""
 
-    identity: Identity
     roles: Collection[str] = ("client",)
     """Whose certificates are welcome."""
     spool: Spool | None = None
@@ -60,7 +58,7 @@ class SessionService(StartedService, ServedSessions):
             first = channel.recv_message(FIRST_LIMIT)
             if is_probe(first):
                 control.probing(channel.peer, channel.fingerprint)
-                answer_probe(channel, first, self.identity.facts(self.config, self.programs))
+                answer_probe(channel, first, my_facts(self.role, self.config, self.programs))
                 channel.close()
                 return
         self.serve(channel, first, control)
