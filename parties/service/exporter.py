@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import IO
 
 from .backoff import Backoff
 from .logs import Log
@@ -22,7 +23,6 @@ class Exporter:
     def __init__(self, sock: socket.socket, log: Log) -> None:
         self._sock, self._log = sock, log
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe = -1
         self._rest = b""
         self._backoff = Backoff()
         self._since = self._again = 0.0
@@ -37,23 +37,24 @@ class Exporter:
         if self._process is not None and self._process.poll() is not None:
             if now - self._since > STEADY_SECONDS:
                 self._backoff.reset()
+            _pipe(self._process).close()
             self._ended(now, f"it ended with code {self._process.returncode}")
         if self._process is None and now >= self._again:
             try:
-                self._start(now)
+                self._process, self._since, self._rest = self._started(), now, b""
             except OSError as error:
                 self._ended(now, f"it cannot be started ({error.strerror})")
         if self._process is not None:
             # Each snapshot holds everything, so one is left out while an earlier one is still on its way.
             data = self._rest or (json.dumps({"text": text, "stopping": stopping}) + "\n").encode()
             with contextlib.suppress(OSError):  # the pipe is full, or it is dead, which the next call notices
-                self._rest = data[os.write(self._pipe, data) :]
+                self._rest = data[os.write(_pipe(self._process).fileno(), data) :]
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
         self._sock.close()
-        self._hang_up()
         if self._process is not None:
+            _pipe(self._process).close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
             self._process.kill()
@@ -63,30 +64,26 @@ class Exporter:
     def forget(self) -> None:
         """In a child of the supervisor: let go of what is the supervisor's."""
         self._sock.close()
-        self._hang_up()
         if self._process is not None:
+            _pipe(self._process).close()
             self._process.returncode = 0  # it is not ours to wait for
 
-    def _start(self, now: float) -> None:
+    def _started(self) -> subprocess.Popen[bytes]:
         """Errors: OSError."""
-        reading, self._pipe = os.pipe()
-        command = [sys.executable, "-m", f"{__package__}.metrics_server", str(self._sock.fileno())]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=reading, stdout=subprocess.DEVNULL, pass_fds=[self._sock.fileno()], cwd="/"
-            )
-        finally:
-            os.close(reading)
-        os.set_blocking(self._pipe, False)
-        self._since, self._rest = now, b""
+        number = self._sock.fileno()
+        words = [sys.executable, "-m", f"{__package__}.metrics_server", str(number)]
+        process = subprocess.Popen(
+            words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[number], cwd="/"
+        )
+        os.set_blocking(_pipe(process).fileno(), False)
+        return process
 
     def _ended(self, now: float, what: str) -> None:
         pause = self._backoff.ended()
         self._again, self._process = now + pause, None
-        self._hang_up()
         self._log.error("metrics-died", what=f"{what}; it is started again", seconds=pause)
 
-    def _hang_up(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+
+def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from ..config import ServiceSection
 
 
 def cores() -> int:
@@ -12,25 +16,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class ServiceLimits:
-    """Counts, and times in seconds."""
+class ServiceLimits(ServiceSection):
+    """The settings of a service, and bounds that are no settings. Counts, and times in seconds.
 
-    sessions: int = 32
-    workers: int = field(default_factory=cores)
-    """Queries computing at once."""
-    queue: int = 64
-    """Queries that may wait for a worker."""
-    share: float = 0.15
-    """Of the sessions and of the queue, what one certificate may hold: a certificate is one customer, and one that
-    opens session after session (a bug is enough, it need not be malice) must leave room for the others."""
-    idle: float = 600.0
-    """A session may be silent so long between two queries."""
-    query_seconds: float = 900.0
-    """A query may hold a worker so long. The timeout bounds each silence, not their sum: without this, a peer that
-    says its word just in time, a hundred rounds in a row, holds a worker for hours."""
-    grace: float = 30.0
-    """Running queries have so long to finish when the service stops."""
+    One certificate has a `share`, as it is one customer: one that opens session after session (a bug is enough, it need
+    not be malice) must leave room for the others. `query_seconds` bounds the sum of a query's silences, each of which
+    the timeout bounds: else a peer that says its word just in time, a hundred rounds in a row, holds a worker for
+    hours.
+    """
+
+    workers: int = Field(default_factory=cores)
 
     pending: int = 256
     """Connections whose peer has not shown yet that it speaks TLS: a socket each."""
@@ -44,6 +39,12 @@ class ServiceLimits:
     probes: int = 2
     """Measurements (`blindformer doctor`) at once, and for so long:"""
     probe_seconds: float = 70.0
+
+    @classmethod
+    def of(cls, mine: ServiceSection, **bounds: Any) -> ServiceLimits:
+        """`bounds`: over the defaults of those that are no settings."""
+        given = {name: getattr(mine, name) for name in ServiceSection.model_fields}
+        return cls(**{name: value for name, value in given.items() if value is not None}, **bounds)
 
     @property
     def sessions_each(self) -> int:

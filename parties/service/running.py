@@ -84,9 +84,7 @@ def run(
     """
     if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
-    same = ("sessions", "queue", "share", "idle", "query_seconds", "grace", "workers")
-    given = {name: getattr(mine, name) for name in same if getattr(mine, name) is not None}
-    log, limits = Log(role, mine.log_format), ServiceLimits(**given, **bounds)
+    log, limits = Log(role, mine.log_format), ServiceLimits.of(mine, **bounds)
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
         exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, backlog=16), log)
         service = make(limits, scratch)

@@ -48,11 +48,6 @@ class TlsChannel(StreamChannel):
         """In the peer's certificate: who it is for, whatever its key and number."""
         return name_of(self._tls_wire.certificate()) or self.fingerprint
 
-    @property
-    def worn(self) -> bool:
-        """Whether to open a new connection at the next quiet moment: half of what one key may encrypt is sent."""
-        return self._tls_wire.records > RECORDS_PER_KEY // 2
-
     def _check_usable(self, sending: bool, receiving: bool) -> None:
         super()._check_usable(sending, receiving)
         if sending and self._tls_wire.records > RECORDS_PER_KEY:

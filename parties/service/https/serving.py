@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ class HttpsService(StartedService):
             about={"name": found["name"], "plan": found["plan"], "version": my_version()},
             facts={item.program: item for item in facts},
             workers=workers,
-            places=Places(replace(limits, sessions=self._places)),
+            places=Places(limits.model_copy(update={"sessions": self._places})),
             store=KeyStore(
                 self.scratch,
                 most_bytes=int(mine.keys_gb * GB),
