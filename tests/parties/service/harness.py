@@ -151,12 +151,13 @@ class Running:
             self._descendants.setdefault(process.pid, process)
         return [process for process in found if runs(process)]
 
-    def memory(self) -> float:
-        """What all its processes hold, MB: each its private pages, and its part of those it shares with others."""
+    def memory(self, kind: str = "pss") -> float:
+        """What all its processes hold, MB: each its private pages, and its part of those it shares with others (`uss`:
+        without those)."""
         total = 0
         for process in [psutil.Process(self.pid), *self.children()]:
             try:
-                total += process.memory_full_info().pss
+                total += getattr(process.memory_full_info(), kind)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue  # it has just ended
         return total / 1e6

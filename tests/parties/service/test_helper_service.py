@@ -32,12 +32,6 @@ def shared_site(compiled, tmp_path_factory) -> Iterator[Helped]:
         yield site
 
 
-@pytest.fixture
-def site(shared_site) -> Helped:
-    shared_site.restore()
-    return shared_site
-
-
 @pytest.fixture(scope="module")
 def expected(compiled, part) -> Callable:
     """expected(text, length): the answer in the clear."""
