@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,7 @@ from .output import banner, good_until
 from .steps import prepare
 
 if TYPE_CHECKING:
-    from ..config import Role, ServiceSection, Settings
-    from ..service.limits import ServiceLimits
+    from ..config import Role, Settings
     from ..service.running import StartedService
 
 ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
@@ -77,6 +76,14 @@ class Service:
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
         return found
 
+    def run(self, kind: type[StartedService], settings: Settings, any_ring: bool = False) -> None:
+        """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
+        from ..service.local_options import LocalOptions
+        from ..service.running import run
+
+        said = show if getattr(settings, kind.role).log_format == "text" else None
+        run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -107,12 +114,7 @@ def server(
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
     settings = given.settings("server", None, {"folder": folder, **vars(own)}, **shared)
-    from ..service.local_options import LocalOptions
-
-    more: dict[str, Any] = {"more": ["--any-ring"]} if any_ring else {}
-    local = LocalOptions.read(given.local)
-    serve = resolve(find_served(settings.session.protocol).service)
-    serve(settings, announcing(settings.server.log_format), given.stdin, local=local, **more)
+    given.run(resolve(find_served(settings.session.protocol).service), settings, any_ring=any_ring)
 
 
 @options.grouped
@@ -120,10 +122,8 @@ def dealer(given: Service) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     settings = given.settings("dealer", served_with("dealer"), {})
     from ..service.dealer import DealerService
-    from ..service.local_options import LocalOptions
 
-    local = LocalOptions.read(given.local)
-    _run("dealer", settings.dealer, given, lambda limits, scratch: DealerService(settings, limits, scratch, local))
+    given.run(DealerService, settings)
 
 
 @options.grouped
@@ -147,20 +147,7 @@ def helper(
     settings = given.settings("helper", served_with("dealer"), {"folder": folder, "cache": cache}, **shared)
     from ..service.helper import HelperService
 
-    _run("helper", settings.helper, given, lambda limits, scratch: HelperService(settings, limits, scratch))
-
-
-def _run(
-    role: Role, section: ServiceSection, given: Service, make: Callable[[ServiceLimits, Path], StartedService]
-) -> None:
-    from ..service.running import run
-
-    run(role, section, make, announcing(section.log_format), lifeline=given.stdin)
-
-
-def announcing(log_format: str) -> Callable[[Any], None] | None:
-    """What a service says of itself when it is ready; None where its log is for programs."""
-    return show if log_format == "text" else None
+    given.run(HelperService, settings)
 
 
 def show(said: Any) -> None:

@@ -26,7 +26,7 @@ Named = str | Callable[..., Any]
 class ServedBy:
     """How long-lived services answer clients.
 
-    client, service   a class, and a function of (settings, announce, lifeline, **options)
+    client, service   classes
     checks            a module of the doctor's own checks (doctor.examine.Checks)
     words             what is asked, in help
     helpers           roles that a server needs beside it

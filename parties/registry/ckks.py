@@ -12,7 +12,7 @@ ENTRY = ProtocolEntry(
     start="start serve and query",
     served=ServedBy(
         client=".client.client:EncryptedClient",
-        service=".service.https.serving:serve",
+        service=".service.https.serving:HttpsService",
         checks=".doctor.https",
         words="encrypted queries",
     ),

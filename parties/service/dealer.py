@@ -21,7 +21,6 @@ from ..transport.tls import TlsChannel
 from .child import Control
 from .children import ConnectionKind
 from .control import Answered, ChildReport, Introduced
-from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .seeds import AskedSeeds, PassedSeeds
 from .sessions import SessionService
@@ -30,16 +29,15 @@ PROGRAMS = 64  # files kept
 
 
 class DealerService(SessionService):
-    """One dealer. `scratch`: a folder of this service alone."""
+    """One dealer."""
 
+    role = "dealer"
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
     roles = ("client", "helper", "server")
     about = "any program that a server and its client agree on"
 
-    def __init__(
-        self, settings: Settings, limits: ServiceLimits, scratch: Path, local: LocalOptions | None = None
-    ) -> None:
-        super().__init__("dealer", settings, limits, local)
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
         _load_ahead()
         self.known = FilePrograms(scratch)
         self.seeds = PassedSeeds()

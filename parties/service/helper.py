@@ -17,17 +17,18 @@ from ..session.meeting import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
 from ..transport.tls import TlsChannel
 from .child import Control
-from .limits import ServiceLimits
+from .local_options import LocalOptions
 from .sessions import SessionService, answered
 
 
 class HelperService(SessionService):
     """One helper with its programs, one for each length."""
 
+    role = "helper"
     helpers = "an offline dealer, and the server, with which this helper must not collude"
 
-    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path) -> None:
-        super().__init__("helper", settings, limits)
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
         mine = settings.helper
         part = load_helper(mine.folder)
         seated = [HelperLength(for_two_servers(item.program), item.constants) for item in part.lengths.values()]

@@ -28,6 +28,7 @@ class LocalOptions:
     """`scratch`: a folder of the launcher's, removed when the party ends, as the launcher may be gone by then.
 
     threads   torch threads of each session
+    any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
     audit     FOR TESTS: after each query, a line on stderr says whether what the server has opened looks uniform
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
     deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
@@ -35,6 +36,7 @@ class LocalOptions:
 
     scratch: str = ""
     threads: int = 1
+    any_ring: bool = False
     audit: bool = False
     network: tuple[str, float, float] | None = None
     deals: bool = False

@@ -9,11 +9,11 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from ...protocols.errors import BlindformerError
 from ..config import Address, ServiceSection, Settings
@@ -21,6 +21,7 @@ from .exporter import Exporter
 from .host import Host
 from .identity import Identity
 from .limits import ServiceLimits
+from .local_options import LocalOptions
 from .logs import Log
 from .metrics import Metrics
 
@@ -37,19 +38,25 @@ class StartError(BlindformerError):
 class StartedService:
     """A service, and what it says of itself when it begins to serve.
 
+    role       whose section of the settings, and whose certificate it has
+    bounds     of its limits, those that are no settings, where they are not the defaults
     programs   hashes, one a length; none where any program will do
     limit      how much one certificate may ask, where that is this service's business
 
     Errors: `BlindformerError`: a folder or a certificate that cannot be used.
     """
 
+    role: Literal["server", "dealer", "helper"]
+    bounds: Mapping[str, float] = {}
     adversary = "semi-honest parties that do not collude"
     helpers = about = limit = ""
 
-    def __init__(self, role: str, settings: Settings, limits: ServiceLimits) -> None:
-        self.role, self.settings, self.limits = role, settings, limits
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        """`scratch`: a folder of this service alone, with a short path."""
+        self.settings, self.scratch, self.local = settings, scratch, local
+        self.limits = ServiceLimits.of(getattr(settings, self.role), **self.bounds)
         self.timeout = settings.session.timeout
-        self.identity = Identity(settings.certificates.folder, role)
+        self.identity = Identity(settings.certificates.folder, self.role)
         self.programs: list[str] = []
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
@@ -67,34 +74,32 @@ class Announcement:
 
 
 def run(
-    role: str,
-    mine: ServiceSection,
-    make: Callable[[ServiceLimits, Path], StartedService],
+    kind: type[StartedService],
+    settings: Settings,
     announce: Callable[[Announcement], None] | None = None,
     lifeline: int | None = None,
-    **bounds: Any,
+    local: LocalOptions | None = None,
 ) -> None:
     """Serve until a signal stops it, or the end of the pipe `lifeline`; SIGHUP reads the certificates again.
 
-    make       loads the service; it is given a scratch folder
     announce   is told when it serves; without it the log is
-    bounds     limits that are no settings
 
-    Errors: `StartError`, and those of `make`.
+    Errors: `StartError`, and those of a service of this kind.
     """
     if lifeline is not None and not stat.S_ISFIFO(os.fstat(lifeline).st_mode):
         raise StartError("the lifeline is no pipe; start the service from a program that holds the pipe's other end")
-    log, limits = Log(role, mine.log_format), ServiceLimits.of(mine, **bounds)
-    with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{role}-") as scratch:
+    mine: ServiceSection = getattr(settings, kind.role)
+    log = Log(kind.role, mine.log_format)
+    with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{kind.role}-") as scratch:
         exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, backlog=16), log)
-        service = make(limits, scratch)
+        service = kind(settings, scratch, local or LocalOptions())
 
         def ready() -> None:
             metrics = Address(*exporter.address) if exporter else None
             said = Announcement(service, Address(*listener.getsockname()[:2]), metrics)
             log_ready(said, log) if announce is None else announce(said)
 
-        service.run(Host(listener, limits, log, Metrics(), exporter, lifeline), ready)
+        service.run(Host(listener, service.limits, log, Metrics(), exporter, lifeline), ready)
 
 
 def bind(address: Address, backlog: int) -> socket.socket:

@@ -26,50 +26,32 @@ from ..transport.tls import TlsChannel
 from .child import Control
 from .children import ConnectionKind
 from .control import Limited
-from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
 from .relay import serve_owner
 from .rendezvous import Rendezvous
-from .running import Announcement, run
 from .sessions import SessionService, answered, error_on_close
 
-ROLE = "server"
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
     "helper": "an offline dealer, and a helper in the client's seat, which must not collude with this server",
 }
 
 
-def serve(
-    settings: Settings,
-    announce: Callable[[Announcement], None] | None = None,
-    lifeline: int | None = None,
-    local: LocalOptions | None = None,
-) -> None:
-    """Serve sessions until a signal stops it (running.run)."""
-    run(
-        ROLE,
-        # With a helper, all sessions are its own: it sees to it that its clients share them.
-        settings.server if settings.session.topology == "dealer" else settings.server.model_copy(update={"share": 1.0}),
-        lambda limits, scratch: ServerService(settings, limits, scratch, local),
-        announce,
-        lifeline=lifeline,
-    )
-
-
 class ServerService(SessionService):
-    """One server with its programs, one for each length. `scratch`: a folder of this service alone, with a short path.
+    """One server with its programs, one for each length.
 
     Errors: as `SessionService`, and those of a key and of the folder of counts.
     """
 
-    def __init__(
-        self, settings: Settings, limits: ServiceLimits, scratch: Path, local: LocalOptions | None = None
-    ) -> None:
-        super().__init__(ROLE, settings, limits, local)
+    role = "server"
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
         mine = settings.server
         self.helped = settings.session.topology == "helper"
+        if self.helped:  # all sessions are the helper's: it sees to it that its clients share them
+            self.limits = self.limits.model_copy(update={"share": 1.0})
         part = load_server(mine.folder)
         parts = [self._handed_over(item) for item in part.values()]
         self.served = serve_parts(parts, load_secret(part.secret_file))
@@ -79,8 +61,7 @@ class ServerService(SessionService):
         for served in self.served.values():
             served.prepare()
         self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
-        share = 1.0 if self.helped else mine.share
-        self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), share)
+        self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share)
         self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {_lengths(part)}"
 
@@ -107,7 +88,7 @@ class ServerService(SessionService):
                 alive = partial(channel.send_message, waiting)
                 owners = [self.rendezvous.meet(hello.session, channel.peer, self.timeout, alive=alive)]
                 outside = OwnerShares(owners[0], served.program)
-        mine = my_hello(served.program, ROLE, hello.session, config=self.config)
+        mine = my_hello(served.program, self.role, hello.session, config=self.config)
         wire, audit = self.local.witness()
 
         def dial() -> Channel:
@@ -131,7 +112,7 @@ class ServerService(SessionService):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, served, control),
         )
-        with error_on_close(ROLE, lambda: [*party.abandon(), *owners]):
+        with error_on_close(self.role, lambda: [*party.abandon(), *owners]):
             party.set_up()
             party.serve(report, idle=self.limits.idle)
             party.close()

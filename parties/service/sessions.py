@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from .child import Control, Stopping
 from .children import ServedSessions
 from .control import Answered
 from .host import Host
-from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .running import StartedService
 from .supervisor import Supervisor
@@ -39,10 +39,9 @@ class SessionService(StartedService, ServedSessions):
     """Whose certificates are welcome."""
     spool: Spool | None = None
 
-    def __init__(self, role: str, settings: Settings, limits: ServiceLimits, local: LocalOptions | None = None) -> None:
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
-        super().__init__(role, settings, limits)
-        self.local = local or LocalOptions()
+        super().__init__(settings, scratch, local)
         self.config = settings.shared_hash()
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
-from ...config import Settings
 from ..host import Host
-from ..limits import ServiceLimits
-from ..local_options import LocalOptions
 from ..quota import quota_in_words, quota_of
-from ..running import Announcement, StartedService, run
+from ..running import StartedService
 from .app import AppState, make_app
 from .bodies import Bodies
 from .connections import IncomingConnections
@@ -25,7 +21,6 @@ from .key_store import KeyStore
 from .places import Places
 from .workers import Workers
 
-ROLE = "server"
 GB = 1e9
 UPLOADS = 4  # clients that send keys at the same time
 # Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
@@ -33,43 +28,26 @@ UPLOADS = 4  # clients that send keys at the same time
 ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
 
 
-def serve(
-    settings: Settings,
-    announce: Callable[[Announcement], None] | None = None,
-    lifeline: int | None = None,
-    more: Sequence[str] = (),
-    local: LocalOptions | None = None,
-) -> None:
-    """Serve encrypted queries (running.run). `more`: options of the workers. (`local` is for sessions.)
-
-    Errors: StartError, CertificateError, and those of a folder that cannot be served.
-    """
-    make = lambda limits, scratch: HttpsService(settings, limits, scratch, more)  # noqa: E731
-    run(ROLE, settings.server, make, announce, lifeline, **ENTERING)
-
-
 class HttpsService(StartedService):
-    """One server. `scratch`: a folder of this service alone, for clients' keys."""
+    """One server; clients' keys lie in its scratch folder."""
 
+    role = "server"
+    bounds = ENTERING
     helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
     adversary = "a server that follows the protocol; it learns only sizes and times"
-
-    def __init__(self, settings: Settings, limits: ServiceLimits, scratch: Path, more: Sequence[str]) -> None:
-        super().__init__(ROLE, settings, limits)
-        self.mine, self.scratch, self.more = settings.server, scratch, more
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
         asyncio.run(self._serve(host, ready))
 
     async def _serve(self, host: Host, ready: Callable[[], None]) -> None:
-        mine = self.mine
+        mine = self.settings.server
         sizes = (int(mine.keys_memory_gb * GB), int(mine.weights_memory_gb * GB), mine.query_processes)
 
         def died(why: str) -> None:
             host.metrics.add("children_killed", label="worker")
             host.log.error("worker-replaced", what=why)
 
-        words = [str(mine.folder), *map(str, sizes), *self.more]
+        words = [str(mine.folder), *map(str, sizes), *(["--any-ring"] if self.local.any_ring else [])]
         workers = Workers(self.limits.workers, words, self.limits.query_seconds, died)
         try:
             state = self._state(host, workers, await workers.start())
@@ -109,7 +87,7 @@ class HttpsService(StartedService):
 
     def _state(self, host: Host, workers: Workers, found: dict[str, Any]) -> AppState:
         """`found`: what the workers say of the model."""
-        mine, limits = self.mine, self.limits
+        mine, limits = self.settings.server, self.limits
         facts = [facts_from(item, secure=False) for item in found["ready"]]
         lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} texts" for item in facts)
         quota = quota_of(mine, max(item.texts for item in facts))
