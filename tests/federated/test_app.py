@@ -4,6 +4,7 @@ import ast
 import tomllib
 from pathlib import Path
 
+from blindformer.federated.deploy import APP as deployed
 from blindformer.federated.settings import FederateSettings
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -13,25 +14,17 @@ ROOT = Path(__file__).resolve().parents[2]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
 
 
-def test_the_configuration_is_the_settings():
+def test_the_configuration_is_the_settings_and_both_halves_read_it():
     assert APP["config"] == {**FederateSettings().to_config(), "out": ""}
-
-
-def test_both_halves_read_the_configuration_that_both_get():
     assert FederateSettings.of({**APP["config"], "out": "/models/digits", "clients": 3}) == FederateSettings(clients=3)
 
 
-def test_flower_finds_both_halves():
+def test_flower_finds_both_halves_and_a_deployment_has_the_same():
     for part, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
         reference = APP["components"][part]
         assert validate(reference, project_dir=ROOT) == (True, None)
         assert isinstance(load_app(reference, Exception), kind)
-
-
-def test_the_deployed_app_is_the_same():
-    from blindformer.federated.deploy import APP as written
-
-    assert tomllib.loads(written)["tool"]["flwr"]["app"]["components"] == APP["components"]
+    assert tomllib.loads(deployed)["tool"]["flwr"]["app"]["components"] == APP["components"]
 
 
 def test_the_command_knows_every_setting():
@@ -39,11 +32,5 @@ def test_the_command_knows_every_setting():
     source = ast.parse((ROOT / "federated" / "command.py").read_text())
     given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "FederateSettings"
              for k in n.keywords if k.arg}  # fmt: skip
-    assert set(FederateSettings.model_fields) - given == {
-        "batch",
-        "epochs",
-        "examples",
-        "length",
-        "proximal",
-        "timeout",
-    }
+    left = {"batch", "epochs", "examples", "length", "proximal", "timeout"}
+    assert set(FederateSettings.model_fields) - given == left

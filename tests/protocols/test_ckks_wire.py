@@ -1,9 +1,11 @@
 """What travels between an encrypting client and its server: of known sizes, and harmless to whoever reads it."""
 
+import json
 import multiprocessing
 import resource
 import struct
 
+import numpy as np
 import pytest
 from blindformer.protocols.ckks import sealed
 from blindformer.protocols.ckks.facts import CircuitNeeds, facts_from
@@ -49,7 +51,7 @@ def evaluation(keys):
 
 def fresh(keys, depth, scale=PARAMETERS.scale):
     """A fresh ciphertext's bytes."""
-    plain = keys.ring.encode(__import__("numpy").arange(1024.0) / 1000, scale, depth)
+    plain = keys.ring.encode(np.arange(1024.0) / 1000, scale, depth)
     return to_bytes(keys._encryptor().encrypt_symmetric(plain))
 
 
@@ -81,23 +83,26 @@ def test_sizes_follow_from_the_parameters(parameters):
 
 
 def test_facts_survive_json():
-    import json
-
     assert facts_from(json.loads(json.dumps(FACTS.to_json())), secure=False) == FACTS
 
 
-def test_facts_below_128_bits_are_for_tests_alone():
-    with pytest.raises(CkksError, match="not held to 128 bits are for tests alone"):
-        facts_from(FACTS.to_json())
-    weak = {**FACTS.to_json(), "parameters": {"degree": 4096, "scale_bits": 40, "levels": 5, "secure": True}}
-    with pytest.raises(CkksError, match="below 128-bit security"):
-        facts_from(weak)
+WEAK = {"degree": 4096, "scale_bits": 40, "levels": 5, "secure": True}
 
 
-@pytest.mark.parametrize("change", [{"inputs": [[0, 9]]}, {"inputs": 3}, {"elements": ["x"]}, {"parameters": {}}])
-def test_damaged_facts_are_refused(change):
-    with pytest.raises(CkksError, match="damaged"):
-        facts_from({**FACTS.to_json(), **change}, secure=False)
+@pytest.mark.parametrize(
+    ("change", "secure", "message"),
+    [
+        ({}, True, "not held to 128 bits are for tests alone"),
+        ({"parameters": WEAK}, True, "below 128-bit security"),
+        ({"inputs": [[0, 9]]}, False, "damaged"),
+        ({"inputs": 3}, False, "damaged"),
+        ({"elements": ["x"]}, False, "damaged"),
+        ({"parameters": {}}, False, "damaged"),
+    ],
+)
+def test_facts_that_are_weak_or_damaged_are_refused(change, secure, message):
+    with pytest.raises(CkksError, match=message):
+        facts_from({**FACTS.to_json(), **change}, secure=secure)
 
 
 # There and back.

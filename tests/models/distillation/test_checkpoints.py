@@ -98,12 +98,15 @@ def test_other_settings_do_not_go_on_with_a_run(encoder, few, tmp_path):
 TENSORS = {"a": torch.arange(100_000.0), "b": torch.ones(3, dtype=torch.uint8)}
 
 
-def test_a_checkpoint_holds_tensors_and_a_state(tmp_path):
+def test_a_checkpoint_holds_tensors_and_a_state_and_is_not_read_where_it_is_damaged(tmp_path):
     write(tmp_path / "x", TENSORS, {"epoch": 3, "best": -0.5})
     tensors, state = read(tmp_path / "x")
     assert same(tensors, TENSORS)
     assert state == {"epoch": 3, "best": -0.5}
     assert read(tmp_path / "nothing") is None
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:1000])
+    with pytest.raises(DistillError, match="is damaged"):
+        read(tmp_path / "x")
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
@@ -122,14 +125,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert state == {"epoch": 1}
     assert same(tensors, {"a": torch.zeros(10)})
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-def test_a_damaged_checkpoint_is_not_read(tmp_path):
-    write(tmp_path / "x", TENSORS, {})
-    content = (tmp_path / "x").read_bytes()
-    (tmp_path / "x").write_bytes(content[:1000])
-    with pytest.raises(DistillError, match="is damaged"):
-        read(tmp_path / "x")
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):

@@ -108,15 +108,16 @@ def test_lengths_are_buckets_unless_asked_otherwise(tiny_encoder):
     assert loaded.length_for(["good " * 30]) == 32
     assert loaded.length_for(["good", "how is it ?"], "exact") == 6
     assert loaded.length_for(["good"], "20") == 20
-    for length in ("no", "0", "-3"):
-        with pytest.raises(LoadError, match="give auto, exact, or a number"):
-            loaded.length_for(["good"], length)
-    with pytest.raises(LoadError, match="lower --length"):
-        loaded.length_for(["good"], 65)
-    with pytest.raises(InputError, match="text has 12 tokens"):
-        loaded.length_for(["good " * 10], 8)
-    with pytest.raises(InputError, match="text has 102 tokens, the model takes 64: shorten"):
-        loaded.length_for(["good " * 100])
+    for texts, length, error, words in (
+        (["good"], "no", LoadError, "give auto, exact, or a number"),
+        (["good"], "0", LoadError, "give auto, exact, or a number"),
+        (["good"], "-3", LoadError, "give auto, exact, or a number"),
+        (["good"], 65, LoadError, "lower --length"),
+        (["good " * 10], 8, InputError, "text has 12 tokens"),
+        (["good " * 100], "auto", InputError, "text has 102 tokens, the model takes 64: shorten"),
+    ):
+        with pytest.raises(error, match=words):
+            loaded.length_for(texts, length)
 
 
 def test_wrong_folders_are_explained(tmp_path, tiny_classifier):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from blindformer.models.loading.errors import InputError
 from blindformer.models.loading.images import image_files, open_image
 from blindformer.models.loading.load import load
 from blindformer.models.loading.task import Task, score_function
+from transformers import BertForMaskedLM, pipeline
 
 TEXTS = ["how is my password ?", "not good , bad !", "good"]
 
@@ -41,8 +43,6 @@ def outputs(loaded, inputs):
 
 @pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
 def test_text_classification(tiny_classifier, problem):
-    from transformers import pipeline
-
     loaded = load(tiny_classifier)
     loaded.model.config.problem_type = problem
     expected = pipeline("text-classification", model=loaded.model, tokenizer=loaded.processor)
@@ -54,8 +54,6 @@ def test_text_classification(tiny_classifier, problem):
 
 
 def test_feature_extraction_has_no_rows_of_padding(tiny_features):
-    from transformers import pipeline
-
     loaded = load(tiny_features)
     assert loaded.task.pipeline == "feature-extraction"
     expected = pipeline("feature-extraction", model=loaded.model, tokenizer=loaded.processor)
@@ -65,8 +63,6 @@ def test_feature_extraction_has_no_rows_of_padding(tiny_features):
 
 
 def test_image_classification(tiny_vision, pictures):
-    from transformers import pipeline
-
     loaded = load(tiny_vision)
     expected = pipeline("image-classification", model=loaded.model, image_processor=loaded.processor)
     for file in image_files([pictures])[:3]:
@@ -100,8 +96,6 @@ def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
 
 
 def test_token_classification(tiny_heads):
-    from transformers import pipeline
-
     loaded = load(tiny_heads("tokens"))
     expected = pipeline("token-classification", model=loaded.model, tokenizer=loaded.processor)
     seen = set()
@@ -115,8 +109,6 @@ def test_token_classification(tiny_heads):
 
 
 def test_filling_a_mask(tiny_heads):
-    from transformers import BertForMaskedLM, pipeline
-
     loaded, whole = load(tiny_heads("masked")), BertForMaskedLM.from_pretrained(tiny_heads("masked")).eval()
     expected = pipeline("fill-mask", model=whole, tokenizer=loaded.processor)
     inputs = loaded.encode("how [MASK] my password ?", 16)
@@ -171,13 +163,12 @@ def test_projections_are_the_answer(tiny_heads):
 
 
 def test_scores_follow_the_configuration():
-    class Config:
-        def __init__(self, **fields):
-            self.__dict__.update(fields)
-
-    assert score_function(Config(problem_type="regression", num_labels=1)) == "none"
-    assert score_function(Config(num_labels=1)) == "sigmoid"
-    assert score_function(Config(num_labels=3)) == "softmax"
+    for fields, expected in (
+        ({"problem_type": "regression", "num_labels": 1}, "none"),
+        ({"num_labels": 1}, "sigmoid"),
+        ({"num_labels": 3}, "softmax"),
+    ):
+        assert score_function(SimpleNamespace(**fields)) == expected
     assert score_function(None) == "softmax"
 
 
@@ -193,28 +184,22 @@ def test_threads_that_encode_at_different_lengths_do_not_disturb_each_other(tiny
 
 
 def test_wrong_inputs_are_explained(tmp_path):
-    from PIL import Image
-
-    text, image = Task("m", "classifier"), Task("m", "image")
-    for task, item, words in (
-        (text, "good", "has no tokenizer"),
-        (image, tmp_path / "none.png", "came without an image processor"),
+    image = pytest.importorskip("PIL.Image")
+    text, images = Task("m", "classifier"), Task("m", "image")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (tmp_path / "empty").mkdir()
+    for ask, words in (
+        (lambda: text.encode_text("good", 8), "has no tokenizer"),
+        (lambda: images.encode_image(tmp_path / "none.png"), "came without an image processor"),
+        (lambda: text.encode_image(tmp_path), "takes texts, not images"),
+        (lambda: open_image(3), "a file's path or a PIL image, not int"),
+        (lambda: open_image(tmp_path / "cut.png"), r"cut\.png: is no image that can be read"),
+        (lambda: image_files([tmp_path / "none"]), "there is no such file"),
+        (lambda: image_files([tmp_path / "empty"]), "holds no images"),
     ):
         with pytest.raises(InputError, match=words):
-            task.encode_text(item, 8) if task is text else task.encode_image(item)
-    with pytest.raises(InputError, match="takes texts, not images"):
-        text.encode_image(tmp_path)
-    with pytest.raises(InputError, match="a file's path or a PIL image, not int"):
-        open_image(3)
-    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
-    with pytest.raises(InputError, match=r"cut\.png: is no image that can be read"):
-        open_image(tmp_path / "cut.png")
-    with pytest.raises(InputError, match="there is no such file"):
-        image_files([tmp_path / "none"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no images"):
-        image_files([tmp_path / "empty"])
-    Image.new("L", (3, 3)).save(tmp_path / "grey.gif")
+            ask()
+    image.new("L", (3, 3)).save(tmp_path / "grey.gif")
     assert image_files([tmp_path / "grey.gif"]) == [tmp_path / "grey.gif"]
     assert open_image(tmp_path / "grey.gif").mode == "RGB"
 

@@ -43,14 +43,16 @@ def test_no_allowed_operation_writes_to_its_argument_or_to_the_machine():
     assert not ALLOWED & {"from_file", "save", "load", "print", "set_", "resize_", "copy_"}
 
 
-def test_a_missing_input_is_named_with_those_it_takes():
-    with pytest.raises(ProgramError, match=r"^input x: is missing; the program takes x$"):
-        run_prelude(program(), {}, {"y": torch.zeros(1)})
-
-
-def test_an_input_of_another_shape_is_refused_with_the_remedy():
-    with pytest.raises(ProgramError, match=r"input x: has shape \[1, 3\], the program takes \[1, 2\]; pad to the prog"):
-        run_prelude(program(), {}, {"x": torch.zeros(1, 3)})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"y": torch.zeros(1)}, r"^input x: is missing; the program takes x$"),
+        ({"x": torch.zeros(1, 3)}, r"input x: has shape \[1, 3\], the program takes \[1, 2\]; pad to the prog"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named_with_the_remedy(given, message):
+    with pytest.raises(ProgramError, match=message):
+        run_prelude(program(), {}, given)
 
 
 def test_inputs_are_left_as_they_are(tiny):

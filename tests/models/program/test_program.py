@@ -139,25 +139,21 @@ BAD = {
         r"program: instruction \d+: tells a result to others than the data's owner",
     ),
     "an output that is not there": (lambda d: d["outputs"].update(y=10**6), "an output does not exist"),
-    "another format": (lambda d: d.update(format=99), r"format 99, this version reads \d+; compile the model again"),
+    "another format": (lambda d: d.update(format=1), r"format 1, this version reads \d+; compile the model again"),
     "a missing shape": (lambda d: d["instructions"][0].pop("shape"), r"instructions\.0\.shape"),
     "a shape of words": (lambda d: d["instructions"][0].update(shape=["many"]), r"instructions\.0\.shape"),
 }
 
 
-@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("what", [*BAD, "", "{", "[]", "null", '"program"', "\x00\xff"])
 def test_what_is_no_program_is_refused_in_one_line(program, what):
-    change, message = BAD[what]
-    data = json.loads(program.to_json())
-    change(data)
+    text, message = what, "^program: "
+    if what in BAD:
+        change, message = BAD[what]
+        data = json.loads(program.to_json())
+        change(data)
+        text = json.dumps(data)
     with pytest.raises(ProgramError, match=message) as caught:
-        Program.from_json(json.dumps(data))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"program"', "\x00\xff"])
-def test_what_is_no_json_is_refused_in_one_line(text):
-    with pytest.raises(ProgramError, match=r"^program: ") as caught:
         Program.from_json(text)
     assert "\n" not in str(caught.value)
 
