@@ -37,36 +37,25 @@ _NAMES = {
 _DISTILBERT, _GPT2 = ({names.get(key, key): size for key, size in _SIZES.items()} for names in _NAMES.values())
 _GPT2 |= {"n_inner": 128, "bos_token_id": 0, "eos_token_id": 0}
 _VIT = {k: v for k, v in _SIZES.items() if k not in ("vocab_size", "max_position_embeddings")}
+_VIT |= {"image_size": 16, "patch_size": 4}
 _LABELS = {"num_labels": 3}
 _CAUSAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 CONFIGURATIONS = {
-    "bert": lambda: (tf.BertModel, tf.BertConfig(**_SIZES), "sdpa"),
-    "bert-eager": lambda: (tf.BertModel, tf.BertConfig(**_SIZES), "eager"),
-    "bert-labels": lambda: (tf.BertForSequenceClassification, tf.BertConfig(**_SIZES, **_LABELS), "sdpa"),
-    "roberta": lambda: (tf.RobertaModel, tf.RobertaConfig(**_SIZES, pad_token_id=1), "sdpa"),
-    "roberta-labels": lambda: (
-        tf.RobertaForSequenceClassification,
-        tf.RobertaConfig(**_SIZES, **_LABELS, pad_token_id=1),
-        "sdpa",
-    ),
-    "distilbert": lambda: (tf.DistilBertModel, tf.DistilBertConfig(**_DISTILBERT), "sdpa"),
-    "distilbert-labels": lambda: (
-        tf.DistilBertForSequenceClassification,
-        tf.DistilBertConfig(**_DISTILBERT, **_LABELS),
-        "sdpa",
-    ),
-    "electra": lambda: (tf.ElectraModel, tf.ElectraConfig(**_SIZES, embedding_size=16), "sdpa"),
-    "gpt2": lambda: (tf.GPT2LMHeadModel, tf.GPT2Config(**_GPT2), "sdpa"),
-    "llama": lambda: (tf.LlamaForCausalLM, tf.LlamaConfig(**_SIZES, **_CAUSAL, num_key_value_heads=2), "sdpa"),
-    "vit": lambda: (tf.ViTModel, tf.ViTConfig(**_VIT, image_size=16, patch_size=4), "sdpa"),
-    "vit-labels": lambda: (
-        tf.ViTForImageClassification,
-        tf.ViTConfig(**_VIT, **_LABELS, image_size=16, patch_size=4),
-        "sdpa",
-    ),
-    "mpnet": lambda: (tf.MPNetModel, tf.MPNetConfig(**_SIZES), "eager"),
-    "albert": lambda: (tf.AlbertModel, tf.AlbertConfig(**_SIZES, embedding_size=16), "sdpa"),
+    "bert": (tf.BertModel, tf.BertConfig, _SIZES),
+    "bert-eager": (tf.BertModel, tf.BertConfig, _SIZES),
+    "bert-labels": (tf.BertForSequenceClassification, tf.BertConfig, _SIZES | _LABELS),
+    "roberta": (tf.RobertaModel, tf.RobertaConfig, _SIZES | {"pad_token_id": 1}),
+    "roberta-labels": (tf.RobertaForSequenceClassification, tf.RobertaConfig, _SIZES | _LABELS | {"pad_token_id": 1}),
+    "distilbert": (tf.DistilBertModel, tf.DistilBertConfig, _DISTILBERT),
+    "distilbert-labels": (tf.DistilBertForSequenceClassification, tf.DistilBertConfig, _DISTILBERT | _LABELS),
+    "electra": (tf.ElectraModel, tf.ElectraConfig, _SIZES | {"embedding_size": 16}),
+    "gpt2": (tf.GPT2LMHeadModel, tf.GPT2Config, _GPT2),
+    "llama": (tf.LlamaForCausalLM, tf.LlamaConfig, _SIZES | _CAUSAL | {"num_key_value_heads": 2}),
+    "vit": (tf.ViTModel, tf.ViTConfig, _VIT),
+    "vit-labels": (tf.ViTForImageClassification, tf.ViTConfig, _VIT | _LABELS),
+    "mpnet": (tf.MPNetModel, tf.MPNetConfig, _SIZES),
+    "albert": (tf.AlbertModel, tf.AlbertConfig, _SIZES | {"embedding_size": 16}),
 }
 
 
@@ -87,8 +76,9 @@ def batches(name: str, count: int = 4) -> list[dict[str, Tensor]]:
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    cls, config, attention = CONFIGURATIONS[name]()
-    return cls._from_config(config, attn_implementation=attention).eval()
+    cls, config, fields = CONFIGURATIONS[name]
+    attention = "eager" if name in ("bert-eager", "mpnet") else "sdpa"
+    return cls._from_config(config(**fields), attn_implementation=attention).eval()
 
 
 def clear(compiled: Compiled, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,6 +35,11 @@ def lowered(name: str, plan: str) -> tuple[Node, ...]:
         restore(made.model)
 
 
+@cache
+def optimised(name: str, plan: str) -> tuple[Node, ...]:
+    return tuple(optimise(list(lowered(name, plan))))
+
+
 def values(outputs):
     found = run(order(outputs))
     return [found[id(node)] for node in outputs]
@@ -63,19 +68,19 @@ def test_every_pass_keeps_the_meaning(name, plan):
         assert same(before, after), one.__name__
         assert all(torch.equal(a, b) for a, b in zip(values(before), original, strict=True)), "the input is untouched"
         before, original = after, values(after)
-    assert same(list(lowered(name, plan)), optimise(list(lowered(name, plan))))
+    assert same(lowered(name, plan), optimised(name, plan))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_those_of_the_values(name):
-    nodes = order(optimise(list(lowered(name, "faithful"))))
+    nodes = order(optimised(name, "faithful"))
     found = run(nodes)
     assert all(node.shape == tuple(found[id(node)].shape) for node in nodes)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
 def test_query_key_and_value_become_one_product(name):
-    outputs = optimise(list(lowered(name, "fast")))
+    outputs = optimised(name, "fast")
     for node in order(outputs):
         linears = [r for r in readers(outputs, node) if r.op == "linear" and r.args[0] is node]
         assert len(linears) <= 1, "no value is read by two linears"
@@ -84,13 +89,13 @@ def test_query_key_and_value_become_one_product(name):
 def test_a_bert_layer_has_four_linears():
     """QKV, the attention's output, and two of the feed-forward; a pooler."""
     assert count(lowered("bert", "fast"))["linear"] == 2 * 6 + 1
-    assert count(optimise(list(lowered("bert", "fast"))))["linear"] == 2 * 4 + 1
+    assert count(optimised("bert", "fast"))["linear"] == 2 * 4 + 1
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "electra", "albert"])  # the eager path adds it to the scores
 def test_the_padding_mask_never_meets_the_scores(name):
     """It multiplies values [keys, features] instead of weights [queries, keys]."""
-    outputs = optimise(list(lowered(name, "fast")))
+    outputs = optimised(name, "fast")
     masked = [n for n in order(outputs) if n.op == "mul_private" and n.args[1].owner == "client"]
     assert masked
     assert all(n.args[1].shape[-1] == 1 for n in masked), "one bit per key, for all its features"
@@ -106,7 +111,7 @@ def test_numerators_and_denominators_come_out_of_one_product():
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "llama"])  # rotations stand between there
 def test_no_public_factor_is_left_on_a_matrix_product(name):
     """1 / sqrt(d) sinks into the query's weights."""
-    for node in order(optimise(list(lowered(name, "fast")))):
+    for node in order(optimised(name, "fast")):
         if node.op == "mul_public" and node.args[1].shape == ():
             inner = node.args[0]
             assert inner.op != "matmul" or max(inner.shape[-2:]) == 1

@@ -124,7 +124,7 @@ FAMILIES = {
     "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**_WINDOW)),  # a norm reads attention alone
     "modernbert": lambda: tf.ModernBertModel(tf.ModernBertConfig(**_SIZES, pad_token_id=0, local_attention=4)),
     "t5": lambda: tf.T5EncoderModel(tf.T5Config(**_T5)),
-    "vit": lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(**_VIT, image_size=16, patch_size=4)),
+    "vit": lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(**_VIT)),
 }
 
 
