@@ -50,6 +50,13 @@ def same(before, after) -> bool:
     return all(a.shape == b.shape and (a - b).abs().max() < 1e-9 * max(1.0, float(a.abs().max())) for a, b in pairs)
 
 
+def kept(one, *outputs: Node) -> list[Node]:
+    """What a pass makes of the outputs; it means the same."""
+    after = one(list(outputs))
+    assert same(outputs, after)
+    return after
+
+
 def count(outputs) -> Counter:
     return Counter(node.op for node in order(outputs))
 
@@ -151,8 +158,7 @@ def test_a_norm_s_affine_goes_into_the_linear_after_it():
     gain, bias, w = weight(draw(4), "g"), weight(draw(4), "b"), weight(draw(4, 5))
     x = b.add(b.mul(shared(3, 4), gain), bias)
     out = b.matmul(x, w)
-    (after,) = fold_affines([out])
-    assert same([out], [after])
+    (after,) = kept(fold_affines, out)
     assert after.op == "add"
     assert after.args[0].args[0].op == "mul_private", "the inner value"
     assert after.args[0].args[1].name == "g@w"
@@ -163,35 +169,30 @@ def test_an_affine_that_another_reader_needs_stays_for_it():
     b = Builder()
     x = b.add(b.mul(shared(3, 4), weight(draw(4), "g")), weight(draw(4), "b"))
     outputs = [b.matmul(x, weight(draw(4, 5))), x]
-    after = fold_affines(outputs)
-    assert same(outputs, after)
+    after = kept(fold_affines, *outputs)
     assert after[1].op == "add"
 
 
 def test_linears_of_one_value_fuse_in_order_of_their_columns():
     b, x, y = Builder(), shared(3, 4), shared(3, 6)
     outputs = [b.matmul(x, weight(draw(4, n), f"w{n}")) for n in (2, 5, 1)] + [b.matmul(y, weight(draw(6, 2), "v"))]
-    after = fuse_linears(outputs)
+    after = kept(fuse_linears, *outputs)
     assert count(outputs)["linear"] == 4
     assert count(after)["linear"] == 2
     fused = [n for n in order(after) if n.op == "linear" and n.shape == (3, 8)]
     assert fused[0].args[1].name == "w2+w5+w1"
-    assert same(outputs, after)
 
 
 def test_one_weight_that_two_values_read_stays_right():
     b, x, y, w = Builder(), shared(3, 4), shared(2, 4), weight(draw(4, 4))
-    outputs = [b.matmul(x, w), b.matmul(y, w), b.matmul(x, weight(draw(4, 2), "v"))]
-    after = fuse_linears(outputs)
-    assert same(outputs, after)
+    kept(fuse_linears, b.matmul(x, w), b.matmul(y, w), b.matmul(x, weight(draw(4, 2), "v")))
 
 
 def test_factors_float_through_products_and_sink_into_weights():
     b = Builder()
     x, y = shared(3, 4), b.add(b.matmul(shared(5, 6), weight(draw(6, 4))), weight(draw(4), "bias"))
     out = b.scale(b.matmul(b.scale(x, 0.3), b.transpose(y, 0, 1)), 1.7)
-    after = fold_scalars([out])
-    assert same([out], after)
+    after = kept(fold_scalars, out)
     assert count(after)["mul_public"] == 0
 
 
@@ -199,8 +200,7 @@ def test_a_mean_is_subtracted_exactly():
     """x - mean(x) over 6 features is (3 x - sum / 2) / 3: integers and powers of two, then one factor."""
     b, x = Builder(), shared(2, 6)
     out = b.sub(x, b.scale(b.sum(x, [-1], True), 1 / 6))
-    after = fold_scalars([out])
-    assert same([out], after)
+    after = kept(fold_scalars, out)
     constants = [float(n.args[1].value) for n in order(after) if n.op == "mul_public"]
     assert all(c == 3.0 or abs(c - 2 / 3) < 1e-12 for c in constants)
 
@@ -210,11 +210,8 @@ def test_a_mask_with_other_readers_is_left_alone():
     weights, mask, v = shared(1, 2, 3, 4), client((draw(1, 1, 1, 4) > 0).double(), "m"), shared(1, 2, 4, 5)
     masked = b.mul(weights, mask)
     outputs = [b.matmul(masked, v), b.add(masked, masked)]
-    after = mask_values(outputs)
-    assert same(outputs, after)
-    alone = [b.matmul(b.mul(weights, mask), v)]
-    moved = mask_values(alone)
-    assert same(alone, moved)
+    kept(mask_values, *outputs)
+    moved = kept(mask_values, b.matmul(b.mul(weights, mask), v))
     assert not any(n.op == "mul_private" and n.args[1].name == "m" for n in order(moved))
 
 
@@ -224,8 +221,7 @@ def test_rows_that_nobody_reads_are_not_computed():
     x = b.add(b.matmul(shared(3, 4), weight(draw(4, 6))), weight(draw(3, 6)))
     normed = b.sub(x, b.sum(x, [-1], True))
     out = b.select(b.polynomial(normed, [0.0, 1.0, 1.0]), 0, 1)
-    (after,) = needed_rows([out])
-    assert same([out], [after])
+    (after,) = kept(needed_rows, out)
     assert {n.shape for n in order([after]) if n.op in ("linear", "polynomial", "sub")} == {(1, 6)}
 
 
@@ -233,8 +229,7 @@ def test_attention_for_one_query_reads_all_keys():
     b, x = Builder(), shared(1, 5, 4)
     scores = b.matmul(x, b.transpose(x, -1, -2))
     out = b.slice(b.matmul(b.mul(scores, scores), x), -2, 0, 1)
-    (after,) = needed_rows([out])
-    assert same([out], [after])
+    (after,) = kept(needed_rows, out)
     assert [n.shape for n in order([after]) if n.op == "matmul"] == [(1, 1, 5), (1, 1, 4)]
 
 
@@ -243,8 +238,7 @@ def test_readers_that_do_not_agree_get_all_of_it(other):
     b = Builder()
     x = b.polynomial(shared(3, 4), [0.0, 1.0, 1.0])
     outputs = [b.slice(x, 0, 0, 1), b.slice(x, *other)]
-    after = needed_rows(outputs)
-    assert same(outputs, after)
+    after = kept(needed_rows, *outputs)
     assert [n.shape for n in order(after) if n.op == "polynomial"] == [(3, 4)]
 
 
