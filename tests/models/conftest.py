@@ -1,8 +1,4 @@
-"""Tiny models with seeded random weights, compiled once. One thread: the machine is shared."""
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
+"""Tiny models with seeded random weights, compiled once."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +11,6 @@ from blindformer.models.compile import Compiled, compile
 from blindformer.tests.protocols.programs import Case
 from torch import Tensor, nn
 
-torch.set_num_threads(1)
 tf.logging.set_verbosity_error()
 
 LENGTH = 8

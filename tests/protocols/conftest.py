@@ -1,9 +1,6 @@
-"""One thread: the machine is shared."""
+"""A model on ciphertexts."""
 
 import pytest
-import torch
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.compile import AnswerOutOfRange, compile
+from blindformer.models.encrypted import Encrypted, circuit_for, real_values
 from blindformer.models.program.program import ProgramError
 from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
@@ -36,10 +37,14 @@ HIDDEN = ERROR + 6 * DEVIATION
 """The same of a reply, whose noise hides the weights."""
 
 
+def request(encrypted, number=1):
+    """What a client sends."""
+    inputs = encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[number])
+    return encrypted.keys.encrypt(real_values(encrypted.compiled, inputs))
+
+
 def small(compiled, slots=1024):
     """The circuit in a ring that protects nothing."""
-    from blindformer.models.encrypted import real_values
-
     program = compiled.program
     known = real_values(compiled, {**compiled.weights, **compiled.constants})
     circuit = circuit_of(program.instructions, program.outputs, known, program.client, slots)
@@ -58,8 +63,6 @@ def test_two_layers_and_a_head_are_those_of_clear(encrypted):
 def test_a_classifier_of_one_layer_at_128_bits():
     """64 wide, two texts of 32 tokens, one of them padded: N = 16384."""
     pytest.importorskip("tenseal")
-    from blindformer.models.compile import compile
-    from blindformer.models.encrypted import Encrypted
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -93,32 +96,26 @@ def in_one_thread(work):
 
 
 def test_worker_processes_find_the_same(encrypted):
-    in_one_thread(lambda: _workers_find_the_same(encrypted))
+    in_one_thread(lambda: workers_find_the_same(encrypted))
 
 
-def _workers_find_the_same(encrypted):
-    from blindformer.models.encrypted import real_values
+def workers_find_the_same(encrypted):
     from blindformer.protocols.ckks.evaluator import Evaluator
 
-    batch = make("bert-labels", "he").batches[1]
-    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
     evaluator = Evaluator(encrypted.circuit, encrypted.parameters, keep=0, workers=2)
-    answers = evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    answers = evaluator.run(request(encrypted), encrypted.keys.evaluation)
     assert not evaluator.plaintexts, "there is no room for any"
-    expected = clear(encrypted.compiled, batch)["logits"]
+    expected = clear(encrypted.compiled, make("bert-labels", "he").batches[1])["logits"]
     assert (encrypted.decode(answers)["logits"] - expected).abs().max() < ERROR
 
 
 def test_weights_that_are_encoded_ahead_are_those_that_a_request_meets(encrypted):
-    from blindformer.models.encrypted import real_values
     from blindformer.protocols.ckks.evaluator import Evaluator
 
     evaluator = Evaluator(encrypted.circuit, encrypted.parameters)
     evaluator.prepare()
     ahead = set(evaluator.plaintexts)
-    batch = make("bert-labels", "he").batches[1]
-    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
-    evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    evaluator.run(request(encrypted), encrypted.keys.evaluation)
     assert ahead
     assert set(evaluator.plaintexts) == ahead
 
@@ -167,37 +164,27 @@ def test_what_is_lost_is_known_by_layer(encrypted):
 
 
 def test_an_answer_for_another_key_is_an_error(encrypted):
-    from blindformer.models.encrypted import Encrypted, real_values
-
     other = Encrypted(encrypted.compiled, (encrypted.circuit, encrypted.parameters))
-    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0]))
-    answers = encrypted.evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
+    answers = encrypted.evaluator.run(request(encrypted), encrypted.keys.evaluation)
     with pytest.raises(AnswerOutOfRange):
         other.decode(answers)
 
 
-def test_keys_without_a_rotation_are_refused(encrypted):
+def test_keys_are_for_the_rotations_that_are_needed_and_refused_without_them(encrypted):
     from blindformer.protocols.ckks.keys import EvaluationKeys
 
+    assert len(encrypted.keys.evaluation.galois) == len(encrypted.circuit.rotations())
     lacking = EvaluationKeys(encrypted.keys.evaluation.relinearise, encrypted.keys.evaluation.public, {})
     with pytest.raises(CkksError, match="lack"):
         encrypted.evaluator.run({}, lacking)
 
 
-def test_only_the_rotations_that_are_needed_have_keys(encrypted):
-    assert len(encrypted.keys.evaluation.galois) == len(encrypted.circuit.rotations())
-
-
 def test_a_program_of_another_plan_is_refused():
-    from blindformer.models.encrypted import circuit_for
-
     with pytest.raises(ProgramError, match=r"less.*ckks does not offer"):
         circuit_for(make("bert-labels", "faithful").compiled)
 
 
 def test_a_program_too_deep_says_by_how_many_levels_and_where(monkeypatch):
-    from blindformer.models.encrypted import circuit_for
-
     for degree in MOST_BITS:
         monkeypatch.setitem(MOST_BITS, degree, 300)  # of which 16 levels need 564
     with pytest.raises(

@@ -11,8 +11,6 @@ from blindformer.models.data.load import split
 
 from tests.conftest import save_tokenizer, tiny_config
 
-torch.set_num_threads(1)
-
 OTHERS = ["the", "a", "is", "it", "not", "what", "how", "my", "your", "password", "red", "blue", ".", ",", "?", "!"]
 FAST = {"teacher_epochs": 1, "hidden_epochs": 1, "logit_epochs": 1, "batch": 16}
 """Settings for tests that do not look at accuracy."""
