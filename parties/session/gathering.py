@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -140,13 +140,8 @@ def _accept(
     place: Place, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
 ) -> StreamChannel | None:
     """The next party that comes; None for one that is turned away."""
-    names = [place.parties.names[rank] for rank in sorted(missing)]
-    try:
-        later = place.parties.names[place.rank + 1 :]
-        channel = listener.accept(max(0.0, end - time.monotonic()), later, place.refused)
-    except PeerTimeout:
-        what = f"did not connect in {place.wait:g} seconds"
-        raise PeerTimeout(", ".join(names), what, "start it, or wait longer") from None
+    names, later = [place.parties.names[rank] for rank in sorted(missing)], place.parties.names[place.rank + 1 :]
+    channel = _next(listener, later, end, place.refused, names, f"did not connect in {place.wait:g} seconds")
     if channel.peer not in names:
         place.refused(_refuse(channel, "is here already, from another process"))
         return None
@@ -157,6 +152,16 @@ def _accept(
         channel.close()
         raise
     return channel
+
+
+def _next(
+    listener: Listener, names: Collection[str], end: float, refused: Refused, missing: Iterable[str], what: str
+) -> StreamChannel:
+    """The next of `names` that comes. Errors: PeerTimeout at the time `end`, for who is `missing`."""
+    try:
+        return listener.accept(max(0.0, end - time.monotonic()), names, refused)
+    except PeerTimeout:
+        raise PeerTimeout(", ".join(missing), what, "start it, or wait longer") from None
 
 
 def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
@@ -187,15 +192,12 @@ def deal_among(
     end = time.monotonic() + wait
     try:
         with listener:
-            while missing := gathered.missing():
-                try:
-                    channel = listener.accept(max(0.0, end - time.monotonic()), parties.names, refused)
-                except PeerTimeout:
-                    what = f"did not come to the dealer in {wait:g} seconds"
-                    raise PeerTimeout(", ".join(missing), what, "start it, or wait longer") from None
-                gathered.add(channel, timeout)
+            while missing := gathered.missing:
+                what = f"did not come to the dealer in {wait:g} seconds"
+                gathered.add(_next(listener, parties.names, end, refused, missing, what), timeout)
         assert gathered.leader is not None
-        party = DealerParty(gathered.leader, gathered.program, gathered.others, owners=parties.sources)
+        assert gathered.first is not None
+        party = DealerParty(gathered.leader, gathered.first.program, gathered.others, owners=parties.sources)
         party.serve(idle=idle)
     except PeerError as error:
         if gathered.leader is not None:
@@ -207,44 +209,38 @@ def deal_among(
 
 
 class _Gathered:
-    """At the dealer: who has come. The leader stays connected; the others leave their seeds."""
+    """At the dealer: who has come. The leader stays connected; the others leave their seeds.
+
+    `first`: what the first that came has said; all others must name the same program.
+    """
 
     def __init__(self, parties: Parties, config: str) -> None:
         self.leader: StreamChannel | None = None
+        self.first: Hello | None = None
+        self.missing = list(parties.names)
         self._parties, self._config = parties, parties.hash() + config
-        self._first: Hello | None = None
         self._seeds: dict[int, bytes] = {}
-
-    @property
-    def program(self) -> str:
-        """The hash of the program that all have named."""
-        return self._first.program if self._first else ""
 
     def others(self) -> list[bytes]:
         """The seeds of all but the leader, by rank."""
         return [seed for _, seed in sorted(self._seeds.items())]
 
-    def missing(self) -> list[str]:
-        """Names of the parties that have not come."""
-        came = {*self._seeds, *([LEADER] if self.leader is not None else [])}
-        return [name for rank, name in enumerate(self._parties.names) if rank not in came]
-
     def add(self, channel: StreamChannel, timeout: float) -> None:
         """A party that has come. Errors: `PeerError`; it has been told, and its channel is closed."""
+        name, seconds = PROTOCOL.name, min(timeout, HELLO_SECONDS)
         try:
-            theirs = meet_as_dealer(
-                channel, min(timeout, HELLO_SECONDS), protocol=PROTOCOL.name, config=self._config, like=self._first
-            )
-            self._first = self._first or theirs
-            if channel.peer not in self.missing():
+            theirs = meet_as_dealer(channel, seconds, protocol=name, config=self._config, like=self.first)
+            self.first = self.first or theirs
+            if channel.peer not in self.missing:
                 raise _refuse(channel, "has left its seed already")
             rank = self._parties.rank(channel.peer)
             if rank == LEADER:
                 channel.timeout, self.leader = timeout, channel
-                return
-            self._seeds[rank] = read_seed(channel)
-            channel.send_message({"seeded": True})
-            channel.close()
+            else:
+                self._seeds[rank] = read_seed(channel)
+                channel.send_message({"seeded": True})
+                channel.close()
+            self.missing.remove(channel.peer)
         except PeerError:
             channel.close()
             raise
