@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,19 +30,10 @@ def connect(kind: str, folder: Path, timeout: float):
     """(server's channel, client's channel)."""
     if kind == "memory":
         return memory_pair("server", "client", timeout)
-    with listen("127.0.0.1", 0, server_context(folder, "server"), timeout=timeout) as listener:
-        accepted: Future = Future()
-
-        def accept() -> None:
-            try:
-                accepted.set_result(listener.accept(10, {"client"}))
-            except BaseException as error:
-                accepted.set_exception(error)
-
-        thread = threading.Thread(target=accept)
-        thread.start()
+    context = server_context(folder, "server")
+    with listen("127.0.0.1", 0, context, timeout=timeout) as listener, ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(listener.accept, 10, {"client"})
         client = dial(*listener.address, client_context(folder, "client"), "server", timeout=timeout)
-        thread.join()
         return accepted.result(), client
 
 

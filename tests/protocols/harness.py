@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
+from blindformer.parties.local.threads import PartyThreads
 from blindformer.parties.session.uniformity import Sample, opened, sample
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
@@ -113,7 +114,7 @@ def run_beaver(
         online("client", tape, over_channel(client_end))
 
     ends = [dealer_end, from_dealer, server_end, client_end]
-    in_threads([dealer, server, client], lambda: [end.close() for end in ends])
+    in_threads([dealer, server, client], ends)
     mine, theirs = done["client"], done["server"]
     assert mine.rounds == theirs.rounds
     assert all(value is None for name, value in theirs.outputs.items() if name not in answers)
@@ -155,26 +156,21 @@ def tapped(wire: Wire, seen: dict[str, list[Sample]]) -> Wire:
     return exchange
 
 
-def in_threads(roles: list[Callable[[], None]], abandon: Callable[[], object]) -> None:
-    """Run the roles side by side; the first error of any ends all and is raised."""
-    errors: list[BaseException] = []
+def in_threads(roles: list[Callable[[], None]], channels: Iterable[MemoryChannel] = ()) -> None:
+    """Run the roles side by side; the first error of any interrupts all channels and is raised."""
+    threads = PartyThreads(120)
+    threads.channels += channels
 
-    def guarded(role: Callable[[], None]) -> None:
-        try:
-            torch.set_num_threads(1)
-            role()
-        except BaseException as error:
-            errors.append(error)
-            abandon()
+    def alone(role: Callable[[], None]) -> None:
+        torch.set_num_threads(1)
+        role()
 
-    threads = [threading.Thread(target=guarded, args=(role,), daemon=True) for role in roles]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads)
+    for number, role in enumerate(roles):
+        threads.start(partial(alone, role), f"role {number}")
+    threads.join(120)
+    for _, error in threads.failures:
+        raise error
+    assert not any(thread.is_alive() for thread in threads.threads)
 
 
 class Relay:

@@ -115,7 +115,7 @@ def run_many(
         left[rank] = len(tape)
 
     roles = [dealer, *(lambda c=c: party(c) for c in communicators(size))]
-    in_threads(roles, lambda: [end.close() for end in (dealer_end, from_dealer)])
+    in_threads(roles, (dealer_end, from_dealer))
     assert len({done[rank].rounds for rank in range(size)}) == 1
     others = [done[rank].outputs for rank in range(size) if rank != recipient]
     assert all(value is None for outputs in others for name, value in outputs.items() if name not in answers)
