@@ -179,8 +179,8 @@ ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "
         ({"layers": 3}, DistillError, "3 layers: the model has 2; give a number from 1 to 2"),
         ({"speed": 3}, DistillError, "unknown setting 'speed': use one of seed, layers"),
         ({"batch": 0}, DistillError, "setting batch: Input should be greater than or equal to 1"),
-        ({"plan": "he", "hidden": 64}, DistillError, "at most the teacher's 32"),
-        ({"plan": "he", "hidden": 18}, DistillError, "a multiple of the heads"),
+        ({"plan": "he", "hidden": 64, "hidden_epochs": 0}, DistillError, "at most the teacher's 32"),
+        ({"plan": "he", "hidden": 18, "hidden_epochs": 0}, DistillError, "a multiple of the heads"),
         ({"plan": "he", "hidden": 16}, DistillError, "has no states to compare"),
     ],
 )
