@@ -11,8 +11,6 @@ docs/distillation.md says what each row means.
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
 from rich.console import Console
 from rich.table import Table
 
-from .commands import PLANS, Say, run_command
+from .commands import PLANS, Say, repeated, run_command
 from .provenance import Measured, json_line, provenance, provenance_line
 
 DISTILLED = "distilled"
@@ -182,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--timeout", type=float, default=600, help="seconds that a party may be silent (default 600)")
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
-    command = shlex.join(["python", "-m", "bench.accuracy", *(sys.argv[1:] if arguments is None else arguments)])
+    command = repeated("bench.accuracy", arguments)
 
     def work(say: Say) -> None:
         found = measure(chosen, command, say)

@@ -4,6 +4,7 @@
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -29,6 +30,22 @@ def megabytes(value: float) -> str:
     return f"{value / 1e6:.2f} MB"
 
 
+def federation_parser(prog: str, description: str, *, alpha: float, rounds: int) -> argparse.ArgumentParser:
+    """The options that benchmarks of federated training share, with these defaults."""
+    options = argparse.ArgumentParser(prog=prog, description=description)
+    options.add_argument("--data", default="digits", help="a data set's name (default digits)")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each splits anew (default 0 1 2)")
+    options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
+    options.add_argument("--clients", type=int, default=10)
+    options.add_argument("--alpha", type=float, default=alpha, help="of the Dirichlet shares (default %(default)s)")
+    options.add_argument("--rounds", type=int, default=rounds, help="of training (default %(default)s)")
+    options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
+    options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
+    options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    return options
+
+
 def run_command(name: str, work: Callable[[Say], None]) -> int:
     """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
     console = Console(stderr=True)
@@ -40,6 +57,11 @@ def run_command(name: str, work: Callable[[Say], None]) -> int:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
     return 0
+
+
+def repeated(module: str, arguments: list[str] | None) -> str:
+    """The command that repeats a measurement."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def publish(found: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:

@@ -9,9 +9,7 @@ Trains what is not in --work yet (a run that was cut off goes on). docs/federate
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation.teacher import judged
 from rich.table import Table
 
-from .commands import PLANS, Say, publish, run_command
+from .commands import Say, federation_parser, publish, repeated, run_command
 from .provenance import Measured, provenance
 
 CENTRAL = "one client with all examples"
@@ -206,16 +204,8 @@ def private_run(text: str) -> PrivateRun:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser("python -m bench.federated", description="Accuracy of federated training.")
-    options.add_argument("--data", default="digits", help="a data set's name (default digits)")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each splits anew (default 0 1 2)")
-    options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
-    options.add_argument("--clients", type=int, default=10)
-    options.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet shares (default 0.5)")
-    options.add_argument("--rounds", type=int, default=60)
+    options = federation_parser("python -m bench.federated", "Accuracy of federated training.", alpha=0.5, rounds=60)
     options.add_argument("--epochs", type=int, default=1)
-    options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
-    options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
     options.add_argument(
         "--private", type=private_run, nargs="*", default=[], metavar="CLIENTS,FRACTION,WIDTH,CLIP,RATE,ROUNDS",
         help="runs with differential privacy at epsilon 8, for the first seed",
@@ -223,10 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument(
         "--timed", type=int, default=3, help="rounds to time, with and without secure sums (default 3)"
     )
-    options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
-    command = shlex.join(["python", "-m", "bench.federated", *(sys.argv[1:] if arguments is None else arguments)])
+    command = repeated("bench.federated", arguments)
 
     def work(say: Say) -> None:
         found = measure(chosen, command, say)

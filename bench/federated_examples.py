@@ -8,9 +8,7 @@ Trains what is not in --work yet (a run that was cut off goes on). docs/federate
 # pyright: reportMissingImports=false
 
 import argparse
-import shlex
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from blindformer.federated.settings import FederateSettings
 from blindformer.models.data import load_data
 from rich.table import Table
 
-from .commands import PLANS, Say, publish, run_command
+from .commands import Say, federation_parser, publish, repeated, run_command
 from .federated import trained
 from .provenance import Measured, provenance
 
@@ -109,26 +107,16 @@ def table(found: Protected) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser("python -m bench.federated_examples", description="Accuracy of private steps.")
-    options.add_argument("--data", default="digits", help="a data set's name (default digits)")
+    program, about = "python -m bench.federated_examples", "Accuracy of private steps: one in each round."
+    options = federation_parser(program, about, alpha=0.0, rounds=200)
     options.add_argument("--epsilons", type=float, nargs="+", default=[8.0], help="budgets (default 8)")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each splits anew (default 0 1 2)")
-    options.add_argument("--plan", choices=[*PLANS, "he"], default="fast")
-    options.add_argument("--clients", type=int, default=10)
-    options.add_argument("--alpha", type=float, default=0.0, help="of the Dirichlet shares (default: alike)")
-    options.add_argument("--rounds", type=int, default=200, help="steps, too: one in each round (default 200)")
     options.add_argument("--sample", type=float, default=0.25, help="share of the examples in a step (default 0.25)")
     options.add_argument("--clip", type=float, default=1.0, help="norm of an example's gradient (default 1)")
     options.add_argument("--rate", type=float, default=0.0, help="of a step (default: by the kind)")
     options.add_argument("--hidden", type=int, default=64, help="for images: width of the model (default 64)")
-    options.add_argument("--model", default="minilm", help="for texts: what training begins with (default minilm)")
-    options.add_argument("--lora", type=int, default=0, help="for texts: rank of the adapters (default none)")
     options.add_argument("--secagg", action="store_true", help="secure aggregation: clients share the noise")
-    options.add_argument("--work", default="runs", help="where trained models are kept (default runs)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "bench.federated_examples", *words])
+    command = repeated("bench.federated_examples", arguments)
 
     def work(say: Say) -> None:
         found = measure(chosen, command, say)

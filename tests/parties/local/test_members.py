@@ -3,7 +3,10 @@
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -56,6 +59,7 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
             for name, value in answer.outputs.items():
                 scale = compiled.program.instructions[compiled.program.outputs[name]].scale
                 assert (value - expected[name].double() * 2.0**-scale).abs().max() < 0.01
+            assert not list(parties.scratch.glob("*puts-*")), "neither inputs nor outputs stay on the disk"
             assert set(answer.by_party) == {"alice", "bob", "carol"}
             declared = price_among(compiled.program, parties.parties.names, owners, 1)
             for name, timings in answer.by_party.items():
@@ -75,3 +79,21 @@ def test_a_party_that_is_killed_is_named(folder, loaded, victim):
             parties.query(loaded.encode(TEXTS[0], 16))
         assert time.monotonic() - started < 20
         assert not parties.open
+
+
+@pytest.mark.slow
+def test_when_the_launcher_itself_dies_the_parties_follow(folder):
+    code = (
+        "import time; from blindformer.parties.local.members import LocalMembers\n"
+        "from blindformer.parties.session.parties import numbered\n"
+        f"parties = LocalMembers({str(folder)!r}, numbered(2))\n"
+        "print(parties.scratch, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        scratch = Path(owner.stdout.readline().strip())
+        parties = psutil.Process(owner.pid).children()
+        assert (len(parties), scratch.is_dir()) == (3, True)
+        owner.kill()
+    _, alive = psutil.wait_procs(parties, timeout=30)
+    assert (alive, scratch.exists()) == ([], False)
