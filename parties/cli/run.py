@@ -55,10 +55,9 @@ def run(
         trained, images = plan is None and not isinstance(chosen, str), loaded.kind == "image"
         items = paired(read_items(images, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
-        places = list(fitting)
-        size, encoded, refused = encode_each(loaded, list(fitting.values()), length)
+        size, encoded, refused = encode_each(loaded, fitting, length)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
-        errors |= {places[place]: error for place, error in refused.items()}
+        errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
@@ -67,11 +66,10 @@ def run(
         compiled = local.compile_for(len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())
-        inputs = list(encoded.values())
         found = compare(
             loaded,
             compiled,
-            inputs,
+            list(encoded.values()),
             protocol=protocol,
             threads=threads,
             timeout=timeout,
@@ -79,14 +77,14 @@ def run(
             parties=local.parties,
             trained=trained,
         )
-    task, order = loaded.task, [places[place] for place in encoded]
+    task, order = loaded.task, list(encoded)
     errors |= {order[place]: error for place, error in found.errors.items()}
     answers = {index: AnsweredItem(items[index].value, error=error) for index, error in errors.items()}
-    for index, private, given in zip(order, found.private, inputs, strict=True):
+    for index, private in zip(order, found.private, strict=True):
         if index not in errors:
-            asked_item = items[index].value
-            value = read_answer(task, private, given, item=None if images else asked_item)
-            answers[index] = AnsweredItem(asked_item, value)
+            item = items[index].value
+            value = read_answer(task, private, encoded[index], item=None if images else item)
+            answers[index] = AnsweredItem(item, value)
     results = [
         {**item.place, **asked(task.pipeline, item.value), **answers[index].row(task.pipeline)}
         for index, item in enumerate(items)
@@ -102,9 +100,8 @@ def run(
     if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
-        _show(
-            loaded.name, task.pipeline, in_order, summary, local.costs(found.reports, "a text" if size else "an image")
-        )
+        costs = local.costs(found.reports, "a text" if size else "an image")
+        _show(loaded.name, task.pipeline, in_order, summary, costs)
     if errors:
         raise Exit(1)
 

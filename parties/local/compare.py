@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,9 +117,10 @@ def compile_text(
 
 
 def encode_each(
-    loaded: Loaded, items: Sequence[Any], length: str | int = "auto"
+    loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
-    """(the length that all are padded to, 0 for images; the inputs of those that fit, and why others do not, by index).
+    """(the length that all are padded to, 0 for images; the inputs of those that fit, and why others do not, by their
+    numbers).
 
     `length`: as for Loaded.length_for. Errors: LoadError.
     """
@@ -127,7 +128,7 @@ def encode_each(
     errors: dict[int, InputError] = {}
     sizes: dict[int, int] = {}
     image = loaded.kind == "image"
-    for index, item in enumerate(items):
+    for index, item in items.items():
         try:
             sizes[index] = 0 if image else loaded.length_for([item], length)
         except InputError as error:

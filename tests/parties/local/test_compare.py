@@ -18,7 +18,7 @@ TEXTS = ("good", "how is my password ?", "not good , bad !", "the password is lo
 def test_an_answer_out_of_range_leaves_the_others(tiny_classifier, rows):
     loaded = load(tiny_classifier)
     compiled = compile_text(loaded, 8, texts=list(TEXTS), rows=rows)
-    size, encoded, refused = encode_each(loaded, ["good " * 9, *TEXTS, ""], 8)
+    size, encoded, refused = encode_each(loaded, dict(enumerate(["good " * 9, *TEXTS, ""])), 8)
     assert (size, list(encoded), [*refused]) == (8, [1, 2, 3, 4, 5], [0, 6])
     inputs = list(encoded.values())
     clear = compare(loaded, compiled, inputs, protocol="clear")
