@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .errors import PlanError
+from .experts import all_experts, is_experts
 from .overrides import Overrides
 from .plan import Plan
 from .registry import kinds
@@ -38,6 +39,8 @@ class _Call:
         with self.overrides.inside(self.path):
             if self.composite is not None:
                 return self._answer(*self.composite, *args, **kwargs)
+            if is_experts(self.module):
+                return all_experts(self.module, *args, **kwargs)
             return self.original(*args, **kwargs)
 
     @property

@@ -20,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .errors import PlanError
 from .linear import AffineParameters, fake_quantise, quantise_behind
 from .plan import FULL_BITS, Plan
-from .registry import EXACT, Approximation, Constants, define_kind, find, kinds
+from .primitives import unless_known
+from .registry import EXACT, Approximation, Constants, define_kind, find, find_kind, kinds
 
 LINEAR = "linear"
 
@@ -46,14 +47,14 @@ class _Frame:
     paused: bool = False
 
 
-class _Affines(WeakIdKeyDictionary):
-    """A norm's result -> its affine, for a linear layer that reads it. A copy is empty: nothing outlives a run."""
+class _Remembered(WeakIdKeyDictionary):
+    """What a result was made of (a norm's its affine), for what reads it. A copy is empty: nothing outlives a run."""
 
-    def __reduce__(self) -> tuple[type[_Affines], tuple[()]]:
-        return _Affines, ()
+    def __reduce__(self) -> tuple[type[_Remembered], tuple[()]]:
+        return _Remembered, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Affines:
-        return _Affines()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Remembered:
+        return _Remembered()
 
 
 class Overrides(TorchFunctionMode):
@@ -73,7 +74,8 @@ class Overrides(TorchFunctionMode):
         self.reader: LinearReader | None = None
         self._frames: dict[int, list[_Frame]] = {}  # by thread, as torch's own stack of modes is
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
-        self._affines = _Affines()
+        self._affines = _Remembered()
+        self.roots = _Remembered()  # a square root -> what it is of
 
     def use(self, plan: Plan) -> None:
         """Replace the plan."""
@@ -124,6 +126,9 @@ class Overrides(TorchFunctionMode):
         if found.function is None:
             return exactly()
         result = found.function(scaled, **constants)
+        known = find_kind(kind).known
+        if known and not found.needs_distillation:  # a student has learnt with the function as it is
+            result = unless_known(result, scaled, known)
         return result if scale == 1.0 else result * (1.0 / scale)
 
     def site(self, kind: str) -> str:
@@ -216,33 +221,41 @@ def _addmm(overrides: Overrides, func: Any, input: Tensor, mat1: Tensor, mat2: T
     return func(input if bias is None else bias, mat1, weight, **kwargs)
 
 
-_multi_head = FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "has_torch_function": lambda tensors: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-"""torch's own, which does not hand itself over as a whole: its parts are to be answered."""
+@cache
+def _opened(func: FunctionType) -> FunctionType:
+    """A function of torch.nn.functional that does not hand itself over as a whole: its parts are to be answered."""
+    asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    variables = {**func.__globals__, **dict.fromkeys(asks, lambda *tensors: False)}
+    return FunctionType(func.__code__, variables, func.__name__, func.__defaults__, func.__closure__)
 
 
-def _attention_layer(overrides: Overrides, func: Any, *args: Any, **kwargs: Any) -> Any:
+def answer_in_parts(overrides: Overrides, func: FunctionType, *args: Any, **kwargs: Any) -> Any:
     with overrides:
-        return _multi_head(*args, **kwargs)
+        return _opened(func)(*args, **kwargs)
+
+
+_composites: dict[Any, Callable[..., Any]] = {}
+
+
+def define_composites(answers: Mapping[Any, Callable[..., Any]]) -> None:
+    """What answers functions that are made of others, unless a kind does."""
+    _composites.update(answers)
 
 
 @cache
 def _answers() -> dict[Any, Callable[..., Any]]:
     """What answers each of torch's functions, with the signature of the function."""
     found: dict[Any, Callable[..., Any]] = {
-        F.multi_head_attention_forward: _attention_layer,
         F.linear: _linear,
         torch.addmm: _addmm,
     }
-    for kind in kinds().values():
+    of_kinds = kinds()  # finds all files
+    for kind in of_kinds.values():
         for function, answer in kind.answers.items():
             if function in found:
                 raise PlanError(f"kind {kind.name!r} answers {function!r}, which is answered already: keep one")
             found[function] = answer
-    return found
+    return {**_composites, **found}
 
 
 def everything() -> frozenset[str]:

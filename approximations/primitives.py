@@ -60,14 +60,14 @@ def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) ->
     return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients], float(domain))
 
 
-@torch.library.custom_op("blindformer::inverse", mutates_args=())
-def inverse(approximated: Tensor, x: Tensor) -> Tensor:
-    """An approximated 1 / x. Where x turns out to be no secret, lowering divides by it exactly instead."""
+@torch.library.custom_op("blindformer::unless_known", mutates_args=())
+def unless_known(approximated: Tensor, x: Tensor, function: str) -> Tensor:
+    """An approximated function of x. Where x turns out to be no secret, lowering takes the exact one of ATen."""
     return approximated.clone()
 
 
-inverse.register_fake(lambda approximated, x: torch.empty_like(approximated))
-inverse.register_autograd(lambda ctx, gradient: (gradient, None))
+unless_known.register_fake(lambda approximated, x, function: torch.empty_like(x))
+unless_known.register_autograd(lambda ctx, gradient: (gradient, None, None))
 
 
 def below(x: Tensor, threshold: float) -> Tensor:

@@ -16,14 +16,12 @@ from .lowdegree import LOW_DEGREE, power_fit
 from .minimax import minimax
 from .overrides import Overrides, define_elementwise
 from .plan import DENOMINATOR
-from .primitives import inverse, polynomial
+from .primitives import polynomial, unless_known
 from .registry import Approximation, Constants, Range, approximation
 
 
 def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    exact = func(input, *args, **kwargs)
-    found = overrides.elementwise("reciprocal", input, lambda: exact)
-    return exact if found is exact else inverse(found, input)
+    return overrides.elementwise("reciprocal", input, lambda: func(input, *args, **kwargs))
 
 
 def _divided_by(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
@@ -31,6 +29,30 @@ def _divided_by(overrides: Overrides, func: Any, input: Tensor, other: Any) -> T
     if not input.is_floating_point():
         return func(input, other)
     return _reciprocal(overrides, torch.reciprocal, input) * other
+
+
+def _quotient(overrides: Overrides, func: Any, input: Any, other: Any, **kwargs: Any) -> Tensor:
+    """x / y. By a square root: times the reciprocal root. By whole numbers: they are counts, of what a mask keeps say,
+    which somebody has in the clear."""
+    if kwargs or not isinstance(other, Tensor) or not other.is_floating_point():
+        return func(input, other, **kwargs)
+    if other in overrides.roots:
+        squared = overrides.roots[other]
+        return input * overrides.elementwise("rsqrt", squared, lambda: torch.rsqrt(squared))
+    site = overrides.site("reciprocal")
+    if overrides.observer is not None:
+        whole = torch.equal(other, other.round())
+        overrides.show(site, "reciprocal", torch.zeros_like(other) if whole else other)
+    found, constants = overrides.approximation("reciprocal", site)
+    if found.function is None:
+        return func(input, other)
+    inverse = found.function(other, **constants)
+    return input * (inverse if found.needs_distillation else unless_known(inverse, other, "reciprocal"))
+
+
+def _divided(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
+    """x /= y."""
+    return input.copy_(_quotient(overrides, torch.div, input, other))
 
 
 def _fitted_range(seen: Range, widened: Range, whole: Approximation | None) -> Range | None:
@@ -51,7 +73,11 @@ define_elementwise(
         Tensor.reciprocal: _reciprocal,
         Tensor.__rdiv__: _divided_by,
         Tensor.__rtruediv__: _divided_by,
+        **dict.fromkeys((torch.div, torch.true_divide, torch.divide, Tensor.div, Tensor.true_divide), _quotient),
+        **dict.fromkeys((Tensor.divide, Tensor.__truediv__, Tensor.__div__), _quotient),
+        **dict.fromkeys((Tensor.div_, Tensor.__itruediv__, Tensor.__idiv__), _divided),
     },
+    known="reciprocal",
     presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
     spread=2.0,
     fitted_range=_fitted_range,

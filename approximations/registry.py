@@ -46,6 +46,7 @@ class FunctionKind:
     limit         magnitude of arguments beyond which a student is penalised; None: never
     spread        of what is divided by: powers of two that values may be from their mean before a student is penalised;
                   None: this kind is not a division
+    known         the ATen function that whoever has x in the clear computes instead, if that is close to it
     recorded      the part of the values shown that calibration takes the range of
     fitted_range  (range seen, widened range, approximation of the whole that this is a division in) -> the range to
                   fit to; None: no fit
@@ -60,6 +61,7 @@ class FunctionKind:
     operations: Sequence[str] = ()
     limit: float | None = None
     spread: float | None = None
+    known: str = ""
     recorded: Callable[[Tensor], Tensor] = _as_seen
     fitted_range: Callable[[Range, Range, Approximation | None], Range | None] = _widened
 

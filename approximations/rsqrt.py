@@ -43,6 +43,7 @@ define_elementwise(
     torch.rsqrt,
     Tensor.rsqrt,
     answers={F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm},
+    known="rsqrt",
     presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
     spread=3.0,
     recorded=without_epsilons,

@@ -192,13 +192,13 @@ def _gap(low: float, high: float, cut: float) -> float:
 
 
 @cache
-def _exp_coefficients(cut: float, degree: int, squarings: int) -> tuple[float, ...]:
+def exp_coefficients(cut: float, degree: int, squarings: int) -> tuple[float, ...]:
     """P with least E = max |P(y)^n - exp(n c y)|, n = 2^squarings, over y = x / (n c) for x in [-cut, 0].
 
     E is the one for which P may be off by no more than moves exp by E, and just can: found by bisection, as the band
     that E allows around exp(c y) is wide where exp(n c y) is small, and not proportional to E there.
     """
-    n, c = 2.0**squarings, 2.0 ** _exp_exponent(cut, squarings)
+    n, c = 2.0**squarings, 2.0 ** exp_exponent(cut, squarings)
     low, high = -9.0, 0.0  # log10 of E
     coefficients: list[float] = []
     for _ in range(24):
@@ -215,13 +215,13 @@ def _exp_coefficients(cut: float, degree: int, squarings: int) -> tuple[float, .
     return tuple(coefficients)
 
 
-def _exp_exponent(cut: float, squarings: int) -> int:
+def exp_exponent(cut: float, squarings: int) -> int:
     return math.ceil(math.log2(cut) - squarings)
 
 
 def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2) -> Constants:
     """Constants of `exp` for logits in [low, high]."""
-    coefficients = _exp_coefficients(float(cut), int(degree), int(squarings))
+    coefficients = exp_coefficients(float(cut), int(degree), int(squarings))
     return {
         "gap": _gap(low, high, cut),
         "cut": float(cut),
@@ -257,9 +257,9 @@ def exp(
     The bit multiplies before the squarings: garbage from below the cut must not meet a product that is rescaled.
     """
     x = _below_maximum(scores * scale, keep, gap)
-    shift = 2.0 ** -(_exp_exponent(cut, int(squarings)) + int(squarings))
+    shift = 2.0 ** -(exp_exponent(cut, int(squarings)) + int(squarings))
     base = polynomial(x * shift, coefficients, domain=cut * shift) * above(x, -cut)
-    return _parts(_squared(base, squarings), keep)
+    return _parts(squared(base, squarings), keep)
 
 
 def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float = 7) -> Constants:
@@ -284,10 +284,10 @@ def exp_limit(
 ) -> Parts:
     """(1 + x/2^n)^(2^n) above the cut, 0 below it: n squarings one after the other."""
     x = _below_maximum(scores * scale, keep, gap)
-    return _parts(_squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings), keep)
+    return _parts(squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings), keep)
 
 
-def _squared(x: Tensor, times: float) -> Tensor:
+def squared(x: Tensor, times: float) -> Tensor:
     for _ in range(int(times)):
         x = x * x
     return x

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -24,12 +25,13 @@ from ..graph.graph import Node
 from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
+from .decompose import parts_of
 from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems
 from .values import Value, concrete, parameters_of, short_name, values_in
 
-MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "baddbmm"}
+MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "convolution", "baddbmm"}
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
 
 
@@ -87,7 +89,7 @@ class _Walk:
                 path = next(reversed(stack.values()))[0] if stack else ""
                 self.lowering.path = self.lowering.builder.path = path
                 try:
-                    values[item.name] = self._call(item)
+                    values[item.name] = self._call(item, values, item.name)
                 except LoweringError as error:  # go on, to name all that has no rule at once
                     self.problems.add(path, *error.args)
                     values[item.name] = _unknown(item)
@@ -110,22 +112,33 @@ class _Walk:
         self.inputs.append(item.name)
         return Value("client", self.example.get(item.name, value), ref=item.name)
 
-    def _call(self, item: fx.Node) -> Value | list[Value] | None:
+    def _call(self, item: fx.Node, values: Mapping[str, Any], name: str) -> Any:
+        """What an operation gives. `values`: of its graph, by name; `name`: for a step of the client."""
         assert callable(item.target)
         target = str(item.target)
         short = short_name(target)
         if short in IGNORED:
             return None
-        args: Any = fx.map_arg(item.args, lambda n: self.lowering.values[n.name])
-        kwargs: Any = fx.map_arg(item.kwargs, lambda n: self.lowering.values[n.name])
+        args: Any = fx.map_arg(item.args, lambda n: values[n.name])
+        kwargs: Any = fx.map_arg(item.kwargs, lambda n: values[n.name])
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
+        if torch.Tag.nondeterministic_seeded in getattr(item.target, "tags", ()) and rules.find(short) is None:
+            raise LoweringError(
+                f"operation {short} ({target}) draws random numbers", "give them to the model as an input"
+            )
         found = list(values_in([args, kwargs]))
         owner = self._owner(short, found, _narrows(item, short, args))
+        if owner == "shared" and rules.find(short) is not None:
+            return self._by_rule(short, target, args, kwargs)
+        if short == "unless_known":  # whoever has x computes the function itself
+            return self.lowering.apply(f"aten.{args[2]}.default", args[1])
+        if (owner == "shared" and short not in rules.of_kinds()) or (owner == "client" and short not in ALLOWED):
+            parts = parts_of(item.target, args, kwargs)
+            if parts is not None:
+                return self._inline(*parts, name)
         if owner == "shared":
-            return self._shared(short, target, args, kwargs)
-        if short == "inverse":  # whoever has the number divides by it
-            return self.lowering.apply("aten.reciprocal.default", args[1])
+            raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short))
         value = concrete(item.target, args, kwargs)
         if owner != "client":
             parameters = parameters_of(found)
@@ -138,7 +151,22 @@ class _Walk:
         if short not in ALLOWED:
             text = f"operation {short} ({target}) of the inputs alone cannot run at the client"
             self.problems.add(self.lowering.path, text, "do it beforehand")
-        return self.lowering.at_client(item.name, target, args, kwargs, value)
+        return self.lowering.at_client(name, target, args, kwargs, value)
+
+    def _inline(self, graph: fx.Graph, given: Sequence[Value], name: str) -> Any:
+        """What a graph gives, on these values in its placeholders' places."""
+        values: dict[str, Any] = {}
+        places = iter(given)
+        for item in graph.nodes:
+            if item.op == "placeholder":
+                values[item.name] = next(places)
+            elif item.op == "get_attr":
+                raise LoweringError(f"operation {name} is made of others that hold a tensor of their own")
+            elif item.op == "call_function":
+                values[item.name] = self._call(item, values, f"{name}.{item.name}")
+            elif item.op == "output":
+                return fx.map_arg(item.args[0], lambda n: values[n.name])
+        raise AssertionError("a graph without an output")
 
     def _owner(self, short: str, found: list[Value], narrows: bool) -> str:
         owners = {v.owner for v in found}
@@ -153,12 +181,11 @@ class _Walk:
             return "client"
         return "server" if "server" in owners else "public"
 
-    def _shared(
+    def _by_rule(
         self, short: str, target: str, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> Value | list[Value]:
         rule = rules.find(short)
-        if rule is None:
-            raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short))
+        assert rule is not None
         try:
             result = rule(self.lowering, *args, **kwargs)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

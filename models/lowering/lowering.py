@@ -45,6 +45,7 @@ class Lowering:
     applied: dict[tuple[object, ...], tuple[Value, object]] = field(default_factory=dict)
     hiding: dict[int, tuple[Node, Value, Node]] = field(default_factory=dict)
     path: str = ""
+    matrices: int = 0  # public ones that rules multiply by
 
     # --- for rules ---------------------------------------------------------------------------------------------------
     def as_node(self, value: Operand) -> Node:

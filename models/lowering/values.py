@@ -31,6 +31,10 @@ class Value:
             raise TypeError(f"a value of the {self.owner} is not known as a tensor")
         return self.value
 
+    def with_tensor(self, change: Callable[[Tensor], Tensor]) -> Value:
+        """The same in another layout, made now."""
+        return Value(self.owner, change(self.tensor), ref=self.ref or "folded", parameters=self.parameters)
+
 
 Operand = Value | Node | float
 """What a rule is given where its operation takes a tensor or a number."""

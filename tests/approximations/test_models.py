@@ -327,7 +327,7 @@ def test_composite_activations(name):
     [
         ({}, 0.99998, 0.0015),
         ({"degree": 4, "pieces": 1}, 0.9999, 0.003),
-        ({"degree": 4, "pieces": 2}, 0.999999, 0.0003),
+        ({"degree": 4, "pieces": 2}, 0.999998, 0.0003),
     ],
 )
 def test_sentence_embeddings_of_a_real_model(options, cosine, largest):

@@ -7,12 +7,14 @@ quantised weights side by side need no more bits than each by itself.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ...program.encoding import quantised_scale
 from ..graph import Builder, Node
 from .rewrite import rewrite, users
 
 MOST = 24  # fractional bits beyond which a weight counts as not quantised
+LARGEST = 2.0**15  # whole number beyond which it does: every float32 is whole at some scale
 
 
 def fuse_linears(outputs: list[Node]) -> list[Node]:
@@ -24,7 +26,7 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
             continue
         weights = [n.args[1] for n in linears]
         values = [w.value.double() for w in weights if w.value is not None]
-        scales = [quantised_scale(value, MOST) for value in values]
+        scales = [_scale(value) for value in values]
         powers = [0 if scale == MOST else min(scales) - scale for scale in scales]
         value = torch.cat([v * 2.0**-power for v, power in zip(values, powers, strict=True)], dim=1)
         name = "+".join(w.name for w in weights)
@@ -49,3 +51,9 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
         return builder.ldexp(builder.slice(made[key], -1, start, start + node.shape[-1]), power)
 
     return rewrite(outputs, change)
+
+
+def _scale(value: Tensor) -> int:
+    """Fractional bits of a quantised weight; MOST of another."""
+    scale = quantised_scale(value, MOST)
+    return scale if float(value.abs().max()) * 2.0**scale <= LARGEST else MOST

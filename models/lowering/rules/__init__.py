@@ -8,6 +8,7 @@ here. Rules take nodes, too, so one may call another.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 from ....approximations.registry import kinds
@@ -18,7 +19,6 @@ Rule = Callable[..., RuleResult]
 Some = TypeVar("Some", bound=Rule)
 
 _rules: FunctionRegistry[Rule] = FunctionRegistry(__name__)
-_advice: dict[str, str] = {}
 
 
 def rule(*names: str) -> Callable[[Some], Some]:
@@ -31,18 +31,17 @@ def rule(*names: str) -> Callable[[Some], Some]:
     return register
 
 
-def advise(*names: str, advice: str) -> None:
-    """Say what to do about operations that have no rule."""
-    _advice.update(dict.fromkeys(names, advice))
-
-
 def find(name: str) -> Rule | None:
     """The rule of an operation, if it has one."""
     return _rules.all.get(name)
 
 
+@cache
+def of_kinds() -> dict[str, str]:
+    """Operations that an approximation should have answered -> what to do about it."""
+    return {op: kind.advice for kind in kinds().values() for op in kind.operations}
+
+
 def advice(name: str) -> str:
     """What to do about an operation without a rule."""
-    known = sorted(_rules.all)
-    of_kinds = {op: kind.advice for kind in kinds().values() for op in kind.operations}
-    return (of_kinds | _advice).get(name) or f"rewrite the module with one of: {', '.join(known)}"
+    return of_kinds().get(name) or "rewrite the module without it, or write a rule (CONTRIBUTING.md)"

@@ -57,17 +57,17 @@ def mul(lowering: Lowering, x: Operand, y: Operand) -> Node:
 def div(lowering: Lowering, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Node:
     if rounding_mode is not None:
         raise lowering.fail("an integer division of a secret has no rule; divide by a power of two")
-    if owner_of(y) == "shared":
-        raise lowering.fail("division by a secret; use torch.reciprocal, which the plan's reciprocal answers")
     if owner_of(y) == "public":
         inverse = 1.0 / torch.as_tensor(known(y), dtype=torch.float64)
         return lowering.builder.mul(lowering.as_node(x), lowering.builder.constant(inverse))
-    raise lowering.fail(f"division of a secret by a value of the {owner_of(y)}; multiply by its inverse instead")
+    if isinstance(y, Node) or owner_of(y) == "shared":
+        return reciprocal(lowering, y)
+    return mul(lowering, x, lowering.apply("aten.reciprocal.default", y))
 
 
-@rule("inverse")
-def inverse(lowering: Lowering, approximated: Operand, x: Operand) -> Node:
-    """1 / x of a secret, by the plan's reciprocal."""
+@rule("unless_known")
+def unless_known(lowering: Lowering, approximated: Operand, x: Operand, function: str) -> Node:
+    """A function of a secret, by the plan's approximation."""
     return lowering.as_node(approximated)
 
 
@@ -101,6 +101,17 @@ def polynomial(lowering: Lowering, x: Operand, coefficients: list[float], domain
 @rule("relu")
 def relu(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.relu(lowering.as_node(x))
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(lowering: Lowering, x: Operand, slope: Operand) -> Node:
+    """x above 0, slope x below; one slope, or one for each of dimension 1."""
+    b, node, wide = lowering.builder, lowering.as_node(x), lowering.as_node(slope)
+    if len(wide.shape) == 1 and len(node.shape) > 1:
+        assert isinstance(slope, Value)
+        wide = lowering.as_node(lowering.apply("aten.reshape.default", slope, [-1, *[1] * (len(node.shape) - 2)]))
+    negative = b.mul(b.less(node, 0.0), node)
+    return b.add(b.sub(node, negative), b.mul(negative, wide))
 
 
 @rule("abs")

@@ -56,6 +56,61 @@ OPERATIONS = {
     ),
     "split and stack": lambda m, x: torch.stack(m.hide(x).split([1, 2, 3], -1)[1:2] + m.hide(x).chunk(3, -1)[:2]),
     "select and index": lambda m, x: m.hide(x)[1] + m.hide(x)[:, torch.tensor([5, 0, 0, 2, 1, 1])][0],
+    "running sums": lambda m, x: m.hide(x).cumsum(-1),
+    "sum of products": lambda m, x: torch.einsum("ij,kj->ik", m.hide(x), x + m.side),
+    "rolled, flipped, repeated": lambda m, x: m.hide(x).roll((1, -2), (0, 1)).flip(0) + m.hide(x)[:2, :3].repeat(2, 2),
+    "rolled as one row": lambda m, x: m.hide(x).roll(5),
+    "padded and cut": lambda m, x: F.pad(m.hide(x), (1, -2, -1, 2), value=0.5),
+    "pairs of public indices": lambda m, x: m.hide(x)[torch.tensor([[0, 3]]), torch.tensor([[1], [5]])],
+    "indices with a gap": lambda m, x: m.hide(x).view(2, 2, 6)[torch.tensor([1, 0]), :, torch.tensor([5, 2])],
+    "gather, public": lambda m, x: m.hide(x).gather(-1, torch.arange(24).view(4, 6) % 5),
+    "gather, alike in rows": lambda m, x: m.hide(x).gather(-1, torch.tensor([[4, 0]]).expand(4, 2)),
+    "gather, the client's": lambda m, x: m.hide(x).gather(1, x.argsort(-1)[:3, :4]),
+    "gather, secret": lambda m, x: m.hide(x).gather(1, m.hide(x).argmax(-1, keepdim=True)),
+    "rows, the client's": lambda m, x: m.hide(x)[x[:, 0].argsort()],
+    "one-hot of a secret": lambda m, x: F.one_hot(m.hide(x).argmax(-1), 6) * 0.5,
+    "the first of a row": lambda m, x: m.hide(x).topk(3)[0] + m.hide(x).topk(3, largest=False)[0],
+    "places of the first": lambda m, x: m.hide(x).topk(2, dim=0)[1].to(x.dtype),
+    "sorted": lambda m, x: m.hide(x).sort(0, descending=True)[0] + m.hide(x).argsort(0),
+    "min with its place": lambda m, x: m.hide(x).min(-1)[0] + m.hide(x).min(-1)[1],
+    "larger and smaller": lambda m, x: torch.maximum(m.hide(x), x) + torch.minimum(m.hide(x), m.side).clamp_min(-1),
+    "hard activations": lambda m, x: F.hardswish(m.hide(x) * 4) + F.hardsigmoid(m.hide(x) * 4) + F.relu6(m.hide(x)),
+    "leaky": lambda m, x: F.leaky_relu(m.hide(x), 0.1) + F.prelu(m.hide(x), m.side[0, :1]),
+    "division by the client's": lambda m, x: m.hide(x) / (x.square() + 1),
+    "division by a secret": lambda m, x: m.hide(x) / (m.hide(x).square() + 1),
+    "division by a root": lambda m, x: m.hide(x) / torch.sqrt(m.hide(x).square().mean(-1, keepdim=True) + 0.1),
+    "root": lambda m, x: torch.sqrt(m.hide(x).square() + 0.5),
+    "of length one": lambda m, x: F.normalize(m.hide(x), dim=-1) + m.hide(x).norm(dim=-1, keepdim=True),
+    "cosine": lambda m, x: F.cosine_similarity(m.hide(x), m.side, dim=-1),
+    "exp, softplus, erf": lambda m, x: m.hide(x).clamp(max=0).exp() + F.softplus(m.hide(x)) + m.hide(x).erf(),
+    "other activations": lambda m, x: F.elu(m.hide(x)) + F.selu(m.hide(x)) + F.mish(m.hide(x)) + F.softsign(m.hide(x)),
+    "Fourier": lambda m, x: torch.fft.fft2(m.hide(x)).real + torch.fft.fft(m.hide(x), norm="ortho").imag,
+    "grouped convolution": lambda m, x: F.conv2d(
+        m.hide(x).view(1, 4, 2, 3), m.side.view(4, 2, 3)[:, :1, :2, None], groups=4, padding="same"
+    ),
+    "convolution with holes": lambda m, x: F.conv2d(
+        m.hide(x).view(1, 1, 4, 6), m.kernel[:, :1], m.side[0, :5], dilation=(2, 3), padding=(0, 2)
+    ),
+    "convolution of a line": lambda m, x: F.conv1d(m.hide(x).view(1, 4, 6), m.side.view(2, 4, 3), stride=2, padding=1),
+    "convolution of the client's line": lambda m, x: F.conv1d(x.view(1, 4, 6), m.side.view(2, 4, 3), padding=1),
+    "batch norm": lambda m, x: F.batch_norm(m.hide(x), m.side[0], m.side[1].square() + 0.5, m.side[2], m.side[3]),
+    "batch norm of a convolution": lambda m, x: F.batch_norm(
+        F.conv2d(m.hide(x).view(1, 1, 4, 6), m.kernel[:, :1], m.side[0, :5]),
+        m.side[1, :5],
+        m.side[2, :5].square() + 0.5,
+    ),
+    "group norm": lambda m, x: F.group_norm(m.hide(x).view(1, 4, 6), 2, m.side[:, 0], m.side[:, 1]),
+    "variance and deviation": lambda m, x: m.hide(x).var(-1) + m.hide(x).std(-1, correction=0),
+    "largest of windows": lambda m, x: F.max_pool2d(m.hide(x).view(1, 1, 4, 6), 3, 2, padding=1),
+    "mean of windows": lambda m, x: F.avg_pool2d(m.hide(x).view(1, 1, 4, 6), 3, 2, padding=1, ceil_mode=True),
+    "mean of windows, padding aside": lambda m, x: F.avg_pool2d(
+        m.hide(x).view(1, 1, 4, 6), (2, 3), padding=1, count_include_pad=False
+    ),
+    "resized": lambda m, x: (
+        F.interpolate(m.hide(x).view(1, 1, 4, 6), scale_factor=2, mode="bilinear").view(8, 12)
+        + F.interpolate(F.adaptive_avg_pool2d(m.hide(x).view(1, 1, 4, 6), 2), (8, 12), mode="nearest").view(8, 12)
+    ),
+    "attention of torch": lambda m, x: F.scaled_dot_product_attention(m.hide(x)[None], x[None], (x + m.side)[None]),
     "convolution": lambda m, x: F.conv2d(x.view(1, 1, 4, 6).expand(1, 3, 4, 6), m.kernel, stride=2, padding=(1, 0)),
     "convolution of a secret": lambda m, x: F.conv2d(m.hide(x).view(1, 1, 4, 6).expand(1, 3, 4, 6), m.kernel),
 }

@@ -1,0 +1,109 @@
+"""Functions that are made of approximated ones. A kind of such a function's own goes before what stands here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .normalisation import affine
+from .overrides import Overrides, answer_in_parts, define_composites
+from .primitives import unless_known
+from .registry import EXACT
+
+
+def _elu(
+    overrides: Overrides, func: Any, input: Tensor, alpha: float = 1.0, inplace: bool = False, scale: float = 1.0
+) -> Tensor:
+    """scale (x above 0, alpha (exp(x) - 1) below)."""
+    low = -F.relu(-input)
+    return scale * (F.relu(input) + alpha * (overrides.elementwise("exp", low, low.exp) - 1.0))
+
+
+def _selu(overrides: Overrides, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
+    return _elu(overrides, func, input, 1.6732632423543772, scale=1.0507009873554805)
+
+
+def _mish(overrides: Overrides, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
+    soft = overrides.elementwise("softplus", input, lambda: F.softplus(input))
+    return input * overrides.elementwise("tanh", soft, soft.tanh)
+
+
+def _root(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """x rsqrt(x); what divides by it multiplies by rsqrt(x)."""
+    if not input.is_floating_point():
+        return func(input, *args, **kwargs)
+    inverse = overrides.elementwise("rsqrt", input, lambda: torch.rsqrt(input))
+    exact = overrides.chosen("rsqrt") == EXACT
+    result = func(input, *args, **kwargs) if exact else unless_known(input * inverse, input, "sqrt")
+    overrides.roots[result] = input
+    return result
+
+
+def _norm(
+    overrides: Overrides, func: Any, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Tensor:
+    """The Euclidean norm, by the root of the sum of squares. Older functions of it call its order p."""
+    order = kwargs.get("p", ord)
+    other = {name for name, value in kwargs.items() if value is not None} - {"p"}
+    if other or order not in (2, "fro", None) or not x.is_floating_point():
+        return func(x, order, dim, keepdim, **{name: kwargs[name] for name in other})
+    squares = (x * x).sum() if dim is None else (x * x).sum(dim, keepdim=keepdim)
+    return _root(overrides, torch.sqrt, squares)
+
+
+def _of_length_one(
+    overrides: Overrides, func: Any, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None
+) -> Tensor:
+    """x over its norm. The least norm `eps` is left out, as all calibration inputs are above it."""
+    if p != 2 or out is not None:
+        return func(input, p, dim, eps, out)
+    squares = (input * input).sum(dim, keepdim=True)
+    return input * overrides.elementwise("rsqrt", squares, lambda: torch.rsqrt(squares))
+
+
+def _cosine(overrides: Overrides, func: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    first, second = (_of_length_one(overrides, F.normalize, x, 2.0, dim) for x in (x1, x2))
+    return (first * second).sum(dim)
+
+
+def _group_norm(
+    overrides: Overrides,
+    func: Any,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *rest: Any,
+) -> Tensor:
+    """A norm over each group of channels and all places, then a factor and a summand for each channel."""
+    rows = input.reshape(len(input), num_groups, -1)
+    with overrides:
+        normed = F.layer_norm(rows, rows.shape[-1:], None, None, eps).reshape(input.shape)
+    shape = [-1, *[1] * (input.dim() - 2)]
+    return affine(normed, *(value if value is None else value.reshape(shape) for value in (weight, bias)))
+
+
+def _deviation(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _root(overrides, torch.sqrt, input.var(*args, **kwargs))
+
+
+define_composites(
+    {
+        F.multi_head_attention_forward: answer_in_parts,
+        F.softsign: answer_in_parts,
+        F.elu: _elu,
+        F.selu: _selu,
+        torch.selu: _selu,
+        F.mish: _mish,
+        F.normalize: _of_length_one,
+        F.cosine_similarity: _cosine,
+        **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),
+        **dict.fromkeys((torch.std, Tensor.std), _deviation),
+        **dict.fromkeys((torch.sqrt, Tensor.sqrt), _root),
+        **dict.fromkeys((torch.linalg.vector_norm, torch.linalg.norm, torch.norm, Tensor.norm), _norm),
+    }
+)

@@ -1,0 +1,201 @@
+"""Convolutions, as products of patches with the kernel; and the batch norms that go into them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...graph.graph import Node
+from ..lowering import Lowering
+from ..values import Operand, Value
+from . import rule
+from .indexing import constant_pad_nd
+from .products import product
+
+Sizes = Sequence[int] | int
+
+
+@rule("conv2d")
+def conv2d(
+    lowering: Lowering,
+    x: Operand,
+    weight: Value,
+    bias: Operand | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> Node:
+    """[B, C, H, W] -> [B, O, H', W']. A kernel with holes is a larger one with zeros in them."""
+    if weight.owner not in ("server", "public"):
+        raise lowering.fail("a convolution with a secret kernel has no rule; make the kernel a parameter")
+    holes = pair(dilation)
+    kernel = [(n - 1) * d + 1 for n, d in zip(weight.tensor.shape[2:], holes, strict=True)]
+    if isinstance(padding, str):
+        total = [n - 1 if padding == "same" else 0 for n in kernel]
+        if any(n % 2 for n in total):  # more at the end than at the start
+            x = constant_pad_nd(lowering, x, [0, total[1] % 2, 0, total[0] % 2])
+        padding = [n // 2 for n in total]
+    node = lowering.as_node(x)
+    patches = lowering.builder.unfold(node, kernel, pair(stride), pair(padding))
+    if isinstance(x, Value) and x.owner == "client":
+        patches = _cut_by_client(lowering, x, patches, kernel, pair(stride), pair(padding))
+    flat = weight.with_tensor(lambda w: _with_holes(w, holes).flatten(1))
+    out = _grouped(lowering, patches, flat, groups, math.prod(kernel))
+    if bias is not None:
+        out = lowering.builder.add(out, lowering.as_node(bias))
+    return lowering.builder.permute(out, [0, 3, 1, 2])
+
+
+@rule("conv1d")
+def conv1d(
+    lowering: Lowering,
+    x: Operand,
+    weight: Value,
+    bias: Operand | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> Node:
+    """[B, C, L] -> [B, O, L']: an image of height 1."""
+    high = _high(lowering, x)
+    kernel = weight.with_tensor(lambda w: w.unsqueeze(2))
+    sizes = [[one, pair(v)[1]] for one, v in ((1, stride), (1, dilation))]
+    around: Sizes | str = padding if isinstance(padding, str) else [0, pair(padding)[1]]
+    out = conv2d(lowering, high, kernel, bias, sizes[0], around, sizes[1], groups)
+    return lowering.builder.reshape(out, (out.shape[0], out.shape[1], out.shape[3]))
+
+
+@rule("convolution")
+def convolution(
+    lowering: Lowering,
+    x: Operand,
+    weight: Value,
+    bias: Operand | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    transposed: bool,
+    output_padding: Sizes,
+    groups: int,
+) -> Node:
+    dims = weight.tensor.dim() - 2
+    if transposed or dims not in (1, 2):
+        kind = "a transposed convolution" if transposed else f"a convolution over {dims} dimensions"
+        raise lowering.fail(f"{kind} has no rule; use one over one or two dimensions, and upsample before it")
+    return (conv1d, conv2d)[dims - 1](lowering, x, weight, bias, stride, padding, dilation, groups)
+
+
+@rule("batch_norm")
+def batch_norm(
+    lowering: Lowering,
+    x: Operand,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    variance: Value | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *rest: object,
+) -> Node:
+    """A factor and a summand for each channel: part of the convolution before it, if there is one."""
+    if mean is None or variance is None or training:
+        raise lowering.fail("a batch norm without running statistics has no rule; keep track_running_stats=True")
+    factor = lowering.apply("aten.rsqrt.default", lowering.apply("aten.add.Tensor", variance, eps))
+    factor = factor if weight is None else lowering.apply("aten.mul.Tensor", factor, weight)
+    shift = lowering.apply("aten.neg.default", lowering.apply("aten.mul.Tensor", mean, factor))
+    shift = shift if bias is None else lowering.apply("aten.add.Tensor", shift, bias)
+    b, node = lowering.builder, lowering.as_node(x)
+    made = _scaled_convolution(lowering, node, factor.tensor, shift)
+    if made is not None:
+        return made
+    shape = [-1, *[1] * (len(node.shape) - 2)]
+    wide = [lowering.as_node(lowering.apply("aten.reshape.default", v, shape)) for v in (factor, shift)]
+    return b.add(b.mul(node, wide[0]), wide[1])
+
+
+@rule("_native_batch_norm_legit_no_training")
+def native_batch_norm(
+    lowering: Lowering,
+    x: Operand,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value,
+    variance: Value,
+    momentum: float,
+    eps: float,
+) -> list[Node]:
+    return [batch_norm(lowering, x, weight, bias, mean, variance, False, momentum, eps)]
+
+
+def _scaled_convolution(lowering: Lowering, node: Node, factor: Tensor, shift: Value) -> Node | None:
+    """factor (patches W + b) + shift, as one product of the same patches."""
+    b = lowering.builder
+    if node.op != "permute" or node.attributes["dims"] != [0, 3, 1, 2]:
+        return None
+    inner, bias = node.args[0], None
+    if inner.op == "add" and inner.args[1].op == "weight":
+        inner, bias = inner.args
+    if inner.op != "linear" or inner.args[1].value is None:
+        return None
+    patches, kernel = inner.args
+    out = b.matmul(patches, _weight(kernel, kernel.value, factor))
+    if bias is not None:
+        out = b.add(out, _weight(bias, bias.value, factor))
+    return b.permute(b.add(out, lowering.as_node(shift)), [0, 3, 1, 2])
+
+
+def _weight(node: Node, value: Tensor | None, factor: Tensor) -> Node:
+    assert value is not None
+    scaled = value.to(torch.float64) * factor.to(torch.float64)
+    return Node("weight", [], {}, node.shape, "server", node.path, f"{node.name}.normed", scaled)
+
+
+def _grouped(lowering: Lowering, patches: Node, kernel: Value, groups: int, taps: int) -> Node:
+    """Patches [B, H', W', C taps] times a kernel [O, C / groups taps], each group of channels by its own rows."""
+    if groups == 1:
+        return product(lowering, patches, lowering.as_node(kernel.with_tensor(lambda w: w.t())))
+    b, (batch, height, width, columns) = lowering.builder, patches.shape
+    outputs = kernel.tensor.shape[0]
+    split = b.reshape(patches, (batch * height * width, groups, columns // groups))
+    each = kernel.with_tensor(lambda w: w.reshape(groups, outputs // groups, columns // groups).transpose(1, 2))
+    out = product(lowering, b.permute(split, [1, 0, 2]), lowering.as_node(each))  # [groups, B H' W', O / groups]
+    return b.reshape(b.permute(out, [1, 0, 2]), (batch, height, width, outputs))
+
+
+def _cut_by_client(
+    lowering: Lowering, x: Value, patches: Node, kernel: list[int], stride: list[int], padding: list[int]
+) -> Node:
+    """Patches of the client's own image, which it cuts in the clear."""
+    name = f"{x.ref}.patches.{len(lowering.steps)}"
+    # [B, C kh kw, H' W']
+    columns = lowering.step(f"{name}.columns", "aten.im2col.default", x, kernel, [1, 1], padding, stride)
+    rows = lowering.step(f"{name}.rows", "aten.transpose.int", columns, 1, 2)
+    return lowering.as_node(lowering.step(name, "aten.reshape.default", rows, list(patches.shape)))
+
+
+def _with_holes(weight: Tensor, holes: list[int]) -> Tensor:
+    if holes == [1, 1]:
+        return weight
+    rows, columns = ((n - 1) * d + 1 for n, d in zip(weight.shape[2:], holes, strict=True))
+    wide = weight.new_zeros(*weight.shape[:2], rows, columns)
+    wide[:, :, :: holes[0], :: holes[1]] = weight
+    return wide
+
+
+def _high(lowering: Lowering, x: Operand) -> Operand:
+    """[B, C, L] -> [B, C, 1, L], by the client if it is its own."""
+    if isinstance(x, Value) and x.owner == "client":
+        return lowering.apply("aten.unsqueeze.default", x, 2)
+    node = lowering.as_node(x)
+    return lowering.builder.reshape(node, (*node.shape[:2], 1, node.shape[2]))
+
+
+def pair(sizes: Sizes) -> list[int]:
+    found = [sizes] if isinstance(sizes, int) else list(sizes)
+    return found * 2 if len(found) == 1 else found

@@ -1,0 +1,253 @@
+"""Places of a tensor by their indices: public ones, the client's own, and secret ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...graph.graph import Node
+from ..lowering import Lowering
+from ..values import Operand, Value, owner_of
+from . import rule
+from .masks import where
+from .ranking import steps
+from .shapes import unsqueeze
+
+Bound = int | None
+Indices = Sequence[Value | None]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(lowering: Lowering, x: Operand, repeats: int, dim: int = 0, **named: object) -> Node:
+    node = lowering.as_node(x)
+    return lowering.builder.index(node, dim, [i for i in range(node.shape[dim]) for _ in range(repeats)])
+
+
+@rule("repeat")
+def repeat(lowering: Lowering, x: Operand, times: Sequence[int]) -> Node:
+    """As often in each dimension, of which there may be more in front."""
+    b, node = lowering.builder, lowering.as_node(x)
+    node = b.reshape(node, (*[1] * (len(times) - len(node.shape)), *node.shape))
+    for dim, count in enumerate(times):
+        if count != 1 and node.shape[dim] == 1:
+            node = b.expand(node, (*node.shape[:dim], count, *node.shape[dim + 1 :]))
+        elif count != 1:
+            node = b.concat([node] * count, dim)
+    return node
+
+
+@rule("roll")
+def roll(lowering: Lowering, x: Operand, shifts: Sequence[int], dims: Sequence[int] = ()) -> Node:
+    b, node = lowering.builder, lowering.as_node(x)
+    if not dims:
+        flat = b.reshape(node, (math.prod(node.shape),))
+        return b.reshape(roll(lowering, flat, shifts, [0]), node.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = node.shape[dim]
+        node = b.index(node, dim, [(i - shift) % size for i in range(size)])
+    return node
+
+
+@rule("flip")
+def flip(lowering: Lowering, x: Operand, dims: Sequence[int]) -> Node:
+    node = lowering.as_node(x)
+    for dim in dims:
+        node = lowering.builder.index(node, dim, list(reversed(range(node.shape[dim]))))
+    return node
+
+
+@rule("constant_pad_nd")
+def constant_pad_nd(lowering: Lowering, x: Operand, sizes: Sequence[int], value: float = 0.0) -> Node:
+    """`sizes`: before and after, from the last dimension on; below 0, as much is cut off."""
+    b, node = lowering.builder, lowering.as_node(x)
+    for number in range(len(sizes) // 2):
+        dim = len(node.shape) - 1 - number
+        before, after = sizes[2 * number : 2 * number + 2]
+        node = b.slice(node, dim, max(-before, 0), node.shape[dim] - max(-after, 0))
+        parts = [node]
+        for size, front in ((before, True), (after, False)):
+            if size > 0:
+                shape = (*node.shape[:dim], size, *node.shape[dim + 1 :])
+                parts.insert(0 if front else len(parts), b.constant(torch.full(shape, float(value))))
+        node = b.concat(parts, dim)
+    return node
+
+
+@rule("index_select")
+def index_select(lowering: Lowering, x: Operand, dim: int, indices: Value) -> Node:
+    return index(lowering, x, [*[None] * (dim % len(lowering.as_node(x).shape)), indices])
+
+
+@rule("index", "_unsafe_index")
+def index(lowering: Lowering, x: Operand, indices: Indices) -> Node:
+    """x[i, :, j]: public indices; or x[i] and x[arange(B), i] with the client's own or a secret i."""
+    node = lowering.as_node(x)
+    used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
+    secret = [i for _, i in used if i.owner != "public"]
+    if not secret:
+        return _public(lowering, node, [None if i is None else i.tensor for i in indices])
+    if len(used) == 1 and used[0][0] == 0:
+        return _rows(lowering, node, secret[0])
+    if [dim for dim, _ in used] == [0, 1] and secret == [used[1][1]] and _counts(used[0][1], node.shape[0]):
+        return _own_rows(lowering, node, secret[0])
+    raise lowering.fail(
+        f"indexing a secret by a value of the {secret[0].owner} has a rule for x[i] and x[arange(len(x)), i]; "
+        "multiply by a one-hot mask and sum instead"
+    )
+
+
+@rule("gather")
+def gather(lowering: Lowering, x: Operand, dim: int, indices: Value, **named: object) -> Node:
+    """Public indices rearrange; others are one-hot rows, which are multiplied by."""
+    b, node = lowering.builder, lowering.as_node(x)
+    dim %= len(node.shape)
+    if indices.owner == "public":
+        return _gathered(lowering, node, dim, indices.tensor)
+    rows = one_hot(lowering, indices, node.shape[dim])  # [..., places, ..., size]
+    shape = lowering.as_node(indices).shape
+    node = b.slice(node, 0, 0, node.shape[0])
+    for other, size in enumerate(shape):
+        if other != dim:
+            node = b.slice(node, other, 0, size)
+    moved = [d for d in range(len(shape)) if d != dim]
+    spread = b.permute(node, [*moved, dim])  # [..., size]
+    spread = b.reshape(spread, (*[1 if d == dim else shape[d] for d in range(len(shape))], node.shape[dim]))
+    return b.sum(b.mul(spread, lowering.as_node(rows)), [-1], keepdim=False)
+
+
+@rule("one_hot")
+def one_hot(lowering: Lowering, indices: Operand, size: int) -> Value | Node:
+    """Rows of zeros with a one at the index. Of a secret index: the steps where `index < place` turns true."""
+    if isinstance(indices, Value) and indices.owner != "shared":
+        return _as_bits(lowering.apply("aten.one_hot.default", indices, size))
+    b, node = lowering.builder, lowering.as_node(indices)
+    first = steps(lowering, node, size - 1)
+    return b.concat([first, b.sub(b.constant(1.0), b.sum(first, [-1], keepdim=True))], len(node.shape))
+
+
+def _as_bits(value: Value) -> Value:
+    value.binary = True
+    return value
+
+
+def _public(lowering: Lowering, node: Node, indices: Sequence[Tensor | None]) -> Node:
+    """x[indices] with what everybody knows: a vector of places in one dimension, or in those dimensions together."""
+    used = [dim for dim, i in enumerate(indices) if i is not None]
+    only = indices[used[0]] if len(used) == 1 else None
+    if only is not None and only.dim() == 1:
+        places = only.nonzero().flatten() if only.dtype == torch.bool else only
+        return lowering.builder.index(node, used[0], places.tolist())
+    first, last = used[0], used[-1]
+    within = node.shape[first : last + 1]
+    places = torch.arange(math.prod(within)).reshape(within)
+    found = places[tuple(slice(None) if i is None else i for i in indices[first : last + 1])]
+    if last - first + 1 > len(used) and first > 0:  # the new dimensions come first of all
+        places = torch.arange(math.prod(node.shape)).reshape(node.shape)
+        found, first, last = places[tuple(slice(None) if i is None else i for i in indices)], 0, len(node.shape) - 1
+    return _flat_index(lowering, node, first, last, found)
+
+
+def _flat_index(lowering: Lowering, node: Node, first: int, last: int, places: Tensor) -> Node:
+    """The dimensions from `first` to `last` read as one, and taken at these places of it."""
+    b, before, after = lowering.builder, node.shape[:first], node.shape[last + 1 :]
+    flat = b.reshape(node, (*before, math.prod(node.shape[first : last + 1]), *after))
+    taken = b.index(flat, first, places.flatten().tolist())
+    return b.reshape(taken, (*before, *places.shape, *after))
+
+
+def _gathered(lowering: Lowering, node: Node, dim: int, indices: Tensor) -> Node:
+    """By public indices. In leading dimensions where they are all alike, the whole slice is taken at once."""
+    alike = 0
+    while alike < dim and indices.shape[alike] == node.shape[alike]:
+        one = indices.select(alike, 0).unsqueeze(alike)
+        if not torch.equal(one.expand_as(indices), indices):
+            break
+        alike += 1
+    inner, wanted = node.shape[alike:], indices
+    for _ in range(alike):
+        wanted = wanted[0]
+    places = torch.arange(math.prod(inner)).reshape(inner)
+    for other, size in enumerate(wanted.shape):
+        if other != dim - alike:
+            places = places.narrow(other, 0, size)
+    return _flat_index(lowering, node, alike, len(node.shape) - 1, places.gather(dim - alike, wanted))
+
+
+def _rows(lowering: Lowering, node: Node, indices: Value) -> Node:
+    """x[i] with an i that is not public: one-hot rows times x."""
+    b, rows = lowering.builder, lowering.as_node(one_hot(lowering, indices, node.shape[0]))
+    shape = lowering.as_node(indices).shape
+    flat = b.reshape(node, (node.shape[0], math.prod(node.shape[1:])))
+    found = b.matmul(b.reshape(rows, (math.prod(shape), node.shape[0])), flat)
+    return b.reshape(found, (*shape, *node.shape[1:]))
+
+
+def _counts(rows: Value, batch: int) -> bool:
+    return rows.owner == "public" and rows.tensor.tolist() == list(range(batch))
+
+
+def _own_rows(lowering: Lowering, node: Node, columns: Value) -> Node:
+    """x[arange(B), j], j [B]: x times one-hot rows, summed."""
+    b, count = lowering.builder, node.shape[1]
+    rows = one_hot(lowering, columns, count)
+    shape = [lowering.as_node(columns).shape[0], count, *[1] * (len(node.shape) - 2)]
+    if isinstance(rows, Value) and rows.owner == "client":
+        rows = _as_bits(lowering.apply("aten.reshape.default", rows, shape))
+    return b.sum(b.mul(node, b.reshape(lowering.as_node(rows), tuple(shape))), [1], keepdim=False)
+
+
+def _public_indices(lowering: Lowering, indices: Value) -> list[int]:
+    if owner_of(indices) != "public" or indices.tensor.dim() != 1:
+        raise lowering.fail("a write at indices has a rule for one public vector of them, without accumulate")
+    value = indices.tensor
+    return value.nonzero().flatten().tolist() if value.dtype == torch.bool else value.tolist()
+
+
+@rule("slice_scatter")
+def slice_scatter(
+    lowering: Lowering,
+    x: Operand,
+    source: Operand,
+    dim: int = 0,
+    start: Bound = None,
+    stop: Bound = None,
+    step: int = 1,
+) -> Node:
+    """x with a slice of it replaced: what is left of a write to a view."""
+    node = lowering.as_node(x)
+    return _replaced(lowering, node, source, dim, list(range(node.shape[dim])[slice(start, stop, step)]))
+
+
+@rule("select_scatter")
+def select_scatter(lowering: Lowering, x: Operand, source: Operand, dim: int, index: int) -> Node:
+    return _replaced(lowering, lowering.as_node(x), unsqueeze(lowering, source, dim), dim, [index])
+
+
+@rule("index_put")
+def index_put(lowering: Lowering, x: Operand, indices: Indices, values: Value, accumulate: bool = False) -> Node:
+    """x[:, i] = values with a public vector i; x[bits] = number with bits that somebody has in the clear."""
+    used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
+    if len(used) != 1 or accumulate:
+        raise lowering.fail("a write at several indices has a rule for one vector of them, without accumulate")
+    dim, wanted = used[0]
+    bits, number = wanted.value, values.value
+    if isinstance(bits, Tensor) and bits.dtype == torch.bool and isinstance(number, Tensor) and number.numel() == 1:
+        rest = len(lowering.as_node(x).shape) - dim - bits.dim()
+        places = lowering.apply("aten.reshape.default", wanted, [*bits.shape, *[1] * rest])
+        return where(lowering, places, lowering.apply("aten.reshape.default", values, []), x)
+    return _replaced(lowering, lowering.as_node(x), values, dim, _public_indices(lowering, wanted))
+
+
+def _replaced(lowering: Lowering, node: Node, source: Operand, dim: int, places: list[int]) -> Node:
+    """The node with these places of a dimension replaced, in order, by those of the source."""
+    b, size = lowering.builder, node.shape[dim]
+    shape = list(node.shape)
+    shape[dim] = len(places)
+    wide = b.concat([node, b.expand(lowering.as_node(source), tuple(shape))], dim)
+    now = list(range(size))
+    for number, place in enumerate(places):
+        now[place] = size + number
+    return b.index(wide, dim, now)
