@@ -1,0 +1,225 @@
+"""Which architectures run in private, and how close to float32: one row each of architectures.toml.
+
+    python -m bench.architectures --format json > bench/results/architectures.json
+    python -m bench.architectures --only Llama --plan fast
+
+Tiny models with random weights. Each is compiled, asked with all its inputs on `clear` and with one on `beaver`, and
+held against the model itself: the least cosine similarity of an output, and the largest error of an element. With
+plans that a student has to be trained with (fast, he), the model that it is held against computes with the plan.
+`--page` writes the table of docs/models.md from such lines.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from blindformer.approximations import Plan, approximate, restore
+from blindformer.models.compile import Compiled, compile
+from blindformer.models.lowering.structure import tensors_of
+from blindformer.models.program.interpreter import interpret
+from blindformer.models.program.pricing import price
+from blindformer.parties.local.threads import ThreadParties
+from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.errors import BlindformerError
+from blindformer.versions import versions
+from torch import Tensor, nn
+
+from .architecture_models import Architecture, Batch, architectures
+from .latency import Say, run_command
+from .provenance import ROOT, commit, json_line, machine
+
+LEAST = 0.9995  # cosine similarity below which an answer of `faithful` is wrong
+START, END = "<!-- architectures:start -->\n", "<!-- architectures:end -->"
+
+
+@dataclass
+class Row:
+    """`refused`: why it does not run, in one line. Bytes: of one query, online, both ways, and offline."""
+
+    name: str
+    model: str
+    library: str
+    plan: str
+    compile_s: float = 0.0
+    cosine: float = 0.0
+    error: float = 0.0
+    beaver_cosine: float = 0.0
+    beaver_error: float = 0.0
+    largest: float = 0.0
+    rounds: int = 0
+    online_bytes: int = 0
+    offline_bytes: int = 0
+    refused: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return not self.refused and min(self.cosine, self.beaver_cosine) < LEAST
+
+
+def measure(architecture: Architecture, plan: str) -> Row:
+    """One architecture under one plan."""
+    row = Row(architecture.name, architecture.model, architecture.library, plan)
+    try:
+        model, batches = architecture.build(), architecture.batches()
+    except ModuleNotFoundError as error:
+        row.refused = f"{error}: install it"
+        return row
+    started = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = compile(model, batches, plan, name=architecture.name)
+    except BlindformerError as error:
+        row.refused = str(error)
+        return row
+    row.compile_s = time.monotonic() - started
+    declared = price(compiled.program)
+    row.rounds, row.online_bytes = declared.rounds, declared.up + declared.down
+    row.offline_bytes = declared.offline_bytes
+    wanted = [_in_float(model, batch, compiled.plan) for batch in batches]
+    row.largest = max(float(tensor.abs().max()) for found in wanted for tensor in found.values())
+    private = [_clear(compiled, batch) for batch in batches]
+    row.cosine, row.error = _distance(wanted, private)
+    try:
+        row.beaver_cosine, row.beaver_error = _distance(wanted[:1], [_beaver(compiled, batches[0])])
+    except BlindformerError as error:
+        row.refused = f"beaver: {error}"
+    return row
+
+
+def _in_float(model: nn.Module, batch: Batch, plan: Plan) -> dict[str, Tensor]:
+    """What the model gives; with a plan that is not close to it, what it gives under that plan."""
+    if plan.needs_distillation():
+        approximate(model, plan)
+    try:
+        with torch.no_grad():
+            return {name: tensor.double() for name, tensor in tensors_of(model(**batch)).items()}
+    finally:
+        restore(model)
+
+
+def _clear(compiled: Compiled, batch: Batch) -> dict[str, Tensor]:
+    sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
+    return compiled.decode(interpret(compiled.program, ClearEngine(sources)).outputs)
+
+
+def _beaver(compiled: Compiled, batch: Batch) -> dict[str, Tensor]:
+    parties = ThreadParties(compiled)
+    try:
+        return parties.query(batch).outputs
+    finally:
+        parties.close()
+
+
+def _distance(wanted: list[dict[str, Tensor]], got: list[dict[str, Tensor]]) -> tuple[float, float]:
+    """(least cosine similarity of an output, largest error of an element)."""
+    cosine, error = 1.0, 0.0
+    for expected, found in zip(wanted, got, strict=True):
+        for name, tensor in found.items():
+            one, other = expected[name].flatten(), tensor.double().flatten()
+            error = max(error, float((one - other).abs().max()))
+            if bool(one.any()) or bool(other.any()):
+                cosine = min(cosine, float(torch.nn.functional.cosine_similarity(one, other, dim=0)))
+    return cosine, error
+
+
+def measured(names: list[str], plans: list[str], say: Say) -> Iterator[Row]:
+    """Row by row, as they come. Errors: BlindformerError for a name that is not in the table."""
+    table = architectures()
+    for name in names:
+        if name not in table:
+            raise BlindformerError(f"architecture {name!r}: is not in bench/architectures.toml; see --list")
+    cases = [(table[name], plan) for name in names or table for plan in plans]
+    for number, (architecture, plan) in enumerate(cases):
+        say(f"{number * 100 // len(cases)}%  {architecture.name}, {plan}")
+        yield measure(architecture, plan)
+
+
+def page_table(rows: list[Mapping[str, object]]) -> str:
+    """Markdown: an architecture a line, a plan a group of columns."""
+    by_name: dict[str, dict[str, Row]] = {}
+    for found in rows:
+        row = Row(**{name: found[name] for name in Row.__dataclass_fields__})  # pyright: ignore[reportArgumentType]
+        by_name.setdefault(row.name, {})[row.plan] = row
+    lines = [
+        "| architecture | class | cosine | largest error | rounds | online MB | `fast`: rounds, MB | `he` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, plans in by_name.items():
+        row, fast = plans["faithful"], plans.get("fast")
+        cells = [name, f"`{row.model}`"]
+        if row.refused:
+            cells += [row.refused.replace("|", "\\|"), "", "", ""]
+        else:
+            cosine, error = min(row.cosine, row.beaver_cosine), max(row.error, row.beaver_error)
+            cells += [f"{cosine:.6f}", f"{error:.4f} of {row.largest:.2f}", str(row.rounds), _megabytes(row)]
+        cells.append("" if fast is None else "-" if fast.refused else f"{fast.rounds}, {_megabytes(fast)}")
+        cells.append("" if "he" not in plans else "-" if plans["he"].refused else "yes")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _megabytes(row: Row) -> str:
+    return f"{row.online_bytes / 1e6:.2f}"
+
+
+def write_page(lines: str, page: Path) -> None:
+    """Put the table of these JSON lines between the page's marks."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    rows = [json.loads(line) for line in lines.splitlines()]
+    page.write_text(before + START + page_table(rows) + END + after, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(
+        prog="python -m bench.architectures", description="Which architectures run in private."
+    )
+    options.add_argument("--plan", action="append", choices=["faithful", "fast", "he"], help="default: faithful")
+    options.add_argument("--only", action="append", default=[], metavar="NAME", help="one row; may be repeated")
+    options.add_argument("--list", action="store_true", help="names alone")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of docs/models.md")
+    chosen = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        if chosen.list:
+            print("\n".join(architectures()))
+            return
+        if chosen.page:
+            write_page(Path(chosen.page).read_text(encoding="utf-8"), ROOT / "docs" / "models.md")
+            return
+        torch.set_num_threads(1)
+        beside = {"versions": versions("transformers"), "commit": commit(), "machine": machine()}
+        wrong = 0
+        for row in measured(chosen.only, chosen.plan or ["faithful"], say):
+            wrong += row.wrong
+            if chosen.format == "json":
+                print(json_line({**asdict(row), **beside}), flush=True)
+            else:
+                print(f"{row.name:36} {row.plan:9} {_told(row)}", flush=True)
+        if wrong:
+            raise BlindformerError(f"{wrong} wrong: cosine similarity below {LEAST}")
+
+    return run_command("bench.architectures", work)
+
+
+def _told(row: Row) -> str:
+    if row.refused:
+        return f"refused: {row.refused}"
+    accuracy = f"cosine {row.cosine:.6f}, beaver {row.beaver_cosine:.6f}, error {row.error:.4f} of {row.largest:.2f}"
+    return f"{accuracy}, {row.rounds} rounds, {_megabytes(row)} MB, compiled in {row.compile_s:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

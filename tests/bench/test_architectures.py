@@ -1,0 +1,62 @@
+"""The table of architectures: its rows are whole, some of them are measured, and its page shows what was measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import architectures
+from bench.architecture_models import architectures as rows
+
+PICKED = [
+    "DeBERTa-v2",
+    "FNet",
+    "Mixtral",
+    "Mamba",
+    "Swin",
+    "SegFormer",
+    "Wav2Vec2",
+    "sentence-transformers pooling",
+    "timm ViT",
+]
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_a_row_is_right_on_clear_and_on_beaver(name):
+    """One of each sort that no other test compiles; the command measures all."""
+    row = architectures.measure(rows()[name], "faithful")
+    assert row.refused == ""
+    assert min(row.cosine, row.beaver_cosine) >= architectures.LEAST
+    assert row.rounds > 0
+
+
+def test_every_row_has_a_model_and_inputs():
+    assert len(rows()) >= 60
+    for row in rows().values():
+        assert row.library in ("transformers", "torch", "torchvision", "timm")
+        assert row.batches()
+
+
+def test_a_name_that_is_not_in_the_table_is_one_line(capsys):
+    assert architectures.main(["--only", "Lama"]) == 1
+    assert "architecture 'Lama': is not in bench/architectures.toml" in capsys.readouterr().err
+
+
+def test_the_page_shows_rows_and_refusals(tmp_path):
+    base = {"name": "A", "model": "AModel", "library": "transformers", "compile_s": 1.0, "error": 0.001}
+    base |= {"beaver_error": 0.002, "cosine": 0.9999991, "beaver_cosine": 0.9999985, "largest": 2.0, "rounds": 12}
+    base |= {"online_bytes": 250_000, "offline_bytes": 1, "refused": ""}
+    lines = [{**base, "plan": plan} for plan in ("faithful", "fast")]
+    lines += [{**base, "plan": "he", "refused": "no"}, {**base, "name": "B", "plan": "faithful", "refused": "why"}]
+    page = tmp_path / "models.md"
+    page.write_text(f"before\n{architectures.START}old\n{architectures.END}\nafter\n")
+    architectures.write_page("\n".join(json.dumps(line) for line in lines), page)
+    text = page.read_text()
+    assert "| A | `AModel` | 0.999999 | 0.0020 of 2.00 | 12 | 0.25 | 12, 0.25 | - |" in text
+    assert "| B | `AModel` | why |" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
