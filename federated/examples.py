@@ -12,7 +12,8 @@ import torch
 from ..models.data import DataError, Dataset, Examples, load_data
 from ..models.data.files import read_file
 from ..models.data.load import cleaned
-from ..models.loading.images import image_files, open_image
+from ..models.loading.images import open_image
+from ..models.loading.media import media_files
 from .partitions import deal
 from .settings import FederateError, FederateSettings
 
@@ -94,7 +95,7 @@ def own_examples(path: Path, labels: Sequence[str], side: int, **table: str) -> 
         raise DataError(f"{path}: is no folder; give one with a folder of images for each label")
     images, found = [], []
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        for file in image_files([folder]):
+        for file in media_files("image", [folder]):
             grey = open_image(file).convert("L").resize((side, side))
             images.append(torch.from_numpy(np.asarray(grey).copy()))
             found.append(number(folder.name))

@@ -18,8 +18,8 @@ from .compile import TRACING, CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.calibration_texts import calibration_texts
 from .loading.errors import LoadError
-from .loading.images import image_files
 from .loading.load import Loaded, load
+from .loading.media import media_files
 
 LENGTHS = (32, 64, 128)
 MOST_IMAGES = 64  # to calibrate on
@@ -60,15 +60,16 @@ def compile_folder(
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "stage": stage}
+    medium = loaded.task.medium
 
     def compiled(rows: int) -> dict[int, Compiled]:
-        if loaded.kind == "image":
-            return {0: compile_images(loaded, calibration, plan, rows=rows, **options)}
+        if medium is not None:
+            return {0: compile_files(loaded, calibration, plan, rows=rows, **options)}
         wanted = lengths or default_lengths(loaded)
         return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, **options)
 
-    if loaded.kind == "image" and lengths:
-        raise LoadError(f"{loaded.name}: takes images, which have no lengths; leave --lengths out")
+    if medium is not None and lengths:
+        raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
     found = compiled(texts or 1)
     circuits = _circuits(found, stage)
     room = min((circuit.packing.room for circuit, _ in circuits.values()), default=1)
@@ -148,32 +149,37 @@ def compile_lengths(
     return found
 
 
-def compile_images(
+def compile_files(
     loaded: Loaded,
-    images: Sequence[Any] | None,
+    files: Sequence[Any] | None,
     plan: Plan | str = "faithful",
     *,
     embedding: str = "client",
     outputs: list[str] | None = None,
     stage: Stage | None = None,
     rows: int = 1,
+    samples: int = 0,
 ) -> Compiled:
-    """A model of images, calibrated on `images`: files, folders of them, or PIL images (default: those beside it).
+    """A model of images or sounds, calibrated on `files`: files, folders of them, PIL images, or samples (default:
+    those beside the model).
 
-    `rows`: images of one query.
+    `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    chosen: list[Any] = []
-    for item in images or ():
-        chosen += image_files([Path(item)]) if isinstance(item, str | Path) else [item]
+    medium, chosen = loaded.task.medium, []
+    assert medium is not None
+    for item in files or ():
+        chosen += media_files(loaded.kind, [Path(item)]) if isinstance(item, str | Path) else [item]
     own = loaded.folder / CALIBRATION_IMAGES
     if not chosen and own.is_dir():
-        chosen += image_files([own])
+        chosen += media_files(loaded.kind, [own])
     if not chosen:
-        raise LoadError(f"{loaded.name}: takes images; give some typical ones to calibrate on (--calibrate FOLDER)")
+        what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
+        raise LoadError(f"{loaded.name}: {what}")
     step = max(1, len(chosen) / MOST_IMAGES)
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
     with TRACING:
-        batches = _within(loaded, plan, [loaded.encode_image(image) for image in chosen])
+        samples = max(samples, loaded.task.samples(chosen))
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen])
         plan = _calibrated(loaded, plan, _together(batches), stage)
     batches = _in_rows(batches, rows)
     return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)

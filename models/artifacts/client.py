@@ -1,4 +1,4 @@
-"""The client's part: what turns a text or an image into a query, and a query's result into an answer."""
+"""The client's part: what turns a text, an image or a sound into a query, and a query's result into an answer."""
 
 from __future__ import annotations
 
@@ -113,9 +113,10 @@ class ClientPart:
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
-        if self.kind == "image":
-            length, part = 0, self.for_length(length)
-            inputs = self.task.encode_image(item)
+        if self.task.medium is not None:
+            length, part = 0, self.for_length(0)
+            heard = part.program.inputs.get("input_values", ())
+            inputs = self.task.encode_file(item, heard[-1] if self.kind == "sound" and len(heard) == 2 else 0)
         else:
             length = self.length_for(item) if length is None else length
             part = self.for_length(length)
@@ -126,7 +127,7 @@ class ClientPart:
             if tuple(value.shape[1:]) != tuple(program.inputs[name][1:]):
                 raise InputError(
                     f"{name} is {_size(value.shape)} here, and the model is compiled for {_size(program.inputs[name])}"
-                    + (": resize the image" if self.kind == "image" else ": compile for this length")
+                    + (f": resize the {self._word}" if self.task.medium is not None else ": compile for this length")
                 )
         missing = [name for name in program.inputs if name not in taken]
         if missing:
@@ -149,7 +150,7 @@ class ClientPart:
 
     @property
     def _word(self) -> str:
-        return "image" if self.kind == "image" else "text"
+        return "text" if self.task.medium is None else self.task.medium.word
 
 
 def load_client(folder: str | Path) -> ClientPart:

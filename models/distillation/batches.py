@@ -93,7 +93,7 @@ def tokenise(loaded: Loaded, examples: Examples, length: int) -> Tokens:
     Errors: DataError for images, or a model without a tokenizer.
     """
     tokenizer = loaded.processor
-    if tokenizer is None or loaded.kind == "image":
+    if tokenizer is None or loaded.task.medium is not None:
         raise DataError(f"{loaded.name}: has no tokenizer, so it takes no text; give a text model")
     length = min(length, loaded.positions or length)
     encoded = tokenizer(examples.texts, truncation=True, max_length=length, verbose=False)

@@ -161,7 +161,7 @@ def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, l
 def encode(loaded: Loaded, texts: Sequence[Any], length: int) -> dict[str, Tensor]:
     """The model's inputs, [texts, length]; of images (uint8 [H, W] each) what its processor makes of them."""
     if loaded.kind == "image":
-        rows = [loaded.encode_image(image_of(pixels)) for pixels in texts]
+        rows = [loaded.encode_file(image_of(pixels)) for pixels in texts]
     else:
         rows = [loaded.encode(text, length, truncate=True) for text in texts]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -45,7 +45,7 @@ def read_answer(
 ) -> Any:
     """An answer (float outputs by name, of one text or image) in the terms of the task.
 
-    classifier, image   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
+    classifier, image, sound   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
     sentence            one list of floats of length one (Euclidean)
     encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
                         {"text_embeds" or "image_embeds": one list of floats}
@@ -72,7 +72,7 @@ def classes(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["score"], reverse=True)[: outcome.top_k]
 
 
-def image(task: Task, outcome: Outcome) -> Any:
+def labels_or_features(task: Task, outcome: Outcome) -> Any:
     return classes(task, outcome) if task.labels and "logits" in outcome.outputs else features(task, outcome)
 
 
@@ -163,7 +163,8 @@ class AnswerReader(NamedTuple):
 
 READERS = {  # by kind of model
     "classifier": AnswerReader(classes, {"logits"}),
-    "image": AnswerReader(image),
+    "image": AnswerReader(labels_or_features),
+    "sound": AnswerReader(labels_or_features),
     "encoder": AnswerReader(features),
     "sentence": AnswerReader(embedding, {"sentence_embedding"}),
     "causal": AnswerReader(next_tokens, {"logits"}, words=True),

@@ -1,8 +1,7 @@
-"""Images as a model of images takes them: files, folders of files, and PIL images."""
+"""Images as a model of images takes them: files and PIL images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +39,3 @@ def image_of(pixels: Tensor) -> Any:
     except ImportError:
         raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
     return Image.fromarray(pixels.numpy())
-
-
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The images that `paths` name: files as they are, folders' images in order of their names. Errors: InputError."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-            if not inside:
-                raise InputError(f"{path}: holds no images ({', '.join(IMAGE_ENDINGS)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path}: there is no such file; give an image or a folder of images")
-    return found

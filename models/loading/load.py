@@ -34,6 +34,7 @@ _KINDS = {  # by how an architecture's name ends; any other is loaded, too, and 
     "LMHeadModel": "causal",
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
+    "ForAudioClassification": "sound",
 }
 _POOLED = (".Transformer", ".Pooling", ".Normalize")  # the modules of a sentence encoder that are computed here
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
@@ -44,7 +45,7 @@ class Loaded:
     """A model and what feeds it.
 
     kind        what it answers (Task.kind)
-    processor   the tokenizer, or the image processor; None if the folder holds none
+    processor   the tokenizer, the image processor or the feature extractor; None if the folder holds none
     positions   the most tokens the model takes, None where there is no such limit
     """
 
@@ -106,9 +107,9 @@ class Loaded:
         """Inputs to calibrate on, made of texts: cut at `length`, and in the form that the task asks for."""
         return [self.encode(text, length, truncate=True) for text in self.task.typical(texts)]
 
-    def encode_image(self, image: Any) -> dict[str, Tensor]:
-        """The model's inputs for one image: a file, or a PIL image."""
-        return self._taken(self.task.encode_image(image))
+    def encode_file(self, item: Any, samples: int = 0) -> dict[str, Tensor]:
+        """The model's inputs for one image (a file, or a PIL image) or sound (a file, or samples)."""
+        return self._taken(self.task.encode_file(item, samples))
 
     def _taken(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         taken = inspect.signature(self.model.forward).parameters
@@ -211,14 +212,17 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
             f"{folder}: transformers {version} has no {name}; update it, or load the model with its own code and give "
             "it to make_private"
         )
+    taken = inspect.signature(cls.forward).parameters if name else {}
+    hears = bool({"input_values", "input_features"} & set(taken))
     for ending, kind in _KINDS.items():
         if name.endswith(ending):
-            return kind, cls
+            return ("sound" if hears and kind == "classifier" else kind), cls
     if not name:
         return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), cls
-    taken = inspect.signature(cls.forward).parameters
     if "decoder_input_ids" in taken or {"input_ids", "pixel_values"} <= set(taken):
         return "tensors", cls
+    if hears:
+        return "sound", cls
     return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer or image processor that a folder holds."""
+"""The tokenizer, image processor or feature extractor that a folder holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .huggingface import FILES_ALONE, huggingface, refused
+from .media import MEDIA
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
@@ -15,16 +16,16 @@ def read_processor(folder: Path, kind: str) -> Any:
 
     Errors: LoadError for one that needs code of its own.
     """
-    if kind != "image" and not any(list(folder.glob(pattern)) for pattern in _VOCABULARIES):
+    if kind not in MEDIA and not any(list(folder.glob(pattern)) for pattern in _VOCABULARIES):
         return None  # transformers would make up an empty one, to which every word is unknown
     with huggingface() as transformers:
         try:
-            factory = transformers.AutoImageProcessor if kind == "image" else transformers.AutoTokenizer
-            processor = factory.from_pretrained(folder, **FILES_ALONE)
+            factories = {"image": transformers.AutoImageProcessor, "sound": transformers.AutoFeatureExtractor}
+            processor = factories.get(kind, transformers.AutoTokenizer).from_pretrained(folder, **FILES_ALONE)
         except Exception as error:  # no files, or a library they need is missing: the model can still be fed tensors
             if (why := refused(folder, error)) is not None:
                 raise why from None
             return None
-    if kind != "image" and getattr(processor, "pad_token", "") is None:
+    if kind not in MEDIA and getattr(processor, "pad_token", "") is None:
         processor.pad_token = processor.eos_token  # any token will do: the mask hides it
     return processor

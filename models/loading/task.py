@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .errors import InputError
 from .images import open_image
+from .media import MEDIA, Medium
+from .sounds import open_sound
 
 Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
-IMAGE_LABELS = 5  # as many as transformers' image-classification gives
+USUAL_LABELS = 5  # as many as transformers' image- and audio-classification give
 _PIPELINES = {
     "sentence": "sentence-embedding",
     "classifier": "text-classification",
@@ -36,9 +38,9 @@ class Task:
     """What feeds a model and reads its answers.
 
     kind        sentence (pooled embedding), classifier, causal (next token), masked (the token at a mask), tokens (a
-                label for each), span (an answer in a text), image, encoder (all positions), tensors (not known, or not
-                one text or image: it can be fed tensors alone)
-    processor   the tokenizer, or the image processor; None if the model came with none
+                label for each), span (an answer in a text), image, sound, encoder (all positions), tensors (not known,
+                or not one text, image or sound: it can be fed tensors alone)
+    processor   the tokenizer, the image processor or the feature extractor; None if the model came with none
     positions   the most tokens the model takes, None where there is no such limit
     scores      how logits become scores: softmax, sigmoid, or none (a regression)
     """
@@ -53,9 +55,14 @@ class Task:
     @property
     def pipeline(self) -> str:
         """The name of the task, transformers' own where it has one."""
-        if self.kind == "image":
-            return "image-classification" if self.labels else "image-feature-extraction"
+        if self.medium is not None:
+            return f"{self.medium.task}-classification" if self.labels else f"{self.medium.task}-feature-extraction"
         return _PIPELINES[self.kind]
+
+    @property
+    def medium(self) -> Medium | None:
+        """What the files are that it takes; None of a model of texts, or of tensors alone."""
+        return MEDIA.get(self.kind)
 
     # --- in ----------------------------------------------------------------------------------------------------------
     def tokens(self, item: Item) -> int:
@@ -101,23 +108,39 @@ class Task:
             return list(texts)
         return [_with_mask(text, mask, number) if isinstance(text, str) else text for number, text in enumerate(texts)]
 
-    def encode_image(self, image: Any) -> dict[str, Tensor]:
-        """Whatever the processor makes of an image (a file, or a PIL image): pixel_values [1, channels, height, width].
+    def encode_file(self, item: Any, samples: int = 0) -> dict[str, Tensor]:
+        """Whatever the processor makes of an image (a file, or a PIL image): pixel_values [1, channels, height, width];
+        or of a sound (a file, or samples), with silence after it up to `samples` (0: it stays as long as it is).
 
         Errors: InputError.
         """
-        if self.kind != "image":
-            raise InputError(f"{self.name}: takes texts, not images")
+        if self.medium is None:
+            raise InputError(f"{self.name}: takes texts, not files of images or sounds")
         if self.processor is None:
-            raise InputError(f"{self.name}: came without an image processor, so it takes tensors only")
-        return dict(self.processor(images=open_image(image), return_tensors="pt"))
+            raise InputError(f"{self.name}: came without what makes numbers of {self.medium.word}s; give it tensors")
+        if self.kind == "image":
+            return dict(self.processor(images=open_image(item), return_tensors="pt"))
+        rate = self.processor.sampling_rate
+        sound = open_sound(item, rate)
+        if samples and len(sound) > samples:
+            long, most = (f"{count / rate:.2f} s" for count in (len(sound), samples))
+            raise InputError(f"sound lasts {long}, the model takes {most} here: cut it, or split it into several")
+        options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
+        made = self.processor(sound, sampling_rate=rate, return_tensors="pt", **options)
+        return {name: value for name, value in made.items() if name != "attention_mask"}  # silence is heard
+
+    def samples(self, sounds: Sequence[Any]) -> int:
+        """Of the longest of these; 0 where the processor makes all equally long. Errors: InputError."""
+        if self.kind != "sound" or not _keeps_length(self.processor):
+            return 0
+        return max(len(open_sound(sound, self.processor.sampling_rate)) for sound in sounds)
 
     def _tokenizer(self) -> Any:
         if self.kind == "tensors":
             raise InputError(
                 f"{self.name}: takes tensors alone (it has no tokenizer, or takes more than a text); use it from Python"
             )
-        if self.processor is None or self.kind == "image":
+        if self.processor is None or self.medium is not None:
             raise InputError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
         return self.processor
 
@@ -156,6 +179,13 @@ def score_function(config: Any) -> str:
     if problem == "multi_label_classification" or getattr(config, "num_labels", 2) == 1:
         return "sigmoid"
     return "softmax"
+
+
+def _keeps_length(processor: Any) -> bool:
+    """Whether it gives samples as they are, and makes no spectrum of a fixed length of them."""
+    return getattr(processor, "model_input_names", ["input_values"])[0] == "input_values" and not hasattr(
+        processor, "num_mel_bins"
+    )
 
 
 def _with_mask(text: str, mask: str, number: int) -> str:

@@ -17,6 +17,7 @@ SHOWN = 5  # labels
 _KEYS = {
     "text-classification": "labels",
     "image-classification": "labels",
+    "audio-classification": "labels",
     "sentence-embedding": "embedding",
     "next-token": "next",
     "fill-mask": "tokens",
@@ -26,6 +27,7 @@ _KEYS = {
 _NAMED = {  # what a row of an answer is called by
     "text-classification": "label",
     "image-classification": "label",
+    "audio-classification": "label",
     "next-token": "token_str",
     "fill-mask": "token_str",
     "token-classification": "word",
@@ -51,10 +53,12 @@ def in_words(task: str, value: Any) -> str:
 
 
 def asked(task: str, item: Any) -> dict[str, Any]:
-    """What was asked, as a row of JSON has it: an image, a text, or a text and its pair."""
+    """What was asked, as a row of JSON has it: an image, a sound, a text, or a text and its pair."""
+    from ...models.loading.media import word_of
+
     if isinstance(item, tuple):
         return dict(zip(("text", "pair"), item, strict=True))
-    return {"image" if task.startswith("image") else "text": item}
+    return {word_of(task): item}
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,15 @@ def similarities(task: str, answers: Sequence[AnsweredItem], most: int | None = 
 
 def answer_table(task: str, answers: Sequence[AnsweredItem], pairs: list[dict[str, Any]]) -> Table:
     """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
+    from ...models.loading.media import word_of
+
     if pairs:
         rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]
         return table("text", "text", "cosine", right=(2,), rows=rows)
     words = [
         (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
     ]
-    return table("image" if task.startswith("image") else "text", "answer", rows=words)
+    return table(word_of(task), "answer", rows=words)
 
 
 def _entity(row: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def compile_model(
             out,
             lengths=numbers,
             plan=chosen,
-            calibration=[calibrate] if calibrate and loaded.kind == "image" else read_texts(calibrate),
+            calibration=[calibrate] if calibrate and loaded.task.medium is not None else read_texts(calibrate),
             embedding=embedding,
             outputs=listed(outputs),
             texts=texts,
@@ -74,7 +74,7 @@ def _numbers(lengths: str | None) -> list[int] | None:
 def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
     from ...models.building import default_lengths
 
-    return 1 if loaded.kind == "image" else len(set(numbers or default_lengths(loaded)))
+    return 1 if loaded.task.medium is not None else len(set(numbers or default_lengths(loaded)))
 
 
 def _show(found: Any, folder: Path) -> None:

@@ -45,7 +45,7 @@ def estimate(
         among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         loaded, chosen = load_model(phases, model, plan)
-        length = 0 if loaded.kind == "image" else length
+        length = length if loaded.task.medium is None else 0
         if loaded.positions is not None and length > loaded.positions:
             raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
         make = compiler(phases, loaded, length, chosen, calibrate, embedding=embedding)
@@ -66,7 +66,7 @@ def estimate(
 
 
 def _size(length: int) -> str:
-    return f"length {length}" if length else "an image"
+    return f"length {length}" if length else "one file"
 
 
 def _show_many(name: str, length: int, plan: str, protocol: str, found: Any) -> None:

@@ -1,4 +1,4 @@
-"""What to ask: texts or images, from arguments, files and standard input; what to say where one has no answer."""
+"""What to ask, from arguments, files and standard input; and what to say where there is no answer."""
 
 from __future__ import annotations
 
@@ -47,14 +47,17 @@ class InputItem:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-def read_items(images: bool, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
-    """What to ask: of arguments, files, and standard input. Errors: BlindformerError, if nothing can be asked."""
-    from ...models.loading.images import image_files
+def read_items(kind: str, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
+    """What to ask a model of this kind: of arguments, files, and standard input.
 
-    if images:
-        paths = image_files([*map(Path, arguments), *files])
+    Errors: BlindformerError, if nothing can be asked.
+    """
+    from ...models.loading.media import MEDIA, media_files
+
+    if kind in MEDIA:
+        paths = media_files(kind, [*map(Path, arguments), *files])
         if not paths:
-            raise BlindformerError("there is nothing to ask: give images' files, or folders of them")
+            raise BlindformerError(f"there is nothing to ask: give {MEDIA[kind].word}s' files, or folders of them")
         return [InputItem(str(path), number) for number, path in enumerate(paths, 1)]
     found, numbers = [], itertools.count(1)
     for file, lines in _sources(arguments, files):

@@ -33,7 +33,8 @@ Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
 Calibrate = Annotated[
-    Path | None, Option(help="Texts to calibrate on, one a line (default: built-in ones); images: a folder of them.")
+    Path | None,
+    Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),
 ]
 Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
 
@@ -57,7 +58,9 @@ Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silen
 # What is asked (items.py).
 Files = Annotated[
     list[Path] | None,
-    Option("--file", help="Texts, one a line, or JSON lines; for images a file or a folder of them. May be repeated."),
+    Option(
+        "--file", help="Texts, one a line, or JSON lines; for images and sounds a file or a folder. May be repeated."
+    ),
 ]
 Field = Annotated[
     str | None, Option(help="Files hold JSON lines, whose field of this name is the text (of .jsonl: text).")

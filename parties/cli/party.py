@@ -111,8 +111,8 @@ def _items(member: Any, texts: list[str], files: list[Path], field: str | None) 
     named = [*texts, *map(str, files)]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
-    image = member.client is not None and member.client.kind == "image"
-    items = read_items(image, texts, files, field)
+    kind = "" if member.client is None else member.client.kind
+    items = read_items(kind, texts, files, field)
     for index, item in enumerate(items):  # one query for each: all parties must give equally many
         raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
     return [item.value for item in items]

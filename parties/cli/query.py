@@ -107,7 +107,7 @@ def query(
             any_ring=any_ring or None,
             progress=phases.step,
         ) as client:
-            items = paired(read_items(client.part.kind == "image", text, file or [], field), pair or [])
+            items = paired(read_items(client.part.kind, text, file or [], field), pair or [])
             phases.end("load")
             results: dict[int, Any] = {}
 
@@ -199,11 +199,13 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
 
 
 def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
+    from ...models.loading.media import word_of
+
     out, part, task = console(), client.part, client.task
     out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
     lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
-    out.print(f"model {part.name}   {'images' if lengths == [0] else 'texts'} {len(answered)}{padded}\n")
+    out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
     rows = [_answered(result) for _, result in answered]
     out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF)))
     reports = [result.report for _, result in answered if result.report is not None]

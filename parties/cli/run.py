@@ -40,7 +40,7 @@ def run(
     timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
-    """Run texts privately: server, dealer and client as three processes of this machine, over TLS.
+    """Run texts, images or sounds privately: server, dealer and client as three processes of this machine, over TLS.
 
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
@@ -49,11 +49,12 @@ def run(
     keep_freed_memory()
     with loading(threads) as phases:
         from ...models.loading.answers import read_answer
+        from ...models.loading.media import word_of
         from ..local.compare import compare, encode_each
 
         loaded, chosen = load_model(phases, model, plan)
-        trained, images = plan is None and not isinstance(chosen, str), loaded.kind == "image"
-        items = paired(read_items(images, text or [], file or [], field), pair or [])
+        trained = plan is None and not isinstance(chosen, str)
+        items = paired(read_items(loaded.kind, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         size, encoded, refused = encode_each(loaded, fitting, length)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
@@ -78,12 +79,13 @@ def run(
             trained=trained,
         )
     task, order = loaded.task, list(encoded)
+    word = word_of(task.pipeline)
     errors |= {order[place]: error for place, error in found.errors.items()}
     answers = {index: AnsweredItem(items[index].value, error=error) for index, error in errors.items()}
     for index, private in zip(order, found.private, strict=True):
         if index not in errors:
             item = items[index].value
-            value = read_answer(task, private, encoded[index], item=None if images else item)
+            value = read_answer(task, private, encoded[index], item=item if loaded.task.medium is None else None)
             answers[index] = AnsweredItem(item, value)
     results = [
         {**item.place, **asked(task.pipeline, item.value), **answers[index].row(task.pipeline)}
@@ -100,8 +102,8 @@ def run(
     if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
-        costs = local.costs(found.reports, "a text" if size else "an image")
-        _show(loaded.name, task.pipeline, in_order, summary, costs)
+        costs = local.costs(found.reports, f"{'an' if word == 'image' else 'a'} {word}")
+        _show(loaded.name, word, task.pipeline, in_order, summary, costs)
     if errors:
         raise Exit(1)
 
@@ -138,13 +140,14 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], costs: str) -> None:
+def _show(name: str, word: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], costs: str) -> None:
     out = console()
     out.print(_setting(summary))
     if "recipient" in summary:
         out.print(f"the answers go to {summary['recipient']}")
-    padded = f", padded to {summary['length']} tokens" if summary["length"] else ""
-    out.print(f"model {name}   {'texts' if summary['length'] else 'images'} {len(answers)}{padded}\n")
+    unit = "tokens" if word == "text" else "samples"
+    padded = f", padded to {summary['length']} {unit}" if summary["length"] else ""
+    out.print(f"model {name}   {word}s {len(answers)}{padded}\n")
     out.print(answer_table(task, answers, summary.get("similarities", [])))
     out.print(
         f"\n{costs}   in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"

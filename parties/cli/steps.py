@@ -58,15 +58,15 @@ def compiler(
     phases: Phases, loaded: Any, length: int, plan: Any, calibrate: Path | None, **options: Any
 ) -> Callable[[int], Any]:
     """`make(rows)` compiles for so many texts or images of one query. Errors: BlindformerError for unreadable texts."""
-    from ...models.building import compile_images
+    from ...models.building import compile_files
     from ..local.compare import compile_text
 
     def stage(name: str) -> None:
         phases.note("compile", name)
 
-    if loaded.kind == "image":
-        images = [calibrate] if calibrate else None
-        return lambda rows: compile_images(loaded, images, plan, rows=rows, stage=stage, **options)
+    if loaded.task.medium is not None:
+        files = [calibrate] if calibrate else None
+        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
     texts = read_texts(calibrate)
     return lambda rows: compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options)
 

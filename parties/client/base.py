@@ -15,7 +15,7 @@ from torch import Tensor
 from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
-from ...models.loading.task import IMAGE_LABELS
+from ...models.loading.task import USUAL_LABELS
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone
 from ..reports.report import Report
@@ -179,7 +179,7 @@ class BaseClient(ABC):
         list of them.
 
         text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
-        image-classification   the five likeliest labels of an image (or `top_k`); of a list, a list each
+        image-classification   the five likeliest labels (or `top_k`); of a list, a list each; so audio-classification
         feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
         sentence-embedding     one list of floats, of length one; of a list, a list of them
         next-token, fill-mask  [{"score", "token", "token_str"}], of a mask with "sequence"; of a list, a list each
@@ -187,7 +187,10 @@ class BaseClient(ABC):
         question-answering     {"score", "start", "end", "answer"}; of a list, one each. With `top_k`: a list each
         """
         many = isinstance(inputs, list)
-        default = {"text-classification": 1, "image-classification": IMAGE_LABELS}.get(self.task)
+        default = {
+            "text-classification": 1,
+            **dict.fromkeys(("image-classification", "audio-classification"), USUAL_LABELS),
+        }.get(self.task)
         values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
         alone = {"text-classification": many, "question-answering": True}.get(self.task, False)
         if alone and top_k is None:
@@ -210,7 +213,7 @@ class BaseClient(ABC):
         refused: list[tuple[int, Result]] = []
         for index, item in enumerate(items):
             try:
-                questions[index] = self.part.encode(item, self.length if self.part.kind != "image" else None)
+                questions[index] = self.part.encode(item, self.length if self.part.task.medium is None else None)
             except InputError as error:
                 refused.append((index, Result(item, error=error)))
         return questions, refused

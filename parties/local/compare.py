@@ -119,24 +119,25 @@ def compile_text(
 def encode_each(
     loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
-    """(the length that all are padded to, 0 for images; the inputs of those that fit, and why others do not, by their
-    numbers).
+    """(the length that all are padded to, in tokens, of sounds in samples, 0 for images; the inputs of those that fit,
+    and why others do not, by their numbers).
 
     `length`: as for Loaded.length_for. Errors: LoadError.
     """
     inputs: dict[int, dict[str, Tensor]] = {}
     errors: dict[int, InputError] = {}
     sizes: dict[int, int] = {}
-    image = loaded.kind == "image"
+    medium = loaded.task.medium
     for index, item in items.items():
         try:
-            sizes[index] = 0 if image else loaded.length_for([item], length)
+            sizes[index] = loaded.length_for([item], length) if medium is None else loaded.task.samples([item])
         except InputError as error:
             errors[index] = error
     size = max(sizes.values(), default=0)
     for index in sizes:
         try:
-            inputs[index] = loaded.encode_image(items[index]) if image else loaded.encode(items[index], size)
+            encode = loaded.encode if medium is None else loaded.encode_file
+            inputs[index] = encode(items[index], size)
         except InputError as error:
             errors[index] = error
     return size, inputs, errors

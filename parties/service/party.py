@@ -208,8 +208,8 @@ class Member:
         inputs, task = {}, self.client.task
         if item.endswith(TENSORS):
             inputs = _read_tensors(item)
-        elif task.kind == "image":
-            inputs = task.encode_image(item)
+        elif task.medium is not None:
+            inputs = task.encode_file(item)
         else:
             inputs = task.encode_text(item, part.program.inputs["input_ids"][-1])
         missing = [name for name in self.owns if name not in inputs]

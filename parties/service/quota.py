@@ -25,7 +25,7 @@ from ..session.compute_slots import LimitReached, span
 
 FILE = "queries.sqlite"
 SLOTS = 48
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 30.0
 _FORMAT = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS asked (name TEXT NOT NULL, at REAL NOT NULL, texts INTEGER NOT NULL, PRIMARY KEY (name, at));

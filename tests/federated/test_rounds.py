@@ -73,7 +73,7 @@ def test_files_are_read_as_they_were_trained_on(trained, data):
 
     loaded = load(trained.folder)
     one = data.test.take([3])
-    read = loaded.encode_image(image.fromarray(one.inputs[0].numpy()))["pixel_values"]
+    read = loaded.encode_file(image.fromarray(one.inputs[0].numpy()))["pixel_values"]
     assert torch.allclose(read, pixels(one).values, atol=1e-6)
 
 

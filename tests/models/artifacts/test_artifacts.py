@@ -22,7 +22,7 @@ from blindformer.models.artifacts import (
     versions,
 )
 from blindformer.models.artifacts.layout import describe_files
-from blindformer.models.building import compile_folder, compile_images, default_lengths
+from blindformer.models.building import compile_files, compile_folder, default_lengths
 from blindformer.models.loading.errors import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
@@ -134,7 +134,7 @@ def test_a_model_of_images_has_one_program_and_reads_files_of_its_size(tiny_visi
     file = sorted(pictures.iterdir())[0]
     loaded = load(tiny_vision)
     with torch.no_grad():
-        expected = torch.softmax(loaded.model(**loaded.encode_image(file)).logits[0], -1)
+        expected = torch.softmax(loaded.model(**loaded.encode_file(file)).logits[0], -1)
     rows = answer(folder, file)
     assert rows[0]["label"] == loaded.labels[int(expected.argmax())]
     assert rows[0]["score"] == pytest.approx(float(expected.max()), abs=1e-3)
@@ -148,7 +148,7 @@ def test_a_model_of_images_has_one_program_and_reads_files_of_its_size(tiny_visi
     with pytest.raises(LoadError, match="have no lengths"):
         compile_folder(tiny_vision, tmp_path, lengths=[8], calibration=[pictures])
     with pytest.raises(LoadError, match="typical ones to calibrate on"):
-        compile_images(loaded, None)
+        compile_files(loaded, None)
 
 
 # --- whole or not at all ---------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_a_model_is_loaded_with_its_head_and_compiles(name, kind, outputs, error
     assert loaded.kind == kind
     assert bool(loaded.labels) == (name in ("tiny_classifier", "tokens", "deit"))
     if kind == "image":
-        batches = [loaded.encode_image(file) for file in sorted(pictures.iterdir())]
+        batches = [loaded.encode_file(file) for file in sorted(pictures.iterdir())]
     else:
         batches = loaded.examples(KNOWN, 16)
     compiled = compile(loaded.model, batches, "faithful")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from blindformer.models.loading.answers import read_answer
 from blindformer.models.loading.errors import InputError
-from blindformer.models.loading.images import image_files, open_image
+from blindformer.models.loading.images import open_image
 from blindformer.models.loading.load import load
+from blindformer.models.loading.media import media_files
 from blindformer.models.loading.task import Task, score_function
 from transformers import BertForMaskedLM, pipeline
 
@@ -65,11 +66,11 @@ def test_feature_extraction_has_no_rows_of_padding(tiny_features):
 def test_image_classification(tiny_vision, pictures):
     loaded = load(tiny_vision)
     expected = pipeline("image-classification", model=loaded.model, image_processor=loaded.processor)
-    for file in image_files([pictures])[:3]:
-        inputs = loaded.encode_image(file)
+    for file in media_files("image", [pictures])[:3]:
+        inputs = loaded.encode_file(file)
         for top_k in (2, 5):
             nested(answer(loaded, outputs(loaded, inputs), inputs, top_k), expected(str(file), top_k=top_k))
-        same = loaded.encode_image(open_image(file))
+        same = loaded.encode_file(open_image(file))
         torch.testing.assert_close(same["pixel_values"], inputs["pixel_values"])
 
 
@@ -190,17 +191,17 @@ def test_wrong_inputs_are_explained(tmp_path):
     (tmp_path / "empty").mkdir()
     for ask, words in (
         (lambda: text.encode_text("good", 8), "has no tokenizer"),
-        (lambda: images.encode_image(tmp_path / "none.png"), "came without an image processor"),
-        (lambda: text.encode_image(tmp_path), "takes texts, not images"),
+        (lambda: images.encode_file(tmp_path / "none.png"), "came without what makes numbers of images"),
+        (lambda: text.encode_file(tmp_path), "takes texts, not files of images or sounds"),
         (lambda: open_image(3), "a file's path or a PIL image, not int"),
         (lambda: open_image(tmp_path / "cut.png"), r"cut\.png: is no image that can be read"),
-        (lambda: image_files([tmp_path / "none"]), "there is no such file"),
-        (lambda: image_files([tmp_path / "empty"]), "holds no images"),
+        (lambda: media_files("image", [tmp_path / "none"]), "there is no such file"),
+        (lambda: media_files("image", [tmp_path / "empty"]), "holds no images"),
     ):
         with pytest.raises(InputError, match=words):
             ask()
     image.new("L", (3, 3)).save(tmp_path / "grey.gif")
-    assert image_files([tmp_path / "grey.gif"]) == [tmp_path / "grey.gif"]
+    assert media_files("image", [tmp_path / "grey.gif"]) == [tmp_path / "grey.gif"]
     assert open_image(tmp_path / "grey.gif").mode == "RGB"
 
 

@@ -1,0 +1,144 @@
+"""Models of speech: WAV files in, labels or features out; what is no sound that they take is one line."""
+
+import wave
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from blindformer.models.loading.answers import read_answer
+from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.load import load
+from blindformer.models.loading.media import media_files
+from blindformer.models.loading.sounds import open_sound
+
+RATE = 16000
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+CONVOLUTIONS = {"conv_dim": [8, 8], "conv_stride": [10, 8], "conv_kernel": [10, 8], "num_feat_extract_layers": 2}
+POSITIONS = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+LABELS = {"id2label": {0: "yes", 1: "no"}, "label2id": {"yes": 0, "no": 1}}
+
+
+def write(path, samples, rate=RATE, width=2, channels=1):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Three sounds of 0.05 s, in a folder."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        write(folder / f"{number}.wav", generator.integers(-20000, 20000, 800).astype(np.int16))
+    return folder
+
+
+def saved(folder, model, extractor):
+    model.eval().save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def by_label(rows):
+    return {row["label"]: row["score"] for row in rows}
+
+
+def wav2vec(labels: bool, folder):
+    torch.manual_seed(0)
+    config = tf.Wav2Vec2Config(**SIZES, **CONVOLUTIONS, **POSITIONS, **LABELS, classifier_proj_size=8)
+    cls = tf.Wav2Vec2ForSequenceClassification if labels else tf.Wav2Vec2Model
+    return saved(folder, cls(config), tf.Wav2Vec2FeatureExtractor(sampling_rate=RATE))
+
+
+def spectrum(folder):
+    torch.manual_seed(0)
+    config = tf.ASTConfig(
+        **SIZES, **LABELS, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=16
+    )
+    extractor = tf.ASTFeatureExtractor(sampling_rate=RATE, num_mel_bins=16, max_length=16)
+    return saved(folder, tf.ASTForAudioClassification(config), extractor)
+
+
+def test_labels_and_features_are_what_the_model_gives(tmp_path, sounds):
+    file = sounds / "0.wav"
+    for make in (lambda folder: wav2vec(True, folder), spectrum):
+        loaded = load(make(tmp_path / make.__name__))
+        assert (loaded.kind, loaded.task.pipeline) == ("sound", "audio-classification")
+        inputs = loaded.encode_file(file)
+        with torch.no_grad():
+            outputs = dict(loaded.model(**inputs))
+        rows = read_answer(loaded.task, outputs, inputs)
+        scores = torch.softmax(outputs["logits"][0], -1)
+        assert {row["label"]: row["score"] for row in rows} == pytest.approx(
+            {"yes": float(scores[0]), "no": float(scores[1])}
+        )
+    loaded = load(wav2vec(False, tmp_path / "features"))
+    assert loaded.task.pipeline == "audio-feature-extraction"
+    inputs = loaded.encode_file(file)
+    with torch.no_grad():
+        outputs = dict(loaded.model(**inputs))
+    found = read_answer(loaded.task, {"last_hidden_state": outputs["last_hidden_state"]}, inputs)
+    assert torch.tensor(found).shape == outputs["last_hidden_state"].shape
+
+
+def test_silence_follows_a_short_sound_and_a_long_one_is_refused(tmp_path, sounds):
+    loaded = load(wav2vec(True, tmp_path / "model"))
+    assert loaded.task.samples([sounds / "0.wav"]) == 800
+    long = loaded.encode_file(sounds / "0.wav", 900)["input_values"]
+    assert long.shape == (1, 900)
+    assert long[0, 810:].std() < 1e-6
+    with pytest.raises(InputError, match=r"lasts 0.05 s, the model takes 0.03 s here: cut it, or split it"):
+        loaded.encode_file(sounds / "0.wav", 400)
+
+
+@pytest.mark.parametrize(("width", "kind", "scale"), [(1, np.uint8, 128), (2, np.int16, 2**15), (4, np.int32, 2**31)])
+def test_samples_of_every_width_are_read(tmp_path, width, kind, scale):
+    middle = 128 if width == 1 else 0
+    stereo = (np.array([0.5, -0.5, 0.25, 0.75]) * scale + middle).astype(kind)
+    found = open_sound(write(tmp_path / "a.wav", stereo, width=width, channels=2), RATE)
+    assert found == pytest.approx([0.0, 0.5], abs=1e-4)
+    assert open_sound(np.ones(3), RATE).dtype == np.float32
+
+
+def test_what_is_no_sound_is_one_line(tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    (tmp_path / "empty").mkdir()
+    wide = write(tmp_path / "wide.wav", np.zeros(9, np.uint8), width=3)
+    silent = write(tmp_path / "silent.wav", np.zeros(0, np.int16))
+    cases = [
+        (lambda: open_sound(tmp_path / "none.wav", RATE), "there is no such file"),
+        (lambda: open_sound(bad, RATE), "is no WAV file that can be read"),
+        (lambda: open_sound(write(tmp_path / "fast.wav", np.zeros(4, np.int16), rate=44100), RATE), "resample it"),
+        (lambda: open_sound(wide, RATE), "samples of 24 bits; save it with 16"),
+        (lambda: open_sound(silent, RATE), "holds no samples"),
+        (lambda: open_sound(np.zeros((2, 2)), RATE), "a WAV file's path or an array of samples"),
+        (lambda: media_files("sound", [tmp_path / "empty"]), r"holds no sounds \(.wav\)"),
+    ]
+    for call, said in cases:
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_a_compiled_folder_takes_sounds_up_to_its_longest(tmp_path, sounds):
+    """From a file to private labels, as the model gives them in the clear."""
+    import blindformer as bf
+
+    folder = wav2vec(True, tmp_path / "model")
+    bf.compile_folder(folder, tmp_path / "compiled", calibration=[sounds])
+    short = write(tmp_path / "short.wav", np.random.default_rng(9).integers(-20000, 20000, 700).astype(np.int16))
+    long = write(tmp_path / "long.wav", np.full(1600, 9000, np.int16))
+    with bf.Client("local", folder=tmp_path / "compiled") as client:
+        (_, rows), (_, failed) = sorted(client.stream([short, long]), key=lambda pair: pair[0])
+    loaded = load(folder)
+    with torch.no_grad():
+        scores = torch.softmax(loaded.model(**loaded.encode_file(short, 800)).logits[0], -1)
+    assert rows.error is None
+    assert by_label(rows.value) == pytest.approx({"yes": float(scores[0]), "no": float(scores[1])}, abs=0.01)
+    assert "lasts 0.10 s, the model takes 0.05 s here" in str(failed.error)
