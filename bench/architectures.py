@@ -87,12 +87,11 @@ def measure(architecture: Architecture, plan: str) -> Row:
     row.offline_bytes = declared.offline_bytes
     wanted = [_in_float(model, batch, compiled.plan) for batch in batches]
     row.largest = max(float(tensor.abs().max()) for found in wanted for tensor in found.values())
-    private = [_clear(compiled, batch) for batch in batches]
-    row.cosine, row.error = _distance(wanted, private)
     try:
+        row.cosine, row.error = _distance(wanted, [_clear(compiled, batch) for batch in batches])
         row.beaver_cosine, row.beaver_error = _distance(wanted[:1], [_beaver(compiled, batches[0])])
     except BlindformerError as error:
-        row.refused = f"beaver: {error}"
+        row.refused = str(error)
     return row
 
 

@@ -13,16 +13,17 @@ from .sounds import SOUND_ENDINGS
 
 @dataclass(frozen=True)
 class Medium:
-    """`word`: for one of them. `task`: what transformers' names of its tasks start with."""
+    """`word`: for one of them, and `one` with its article. `task`: what transformers' names of its tasks start with."""
 
     word: str
+    one: str
     task: str
     endings: Sequence[str]
 
 
 MEDIA = {  # by the kind of model (Task.kind)
-    "image": Medium("image", "image", IMAGE_ENDINGS),
-    "sound": Medium("sound", "audio", SOUND_ENDINGS),
+    "image": Medium("image", "an image", "image", IMAGE_ENDINGS),
+    "sound": Medium("sound", "a sound", "audio", SOUND_ENDINGS),
 }
 
 

@@ -60,18 +60,21 @@ def estimate(
         head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
         emit({**head, **asdict(found), "versions": versions()})
     elif entry.parties:
-        _show(loaded.name, length, compiled.plan.name, protocol, found)
+        _show(loaded, length, compiled.plan.name, protocol, found)
     else:
-        _show_many(loaded.name, length, compiled.plan.name, protocol, found)
+        _show_many(loaded, length, compiled.plan.name, protocol, found)
 
 
-def _size(length: int) -> str:
-    return f"length {length}" if length else "one file"
+def _size(loaded: Any, length: int) -> str:
+    medium = loaded.task.medium
+    return f"length {length}" if medium is None else medium.one
 
 
-def _show_many(name: str, length: int, plan: str, protocol: str, found: Any) -> None:
+def _show_many(loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
     out, size = console(), len(found.sent)
-    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol {protocol}   {size} parties\n")
+    out.print(
+        f"[bold]{loaded.name}[/]   {_size(loaded, length)}   plan {plan}   protocol {protocol}   {size} parties\n"
+    )
     rows = [(party, mb(found.sent[party]), mb(found.received[party])) for party in found.sent]
     out.print(table("party", "sends MB", "receives MB", right=(1, 2), rows=rows))
     out.print(
@@ -82,9 +85,9 @@ def _show_many(name: str, length: int, plan: str, protocol: str, found: Any) -> 
     )
 
 
-def _show(name: str, length: int, plan: str, protocol: str, found: Any) -> None:
-    out = console()
-    out.print(f"[bold]{name}[/]   {_size(length)}   plan {plan}   protocol {protocol}   network {found.network}\n")
+def _show(loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
+    out, size = console(), _size(loaded, length)
+    out.print(f"[bold]{loaded.name}[/]   {size}   plan {plan}   protocol {protocol}   network {found.network}\n")
     out.print(layer_table(found, ("online MB", "offline MB", "million MACs", "rounds")))
     spent = {role: sum(s for name, s in found.compute_s.items() if name.startswith(role)) for role in ROLES}
     busy = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in spent.items())

@@ -102,7 +102,7 @@ def run(
     if form == "json":
         emit({**summary, "results": results, "learned": found.reports[-1].learned})
     else:
-        costs = local.costs(found.reports, f"{'an' if word == 'image' else 'a'} {word}")
+        costs = local.costs(found.reports, "a text" if task.medium is None else task.medium.one)
         _show(loaded.name, word, task.pipeline, in_order, summary, costs)
     if errors:
         raise Exit(1)

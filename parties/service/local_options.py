@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """`scratch`: a folder of the launcher's, removed when the party ends, as the launcher may be gone by then.
+    """`scratch`: a folder of the launcher's, removed when the party ends and the launcher is gone.
 
     threads   torch threads of each session
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
@@ -56,7 +57,7 @@ class LocalOptions:
             if not Path(found.scratch).name.startswith(SCRATCH):
                 raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
             if not keep:
-                atexit.register(shutil.rmtree, found.scratch, ignore_errors=True)
+                atexit.register(_remove, found.scratch, os.getppid())
         return found
 
     def words(self) -> list[str]:
@@ -87,3 +88,9 @@ def say(event: str, **what: Any) -> None:
     """One line to the launcher."""
     sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
     sys.stderr.flush()
+
+
+def _remove(scratch: str, launcher: int) -> None:
+    """As long as the launcher lives it removes the folder itself, and others may be reading there."""
+    if os.getppid() != launcher:
+        shutil.rmtree(scratch, ignore_errors=True)
