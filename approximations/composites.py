@@ -48,7 +48,8 @@ def _norm(
     """The Euclidean norm, by the root of the sum of squares. Older functions of it call its order p."""
     order = kwargs.get("p", ord)
     other = {name for name, value in kwargs.items() if value is not None} - {"p"}
-    if other or order not in (2, "fro", None) or not x.is_floating_point():
+    of_matrices = func is torch.linalg.norm and order == 2 and not isinstance(dim, int) and x.dim() > 1
+    if other or of_matrices or order not in (2, "fro", None) or not x.is_floating_point():
         return func(x, order, dim, keepdim, **{name: kwargs[name] for name in other})
     squares = (x * x).sum() if dim is None else (x * x).sum(dim, keepdim=keepdim)
     return _root(overrides, torch.sqrt, squares)
@@ -57,10 +58,12 @@ def _norm(
 def _of_length_one(
     overrides: Overrides, func: Any, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None
 ) -> Tensor:
-    """x over its norm. The least norm `eps` is left out, as all calibration inputs are above it."""
-    if p != 2 or out is not None:
+    """x over its norm. The least norm `eps` is left out: rows of zeros stay so whatever they are divided by."""
+    if p != 2 or out is not None or (overrides.chosen("rsqrt") == EXACT and overrides.observer is None):
         return func(input, p, dim, eps, out)
     squares = (input * input).sum(dim, keepdim=True)
+    if overrides.observer is not None:
+        squares = torch.where(squares > 0, squares, squares.amax())
     return input * overrides.elementwise("rsqrt", squares, lambda: torch.rsqrt(squares))
 
 

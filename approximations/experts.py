@@ -27,8 +27,10 @@ class Experts(Protocol):
 
 
 def is_experts(module: object) -> TypeGuard[Experts]:
-    """Whether it holds the weights of all experts in transformers' form (`use_experts_implementation`)."""
-    return hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+    """Whether it holds the weights of all experts in transformers' form (`use_experts_implementation`), without a norm
+    after each expert."""
+    form = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
+    return all(hasattr(module, name) for name in form) and not getattr(module, "has_post_expert_norm", False)
 
 
 def all_experts(module: Experts, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .lowdegree import LOW_DEGREE, power_fit
 from .normalisation import affine, without_epsilons
 from .overrides import Overrides, define_elementwise
 from .primitives import polynomial
-from .registry import EXACT, Constants, approximation
+from .registry import EXACT, Approximation, Constants, Range, approximation
 
 
 def _rms_norm(
@@ -38,12 +38,18 @@ def _rms_norm(
     return result
 
 
+def _fitted_range(seen: Range, widened: Range, whole: Approximation | None) -> Range | None:
+    """None where a number is not above 0: it may well be no secret; if it is, lowering refuses."""
+    return None if seen[0] <= 0 else widened
+
+
 define_elementwise(
     "rsqrt",
     torch.rsqrt,
     Tensor.rsqrt,
     answers={F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm},
     known="rsqrt",
+    fitted_range=_fitted_range,
     presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
     spread=3.0,
     recorded=without_epsilons,

@@ -9,18 +9,16 @@ row that keeps no key has numerators 0, and a denominator that is not.
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import all_or_kept, keep_and_scores, none_kept, scaled_scores, split_mask
-from .minimax import minimax
+from .exp import exp_below_zero, exp_coefficients, squared
 from .overrides import Overrides
-from .primitives import above, polynomial
+from .primitives import above
 from .reciprocal import divide_within
 from .registry import Constants, approximation, define_kind
 
@@ -191,34 +189,6 @@ def _gap(low: float, high: float, cut: float) -> float:
     return 2.0 ** math.ceil(math.log2(max(high - low, 0.0) + cut + 2.0))
 
 
-@cache
-def exp_coefficients(cut: float, degree: int, squarings: int) -> tuple[float, ...]:
-    """P with least E = max |P(y)^n - exp(n c y)|, n = 2^squarings, over y = x / (n c) for x in [-cut, 0].
-
-    E is the one for which P may be off by no more than moves exp by E, and just can: found by bisection, as the band
-    that E allows around exp(c y) is wide where exp(n c y) is small, and not proportional to E there.
-    """
-    n, c = 2.0**squarings, 2.0 ** exp_exponent(cut, squarings)
-    low, high = -9.0, 0.0  # log10 of E
-    coefficients: list[float] = []
-    for _ in range(24):
-        middle = (low + high) / 2
-        band = 10.0**middle
-        coefficients, excess = minimax(
-            lambda y: np.exp(c * y),
-            degree,
-            -cut / n / c,
-            0.0,
-            weight=lambda y, band=band: 1 / ((np.exp(n * c * y) + band) ** (1 / n) - np.exp(c * y)),
-        )
-        low, high = (middle, high) if excess > 1 else (low, middle)
-    return tuple(coefficients)
-
-
-def exp_exponent(cut: float, squarings: int) -> int:
-    return math.ceil(math.log2(cut) - squarings)
-
-
 def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2) -> Constants:
     """Constants of `exp` for logits in [low, high]."""
     coefficients = exp_coefficients(float(cut), int(degree), int(squarings))
@@ -252,14 +222,8 @@ def exp(
     coefficients: list[float],
     squarings: float,
 ) -> Parts:
-    """exp(x - max) = P(x/4)^4 above the cut, 0 below it.
-
-    The bit multiplies before the squarings: garbage from below the cut must not meet a product that is rescaled.
-    """
-    x = _below_maximum(scores * scale, keep, gap)
-    shift = 2.0 ** -(exp_exponent(cut, int(squarings)) + int(squarings))
-    base = polynomial(x * shift, coefficients, domain=cut * shift) * above(x, -cut)
-    return _parts(squared(base, squarings), keep)
+    """exp(x - max) = P(x/4)^4 above the cut, 0 below it."""
+    return _parts(exp_below_zero(_below_maximum(scores * scale, keep, gap), cut, coefficients, squarings), keep)
 
 
 def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float = 7) -> Constants:
@@ -285,9 +249,3 @@ def exp_limit(
     """(1 + x/2^n)^(2^n) above the cut, 0 below it: n squarings one after the other."""
     x = _below_maximum(scores * scale, keep, gap)
     return _parts(squared((1.0 + x * 2.0**-squarings) * above(x, -cut), squarings), keep)
-
-
-def squared(x: Tensor, times: float) -> Tensor:
-    for _ in range(int(times)):
-        x = x * x
-    return x

@@ -33,8 +33,14 @@ class ClientLength:
 
     @property
     def texts(self) -> int:
-        """Texts or images of one query."""
+        """Texts, images or sounds of one query."""
         return texts_of(self.program)
+
+    @property
+    def samples(self) -> int:
+        """Of a sound that it takes as samples; 0 of anything else."""
+        shape = self.program.inputs.get("input_values", ())
+        return shape[-1] if len(shape) == 2 else 0
 
     def encode_inputs(self, inputs: Mapping[str, Any], wanted: Collection[str] | None = None) -> dict[str, Tensor]:
         """The sources of one query, in the ring, from the model's inputs. Errors: ProgramError.
@@ -115,8 +121,7 @@ class ClientPart:
         """
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
-            heard = part.program.inputs.get("input_values", ())
-            inputs = self.task.encode_file(item, heard[-1] if self.kind == "sound" and len(heard) == 2 else 0)
+            inputs = self.task.encode_file(item, part.samples)
         else:
             length = self.length_for(item) if length is None else length
             part = self.for_length(length)

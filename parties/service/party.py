@@ -209,7 +209,7 @@ class Member:
         if item.endswith(TENSORS):
             inputs = _read_tensors(item)
         elif task.medium is not None:
-            inputs = task.encode_file(item)
+            inputs = task.encode_file(item, part.samples)
         else:
             inputs = task.encode_text(item, part.program.inputs["input_ids"][-1])
         missing = [name for name in self.owns if name not in inputs]

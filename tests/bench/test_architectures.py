@@ -40,6 +40,12 @@ def test_every_row_has_a_model_and_inputs():
         assert row.batches()
 
 
+def test_the_page_has_the_table_of_the_lines_that_are_kept():
+    lines = (architectures.ROOT / "bench" / "results" / "architectures.json").read_text().splitlines()
+    page = (architectures.ROOT / "docs" / "models.md").read_text()
+    assert architectures.page_table([json.loads(line) for line in lines]) in page, "run it with --page"
+
+
 def test_a_name_that_is_not_in_the_table_is_one_line(capsys):
     assert architectures.main(["--only", "Lama"]) == 1
     assert "architecture 'Lama': is not in bench/architectures.toml" in capsys.readouterr().err

@@ -49,6 +49,8 @@ UNSUPPORTED = {
         "division by a secret that is not above 0 on all calib",
     ),
     "division by what may be 0": (lambda x: x / (x - 1), "division by a secret that is not above 0 on all calib"),
+    "root of what may be 0": (lambda x: torch.relu(x).sqrt(), "the root of a secret that is not above 0 on all calib"),
+    "a matrix's norm": (lambda x: torch.linalg.norm(x, ord=2) * x, r"operation _linalg_svd .*has no private form"),
     "high power": (lambda x: x**7, r"a secret to the power 7; the rule knows 1 to 4"),
     "comparison": (lambda x: (x < x[0]).to(x.dtype), "comparison of two tensors"),
     "integer division": (lambda x: torch.div(x, 3, rounding_mode="floor"), "integer division of a secret"),

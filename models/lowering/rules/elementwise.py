@@ -79,6 +79,14 @@ def reciprocal(lowering: Lowering, x: Operand) -> Node:
     )
 
 
+@rule("rsqrt", "sqrt")
+def root(lowering: Lowering, x: Operand) -> Node:
+    raise lowering.fail(
+        "the root of a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
+        "keeps it above 0, and choose an rsqrt in the plan"
+    )
+
+
 @rule("pow", "square")
 def power(lowering: Lowering, x: Operand, exponent: float = 2) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
