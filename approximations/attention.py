@@ -29,13 +29,21 @@ _unmasked.register_autograd(
 )
 
 
+def by_group(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, where y may have fewer heads (dimension -3) than x: each serves a group of x's, and is not repeated."""
+    if x.dim() < 4 or x.shape[-3] == y.shape[-3]:
+        return x @ y
+    grouped = x.reshape(*x.shape[:-3], y.shape[-3], -1, x.shape[-1])
+    return (grouped @ y).reshape(*x.shape[:-1], y.shape[-1])
+
+
 def scaled_scores(query: Tensor, key: Tensor, scale: float | None, bias: Tensor | None) -> tuple[Tensor, float]:
     """(scores [..., queries, keys], the factor still to come); their product is (query key^T) scale + bias.
 
     scale defaults to 1 / sqrt(features). Without a bias it is left to the softmax, where it may cost nothing.
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ key.transpose(-2, -1)
+    scores = by_group(query, key.transpose(-2, -1))
     return (scores, scale) if bias is None else (scores * scale + bias, 1.0)
 
 

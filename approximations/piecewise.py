@@ -29,13 +29,18 @@ def nested(x: Tensor, cuts: Sequence[float]) -> tuple[list[Tensor], Tensor, Tens
     return [u - n for u, n in zip(upper, lower, strict=True)], upper[-1], lower[-1]
 
 
-def by_piece(u: Tensor, within: Sequence[Tensor], pieces: Sequence[Sequence[float]]) -> list[tuple[Tensor, Tensor]]:
+def by_piece(
+    u: Tensor, within: Sequence[Tensor], pieces: Sequence[Sequence[float]], cuts: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
     """(bit, value) pairs whose products add up to piece i in ring i: values are differences of neighbouring pieces.
 
     The bits of nested intervals have fewer terms than those of rings, and a product costs one correlation per term.
+    Beyond its cut an inner piece is large, and would cost fractional bits if its values there mattered.
     """
     steps = [[a - b for a, b in zip(p, q, strict=True)] for p, q in pairwise(pieces)]
-    values = [polynomial(u, piece, domain=1.0) for piece in [*steps, pieces[-1]]]
+    scale = 2.0 ** -exponent(cuts[-1])
+    domains = [(cut * scale) ** 2 for cut in cuts]
+    values = [polynomial(u, piece, domain=d) for piece, d in zip([*steps, pieces[-1]], domains, strict=True)]
     return list(zip(within, values, strict=True))
 
 
@@ -57,7 +62,7 @@ def gated(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float]]) -
     """
     within, upper, lower = nested(x, cuts)
     result = x * (1.0 - 0.5 * (upper + lower))
-    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces):
+    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces, cuts):
         result = result + bit * value
     return result
 
@@ -66,7 +71,7 @@ def saturating(x: Tensor, cuts: Sequence[float], pieces: Sequence[Sequence[float
     """x Q(u) inside the last cut, -1 below it, 1 above it: the shape of tanh."""
     within, upper, lower = nested(x, cuts)
     result = 1.0 - upper - lower
-    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces):
+    for bit, value in by_piece(normalised_square(x, cuts[-1]), within, pieces, cuts):
         result = result + (bit * x) * value
     return result
 

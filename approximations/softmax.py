@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import all_or_kept, keep_and_scores, none_kept, scaled_scores, split_mask
+from .attention import all_or_kept, by_group, keep_and_scores, none_kept, scaled_scores, split_mask
 from .exp import exp_below_zero, exp_coefficients, squared
 from .overrides import Overrides
 from .primitives import above
@@ -32,7 +32,7 @@ def _mixed(
     numerators, denominators = parts
     if dropout > 0.0:
         numerators = F.dropout(numerators, dropout)
-    mixed = numerators if values is None else numerators @ values
+    mixed = numerators if values is None else by_group(numerators, values)
     return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most)
 
 
@@ -75,8 +75,6 @@ def _attention(
     found, constants = overrides.approximation("softmax", site)
     if found.function is None and overrides.observer is None:
         return exact()
-    if key.shape[-3] != query.shape[-3] and key.dim() > 3:  # grouped queries
-        key, value = (_repeat_heads(t, query.shape[-3] // t.shape[-3]) for t in given)
     keep, bias = split_mask(attn_mask, query, key, is_causal)
     scores, factor = scaled_scores(query, key, scale, bias)
     if overrides.observer is not None:
@@ -85,12 +83,6 @@ def _attention(
         return exact()
     parts = found.function(scores, keep, factor, **constants)
     return _mixed(overrides, site, parts, found.most * key.shape[-2], value, dropout_p)
-
-
-def _repeat_heads(x: Tensor, times: int) -> Tensor:
-    """Each head of x [..., heads, length, features] ``times`` times in a row."""
-    shape = x.shape
-    return x.unsqueeze(-3).expand(*shape[:-2], times, *shape[-2:]).reshape(*shape[:-3], -1, *shape[-2:])
 
 
 define_kind(

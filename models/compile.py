@@ -17,11 +17,11 @@ from ..errors import BlindformerError
 from ..protocols.ring import Ring
 from .graph.graph import Node, order
 from .graph.passes import optimise
-from .graph.ranges import measure
+from .graph.ranges import Range, measure, transferred
 from .loading.accepted import module_of
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import export, run_model
-from .lowering.lower import LoweredGraph, lower
+from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
 from .program.program import PreludeStep, Program, ProgramError
@@ -51,10 +51,18 @@ class Compiled:
     structure: Structure
     nodes: list[Node] = field(default_factory=list, repr=False)
     placed: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
+    ranges: dict[int, Range] = field(default_factory=dict, repr=False)
+    states: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, Compiled] = field(default_factory=dict, repr=False)
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The client's sources for one query: its prelude in the clear, then fixed point."""
         return encode_client(self.program, self.client_tensors, self.client_scales, inputs)
+
+    def encode_known(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What all parties compute for one run, as public constants."""
+        program = self.program
+        return encode_client(program, self.client_tensors, self.client_scales, inputs, program.known)
 
     def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Ring results -> float32 tensors by output name. Errors: AnswerOutOfRange."""
@@ -99,10 +107,11 @@ def encode_client(
     inputs: Mapping[str, Tensor],
     wanted: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The data owner's values in the ring. `wanted`: these alone, where several parties own the data."""
+    """The data owner's values in the ring. `wanted`: these alone: one owner's of several, or what all parties know."""
     values = run_prelude(program, tensors, inputs, wanted)
-    ring, names = Ring(program.ring), program.client if wanted is None else wanted
-    return {name: ring.encode(values[program.client[name]], scales[name], program.client[name]) for name in names}
+    ring, refs = Ring(program.ring), {**program.client, **program.known}
+    names = program.client if wanted is None else wanted
+    return {name: ring.encode(values[refs[name]], scales[name], refs[name]) for name in names}
 
 
 def compile(
@@ -115,6 +124,8 @@ def compile(
     precision: Precision | None = None,
     progress: Progress | None = None,
     name: str = "",
+    inputs: Inputs | None = None,
+    like: Compiled | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -125,6 +136,8 @@ def compile(
     outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; of a tuple,
                 `hidden_states` or one of its own, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
+    inputs      those that are not the client's alone: known to all, or kept from one run to the next
+    like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
@@ -138,21 +151,25 @@ def compile(
     model = module_of(model)
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs)
     say("optimise")
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
-    inputs = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
-    draft = Program(inputs=inputs, prelude=tuple(steps))
+    shapes = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
+    draft = Program(inputs=shapes, prelude=tuple(steps))
+    given = clients | (frozenset() if inputs is None else inputs.states)
     say("measure")
-    ranges = measure(
-        order(nodes),
-        ({n: v for n, v in run_prelude(draft, lowered.released, b).items() if n in clients} for b in batches),
-    )
+    if like is not None:
+        ranges = transferred(order(like.nodes), like.ranges, order(nodes))
+    else:
+        values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
+        ranges = measure(order(nodes), ({n: v for n, v in found.items() if n in given} for found in values))
     precision = precision or Precision()
-    scaled = Scaler(ranges, precision).run(nodes, lowered.output_names)
+    scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
     check_room(scaled.near)
-    return _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
+    compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
+    compiled.ranges, compiled.states = ranges, scaled.states
+    return compiled
 
 
 def _traced(
@@ -162,6 +179,7 @@ def _traced(
     embedding: str,
     outputs: list[str] | None,
     say: Progress,
+    inputs: Inputs | None,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -181,7 +199,7 @@ def _traced(
                 f"outputs={[name for name in wanted if name in names]}"
             )
         say("lower")
-        return lower(exported, batches[0], names, wanted, embedding), plan, structure
+        return lower(exported, batches[0], names, wanted, embedding, inputs), plan, structure
     except IndexError as error:
         if "index out of range in self" not in str(error):  # torch's words for a row that a table does not have
             raise
@@ -206,7 +224,8 @@ def _assemble(
     nodes: list[Node],
 ) -> Compiled:
     ring = Ring()
-    used = behind(draft.prelude, (node.name for node, _ in scaled.clients.values()))
+    sources = {**scaled.clients, **scaled.known}
+    used = behind(draft.prelude, (node.name for node, _ in sources.values()))
     tensors = {n: t for n, t in lowered.released.items() if n in used}
     program = Program(
         model=name,
@@ -214,6 +233,7 @@ def _assemble(
         inputs={n: s for n, s in draft.inputs.items() if n in used},
         prelude=tuple(step for step in draft.prelude if step.name in used),
         client={n: node.name for n, (node, _) in scaled.clients.items()},
+        known={n: node.name for n, (node, _) in scaled.known.items()},
         instructions=tuple(scaled.instructions),
         outputs=scaled.outputs,
         released=tuple(sorted(frozenset().union(*(lowered.origins[n] for n in tensors)))),
@@ -224,7 +244,7 @@ def _assemble(
         {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.weights.items()},
         {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.constants.items()},
         tensors,
-        {n: scale for n, (_, scale) in scaled.clients.items()},
+        {n: scale for n, (_, scale) in sources.items()},
         plan,
         structure,
         nodes,

@@ -12,6 +12,7 @@ from .operations import operations
 from .operations.operation import RESULT, SOURCE, Attributes
 from .ring import sign_extend
 from .rounds import Step
+from .states import KeptStates, RunStates
 
 PROTOCOL = Offer(
     "clear",
@@ -28,16 +29,24 @@ class ClearEngine:
     It computes what parties compute, wraps included: a rescale sees its argument modulo its ring, a comparison modulo
     its bits, and an answer is read modulo its width. Parties leave two things to chance: the carry of a rescale, which
     rounds to nearest here, and a rescale's argument that is out of range, which is left to chance here, too.
+
+    `states`: of the session that this run belongs to.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], states: KeptStates | None = None) -> None:
         self.values, self.operations = values, operations()
+        self.states = RunStates(states or KeptStates())
         self._chance = torch.Generator().manual_seed(0)  # hides nothing, so it is no mask
 
     def execute(
         self, key: str, op: str, shape: tuple[int, ...], width: int, args: Sequence[Tensor], attributes: Attributes
     ) -> Step:
-        return self.compute(op, args, attributes, width)
+        if op == "state":
+            return self.states.read(attributes["name"], shape)
+        value = self.compute(op, args, attributes, width)
+        if op == "keep":
+            self.states.keep(attributes["name"], value)
+        return value
         yield []  # a generator without swaps
 
     def compute(self, op: str, args: Sequence[Tensor], attributes: Attributes, width: int = 64) -> Tensor:

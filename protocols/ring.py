@@ -59,7 +59,7 @@ class Ring:
     def linear(self, x: Tensor, weight: Tensor, bits: int = 64) -> Tensor:
         """x @ weight for a weight that is used again and again, right in the low `bits` bits of the result.
 
-        A weight of few bits, column by column, is multiplied byte by byte of x (about three times as fast).
+        A matrix of few bits, column by column, is multiplied byte by byte of x (about three times as fast).
         """
         columns = byte_columns(weight) if _multiplies_bytes(x) else None
         return self.matmul(x, weight) if columns is None else self.matmul_bytes(x, columns, bits)

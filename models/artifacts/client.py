@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ from ..loading.task import Item, Task
 from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
+from .parts import ProgramPart, read_parts
 from .tensors import named, read_tensors
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..generation.chat import Chat
 
 
 @dataclass
@@ -30,6 +35,7 @@ class ClientLength:
     constants: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
     circuit: CircuitPart | None = field(default=None, repr=False)
+    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
 
     @property
     def texts(self) -> int:
@@ -92,6 +98,13 @@ class ClientPart:
     @property
     def kind(self) -> str:
         return self.task.kind
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """Of a model that answers token by token."""
+        from ..generation.chat import Chat
+
+        return Chat.load(self.folder, self.task.processor)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -179,6 +192,7 @@ def _client_part(part: Path) -> ClientPart:
             named(held, names["constants"], file),
             names["scales"],
             read_circuit(part, number, named(held, names.get("circuit", {}), file)),
+            read_parts(program, names.get("parts", {}), held, file),
         )
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

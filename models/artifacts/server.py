@@ -13,6 +13,7 @@ from ...approximations import Plan
 from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
 from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
+from .parts import ProgramPart, read_parts
 from .tensors import named, read_tensors
 
 
@@ -24,6 +25,7 @@ class ServerLength:
     weights: dict[str, Tensor] = field(repr=False)
     constants: dict[str, Tensor] = field(repr=False)
     circuit: CircuitPart | None = field(default=None, repr=False)
+    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -70,5 +72,6 @@ def load_server(folder: str | Path) -> ServerPart:
             named(held, names["weights"], file),
             named(held, names["constants"], file),
             read_circuit(part, number),
+            read_parts(program, names.get("parts", {}), held, file),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))

@@ -21,9 +21,11 @@ from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
 from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
+from .parts import part_names
 from .tensors import Tensors
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
+    from ..generation.chat import Chat
     from ..loading.load import Loaded
 
 _DRAFT = ".compiling-"
@@ -34,11 +36,13 @@ def save(
     folder: str | Path,
     model: Loaded | None = None,
     circuits: Mapping[int, Chosen] | None = None,
+    chat: Chat | None = None,
 ) -> Path:
     """Write all parts into `folder`; parts that an earlier compilation left there are replaced, other files stay.
 
     compiled   one, or several by length (`building.compile_lengths`)
     model      whose tokenizer or image processor, kind and labels the client gets; without it, it takes tensors only
+    chat       of a model that answers token by token: what its client needs for that
     circuits   for encrypted queries: each length's circuit and parameters (models/encrypted.py)
 
     Errors: ArtifactError, after which the folder holds what it held before.
@@ -54,6 +58,8 @@ def save(
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
         _write_server(items, draft / "server", model)
         _write_client(items, draft / "client", model, circuits or {})
+        if chat is not None:
+            chat.save(draft / "client")
         for number, chosen in (circuits or {}).items():
             for name in ("server", "client"):
                 _write_json(length_folder(draft / name, number) / FILE, described(items[number].program, chosen))
@@ -85,6 +91,7 @@ def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | Non
         names = {
             "weights": tensors.add(compiled.weights, ring=True),
             "constants": tensors.add(compiled.constants, ring=True),
+            "parts": part_names(tensors, compiled, known=True),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
     tensors.write(part / TENSORS)
@@ -109,6 +116,7 @@ def _write_client(
             "constants": tensors.add(compiled.constants, ring=True),
             "scales": compiled.client_scales,
             "circuit": tensors.add(layouts(circuits[number][0]), ring=True) if number in circuits else {},
+            "parts": part_names(tensors, compiled, known=False),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
     tensors.write(part / TENSORS)

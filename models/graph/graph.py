@@ -34,6 +34,11 @@ class Node:
 
     @property
     def is_source(self) -> bool:
+        return self.op == "state" or self.is_encoded
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it is a source that its readers get at any scale they ask for."""
         return self.op in ("client", "weight", "constant")
 
     def key(self) -> tuple[Any, ...]:
@@ -75,6 +80,8 @@ class Builder:
     def mul(self, x: Node, y: Node) -> Node:
         if x.owner != "shared":
             x, y = y, x
+        if y.owner == "public" and y.op == "client":  # known when it runs, and another number each time
+            return self.node("mul_public", x, y, shape=_broadcast(x, y))
         if y.owner == "public":
             return self._times_constant(x, y)
         if y.owner in ("server", "client"):
@@ -116,7 +123,7 @@ class Builder:
     def matmul(self, x: Node, y: Node) -> Node:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.shape[-2], y.shape[-1])
-        if y.owner == "server" and len(y.shape) == 2:
+        if y.op == "weight" and (len(y.shape) == 2 or y.shape[:-2] == x.shape[:-2]):
             return self.node("linear", x, y, shape=shape)
         if x.owner == "shared" or y.owner == "shared" or {x.owner, y.owner} == {"client", "server"}:
             return self.node("matmul", x, y, shape=shape)
@@ -219,6 +226,12 @@ class Builder:
         if x.op == "constant" and x.value is not None:
             cut = operations()["slice"].compute(x.value, start=start, stop=stop, step=step, dim=dim)
             return self.constant(cut.contiguous())
+        if x.op == "concat" and x.attributes["dim"] == dim:
+            at = 0
+            for part in x.args:
+                if at <= start and stop <= at + part.shape[dim]:
+                    return self.slice(part, dim, start - at, stop - at, step)
+                at += part.shape[dim]
         return self.node("slice", x, shape=shape, dim=dim, start=start, stop=stop, step=step)
 
     def select(self, x: Node, dim: int, index: int) -> Node:

@@ -81,6 +81,16 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
     return found
 
 
+def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node]) -> dict[int, Range]:
+    """The ranges of a graph's nodes as those of another graph's, which is the same but for shapes.
+
+    Errors: CalibrationFailure if it is not.
+    """
+    if [(n.op, n.path, len(n.args)) for n in known] != [(n.op, n.path, len(n.args)) for n in nodes]:
+        raise CalibrationFailure("model: computes otherwise at another number of tokens, so its ranges are not known")
+    return {id(node): ranges[id(old)] for old, node in zip(known, nodes, strict=True) if id(old) in ranges}
+
+
 def _ends(halves: list[Tensor], dim: int) -> Tensor:
     """Of a row, given its halves: the largest difference of any two elements, and the largest magnitude."""
     both = torch.cat(halves, dim)

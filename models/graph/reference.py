@@ -32,7 +32,7 @@ def run(
     observe: Callable[[Node, Tensor, list[Tensor]], None] | None = None,
     fixed: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Values of all nodes, float64. `clients`: the client's tensors by name (default: the example's).
+    """Values of all nodes, float64. `clients`: the client's tensors and states by name (default: the example's).
 
     `observe` sees each node with its value and its arguments' values, but none of `fixed`: values known already.
     """
@@ -41,7 +41,7 @@ def run(
         if id(node) in values:
             continue
         args = [values[id(arg)] for arg in node.args]
-        if node.op == "client" and clients is not None:
+        if node.op in ("client", "state") and clients is not None:
             value = clients[node.name].to(torch.float64)
         else:
             value = compute(node, args)

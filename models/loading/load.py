@@ -17,6 +17,7 @@ from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
 from .errors import InputError, LoadError
+from .gguf import SMOLLM2, package_file, read_gguf
 from .heads import MaskedToken, NextToken, SentenceEncoder
 from .huggingface import FILES_ALONE, huggingface, refused
 from .processors import read_processor
@@ -117,7 +118,8 @@ class Loaded:
 
 
 def load(name: str | Path) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, or `minilm` (the demo's model, from its package).
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm` or `smollm2` (from their
+    packages).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -125,6 +127,11 @@ def load(name: str | Path) -> Loaded:
 
     Errors: LoadError, one line with the remedy.
     """
+    path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        model, tokenizer = read_gguf(path)
+        positions = _positions(model, model.config, tokenizer)
+        return Loaded(path.stem, path, NextToken.of(model), "causal", tokenizer, positions)
     folder = _folder(str(name))
     title = "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name))
     config = _config(folder)

@@ -37,10 +37,11 @@ def run_prelude(
 ) -> dict[str, Any]:
     """All values of the prelude by name, for one query's inputs (shapes as compiled).
 
-    `wanted`: only what these of `program.client` need, where several parties own the data.
+    `wanted`: only what these of `program.client` and `program.known` need.
     """
     values: dict[str, Any] = dict(tensors)
-    needed = None if wanted is None else behind(program.prelude, (program.client[name] for name in wanted))
+    refs = {**program.client, **program.known}
+    needed = None if wanted is None else behind(program.prelude, (refs[name] for name in wanted))
     for name, shape in program.inputs.items():
         if needed is not None and name not in needed:
             continue

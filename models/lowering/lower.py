@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,15 @@ from .values import Value, concrete, parameters_of, short_name, values_in
 
 MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "convolution", "baddbmm"}
 IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs that are not the client's alone. `known`: all parties have them when it runs. `states`: rows kept from one
+    run to the next; outputs of these names are rows to keep."""
+
+    known: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -54,11 +63,17 @@ def lower(
     names: Sequence[str],
     wanted: Sequence[str],
     embedding: str = "client",
+    inputs: Inputs | None = None,
 ) -> LoweredGraph:
     """`names`: of the model's outputs, in order; `wanted`: those to compute. Errors: LoweringError."""
-    walk = _Walk(exported, example, embedding)
+    inputs = inputs or Inputs()
+    walk = _Walk(exported, example, embedding, inputs)
     answers = walk.run()
     lowering = walk.lowering
+    for name, value in zip(names, answers, strict=True):
+        if name in inputs.states:
+            _keep(lowering.as_node(value), name)
+    wanted = [name for name in wanted if name not in inputs.states]
     kept = [(n, v) for n, v in zip(names, answers, strict=True) if n in wanted]
     nodes = [lowering.as_node(v) for _, v in kept]
     for (name, _), node in zip(kept, nodes, strict=True):
@@ -72,8 +87,8 @@ def lower(
 class _Walk:
     """One pass over the exported graph: who owns each value, and what becomes of it."""
 
-    def __init__(self, exported: ExportedProgram, example: Mapping[str, object], embedding: str) -> None:
-        self.exported, self.example, self.embedding = exported, example, embedding
+    def __init__(self, exported: ExportedProgram, example: Mapping[str, object], embedding: str, given: Inputs) -> None:
+        self.exported, self.example, self.embedding, self.given = exported, example, embedding, given
         self.lowering, self.problems = Lowering(), Problems()
         self.inputs: list[str] = []
 
@@ -109,8 +124,13 @@ class _Walk:
             if source.tensor.is_floating_point() and not bool((source.tensor < math.inf).all()):
                 raise LoweringError(f"{target}: holds NaN or infinite weights; repair or retrain the model")
             return source
+        if item.name in self.given.states:
+            rows = self.example[item.name]
+            assert isinstance(rows, Tensor)
+            return Value("shared", node=Node("state", shape=tuple(rows.shape), name=item.name, value=rows))
         self.inputs.append(item.name)
-        return Value("client", self.example.get(item.name, value), ref=item.name)
+        example = self.example.get(item.name, value)
+        return Value("client", example, ref=item.name, known=item.name in self.given.known)
 
     def _call(self, item: fx.Node, values: Mapping[str, Any], name: str) -> Any:
         """What an operation gives. `values`: of its graph, by name; `name`: for a step of the client."""
@@ -195,6 +215,12 @@ class _Walk:
         if isinstance(result, list):
             return [Value("shared", node=node) for node in result]
         return result if isinstance(result, Value) else Value("shared", node=result)
+
+
+def _keep(node: Node, name: str) -> None:
+    """Whoever reads the node reads it as it is kept, so that one opening serves."""
+    inner = replace(node)
+    node.op, node.args, node.attributes, node.name, node.value = "keep", [inner], {"name": name}, "", None
 
 
 def _unknown(item: fx.Node) -> Value | list[Value]:

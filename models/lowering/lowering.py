@@ -59,7 +59,8 @@ class Lowering:
             op = NODE_OF[value.owner]
             name = value.ref or f"{op}_{len(self.values)}_{self.path}"
             attributes = {"binary": True} if value.binary else {}
-            value.node = Node(op, [], attributes, tuple(tensor.shape), value.owner, self.path, name, tensor.detach())
+            owner = "public" if value.known else value.owner
+            value.node = Node(op, [], attributes, tuple(tensor.shape), owner, self.path, name, tensor.detach())
         return value.node
 
     def apply(self, target: str, *args: object) -> Value:
@@ -100,6 +101,7 @@ class Lowering:
         """The client's value (or values) of a new step; `value`: what it gives on the example."""
         short, found = short_name(target), list(values_in([args, kwargs]))
         embedded = short == "embedding" or any(v.embedded for v in found)
+        known = all(v.known or v.owner == "public" for v in found)
         encoded = {key: self._encode(arg) for key, arg in kwargs.items()}
         step = PreludeStep(name=name, target=target, args=[self._encode(arg) for arg in args], kwargs=encoded)
         self.steps.append(step)
@@ -107,12 +109,12 @@ class Lowering:
             results = []
             for number, part in enumerate(value):
                 self.steps.append(PreludeStep(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
-                results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded))
+                results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded, known=known))
             return results
         rearranged = short in REARRANGES and all(v.binary for v in found)
         binary = short == "keeps" or rearranged or (isinstance(value, Tensor) and value.dtype == torch.bool)
         factors = self._of_keys(target, args, kwargs) or _factors(short, args)
-        return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors)
+        return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors, known=known)
 
     def release(self, value: Value) -> None:
         """Give the client a tensor that its prelude reads."""

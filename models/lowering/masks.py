@@ -121,7 +121,8 @@ def _may_hide(lowering: Lowering, source: Value) -> bool:
 
 
 def _of_source(node: Node) -> Value:
-    return Value(node.owner, node.value, node=node, ref=node.name)
+    owner = "client" if node.op == "client" else node.owner
+    return Value(owner, node.value, node=node, ref=node.name, known=owner != node.owner)
 
 
 def is_mask(lowering: Lowering, value: Value) -> bool:

@@ -23,6 +23,7 @@ class Value:
     parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
     binary: bool = False  # zeros and ones whatever the input: a comparison's result, rearranged
     factors: tuple[Value, ...] = ()  # a client mask that is the conjunction of these
+    known: bool = False  # the client's, and all parties know it: where a token stands
 
     @property
     def tensor(self) -> Tensor:

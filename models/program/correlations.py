@@ -27,6 +27,7 @@ from ...protocols.beaver.values import Tape
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
 from ...protocols.ring import Ring
+from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
 from .interpreter import interpret
 from .program import Program
@@ -34,49 +35,60 @@ from .program import Program
 
 @dataclass(frozen=True)
 class Correlations:
-    """Of two parties, or (`owners`: a data owner's rank, by the name of its value) of N parties."""
+    """Of two parties, or (`owners`: a data owner's rank, by the name of its value) of N parties.
+
+    `states` of its methods: of the session that the run belongs to, at this role, in the order of the runs.
+    """
 
     program: Program
     owners: Owners | None = None
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """Bytes of each of the dealer's corrections, in order: the same for any number of parties."""
+        """Bytes of each of the dealer's corrections, in order: the same for any number of parties, and of rows kept."""
         return _layout(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
 
-    def deal(self, streams: Sequence[Stream], corrections: Corrections, weights: Mapping[str, Tensor]) -> None:
+    def deal(
+        self,
+        streams: Sequence[Stream],
+        corrections: Corrections,
+        weights: Mapping[str, Tensor],
+        states: KeptStates | None = None,
+    ) -> None:
         """At the dealer: send the corrections. `streams`: every party's masks, by rank; `weights`: the masks B."""
         if self.owners is None:
             leader, other = streams
-            self._walk(DealerSource(leader, other, corrections), weights)
+            self._walk(DealerSource(leader, other, corrections), weights, states)
         else:
-            self._walk(ManyDealer(streams, corrections), weights)
+            self._walk(ManyDealer(streams, corrections), weights, states)
         corrections.finish()
 
-    def lead(self, stream: Stream, corrections: Corrections) -> Tape:
+    def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
         """At the leader: read the corrections."""
         source = ServerSource if self.owners is None else LeaderSource
-        tape = self._walk(source(stream, corrections), {})
+        tape = self._walk(source(stream, corrections), {}, states)
         corrections.finish()
         return tape
 
-    def follow(self, stream: Stream, masked: Mapping[str, Tensor], rank: int = 1) -> Tape:
+    def follow(
+        self, stream: Stream, masked: Mapping[str, Tensor], rank: int = 1, states: KeptStates | None = None
+    ) -> Tape:
         """At another party: nothing is sent. `masked`: the masked weights D."""
         source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
-        return self._walk(source, masked)
+        return self._walk(source, masked, states)
 
-    def count(self) -> tuple[int, ...]:
+    def count(self, states: KeptStates | None = None) -> tuple[int, ...]:
         """The layout, by a walk on tensors without storage."""
         source = CountingSource() if self.owners is None else ManyCount()
-        self._walk(source, placeholders(self.program))
+        self._walk(source, placeholders(self.program), states)
         return tuple(source.layout)
 
-    def _walk(self, source: Source, weights: Mapping[str, Tensor]) -> Tape:
+    def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
         ring = Ring(self.program.ring)
         if self.owners is None:
-            engine = OfflineEngine(source, ring, weights)
+            engine = OfflineEngine(source, ring, weights, states)
         else:
-            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners)
+            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states)
         interpret(self.program, engine)
         return engine.tape
 

@@ -52,5 +52,5 @@ def fraction_bits(number: float) -> int:
 
 
 def is_mask(node: Node) -> bool:
-    """Whether the client's value is zeros and ones whatever its input: exact without fractional bits."""
-    return node.owner == "client" and bool(node.attributes.get("binary"))
+    """Whether what the client, or all parties, compute in each run is zeros and ones: exact without fractional bits."""
+    return node.op == "client" and bool(node.attributes.get("binary"))

@@ -61,7 +61,12 @@ class PreludeStep(BaseModel):
 
 
 class Program(BaseModel):
-    """A compiled model at fixed shapes."""
+    """A compiled model at fixed shapes.
+
+    `client`, `known`: names of the client's values, and of what all parties compute when it runs, with the steps of the
+    prelude that make them. `parts`: programs of one model that share its weights and what they keep (`state`); then it
+    has no instructions of its own, and each run names its part.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,10 +77,20 @@ class Program(BaseModel):
     inputs: dict[str, tuple[int, ...]] = {}
     prelude: tuple[PreludeStep, ...] = ()
     client: dict[str, str] = {}
+    known: dict[str, str] = {}
     instructions: tuple[Instruction, ...] = ()
     outputs: dict[str, int] = {}
     released: tuple[str, ...] = ()
     constants: dict[str, str] = {}
+    parts: dict[str, Program] = {}
+
+    def part(self, name: str) -> Program:
+        """One of `parts`; "" is the program itself. Errors: ProgramError."""
+        if not name and not self.parts:
+            return self
+        if name not in self.parts:
+            raise ProgramError(f"program {self.model}: has no part {name!r}; it has {', '.join(self.parts) or 'none'}")
+        return self.parts[name]
 
     def hash(self) -> str:
         """Content hash, hex. Two parties with the same hash run the same instructions."""
@@ -92,7 +107,13 @@ class Program(BaseModel):
         return copied
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self.as_written(), sort_keys=True, separators=(",", ":"))
+
+    def as_written(self) -> dict[str, Any]:
+        """Without what most programs have none of, which are then written as they were before there was any."""
+        found = self.model_dump(mode="json", exclude={"parts", *(() if self.known else ("known",))})
+        parts = {name: part.as_written() for name, part in self.parts.items()}
+        return {**found, "parts": parts} if parts else found
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Program:
@@ -124,6 +145,8 @@ class Program(BaseModel):
 
         Who compiles a program need not own the data: a result that went to the server could be the input itself.
         """
+        for part in self.parts.values():
+            part.check()
         known = operations()
         for number, item in enumerate(self.instructions):
             if item.op not in known:
@@ -140,11 +163,13 @@ class Program(BaseModel):
             raise ProgramError("program: an output does not exist")
 
     def needs(self) -> set[str]:
-        return {item.op for item in self.instructions}
+        return {item.op for item in self.instructions}.union(*(part.needs() for part in self.parts.values()))
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights that take part in a product with a secret, whose masked form the client holds."""
         shapes, private = {}, of_kind("private")
+        for part in self.parts.values():
+            shapes |= part.weight_shapes()
         for item in self.instructions:
             if item.op in private:
                 source = self.instructions[item.args[1]]

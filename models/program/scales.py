@@ -12,6 +12,7 @@ they are about to be divided by, keep that many significant bits instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -52,16 +53,21 @@ class Scaled:
     weights: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     constants: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     clients: dict[str, tuple[Node, int]] = field(default_factory=dict)
+    known: dict[str, tuple[Node, int]] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)  # fractional bits of what runs keep, by name
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
     near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
 
 
 class Scaler:
-    """One walk over the graph. `number[id(node)]` and `scale[id(node)]`: its instruction and fractional bits."""
+    """One walk over the graph. `number[id(node)]` and `scale[id(node)]`: its instruction and fractional bits.
 
-    def __init__(self, ranges: dict[int, Range], precision: Precision) -> None:
-        self.ranges, self.precision = ranges, precision
+    `states`: the fractional bits of states that other programs keep, or read, too; new ones get their target.
+    """
+
+    def __init__(self, ranges: dict[int, Range], precision: Precision, states: Mapping[str, int] | None = None) -> None:
+        self.ranges, self.precision, self.states = ranges, precision, states or {}
         self.result = Scaled()
         self.number: dict[int, int] = {}
         self.scale: dict[int, int] = {}
@@ -77,6 +83,9 @@ class Scaler:
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
         nodes = order(outputs)
         self._find_readers(nodes)
+        for node in nodes:
+            if node.op == "state":  # ahead of what is kept, whose scale it fixes
+                self.state_scale(node.name, node)
         for node in nodes:
             self.place(node)
         for name, node in zip(names, outputs, strict=True):
@@ -94,8 +103,8 @@ class Scaler:
 
     # --- what rules ask for ------------------------------------------------------------------------------------------
     def place(self, node: Node) -> None:
-        """By the rule that its operation names. Sources are placed by their readers."""
-        if not node.is_source:
+        """By the rule that its operation names. Sources that are encoded are placed by their readers."""
+        if not node.is_encoded:
             scale_rule.all["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
 
     def emit(self, node: Node, args: list[int], scale: int, **attributes: Any) -> None:
@@ -156,13 +165,19 @@ class Scaler:
             table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[
                 kind
             ]
+            if kind == "client" and node.owner == "public":
+                kind, table = "constant", self.result.known
             name = f"{node.name or kind}@{scale}"
             while name in table:
                 name += "'"
             assert node.value is not None
-            table[name] = (node, scale) if kind == "client" else (node.value, scale)  # type: ignore[assignment]
+            table[name] = (node, scale) if node.op == "client" else (node.value, scale)  # type: ignore[assignment]
             self.sources[key] = self._instruction(kind, node, [], scale, name=name)
         return self.sources[key]
+
+    def state_scale(self, name: str, node: Node) -> int:
+        """Of a state's rows. `node`: whose target it is, if nobody has fixed it."""
+        return self.result.states.setdefault(name, self.states.get(name, self.target(node)))
 
     def value(self, node: Node) -> tuple[int, int]:
         """A node's instruction and scale; sources at the default scale."""
@@ -173,7 +188,7 @@ class Scaler:
 
     def exactly(self, node: Node, scale: int) -> int:
         """The node's value at exactly this scale: encoded so, shifted up (free), or rescaled down (one opening)."""
-        if node.is_source:
+        if node.is_encoded:
             return self.source(node, scale)
         number, have = self.value(node)
         if have == scale:
@@ -190,7 +205,7 @@ class Scaler:
         """The value at no more than its target scale: for readers that open it elementwise anyway."""
         have = self.value(node)[1]
         target = self.target(node) if scale is None else scale
-        if node.is_source:
+        if node.is_encoded:
             return self.source(node, target), target
         if have <= target:
             return self.value(node)

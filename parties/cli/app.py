@@ -19,6 +19,7 @@ from . import (
     env,
     estimate,
     evaluate,
+    generate,
     inspect,
     listing,
     party,
@@ -52,6 +53,8 @@ def of_other_rooms() -> dict[str, Callable[..., None]]:
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "run": run.run,
+    "chat": generate.chat,
+    "generate": generate.generate,
     "compile": compile.compile_model,
     "inspect": inspect.inspect,
     "serve": services.server,

@@ -7,10 +7,11 @@ print(result.value, result.report)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...models.artifacts import load_client
 from ...protocols.ckks.parameters import CkksError
@@ -21,6 +22,11 @@ from ..session.client import UseSpool
 from ..session.online import Progress
 from .base import BaseClient, ClientError
 from .sessions import SessionTransport
+from .talk import answer_to, converse, streamed
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Completion, Conversation
+    from ..session.passes import Told
 
 File = str | Path
 
@@ -62,6 +68,7 @@ class Client(BaseClient):
     """
 
     protocol = "beaver"
+    _talk: Conversation | None = None
 
     def __init__(
         self,
@@ -95,6 +102,25 @@ class Client(BaseClient):
         super().__init__(
             SessionTransport(settings, part, local=local, cache=kept, use_spool=use_spool, progress=progress), length
         )
+
+    def conversation(self, told: Told | None = None) -> Conversation:
+        """With a model compiled with --chat: `say`, `complete`; what was read stays read. `told`: of each pass.
+
+        Errors: ClientError, and those of a session.
+        """
+        assert isinstance(self._transport, SessionTransport)
+        return converse(self._transport, told)
+
+    def chat(
+        self, messages: Sequence[dict[str, str]], *, stream: bool = False, **options: Any
+    ) -> Completion | Iterator[str]:
+        """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
+
+        One conversation is kept: messages that begin as before are not read again. `options`: those of transformers'
+        `generate`, such as max_new_tokens, temperature, do_sample, prompt_lookup_num_tokens.
+        """
+        self._talk = self._talk or self.conversation()
+        return (streamed if stream else answer_to)(self._talk, messages, **options)
 
     @property
     def who(self) -> str:
@@ -175,6 +201,13 @@ class EncryptedClient(BaseClient):
 
     def costs(self, reports: list[Report]) -> str:
         return requests_in_words(reports)
+
+
+@contextmanager
+def conversation(folder: File, told: Told | None = None, **options: Any) -> Iterator[Conversation]:
+    """With a served model, or with parties of this machine (server="local"). `options`: those of `Client`."""
+    with Client(folder=folder, **options) as client:
+        yield client.conversation(told)
 
 
 def _settings(protocol: str, server: str | None, config: File | None, **given: str | Path | float | None) -> Settings:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...models.artifacts import load_client, load_server
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
+from ..client.base import ClientError
 from ..session.timings import Timings
 from .session import LocalAnswer, LocalSession
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Conversation
 
 
 class ClearSession(LocalSession):
@@ -30,3 +37,17 @@ class ClearSession(LocalSession):
 
     def close(self) -> None:
         self.open = False
+
+
+@contextmanager
+def conversation(folder: str | Path, told: Any = None, **options: Any) -> Iterator[Conversation]:
+    """With a language model in this process, as parties would compute it. Errors: ArtifactError."""
+    from ...models.generation.conversation import Conversation
+    from ...models.generation.rows import run_clear
+
+    part, served = load_client(folder), load_server(folder).for_length()
+    if part.chat is None:
+        raise ClientError(f"{folder}: answers whole texts; compile the model with --chat to talk to it")
+    length = part.for_length()
+    run = run_clear(length.parts, served.weights)
+    yield Conversation(part.chat, length.program, run, next(iter(length.parts.values())).tensors)

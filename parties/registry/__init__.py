@@ -71,6 +71,7 @@ class ProtocolEntry:
     served   by services; None: it is not
     local    None: no session of it runs on one machine
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
+    talks    (folder, told, **options): a context with a conversation (models/generation); empty: it keeps no state
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """
@@ -83,6 +84,7 @@ class ProtocolEntry:
     served: ServedBy | None = None
     local: RunsHere | None = None
     price: str = ""
+    talks: str = ""
     insecure: str = ""
     reference: bool = False
 
@@ -106,6 +108,11 @@ def served() -> tuple[str, ...]:
 def served_with(helper: str) -> tuple[str, ...]:
     """Protocols whose server needs this role beside it."""
     return names(lambda entry: entry.served and helper in entry.served.helpers)
+
+
+def talking() -> tuple[str, ...]:
+    """Protocols that a language model answers token by token in."""
+    return names(lambda entry: entry.talks)
 
 
 def deployed() -> tuple[str, ...]:

@@ -23,4 +23,5 @@ ENTRY = ProtocolEntry(
         threads=".local.threads:ThreadParties",
     ),
     price=".reports.estimate:price_of_two",
+    talks=".client.client:conversation",
 )

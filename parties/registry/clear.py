@@ -14,5 +14,6 @@ ENTRY = ProtocolEntry(
         report=".reports.report:clear_report",
         threads=".local.clear:ClearSession",
     ),
+    talks=".local.clear:conversation",
     reference=True,
 )

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,5 +93,13 @@ def say(event: str, **what: Any) -> None:
 
 def _remove(scratch: str, launcher: int) -> None:
     """As long as the launcher lives it removes the folder itself, and others may be reading there."""
-    if os.getppid() != launcher:
+    if os.getppid() != launcher or _is_ending(launcher):
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_ending(process: int) -> bool:
+    """Whether it was killed, though it is a parent still: Linux closes its files a moment before (PF_EXITING)."""
+    with suppress(OSError, ValueError, IndexError):
+        after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return bool(int(after_name[6]) & 0x4)
+    return False

@@ -20,12 +20,13 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
+from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead
 from .cache import MaskedCache
 from .keys import masks, query_key
-from .messages import Ask, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
 from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
@@ -47,10 +48,11 @@ class Answer:
 
 @dataclass
 class Agreed:
-    """A query whose correlations both sides have. `ready`: what the server said of its own; `ahead`: whether they were
-    made ahead; `seconds`: how long the query has waited for them."""
+    """A query whose correlations both sides have, and what it runs (`turn`). `ready`: what the server said of its own;
+    `ahead`: whether they were made ahead; `seconds`: how long the query has waited for them."""
 
     number: int
+    turn: Turn
     tape: Tape
     ready: dict[str, Any]
     ahead: bool
@@ -62,6 +64,7 @@ class Coming:
     """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
 
     ref: Ref | None
+    turn: Turn
     tape: Ahead[Tape] | None = None
 
 
@@ -93,11 +96,11 @@ class ClientParty:
         waiting: Waiting | None = None,
     ) -> None:
         self.program, self.constants = program, constants
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
         self.seed = new_seed()
-        self.correlations = Correlations(program)
         self.weights = ReceivedWeights(server, program, None if cache is None else MaskedCache(cache))
         self.number = 0  # of the next query
         self.setup_bytes = 0  # of masked weights that were downloaded
@@ -116,24 +119,42 @@ class ClientParty:
         if self.use_spool != "only" and self._choose() is None:
             self._go_live()
 
-    def query(self, sources: Mapping[str, Tensor], progress: Progress | None = None, more: bool = False) -> Answer:
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        turn: Turn | None = None,
+        following: Turn | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
         """Run one query on encoded sources (Compiled.encode_inputs).
 
         `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
-        and not used are lost.
+        and not used are lost. Of a program with several parts: `turn` and `following` say what this query runs and what
+        the next one will, `constants` are this one's.
         """
-        return self.run(self.agree(more), sources, progress)
+        return self.run(self.agree(more, turn, following), sources, progress, constants)
 
-    def run(self, agreed: Agreed, sources: Mapping[str, Tensor], progress: Progress | None = None) -> Answer:
+    def run(
+        self,
+        agreed: Agreed,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
         """The online phase of a query."""
-        engine = OnlineEngine("client", agreed.tape, Ring(self.program.ring), sources, self.constants)
-        outputs, timings = run_online(self.program, engine, over_channel(self.server), [self.server], progress)
+        program = self.program.part(agreed.turn.part)
+        constants = self.constants if constants is None else constants
+        self.states.truncate(agreed.turn.rows)
+        engine = OnlineEngine("client", agreed.tape, Ring(program.ring), sources, constants, self.states)
+        outputs, timings = run_online(program, engine, over_channel(self.server), [self.server], progress)
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
         if ready["ready"] != agreed.number:
             raise other_query(self.server)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         # Priced here, where nobody waits for this side: the first time it takes a moment.
-        timings.offline_bytes = 0 if agreed.ahead else price(self.program).offline_bytes
+        timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -149,9 +170,7 @@ class ClientParty:
             raise SpoolError(
                 self.server.peer, "makes correlations ahead for a client with a spool; give a folder for it"
             )
-        if self._coming is not None:  # the query that `more` announced does not come
-            self._coming = None
-            self.number += 1
+        self._skip()
         self._go_live()
         self.spool.begin(self.session, self.program.hash(), self.weights.id)
         self.server.send_message({"precompute": count})
@@ -184,20 +203,22 @@ class ClientParty:
         if self._work is not None:
             self._work.join(seconds)
 
-    def agree(self, more: bool = False) -> Agreed:
-        """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`: as
-        `query`."""
-        started = time.perf_counter()
+    def agree(self, more: bool = False, turn: Turn | None = None, following: Turn | None = None) -> Agreed:
+        """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
+        `turn`, `following`: as `query`."""
+        started, turn, following = time.perf_counter(), turn or Turn(), following or Turn()
+        if self._coming is not None and self._coming.turn != turn:
+            self._skip()
         while True:
-            coming = self._coming = self._coming or self._plan(self._choose())
+            coming = self._coming = self._coming or self._plan(self._choose(), turn)
             after = self._choose(coming.ref) if more else None
             more = more and (after is not None or self.use_spool != "only")
-            then = self._plan(after) if more else None
-            number = self.number
-            ask = Ask(query=number, spool=coming.ref, more=more, then=None if then is None else then.ref)
-            self.server.send_message(ask.model_dump())
+            then = self._plan(after, following) if more else None
+            number, ref = self.number, None if then is None else then.ref
+            ask = Ask(query=number, spool=coming.ref, more=more, then=ref, turn=turn, following=following)
+            self.server.send_message(ask.message())
             if coming.ref is None and coming.tape is None:
-                coming.tape = self._prepare(number)
+                coming.tape = self._prepare(number, turn)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
                 coming.tape = self._take(coming.ref)
@@ -219,12 +240,18 @@ class ClientParty:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
-            return Agreed(number, tape, reply, coming.ref is not None, time.perf_counter() - started)
+            return Agreed(number, turn, tape, reply, coming.ref is not None, time.perf_counter() - started)
 
     def _choose(self, after: Ref | None = None) -> Ref | None:
         return None if self._proposals is None else self._proposals.next(after)
 
-    def _plan(self, ref: Ref | None) -> Coming:
+    def _skip(self) -> None:
+        """The query that `more` announced does not come, and its number is never used."""
+        if self._coming is not None:
+            self._coming = None
+            self.number += 1
+
+    def _plan(self, ref: Ref | None, turn: Turn) -> Coming:
         """Where a query's correlations are to come from: the spool, or (None) the dealer."""
         if ref is None:
             if self.use_spool == "only":
@@ -232,13 +259,13 @@ class ClientParty:
                 place = "spool" if self.spool is None else self.spool.folder
                 raise SpoolError(place, f"holds no correlations for this model and this server; {remedy}")
             self._go_live()
-        return Coming(ref)
+        return Coming(ref, turn)
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
         """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
         said = reply if isinstance(reply, dict) else {}
         if then.ref is None:
-            then.tape = self._prepare(self.number)
+            then.tape = self._prepare(self.number, then.turn)
         elif "taken" in said:
             then.tape = self._take(then.ref)
         else:
@@ -254,14 +281,15 @@ class ClientParty:
         assert self._proposals is not None
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
-    def _prepare(self, number: int) -> Ahead[Tape]:
+    def _prepare(self, number: int, turn: Turn) -> Ahead[Tape]:
         """This side's live correlations, and its half of every linear layer: no data is needed yet."""
         key = query_key(self.seed, number)
 
         def prepare() -> Tape:
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
-            return self._tape(key)
+            self.prepared.truncate(turn.rows)
+            return self._tape(key, turn.part)
 
         return self._begin(prepare)
 
@@ -278,8 +306,9 @@ class ClientParty:
 
         return self._begin(take)
 
-    def _tape(self, key: bytes) -> Tape:
-        return self.correlations.follow(masks(key), self.weights.masked)
+    def _tape(self, key: bytes, part: str = "") -> Tape:
+        correlations = Correlations(self.program.part(part))
+        return correlations.follow(masks(key), self.weights.masked, states=self.prepared)
 
     def _begin(self, make: Callable[[], Tape]) -> Ahead[Tape]:
         self._work = Ahead(make, "client", self._work)

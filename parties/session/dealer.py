@@ -24,13 +24,14 @@ from ...protocols.clear import ClearEngine
 from ...protocols.crypten.engine import Owners
 from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.operations import of_kind
+from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
 from ..transport.handshake import Hello
 from .ahead import Ahead
 from .compute_slots import ComputeSlots, Unlimited
 from .keys import masks, query_key
-from .messages import SAME_VERSION, read_number, read_seed, refusing, requests
+from .messages import SAME_VERSION, Turn, out_of_place, read, read_number, read_seed, refusing, requests
 from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
 from .tuples import TupleDealer
@@ -116,25 +117,30 @@ class DealerParty:
         """
         seeds = [read_seed(self.leader), *_seeds(self.leader, self.others)]
         program = self.programs.get(self.digest) or self._fetch_program()
-        correlations = Ahead(lambda: self._correlations(program), "layout").result([self.leader], "program")
+        parts = Ahead(lambda: self._correlations(program), "layout").result([self.leader], "program")
         shapes = program.weight_shapes()
         self.leader.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
         self.leader.send_message({"dealing": True})
         tuples = None if self.owners is None else TupleDealer(self.leader, seeds, self.limits.value_bytes)
-        least = 0
+        least, states = 0, KeptStates()
         for message in requests(self.leader, idle):
             if tuples is not None and "tuple" in message:
                 tuples.deal(message)
                 continue
             number = read_number(self.leader, message, "query", least)
+            turn = read(self.leader, Turn, message.get("turn", {}))
+            if turn.part not in parts:
+                raise out_of_place(self.leader)
+            correlations = parts[turn.part]
             with refusing(self.leader):
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
                     self.leader.send_message({"deal": number})
                     started = time.perf_counter()
                     streams = [masks(query_key(seed, number)) for seed in seeds]
-                    correlations.deal(streams, Corrections(self.leader, correlations.layout), weights)
+                    states.truncate(turn.rows)
+                    correlations.deal(streams, Corrections(self.leader, correlations.layout), weights, states)
                     seconds = time.perf_counter() - started
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 if on_query:
@@ -147,10 +153,12 @@ class DealerParty:
         self.programs.put(program)
         return program
 
-    def _correlations(self, program: Program) -> Correlations:
-        """With the layout ready, which takes a moment."""
-        found = Correlations(program, None if self.owners is None else self.owners(program))
-        _ = found.layout
+    def _correlations(self, program: Program) -> dict[str, Correlations]:
+        """By part of the program, with the layouts ready, which takes a moment."""
+        owners = None if self.owners is None else self.owners(program)
+        found = {name: Correlations(program.part(name), owners) for name in program.parts or ("",)}
+        for correlations in found.values():
+            _ = correlations.layout
         return found
 
 
@@ -164,10 +172,11 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
         raise _unfit(server, "sent another program than the one it named")
     try:
         program = Program.from_json(text)
-        largest = max((8 * elements(item.shape) for item in program.instructions), default=0)
+        parts = [program.part(name) for name in program.parts or ("",)]
+        largest = max((8 * elements(item.shape) for part in parts for item in part.instructions), default=0)
         if largest > limits.value_bytes:
             raise _unfit(server, "has a program with values that are too large for this dealer")
-        Ahead(lambda: (_check_shapes(program), use(program)), "program").result([server], "program")
+        Ahead(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result([server], "program")
     except PeerError:
         raise
     except Exception:  # whatever a program can be that no compiler makes
@@ -189,7 +198,7 @@ def _check_shapes(program: Program) -> None:
         if tuple(value.shape) != program.instructions[number].shape:
             raise ValueError(number)
 
-    interpret(program, ClearEngine(values), observe=observe)
+    interpret(program, ClearEngine(values, KeptStates("meta")), observe=observe)
 
 
 def _seeds(channel: Channel, step: Callable[[], T]) -> T:

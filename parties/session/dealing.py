@@ -12,7 +12,8 @@ from ...protocols.channel import Channel
 from ...protocols.crypten import calls
 from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError
-from .messages import SAME_VERSION, hear, hear_of
+from ...protocols.states import KeptStates
+from .messages import SAME_VERSION, Turn, hear, hear_of
 from .weights import Served
 
 
@@ -36,22 +37,25 @@ class RemoteDealer:
         self.channel.send(self.served.masked.all_keys())
         hear(self.channel, ("dealing",))
 
-    def lead(self, number: int, key: bytes) -> tuple[Tape, dict[str, Any]]:
+    def lead(
+        self, number: int, key: bytes, turn: Turn | None = None, states: KeptStates | None = None
+    ) -> tuple[Tape, dict[str, Any]]:
         """The leader's correlations of a query, with masks of this key; and what the dealer says of them. Errors:
         `SlotsBusy`, too."""
-        self._ask(number)
-        tape = self.served.lead(key, self.channel)
+        turn = turn or Turn()
+        self._ask(number, turn)
+        tape = self.served.lead(key, self.channel, turn.part, states)
         return tape, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """All corrections of a query as they come, for a file. Errors: `SlotsBusy`, too."""
         self._ask(number)
-        for size in frames(self.served.correlations.layout):
+        for size in frames(self.served.correlations().layout):
             yield self.channel.recv(size)
         hear_of(self.channel, "dealt", number)
 
-    def _ask(self, number: int) -> None:
-        self.channel.send_message({"query": number})
+    def _ask(self, number: int, turn: Turn | None = None) -> None:
+        self.channel.send_message({"query": number, **({} if turn is None else turn.message())})
         hear(self.channel, ("deal",))
 
     def tuple(self, request: Request, number: int) -> Corrections:

@@ -31,16 +31,32 @@ class Seed(Message):
     seed: Annotated[str, StringConstraints(pattern=SEED_HEX, strict=True)]
 
 
+class Turn(Message):
+    """What a query runs: a part of a program that has several. It reads the first `rows` of what earlier queries kept;
+    the others are forgotten."""
+
+    part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
+    rows: Number = 0
+
+    def message(self) -> dict[str, Any]:
+        return {} if self == Turn() else {"turn": self.model_dump()}
+
+
 class Ask(Message):
     """The client asks for a query, on correlations of the spool or live ones (None).
 
-    `more`: another query follows; `then`: on which correlations.
+    `more`: another query follows; `then`: on which correlations. `turn`, `following`: what it and that one run.
     """
 
     query: Number
     spool: Ref | None = None
     more: Annotated[bool, Field(strict=True)] = False
     then: Ref | None = None
+    turn: Turn = Turn()
+    following: Turn = Turn()
+
+    def message(self) -> dict[str, Any]:
+        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
 
 
 class Precompute(Message):

@@ -37,7 +37,7 @@ from .parties import LEADER, Parties
 from .set_up import ReceivedWeights, send_weights
 from .timings import Timings
 from .tuples import tuple_masks
-from .weights import Served
+from .weights import Part, Served
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class PartyModel:
     program: Program
     constants: Mapping[str, Tensor] = field(repr=False)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
 
 
 @dataclass

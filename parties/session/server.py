@@ -18,12 +18,13 @@ from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
+from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
-from .messages import Ask, Precompute, amount, hear, read, read_number, refusing, requests
+from .messages import Ask, Precompute, Turn, amount, hear, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, run_online
 from .set_up import send_weights
 from .spool import Spool, SpoolError
@@ -90,13 +91,14 @@ class ServerParty:
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Unlimited(), spool
-        self.program, self.price = served.program, price(served.program)
+        self.program = served.program
         self.seed = new_seed()
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._work: Ahead | None = None  # the last one begun
-        self._ahead: tuple[Ref | None, Ahead[ServerTape]] | None = None  # of the next query
+        self._ahead: tuple[Ref | None, Turn, Ahead[ServerTape]] | None = None  # of the next query
 
     def set_up(self) -> None:
         """Send the masked weights that the client has not."""
@@ -148,6 +150,10 @@ class ServerParty:
         self.client.send_message({"live": True})
 
     def _query(self, ask: Ask) -> Timings | None:
+        if ask.turn.part not in (self.program.parts or ("",)) or ask.turn.rows > self.states.most:
+            raise out_of_place(self.client)
+        if self._ahead is not None and self._ahead[1] != ask.turn:
+            self._skip()
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
             self._count(ask.query)
@@ -184,18 +190,20 @@ class ServerParty:
             "dealer_peak_rss_mb": amount(made.dealt, "peak_rss_mb"),
         }
         if ask.more:
-            ready["then"] = self._look_ahead(ask.then)
+            ready["then"] = self._look_ahead(ask.then, ask.following)
         self.client.send_message(ready)
         if "go" not in hear(self.client, ("go", "abort")):
             return None
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
             values = {**values, **self.outside.shares(ask.query)}
-        engine = OnlineEngine("server", made.tape, Ring(self.program.ring), values, self.served.constants)
-        outputs, timings = run_online(self.program, engine, self.wire(self.client), [self.client])
+        program, constants = self.program.part(ask.turn.part), self.served.constants_of(ask.turn.part, ask.turn.rows)
+        self.states.truncate(ask.turn.rows)
+        engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states)
+        outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
             self.outside.answer(ask.query, outputs)
-        timings.offline_s, timings.offline_bytes = offline, self.price.offline_bytes
+        timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
 
@@ -203,32 +211,38 @@ class ServerParty:
         """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == ask.spool:
-            return ahead[1]
+            return ahead[2]
         if ask.spool is None:
-            return self._deal(ask.query)
+            return self._deal(ask.query, ask.turn)
         work, reply = self._take(ask.spool)
         if "spent" in reply:
             self.number += 1
         self.client.send_message(reply)
         return work
 
-    def _look_ahead(self, ref: Ref | None) -> dict:
+    def _skip(self) -> None:
+        """The query that was announced does not come, and its number is never used."""
+        self._ahead = None
+        self.number += 1
+
+    def _look_ahead(self, ref: Ref | None, turn: Turn) -> dict:
         """Begin with the next query's correlations, which the client has named; what to tell it of them."""
         if ref is None:
-            self._ahead = (None, self._deal(self.number))
+            self._ahead = (None, turn, self._deal(self.number, turn))
             return {"live": True}
         work, reply = self._take(ref)
         if work is not None:
-            self._ahead = (ref, work)
+            self._ahead = (ref, turn, work)
         return reply
 
-    def _deal(self, number: int) -> Ahead[ServerTape]:
+    def _deal(self, number: int, turn: Turn) -> Ahead[ServerTape]:
         """Live correlations."""
         dealing, key = self._dealt_to(), query_key(self.seed, number)
 
         def deal() -> ServerTape:
             started = time.perf_counter()
-            tape, dealt = dealing.lead(number, key)
+            self.prepared.truncate(turn.rows)
+            tape, dealt = dealing.lead(number, key, turn, self.prepared)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             return ServerTape(tape, time.perf_counter() - started, dealt)
@@ -264,18 +278,19 @@ class ServerParty:
 
     def _precompute(self, count: int) -> None:
         """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
-        if self._ahead is not None:  # the query that was announced does not come
-            self._ahead = None
-            self.number += 1
+        if self._ahead is not None:
+            self._skip()
         try:
             if self.spool is None:
                 raise SpoolError("server", "keeps no spool; start it with one")
+            if self.program.parts:
+                raise SpoolError("server", "makes the correlations of a conversation while it goes on, not ahead")
             dealing = self._dealt_to()
             self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
             with refusing(self.client):
                 for _ in range(count):
                     number = self.number
-                    self.spool.room(self.price.offline_bytes, self.client_id)
+                    self.spool.room(price(self.program).offline_bytes, self.client_id)
                     with self._slot(number):
                         self._store(self.spool, dealing, number).result([self.client], "correlations")
                     self.number += 1

@@ -24,6 +24,7 @@ from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
+from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ...protocols.wire import elements, pack
 from .keys import masks
@@ -44,6 +45,18 @@ class ServedPart(Protocol):
     def weights(self) -> Mapping[str, Tensor]: ...
     @property
     def constants(self) -> Mapping[str, Tensor]: ...
+    @property
+    def parts(self) -> Mapping[str, Part]: ...
+
+
+class Part(Protocol):
+    """One of the parts of a program that has several."""
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]: ...
+    def encode_known(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What all parties compute for one run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -156,17 +169,29 @@ class Served:
 
     def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
         self.program, self.weights, self.constants = part.program, part.weights, part.constants
-        self.correlations = Correlations(part.program, owners)
+        self.parts, self.owners = part.parts, owners
         self.masked = MaskedWeights(part.program, part.weights, secret)
 
-    def lead(self, key: bytes, dealt: Channel) -> Tape:
+    def correlations(self, part: str = "") -> Correlations:
+        return Correlations(self.program.part(part), self.owners)
+
+    def constants_of(self, part: str, rows: int) -> Mapping[str, Tensor]:
+        """The public numbers of a run, with those that depend on how many rows are kept."""
+        if not part:
+            return self.constants
+        return {**self.parts[part].constants, **self.parts[part].encode_known({"rows": torch.tensor([rows])})}
+
+    def lead(self, key: bytes, dealt: Channel, part: str = "", states: KeptStates | None = None) -> Tape:
         """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""
-        return self.correlations.lead(masks(key), Corrections(dealt, self.correlations.layout))
+        correlations = self.correlations(part)
+        return correlations.lead(masks(key), Corrections(dealt, correlations.layout), states)
 
     def prepare(self) -> None:
         """Do now what would be done when the first client comes: a supervisor does it before it forks."""
-        _ = self.masked.lines, self.correlations.layout
-        price(self.program)
+        _ = self.masked.lines
+        for part in self.program.parts or ("",):
+            _ = self.correlations(part).layout
+            price(self.program.part(part))
 
 
 def serve_parts(parts: Iterable[ServedPart], secret: bytes) -> dict[str, Served]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ring import Ring
 from ..rounds import Swap
+from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
 from .source import Source
 from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
@@ -45,9 +46,10 @@ class Public:
 class Offline:
     """The offline phase of one role: walks the program and fills the tape with correlations."""
 
-    def __init__(self, source: Source, tape: Tape, ring: Ring) -> None:
+    def __init__(self, source: Source, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
         self.source, self.tape, self.ring = source, tape, ring
         self.role = source.role
+        self.states = RunStates(states or KeptStates("meta" if self.role == "count" else "cpu"))
 
     def keep(self, key: str, entry: object) -> None:
         """Store a correlation. The dealer (and the price) keeps none: its masks live in the traces."""
@@ -85,9 +87,10 @@ class Offline:
 class Online:
     """The online phase of one party. `leader` (the server) adds public numbers to its share."""
 
-    def __init__(self, role: str, tape: Tape, ring: Ring) -> None:
+    def __init__(self, role: str, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
         self.role, self.tape, self.ring = role, tape, ring
         self.leader = role == "server"
+        self.states = RunStates(states or KeptStates())
 
     def opened(self, x: Share) -> Generator[list[Swap], list[Any], Opened]:
         """x's elementwise opening, opening it (one round) if nobody has."""

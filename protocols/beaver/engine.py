@@ -11,9 +11,11 @@ from ..operations import operations
 from ..operations.operation import Attributes, Operation
 from ..ring import Ring
 from ..rounds import Step, Swap, together
+from ..states import KeptStates
 from .context import Offline, Online, PrivateValue, Public
 from .primitive import Cost, Opening, Primitive, primitives
 from .source import CountingSource, Source
+from .state import rearranged_share, rearranged_trace, state_share, state_trace
 from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
 
 Prepared = Trace | PrivateValue | Public  # a value in the offline phase
@@ -25,12 +27,14 @@ class OfflineEngine:
     """Fills a party's tape (or, as the dealer, sends corrections) by walking the program once.
 
     `weights`: per weight, B at the dealer, D at the client, nothing at the server. "client" is P1's seat here, whoever
-    sits on it.
+    sits on it. `states`: of the session that this run belongs to.
     """
 
-    def __init__(self, source: Source, ring: Ring, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, source: Source, ring: Ring, weights: Mapping[str, Tensor], states: KeptStates | None = None
+    ) -> None:
         self.tape = Tape()
-        self.offline = Offline(source, self.tape, ring)
+        self.offline = Offline(source, self.tape, ring, states)
         self.weights = weights
         self.operations, self.primitives = operations(), primitives()
 
@@ -58,10 +62,15 @@ class OfflineEngine:
             )
         if op == "constant":
             return Public(torch.empty(shape, device="meta"))
+        if op == "state":
+            return state_trace(self.offline, key, shape, width, **attributes)
         if op in self.primitives:
             self.price(self.primitives[op], key, shape, width, args, attributes)
             return self.primitives[op].correlate(self.offline, key, shape, width, *args, **attributes)
-        return Trace(key, shape, width, _bit_masks(args, shape) if self.operations[op].signs else None)
+        operation = self.operations[op]
+        if operation.rearranges and (found := rearranged_trace(operation, key, shape, width, args, attributes)):
+            return found
+        return Trace(key, shape, width, _bit_masks(args, shape) if operation.signs else None)
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
@@ -72,8 +81,8 @@ class OfflineEngine:
 class PricingEngine(OfflineEngine):
     """Prices a program: declared costs per instruction, with the openings that instructions share accounted once."""
 
-    def __init__(self, ring: Ring, weights: Mapping[str, Tensor]) -> None:
-        super().__init__(CountingSource(), ring, weights)
+    def __init__(self, ring: Ring, weights: Mapping[str, Tensor], states: KeptStates | None = None) -> None:
+        super().__init__(CountingSource(), ring, weights, states)
         self.costs: dict[str, Cost] = {}
         self.opened: set[Opening] = set()
         self.under_way: set[Opening] = set()
@@ -119,12 +128,18 @@ class PricingEngine(OfflineEngine):
 
 class OnlineEngine:
     """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded;
-    `constants`: public ones."""
+    `constants`: public ones; `states`: of the session that this run belongs to."""
 
     def __init__(
-        self, role: str, tape: Tape, ring: Ring, values: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+        self,
+        role: str,
+        tape: Tape,
+        ring: Ring,
+        values: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
+        states: KeptStates | None = None,
     ) -> None:
-        self.online = Online(role, tape, ring)
+        self.online = Online(role, tape, ring, states)
         self.values, self.constants = values, constants
         self.operations, self.primitives = operations(), primitives()
 
@@ -141,6 +156,8 @@ class OnlineEngine:
             return Public(self.constants[attributes["name"]])
         if op == "input":
             return Share(key, self.values[attributes["name"]], width)
+        if op == "state":
+            return state_share(self.online, key, shape, width, **attributes)
         operation = self.operations[op]
         if op in self.primitives:
             given = operation.sharing(args, self.share)
@@ -169,6 +186,8 @@ class OnlineEngine:
             tensor = x.tensor  # the other summand is another party's: nothing to add here
         else:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
+        if operation.rearranges and (found := rearranged_share(operation, key, tensor, width, args, attributes)):
+            return found
         opened = _bits_opened(operation.signs, args, shape) if operation.signs else None
         return Share(key, tensor, width, opened=opened)
 

@@ -87,7 +87,7 @@ def ring_opening_cost(x: Trace) -> tuple[tuple[int, int], ...]:
 
 def plain_openings(*values: Trace, but: tuple[str, ...] = ()) -> list[Opening]:
     """The plain openings of values, but of those that are open in a way that does, too."""
-    return [(x.key, "plain") for x in values if x.mask is None or x.mask.kind not in but]
+    return [(x.key, "plain") for x in values if not x.born_open and (x.mask is None or x.mask.kind not in but)]
 
 
 @cache

@@ -27,7 +27,7 @@ Product = Callable[..., Tensor]  # of a share or a mask, and what this party kno
 
 
 class Linear(Primitive):
-    """x @ W, x shared [..., K], W server-private [K, N]."""
+    """x @ W, x shared [..., K], W server-private [K, N]; or [..., n, K] by [..., K, N], broadcasting."""
 
     op = "linear"
 

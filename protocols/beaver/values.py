@@ -54,6 +54,7 @@ class Trace:
     half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
     bits: set[str] = field(default_factory=set)  # widths at which the mask's bits are shared
     powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # of the mask, from the second
+    born_open: bool = False  # whether its plain opening is there as soon as it is (state.py)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Share:
         default_factory=list
     )  # shares of the mask's powers, from the second
     pending: set[str] = field(default_factory=set)
+    born_open: bool = False
 
     @property
     def shape(self) -> Shape:

@@ -12,6 +12,7 @@ from ..beaver.context import Offline, Online, PrivateValue
 from ..beaver.values import Share, Tape, Trace
 from ..ring import Ring
 from ..rounds import Swap
+from ..states import KeptStates
 from ..wire import wire_bytes
 from .source import ManySource
 
@@ -28,8 +29,8 @@ class Owned(PrivateValue):
 class ManyOffline(Offline):
     """The offline phase of one party, or of the dealer."""
 
-    def __init__(self, source: ManySource, tape: Tape, ring: Ring) -> None:
-        super().__init__(source, tape, ring)
+    def __init__(self, source: ManySource, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
+        super().__init__(source, tape, ring, states)
         self.masks = source
 
     def others(self, x: Trace, owner: int) -> Tensor:
@@ -45,8 +46,8 @@ class ManyOffline(Offline):
 class ManyOnline(Online):
     """The online phase of one party. `recipient`: the party that results are revealed to."""
 
-    def __init__(self, rank: int, recipient: int, tape: Tape, ring: Ring) -> None:
-        super().__init__(role(rank), tape, ring)
+    def __init__(self, rank: int, recipient: int, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
+        super().__init__(role(rank), tape, ring, states)
         self.rank, self.recipient = rank, recipient
 
     def others(self, x: Share, owner: int) -> Generator[list[Swap], list[Any], Tensor]:

@@ -12,6 +12,7 @@ from ..operations import operations
 from ..operations.operation import Attributes
 from ..ring import Ring
 from ..rounds import Step
+from ..states import KeptStates
 from .context import LEADER, ManyOffline, ManyOnline, Owned
 from .primitives import primitives
 from .source import ManySource
@@ -27,10 +28,15 @@ class ManyOfflineEngine(OfflineEngine):
     """
 
     def __init__(
-        self, source: ManySource, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None
+        self,
+        source: ManySource,
+        ring: Ring,
+        weights: Mapping[str, Tensor],
+        owners: Owners | None = None,
+        states: KeptStates | None = None,
     ) -> None:
         self.tape = Tape()
-        self.offline = ManyOffline(source, self.tape, ring)
+        self.offline = ManyOffline(source, self.tape, ring, states)
         self.weights, self.owners = weights, owners or {}
         self.operations, self.primitives = operations(), primitives()
 
@@ -65,8 +71,9 @@ class ManyOnlineEngine(OnlineEngine):
         *,
         owners: Owners | None = None,
         recipient: int = FIRST_OWNER,
+        states: KeptStates | None = None,
     ) -> None:
-        self.online = self.many = ManyOnline(rank, recipient, tape, ring)
+        self.online = self.many = ManyOnline(rank, recipient, tape, ring, states)
         self.values, self.constants, self.owners = values, constants, owners or {}
         self.operations, self.primitives = operations(), primitives()
 

@@ -11,6 +11,7 @@ from ..beaver.primitive import Primitive
 from ..beaver.values import Shape
 from ..operations.operation import Attributes
 from ..ring import Ring
+from ..states import KeptStates
 from .costs import ManyCost, among_all
 from .engine import ManyOfflineEngine, Owners
 from .source import ManyCount
@@ -19,8 +20,14 @@ from .source import ManyCount
 class ManyPricingEngine(PricingEngine, ManyOfflineEngine):
     """Prices a Program among N parties; `prices` by instruction, whatever N. As beaver's for the rest."""
 
-    def __init__(self, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None) -> None:
-        ManyOfflineEngine.__init__(self, ManyCount(), ring, weights, owners)
+    def __init__(
+        self,
+        ring: Ring,
+        weights: Mapping[str, Tensor],
+        owners: Owners | None = None,
+        states: KeptStates | None = None,
+    ) -> None:
+        ManyOfflineEngine.__init__(self, ManyCount(), ring, weights, owners, states)
         self.costs, self.opened, self.under_way = {}, set(), set()
         self.prices: dict[str, ManyCost] = {}
 

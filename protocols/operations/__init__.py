@@ -6,17 +6,19 @@ against what a program needs.
 sources    client(name)                  a tensor of the data owner          weight(name)  of the model owner
            constant(name)                public
            input(name)                   shared: each party is sent an additive share, the owner takes no part
+           state(name)                   shared: [..., L, d], the rows that earlier runs kept, then zeros
 local      add, sub                      shared, private or public arguments, equal scales, broadcasting
            neg; shift(bits)              times 2^bits
            mul_public                    times a public integer tensor (second argument)
            sum(dims, keepdim), reshape(sizes), permute(dims), expand(sizes), slice(dim, start, stop, step),
            index(dim, indices), concat(dim), unfold(kernel, stride, padding)
-private    linear                        [..., K] times the server's [K, N]
+private    linear                        [..., K] times the server's [K, N], or [..., n, K] times its [..., K, N]
            mul_private                   elementwise, by a private value of either party
 shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
+           keep(name)                    x [..., n, d] itself; its rows are added to that state, for later runs
 result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without bits: x), to the client alone; to
                                          "owner": each party keeps a fresh share for it
 """

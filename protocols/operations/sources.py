@@ -7,10 +7,10 @@ from typing import NoReturn
 from .operation import SOURCE, Operation
 
 
-def _given(name: str) -> NoReturn:
+def given(name: str) -> NoReturn:
     raise RuntimeError(f"{name}: is a source, which is not computed; this is a bug")
 
 
 client, weight, constant, input_ = (
-    Operation(name, SOURCE, _given) for name in ("client", "weight", "constant", "input")
+    Operation(name, SOURCE, given) for name in ("client", "weight", "constant", "input")
 )

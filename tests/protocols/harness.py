@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from blindformer.protocols.beaver.values import Share, Tape, Trace
 from blindformer.protocols.channel import Meter
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire, over_channel
+from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
 from torch import Tensor
@@ -43,6 +45,14 @@ class Seeds:
     server: bytes = field(default_factory=new_seed)
     client: bytes = field(default_factory=new_seed)
     weights: bytes = field(default_factory=new_seed)
+
+
+@dataclass
+class SessionStates:
+    """What the parties of one session keep, by role: of correlations, and of runs."""
+
+    offline: dict[str, KeptStates] = field(default_factory=lambda: defaultdict(KeptStates))
+    online: dict[str, KeptStates] = field(default_factory=lambda: defaultdict(KeptStates))
 
 
 VIEWS = ("message", "sum", "xor", "half", "share")
@@ -68,10 +78,15 @@ class Ran:
 
 
 def run_beaver(
-    case: Case, seeds: Seeds | None = None, purpose: str = "query 0", timeout: float = 20, lies: Lies | None = None
+    case: Case,
+    seeds: Seeds | None = None,
+    purpose: str = "query 0",
+    timeout: float = 20,
+    lies: Lies | None = None,
+    states: SessionStates | None = None,
 ) -> Ran:
     """`lies`: what P1 adds to its shares before it uses them, by instruction. Every run is held against its price."""
-    seeds = seeds or Seeds()
+    seeds, states = seeds or Seeds(), states or SessionStates()
     program = case.program
     stream = Stream(seeds.weights, "weight masks")
     masks = {name: stream.integers(name, shape) for name, shape in program.weight_shapes().items()}
@@ -93,24 +108,24 @@ def run_beaver(
 
     def dealer() -> None:
         streams = (Stream(seeds.server, purpose), Stream(seeds.client, purpose))
-        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks)
+        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks, states.offline["dealer"])
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
         values = {**(case.weights if role == "server" else case.client), **shares[role]}
         if role == "client" and lies:
-            engine = LyingEngine(role, tape, RING, values, case.constants, lies=lies)
+            engine = LyingEngine(role, tape, RING, values, case.constants, states.online[role], lies=lies)
         else:
-            engine = OnlineEngine(role, tape, RING, values, case.constants)
+            engine = OnlineEngine(role, tape, RING, values, case.constants, states.online[role])
         done[role] = interpret(program, engine, tapped(wire, {view: openings[role, view] for view in VIEWS}))
         done[f"{role} left"] = len(tape)
 
     def server() -> None:
         corrections = Corrections(from_dealer, correlations.layout)
-        tape = correlations.lead(Stream(seeds.server, purpose), corrections)
+        tape = correlations.lead(Stream(seeds.server, purpose), corrections, states.offline["server"])
         online("server", tape, over_channel(server_end))
 
     def client() -> None:
-        tape = correlations.follow(Stream(seeds.client, purpose), masked)
+        tape = correlations.follow(Stream(seeds.client, purpose), masked, states=states.offline["client"])
         online("client", tape, over_channel(client_end))
 
     ends = [dealer_end, from_dealer, server_end, client_end]

@@ -22,7 +22,7 @@ from blindformer.protocols.rounds import Swap, Wire
 from blindformer.protocols.streams import Stream, new_seed
 from torch import Tensor
 
-from .harness import in_threads
+from .harness import SessionStates, in_threads
 from .programs import Case
 
 TIMEOUT = 20.0
@@ -77,12 +77,13 @@ def run_many(
     seeds: list[bytes] | None = None,
     weight_seed: bytes | None = None,
     ring: Ring | None = None,
+    states: SessionStates | None = None,
 ) -> RanMany:
     """Run a case among `size` parties, and hold it against its price.
 
     `owners`: ranks of data owners by value; `ring`: how products are computed.
     """
-    program, owners, ring = case.program, owners or {}, ring or Ring()
+    program, owners, ring, states = case.program, owners or {}, ring or Ring(), states or SessionStates()
     seeds = seeds or [new_seed() for _ in range(size)]
     streams = [Stream(seed, "query 0") for seed in seeds]
     drawn = Stream(weight_seed or new_seed(), "weight masks")
@@ -98,18 +99,21 @@ def run_many(
     left = [0] * size
 
     def dealer() -> None:
-        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks)
+        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks, states.offline["dealer"])
 
     def party(communicator: MemoryCommunicator) -> None:
         rank = communicator.rank
+        ahead, now = states.offline[f"{rank}"], states.online[f"{rank}"]
         if rank == 0:
             corrections = Corrections(from_dealer, correlations.layout)
-            tape = correlations.lead(Stream(seeds[0], "query 0"), corrections)
+            tape = correlations.lead(Stream(seeds[0], "query 0"), corrections, ahead)
         else:
-            tape = correlations.follow(Stream(seeds[rank], "query 0"), masked, rank)
+            tape = correlations.follow(Stream(seeds[rank], "query 0"), masked, rank, ahead)
         mine = {name: value for name, value in case.client.items() if owners.get(name, 1) == rank}
         values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
-        online = ManyOnlineEngine(rank, tape, ring, values, case.constants, owners=owners, recipient=recipient)
+        online = ManyOnlineEngine(
+            rank, tape, ring, values, case.constants, owners=owners, recipient=recipient, states=now
+        )
         wire = _tapped(over_communicator(communicator, traffic[rank]), views[rank])
         done[rank] = interpret(program, online, wire)
         left[rank] = len(tape)

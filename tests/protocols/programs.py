@@ -17,32 +17,37 @@ from blindformer.models.program.program import Instruction, Program
 from blindformer.models.program.two_server import for_two_servers
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.ring import sign_extend
+from blindformer.protocols.states import KeptStates
 from torch import Tensor
 
 ENGINE = ClearEngine({})
-SOURCES = ("client", "weight", "constant", "input")
+SOURCES = ("client", "weight", "constant", "input", "state")
 
 
 @dataclass(frozen=True)
 class Case:
+    """A program and its sources' values; `states`: what its states must be when it runs."""
+
     program: Program
     client: dict[str, Tensor]
     weights: dict[str, Tensor]
     constants: dict[str, Tensor]
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Compiled] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, Tensor]:
-        return {**self.client, **self.weights, **self.constants, **self.inputs}
+        return {**self.client, **self.weights, **self.constants, **self.inputs, **self.states}
 
     @classmethod
     def of(cls, compiled: Compiled, batch: dict[str, Tensor]) -> Case:
         """A model's Program with a batch."""
         return cls(compiled.program, compiled.encode_inputs(batch), compiled.weights, compiled.constants)
 
-    def clear(self) -> dict[str, Tensor]:
+    def clear(self, states: KeptStates | None = None) -> dict[str, Tensor]:
         """The outputs on `clear`."""
-        return interpret(self.program, ClearEngine(self.sources)).outputs
+        return interpret(self.program, ClearEngine(self.sources, states)).outputs
 
 
 @dataclass
@@ -63,6 +68,10 @@ class Draft:
     def input(self, value: Tensor, width: int = 64) -> int:
         return self._source("input", value, width)
 
+    def state(self, name: str, value: Tensor) -> int:
+        """`value`: what it must be, which the program's session provides."""
+        return self._source("state", value, 64, name)
+
     def __call__(self, op: str, *args: int, width: int = 64, **attributes: Any) -> int:
         value = ENGINE.compute(op, [self.values[arg] for arg in args], attributes)
         return self._emit(op, args, value, width, attributes)
@@ -78,8 +87,8 @@ class Draft:
         program.check()
         return Case(program, *(self.tensors[kind] for kind in SOURCES))
 
-    def _source(self, kind: str, value: Tensor, width: int) -> int:
-        name = f"{kind}{len(self.instructions)}"
+    def _source(self, kind: str, value: Tensor, width: int, name: str = "") -> int:
+        name = name or f"{kind}{len(self.instructions)}"
         self.tensors[kind][name] = value.long()
         return self._emit(kind, (), value.long(), width, {"name": name})
 
@@ -107,7 +116,9 @@ def reveal_all(program: Program) -> Program:
 
 def handed_over(case: Case) -> Case:
     """The same computation for a data owner who takes no part."""
-    return Case(for_two_servers(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs})
+    return Case(
+        for_two_servers(case.program), {}, case.weights, case.constants, {**case.client, **case.inputs}, case.states
+    )
 
 
 def case_of(name: str, away: bool = False) -> Case:

@@ -28,6 +28,7 @@ from blindformer.protocols.ckks.parameters import (
 from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
 from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.protocols.programs import Draft
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,15 @@ def small(compiled, slots=1024):
     known = real_values(compiled, {**compiled.weights, **compiled.constants})
     circuit = circuit_of(program.instructions, program.outputs, known, program.client, slots)
     return circuit, insecure_parameters(2 * slots, circuit.levels)
+
+
+def test_a_linear_by_several_matrices_is_refused():
+    d = Draft()
+    x, weight = d.client(torch.ones(1, 2, 3, 4)), d.weight(torch.ones(2, 4, 3))
+    case = d.case(d("linear", x, weight))
+    known = {name: value.double().numpy() for name, value in case.weights.items()}
+    with pytest.raises(CkksError, match=r"a linear by several matrices \[2, 4, 3\]; ckks knows one for all rows"):
+        circuit_of(case.program.instructions, case.program.outputs, known, {}, 1024)
 
 
 def test_two_layers_and_a_head_are_those_of_clear(encrypted):

@@ -124,6 +124,17 @@ def test_products_of_bytes_are_exact_against_big_integers(ring, shifts, shape):
     assert torch.equal(ring.linear(x, weight), ring.matmul(x, weight))
 
 
+def test_each_slice_by_its_own_matrix_of_bytes():
+    """A batch of matrices is multiplied whole, whatever each holds."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-1 << 62, 1 << 62, (2, 1, 5, 6), generator=generator)
+    weight = torch.randint(-128, 128, (3, 6, 70), generator=generator)
+    assert byte_columns(weight) is None
+    expected = torch.stack([torch.stack([Ring().linear(part[0], matrix) for matrix in weight]) for part in x])
+    assert torch.equal(Ring().linear(x, weight), expected)
+    assert torch.equal(Ring().matmul_limbs(x, weight), expected)
+
+
 def test_only_bytes_times_powers_of_two_are_multiplied_as_bytes():
     """A weight is examined once; one entry of nine bits, or a column of odd larger numbers, and it is none of them."""
     weight = torch.tensor([[127, 4 * 101], [-128, 4 * -3]])

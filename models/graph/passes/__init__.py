@@ -9,9 +9,11 @@ from .masks import mask_values
 from .merge import merge_equal
 from .rows import needed_rows
 from .scalars import fold_scalars
+from .split import split_products
 
 PASSES = (
     merge_equal,
+    split_products,
     needed_rows,
     merge_equal,
     fold_scalars,

@@ -15,7 +15,7 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
     builder = Builder()
 
     def change(node: Node) -> Node | None:
-        if node.op != "linear":
+        if node.op != "linear" or len(node.args[1].shape) != 2:
             return None
         x, weight = node.args
         bias = None

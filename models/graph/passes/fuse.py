@@ -21,7 +21,7 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
     readers = users(outputs)
     fused: dict[int, tuple[Node, int, int]] = {}  # linear -> (its group's weight, first column, power of two)
     for group in readers.values():
-        linears = list({id(n): n for n in group if n.op == "linear"}.values())
+        linears = list({id(n): n for n in group if n.op == "linear" and len(n.args[1].shape) == 2}.values())
         if len(linears) < 2 or len({id(n.args[0]) for n in linears}) > 1:
             continue
         weights = [n.args[1] for n in linears]

@@ -106,8 +106,8 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         return None
     if node.op in (*ELEMENTWISE, "expand"):
         passed = [_broadcast(arg, node, cut) for arg in node.args]
-        private = node.op == "mul_private" and node.args[1].owner == "client" and passed[1] is not None
-        return None if private else passed
+        factor = node.op in ("mul_private", "mul_public") and node.args[1].op == "client" and passed[1] is not None
+        return None if factor else passed
     if (node.op == "linear" and cut.dim < -1) or (node.op == "matmul" and cut.dim == -2):
         return [cut, None]
     if node.op == "permute":

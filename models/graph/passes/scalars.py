@@ -49,7 +49,7 @@ def _float(outputs: list[Node]) -> list[Node]:
             return builder.less(inner[0], node.attributes["threshold"] / factor)
         if node.op == "ldexp":
             return builder.scale(builder.ldexp(inner[0], node.attributes["exponent"]), factor)
-        if node.op == "mul_public" and node.args[1].shape == ():
+        if _is_scaled(node):
             return builder.scale(inner[0], factor * float(node.args[1].value))  # type: ignore[arg-type]
         return None
 
@@ -58,9 +58,13 @@ def _float(outputs: list[Node]) -> list[Node]:
 
 def _split(node: Node) -> tuple[Node, float]:
     """A node as (inner, factor)."""
-    if node.op == "mul_public" and node.args[1].shape == ():
+    if _is_scaled(node):
         return node.args[0], float(node.args[1].value)  # type: ignore[arg-type]
     return node, 1.0
+
+
+def _is_scaled(node: Node) -> bool:
+    return node.op == "mul_public" and node.args[1].op == "constant" and node.args[1].shape == ()
 
 
 def _centred(builder: Builder, node: Node) -> Node | None:

@@ -15,6 +15,8 @@ def public(at: Scaler, node: Node) -> None:
     x, constant = node.args
     # Small tensors have bits to spare, and the steps of a division need them.
     bits = constant_scale(_value(constant), at.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
+    if constant.op == "client":  # the example's own bits are by chance
+        bits = 0 if is_mask(constant) else at.precision.constants - max(0, at.bits(constant))
     scale = at.lowered(x)[1] if id(x) in at.opened else at.value(x)[1]
     if not at.fits(node, scale + bits):
         scale = at.precision.room - bits - at.bits(node)

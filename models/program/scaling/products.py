@@ -20,7 +20,7 @@ def product(at: Scaler, node: Node) -> None:
 @scale_rule("matrix")
 def matrix(at: Scaler, node: Node) -> None:
     """The smallest operands are rescaled first, and only where the product would not fit."""
-    values = [at.lowered(arg) if arg.is_source else at.value(arg) for arg in node.args]
+    values = [at.lowered(arg) if arg.is_encoded else at.value(arg) for arg in node.args]
     for i in sorted((0, 1), key=lambda i: math.prod(node.args[i].shape)):
         if not at.fits(node, values[0][1] + values[1][1]):
             values[i] = at.lowered(node.args[i])

@@ -5,7 +5,7 @@ neither a crash nor a second process can use it again: at worst it is lost. A cr
 overwriting leaves the key of a query that is marked; the next that opens the ledger overwrites it. Each operation opens
 the files anew, so that a ledger may be shared by threads, by processes, and across a fork.
 
-States of a query's correlation:
+KeptStates of a query's correlation:
     ready     both parties have it, as far as this one knows
     used      handed out here, once; its key is gone
     skipped   the other party has it no more, so it can never be used

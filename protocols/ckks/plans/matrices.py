@@ -17,6 +17,8 @@ def linear(planner: Planner, item: PlannedInstruction, args: list[PlannedValue],
     weight = planner.form(args[1]).known()
     if weight is None:
         return matmul(planner, item, args, scales)
+    if weight.ndim != 2:
+        raise planner.fail(f"a linear by several matrices [{_text(weight)}]; ckks knows one for all rows")
     x = args[0]
     if not x.form and x.at.ndim > 3:  # patches: their rows are tokens
         x = x.viewed(x.at.reshape(len(x.at), -1, x.at.shape[-1]))

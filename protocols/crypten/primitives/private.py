@@ -74,7 +74,7 @@ class ByKnownValue(Primitive):
 
 
 class LinearToAll(ByKnownValue):
-    """x @ W, x shared [..., K], W the leader's [K, N]."""
+    """x @ W, x shared [..., K], W the leader's [K, N]; or [..., n, K] by [..., K, N], broadcasting."""
 
     op = "linear"
 

@@ -74,7 +74,7 @@ def test_a_client_finds_the_server_and_its_program(listener, certificates, serve
 @at("server")
 def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, aside):
     class Part:
-        program, weights, constants = OTHER, CASE.weights, CASE.constants
+        program, weights, constants, parts = OTHER, CASE.weights, CASE.constants, CASE.parts
 
     served = serve_parts([CASE, Part], SECRET)
     for program in (OTHER, CASE.program):

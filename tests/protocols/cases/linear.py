@@ -93,6 +93,18 @@ def linears_that_read_one_value(d: Draft, data: Data) -> None:
 
 
 @program()
+def linears_by_several_matrices(d: Draft, data: Data) -> None:
+    """Each slice of x by its own matrix, or all by one; dimensions that lead broadcast both ways."""
+    x, one = hidden(d, data, 2, 3, 4, 5), hidden(d, data, 4, 5)
+    for value in (x, one, hidden(d, data, 3, 1, 5), d.client(data.ints(2, 1, 4, 5))):
+        for lead in ((3,), (2, 3), (2, 1), (1,)):
+            d("linear", value, d.weight(data.words(*lead, 5, 2)))
+        d("linear", value, d.weight(data.ints(3, 5, 70, bits=6)), width=40)
+    d("linear", x, d.weight(data.words(5, 2)))
+    d("matmul", one, d.weight(data.words(3, 5, 2)))
+
+
+@program()
 def private_embedding(d: Draft, data: Data) -> None:
     """The client's tokens as one-hot rows meet the server's table, which it never sees."""
     tokens = torch.randint(0, 11, (2, 5), generator=data.generator)

@@ -1,0 +1,1 @@
+"""Language models that answer token by token: state, prefix, sampling."""

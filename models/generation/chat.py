@@ -1,0 +1,152 @@
+"""What a conversation needs besides the Program: how messages become tokens, where the public prefix ends, defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...approximations import Plan
+from ..compile import Compiled
+from ..loading.calibration_texts import TEXTS
+from ..loading.huggingface import FILES_ALONE, huggingface
+from ..loading.load import Loaded
+from ..program.program import Program
+from .decoder import Decoder, GenerationError
+from .parts import SIZES, compile_decoder
+
+SLOTS = 256
+_FILE = "chat.json"
+_CONVERSATIONS = 6  # to calibrate on, of as many tokens as the largest pass is asked for
+_TOKENS = 128
+
+
+@dataclass
+class Chat:
+    """`prefix`: ids of the tokens that begin every conversation, which the model's owner chose. `system`: the text in
+    them. `head`: the released table that gives logits of the last hidden states; "": logits are revealed."""
+
+    tokenizer: Any
+    config: Any
+    defaults: Any
+    prefix: list[int]
+    system: str = ""
+    head: str = ""
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokens of a conversation, up to where the answer begins. Errors: GenerationError."""
+        found = _template(self.tokenizer, _with_system(messages, self.system))
+        return self._checked(found)
+
+    def text(self, text: str) -> list[int]:
+        """Tokens of a text to be continued, after the prefix."""
+        if not text:
+            raise GenerationError("prompt: is empty; write something to be continued")
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.prefix + ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if ids[: len(self.prefix)] != self.prefix:
+            raise GenerationError(
+                "conversation: does not begin as the model was compiled for; its system prompt is the owner's"
+            )
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """Beside the tokenizer in the client's part."""
+        self.config.save_pretrained(folder)
+        self.defaults.save_pretrained(folder)
+        about = {"prefix": self.prefix, "system": self.system, "head": self.head}
+        (folder / _FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Any) -> Chat | None:
+        """None: the folder holds no conversation's model."""
+        if not (folder / _FILE).is_file():
+            return None
+        about = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        with huggingface() as transformers:
+            config = transformers.AutoConfig.from_pretrained(folder, **FILES_ALONE)
+            defaults = transformers.GenerationConfig.from_pretrained(folder, **FILES_ALONE)
+        return cls(tokenizer, config, defaults, **about)
+
+
+def compile_chat(
+    loaded: Loaded,
+    *,
+    plan: Plan | str = "faithful",
+    system: str | None = None,
+    slots: int = SLOTS,
+    sizes: Iterable[int] = SIZES,
+    texts: Sequence[str] | None = None,
+    stage: Callable[[str], None] | None = None,
+) -> tuple[Compiled, Chat]:
+    """Compile a causal model to answer token by token.
+
+    system   what every conversation begins with, the owner's choice (default: the model's own, if its template has one)
+    slots    tokens of a conversation, the prefix not counted
+    texts    typical texts to calibrate on (default: built-in ones). Never a user's
+
+    Errors: GenerationError, and those of `compile`.
+    """
+    if loaded.kind != "causal" or loaded.processor is None:
+        raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
+    model: Any = getattr(loaded.model, "model", None)
+    model = model if hasattr(model, "lm_head") or hasattr(model, "generate") else loaded.model
+    most = loaded.positions
+    prefix = prefix_ids(loaded.processor, system)
+    if most is not None and len(prefix) + slots > most:
+        raise GenerationError(
+            f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
+            f"{most - len(prefix)}"
+        )
+    decoder = Decoder(model, torch.tensor(prefix)).eval()
+    typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
+    compiled = compile_decoder(decoder, typical, plan, slots=slots, sizes=sizes, stage=stage, name=loaded.name)
+    head = _table(next(iter(compiled.parts.values())).program) if decoder.tied else ""
+    return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
+
+
+def prefix_ids(tokenizer: Any, system: str | None) -> list[int]:
+    """Tokens that every conversation begins with: those that do not depend on what a user writes."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            raise GenerationError(
+                "tokenizer: has neither a template nor a first token, so nothing public begins a text"
+            )
+        return [first, *(tokenizer(system, add_special_tokens=False)["input_ids"] if system else [])]
+    one, other = (_template(tokenizer, _with_system([{"role": "user", "content": t}], system)) for t in ("a", "7"))
+    same = next(place for place, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
+    return one[:same]
+
+
+def _typical(tokenizer: Any, prefix: list[int], system: str | None, texts: Sequence[str]) -> Iterable[torch.Tensor]:
+    """Conversations of sentences, by the model's own template, without the prefix."""
+    for number in range(_CONVERSATIONS):
+        chosen = [texts[(number + k * _CONVERSATIONS) % len(texts)] for k in range(len(texts) // _CONVERSATIONS + 1)]
+        if getattr(tokenizer, "chat_template", None) is None:
+            ids = tokenizer(" ".join(chosen), add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            roles = ("user", "assistant")
+            messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(chosen)]
+            ids = _template(tokenizer, _with_system(messages, system))[len(prefix) :]
+        yield torch.tensor(ids[:_TOKENS])
+
+
+def _with_system(messages: Sequence[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+    return [*([{"role": "system", "content": system}] if system else []), *messages]
+
+
+def _template(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return tokenizer(found, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _table(program: Program) -> str:
+    """The table of embeddings, by its name among the client's tensors."""
+    return next(step.args[0]["ref"] for step in program.prelude if step.target.startswith("aten.embedding"))

@@ -1,0 +1,137 @@
+"""A conversation at its client: messages in, text out as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from ..program.program import Program
+from .chat import Chat
+from .decoder import GenerationError
+from .rows import Pass, Rows
+from .sampling import PrivateDecoder
+
+OnText = Callable[[str], None]
+
+
+@dataclass
+class Completion:
+    """`seconds`: from the question to the first token, and to the end. `passes`: through the model; `drafts_accepted`:
+    tokens that came without a pass of their own."""
+
+    text: str
+    tokens: list[int] = field(repr=False)
+    prompt_tokens: int = 0
+    prefill_s: float = 0.0
+    seconds: float = 0.0
+    passes: int = 0
+    drafts_accepted: int = 0
+    finish: str = "stop"
+
+
+class Conversation:
+    """`messages`: what was said, as chat templates take it. It continues from what was read before."""
+
+    def __init__(self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor]) -> None:
+        self.chat, self.messages = chat, list[dict[str, str]]()
+        self.rows = Rows(program, run, chat.prefix)
+        self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
+        self.stopped = False
+
+    def say(self, text: str, on_text: OnText | None = None, **options: Any) -> Completion:
+        """One message and its answer. `options`: transformers' own of `generate`. Errors: GenerationError."""
+        if not text.strip():
+            raise GenerationError("message: is empty; write something")
+        if getattr(self.chat.tokenizer, "chat_template", None) is None:
+            raise GenerationError("model: has no chat template; it continues texts: use generate")
+        messages = [*self.messages, {"role": "user", "content": text}]
+        reply = self.answer(self.chat.prompt(messages), on_text, **options)
+        self.messages = [*messages, {"role": "assistant", "content": reply.text}]
+        return reply
+
+    def complete(self, text: str, on_text: OnText | None = None, **options: Any) -> Completion:
+        """A text and what comes after it. Errors: GenerationError."""
+        return self.answer(self.chat.text(text), on_text, **options)
+
+    def answer(self, ids: Sequence[int], on_text: OnText | None = None, **options: Any) -> Completion:
+        """What comes after these tokens, which begin with the prefix. `seed`: draws the same again."""
+        room = self.rows.slots - (len(ids) - self.rows.prefix)
+        if room < 1:
+            raise GenerationError(
+                f"prompt: of {len(ids) - self.rows.prefix} tokens, and the model is compiled for {self.rows.slots}, "
+                "answers included; shorten it, begin anew, or compile for more"
+            )
+        wanted = options.pop("max_new_tokens", None) or room
+        self.stopped, before, started = False, self.rows.passes, time.perf_counter()
+        first: list[float] = []
+        streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), first)
+        options.setdefault("pad_token_id", self.chat.tokenizer.pad_token_id)
+        stop = StoppingCriteriaList([_Stop(self)])
+        if options.get("stop_strings"):
+            options["tokenizer"] = self.chat.tokenizer
+        seed = options.pop("seed", None)
+        with torch.no_grad(), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            found = self.decoder.answer(
+                torch.tensor(ids),
+                streamer=streamer,
+                stopping_criteria=stop,
+                max_new_tokens=min(wanted, room),
+                **options,
+            ).tolist()
+        seconds, passes = time.perf_counter() - started, self.rows.passes - before
+        text = self.chat.tokenizer.decode(found, skip_special_tokens=True)
+        ended = bool(found) and found[-1] in _ends(self.decoder.generation_config)
+        finish = "stop" if ended or (not self.stopped and len(found) < min(wanted, room)) else "length"
+        prompt_passes = -(-(len(ids) - self.rows.prefix) // self.rows.sizes[-1])
+        return Completion(
+            text,
+            found,
+            len(ids) - self.rows.prefix,
+            first[0] - started if first else seconds,
+            seconds,
+            passes,
+            max(0, len(found) - (passes - prompt_passes) - 1) if options.get("prompt_lookup_num_tokens") else 0,
+            "interrupted" if self.stopped else finish,
+        )
+
+    def stop(self) -> None:
+        """End the answer that is being given, after the token that is on its way; the conversation goes on."""
+        self.stopped = True
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.conversation.stopped)
+
+
+class _Streamer(TextStreamer):
+    """Words as they are sure: transformers' own way to tell, to a function of ours."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText, first: list[float]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text, self.first = on_text, first
+
+    def put(self, value: Tensor) -> None:
+        if not self.next_tokens_are_prompt and not self.first:
+            self.first.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.on_text(text)
+
+
+def _ends(defaults: Any) -> list[int]:
+    found = defaults.eos_token_id
+    return found if isinstance(found, list) else [] if found is None else [found]

@@ -1,0 +1,179 @@
+"""A causal language model as a function of its new tokens and of the rows that it kept: what a Program is made of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import BlindformerError
+from ..loading.huggingface import huggingface
+
+ATTENTION = "grouped"  # the name under which transformers knows the function below
+
+
+class GenerationError(BlindformerError):
+    """A model or a text that cannot be answered token by token."""
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention in which grouped keys and values are read as they were kept, not repeated for each query's head."""
+    for name in ("softcap", "s_aux"):
+        if more.get(name) is not None:
+            raise GenerationError(f"attention with {name}: has no form with kept rows yet; take another model")
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, False, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+class Decoder(nn.Module):
+    """The model's next rows: hidden states (or logits), and the keys and values to keep.
+
+    prefix    ids of the tokens that come before everything, [P]: the model's owner's own, so what attention reads of
+              them is computed here, once
+    Its forward takes
+        input_ids   [1, n]
+        rows        [1] how many rows are kept, and so where these tokens stand after the prefix
+        past        key_0, value_0, key_1, ...: rows kept, then any others, [1, heads, L, features]
+    and gives `hidden` [1, n, features], or `logits` where the head is not the table of embeddings, and new rows by the
+    names of `past`.
+    """
+
+    def __init__(self, model: nn.Module, prefix: Tensor) -> None:
+        super().__init__()
+        config: Any = model.config
+        self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.model, self.tied = model, _is_tied(model)
+        taken = inspect.signature(model.forward).parameters
+        self.cache_name = "cache" if "cache" in taken else "past_key_values"
+        if self.cache_name not in taken:
+            raise GenerationError(f"{type(model).__name__}: keeps no keys and values; take a decoder that does")
+        self.names: tuple[str, ...] = ()
+        self.prefix_length = 0
+        _attend(model)
+        self._keep_prefix(prefix)
+
+    def _keep_prefix(self, prefix: Tensor) -> None:
+        cache, position = _filled_cache(), torch.arange(len(prefix))
+        options = {"attention_mask": self._masks(position, position[:0]), "use_cache": True, self.cache_name: cache}
+        with torch.no_grad():
+            self.model(input_ids=prefix[None], position_ids=position[None], **options)
+        if not cache.layers or any(layer.keys is None for layer in cache.layers):
+            raise GenerationError(f"{type(self.model).__name__}: keeps other state than keys and values")
+        names: list[str] = []
+        for number, layer in enumerate(cache.layers):
+            for kind, rows in (("key", layer.keys), ("value", layer.values)):
+                names.append(f"{kind}_{number}")
+                # Persistent, so a parameter: the model's owner's alone.
+                self.register_buffer(f"prefix_{names[-1]}", rows.detach().clone(), persistent=True)
+        self.names, self.prefix_length = tuple(names), len(prefix)
+
+    def empty(self, slots: int) -> dict[str, Tensor]:
+        """State that holds nothing yet, with room for as many rows."""
+        return {name: torch.zeros(1, rows.shape[1], slots, rows.shape[3]) for name, rows in self._prefixes()}
+
+    def _prefixes(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.names:
+            yield name, self.get_buffer(f"prefix_{name}")
+
+    def forward(self, input_ids: Tensor, rows: Tensor, **past: Tensor) -> dict[str, Tensor]:
+        joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
+        cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
+        kept = torch.arange(past[self.names[0]].shape[-2])
+        stands = torch.where(kept < rows, kept + self.prefix_length, -1)
+        position = torch.arange(input_ids.shape[1]) + (rows + self.prefix_length)
+        options = {
+            "position_ids": position[None],
+            "attention_mask": self._masks(position, stands),
+            "use_cache": True,
+            self.cache_name: cache,
+        }
+        if self.tied:
+            base: Any = self.model.base_model
+            found = {"hidden": base(input_ids=input_ids, **options).last_hidden_state}
+        else:
+            found = {"logits": self.model(input_ids=input_ids, **options).logits}
+        count = input_ids.shape[1]
+        for name in self.names:
+            kind, number = name.split("_")
+            layer = cache.layers[int(number)]
+            found[name] = (layer.keys if kind == "key" else layer.values)[:, :, -count:]
+        return found
+
+    def _masks(self, position: Tensor, kept: Tensor) -> Tensor | dict[str, Tensor]:
+        """[1, 1, n, P + L + n]: True where a row may be read; for models with several kinds of layers, by kind.
+
+        position, kept: where the new rows and those kept stand in the text, -1 where there is none.
+        """
+        stands = torch.cat([torch.arange(self.prefix_length), kept, position])
+        distance = position[:, None] - stands[None]
+        seen = (distance >= 0) & (stands >= 0)[None]
+        window = getattr(self.config, "sliding_window", None)
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        near = seen if window is None else seen & (distance < window)
+        by_kind = {"full_attention": seen[None, None], "sliding_attention": near[None, None]}
+        if not kinds:
+            return by_kind["sliding_attention" if window is not None else "full_attention"]
+        if unknown := kinds - set(by_kind):
+            raise GenerationError(f"{type(self.model).__name__}: has layers of {', '.join(sorted(unknown))}, not known")
+        return by_kind if len(kinds) > 1 else by_kind[kinds.pop()]
+
+
+def _filled_cache(layers: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
+    """transformers' own cache, which its decoders ask for rows and give rows to."""
+    with huggingface() as transformers:
+        cache = transformers.DynamicCache()
+        for keys, values in layers:
+            layer = transformers.cache_utils.DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+    return cache
+
+
+def _attend(model: Any) -> None:
+    with huggingface() as transformers:
+        transformers.AttentionInterface.register(ATTENTION, grouped_attention)
+        try:
+            model.set_attn_implementation(ATTENTION)
+        except (AttributeError, ValueError):
+            raise GenerationError(
+                f"{type(model).__name__}: computes attention in its own way, without a mask"
+            ) from None
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether logits are the last hidden states times the table of embeddings, and nothing more."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight or getattr(head, "bias", None) is not None:
+        return False
+    ids = torch.arange(min(4, table.num_embeddings))[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        return torch.allclose(model(input_ids=ids).logits, hidden @ table.weight.T, rtol=1e-4, atol=1e-4)
+
+
+def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterator[dict[str, Tensor]]:
+    """The decoder's inputs for a text, `size` tokens at a time, with what it keeps, for as many as there is room."""
+    past = decoder.empty(slots)
+    for start in range(0, min(len(ids), slots) - size + 1, size):
+        batch = {"input_ids": ids[None, start : start + size], "rows": torch.tensor([start])}
+        yield {**batch, **{name: kept.clone() for name, kept in past.items()}}
+        with torch.no_grad():
+            found: Mapping[str, Tensor] = decoder(**batch, **past)
+        for name in decoder.names:
+            past[name][:, :, start : start + size] = found[name]

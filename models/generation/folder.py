@@ -1,0 +1,83 @@
+"""A language model compiled for conversations, on disk: written once for a model and its options, then found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...approximations import Plan
+from ...versions import versions
+from ..artifacts import ArtifactError, load_client, save
+from ..building import own_plan
+from ..loading.load import Loaded, load
+from .chat import SLOTS, compile_chat
+from .decoder import GenerationError
+
+Stage = Callable[[str], None]
+
+
+def compile_chat_folder(
+    model: str | Path | Loaded,
+    folder: str | Path,
+    *,
+    plan: Plan | str | None = None,
+    system: str | None = None,
+    slots: int = SLOTS,
+    stage: Stage | None = None,
+    **options: Any,
+) -> Path:
+    """Compile a language model into `folder`, to answer token by token: DIR/server for its owner, DIR/client for all.
+
+    model, plan    as `compile_folder`
+    system, slots, options    as `compile_chat`
+
+    Errors: LoadError, GenerationError, ArtifactError, and those of `compile`.
+    """
+    loaded = model if isinstance(model, Loaded) else load(model)
+    plan = own_plan(loaded) if plan is None else plan
+    compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, stage=stage, **options)
+    if stage:
+        stage("write")
+    return save(compiled, folder, loaded, chat=chat)
+
+
+def found_or_compiled(
+    model: str | Path,
+    cache: Path,
+    *,
+    plan: Plan | str | None = None,
+    system: str | None = None,
+    slots: int = SLOTS,
+    stage: Stage | None = None,
+) -> Path:
+    """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
+
+    Errors: as `compile_chat_folder`.
+    """
+    given = Path(model).expanduser()
+    if (given / "client").is_dir():
+        if plan is not None or system is not None:
+            raise GenerationError(f"{model}: is compiled; its plan and its system prompt are what they are")
+        return given
+    if stage:
+        stage("the model")
+    loaded = load(model)
+    plan = own_plan(loaded) if plan is None else plan
+    folder = cache / "compiled" / _key(loaded, plan, system, slots)
+    try:
+        load_client(folder)
+        return folder
+    except ArtifactError:
+        return compile_chat_folder(loaded, folder, plan=plan, system=system, slots=slots, stage=stage)
+
+
+def _key(loaded: Loaded, plan: Plan | str, system: str | None, slots: int) -> str:
+    """Names the model's files, the options, and the versions that they were compiled with."""
+    files = [loaded.folder] if loaded.folder.is_file() else sorted(loaded.folder.glob("*.*"))
+    marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    chosen = plan if isinstance(plan, str) else plan.content_hash()
+    made = json.dumps([str(loaded.folder), marks, chosen, system, slots, versions("transformers", "torch")])
+    return f"{loaded.name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"

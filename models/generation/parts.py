@@ -1,0 +1,81 @@
+"""A decoder as one Program of several parts, which differ in how many tokens one pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ...approximations import Plan
+from ..compile import Compiled, compile
+from ..lowering.lower import Inputs
+from ..program.program import Instruction, Program
+from .decoder import Decoder, GenerationError, conversation
+
+SIZES = (1, 8, 32)  # tokens of one pass
+KNOWN = "rows"
+_PASSES = 8  # of a text, that calibrate
+
+
+def compile_decoder(
+    decoder: Decoder,
+    texts: Sequence[Tensor],
+    plan: Plan | str = "faithful",
+    *,
+    slots: int = 256,
+    sizes: Iterable[int] = SIZES,
+    stage: Callable[[str], None] | None = None,
+    name: str = "",
+) -> Compiled:
+    """Compile for conversations of up to `slots` tokens after the prefix.
+
+    texts   ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
+
+    Errors: GenerationError, and those of `compile`.
+    """
+    sizes = sorted(sizes, reverse=True)
+    given = Inputs(frozenset({KNOWN}), frozenset(decoder.names))
+    say = stage or (lambda text: None)
+    found: dict[int, Compiled] = {}
+    for size in sizes:
+        like = found[sizes[0]] if found else None
+        count = None if like is None else 1  # of another size, only the shapes count
+        places = slots + sizes[0] - size  # as many columns of scores whatever the size, so that the parts are alike
+        batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, places), _PASSES)][:count]
+        if not batches:
+            raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
+        found[size] = compile(
+            decoder,
+            batches,
+            plan if like is None else like.plan,
+            progress=lambda step, size=size: say(f"{size} tokens at a time: {step}"),
+            inputs=given,
+            like=like,
+        )
+    return join({str(size): item for size, item in found.items()}, name or type(decoder.model).__name__)
+
+
+def join(parts: Mapping[str, Compiled], name: str) -> Compiled:
+    """One program of these parts, whose weights are held once where they are equal."""
+    first = next(iter(parts.values()))
+    weights: dict[str, Tensor] = {}
+    programs: dict[str, Program] = {}
+    for title, part in parts.items():
+        names: dict[str, str] = {}
+        for old, value in part.weights.items():
+            names[old] = old if old not in weights or torch.equal(weights[old], value) else f"{old} of {title}"
+            weights.setdefault(names[old], value)
+        part.program = part.program.model_copy(
+            update={"instructions": tuple(_renamed(item, names) for item in part.program.instructions)}
+        )
+        part.weights, programs[title] = {}, part.program
+    program = Program(model=name, plan=first.program.plan, parts=programs)
+    return Compiled(program, weights, {}, {}, {}, first.plan, first.structure, parts=dict(parts))
+
+
+def _renamed(item: Instruction, names: Mapping[str, str]) -> Instruction:
+    if item.op != "weight":
+        return item
+    return item.model_copy(update={"attributes": {**item.attributes, "name": names[item.attributes["name"]]}})

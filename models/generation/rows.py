@@ -1,0 +1,91 @@
+"""A conversation as its client keeps it: how many tokens were read, and how the next ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...protocols.clear import ClearEngine
+from ...protocols.states import KeptStates
+from ..artifacts.parts import ProgramPart
+from ..compile import Compiled
+from ..program.interpreter import interpret
+from ..program.program import Program
+from .decoder import GenerationError
+
+Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int]], Mapping[str, Tensor]]
+"""One pass: the part's name, its inputs, and the part and the rows of the pass that most likely follows; gives decoded
+outputs by name. It keeps the rows that it makes, after the first `rows` of those kept before."""
+
+
+Part = Compiled | ProgramPart
+
+
+class Rows:
+    """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
+    there were."""
+
+    def __init__(self, program: Program, run: Pass, prefix: Sequence[int]) -> None:
+        self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
+        self.sizes = sorted(int(name) for name in program.parts)
+        self.slots = room(program)
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids) - self.prefix
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from this place on: the next ones take their rows."""
+        self.ids = self.ids[: max(length, self.prefix)]
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Read these tokens after all others; the last hidden states, or logits, of each [tokens, features].
+
+        Errors: GenerationError where there is no room.
+        """
+        if len(ids) > self.slots - self.rows:
+            raise GenerationError(
+                f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model is "
+                "compiled for; begin a new one, shorten it, or compile for more"
+            )
+        found = []
+        while ids:
+            fitting = [size for size in self.sizes if size <= self.slots - self.rows]
+            size = next((size for size in fitting if size >= len(ids)), fitting[-1])
+            found.append(self._pass(list(ids[:size]), size, len(ids) - size))
+            ids = ids[size:]
+        return torch.cat(found)
+
+    def _pass(self, ids: list[int], size: int, left: int) -> Tensor:
+        """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
+        count = len(ids)
+        inputs = {
+            "input_ids": torch.tensor([ids + ids[-1:] * (size - count)]),
+            "rows": torch.tensor([self.rows]),
+        }
+        next_size = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
+        (answer,) = self.run(str(size), inputs, (str(next_size), self.rows + count)).values()
+        self.ids += ids
+        self.passes += 1
+        return answer[0, :count]
+
+
+def room(program: Program) -> int:
+    """Tokens after the prefix that a conversation may have."""
+    held = (item.shape[-2] for part in program.parts.values() for item in part.instructions if item.op == "state")
+    return min(held, default=0)
+
+
+def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:
+    """Passes on the reference protocol: the same integers as parties compute, in one process."""
+    states = KeptStates()
+
+    def run(name: str, inputs: Mapping[str, Tensor], following: tuple[str, int]) -> Mapping[str, Tensor]:
+        part = parts[name]
+        states.truncate(int(inputs["rows"]))
+        sources = {**part.encode_inputs(inputs), **part.encode_known(inputs), **weights, **part.constants}
+        return part.decode(interpret(part.program, ClearEngine(sources, states)).outputs)
+
+    return run

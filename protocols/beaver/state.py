@@ -1,0 +1,93 @@
+"""Values that a session keeps: opened once, when they are kept, and read by all later runs on that opening.
+
+`keep` opens x under a mask a, as a matrix product would: X = x - a is public from then on, and each party keeps its
+share of a beside it. A later run's `state` is these rows: it is open already, so a product q K opens q alone,
+
+    q K = Q K' + Q a_K + a_q K' + [a_q a_K],   Q = q - a_q and K' = K - a_K public,
+
+and the dealer, who keeps a_K, shares the products of masks anew.
+
+Who learns what, run after run under one a_K: each party has K', uniform because a_K is, and sent once. Every q is
+opened under a fresh a_q, so its Q is uniform whatever K' and all earlier Q are. Of a_K a party has its share, and
+shares of [a_q a_K] that are made of fresh key stream each time: without the other parties' streams, these are uniform
+and independent of a_K. So all it sees of any number of runs is uniform, as if all readers stood in one run, where a
+value is opened once for all its readers, too. What would tell is another value opened under a_K: its difference from K.
+There is none: the mask is taken off the tape of the run that keeps the row (values.py), and later rows have masks of
+later runs. The dealer sees masks alone, those of earlier runs among them.
+
+Rows that nobody has filled are public zeros under the mask 0. How many are filled is public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..operations.operation import Attributes, Operation
+from ..rounds import Step
+from .context import Offline, Online
+from .primitive import Cost, Opening, Primitive, opening_cost, plain_openings
+from .values import Shape, Share, Trace
+
+
+class KeepRows(Primitive):
+    """x itself, open; its rows are for later runs."""
+
+    op = "keep"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str) -> Trace:
+        mask = offline.plain(x)
+        offline.states.keep(name, mask)
+        return Trace(key, shape, width, plain=mask, born_open=True)
+
+    def run(self, online: Online, key: str, width: int, x: Share, name: str) -> Step:
+        public, mask = yield from online.plain(x)
+        online.states.keep(name, torch.stack([public, mask]))
+        return Share(key, x.tensor, width, plain=(public, mask), born_open=True)
+
+    def cost(self, shape: Shape, width: int, x: Trace, name: str) -> Cost:
+        return Cost(opening_cost(x, plain=True))
+
+    def opens(self, x: Trace, name: str) -> list[Opening]:
+        return plain_openings(x)
+
+
+def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str) -> Trace:
+    """The rows that earlier runs kept: their masks."""
+    offline.keep(key, offline.states.rows(name))
+    return Trace(key, shape, width, plain=offline.states.read(name, shape), born_open=True)
+
+
+def state_share(online: Online, key: str, shape: Shape, width: int, name: str) -> Share:
+    """The same rows, online."""
+    if online.tape.take(key, int) != online.states.rows(name):  # a run was prepared and never made, or one was lost
+        raise CorrelationError(f"state {name}: these correlations are for another number of rows; start a new session")
+    public, mask = online.states.read(name, (2, *shape))
+    return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)
+
+
+def rearranged_trace(
+    operation: Operation, key: str, shape: Shape, width: int, args: Sequence[object], attributes: Attributes
+) -> Trace | None:
+    """A rearrangement of values that are born open is one, too.
+
+    Of others it is not: online, an argument may be open before or after another instruction rearranges it.
+    """
+    masks = [x.plain for x in args if isinstance(x, Trace) and x.born_open and x.plain is not None]
+    if len(masks) < len(args):
+        return None
+    return Trace(key, shape, width, plain=operation.compute(*masks, **attributes), born_open=True)
+
+
+def rearranged_share(
+    operation: Operation, key: str, tensor: Tensor, width: int, args: Sequence[object], attributes: Attributes
+) -> Share | None:
+    """The same, online. `tensor`: the share of the result."""
+    plain = [x.plain for x in args if isinstance(x, Share) and x.born_open and x.plain is not None]
+    if len(plain) < len(args):
+        return None
+    public, mask = (operation.compute(*parts, **attributes) for parts in zip(*plain, strict=True))
+    return Share(key, tensor, width, plain=(public, mask), born_open=True)

@@ -1,0 +1,9 @@
+"""Values that stay shared from one run of a session to the next (protocols/states.py)."""
+
+from __future__ import annotations
+
+from .operation import SHARED, SOURCE, Operation
+from .sources import given
+
+state = Operation("state", SOURCE, given, scales="state")
+keep = Operation("keep", SHARED, lambda x, name: x, scales="keep", demand=lambda bits, attributes: 64)

@@ -1,0 +1,87 @@
+"""What a session keeps between its runs: rows under a name, which later runs read (operations `keep` and `state`).
+
+Each party has one `KeptStates` a session and phase, and gives it to every engine of that session. What a row is there:
+
+    clear     the row
+    online    what is public of it, and this party's share of its mask
+    offline   its mask: the dealer's value, a party's share; tensors without storage where correlations are counted
+
+A run reads what earlier runs kept. What it keeps itself is for those whose engines are made afterwards, so the order
+of its own instructions does not matter. Offline and online phases are in the order of the runs, each by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import BlindformerError
+
+
+class StateError(BlindformerError):
+    """A state does not fit the run that reads it or adds to it."""
+
+
+class KeptStates:
+    """Rows [..., rows, d] by name, along dimension -2. `device`: of rows that are not there yet."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.held: dict[str, Tensor] = {}
+
+    def rows(self, name: str) -> int:
+        """How many are kept under this name."""
+        return self.held[name].shape[-2] if name in self.held else 0
+
+    @property
+    def most(self) -> int:
+        """The most rows kept under any name."""
+        return max(map(self.rows, self.held), default=0)
+
+    def truncate(self, rows: int) -> None:
+        """Forget all but the first rows: new ones, with masks of their own, take the places of the others."""
+        self.held = {name: held[..., :rows, :] for name, held in self.held.items()}
+
+    def append(self, name: str, rows: Tensor) -> None:
+        if name in self.held:
+            _check_alike(name, self.held[name].shape, rows.shape)
+            rows = torch.cat([self.held[name], rows], dim=-2)  # never in place: a run may hold what was there
+        self.held[name] = rows
+
+
+class RunStates:
+    """The states as one run sees them."""
+
+    def __init__(self, states: KeptStates) -> None:
+        self.states, self.before = states, dict(states.held)
+        self.kept: set[str] = set()
+
+    def rows(self, name: str) -> int:
+        """How many rows were kept before the run."""
+        return self.before[name].shape[-2] if name in self.before else 0
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The rows kept before the run, then zeros, in a new tensor of this shape. Errors: StateError."""
+        found = torch.zeros(shape, dtype=torch.int64, device=self.states.device)
+        rows = self.rows(name)
+        if rows > shape[-2]:
+            raise StateError(
+                f"state {name}: holds {rows} rows, and the program has room for {shape[-2]}; "
+                "start a new session, or compile the model for more"
+            )
+        if rows:
+            _check_alike(name, self.before[name].shape, shape)
+            found[..., :rows, :] = self.before[name]
+        return found
+
+    def keep(self, name: str, rows: Tensor) -> None:
+        """Append rows, for later runs. Errors: StateError."""
+        if name in self.kept:
+            raise StateError(f"state {name}: is added to twice in one program; compile the model again")
+        self.kept.add(name)
+        self.states.append(name, rows)
+
+
+def _check_alike(name: str, held: tuple[int, ...], other: tuple[int, ...]) -> None:
+    if (*held[:-2], held[-1]) != (*other[:-2], other[-1]):
+        raise StateError(f"state {name}: its rows are of another shape in this program; compile both together")

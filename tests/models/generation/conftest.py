@@ -1,0 +1,39 @@
+"""A decoder of two layers with grouped keys, compiled once."""
+
+import pytest
+import torch
+import transformers
+from blindformer.models.generation.decoder import Decoder
+from blindformer.models.generation.parts import compile_decoder
+
+PREFIX = [1, 2, 3]
+WORDS = 128
+
+
+def small(kind="Llama", **more):
+    """A tiny causal model with random weights, in the clear."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if kind == "GPT2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=WORDS, **sizes, **ends, **{"initializer_range": 0.2, "tie_word_embeddings": True, **more}
+    )
+    named = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    return getattr(transformers, named)(config).eval()
+
+
+def some(count, seed=0):
+    return torch.randint(3, WORDS, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def model():
+    return small(num_key_value_heads=2)
+
+
+@pytest.fixture(scope="session")
+def compiled(model):
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
+    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=64, sizes=(1, 8))

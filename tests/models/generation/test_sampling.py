@@ -1,0 +1,71 @@
+"""Tokens of a private decoder are those that transformers' `generate` gives in the clear."""
+
+import pytest
+import torch
+from blindformer.models.generation.decoder import GenerationError
+from blindformer.models.generation.rows import Rows, room, run_clear
+from blindformer.models.generation.sampling import PrivateDecoder
+from blindformer.tests.models.generation.conftest import PREFIX, some
+
+OPTIONS = {"max_new_tokens": 14, "pad_token_id": 0, "eos_token_id": None}
+PROMPT = torch.cat([torch.tensor(PREFIX), some(10)])
+
+
+@pytest.fixture
+def private(model, compiled):
+    rows = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    return PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
+
+
+@pytest.fixture
+def wanted(model):
+    def generate(**options):
+        torch.manual_seed(0)
+        return model.generate(PROMPT[None], **{**OPTIONS, **options})[0, len(PROMPT) :].tolist()
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "repetition_penalty": 1.3},
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+        {"do_sample": True, "top_k": 5},
+    ],
+    ids=["greedy", "penalty", "top-p", "top-k"],
+)
+def test_tokens_are_those_of_the_model(private, wanted, options):
+    torch.manual_seed(0)
+    assert private.answer(PROMPT, **OPTIONS, **options).tolist() == wanted(**options)
+
+
+def test_drafts_change_no_token_and_save_passes(private, wanted):
+    found = private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=4, **OPTIONS).tolist()
+    assert found == wanted(do_sample=False)
+    assert private.rows.passes < 2 + len(found)
+
+
+def test_what_was_read_is_not_read_again(private, wanted):
+    first = private.answer(PROMPT, do_sample=False, **OPTIONS)
+    before = private.rows.passes
+    assert private.answer(PROMPT, do_sample=False, **OPTIONS).tolist() == first.tolist()
+    assert private.rows.passes - before == len(first)  # of the prompt its last token alone
+
+
+def test_a_text_that_is_too_long_is_refused_before_anything_is_read(private, compiled):
+    with pytest.raises(GenerationError, match=f"do not fit the {room(compiled.program)}"):
+        private.rows.read(some(room(compiled.program) + 1).tolist())
+    assert private.rows.passes == 0
+
+
+def test_all_of_the_room_is_used(private, compiled):
+    private.rows.read(some(room(compiled.program)).tolist())
+    assert private.rows.rows == room(compiled.program)
+
+
+def test_the_parts_share_their_weights(compiled):
+    assert not any(part.weights for part in compiled.parts.values())
+    named = [set(part.weight_shapes()) for part in compiled.program.parts.values()]
+    assert named[0] == named[1] == set(compiled.weights)

@@ -1,0 +1,55 @@
+"""A conversation in a session: what two parties compute, pass by pass, and what a peer may not ask for."""
+
+import pytest
+import torch
+from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.program.pricing import price
+from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.session.messages import Turn
+from blindformer.parties.session.passes import passes
+from blindformer.protocols.errors import PeerError
+from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+
+
+@pytest.fixture
+def parties(compiled):  # noqa: F811
+    with ThreadParties(compiled, timeout=30) as session:
+        yield session
+
+
+def rows_of(parties, told=None):
+    return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, told), PREFIX)
+
+
+def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compiled):  # noqa: F811
+    costs = []
+
+    def told(name, answer):
+        costs.append((name, answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received))
+
+    private = rows_of(parties, told)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    text = some(20).tolist()
+    for read in (text[:11], text[11:12], text[12:13]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+    for rows in (private, clear):  # a rejected draft: other tokens take its rows, with masks of their own
+        rows.crop(len(PREFIX) + 12)
+    torch.testing.assert_close(private.read(text[12:16]), clear.read(text[12:16]), rtol=0, atol=2e-2)
+    for name, rounds, sent, received in costs:
+        declared = price(compiled.program.part(name))
+        assert (rounds, sent, received) == (declared.rounds, declared.up, declared.down)
+
+
+def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
+    text, sent = some(9).tolist(), []
+    for _ in range(2):
+        with ThreadParties(compiled, timeout=30) as session:
+            rows_of(session).read(text)
+            sent.append(session.client.states.held["key_0"][0])
+    assert not torch.equal(*sent)
+
+
+@pytest.mark.parametrize("turn", [Turn(part="2"), Turn(part="1", rows=5)], ids=["a part", "rows"])
+def test_a_client_cannot_ask_for_what_is_not_there(parties, turn):
+    with pytest.raises(PeerError, match="has no place here|closed the connection"):
+        parties.client.agree(turn=turn)
