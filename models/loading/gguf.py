@@ -30,11 +30,12 @@ def package_file() -> Path:
 
 def read_gguf(file: Path) -> tuple[Any, Any]:
     """(model, tokenizer): weights in float32, a class of transformers' own. Errors: LoadError."""
-    given = {"gguf_file": file.name, **FILES_ALONE}
     try:
         with huggingface() as transformers, redirect_stderr(StringIO()):  # its progress bars know no switch
-            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **given)
-            model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **given)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **FILES_ALONE)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype="float32", **FILES_ALONE
+            )
     except ImportError as error:
         raise LoadError(f"{file}: needs the library gguf; run: pip install gguf ({first_line(error)})") from None
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
