@@ -74,12 +74,17 @@ class RunStates:
             found[..., :rows, :] = self.before[name]
         return found
 
-    def keep(self, name: str, rows: Tensor) -> None:
-        """Append rows, for later runs. Errors: StateError."""
+    def keep(self, name: str, *rows: Tensor) -> None:
+        """Append rows, for later runs; of several runs at once, those of each. Errors: StateError."""
         if name in self.kept:
             raise StateError(f"state {name}: is added to twice in one program; compile the model again")
         self.kept.add(name)
-        self.states.append(name, rows)
+        for each in rows:
+            self.states.append(name, each)
+
+    def extend(self, name: str, rows: Tensor) -> None:
+        """For what is read alone: rows of a run before, of several at once."""
+        self.before[name] = torch.cat([self.before[name], rows], dim=-2) if name in self.before else rows
 
 
 def _check_alike(name: str, held: tuple[int, ...], other: tuple[int, ...]) -> None:

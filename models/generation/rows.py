@@ -73,8 +73,9 @@ class Rows:
 
 
 def room(program: Program) -> int:
-    """Tokens after the prefix that a conversation may have."""
-    held = (item.shape[-2] for part in program.parts.values() for item in part.instructions if item.op == "state")
+    """Tokens after the prefix that a conversation may have, in every part of a program or in one."""
+    parts = program.parts.values() or (program,)
+    held = (item.shape[-2] for part in parts for item in part.instructions if item.op == "state")
     return min(held, default=0)
 
 

@@ -7,13 +7,14 @@ N parties protocol crypten, on the same streams of masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from ...protocols.beaver.context import RowsAdded
 from ...protocols.beaver.engine import OfflineEngine
 from ...protocols.beaver.source import (
     ClientSource,
@@ -29,6 +30,7 @@ from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, Man
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
+from .block import by_run, stacked
 from .interpreter import interpret
 from .program import Program
 
@@ -42,11 +44,17 @@ class Correlations:
 
     program: Program
     owners: Owners | None = None
+    runs: int = 1
 
     @property
     def layout(self) -> tuple[int, ...]:
         """Bytes of each of the dealer's corrections, in order: the same for any number of parties, and of rows kept."""
-        return _layout(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
+        sizes = _layout(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
+        return tuple(self.runs * size for size in sizes)
+
+    def of_runs(self, runs: int) -> Correlations:
+        """Of so many runs, one after the other, made at once."""
+        return replace(self, runs=runs)
 
     def deal(
         self,
@@ -86,11 +94,27 @@ class Correlations:
     def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
         ring = Ring(self.program.ring)
         if self.owners is None:
-            engine = OfflineEngine(source, ring, weights, states)
+            engine = self._engine(source, weights, states)
         else:
             engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states)
-        interpret(self.program, engine)
+        interpret(stacked(self.program, self.runs) if self.runs > 1 else self.program, engine)
         return engine.tape
+
+    def _engine(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> OfflineEngine:
+        ring = Ring(self.program.ring)
+        if self.runs == 1:
+            return OfflineEngine(source, ring, weights, states)
+        wide, keeps = stacked(self.program, self.runs).instructions, {}
+        for item in self.program.instructions:
+            if item.op == "keep":
+                number = item.args[0]
+                each = self.program.instructions[number].shape
+                keeps[item.attributes["name"]] = RowsAdded(str(number), wide[number].shape, each)
+        return OfflineEngine(source, ring, weights, states, self.runs, keeps)
+
+    def tapes(self, tape: Tape) -> list[Tape]:
+        """Run by run."""
+        return [tape] if self.runs == 1 else by_run(tape, self.program, self.runs)
 
 
 def placeholders(program: Program) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead
+from .blocks import Block
 from .cache import MaskedCache
 from .keys import masks, query_key
 from .messages import Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
@@ -97,6 +98,7 @@ class ClientParty:
     ) -> None:
         self.program, self.constants = program, constants
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
+        self._block = Block[Tape]()  # correlations that are left
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
@@ -248,7 +250,7 @@ class ClientParty:
     def _skip(self) -> None:
         """The query that `more` announced does not come, and its number is never used."""
         if self._coming is not None:
-            self._coming = None
+            self._coming, self._block = None, Block()
             self.number += 1
 
     def _plan(self, ref: Ref | None, turn: Turn) -> Coming:
@@ -283,13 +285,15 @@ class ClientParty:
 
     def _prepare(self, number: int, turn: Turn) -> Ahead[Tape]:
         """This side's live correlations, and its half of every linear layer: no data is needed yet."""
-        key = query_key(self.seed, number)
+        key, block = query_key(self.seed, number), self._block
 
         def prepare() -> Tape:
+            if (left := block.take(turn)) is not None:
+                return left
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             self.prepared.truncate(turn.rows)
-            return self._tape(key, turn.part)
+            return block.fill(turn, self.program.part(turn.part), self._tapes(key, turn))
 
         return self._begin(prepare)
 
@@ -302,13 +306,14 @@ class ClientParty:
             entry = spool.mark_used(ref.session, ref.number)
             if entry is None:
                 raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
-            return self._tape(spool.fetch(entry).key)
+            (tape,) = self._tapes(spool.fetch(entry).key, Turn())
+            return tape
 
         return self._begin(take)
 
-    def _tape(self, key: bytes, part: str = "") -> Tape:
-        correlations = Correlations(self.program.part(part))
-        return correlations.follow(masks(key), self.weights.masked, states=self.prepared)
+    def _tapes(self, key: bytes, turn: Turn) -> list[Tape]:
+        correlations = Correlations(self.program.part(turn.part), runs=turn.runs)
+        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared))
 
     def _begin(self, make: Callable[[], Tape]) -> Ahead[Tape]:
         self._work = Ahead(make, "client", self._work)

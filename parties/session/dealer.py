@@ -132,7 +132,7 @@ class DealerParty:
             turn = read(self.leader, Turn, message.get("turn", {}))
             if turn.part not in parts:
                 raise out_of_place(self.leader)
-            correlations = parts[turn.part]
+            correlations = parts[turn.part].of_runs(turn.runs)
             with refusing(self.leader):
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1

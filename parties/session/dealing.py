@@ -39,13 +39,13 @@ class RemoteDealer:
 
     def lead(
         self, number: int, key: bytes, turn: Turn | None = None, states: KeptStates | None = None
-    ) -> tuple[Tape, dict[str, Any]]:
-        """The leader's correlations of a query, with masks of this key; and what the dealer says of them. Errors:
-        `SlotsBusy`, too."""
+    ) -> tuple[list[Tape], dict[str, Any]]:
+        """The leader's correlations of a query, run by run of a turn, with masks of this key; and what the dealer says of
+        them. Errors: `SlotsBusy`, too."""
         turn = turn or Turn()
         self._ask(number, turn)
-        tape = self.served.lead(key, self.channel, turn.part, states)
-        return tape, hear_of(self.channel, "dealt", number)
+        tapes = self.served.lead_runs(key, self.channel, self.served.correlations(turn.part, turn.runs), states)
+        return tapes, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """All corrections of a query as they come, for a file. Errors: `SlotsBusy`, too."""

@@ -33,10 +33,11 @@ class Seed(Message):
 
 class Turn(Message):
     """What a query runs: a part of a program that has several. It reads the first `rows` of what earlier queries kept;
-    the others are forgotten."""
+    the others are forgotten. `runs`: of so many, each on the rows of those before, correlations are made at once."""
 
     part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
     rows: Number = 0
+    runs: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
 
     def message(self) -> dict[str, Any]:
         return {} if self == Turn() else {"turn": self.model_dump()}

@@ -195,7 +195,7 @@ class Party:
             return tape
         dealer, key = self._dealer, query_key(self.seed, number)
         work = Ahead(lambda: dealer.lead(number, key), "offline")
-        tape, dealt = work.result(self.mesh.channels.values(), "dealer")
+        (tape,), dealt = work.result(self.mesh.channels.values(), "dealer")
         self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
         self._say({"ready": number})
         return tape

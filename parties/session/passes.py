@@ -6,12 +6,22 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ...models.generation.rows import Part, Pass
+from ...models.generation.rows import Part, Pass, room
+from ...models.program.program import Program
 from .client import Answer, ClientParty
 from .messages import Turn
 
 Told = Callable[[str, Answer], None]
 """Called after each pass, with its part's name."""
+
+
+RUNS = 8  # passes of one token whose correlations are made at once
+
+
+def turn_of(program: Program, part: str, rows: int) -> Turn:
+    """Of a pass, with as many runs made at once as there is room for."""
+    left = room(program.part(part)) - rows
+    return Turn(part=part, rows=rows, runs=max(1, min(RUNS, left)) if part == "1" else 1)
 
 
 def passes(party: ClientParty, parts: Mapping[str, Part], told: Told | None = None) -> Pass:
@@ -22,8 +32,8 @@ def passes(party: ClientParty, parts: Mapping[str, Part], told: Told | None = No
         answer = party.query(
             part.encode_inputs(inputs),
             more=True,
-            turn=Turn(part=name, rows=rows),
-            following=Turn(part=following[0], rows=following[1]),
+            turn=turn_of(party.program, name, rows),
+            following=turn_of(party.program, *following),
             constants={**part.constants, **part.encode_known(inputs)},
         )
         if told:

@@ -21,6 +21,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
+from .blocks import Block, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
@@ -94,6 +95,7 @@ class ServerParty:
         self.program = served.program
         self.seed = new_seed()
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
+        self._rows, self._block = 0, Block[Tape]()  # kept by queries that were run; correlations that are left
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
@@ -150,10 +152,12 @@ class ServerParty:
         self.client.send_message({"live": True})
 
     def _query(self, ask: Ask) -> Timings | None:
-        if ask.turn.part not in (self.program.parts or ("",)) or ask.turn.rows > self.states.most:
+        if ask.turn.part not in (self.program.parts or ("",)) or ask.turn.rows > self._rows:
             raise out_of_place(self.client)
         if self._ahead is not None and self._ahead[1] != ask.turn:
             self._skip()
+            if ask.turn.rows > self._rows:
+                raise out_of_place(self.client)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
             self._count(ask.query)
@@ -203,6 +207,7 @@ class ServerParty:
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
             self.outside.answer(ask.query, outputs)
+        self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
@@ -221,7 +226,9 @@ class ServerParty:
         return work
 
     def _skip(self) -> None:
-        """The query that was announced does not come, and its number is never used."""
+        """The query that was announced does not come, and its number is never used: nor the rows that it would keep."""
+        assert self._ahead is not None
+        self._rows, self._block = min(self._rows, self._ahead[1].rows), Block()
         self._ahead = None
         self.number += 1
 
@@ -237,14 +244,17 @@ class ServerParty:
 
     def _deal(self, number: int, turn: Turn) -> Ahead[ServerTape]:
         """Live correlations."""
-        dealing, key = self._dealt_to(), query_key(self.seed, number)
+        dealing, key, block = self._dealt_to(), query_key(self.seed, number), self._block
 
         def deal() -> ServerTape:
             started = time.perf_counter()
+            if (left := block.take(turn)) is not None:
+                return ServerTape(left, 0.0, {})
             self.prepared.truncate(turn.rows)
-            tape, dealt = dealing.lead(number, key, turn, self.prepared)
+            tapes, dealt = dealing.lead(number, key, turn, self.prepared)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
+            tape = block.fill(turn, self.program.part(turn.part), tapes)
             return ServerTape(tape, time.perf_counter() - started, dealt)
 
         return self._begin(deal, "correlations")

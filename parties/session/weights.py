@@ -172,8 +172,8 @@ class Served:
         self.parts, self.owners = part.parts, owners
         self.masked = MaskedWeights(part.program, part.weights, secret)
 
-    def correlations(self, part: str = "") -> Correlations:
-        return Correlations(self.program.part(part), self.owners)
+    def correlations(self, part: str = "", runs: int = 1) -> Correlations:
+        return Correlations(self.program.part(part), self.owners, runs)
 
     def constants_of(self, part: str, rows: int) -> Mapping[str, Tensor]:
         """The public numbers of a run, with those that depend on how many rows are kept."""
@@ -181,10 +181,16 @@ class Served:
             return self.constants
         return {**self.parts[part].constants, **self.parts[part].encode_known({"rows": torch.tensor([rows])})}
 
-    def lead(self, key: bytes, dealt: Channel, part: str = "", states: KeptStates | None = None) -> Tape:
+    def lead(self, key: bytes, dealt: Channel) -> Tape:
         """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""
-        correlations = self.correlations(part)
-        return correlations.lead(masks(key), Corrections(dealt, correlations.layout), states)
+        (tape,) = self.lead_runs(key, dealt, self.correlations())
+        return tape
+
+    def lead_runs(
+        self, key: bytes, dealt: Channel, correlations: Correlations, states: KeptStates | None = None
+    ) -> list[Tape]:
+        """The same of several runs."""
+        return correlations.tapes(correlations.lead(masks(key), Corrections(dealt, correlations.layout), states))
 
     def prepare(self) -> None:
         """Do now what would be done when the first client comes: a supervisor does it before it forks."""

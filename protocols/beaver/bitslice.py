@@ -28,8 +28,10 @@ def _transpose8(x: np.ndarray) -> np.ndarray:
     return x ^ t ^ (t << np.uint64(28))
 
 
-def to_planes(values: Tensor, bits: int) -> Tensor:
-    """int64 [n] -> planes [bits, W] of the low `bits` bits."""
+def to_planes(values: Tensor, bits: int, runs: int = 1) -> Tensor:
+    """int64 [n] -> planes [bits, W] of the low `bits` bits. `runs`: the elements of each begin a word."""
+    if runs > 1:
+        return torch.cat([to_planes(run, bits) for run in values.reshape(runs, -1)], dim=1)
     count = values.numel()
     size = (bits + 7) // 8
     raw = values.reshape(-1).contiguous().numpy().view(np.uint8).reshape(count, 8)
@@ -40,8 +42,10 @@ def to_planes(values: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(planes.view(np.int64)[:bits])
 
 
-def from_plane(plane: Tensor, count: int) -> Tensor:
-    """One plane [W] -> int64 [count] of zeros and ones."""
+def from_plane(plane: Tensor, count: int, runs: int = 1) -> Tensor:
+    """One plane [W] -> int64 [count] of zeros and ones. `runs`: the elements of each begin a word."""
+    if runs > 1:
+        return torch.cat([from_plane(run, count // runs) for run in plane.reshape(runs, -1)])
     raw = plane.contiguous().numpy().view(np.uint8)
     return torch.from_numpy(np.unpackbits(raw, bitorder="little", count=count).astype(np.int64))
 

@@ -109,7 +109,7 @@ class Less(Primitive):
     ) -> Trace:
         source = offline.source
         _bits_of_mask(offline, x, bits)
-        wide = words(size(shape))
+        wide, count = offline.runs * words(size(shape) // offline.runs), size(shape)
         masks, products = [], []
         for number, level in enumerate(tree(_blocks(bits))):
             mask = source.uniform_bits(f"{key}/{number}/masks", (len(level.opened), wide))
@@ -126,7 +126,7 @@ class Less(Primitive):
             )
         beta_bits = source.uniform_bits(f"{key}/beta/bits", (wide,))
         beta = source.derived(
-            f"{key}/beta", shape, lambda: from_plane(beta_bits, size(shape)).view(shape), mask_bytes(width)
+            f"{key}/beta", shape, lambda: from_plane(beta_bits, count, offline.runs).view(shape), mask_bytes(width)
         )
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
         return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
@@ -177,8 +177,8 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     name = f"bits{bits}"
     if name in x.bits:
         return
-    blocks, wide = _blocks(bits), words(size(x.shape))
-    rho = to_planes(-mask.terms[0].value, bits) if offline.role == "dealer" else torch.empty(0)
+    blocks, wide = _blocks(bits), offline.runs * words(size(x.shape) // offline.runs)
+    rho = to_planes(-mask.terms[0].value, bits, offline.runs) if offline.role == "dealer" else torch.empty(0)
     label = f"{x.key}/{name}"
     products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
     top = offline.source.derived_bits(f"{label}/top", (wide,), lambda: rho[-1])

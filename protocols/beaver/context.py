@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -36,6 +36,14 @@ class PrivateValue:
     shared: Any = None  # the trace or share that stands for it where it is used as a shared value
 
 
+class RowsAdded(NamedTuple):
+    """What runs add to a state: the value's key, its shape stacked, and its shape in one run."""
+
+    value: str
+    of_all: tuple[int, ...]
+    of_each: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Public:
     """A value all parties know."""
@@ -46,8 +54,19 @@ class Public:
 class Offline:
     """The offline phase of one role: walks the program and fills the tape with correlations."""
 
-    def __init__(self, source: Source, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        tape: Tape,
+        ring: Ring,
+        states: KeptStates | None = None,
+        runs: int = 1,
+        keeps: Mapping[str, RowsAdded] | None = None,
+    ) -> None:
+        """`runs`: how many at once, their values stacked; `keeps`: then, by state, what each run adds."""
         self.source, self.tape, self.ring = source, tape, ring
+        self.runs, self.keeps = runs, keeps or {}
+        self._drawn: dict[str, Tensor] = {}
         self.role = source.role
         self.states = RunStates(states or KeptStates("meta" if self.role == "count" else "cpu"))
 
@@ -70,9 +89,15 @@ class Offline:
 
     def plain(self, x: Trace) -> Tensor:
         if x.plain is None:
-            x.plain = self.source.uniform(f"{x.key}/open", x.shape)
-            self.keep(f"{x.key}/open", x.plain)
+            label = f"{x.key}/open"
+            x.plain = self._drawn.pop(label) if label in self._drawn else self.source.uniform(label, x.shape)
+            self.keep(label, x.plain)
         return x.plain
+
+    def drawn(self, label: str, shape: tuple[int, ...]) -> Tensor:
+        """The mask of an opening that is asked for before its value is there."""
+        self._drawn[label] = self.source.uniform(label, shape)
+        return self._drawn[label]
 
     def half(self, x: Trace | PrivateValue, owner: str) -> Tensor:
         """The mask, known to `owner`, under which the owner's share of x (or x itself) goes to the other party."""

@@ -12,7 +12,7 @@ from ..operations.operation import Attributes, Operation
 from ..ring import Ring
 from ..rounds import Step, Swap, together
 from ..states import KeptStates
-from .context import Offline, Online, PrivateValue, Public
+from .context import Offline, Online, PrivateValue, Public, RowsAdded
 from .primitive import Cost, Opening, Primitive, primitives
 from .source import CountingSource, Source
 from .state import rearranged_share, rearranged_trace, state_share, state_trace
@@ -31,10 +31,16 @@ class OfflineEngine:
     """
 
     def __init__(
-        self, source: Source, ring: Ring, weights: Mapping[str, Tensor], states: KeptStates | None = None
+        self,
+        source: Source,
+        ring: Ring,
+        weights: Mapping[str, Tensor],
+        states: KeptStates | None = None,
+        runs: int = 1,
+        keeps: Mapping[str, RowsAdded] | None = None,
     ) -> None:
         self.tape = Tape()
-        self.offline = Offline(source, self.tape, ring, states)
+        self.offline = Offline(source, self.tape, ring, states, runs, keeps)
         self.weights = weights
         self.operations, self.primitives = operations(), primitives()
 

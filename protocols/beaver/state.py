@@ -21,6 +21,7 @@ Rows that nobody has filled are public zeros under the mask 0. How many are fill
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,7 +41,10 @@ class KeepRows(Primitive):
 
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str) -> Trace:
         mask = offline.plain(x)
-        offline.states.keep(name, mask)
+        if offline.runs == 1:
+            offline.states.keep(name, mask)
+        else:
+            offline.states.keep(name, *(one.reshape(offline.keeps[name].of_each) for one in mask))
         return Trace(key, shape, width, plain=mask, born_open=True)
 
     def run(self, online: Online, key: str, width: int, x: Share, name: str) -> Step:
@@ -55,15 +59,35 @@ class KeepRows(Primitive):
         return plain_openings(x)
 
 
+@dataclass(frozen=True)
+class RowsBefore:
+    """How many rows a state has before a run, and how many each run adds."""
+
+    count: int
+    each: int = 0
+
+
 def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str) -> Trace:
     """The rows that earlier runs kept: their masks."""
-    offline.keep(key, offline.states.rows(name))
-    return Trace(key, shape, width, plain=offline.states.read(name, shape), born_open=True)
+    if offline.runs == 1:
+        offline.keep(key, RowsBefore(offline.states.rows(name)))
+        return Trace(key, shape, width, plain=offline.states.read(name, shape), born_open=True)
+    # Several runs at once, one after the other: each finds the rows of those before it, too.
+    value, of_all, of_each = offline.keeps[name]
+    new = offline.drawn(f"{value}/open", of_all)
+    offline.keep(key, RowsBefore(offline.states.rows(name), of_each[-2]))
+    found = []
+    for run in range(offline.runs):
+        found.append(offline.states.read(name, (*of_each[:-2], *shape[-2:])))
+        offline.states.extend(name, new[run].reshape(of_each))
+    return Trace(key, shape, width, plain=torch.stack(found).reshape(shape), born_open=True)
 
 
 def state_share(online: Online, key: str, shape: Shape, width: int, name: str) -> Share:
     """The same rows, online."""
-    if online.tape.take(key, int) != online.states.rows(name):  # a run was prepared and never made, or one was lost
+    if online.tape.take(key, RowsBefore).count != online.states.rows(
+        name
+    ):  # a run was prepared and never made, or one was lost
         raise CorrelationError(f"state {name}: these correlations are for another number of rows; start a new session")
     public, mask = online.states.read(name, (2, *shape))
     return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)

@@ -13,7 +13,7 @@ Three kinds of opening:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -119,6 +119,13 @@ class Tape:
         entry = self._entries.pop(key)
         assert isinstance(entry, kind)
         return entry
+
+    def drain(self) -> Iterator[tuple[str, object]]:
+        """All that is left, each taken as it is given."""
+        while self._entries:
+            key = next(iter(self._entries))
+            self._used.add(key)
+            yield key, self._entries.pop(key)
 
     def entries(self) -> Collection[object]:
         """What is left, for its size alone."""

@@ -1,0 +1,44 @@
+"""Correlations of runs to come, made several at once: each side takes them in order, and forgets them all otherwise."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from ...models.program.program import Program
+from .messages import Turn
+
+T = TypeVar("T")
+
+
+class Block(Generic[T]):
+    """What is left of the last block. Both sides hold the same turns, and neither makes anew what the other holds.
+
+    The masks of what a conversation keeps are those of the runs before, so a block fits one order of runs alone.
+    """
+
+    def __init__(self) -> None:
+        self._left: deque[tuple[Turn, T]] = deque()
+
+    def fill(self, turn: Turn, program: Program, tapes: Sequence[T]) -> T:
+        """Of `turn`, which are returned, and those that follow it when each is run."""
+        first, *rest = tapes
+        each = rows_of_a_run(program)
+        self._left = deque(
+            (turn.model_copy(update={"rows": turn.rows + each * number}), tape)
+            for number, tape in enumerate(rest, start=1)
+        )
+        return first
+
+    def take(self, turn: Turn) -> T | None:
+        """The correlations of this turn, if it is the next; else nothing is left."""
+        if self._left and self._left[0][0].model_copy(update={"runs": turn.runs}) == turn:
+            return self._left.popleft()[1]
+        self._left.clear()
+        return None
+
+
+def rows_of_a_run(program: Program) -> int:
+    """How many rows a run keeps."""
+    return next((item.shape[-2] for item in program.instructions if item.op == "keep"), 0)
