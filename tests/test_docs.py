@@ -170,6 +170,18 @@ def test_the_plan_of_the_approximations_page_works(tmp_path, monkeypatch):
     assert names["Plan"].load(tmp_path) == names["plan"]
 
 
+def test_python_of_the_generation_page_runs(tmp_path, capsys):
+    from blindformer.models.generation.folder import compile_chat_folder
+    from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+
+    compiled = compile_chat_folder(tiny_llama(tmp_path / "model", TEMPLATE), tmp_path / "compiled", slots=96)
+    (text,) = [b.text for b in blocks("python") if "talk" in b.words]
+    text = text.replace('folder="compiled"', f"folder={str(compiled)!r}")
+    text = text.replace('"}])', '"}], max_new_tokens=8)').replace("stream=True", "stream=True, max_new_tokens=8")
+    exec(compile(text, "generation.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
 def test_the_example_of_the_crypten_page_runs(tmp_path):

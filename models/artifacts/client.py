@@ -107,6 +107,11 @@ class ClientPart:
         return Chat.load(self.folder, self.task.processor)
 
     @property
+    def talks(self) -> bool:
+        """Whether it answers token by token, in passes, and not whole texts."""
+        return any(part.parts for part in self.lengths.values())
+
+    @property
     def labels(self) -> dict[int, str]:
         return self.task.labels
 

@@ -22,8 +22,8 @@ OnText = Callable[[str], None]
 
 @dataclass
 class Completion:
-    """`seconds`: from the question to the first token, and to the end. `passes`: through the model; `drafts_accepted`:
-    tokens that came without a pass of their own."""
+    """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
+    `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own."""
 
     text: str
     tokens: list[int] = field(repr=False)
@@ -31,6 +31,7 @@ class Completion:
     prefill_s: float = 0.0
     seconds: float = 0.0
     passes: int = 0
+    prompt_passes: int = 0
     drafts_accepted: int = 0
     finish: str = "stop"
 
@@ -69,8 +70,12 @@ class Conversation:
             )
         wanted = options.pop("max_new_tokens", None) or room
         self.stopped, before, started = False, self.rows.passes, time.perf_counter()
-        first: list[float] = []
-        streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), first)
+        first: list[tuple[float, int]] = []
+
+        def began() -> None:
+            first.append((time.perf_counter(), self.rows.passes))
+
+        streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), began)
         options.setdefault("pad_token_id", self.chat.tokenizer.pad_token_id)
         stop = StoppingCriteriaList([_Stop(self)])
         if options.get("stop_strings"):
@@ -90,15 +95,18 @@ class Conversation:
         text = self.chat.tokenizer.decode(found, skip_special_tokens=True)
         ended = bool(found) and found[-1] in _ends(self.decoder.generation_config)
         finish = "stop" if ended or (not self.stopped and len(found) < min(wanted, room)) else "length"
-        prompt_passes = -(-(len(ids) - self.rows.prefix) // self.rows.sizes[-1])
+        at, read = first[0] if first else (started + seconds, before + passes)
+        prompt_passes = read - before
+        drafted = len(found) - 1 - (passes - prompt_passes) if options.get("prompt_lookup_num_tokens") else 0
         return Completion(
             text,
             found,
             len(ids) - self.rows.prefix,
-            first[0] - started if first else seconds,
+            at - started,
             seconds,
             passes,
-            max(0, len(found) - (passes - prompt_passes) - 1) if options.get("prompt_lookup_num_tokens") else 0,
+            prompt_passes,
+            max(0, drafted),
             "interrupted" if self.stopped else finish,
         )
 
@@ -118,13 +126,14 @@ class _Stop(StoppingCriteria):
 class _Streamer(TextStreamer):
     """Words as they are sure: transformers' own way to tell, to a function of ours."""
 
-    def __init__(self, tokenizer: Any, on_text: OnText, first: list[float]) -> None:
+    def __init__(self, tokenizer: Any, on_text: OnText, began: Callable[[], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text, self.first = on_text, first
+        self.on_text, self.began, self.waits = on_text, began, True
 
     def put(self, value: Tensor) -> None:
-        if not self.next_tokens_are_prompt and not self.first:
-            self.first.append(time.perf_counter())
+        if not self.next_tokens_are_prompt and self.waits:
+            self.began()
+            self.waits = False
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

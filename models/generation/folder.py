@@ -11,6 +11,7 @@ from typing import Any
 from ...approximations import Plan
 from ...versions import versions
 from ..artifacts import ArtifactError, load_client, save
+from ..artifacts.layout import VERSIONS
 from ..building import own_plan
 from ..loading.load import Loaded, load
 from .chat import SLOTS, compile_chat
@@ -58,9 +59,12 @@ def found_or_compiled(
     Errors: as `compile_chat_folder`.
     """
     given = Path(model).expanduser()
-    if (given / "client").is_dir():
+    if (given / "client").is_dir() or (given / VERSIONS).is_file():
         if plan is not None or system is not None:
-            raise GenerationError(f"{model}: is compiled; its plan and its system prompt are what they are")
+            raise GenerationError(
+                f"{model}: is compiled, with its plan and its system prompt; leave --plan and --system out, or give "
+                "the model's own folder"
+            )
         return given
     if stage:
         stage("the model")

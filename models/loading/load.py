@@ -190,11 +190,13 @@ def _download(name: str) -> Path:
 
 
 def _config(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
+    compiled = (folder / "versions.json").is_file()  # a part, which may hold a model's config.json
+    if compiled or not (folder / "config.json").is_file():
         hint = ""
-        if any((folder / part).is_dir() for part in ("server", "client")):
+        if compiled or any((folder / part).is_dir() for part in ("server", "client")):
             hint = " (this one was written by compile: give the model's own folder)"
-        raise LoadError(f"{folder}: holds no config.json{hint}; give a folder that save_pretrained wrote")
+        fault = "holds no weights to load" if compiled else "holds no config.json"
+        raise LoadError(f"{folder}: {fault}{hint}; give a folder that save_pretrained wrote")
     if not any(list(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise LoadError(f"{folder}: holds no weights (model.safetensors); copy them there, or download the model again")
     try:

@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from ...errors import BlindformerError
 from . import options
+from .generate import SLOTS
 from .inspect import show_circuits
 from .output import MB, console, emit, mb, table
-from .steps import COMPILE_NOTES, listed, load_model, loading, read_texts, warn_untrained
+from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, warn_untrained
+
+PASSES = 3  # of a conversation, which are compiled one by one
 
 
 def compile_model(
@@ -26,10 +30,17 @@ def compile_model(
     texts: Annotated[
         int | None, Option(min=1, help="Texts or images of one query (default: 1; encrypted ones: as many as fill it).")
     ] = None,
+    chat: Annotated[bool, Option("--chat", help="A language model, for chat and generate: token by token.")] = False,
+    system: Annotated[Path | None, Option(help="With --chat: the system prompt, a file. It is public.")] = None,
+    tokens: Annotated[
+        int | None, Option(min=32, help="With --chat: tokens of a conversation, answers included (default: 256).")
+    ] = None,
     threads: Annotated[int, Option(min=1, help="Threads to compile with.")] = 1,
     form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
+    whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
+    _refuse(chat, whole if chat else {"--system": system, "--tokens": tokens}, embedding)
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.building import compile_folder
@@ -38,18 +49,25 @@ def compile_model(
         numbers = _numbers(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
-        phases.begin("compile", 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers))
-        compile_folder(
-            loaded,
-            out,
-            lengths=numbers,
-            plan=chosen,
-            calibration=[calibrate] if calibrate and loaded.task.medium is not None else read_texts(calibrate),
-            embedding=embedding,
-            outputs=listed(outputs),
-            texts=texts,
-            stage=lambda stage: phases.note("compile", stage),
-        )
+        programs = PASSES if chat else _lengths_of(loaded, numbers)
+        phases.begin("compile", 2 + (COMPILE_NOTES - 1) * programs)
+        common: dict[str, Any] = {"plan": chosen, "stage": lambda stage: phases.note("compile", stage)}
+        if chat:
+            from ...models.generation.folder import compile_chat_folder
+
+            said = None if system is None else read_system(system)
+            compile_chat_folder(loaded, out, system=said, slots=tokens or SLOTS, texts=read_texts(calibrate), **common)
+        else:
+            compile_folder(
+                loaded,
+                out,
+                lengths=numbers,
+                calibration=[calibrate] if calibrate and loaded.task.medium is not None else read_texts(calibrate),
+                embedding=embedding,
+                outputs=listed(outputs),
+                texts=texts,
+                **common,
+            )
         phases.end("compile")
         found = inspect(out)
         own = loaded.plan()
@@ -60,9 +78,17 @@ def compile_model(
     _show(found, out)
 
 
-def _numbers(lengths: str | None) -> list[int] | None:
-    from ...protocols.errors import BlindformerError
+def _refuse(chat: bool, given: dict[str, Any], embedding: str) -> None:
+    """Options of the other kind of model."""
+    found = [name for name, value in given.items() if value is not None]
+    found += ["--embedding"] if chat and embedding != "client" else []
+    if found and chat:
+        raise BlindformerError(f"{found[0]}: is not for a model that is compiled with --chat; leave it out")
+    if found:
+        raise BlindformerError(f"{found[0]}: is for a model that is compiled with --chat; add --chat, or leave it out")
 
+
+def _numbers(lengths: str | None) -> list[int] | None:
     if lengths is None:
         return None
     try:
@@ -79,7 +105,8 @@ def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
 
 def _show(found: Any, folder: Path) -> None:
     out = console()
-    out.print(f"[bold]{found.name}[/]   plan {found.plan}\n")
+    room = f"   conversations of {found.slots} tokens, by tokens of a pass" if found.slots else ""
+    out.print(f"[bold]{found.name}[/]   plan {found.plan}{room}\n")
     rows = [
         (item.length or "-", item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
         for item in found.lengths.values()

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, resolve, talking
 from . import options
 from .output import MB, aside, console, emit
-from .steps import loading, prepare, read_plan
+from .steps import loading, prepare, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -90,6 +91,8 @@ def generate(
     form: options.Form = "text",
 ) -> None:
     """Answer a prompt with a language model, token by token. Only here the words are put together."""
+    if not prompt.strip():
+        raise BlindformerError("prompt: is empty; write something to be answered")
     spent = Spent()
     chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
     found = _remote(server, dealer, certs, config, timeout)
@@ -97,8 +100,7 @@ def generate(
         shown = _write if form == "text" else None
         plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
         reply = (talk.complete if plain else talk.say)(prompt, shown, **chosen)
-        prompt_passes = _prompt_passes(talk, reply)
-    costs = spent.per_token(len(reply.tokens), prompt_passes)
+    costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
     if form == "json":
         emit(
             {
@@ -139,13 +141,13 @@ def chat(
     threads: options.OwnThreads = 1,
 ) -> None:
     """Talk to a language model. Ctrl-C ends an answer; /save FILE keeps what was said, /new begins anew, /quit ends."""
-    from ...protocols.errors import BlindformerError
-
     spent = Spent()
     chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
     found = _remote(server, dealer, certs, config, timeout)
     out = aside()
     with _opened(model, protocol, plan, system, slots, threads, found, spent) as talk:
+        if getattr(talk.chat.tokenizer, "chat_template", None) is None:
+            raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
         out.print(f"[dim]{find(protocol).who}   /save FILE, /new, /quit")
         for line in _lines():
             word, _, rest = line.partition(" ")
@@ -172,7 +174,7 @@ def chat(
                 out.print(f"[red]{error}")
                 continue
             sys.stdout.write("\n")
-            out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), _prompt_passes(talk, reply)))}")
+            out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
 
 
 def _remote(server: str, dealer: str | None, certs: Path | None, config: Path | None, timeout: float | None) -> dict:
@@ -198,7 +200,7 @@ def _opened(
         from ...models.generation.folder import found_or_compiled
         from ..config import load_settings
 
-        text = None if system is None else _text(system)
+        text = None if system is None else read_system(system)
         cache = load_settings(remote.get("config")).client.cache.expanduser()
         phases.end("load")
         phases.begin("compile", 20)
@@ -242,10 +244,6 @@ def _sampling(
     if drafts:
         found["prompt_lookup_num_tokens"] = drafts
     return found
-
-
-def _prompt_passes(talk: Conversation, reply: Completion) -> int:
-    return max(1, reply.passes - max(0, len(reply.tokens) - 1 - reply.drafts_accepted))
 
 
 def _in_words(reply: Completion, costs: dict[str, float]) -> str:
@@ -305,12 +303,3 @@ def _save(talk: Conversation, name: str) -> None:
         aside().print(f"{path}: {len(talk.messages)} messages")
     except OSError as error:
         aside().print(f"[red]{path}: cannot be written ({error.strerror})")
-
-
-def _text(path: Path) -> str:
-    from ...protocols.errors import BlindformerError
-
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BlindformerError(f"--system {path}: cannot be read ({getattr(error, 'strerror', error)})") from None

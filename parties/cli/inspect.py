@@ -85,6 +85,8 @@ def _show(found: Any) -> None:
         )
         for item in found.lengths.values()
     ]
+    if found.slots:
+        out.print(f"conversations of {found.slots} tokens after the prefix; by tokens of a pass:\n")
     headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
     for item in found.lengths.values():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...errors import BlindformerError
 from .items import read_lines
 from .options import PRIVATE_PLANS
 from .output import note
@@ -103,6 +104,15 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
             f"plan {plan.name} is for models trained with it (distill, federate); with other weights its answers are "
             "far off"
         )
+
+
+def read_system(path: Path) -> str:
+    """A system prompt. Errors: BlindformerError."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8"
+        raise BlindformerError(f"--system {path}: cannot be read ({reason}); give a text file") from None
 
 
 def read_texts(path: Path | None) -> list[str] | None:

@@ -58,6 +58,7 @@ class BaseClient(ABC):
         """`length`: what texts are padded to (None: the least that fits)."""
         self.settings, self.part, self.length = transport.settings, transport.part, length
         if length is not None:
+            self._whole_texts()
             self.part.for_length(length)
         self._transport, self._closed = transport, False
 
@@ -102,6 +103,7 @@ class BaseClient(ABC):
         too, ends it and is raised after the results that came before. Who stops reading stops asking, which the servers
         see: read on after an answer out of range, which is never asked again by itself either.
         """
+        self._whole_texts()
         chosen = list(items)
         questions, refused = self._encode_all(chosen)
         yield from refused
@@ -159,6 +161,12 @@ class BaseClient(ABC):
                         raise
                     else:
                         retried = str(error)
+
+    def _whole_texts(self) -> None:
+        if self.part.talks:
+            raise ClientError(
+                f"{self.part.folder}: is compiled for conversations; use chat or generate, or compile without --chat"
+            )
 
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""

@@ -116,11 +116,16 @@ class Client(BaseClient):
     ) -> Completion | Iterator[str]:
         """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
 
-        One conversation is kept: messages that begin as before are not read again. `options`: those of transformers'
-        `generate`, such as max_new_tokens, temperature, do_sample, prompt_lookup_num_tokens.
+        One conversation is kept: messages that begin as before are not read again, unless its session was lost.
+        `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
+        prompt_lookup_num_tokens.
         """
-        self._talk = self._talk or self.conversation()
+        assert isinstance(self._transport, SessionTransport)
+        self._talk = self._talk or converse(self._transport, lost=self._forget)
         return (streamed if stream else answer_to)(self._talk, messages, **options)
+
+    def _forget(self) -> None:
+        self._talk = None
 
     @property
     def who(self) -> str:

@@ -13,6 +13,7 @@ from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from ..session.spool import SpoolError
+from .base import ClientError
 from .sessions import SessionTransport
 
 
@@ -42,6 +43,8 @@ def precompute(
     if settings.session.topology != "dealer":
         raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
     part = load_client(settings.client.folder)
+    if part.talks:
+        raise ClientError(f"{part.folder}: is compiled for conversations, whose correlations are made as they go on")
     chosen = part.for_length(length)
     number = next(number for number, one in part.lengths.items() if one is chosen)
     started = time.perf_counter()

@@ -74,8 +74,9 @@ class SessionTransport(Transport):
         self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
         self._open: dict[str, OpenSession] = {}
 
-    def connect(self, part: ClientLength) -> OpenSession:
-        key = part.program.hash()
+    def connect(self, part: ClientLength, name: str = "") -> OpenSession:
+        """`name`: of a conversation, whose session keeps its state and nobody else's."""
+        key = part.program.hash() + name
         if key not in self._open:
             self.tell("connect", 0, 1)
             self._open[key] = self._meet(part)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from ...protocols.errors import BlindformerError
+from torch import Tensor
+
+from ...protocols.errors import PeerError
 from ..session.passes import Told, passes
 from .base import ClientError
 
@@ -16,16 +19,29 @@ if TYPE_CHECKING:  # importing it takes seconds
     from .sessions import SessionTransport
 
 
-def converse(transport: SessionTransport, told: Told | None = None) -> Conversation:
-    """A conversation in a session of its own. Errors: ClientError, and those of a session."""
+def converse(
+    transport: SessionTransport, told: Told | None = None, lost: Callable[[], None] = lambda: None
+) -> Conversation:
+    """A conversation in a session of its own. `lost`: called when the session is, and with it all that was read.
+
+    Errors: ClientError, and those of a session.
+    """
     from ...models.generation.conversation import Conversation
 
     part = transport.part
     if part.chat is None:
         raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
     length = part.for_length()
-    opened = transport.connect(length)
-    run = passes(transport.two_parties(opened), length.parts, told)
+    opened = transport.connect(length, f" {uuid4()}")
+    inner = passes(transport.two_parties(opened), length.parts, told)
+
+    def run(*given: Any) -> Mapping[str, Tensor]:
+        try:
+            return inner(*given)
+        except PeerError:
+            lost()
+            raise
+
     return Conversation(part.chat, length.program, run, next(iter(length.parts.values())).tensors)
 
 
@@ -45,7 +61,7 @@ def streamed(talk: Conversation, messages: Sequence[dict[str, str]], **options: 
         try:
             answer_to(talk, messages, on_text=pieces.put, **options)
             pieces.put(None)
-        except BlindformerError as error:
+        except BaseException as error:  # it is raised where the pieces are read
             pieces.put(error)
 
     thread = Thread(target=work, daemon=True)

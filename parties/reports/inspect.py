@@ -9,6 +9,7 @@ from typing import Any
 from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
+from ...models.generation.rows import room
 from ...models.program.program import Program
 from ...protocols.ckks.frames import most
 from .report import Layer, QueryPrice, declared
@@ -63,7 +64,8 @@ class PricedProgram(QueryPrice):
 
 @dataclass
 class Inspection:
-    """`plan`: its name, where the part says it; `plan_hash` is in every program."""
+    """`plan`: its name, where the part says it; `plan_hash` is in every program. `slots`: tokens of a conversation, of
+    which `lengths` are tokens of a pass."""
 
     name: str
     kind: str
@@ -74,6 +76,7 @@ class Inspection:
     released: tuple[str, ...]
     public: str
     private: str
+    slots: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         found = asdict(self)
@@ -106,16 +109,19 @@ def inspect(folder: str | Path) -> Inspection:
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
+    passes = {int(name): first.part(name) for name in first.parts}
+    run = dict(sorted(passes.items())) or programs
     return Inspection(
         name=first.model,
         kind=about.get("kind", ""),
         plan=about.get("plan", ""),
         plan_hash=first.plan,
         parts=parts,
-        lengths={length: _priced(length, program, circuits.get(length)) for length, program in programs.items()},
-        released=tuple(sorted({name for program in programs.values() for name in program.released})),
+        lengths={length: _priced(length, program, circuits.get(length)) for length, program in run.items()},
+        released=tuple(sorted({name for program in run.values() for name in program.released})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
+        slots=room(first),
     )
 
 

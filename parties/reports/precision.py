@@ -49,6 +49,7 @@ def precision(
     Errors: ArtifactError, CkksError, InputError.
     """
     client, server = load_client(folder), load_server(folder)
+    length = None if client.talks else length
     mine, its = client.for_length(length), server.for_length(length)
     if its.circuit is None:
         raise ArtifactError(f"{folder}: is not compiled for encrypted queries; compile with a plan such as he")

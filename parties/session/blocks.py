@@ -12,7 +12,7 @@ from .messages import Turn
 T = TypeVar("T")
 
 
-class Block(Generic[T]):
+class TurnBlock(Generic[T]):
     """What is left of the last block. Both sides hold the same turns, and neither makes anew what the other holds.
 
     The masks of what a conversation keeps are those of the runs before, so a block fits one order of runs alone.

@@ -24,7 +24,7 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead
-from .blocks import Block
+from .blocks import TurnBlock
 from .cache import MaskedCache
 from .keys import masks, query_key
 from .messages import Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
@@ -98,7 +98,7 @@ class ClientParty:
     ) -> None:
         self.program, self.constants = program, constants
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._block = Block[Tape]()  # correlations that are left
+        self._block = TurnBlock[Tape]()  # correlations that are left
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
@@ -250,7 +250,7 @@ class ClientParty:
     def _skip(self) -> None:
         """The query that `more` announced does not come, and its number is never used."""
         if self._coming is not None:
-            self._coming, self._block = None, Block()
+            self._coming, self._block = None, TurnBlock()
             self.number += 1
 
     def _plan(self, ref: Ref | None, turn: Turn) -> Coming:

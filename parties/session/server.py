@@ -21,7 +21,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .blocks import Block, rows_of_a_run
+from .blocks import TurnBlock, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
@@ -95,7 +95,7 @@ class ServerParty:
         self.program = served.program
         self.seed = new_seed()
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._rows, self._block = 0, Block[Tape]()  # kept by queries that were run; correlations that are left
+        self._rows, self._block = 0, TurnBlock[Tape]()  # kept by queries that were run; correlations that are left
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
@@ -228,7 +228,7 @@ class ServerParty:
     def _skip(self) -> None:
         """The query that was announced does not come, and its number is never used: nor the rows that it would keep."""
         assert self._ahead is not None
-        self._rows, self._block = min(self._rows, self._ahead[1].rows), Block()
+        self._rows, self._block = min(self._rows, self._ahead[1].rows), TurnBlock()
         self._ahead = None
         self.number += 1
 

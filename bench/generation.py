@@ -1,0 +1,246 @@
+"""Seconds, bytes, rounds and error of the tokens that a language model answers with, behind a cache of text.
+
+    python -m bench.generation --model smollm2 --cache 128 --tokens 32 --format json
+
+README.md says what each figure means.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blindformer.models.generation.chat import SLOTS
+from blindformer.models.generation.conversation import Conversation
+from blindformer.models.generation.decoder import GenerationError
+from blindformer.models.generation.folder import found_or_compiled
+from blindformer.models.loading.load import load
+from blindformer.parties.cli.generate import Spent
+from blindformer.parties.config import load_settings
+from blindformer.parties.registry import DEFAULT, find, resolve, talking
+from blindformer.parties.session.timings import peak_rss_mb
+from rich.table import Table
+from torch import Tensor
+
+from .commands import PLANS, Say, megabytes, publish, run_command, seconds
+from .provenance import Measured, provenance
+from .text import QUERIES
+from .workloads import transformers_quietly
+
+GPT2 = "gpt2"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation(Measured):
+    """One measurement: greedy tokens after `cache` tokens of text. README.md explains each figure."""
+
+    model: str
+    weights: str
+    plan: str
+    protocol: str
+    slots: int
+    prefix: int
+    cache: int
+    drafts: int
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    prefill_s: float
+    online_s_per_token: float
+    offline_s_per_token: float
+    online_bytes_per_token: float
+    offline_bytes_per_token: float
+    rounds_per_token: float
+    wall_s_per_token: float
+    plaintext_s_per_token: float
+    passes: int
+    drafts_accepted: int
+    positions: int
+    agree_top1: float
+    kl: float
+    peak_rss_mb: float
+    tls: bool
+    threads: int
+
+
+class Told:
+    """What each pass took, and the most memory that a party ever held."""
+
+    def __init__(self) -> None:
+        self.spent, self.memory = Spent(), 0.0
+
+    def __call__(self, part: str, answer: Any) -> None:
+        self.spent.told(part, answer)
+        others = (value for name, value in answer.others.items() if name.endswith("peak_rss_mb"))
+        self.memory = max(self.memory, *others)
+
+
+def measure(
+    model: str, *, cache: int = 128, tokens: int = 32, plan: str = "faithful", protocol: str = DEFAULT,
+    drafts: int = 0, say: Say | None = None,
+) -> Generation:  # fmt: skip
+    """Compile the model unless it is in the user's cache, fill a conversation, measure, and compare with torch.
+
+    Errors: BlindformerError, one line.
+    """
+    say = say or (lambda stage: None)
+    torch.set_num_threads(1)
+    about, home = provenance(), load_settings(None).client.cache.expanduser()
+    say("load")
+    source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
+    slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
+    folder = found_or_compiled(source, home, plan=plan, slots=slots, stage=lambda stage: say(f"compile: {stage}"))
+    told = Told()
+    with resolve(find(protocol).talks)(folder, told, server="local") as talk:
+        ids = _text(talk, cache)
+        kept = _kept(talk)
+        say(f"private: {cache} tokens of text")
+        started = time.perf_counter()
+        talk.rows.read(ids[talk.rows.prefix : -1])
+        prefill = time.perf_counter() - started
+        told.spent.passes.clear()
+        say(f"private: {tokens} tokens")
+        drafted = {"prompt_lookup_num_tokens": drafts} if drafts else {}
+        reply = talk.answer(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **drafted)
+        memory, prefix, head = max(told.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
+    say("compare")
+    whole = [*ids, *reply.tokens]
+    wanted, plaintext = _in_the_clear(source, whole, len(ids))
+    found = torch.stack([kept[place] for place in range(prefix, len(whole) - 1)])
+    logits = found if head is None else found @ head.T
+    agree, divergence = compared(logits, wanted[prefix:-1])
+    return Generation(
+        model=model,
+        weights="seeded" if model == GPT2 else "real",
+        plan=plan,
+        protocol=protocol,
+        slots=slots,
+        prefix=prefix,
+        cache=cache,
+        drafts=drafts,
+        text=reply.text,
+        tokens=reply.tokens,
+        prompt_tokens=reply.prompt_tokens,
+        prefill_s=prefill,
+        **told.spent.per_token(len(reply.tokens) + 1, 0),
+        wall_s_per_token=reply.seconds / len(reply.tokens),
+        plaintext_s_per_token=plaintext,
+        passes=reply.passes,
+        drafts_accepted=reply.drafts_accepted,
+        positions=len(found),
+        agree_top1=agree,
+        kl=divergence,
+        peak_rss_mb=memory,
+        tls=protocol == DEFAULT,
+        threads=1,
+        **about,
+    )
+
+
+def compared(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Where the likeliest token is the same, a share; and the mean KL divergence, in nats. [positions, words] both."""
+    agree = (logits.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+    ours, theirs = logits.double().log_softmax(-1), wanted.double().log_softmax(-1)
+    return agree, (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+
+
+def _text(talk: Conversation, count: int) -> list[int]:
+    """The prefix, and so many tokens of text."""
+    words: list[int] = []
+    while len(words) < count:
+        words += talk.chat.text(" ".join(QUERIES))[talk.rows.prefix :]
+    return [*talk.chat.prefix, *words[:count]]
+
+
+def _kept(talk: Conversation) -> dict[int, Tensor]:
+    """What the model reveals at each place of the text, as it is read; of a place that is read again, the last."""
+    read, kept = talk.rows.read, dict[int, Tensor]()
+
+    def reading(ids: Sequence[int]) -> Tensor:
+        start, found = len(talk.rows.ids), read(ids)
+        kept.update(enumerate(found, start))
+        return found
+
+    talk.rows.read = reading
+    return kept
+
+
+def _in_the_clear(source: str | Path, ids: list[int], prompt: int) -> tuple[Tensor, float]:
+    """Logits of the float32 model [tokens, words], and its seconds a token behind the same text, with its own cache."""
+    model: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
+    text, taken = torch.tensor([ids]), []
+    with torch.inference_mode():
+        logits = model(input_ids=text).logits[0]
+        for count in (1, 1, len(ids) - prompt + 1):  # the first to warm up
+            options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+            started = time.perf_counter()
+            model.generate(text[:, :prompt], **options)
+            taken.append(time.perf_counter() - started)
+    return logits, (taken[2] - taken[1]) / (len(ids) - prompt)
+
+
+def _seeded_gpt2(folder: Path) -> Path:
+    """GPT-2's shape with weights from seed 0, and a token for each byte of a text. Written once."""
+    if not (folder / "tokenizer.json").is_file():
+        transformers = transformers_quietly()
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        torch.manual_seed(0)
+        transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(folder)
+        words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        inner = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=words[0]).save_pretrained(folder)
+    return folder
+
+
+def table(found: Generation) -> Table:
+    title = f"{found.model}, {found.cache} tokens of text, plan {found.plan}, protocol {found.protocol}"
+    grid = Table(title=title, show_header=False)
+    rows = {
+        "a token, in the clear": seconds(found.plaintext_s_per_token),
+        "a token, online": seconds(found.online_s_per_token),
+        "a token, offline": seconds(found.offline_s_per_token),
+        "a token, waited for": seconds(found.wall_s_per_token),
+        "online traffic": megabytes(found.online_bytes_per_token),
+        "offline traffic": megabytes(found.offline_bytes_per_token),
+        "rounds": f"{found.rounds_per_token:.0f}",
+        "the text": seconds(found.prefill_s),
+        "passes": f"{found.passes} for {len(found.tokens)} tokens, {found.drafts_accepted} from drafts",
+        "likeliest token as float32": f"{found.agree_top1:.3f} of {found.positions} places",
+        "KL from float32": f"{found.kl:.2e}",
+        "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
+    }
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.generation", description="Measure private generation.")
+    options.add_argument("--model", default="smollm2", help="smollm2, gpt2 (seeded weights) or a folder (%(default)s)")
+    options.add_argument("--cache", type=int, default=128, help="tokens of text before the answer (%(default)s)")
+    options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
+    options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")
+    options.add_argument("--plan", choices=PLANS, default="faithful")
+    options.add_argument("--protocol", choices=talking(), default=DEFAULT)
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        if chosen.cache < 2 or chosen.tokens < 1:
+            raise GenerationError("--cache and --tokens: give at least 2 and 1")
+        given = {name: value for name, value in vars(chosen).items() if name not in ("format", "model")}
+        publish(measure(chosen.model, **given, say=say), chosen.format, table)
+
+    return run_command("bench.generation", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""A tiny measurement of answers token by token, by protocol: figures that agree, one JSON line on stdout."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.tests.models.generation.folders import tiny_llama
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import generation
+
+KEYS = """
+    text tokens prompt_tokens prefill_s online_s_per_token offline_s_per_token online_bytes_per_token
+    offline_bytes_per_token rounds_per_token passes drafts_accepted plaintext_s_per_token agree_top1 kl peak_rss_mb
+    drafts machine versions commit
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(("protocol", "drafts"), [("clear", 0), ("beaver", 4)])
+def test_a_line_says_all(model, tmp_path, monkeypatch, protocol, drafts):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(generation, "SLOTS", 64)
+    words = ["--model", str(model), "--cache", "40", "--tokens", "6", "--protocol", protocol, "--drafts", str(drafts)]
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert generation.main([*words, "--format", "json"]) == 0
+    assert stdout.getvalue().count("\n") == 1
+    found = json.loads(stdout.getvalue())
+    assert set(found) >= set(KEYS.split())
+    assert (found["prompt_tokens"], len(found["tokens"]), found["positions"]) == (40, 6, 45)
+    assert found["passes"] + found["drafts_accepted"] == 6
+    assert found["agree_top1"] > 0.9
+    assert found["kl"] < 1e-3
+    counted = [found[name] for name in ("rounds_per_token", "online_bytes_per_token", "offline_bytes_per_token")]
+    assert all(value > 0 for value in counted) == (protocol == "beaver")
+
+
+def test_the_divergence_is_that_of_the_words():
+    wanted = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    assert generation.compared(wanted, wanted) == (1.0, 0.0)
+    agree, divergence = generation.compared(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), wanted)
+    assert agree == 1.0
+    assert divergence == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - 0.3653).item(), abs=1e-3)

