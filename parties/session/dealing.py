@@ -40,8 +40,8 @@ class RemoteDealer:
     def lead(
         self, number: int, key: bytes, turn: Turn | None = None, states: KeptStates | None = None
     ) -> tuple[list[Tape], dict[str, Any]]:
-        """The leader's correlations of a query, for each run of a turn, with masks of this key; and what the dealer says
-        of them. Errors: `SlotsBusy`, too."""
+        """The leader's correlations of a query, run by run of a turn, with masks of this key; and what the dealer
+        says of them. Errors: `SlotsBusy`, too."""
         turn = turn or Turn()
         self._ask(number, turn)
         tapes = self.served.lead_runs(key, self.channel, self.served.correlations(turn.part, turn.runs), states)
