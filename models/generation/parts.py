@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..program.program import Instruction, Program
 from .decoder import Decoder, GenerationError, conversation
 
 SIZES = (1, 8, 32)  # tokens of one pass
+LEAST_ROOM = 64  # tokens: of the first part of a conversation, which need not pay for all of its room
 KNOWN = "rows"
 _PASSES = 8  # of a text, that calibrate
 
@@ -38,23 +39,33 @@ def compile_decoder(
     sizes = sorted(sizes, reverse=True)
     given = Inputs(frozenset({KNOWN}), frozenset(decoder.names))
     say = stage or (lambda text: None)
-    found: dict[int, Compiled] = {}
-    for size in sizes:
-        like = found[sizes[0]] if found else None
+    found: dict[str, Compiled] = {}
+    like: Compiled | None = None
+    for places, size in product(sorted({slots, min(slots, LEAST_ROOM)}, reverse=True), sizes):
         count = None if like is None else 1  # of another size, only the shapes count
-        places = slots + sizes[0] - size  # as many columns of scores whatever the size, so that the parts are alike
-        batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, places), _PASSES)][:count]
+        rows = places + sizes[0] - size  # as many columns of scores whatever the size
+        batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, rows), _PASSES)][:count]
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
-        found[size] = compile(
+        found[part_name(size, places)] = made = compile(
             decoder,
             batches,
             plan if like is None else like.plan,
-            progress=lambda step, size=size: say(f"{size} tokens at a time: {step}"),
+            progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
             inputs=given,
             like=like,
         )
-    return join({str(size): item for size, item in found.items()}, name or type(decoder.model).__name__)
+        like = like or made
+    return join(found, name or type(decoder.model).__name__)
+
+
+def part_name(size: int, slots: int) -> str:
+    return f"{size}@{slots}"
+
+
+def size_of(part: str) -> int:
+    """Tokens of a pass."""
+    return int(part.partition("@")[0])
 
 
 def join(parts: Mapping[str, Compiled], name: str) -> Compiled:

@@ -14,6 +14,7 @@ from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Program
 from .decoder import GenerationError
+from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int]], Mapping[str, Tensor]]
 """One pass: the part's name, its inputs, and the part and the rows of the pass that most likely follows; gives decoded
@@ -29,7 +30,8 @@ class Rows:
 
     def __init__(self, program: Program, run: Pass, prefix: Sequence[int]) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
-        self.sizes = sorted(int(name) for name in program.parts)
+        self.sizes = sorted({size_of(name) for name in program.parts})
+        self.parts = sorted((room(part), name) for name, part in program.parts.items())
         self.slots = room(program)
 
     @property
@@ -65,18 +67,27 @@ class Rows:
             "input_ids": torch.tensor([ids + ids[-1:] * (size - count)]),
             "rows": torch.tensor([self.rows]),
         }
-        next_size = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
-        (answer,) = self.run(str(size), inputs, (str(next_size), self.rows + count)).values()
+        following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
+        rows = self.rows + count
+        (answer,) = self.run(self._part(size, self.rows), inputs, (self._part(following, rows), rows)).values()
         self.ids += ids
         self.passes += 1
         return answer[0, :count]
 
+    def _part(self, size: int, rows: int) -> str:
+        """The part of this size with the least room that holds so many rows."""
+        fitting = [(held, name) for held, name in self.parts if size_of(name) == size]
+        return next((name for held, name in fitting if held >= rows), fitting[-1][1])
+
 
 def room(program: Program) -> int:
-    """Tokens after the prefix that a conversation may have, in every part of a program or in one."""
-    parts = program.parts.values() or (program,)
-    held = (item.shape[-2] for part in parts for item in part.instructions if item.op == "state")
-    return min(held, default=0)
+    """Tokens after the prefix that a conversation may have: of each size of a pass, in the part with the most room."""
+    if program.parts:
+        most: dict[int, int] = {}
+        for name, part in program.parts.items():
+            most[size_of(name)] = max(room(part), most.get(size_of(name), 0))
+        return min(most.values())
+    return next((item.shape[-2] for item in program.instructions if item.op == "state"), 0)
 
 
 def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:

@@ -30,6 +30,7 @@ class Node:
     row: int = (
         0  # a difference of two elements of a row, in search of the largest: its dimension, counted from the last
     )
+    search: bool = False  # a step in search of a row's largest element: their number depends on how long the row is
     coarse: bool = False  # only the largest is asked for, not where it is: few fractional bits do
 
     @property
@@ -52,10 +53,10 @@ class Builder:
     """Creates nodes with their shapes; knows the identities that cost nothing to apply while building."""
 
     def __init__(self) -> None:
-        self.path = ""
+        self.path, self.searching = "", False
 
     def node(self, op: str, *args: Node, shape: tuple[int, ...], **attributes: Any) -> Node:
-        return Node(op, list(args), attributes, tuple(shape), path=self.path)
+        return Node(op, list(args), attributes, tuple(shape), path=self.path, search=self.searching)
 
     def constant(self, value: Tensor | float, name: str = "") -> Node:
         tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
@@ -157,7 +158,15 @@ class Builder:
 
     def maximum(self, x: Node, dim: int, keepdim: bool) -> Node:
         """A tournament: each level compares one half with the other."""
+        self.searching = True
+        try:
+            x = self._largest(x, dim % len(x.shape))
+        finally:
+            self.searching = False
         dim %= len(x.shape)
+        return x if keepdim else self.reshape(x, (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+    def _largest(self, x: Node, dim: int) -> Node:
         while x.shape[dim] > 1:
             half = x.shape[dim] // 2
             a, b = self.slice(x, dim, 0, half), self.slice(x, dim, half, 2 * half)
@@ -166,7 +175,7 @@ class Builder:
             best = self.sub(a, self.mul(self.less(difference, 0.0), difference))
             rest = self.slice(x, dim, 2 * half, x.shape[dim])
             x = self.concat([best, rest], dim) if rest.shape[dim] else best
-        return x if keepdim else self.reshape(x, (*x.shape[:dim], *x.shape[dim + 1 :]))
+        return x
 
     def argmax(self, x: Node, dim: int, keepdim: bool) -> Node:
         """Position of the first largest: a tournament of neighbours, so that of equal ones the earlier wins."""

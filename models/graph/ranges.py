@@ -84,11 +84,29 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
 def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node]) -> dict[int, Range]:
     """The ranges of a graph's nodes as those of another graph's, which is the same but for shapes.
 
-    Errors: CalibrationFailure if it is not.
+    Where rows are of another length, the search for their largest elements has other steps: each gets the widest range
+    of the other graph's steps of its kind and module.
+
+    Errors: CalibrationFailure if it is not the same.
     """
-    if [(n.op, n.path, len(n.args)) for n in known] != [(n.op, n.path, len(n.args)) for n in nodes]:
+    old, new = ([node for node in graph if not node.search] for graph in (known, nodes))
+    if [(n.op, n.path, len(n.args)) for n in old] != [(n.op, n.path, len(n.args)) for n in new]:
         raise CalibrationFailure("model: computes otherwise at another number of tokens, so its ranges are not known")
-    return {id(node): ranges[id(old)] for old, node in zip(known, nodes, strict=True) if id(old) in ranges}
+    found = {id(node): ranges[id(same)] for same, node in zip(old, new, strict=True) if id(same) in ranges}
+    widest: dict[tuple[str, str], Range] = {}
+    for node in known:
+        if node.search and id(node) in ranges:
+            for kind in (_step(node), (node.path, "")):
+                seen, here = widest.get(kind), ranges[id(node)]
+                widest[kind] = here if seen is None or here.high > seen.high else seen
+    for node in nodes:
+        if node.search:
+            found[id(node)] = widest[_step(node) if _step(node) in widest else (node.path, "")]
+    return found
+
+
+def _step(node: Node) -> tuple[str, str]:
+    return node.path, f"{node.op} of a row" if node.row else node.op
 
 
 def _ends(halves: list[Tensor], dim: int) -> Tensor:

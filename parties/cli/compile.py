@@ -14,7 +14,7 @@ from .inspect import show_circuits
 from .output import MB, console, emit, mb, table
 from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, warn_untrained
 
-PASSES = 3  # of a conversation, which are compiled one by one
+PASSES = 6  # of a conversation, at most: of three sizes, with two rooms
 
 
 def compile_model(

@@ -203,7 +203,7 @@ def _opened(
         text = None if system is None else read_system(system)
         cache = load_settings(remote.get("config")).client.cache.expanduser()
         phases.end("load")
-        phases.begin("compile", 20)
+        phases.begin("compile", 32)
         folder = found_or_compiled(
             model,
             cache,

@@ -9,6 +9,7 @@ from typing import Any
 from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
+from ...models.generation.parts import size_of
 from ...models.generation.rows import room
 from ...models.program.program import Program
 from ...protocols.ckks.frames import most
@@ -109,8 +110,8 @@ def inspect(folder: str | Path) -> Inspection:
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
-    passes = {int(name): first.part(name) for name in first.parts}
-    run = dict(sorted(passes.items())) or programs
+    passes = {size_of(name): part for name, part in sorted(first.parts.items(), key=lambda found: room(found[1]))}
+    run = dict(sorted(passes.items())) or programs  # of a conversation: with the most room
     return Inspection(
         name=first.model,
         kind=about.get("kind", ""),

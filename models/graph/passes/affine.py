@@ -25,7 +25,7 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
             return None
         if bias is not None and not _is_row(bias, weight.shape[0]):
             return None
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         inner, gain = x.args
         assert weight.value is not None
         assert gain.value is not None

@@ -44,7 +44,7 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
         if node.op != "linear" or id(node.args[1]) not in plan:
             return None
         weight, start, power = plan[id(node.args[1])]
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         key = (id(node.args[0]), id(weight))
         if key not in made:
             made[key] = builder.matmul(node.args[0], weight)

@@ -21,7 +21,7 @@ def mask_values(outputs: list[Node]) -> list[Node]:
         mixing, sums = _mixing_and_sums(node, readers.get(id(node), []))
         if mixing is None:
             continue
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         weights, mask = node.args
         if not sums:
             _become(mixing, builder.matmul(weights, builder.mul(mixing.args[1], _column(mask))))

@@ -47,7 +47,7 @@ def needed_rows(outputs: list[Node]) -> list[Node]:
             asked[id(arg)].add(cut)
     builder, made = Builder(), {}
     for node in nodes:
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         made[id(node)] = _made(builder, node, asked, made)
     return [made[id(node)] for node in outputs]
 

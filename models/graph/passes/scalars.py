@@ -11,6 +11,7 @@ factor 2^m / o that is left goes into the norm's gain and into its variance.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ..graph import Builder, Node
 from .rewrite import rewrite
@@ -26,7 +27,7 @@ def _float(outputs: list[Node]) -> list[Node]:
     builder = Builder()
 
     def change(node: Node) -> Node | None:
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         if node.op == "sub":
             return _centred(builder, node)
         factors = [_split(arg) for arg in node.args]
@@ -37,7 +38,7 @@ def _float(outputs: list[Node]) -> list[Node]:
             return builder.scale(getattr(builder, node.op)(*inner), factors[0][1] * factors[1][1])
         factor = factors[0][1]
         if node.op in SHAPES or node.op == "sum":
-            moved = Node(node.op, inner[:1], node.attributes, node.shape, node.owner, node.path)
+            moved = replace(node, args=inner[:1])
             return builder.scale(moved, factor)
         if node.op in ("linear", "mul_private") and node.args[1].owner == "server":
             weight = _scaled(node.args[1], factor)
@@ -99,7 +100,7 @@ def _sink(outputs: list[Node]) -> list[Node]:
         exponent = 0
         if inner.op == "ldexp":
             inner, exponent = inner.args[0], inner.attributes["exponent"]
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         result: Node | None = None
         if inner.op == "matmul":
             for position in (0, 1):

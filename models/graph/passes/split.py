@@ -20,7 +20,7 @@ def split_products(outputs: list[Node]) -> list[Node]:
     def change(node: Node) -> Node | None:
         if node.op != "matmul":
             return None
-        builder.path = node.path
+        builder.path, builder.searching = node.path, node.search
         x, y = node.args
         joined, dims = (y.args[0], y.attributes["dims"]) if y.op == "permute" else (y, list(range(len(y.shape))))
         parts = _parts(joined)

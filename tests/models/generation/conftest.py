@@ -36,4 +36,4 @@ def model():
 @pytest.fixture(scope="session")
 def compiled(model):
     decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
-    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=64, sizes=(1, 8))
+    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=96, sizes=(1, 8))

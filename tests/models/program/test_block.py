@@ -20,7 +20,7 @@ def tapes(program, runs, weights):
 
 
 def test_every_run_has_all_that_one_alone_has(compiled):  # noqa: F811
-    program = compiled.program.part("1")
+    program = compiled.program.part("1@64")
     (alone,) = tapes(program, 1, compiled.weights)
     made = tapes(program, RUNS, compiled.weights)
     assert [len(tape) for tape in made] == [len(alone)] * RUNS
@@ -39,14 +39,14 @@ def _shapes(entry):
 
 
 def test_no_two_runs_share_a_mask(compiled):  # noqa: F811
-    made = [dict(tape.drain()) for tape in tapes(compiled.program.part("1"), RUNS, compiled.weights)]
+    made = [dict(tape.drain()) for tape in tapes(compiled.program.part("1@64"), RUNS, compiled.weights)]
     masks = [[entry.r for entry in tape.values() if isinstance(entry, RescaleCorrelation)] for tape in made]
     assert len(masks[0]) > 50
     assert not any(torch.equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
 
 
 def test_what_is_sent_is_what_the_runs_alone_send(compiled):  # noqa: F811
-    one = Correlations(compiled.program.part("1"))
+    one = Correlations(compiled.program.part("1@64"))
     assert sum(one.of_runs(RUNS).layout) == RUNS * sum(one.layout)
 
 

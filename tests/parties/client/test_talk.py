@@ -9,6 +9,7 @@ import blindformer as bf
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.generation.parts import size_of
 from blindformer.parties.client.client import ClientError
 from blindformer.parties.local import clear
 from blindformer.protocols.errors import PeerError
@@ -75,7 +76,7 @@ def test_each_pass_is_told(client):
     told = []
     talk = client.conversation(lambda part, answer: told.append((part, answer.timings.rounds)))
     reply = talk.say("Hi", max_new_tokens=3)
-    assert [part for part, _ in told] == ["8", "1", "1"]
+    assert [size_of(part) for part, _ in told] == [8, 1, 1]
     assert all(rounds > 0 for _, rounds in told)
     assert reply.passes == len(told)
 
