@@ -56,7 +56,12 @@ def compile_decoder(
             like=like,
         )
         like = like or made
+        made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
     return join(found, name or type(decoder.model).__name__)
+
+
+def _same(value: Tensor, held: Tensor | None) -> Tensor:
+    return held if held is not None and torch.equal(value, held) else value
 
 
 def part_name(size: int, slots: int) -> str:
