@@ -7,7 +7,6 @@ in one run does so in all of them. It is walked offline alone; a run takes its s
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any
@@ -73,7 +72,7 @@ def _of_run(entry: Any, run: int, runs: int, shape: tuple[int, ...]) -> Any:
 
 @_of_run.register
 def _(entry: Tensor, run: int, runs: int, shape: tuple[int, ...]) -> Tensor:
-    return entry[run].reshape(shape) if math.prod(entry.shape[1:]) == math.prod(shape) else entry[run]
+    return entry[run].reshape(shape)
 
 
 @_of_run.register

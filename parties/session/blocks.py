@@ -39,6 +39,13 @@ class TurnBlock(Generic[T]):
         return None
 
 
+def may_run(program: Program, turn: Turn) -> bool:
+    """Whether a program has this turn. Several runs at once are for runs of one row: others are large already."""
+    if turn.part not in (program.parts or ("",)):
+        return False
+    return turn.runs == 1 or rows_of_a_run(program.part(turn.part)) == 1
+
+
 def rows_of_a_run(program: Program) -> int:
     """How many rows a run keeps."""
     return next((item.shape[-2] for item in program.instructions if item.op == "keep"), 0)

@@ -29,6 +29,7 @@ from ...protocols.streams import SEED_BYTES
 from ...protocols.wire import elements
 from ..transport.handshake import Hello
 from .ahead import Ahead
+from .blocks import may_run
 from .compute_slots import ComputeSlots, Unlimited
 from .keys import masks, query_key
 from .messages import SAME_VERSION, Turn, out_of_place, read, read_number, read_seed, refusing, requests
@@ -130,7 +131,7 @@ class DealerParty:
                 continue
             number = read_number(self.leader, message, "query", least)
             turn = read(self.leader, Turn, message.get("turn", {}))
-            if turn.part not in parts:
+            if not may_run(program, turn):
                 raise out_of_place(self.leader)
             correlations = parts[turn.part].of_runs(turn.runs)
             with refusing(self.leader):
@@ -176,12 +177,22 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
         largest = max((8 * elements(item.shape) for part in parts for item in part.instructions), default=0)
         if largest > limits.value_bytes:
             raise _unfit(server, "has a program with values that are too large for this dealer")
+        if not all(_reads_what_it_keeps(part) for part in parts):
+            raise _unfit(server, "has a program that keeps rows without end")
         Ahead(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result([server], "program")
     except PeerError:
         raise
     except Exception:  # whatever a program can be that no compiler makes
         raise _unfit(server, "sent a program that cannot be run") from None
     return program
+
+
+def _reads_what_it_keeps(program: Program) -> bool:
+    """Then each run fails that finds more rows than there is room for, so a dealer holds no more."""
+    names = {
+        op: {item.attributes.get("name") for item in program.instructions if item.op == op} for op in ("keep", "state")
+    }
+    return names["keep"] <= names["state"]
 
 
 def _unfit(server: Channel, what: str) -> PeerProtocolError:

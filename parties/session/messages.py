@@ -37,7 +37,7 @@ class Turn(Message):
 
     part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
     rows: Number = 0
-    runs: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    runs: Annotated[int, Field(ge=1, le=8, strict=True)] = 1
 
     def message(self) -> dict[str, Any]:
         return {} if self == Turn() else {"turn": self.model_dump()}

@@ -21,7 +21,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .blocks import TurnBlock, rows_of_a_run
+from .blocks import TurnBlock, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
@@ -152,7 +152,8 @@ class ServerParty:
         self.client.send_message({"live": True})
 
     def _query(self, ask: Ask) -> Timings | None:
-        if ask.turn.part not in (self.program.parts or ("",)) or ask.turn.rows > self._rows:
+        wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
+        if ask.turn.rows > self._rows or not all(may_run(self.program, turn) for turn in wanted):
             raise out_of_place(self.client)
         if self._ahead is not None and self._ahead[1] != ask.turn:
             self._skip()

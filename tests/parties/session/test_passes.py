@@ -50,7 +50,9 @@ def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
     assert not torch.equal(*sent)
 
 
-@pytest.mark.parametrize("turn", [Turn(part="2"), Turn(part="1@64", rows=5)], ids=["a part", "rows"])
+@pytest.mark.parametrize(
+    "turn", [Turn(part="2"), Turn(part="1@64", rows=5), Turn(part="8@64", runs=8)], ids=["a part", "rows", "runs"]
+)
 def test_a_client_cannot_ask_for_what_is_not_there(parties, turn):
     with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
         parties.client.agree(turn=turn)
