@@ -23,7 +23,8 @@ OnText = Callable[[str], None]
 @dataclass
 class Completion:
     """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
-    `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own."""
+    `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why a
+    session was lost, if one was: what was said was read again in another."""
 
     text: str
     tokens: list[int] = field(repr=False)
@@ -34,6 +35,7 @@ class Completion:
     prompt_passes: int = 0
     drafts_accepted: int = 0
     finish: str = "stop"
+    retried: str = ""
 
 
 class Conversation:
@@ -43,7 +45,7 @@ class Conversation:
         self.chat, self.messages = chat, list[dict[str, str]]()
         self.rows = Rows(program, run, chat.prefix)
         self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
-        self.stopped = False
+        self.stopped, self.retried = False, ""
 
     def say(self, text: str, on_text: OnText | None = None, **options: Any) -> Completion:
         """One message and its answer. `options`: transformers' own of `generate`. Errors: GenerationError."""
@@ -69,6 +71,7 @@ class Conversation:
                 "answers included; shorten it, begin anew, or compile for more"
             )
         wanted = options.pop("max_new_tokens", None) or room
+        self.retried = ""
         self.stopped, before, started = False, self.rows.passes, time.perf_counter()
         first: list[tuple[float, int]] = []
 
@@ -108,6 +111,7 @@ class Conversation:
             prompt_passes,
             max(0, drafted),
             "interrupted" if self.stopped else finish,
+            self.retried,
         )
 
     def stop(self) -> None:

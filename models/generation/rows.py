@@ -60,6 +60,16 @@ class Rows:
             ids = ids[size:]
         return torch.cat(found)
 
+    def read_again(self) -> None:
+        """What was read, for a state that is empty."""
+        ids = self.ids[self.prefix :]
+        self.crop(0)
+        try:
+            self.read(ids)
+        except BaseException:
+            self.ids = [*self.ids[: self.prefix], *ids]  # it is still to be read
+            raise
+
     def _pass(self, ids: list[int], size: int, left: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)

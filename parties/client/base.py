@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from .transport import Reply, Transport
 
+T = TypeVar("T")
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
 
 
@@ -49,6 +50,38 @@ class Result:
     error: BlindformerError | None = None
 
 
+def insist(
+    transport: Transport, connect: Callable[[], object], ask: Callable[[], T], lost: Callable[[BaseException], bool]
+) -> tuple[T, str]:
+    """What `ask` gives after `connect`, and why a first attempt failed, if one did. There are at most two attempts, but
+    for a server that is busy, which has not taken what was asked. `lost`: drops what an error has spoilt, and says
+    whether another attempt may succeed.
+
+    Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over.
+    """
+    if transport.closed:
+        raise ClientError("this client is closed; make a new one")
+    deadline, retried = time.monotonic() + transport.settings.client.wait, ""
+    while True:
+        connected = False
+        try:
+            connect()
+            connected = True
+            return ask(), retried
+        except SlotsBusy as busy:
+            if connected or not transport.make_room():
+                transport.rest(busy, deadline)
+        except BaseException as error:
+            again = lost(error) and connected
+            in_time = time.monotonic() + REOPEN_SECONDS <= deadline
+            if retried and not connected and isinstance(error, PeerGone) and in_time:
+                time.sleep(REOPEN_SECONDS)
+            elif retried or not again:
+                raise
+            else:
+                retried = str(error)
+
+
 class BaseClient(ABC):
     """A client with the client's part of a model, and a way to ask."""
 
@@ -60,7 +93,7 @@ class BaseClient(ABC):
         if length is not None:
             self._whole_texts()
             self.part.for_length(length)
-        self._transport, self._closed = transport, False
+        self._transport = transport
 
     @property
     def task(self) -> str:
@@ -131,36 +164,16 @@ class BaseClient(ABC):
         transport.tell("query", len(questions), len(questions))
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
-        """The reply to questions that go together: at most two attempts, but for a server that is busy, which has not
-        taken them. `more`: others of this length follow.
-
-        Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over.
-        """
-        if self._closed:
-            raise ClientError("this client is closed; make a new one")
+        """The reply to questions that go together, as `insist` gets it. `more`: others of this length follow."""
         transport, part = self._transport, questions[0].part
-        deadline, retried = time.monotonic() + self.settings.client.wait, ""
         with transport.turn:
-            while True:
-                connected = False
-                try:
-                    transport.connect(part)
-                    connected = True
-                    reply = transport.ask(questions, more)
-                    reply.retried = retried
-                    return reply
-                except SlotsBusy as busy:
-                    if connected or not transport.make_room():
-                        transport.rest(busy, deadline)
-                except BaseException as error:
-                    again = transport.lost(part, error) and connected
-                    in_time = time.monotonic() + REOPEN_SECONDS <= deadline
-                    if retried and not connected and isinstance(error, PeerGone) and in_time:
-                        time.sleep(REOPEN_SECONDS)
-                    elif retried or not again:
-                        raise
-                    else:
-                        retried = str(error)
+            reply, reply.retried = insist(
+                transport,
+                lambda: transport.connect(part),
+                lambda: transport.ask(questions, more),
+                lambda error: transport.lost(part, error),
+            )
+            return reply
 
     def _whole_texts(self) -> None:
         if self.part.talks:
@@ -170,7 +183,6 @@ class BaseClient(ABC):
 
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
-        self._closed = True
         self._transport.close()
 
     @abstractmethod

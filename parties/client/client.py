@@ -106,7 +106,8 @@ class Client(BaseClient):
     def conversation(self, told: Told | None = None) -> Conversation:
         """With a model compiled with --chat: `say`, `complete`; what was read stays read. `told`: of each pass.
 
-        Errors: ClientError, and those of a session.
+        A lost session is replaced as for queries, and what was said is read again. After an error the conversation
+        goes on with the next message. Errors: ClientError, and those of a session.
         """
         assert isinstance(self._transport, SessionTransport)
         return converse(self._transport, told)
@@ -116,16 +117,14 @@ class Client(BaseClient):
     ) -> Completion | Iterator[str]:
         """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
 
-        One conversation is kept: messages that begin as before are not read again, unless its session was lost.
+        One conversation is kept: messages that begin as before are not read again, unless its session was lost. After
+        an error, ask again; of an answer that broke off nothing is kept but what was yielded.
         `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
         prompt_lookup_num_tokens.
         """
         assert isinstance(self._transport, SessionTransport)
-        self._talk = self._talk or converse(self._transport, lost=self._forget)
+        self._talk = self._talk or converse(self._transport)
         return (streamed if stream else answer_to)(self._talk, messages, **options)
-
-    def _forget(self) -> None:
-        self._talk = None
 
     @property
     def who(self) -> str:

@@ -163,14 +163,16 @@ class HttpsTransport(Transport):
         """The server, with the certificate as its files are now. Errors: PeerDisagrees if it serves something else."""
         if self._api is None:
             self.tell("connect", 0, 1)
-        folder = self.certificates()
+        folder, address = self.certificates(), self.address(SERVER)
+        if self._api is not None and self._api.address != address:  # a server of this machine that was started again
+            self._api = None
         seen, self._seen = self._seen, state_of(folder, "client")
         if self._api is not None:
             if seen != self._seen:
                 with suppress(CertificateError):  # the certificate of before may be good still
                     self._api.use(client_context(folder, "client"))
             return self._api
-        api = Api(self.address(SERVER), client_context(folder, "client"), self.settings.session.timeout)
+        api = Api(address, client_context(folder, "client"), self.settings.session.timeout)
         served = api.ask("GET", "/v1/models").get("models", [])
         with suppress(KeyError, TypeError, AttributeError):
             there = [facts_from(item["facts"], secure=False) for item in served]

@@ -19,6 +19,7 @@ from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerTime
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
+from ..session.compute_slots import LimitReached
 from ..session.client import Answer, ClientParty, UseSpool
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
@@ -83,6 +84,9 @@ class SessionTransport(Transport):
             self.tell("connect", 1, 1)
         return self._open[key]
 
+    def is_open(self, part: ClientLength, name: str) -> bool:
+        return part.program.hash() + name in self._open
+
     def two_parties(self, opened: OpenSession) -> ClientParty:
         """Its client, where this side takes part. Errors: PeerProtocolError."""
         if not isinstance(opened.party, ClientParty):
@@ -103,22 +107,25 @@ class SessionTransport(Transport):
         )
         return SessionReply(two_party_report(query), question=question, answer=answer)
 
-    def lost(self, part: ClientLength, error: BaseException) -> bool:
+    def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
         if isinstance(error, SpoolError):  # the session lives on, and so do other correlations
             return self.use_spool != "only"
-        self._end(part.program.hash())
+        if isinstance(error, LimitReached):  # the session lives on; no other has more
+            return False
+        self._end(part.program.hash() + name)
         return isinstance(error, LOST)
 
     def make_room(self) -> bool:
-        """Close a session with another program: a server bounds how many one client may have."""
-        if not self._open:
+        """Close a session with another program: a server bounds how many one client may have. None of a conversation,
+        whose state would be lost."""
+        if not self._open or self.part.talks:
             return False
         self._end(next(reversed(self._open)))
         return True
 
     def close(self) -> None:
-        while self.make_room():
-            pass
+        for key in list(self._open):
+            self._end(key)
         super().close()
 
     def _end(self, key: str) -> None:

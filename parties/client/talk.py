@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -10,39 +10,69 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...protocols.errors import PeerError
 from ..session.passes import Told, passes
-from .base import ClientError
+from .base import ClientError, insist
 
 if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
+    from ..session.client import ClientParty
     from .sessions import SessionTransport
 
 
-def converse(
-    transport: SessionTransport, told: Told | None = None, lost: Callable[[], None] = lambda: None
-) -> Conversation:
-    """A conversation in a session of its own. `lost`: called when the session is, and with it all that was read.
+def converse(transport: SessionTransport, told: Told | None = None) -> Conversation:
+    """A conversation in a session of its own, and in another one when that is lost. Errors: ClientError, and those of
+    a session."""
+    if transport.part.chat is None:
+        raise ClientError(f"{transport.part.folder}: answers whole texts; compile the model with --chat to talk to it")
+    return SessionPasses(transport, transport.part.chat, told).conversation
 
-    Errors: ClientError, and those of a session.
-    """
-    from ...models.generation.conversation import Conversation
 
-    part = transport.part
-    if part.chat is None:
-        raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
-    length = part.for_length()
-    opened = transport.connect(length, f" {uuid4()}")
-    inner = passes(transport.two_parties(opened), length.parts, told)
+class SessionPasses:
+    """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
+    again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
 
-    def run(*given: Any) -> Mapping[str, Tensor]:
-        try:
-            return inner(*given)
-        except PeerError:
-            lost()
-            raise
+    def __init__(self, transport: SessionTransport, chat: Chat, told: Told | None) -> None:
+        from ...models.generation.conversation import Conversation
 
-    return Conversation(part.chat, length.program, run, next(iter(length.parts.values())).tensors)
+        self.transport, self.told = transport, told
+        self.part, self.name = transport.part.for_length(), f" {uuid4()}"
+        self.conversation = Conversation(chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors)
+        self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
+        insist(transport, self._connect, self._party, self._lost)
+
+    def run(self, *given: Any) -> Mapping[str, Tensor]:
+        """One pass. Errors: those of a session; the conversation goes on with the next pass."""
+
+        def ask() -> Mapping[str, Tensor]:
+            return passes(self._party(), self.part.parts, self.told, self.transport.progress)(*given)
+
+        if self._reading:  # a session that is lost now is the outer attempt's
+            return insist(self.transport, lambda: None, ask, lambda error: False)[0]
+        found, retried = insist(self.transport, self._connect, ask, self._lost)
+        self.conversation.retried = retried or self.conversation.retried
+        return found
+
+    def _connect(self) -> None:
+        rows = self.conversation.rows
+        if not self.transport.is_open(self.part, self.name):
+            with self.transport.turn:
+                self._party()
+            self._behind = rows.rows > 0
+        if self._behind:
+            self.transport.tell("again", 0, 1)
+            self._reading = True
+            try:
+                rows.read_again()
+            finally:
+                self._reading = False
+            self._behind = False
+
+    def _party(self) -> ClientParty:
+        return self.transport.two_parties(self.transport.connect(self.part, self.name))
+
+    def _lost(self, error: BaseException) -> bool:
+        return self.transport.lost(self.part, error, self.name)
 
 
 def answer_to(talk: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:

@@ -39,7 +39,7 @@ class Transport(ABC):
     turn      held while questions are asked, errors and waiting included
     """
 
-    at_once = True
+    at_once, closed = True, False
     turn: AbstractContextManager[object] = nullcontext()
 
     def __init__(
@@ -72,6 +72,7 @@ class Transport(ABC):
 
     def close(self) -> None:
         """End what is open, and services that were started here. Safe to call twice."""
+        self.closed = True
         services, self._services = self._services, None
         if services is not None:
             services.close()
@@ -101,6 +102,9 @@ class Transport(ABC):
         return services.certificates if services else self.settings.certificates.folder
 
     def _start(self) -> LocalServices | None:
+        if self._services is not None and not self._services.alive:
+            self._services.close(0)
+            self._services = None
         if self._local is not None and self._services is None:
             session = self.settings.session
             self._services = LocalServices(self.settings.client.folder, session.timeout, session.protocol, self._local)

@@ -120,6 +120,11 @@ class PartyProcesses:
         """Pids by role."""
         return {role: running.process.pid for role, running in self._running.items()}
 
+    @property
+    def alive(self) -> bool:
+        """Whether none has ended."""
+        return all(running.process.poll() is None for running in self._running.values())
+
     def close(self, seconds: float = STOP_SECONDS) -> None:
         """End the processes and remove the scratch folder. `seconds`: to end by themselves. Safe to call twice."""
         for running in self._running.values():

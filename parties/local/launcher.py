@@ -163,8 +163,6 @@ class LocalParties(LocalSession):
             raise LaunchError("client", "the session is closed", "open a new one")
         sources = self._part.encode_inputs(inputs)
         with self._ending(), self._bounded():
-            if self.progress:
-                self.progress("offline", 0, 1)
             answer = self._party.query(sources, self.progress, more)
             if self._audit:
                 self.seen = self._services.seen()

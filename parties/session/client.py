@@ -136,6 +136,8 @@ class ClientParty:
         and not used are lost. Of a program with several parts: `turn` and `following` say what this query runs and what
         the next one will, `constants` are this one's.
         """
+        if progress:
+            progress("offline", 0, 1)
         return self.run(self.agree(more, turn, following), sources, progress, constants)
 
     def run(

@@ -11,6 +11,7 @@ from ...models.generation.rows import Part, Pass, room
 from ...models.program.program import Program
 from .client import Answer, ClientParty
 from .messages import Turn
+from .online import Progress
 
 Told = Callable[[str, Answer], None]
 """Called after each pass, with its part's name."""
@@ -25,13 +26,16 @@ def turn_of(program: Program, part: str, rows: int) -> Turn:
     return Turn(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
 
 
-def passes(party: ClientParty, parts: Mapping[str, Part], told: Told | None = None) -> Pass:
+def passes(
+    party: ClientParty, parts: Mapping[str, Part], told: Told | None = None, progress: Progress | None = None
+) -> Pass:
     """While one pass runs, both sides make the correlations of the one that most likely follows."""
 
     def run(name: str, inputs: Mapping[str, Tensor], following: tuple[str, int]) -> Mapping[str, Tensor]:
         part, rows = parts[name], int(inputs["rows"])
         answer = party.query(
             part.encode_inputs(inputs),
+            progress,
             more=True,
             turn=turn_of(party.program, name, rows),
             following=turn_of(party.program, *following),

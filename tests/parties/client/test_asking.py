@@ -19,7 +19,7 @@ NO = PeerRefused("server", "does not want to", "ask somebody else")
 class Scripted:
     """A transport in whose `connect` and `ask` errors come in the order of `script`; None: it goes well."""
 
-    turn, at_once = nullcontext(), True
+    turn, at_once, closed = nullcontext(), True, False
 
     def __init__(self, *script: Exception | None, wait: float = 60.0, rooms: int = 0) -> None:
         self.settings = SimpleNamespace(client=SimpleNamespace(wait=wait))
@@ -49,7 +49,7 @@ class Scripted:
         self._do("rest")
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class Asker(BaseClient):

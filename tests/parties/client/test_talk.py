@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import blindformer as bf
 import pytest
 from blindformer.models.building import compile_folder
@@ -12,9 +9,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.parts import size_of
 from blindformer.parties.client.client import ClientError
 from blindformer.parties.local import clear
-from blindformer.protocols.errors import PeerError
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
-from blindformer.tests.parties.service.harness import Deployment
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -92,22 +87,6 @@ def test_the_last_message_is_the_users(client, messages):
 def test_an_option_that_transformers_refuses_reaches_who_reads(client):
     with pytest.raises(ValueError, match="temperature"):
         list(client.chat(HI, stream=True, do_sample=True, temperature=-1.0))
-
-
-def test_a_lost_session_is_an_error_and_then_another(folder, tmp_path):
-    with Deployment(tmp_path, folder) as site:
-        where = {
-            "server": "{}:{}".format(*site.server.address),
-            "dealer": "{}:{}".format(*site.dealer.address),
-            "certificates": site.certificates,
-        }
-        with bf.Client(folder=site.client_folder, timeout=20, cache=tmp_path / "cache", **where) as client:
-            first = client.chat(HI, max_new_tokens=2)
-            os.kill(site.server.logged("session-opened")[-1]["pid"], signal.SIGKILL)
-            with pytest.raises(PeerError):
-                client.chat(HI, max_new_tokens=2)
-            again = client.chat(HI, max_new_tokens=2)
-    assert (again.tokens, again.passes) == (first.tokens, first.passes)
 
 
 def test_each_kind_of_folder_says_what_it_is_for(client, tmp_path_factory):
