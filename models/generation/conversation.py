@@ -23,8 +23,8 @@ OnText = Callable[[str], None]
 @dataclass
 class Completion:
     """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
-    `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why a
-    session was lost, if one was: what was said was read again in another."""
+    `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why
+    a session was lost, if one was: what was said was read again in another."""
 
     text: str
     tokens: list[int] = field(repr=False)

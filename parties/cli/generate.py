@@ -12,14 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from rich.markup import escape
+from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, resolve, talking
 from . import options
 from .output import MB, aside, console, emit
+from .progress import Phases
 from .steps import loading, prepare, read_plan, read_system
+from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -96,8 +99,9 @@ def generate(
     spent = Spent()
     chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
     found = _remote(server, dealer, certs, config, timeout)
-    with _opened(model, protocol, plan, system, slots, threads, found, spent) as talk:
-        shown = _write if form == "text" else None
+    waiting = Waiting()
+    with _opened(model, protocol, plan, system, slots, threads, found, spent, waiting) as talk, waiting.watching():
+        shown = waiting.write if form == "text" else None
         plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
         reply = (talk.complete if plain else talk.say)(prompt, shown, **chosen)
     costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
@@ -112,6 +116,7 @@ def generate(
                 "passes": reply.passes,
                 "drafts_accepted": reply.drafts_accepted,
                 "finish": reply.finish,
+                **({"retried": reply.retried} if reply.retried else {}),
             }
         )
         return
@@ -144,8 +149,8 @@ def chat(
     spent = Spent()
     chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
     found = _remote(server, dealer, certs, config, timeout)
-    out = aside()
-    with _opened(model, protocol, plan, system, slots, threads, found, spent) as talk:
+    out, waiting, unanswered = aside(), Waiting(), False
+    with _opened(model, protocol, plan, system, slots, threads, found, spent, waiting) as talk:
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
         out.print(f"[dim]{find(protocol).who}   /save FILE, /new, /quit")
@@ -166,15 +171,17 @@ def chat(
                 continue
             spent.passes.clear()
             try:
-                with _interrupts(talk):
-                    reply = talk.say(line, _write, **chosen)
-            except BlindformerError as error:
-                if type(error).__name__ != "GenerationError":
-                    raise
-                out.print(f"[red]{error}")
+                with _interrupts(talk), waiting.watching():
+                    reply = talk.say(line, waiting.write, **chosen)
+            except BlindformerError as error:  # the conversation goes on with the next message
+                unanswered = type(error).__name__ != "GenerationError"
+                out.print(f"[red]{escape(str(error))}")
                 continue
+            unanswered = False
             sys.stdout.write("\n")
             out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
+    if unanswered:
+        raise Exit(1)
 
 
 def _remote(server: str, dealer: str | None, certs: Path | None, config: Path | None, timeout: float | None) -> dict:
@@ -192,6 +199,7 @@ def _opened(
     threads: int,
     remote: dict[str, Any],
     spent: Spent,
+    waiting: Waiting,
 ) -> Iterator[Conversation]:
     """The conversation, with the model compiled if it is not yet."""
     prepare()
@@ -214,8 +222,14 @@ def _opened(
         )
         phases.end("compile")
         phases.begin("connect", 1)
-        entered = resolve(find(protocol).talks)(folder, spent.told, **remote)
+        shown: Phases | Waiting = phases
+
+        def progress(phase: str, done: int, total: int) -> None:
+            shown.step(phase, done, total)
+
+        entered = resolve(find(protocol).talks)(folder, spent.told, progress=progress, **remote)
         talk = entered.__enter__()
+        shown = waiting
         phases.end("connect")
     try:
         yield talk
@@ -255,12 +269,8 @@ def _in_words(reply: Completion, costs: dict[str, float]) -> str:
     )
     said = f"{tokens} tokens, {rate:.2f} a second, the first after {reply.prefill_s:.1f} s"
     drafted = f", {reply.drafts_accepted} from drafts" if reply.drafts_accepted else ""
-    return f"{said}{drafted}   {traffic}" + (f"   ({reply.finish})" if reply.finish != "stop" else "")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    again = f"   read again in a new session ({escape(reply.retried)})" if reply.retried else ""
+    return f"{said}{drafted}   {traffic}" + (f"   ({reply.finish})" if reply.finish != "stop" else "") + again
 
 
 def _lines() -> Iterator[str]:

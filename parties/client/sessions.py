@@ -19,8 +19,8 @@ from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerTime
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
-from ..session.compute_slots import LimitReached
 from ..session.client import Answer, ClientParty, UseSpool
+from ..session.compute_slots import LimitReached
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
 from ..session.online import Progress

@@ -37,7 +37,9 @@ class SessionPasses:
 
         self.transport, self.told = transport, told
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"
-        self.conversation = Conversation(chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors)
+        self.conversation = Conversation(
+            chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors
+        )
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
         insist(transport, self._connect, self._party, self._lost)
 

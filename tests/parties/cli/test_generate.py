@@ -227,3 +227,28 @@ def test_a_deployment_answers(call, talks, tmp_path):
         code, out, errors = call("doctor", "--config", config, "--party", "client", "--seconds", 0.1)
         assert (code, errors) == (0, ""), out
         assert "1 of 1 known there" in out
+
+
+def test_chat_outlives_a_server_that_is_away(call, compiled, tmp_path, monkeypatch):
+    config = tmp_path / "blindformer.toml"
+    config.write_text("[client]\nwait = 0.0\n")
+    with Deployment(tmp_path, compiled) as site:
+
+        def lines():
+            yield "Hi"
+            site.server.kill()
+            yield from ("Ho", "Ha")
+            site.start("server")
+            yield "Ho"
+            site.server.kill()
+            yield "Ha"
+
+        monkeypatch.setattr(generate, "_lines", lines)
+        where = [
+            *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
+            *("--certs", site.certificates, "--config", config, "--max-new-tokens", 3),
+        ]
+        code, out, errors = call("chat", compiled / "client", *where)
+    said = ["server" if line.startswith("server: ") else line[:8] for line in errors.splitlines()[1:]]
+    assert said == ["3 tokens", "server", "server", "3 tokens", "server"], errors
+    assert (code, out.count("\n")) == (1, 2)  # the last message has no answer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import blindformer as bf
 import pytest
 from blindformer.models.building import compile_folder
@@ -87,6 +90,13 @@ def test_the_last_message_is_the_users(client, messages):
 def test_an_option_that_transformers_refuses_reaches_who_reads(client):
     with pytest.raises(ValueError, match="temperature"):
         list(client.chat(HI, stream=True, do_sample=True, temperature=-1.0))
+
+
+def test_services_of_this_machine_are_started_again(client):
+    first = client.chat(HI, max_new_tokens=2)
+    os.kill(client._transport._services.processes["server"], signal.SIGKILL)
+    again = client.chat(HI, max_new_tokens=2)
+    assert (again.tokens, "server: " in again.retried, first.retried) == (first.tokens, True, "")
 
 
 def test_each_kind_of_folder_says_what_it_is_for(client, tmp_path_factory):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import blindformer as bf
 import psutil
 import pytest
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.parties.local import clear
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
-from blindformer.protocols.errors import PeerError, PeerGone
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.protocols.errors import PeerGone
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment, eventually
 
@@ -23,7 +23,7 @@ TIMEOUT = 5.0  # seconds of silence
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48)
+    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,57 @@ def test_a_session_killed_anywhere_is_read_again_in_another(site, wanted, role, 
 
 def test_while_a_server_is_away_each_message_is_one_line_and_then_it_goes_on(site, wanted):
     messages, pieces = [{"role": "user", "content": "Hi"}], []
-    with connect(site, wait=0, progress=at("online", 4, lambda: site.server.kill())) as client:
+    with connect(site, wait=0, progress=at("online", 4, site.server.kill)) as client:
         for _ in range(2):
             with pytest.raises(PeerGone, match=r"^server: [^\n]+; [^\n]+$"):
                 pieces += client.chat(messages, stream=True, max_new_tokens=TOKENS)
             assert client._talk.messages == []  # of half an answer nothing is kept but what was yielded
         site.start("server")
         assert client.chat(messages, max_new_tokens=TOKENS).tokens == wanted[0]
+
+
+def test_two_talk_at_once_and_a_third_waits_for_a_session(folder, wanted, tmp_path):
+    """Two conversations share one worker, pass by pass; who finds neither a worker nor a place in the queue asks
+    again."""
+    limits = {"--sessions": "2", "--share": "1", "--workers": "1", "--queue": "0"}
+    seen = {name: [] for name in ("one", "other", "third")}
+    with Deployment(tmp_path, folder, server=limits) as site, ThreadPoolExecutor(3) as pool, ExitStack() as stack:
+
+        def client(name, **options):
+            progress = lambda phase, done, total: seen[name].append(phase)  # noqa: E731
+            return stack.enter_context(connect(site, progress=progress, **options))
+
+        def say(talk):
+            return talk.say("Hi", max_new_tokens=3).tokens
+
+        one, other = client("one"), client("other")
+        talks = [one.conversation(), other.conversation()]
+        with pytest.raises(SlotsBusy, match=r"^server: is busy \(all sessions are taken\); ask again in"):
+            client("third", wait=0).conversation()
+        assert list(pool.map(say, talks)) == [wanted[0][:3]] * 2
+        assert "busy" in seen["one"] + seen["other"]
+        third = pool.submit(lambda: say(client("third").conversation()))
+        eventually(lambda: seen["third"].count("busy") > 1, "the third waits")
+        one.close()
+        assert third.result(60) == wanted[0][:3]
+
+
+def test_a_dealer_that_stalls_is_waited_for_and_then_named(site, wanted):
+    stalled = []
+
+    def stall(phase, done, total):
+        if phase == "offline":
+            stalled.append(session_of(site.dealer))
+            stalled[-1].suspend()
+
+    with connect(site) as client:
+        talk = client.conversation()
+        client._transport.progress, started = stall, time.monotonic()
+        with pytest.raises(PeerGone, match=r"^server: .*dealer: sent nothing for 5 seconds; [^\n]+$"):
+            talk.say("Hi", max_new_tokens=TOKENS)
+        assert 2 * TIMEOUT <= time.monotonic() - started < 2 * TIMEOUT + 10  # in two sessions
+        for process in stalled:
+            process.resume()
+        assert len(stalled) == 2
+        client._transport.progress = None
+        assert talk.say("Hi", max_new_tokens=TOKENS).tokens == wanted[0]
