@@ -34,6 +34,7 @@ class Tally:
 class Campaign:
     """`broken`: each promise that was not kept, where and when."""
 
+    life: str
     instants: int
     seed: int
     timeout_s: float
@@ -49,7 +50,7 @@ class Campaign:
 
 
 def table(found: Campaign) -> Table:
-    title = f"SIGKILL at {found.instants} instants each, seed {found.seed}, timeout {found.timeout_s:g} s"
+    title = f"{found.life}: SIGKILL at {found.instants} instants each, seed {found.seed}, timeout {found.timeout_s:g} s"
     grid = Table(title=title)
     for column in ("killed", "tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end"):
         grid.add_column(column, justify="left" if column == "killed" else "right")

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -44,10 +45,13 @@ class Asker:
     def __init__(self, site: Site, pipe: Connection, certificate: str) -> None:
         self.site, self._pipe = site, pipe
         self.part = load_client(site.compiled).for_length()
-        self.questions = read_questions(site.questions)
         self._context = client_context(site.certificates, "client", certificate)
         self.session = ""  # the last one that was begun
         self.asked = 0
+
+    @cached_property
+    def questions(self) -> list[BenchQuery]:
+        return read_questions(self.site.questions)
 
     def say(self, event: str, **fields: Any) -> None:
         self._pipe.send({"event": event, "at": time.monotonic(), **fields})

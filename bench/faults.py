@@ -1,6 +1,7 @@
 """The fault campaign: SIGKILL for each party at random instants of a session's life, and what becomes of the others.
 
     python -m bench.faults --instants 50 --seed 0
+    python -m bench.faults --life conversations --instants 20
 
 Real processes over mutual TLS on loopback, with a small real model. README.md says what is promised, and counted.
 """
@@ -20,9 +21,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import psutil
 from blindformer.protocols import errors
@@ -30,89 +29,30 @@ from blindformer.tests.parties.service.harness import Deployment, Running
 from rich.console import Console
 
 from .campaign import Campaign, Tally, table
-from .clients import Asker, ClientProcess
+from .clients import PROCESSES, ClientProcess
 from .commands import Say, run_command
-from .ledgers import Audit, audit, watched_spool
+from .fault_lives import LIVES, Life
+from .ledgers import Audit, audit
 from .provenance import json_line, provenance, provenance_line
-from .site import Site, compile_into, deploy
+from .site import Site, deploy
 
-# A part of a life is drawn first, then an instant within it, so that short parts are hit as often as long ones.
-LIFE = (
-    "handshake",
-    "set-up",
-    "offline",
-    "online",
-    "pipeline",
-    "precompute",
-    "handshake again",
-    "set-up again",
-    "spooled",
-    "goodbye",
-)
+PROCESSES.set_forkserver_preload(["bench.clients", "bench.fault_lives"])
 SESSIONS = ("server's session", "dealer's session")
 VICTIMS = (*SESSIONS, "server", "dealer", "client")
 TYPED = {"SlotsBusy", "SpoolError", "CorrelationError", "SeedError"} | {
     name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, errors.PeerError)
 }
-AHEAD = 2  # correlations made ahead in each life, and used in its second session
 REHEARSALS = 3
-LIVES = 20  # until there is somebody to kill at the instant that was drawn
+TRIES = 20  # until there is somebody to kill at the instant that was drawn
 PATIENCE = 60.0  # seconds for what no promise bounds: starting a process on a busy machine
 GLANCE = 0.005  # seconds between two looks at the processes
-
-
-def live(asker: Asker, pipe: Connection, *, spool: Path) -> None:
-    """A client's life: one session with live queries and correlations ahead, another one that uses these."""
-
-    def part(name: str) -> None:
-        asker.say("part", name=name)
-
-    def ask(party: Any, more: bool = False, progress: Any = None) -> None:
-        asker.say("asked")
-        asker.say("answered", right=asker.ask(party, progress, more))
-
-    kept, online = watched_spool(spool), []
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase == "online" and not online:
-            online.append(True)
-            part("online")
-
-    part("handshake")
-    with asker.connect(spool=kept, use_spool="off") as party:
-        part("set-up")
-        party.set_up()
-        part("offline")
-        ask(party, progress=progress)
-        part("pipeline")
-        ask(party, more=True)
-        ask(party)
-        part("precompute")
-        party.precompute(AHEAD)
-        part("handshake again")
-    with asker.connect(spool=kept) as party:
-        part("set-up again")
-        party.set_up()
-        part("spooled")
-        for number in range(AHEAD):
-            ask(party, more=number + 1 < AHEAD)
-        part("goodbye")
-
-
-def ask_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
-    """The next client after a fault: one query from the spool if it holds any, one that is live."""
-    for use_spool in ("auto", "off"):
-        with asker.connect(spool=watched_spool(spool), use_spool=use_spool) as party:
-            party.set_up()
-            asker.say("asked")
-            asker.say("answered", right=asker.ask(party))
 
 
 class Killer:
     """Runs the cases of a campaign one after the other, in one deployment."""
 
-    def __init__(self, deployment: Deployment, site: Site, folder: Path, seed: int) -> None:
-        self.deployment, self.site, self.folder = deployment, site, folder
+    def __init__(self, life: Life, deployment: Deployment, site: Site, folder: Path, seed: int) -> None:
+        self.life, self.deployment, self.site, self.folder = life, deployment, site, folder
         self.random = random.Random(seed)
         self.lengths: dict[str, float] = {}  # of the parts of a life, seconds
         self.answered = 0  # since the beginning, right or wrong
@@ -125,10 +65,10 @@ class Killer:
 
     def rehearse(self) -> None:
         """Lives without a fault: how long each part takes."""
-        seen: dict[str, list[float]] = {name: [] for name in LIFE}
+        seen: dict[str, list[float]] = {name: [] for name in self.life.parts}
         for number in range(REHEARSALS + 1):
             self._case = f"rehearsal {number}"
-            client = ClientProcess(self.site, partial(live, spool=self.spool))
+            client = ClientProcess(self.site, partial(self.life.live, spool=self.spool))
             client.finish(PATIENCE)
             self._count(client, Tally(""))
             self._check_client(client, may_fail=False)
@@ -142,25 +82,25 @@ class Killer:
     def run(self, campaign: Campaign, instants: int, say: Say) -> None:
         """As many kills of each victim, in turn."""
         campaign.tallies = [Tally(victim) for victim in VICTIMS]
-        campaign.parts = dict.fromkeys(LIFE, 0)
-        plans = {victim: _parts(victim, instants, self.random) for victim in VICTIMS}
+        campaign.parts = dict.fromkeys(self.life.parts, 0)
+        plans = {victim: _parts(self.life, victim, instants, self.random) for victim in VICTIMS}
         for number in range(instants):
             for tally in campaign.tallies:
                 say(f"{number + 1} of {instants}: {tally.victim}")
                 part = plans[tally.victim][number]
-                for _ in range(LIVES):
+                for _ in range(TRIES):
                     if self.kill(tally, part):
                         campaign.parts[part] += 1
                         break
                 else:
-                    self._break(f"nobody to kill, in {LIVES} lives")
+                    self._break(f"nobody to kill, in {TRIES} lives")
 
     def kill(self, tally: Tally, part: str) -> bool:
         """One case. False if there was nobody to kill at that instant."""
         self._case = f"{tally.victim} killed in {part!r}"
         before, fraction = len(self.broken), self.random.random()
         marks = {role: len(running.log) for role, running in self._services()}
-        client = ClientProcess(self.site, partial(live, spool=self.spool))
+        client = ClientProcess(self.site, partial(self.life.live, spool=self.spool))
         while (event := client.listen(PATIENCE)) is not None and event.get("name") != part:
             pass
         time.sleep(fraction * self.lengths[part])
@@ -173,20 +113,33 @@ class Killer:
             return False
         killed = time.monotonic()
         victim.send_signal(signal.SIGKILL)
-        self._wait_for_all(client, killed, tally)
+        whole, may_fail = tally.victim in ("server", "dealer"), not self.life.must_end(part)
+        dead = tally.victim == "client"
+        if may_fail or dead:
+            self._wait_for_all(client, killed, tally)
+        elif whole:
+            self._wait_for_sessions(killed, tally)
+            tally.slowest_s = max(tally.slowest_s, time.monotonic() - killed)
+            self._restart(tally.victim)
+            marks[tally.victim] = 0
+        client.finish(PATIENCE)
+        self._wait_for_sessions(time.monotonic(), tally)
         tally.tried += 1
         self._count(client, tally)
-        self._check_client(client, may_fail=tally.victim != "client", dead=tally.victim == "client")
+        self._check_client(client, may_fail and not dead, dead)
         self._check_logs(marks, victim.pid)
         if client.ending is not None and client.ending["event"] == "end":
             tally.unharmed += 1
         client.close()
-        if tally.victim in ("server", "dealer"):
-            self._service(tally.victim).wait()
-            self.deployment.start(tally.victim)
+        if whole and may_fail:
+            self._restart(tally.victim)
         self._ask_afterwards(tally)
         tally.survived += len(self.broken) == before
         return True
+
+    def _restart(self, role: str) -> None:
+        self._service(role).wait()
+        self.deployment.start(role)
 
     def _choose(self, victim: str, client: ClientProcess) -> psutil.Process | None:
         try:
@@ -203,7 +156,6 @@ class Killer:
         """Until every process of the session is gone, or too late. (A connection that the kernel still holds for a dead
         client may become a session after that, and end at once: the next round's wait is for it, too.)"""
         end = killed + self.site.timeout + 1.0
-        failed: float | None = None
         while (left := self._sessions()) or client.process.exitcode is None:
             if client.listen(GLANCE if client.process.exitcode is None else 0.0) is None and left:
                 time.sleep(GLANCE)
@@ -214,15 +166,24 @@ class Killer:
                 break
         gone = time.monotonic()
         client.finish(1.0)
-        failed = client.ending is None or client.ending["event"] != "end"
-        if failed:
+        if client.ending is None or client.ending["event"] != "end":
             tally.slowest_s = max(tally.slowest_s, gone - killed)
         if client.process.exitcode is None:
             self._break(f"the client was still there {gone - killed:.1f} s later")
+        self._end(left, killed, tally)
+
+    def _wait_for_sessions(self, since: float, tally: Tally) -> None:
+        """The same, of a client that goes on."""
+        while (left := self._sessions()) and time.monotonic() < since + self.site.timeout + 1.0:
+            time.sleep(GLANCE)
+        self._end(left, since, tally)
+
+    def _end(self, left: list[psutil.Process], since: float, tally: Tally) -> None:
         if left:
             whole = tally.victim in ("server", "dealer")
             what = [f"{process.pid} ({' '.join(process.cmdline()[3:5])})" for process in left]
-            self._break(f"{'orphans' if whole else 'sessions'} {gone - killed:.1f} s later: {', '.join(what)}")
+            found = f"{'orphans' if whole else 'sessions'} {time.monotonic() - since:.1f} s later"
+            self._break(f"{found}: {', '.join(what)}")
             tally.orphans += len(left)
             for process in left:
                 process.kill()
@@ -245,7 +206,7 @@ class Killer:
         return found
 
     def _ask_afterwards(self, tally: Tally) -> None:
-        client = ClientProcess(self.site, partial(ask_afterwards, spool=self.spool))
+        client = ClientProcess(self.site, partial(self.life.afterwards, spool=self.spool))
         client.finish(PATIENCE)
         self._count(client, tally)
         self._check_client(client, may_fail=False)
@@ -296,17 +257,17 @@ class Killer:
         return [(role, self._service(role)) for role in ("server", "dealer")]
 
 
-def run(instants: int, seed: int, timeout: float, say: Say) -> Campaign:
+def run(instants: int, seed: int, timeout: float, say: Say, lived: str = "queries") -> Campaign:
     """The whole campaign. Errors: BlindformerError, AssertionError if the services do not even start."""
-    started = time.monotonic()
-    campaign = Campaign(instants, seed, timeout, **provenance())
+    started, life = time.monotonic(), LIVES[lived]
+    campaign = Campaign(lived, instants, seed, timeout, **provenance())
     with tempfile.TemporaryDirectory(prefix="blindformer-faults-") as name:
         folder = Path(name)
         say("compile")
-        compile_into(folder / "compiled")
+        life.compile(folder / "compiled")
         kept = folder / "server-spool"
         with deploy(folder, server={"--spool": str(kept)}, timeout=timeout) as (deployment, site):
-            killer = Killer(deployment, site, folder, seed)
+            killer = Killer(life, deployment, site, folder, seed)
             say("rehearse")
             killer.rehearse()
             if not killer.broken:
@@ -320,9 +281,11 @@ def run(instants: int, seed: int, timeout: float, say: Say) -> Campaign:
     return campaign
 
 
-def _parts(victim: str, instants: int, generator: random.Random) -> list[str]:
-    """As many parts of a life, each as often as any other, in random order. Only live ones have a dealer's session."""
-    parts = list(LIFE[LIFE.index("offline") : LIFE.index("precompute") + 1] if victim == "dealer's session" else LIFE)
+def _parts(life: Life, victim: str, instants: int, generator: random.Random) -> list[str]:
+    """As many parts of a life, each as often as any other, in random order. A dealer's session is in some of them."""
+    parts, (first, last) = list(life.parts), life.dealt
+    if victim == "dealer's session":
+        parts = parts[parts.index(first) : parts.index(last) + 1]
     drawn: list[str] = []
     while len(drawn) < instants:
         generator.shuffle(parts)
@@ -332,6 +295,7 @@ def _parts(victim: str, instants: int, generator: random.Random) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m bench.faults", description="Kill each party, again and again.")
+    options.add_argument("--life", choices=list(LIVES), default="queries", help="that is broken off (default queries)")
     options.add_argument("--instants", type=int, default=50, help="kills of each victim (default 50)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--timeout", type=float, default=10, help="seconds that a party may be silent (default 10)")
@@ -341,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         nonlocal broken
-        found = run(chosen.instants, chosen.seed, chosen.timeout, say)
+        found = run(chosen.instants, chosen.seed, chosen.timeout, say, chosen.life)
         broken = bool(found.broken)
         if chosen.format == "json":
             print(json_line(asdict(found)))

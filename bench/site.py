@@ -25,6 +25,7 @@ from torch import Tensor
 from .workloads import Workload, build, transformers_quietly
 
 Address = tuple[str, int]
+QUESTIONS = "questions.safetensors"
 SMALL = "small"
 MODELS = (SMALL, "bert-tiny", "minilm", "bert-base")
 # Both engines compute the same fixed point, where some roundings may go either way. A reused or damaged mask makes an
@@ -85,7 +86,7 @@ def compile_into(folder: Path, model: str = SMALL, length: int = 8, plan: str = 
         question = answered_in_the_clear(compiled, compiled.encode_inputs(inputs))
         held |= {f"{number} source {name}": value.contiguous() for name, value in question.sources.items()}
         held |= {f"{number} answer {name}": value.contiguous() for name, value in question.answer.items()}
-    save_file(held, folder / "questions.safetensors")
+    save_file(held, folder / QUESTIONS)
 
 
 def answered_in_the_clear(compiled: Compiled, sources: dict[str, Tensor]) -> BenchQuery:
@@ -136,7 +137,7 @@ def deploy(
             Site(
                 compiled,
                 deployment.certificates,
-                compiled / "questions.safetensors",
+                compiled / QUESTIONS,
                 deployment.server.address,
                 deployment.dealer.address,
                 timeout,

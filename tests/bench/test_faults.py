@@ -37,9 +37,9 @@ def test_a_small_campaign_keeps_every_promise() -> None:
 
 
 def test_parts_of_a_life_are_hit_equally_often() -> None:
-    generator = faults.random.Random(0)
-    assert sorted(faults._parts("client", 20, generator)) == sorted(2 * faults.LIFE)
-    assert "spooled" not in faults._parts("dealer's session", 20, generator)
+    generator, life = faults.random.Random(0), faults.LIVES["queries"]
+    assert sorted(faults._parts(life, "client", 20, generator)) == sorted(2 * life.parts)
+    assert "spooled" not in faults._parts(life, "dealer's session", 20, generator)
 
 
 @pytest.fixture
