@@ -6,27 +6,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from blindformer.models.artifacts import load_client
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.client.sessions import SessionTransport
-from blindformer.parties.client.talk import converse
-from blindformer.parties.config import load_settings
 from blindformer.parties.local import clear
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from .clients import Asker
 from .ledgers import watched_spool
-from .site import QUESTIONS, compile_into
+from .site import QUESTIONS, compile_into, conversation_with
 
 AHEAD = 2  # correlations made ahead in each life, and used in its second session
 SAID = ("Hi", "Ho")
@@ -148,24 +144,10 @@ def converse_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         _say(asker, talk, 0)
 
 
-@contextmanager
-def _talking(asker: Asker, spool: Path, told: Any = None, progress: Any = None) -> Iterator[Conversation]:
-    site = asker.site
-    settings = load_settings(
-        **{
-            "parties.server.address": "{}:{}".format(*site.server),
-            "parties.dealer.address": "{}:{}".format(*site.dealer),
-            "certificates.folder": site.certificates,
-            "session.timeout": site.timeout,
-            "client.wait": BACK,
-        }
-    )
-    transport = SessionTransport(settings, load_client(site.compiled), use_spool="off", progress=progress)
-    transport.spool = watched_spool(spool)
-    try:
-        yield converse(transport, told)
-    finally:
-        transport.close()
+def _talking(asker: Asker, spool: Path, told: Any = None, progress: Any = None) -> AbstractContextManager[Conversation]:
+    site, kept = asker.site, watched_spool(spool)
+    where = (site.compiled, site.server, site.dealer, site.certificates, site.timeout)
+    return conversation_with(*where, told, wait=BACK, spool=kept, progress=progress)
 
 
 def _say(asker: Asker, talk: Conversation, number: int) -> None:

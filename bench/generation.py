@@ -1,6 +1,7 @@
 """Seconds, bytes, rounds and error of the tokens that a language model answers with, behind a cache of text.
 
     python -m bench.generation --model smollm2 --cache 128 --tokens 32 --format json
+    python -m bench.generation --model smollm2 --cache 32 --tokens 4 --rtt 20 --bandwidth 200
 
 README.md says what each figure means.
 """
@@ -10,7 +11,8 @@ README.md says what each figure means.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,19 @@ from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.loading.load import load
+from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
 from blindformer.parties.config import load_settings
+from blindformer.parties.launch.services import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
+from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.timings import peak_rss_mb
 from rich.table import Table
 from torch import Tensor
 
 from .commands import PLANS, Say, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
+from .site import conversation_with
 from .text import QUERIES
 from .workloads import transformers_quietly
 
@@ -65,6 +71,8 @@ class Generation(Measured):
     agree_top1: float
     kl: float
     peak_rss_mb: float
+    rtt_s: float | None
+    bandwidth: float | None
     tls: bool
     threads: int
 
@@ -83,9 +91,12 @@ class Told:
 
 def measure(
     model: str, *, cache: int = 128, tokens: int = 32, plan: str = "faithful", protocol: str = DEFAULT,
-    drafts: int = 0, say: Say | None = None,
+    drafts: int = 0, network: Network | None = None, timeout: float = 600, say: Say | None = None,
 ) -> Generation:  # fmt: skip
     """Compile the model unless it is in the user's cache, fill a conversation, measure, and compare with torch.
+
+    network   to imitate between the parties (default: this machine's own loopback)
+    timeout   seconds that any party may be silent
 
     Errors: BlindformerError, one line.
     """
@@ -97,7 +108,7 @@ def measure(
     slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
     folder = found_or_compiled(source, home, plan=plan, slots=slots, stage=lambda stage: say(f"compile: {stage}"))
     told = Told()
-    with resolve(find(protocol).talks)(folder, told, server="local") as talk:
+    with _talking(folder, told, protocol, network, timeout) as talk:
         ids = _text(talk, cache)
         kept = _kept(talk)
         say(f"private: {cache} tokens of text")
@@ -106,7 +117,7 @@ def measure(
         prefill = time.perf_counter() - started
         told.spent.passes.clear()
         say(f"private: {tokens} tokens")
-        drafted = {"prompt_lookup_num_tokens": drafts} if drafts else {}
+        drafted: dict[str, Any] = {"prompt_lookup_num_tokens": drafts} if drafts else {}
         reply = talk.answer(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **drafted)
         memory, prefix, head = max(told.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
@@ -137,10 +148,30 @@ def measure(
         agree_top1=agree,
         kl=divergence,
         peak_rss_mb=memory,
+        rtt_s=network and network.rtt,
+        bandwidth=network and network.bandwidth,
         tls=protocol == DEFAULT,
         threads=1,
         **about,
     )
+
+
+@contextmanager
+def _talking(
+    folder: Path, told: Told, protocol: str, network: Network | None, timeout: float
+) -> Iterator[Conversation]:
+    """With parties of this machine."""
+    if network is None:
+        with resolve(find(protocol).talks)(folder, told, server="local", timeout=timeout) as talk:
+            yield talk
+        return
+    if protocol != DEFAULT:
+        raise GenerationError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")
+    options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
+    with closing(LocalServices(folder, timeout, options=options)) as services:
+        where = services.addresses["server"], services.addresses["dealer"], services.certificates
+        with conversation_with(folder, *where, timeout, told, shaped=options.shaped) as talk:
+            yield talk
 
 
 def compared(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
@@ -202,6 +233,8 @@ def _seeded_gpt2(folder: Path) -> Path:
 
 def table(found: Generation) -> Table:
     title = f"{found.model}, {found.cache} tokens of text, plan {found.plan}, protocol {found.protocol}"
+    if found.rtt_s is not None and found.bandwidth is not None:
+        title += f", on {found.rtt_s * 1e3:g} ms, {found.bandwidth / 1e6:g} Mbit/s"
     grid = Table(title=title, show_header=False)
     rows = {
         "a token, in the clear": seconds(found.plaintext_s_per_token),
@@ -230,14 +263,21 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--protocol", choices=talking(), default=DEFAULT)
+    options.add_argument("--rtt", type=float, help="milliseconds there and back, of a network to imitate")
+    options.add_argument("--bandwidth", type=float, help="Mbit/s each way, with --rtt")
+    options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (%(default)s)")
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
         if chosen.cache < 2 or chosen.tokens < 1:
             raise GenerationError("--cache and --tokens: give at least 2 and 1")
-        given = {name: value for name, value in vars(chosen).items() if name not in ("format", "model")}
-        publish(measure(chosen.model, **given, say=say), chosen.format, table)
+        if (chosen.rtt is None) != (chosen.bandwidth is None):
+            raise GenerationError("--rtt and --bandwidth: give both, or none")
+        network = None if chosen.rtt is None else Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
+        apart = ("format", "model", "rtt", "bandwidth")
+        given = {name: value for name, value in vars(chosen).items() if name not in apart}
+        publish(measure(chosen.model, **given, network=network, say=say), chosen.format, table)
 
     return run_command("bench.generation", work)
 

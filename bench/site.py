@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from blindformer.models.artifacts import save
+from blindformer.models.artifacts import load_client, save
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.generation.conversation import Conversation
 from blindformer.models.program.interpreter import interpret
+from blindformer.parties.client.sessions import SessionTransport
+from blindformer.parties.client.talk import converse
+from blindformer.parties.config import load_settings
+from blindformer.parties.session.passes import Told
+from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.parties.service.harness import Deployment
 from safetensors.torch import load_file, save_file
@@ -143,3 +150,35 @@ def deploy(
                 timeout,
             ),
         )
+
+
+@contextmanager
+def conversation_with(
+    compiled: Path,
+    server: Address,
+    dealer: Address,
+    certificates: Path,
+    timeout: float,
+    told: Told | None = None,
+    *,
+    wait: float = 0.0,
+    spool: Spool | None = None,
+    **options: Any,
+) -> Iterator[Conversation]:
+    """A conversation with these services, that goes on for `wait` seconds when one is away. `spool`: whose ledger notes
+    correlations; `options`: of SessionTransport."""
+    settings = load_settings(
+        **{
+            "parties.server.address": "{}:{}".format(*server),
+            "parties.dealer.address": "{}:{}".format(*dealer),
+            "certificates.folder": certificates,
+            "session.timeout": float(timeout),
+            "client.wait": wait,
+        }
+    )
+    transport = SessionTransport(settings, load_client(compiled), use_spool="off", **options)
+    transport.spool = spool
+    try:
+        yield converse(transport, told)
+    finally:
+        transport.close()

@@ -139,8 +139,6 @@ class ThreadParties(PartyThreads, LocalSession):
         self.setup_bytes = self.client.setup_bytes
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
-        if self.progress:
-            self.progress("offline", 0, 1)
         sources = self.compiled.encode_inputs(inputs)
         try:
             answer = self._try(lambda: self.client.query(sources, self.progress, more))

@@ -101,6 +101,7 @@ class ServerParty:
         self._dealing: RemoteDealer | None = None
         self._work: Ahead | None = None  # the last one begun
         self._ahead: tuple[Ref | None, Turn, Ahead[ServerTape]] | None = None  # of the next query
+        self._refused: Turn | None = None  # of a query that was turned away: the client has its own correlations of it
 
     def set_up(self) -> None:
         """Send the masked weights that the client has not."""
@@ -153,16 +154,16 @@ class ServerParty:
 
     def _query(self, ask: Ask) -> Timings | None:
         wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
-        if ask.turn.rows > self._rows or not all(may_run(self.program, turn) for turn in wanted):
+        if not all(may_run(self.program, turn) for turn in wanted):
             raise out_of_place(self.client)
-        if self._ahead is not None and self._ahead[1] != ask.turn:
-            self._skip()
-            if ask.turn.rows > self._rows:
-                raise out_of_place(self.client)
+        self._skip(unless=ask.turn)
+        if ask.turn.rows > self._rows:
+            raise out_of_place(self.client)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
             self._count(ask.query)
             return self._answer(ask)
+        self._refused = ask.turn
         return None
 
     def _slot(self, number: int) -> AbstractContextManager[None]:
@@ -226,10 +227,13 @@ class ServerParty:
         self.client.send_message(reply)
         return work
 
-    def _skip(self) -> None:
-        """The query that was announced does not come, and its number is never used: nor the rows that it would keep."""
-        assert self._ahead is not None
-        self._rows, self._block = min(self._rows, self._ahead[1].rows), TurnBlock()
+    def _skip(self, unless: Turn | None = None) -> None:
+        """The query that was announced, or turned away, does not come (`unless` it is this one), and its number is
+        never used: nor the rows that it would keep."""
+        expected, self._refused = self._refused if self._ahead is None else self._ahead[1], None
+        if expected is None or expected == unless:
+            return
+        self._rows, self._block = min(self._rows, expected.rows), TurnBlock()
         self._ahead = None
         self.number += 1
 
@@ -289,8 +293,7 @@ class ServerParty:
 
     def _precompute(self, count: int) -> None:
         """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
-        if self._ahead is not None:
-            self._skip()
+        self._skip()
         try:
             if self.spool is None:
                 raise SpoolError("server", "keeps no spool; start it with one")

@@ -45,6 +45,26 @@ def test_a_line_says_all(model, tmp_path, monkeypatch, protocol, drafts):
     assert all(value > 0 for value in counted) == (protocol == "beaver")
 
 
+def test_on_a_network_each_round_waits(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(generation, "SLOTS", 64)
+    words = ["--model", str(model), "--cache", "4", "--tokens", "2", "--rtt", "20", "--bandwidth", "200"]
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert generation.main([*words, "--format", "json"]) == 0
+    found = json.loads(stdout.getvalue())
+    assert (found["rtt_s"], found["bandwidth"]) == (0.02, 2e8)
+    assert found["online_s_per_token"] > found["rounds_per_token"] * found["rtt_s"] / 2
+
+
+@pytest.mark.parametrize("words", [["--rtt", "20"], ["--rtt", "20", "--bandwidth", "9", "--protocol", "clear"]])
+def test_a_network_is_both_numbers_and_has_parties(model, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(generation, "SLOTS", 64)
+    assert generation.main(["--model", str(model), "--cache", "4", "--tokens", "2", *words]) == 1
+    assert "bench.generation: --rtt and --bandwidth: " in capsys.readouterr().err
+
+
 def test_the_divergence_is_that_of_the_words():
     wanted = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     assert generation.compared(wanted, wanted) == (1.0, 0.0)

@@ -1,14 +1,21 @@
 """A conversation in a session: what two parties compute, pass by pass, and what a peer may not ask for."""
 
+from itertools import repeat
+
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.pricing import price
+from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.dealer import DealerParty
 from blindformer.parties.session.messages import Turn
 from blindformer.parties.session.passes import passes
+from blindformer.parties.session.server import ServerParty
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+from blindformer.tests.parties.session.site import Turnstile
 
 
 @pytest.fixture
@@ -48,6 +55,37 @@ def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
             rows_of(session).read(text)
             sent.append(session.client.states.held["key_0"][0])
     assert not torch.equal(*sent)
+
+
+@pytest.mark.parametrize(
+    ("busy", "announced", "again"),
+    [("server", True, False), ("server", False, False), ("dealer", False, True), ("dealer", False, False)],
+)
+def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
+    compiled,  # noqa: F811
+    monkeypatch,
+    busy,
+    announced,
+    again,
+):
+    """What comes then has masks of its own on both sides, and the integers of a session in which nobody was busy."""
+    text, slots = some(14).tolist(), Turnstile(party=busy)
+    made = {"server": ServerParty, "dealer": DealerParty}[busy]
+    admitted = lambda *given, **options: made(*given, **{**options, "admission": slots})  # noqa: E731
+    monkeypatch.setattr(threads, made.__name__, admitted)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    with ThreadParties(compiled, timeout=30) as session:
+        private = rows_of(session)
+        for rows in (private, clear):
+            rows.read(text[:9])
+            if not announced:  # the correlations that were made are for another turn
+                rows.crop(len(PREFIX) + 8)
+        slots.refuse = repeat(True)
+        with pytest.raises(SlotsBusy):
+            private.read(text[9:10])
+        slots.refuse = iter(())
+        for read in (text[9:10], text[10:11], text[11:14]) if again else (text[9:13], text[13:14]):
+            torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize(
