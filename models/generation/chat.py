@@ -39,8 +39,7 @@ class Chat:
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Tokens of a conversation, up to where the answer begins. Errors: GenerationError."""
-        found = _template(self.tokenizer, _with_system(messages, self.system))
-        return self._checked(found)
+        return self.checked(_template(self.tokenizer, _with_system(messages, self.system)))
 
     def text(self, text: str) -> list[int]:
         """Tokens of a text to be continued, after the prefix."""
@@ -49,12 +48,18 @@ class Chat:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self.prefix + ids
 
-    def _checked(self, ids: list[int]) -> list[int]:
-        if ids[: len(self.prefix)] != self.prefix:
+    def checked(self, ids: Iterable[int]) -> list[int]:
+        """A text that the model may be asked to continue. Errors: GenerationError."""
+        found, words = [int(token) for token in ids], self.config.get_text_config().vocab_size
+        if wrong := [token for token in found if not 0 <= token < words]:
+            raise GenerationError(f"token {wrong[0]}: the model has {words} words; give ids of its own tokenizer")
+        if found[: len(self.prefix)] != self.prefix:
             raise GenerationError(
                 "conversation: does not begin as the model was compiled for; its system prompt is the owner's"
             )
-        return ids
+        if len(found) == len(self.prefix):
+            raise GenerationError("prompt: has no token after the prefix; write something to be continued")
+        return found
 
     def save(self, folder: Path) -> None:
         """Beside the tokenizer in the client's part."""

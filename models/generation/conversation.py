@@ -64,6 +64,7 @@ class Conversation:
 
     def answer(self, ids: Sequence[int], on_text: OnText | None = None, **options: Any) -> Completion:
         """What comes after these tokens, which begin with the prefix. `seed`: draws the same again."""
+        ids = self.chat.checked(ids)
         room = self.rows.slots - (len(ids) - self.rows.prefix)
         if room < 1:
             raise GenerationError(

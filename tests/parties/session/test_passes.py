@@ -10,10 +10,10 @@ from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty
-from blindformer.parties.session.messages import Turn
+from blindformer.parties.session.messages import Ask, Turn
 from blindformer.parties.session.passes import passes
 from blindformer.parties.session.server import ServerParty
-from blindformer.protocols.errors import PeerError
+from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Turnstile
 
@@ -94,3 +94,26 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
 def test_a_client_cannot_ask_for_what_is_not_there(parties, turn):
     with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
         parties.client.agree(turn=turn)
+
+
+REPLAYS = {
+    "a number": (0, 8, "asked for a query out of order"),
+    "a number to come": (3, 8, "asked for a query out of order"),
+    "rows ahead": (1, 10, "has no place here"),
+}
+
+
+@pytest.mark.parametrize("case", REPLAYS)
+def test_a_step_is_never_replayed(parties, case):
+    """A client that asks for a pass twice, or for rows that are not kept, ends its session."""
+    later, rows, words = REPLAYS[case]
+    rows_of(parties).read(some(9).tolist())
+    party = parties.client
+    party.settle()
+    ask = Ask(query=party.number - 1 + later, turn=Turn(part="1@64", rows=rows, runs=8))
+    party.server.send_message(ask.message())
+    with pytest.raises(PeerError, match="closed the connection"):
+        party.server.recv_message()
+    who, error = parties.failures[0]
+    assert (who, type(error)) == ("server", PeerProtocolError)
+    assert words in str(error)
