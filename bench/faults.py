@@ -115,7 +115,8 @@ class Killer:
         victim.send_signal(signal.SIGKILL)
         whole, may_fail = tally.victim in ("server", "dealer"), not self.life.must_end(part)
         dead = tally.victim == "client"
-        if may_fail or dead:
+        patient = bool(self.life.goes_on) and not dead
+        if not patient:
             self._wait_for_all(client, killed, tally)
         elif whole:
             self._wait_for_sessions(killed, tally)
@@ -131,7 +132,7 @@ class Killer:
         if client.ending is not None and client.ending["event"] == "end":
             tally.unharmed += 1
         client.close()
-        if whole and may_fail:
+        if whole and not patient:
             self._restart(tally.victim)
         self._ask_afterwards(tally)
         tally.survived += len(self.broken) == before
