@@ -19,27 +19,34 @@ from bench.ledgers import audit, watched_spool
 
 
 @pytest.mark.slow
-def test_a_small_campaign_keeps_every_promise() -> None:
+@pytest.mark.parametrize(("life", "instants"), [("queries", 3), ("conversations", 2)])
+def test_a_small_campaign_keeps_every_promise(life: str, instants: int) -> None:
     stdout = io.StringIO()
     with redirect_stdout(stdout):
-        code = faults.main(["--instants", "3", "--timeout", "30", "--format", "json"])
+        code = faults.main(["--life", life, "--instants", str(instants), "--timeout", "30", "--format", "json"])
     found = json.loads(stdout.getvalue())
     assert found["broken"] == []
     assert code == 0
     assert [tally["victim"] for tally in found["tallies"]] == list(faults.VICTIMS)
     for tally in found["tallies"]:
-        assert (tally["tried"], tally["survived"], tally["wrong"], tally["orphans"]) == (3, 3, 0, 0)
+        assert (tally["tried"], tally["survived"], tally["wrong"], tally["orphans"]) == (instants, instants, 0, 0)
         assert tally["asked"] > tally["lost"] >= 0
         assert tally["slowest_s"] < found["timeout_s"] + 1
     assert found["reused"] == 0
     assert found["used"] > 0
-    assert sum(found["parts"].values()) == 15
+    assert sum(found["parts"].values()) == 5 * instants
 
 
 def test_parts_of_a_life_are_hit_equally_often() -> None:
     generator, life = faults.random.Random(0), faults.LIVES["queries"]
     assert sorted(faults._parts(life, "client", 20, generator)) == sorted(2 * life.parts)
     assert "spooled" not in faults._parts(life, "dealer's session", 20, generator)
+
+
+def test_conversations_end_whoever_is_killed_once_they_have_begun() -> None:
+    life = faults.LIVES["conversations"]
+    assert [part for part in life.parts if not life.must_end(part)] == ["handshake", "set-up"]
+    assert not any(map(faults.LIVES["queries"].must_end, faults.LIVES["queries"].parts))
 
 
 @pytest.fixture
