@@ -174,9 +174,10 @@ def test_python_of_the_generation_page_runs(tmp_path, capsys):
     from blindformer.models.generation.folder import compile_chat_folder
     from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 
-    compiled = compile_chat_folder(tiny_llama(tmp_path / "model", TEMPLATE), tmp_path / "compiled", slots=96)
+    model = tiny_llama(tmp_path / "model", TEMPLATE)
+    compiled = compile_chat_folder(model, tmp_path / "compiled", slots=96)
     (text,) = [b.text for b in blocks("python") if "talk" in b.words]
-    text = text.replace('folder="compiled"', f"folder={str(compiled)!r}")
+    text = text.replace('folder="compiled"', f"folder={str(compiled)!r}").replace('"my-small-model"', repr(str(model)))
     text = text.replace('"}])', '"}], max_new_tokens=8)').replace("stream=True", "stream=True, max_new_tokens=8")
     exec(compile(text, "generation.md", "exec"), {})
     assert capsys.readouterr().out

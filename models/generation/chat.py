@@ -16,7 +16,7 @@ from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program
-from .decoder import Decoder, GenerationError
+from .decoder import Decoder, GenerationError, causal_model
 from .parts import SIZES, compile_decoder
 
 SLOTS = 256
@@ -98,10 +98,7 @@ def compile_chat(
 
     Errors: GenerationError, and those of `compile`.
     """
-    if loaded.kind != "causal" or loaded.processor is None:
-        raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
-    model: Any = getattr(loaded.model, "model", None)
-    model = model if hasattr(model, "lm_head") or hasattr(model, "generate") else loaded.model
+    model = causal_model(loaded)
     most = loaded.positions
     prefix = prefix_ids(loaded.processor, system)
     if most is not None and len(prefix) + slots > most:

@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from ..program.program import Program
 from .chat import Chat
 from .decoder import GenerationError
+from .drafts import DRAFTS, assistant
 from .rows import Pass, Rows
 from .sampling import PrivateDecoder
 
@@ -45,6 +46,7 @@ class Conversation:
         self.chat, self.messages = chat, list[dict[str, str]]()
         self.rows = Rows(program, run, chat.prefix)
         self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
+        self._assistants: dict[Any, Any] = {}
         self.stopped, self.retried = False, ""
 
     def say(self, text: str, on_text: OnText | None = None, **options: Any) -> Completion:
@@ -63,7 +65,8 @@ class Conversation:
         return self.answer(self.chat.text(text), on_text, **options)
 
     def answer(self, ids: Sequence[int], on_text: OnText | None = None, **options: Any) -> Completion:
-        """What comes after these tokens, which begin with the prefix. `seed`: draws the same again."""
+        """What comes after these tokens, which begin with the prefix. `seed`: draws the same again. `assistant_model`:
+        a small public model, or its name, that drafts `num_assistant_tokens` here, in the clear."""
         ids = self.chat.checked(ids)
         room = self.rows.slots - (len(ids) - self.rows.prefix)
         if room < 1:
@@ -71,6 +74,10 @@ class Conversation:
                 f"prompt: of {len(ids) - self.rows.prefix} tokens, and the model is compiled for {self.rows.slots}, "
                 "answers included; shorten it, begin anew, or compile for more"
             )
+        if options.get("assistant_model") is not None:
+            options["assistant_model"] = drafting = self._drafting(options["assistant_model"])
+            drafting.generation_config.num_assistant_tokens = options.pop("num_assistant_tokens", DRAFTS)
+            drafting.generation_config.assistant_confidence_threshold = 0.0  # a pass that is not full costs as much
         wanted = options.pop("max_new_tokens", None) or room
         self.retried = ""
         self.stopped, before, started = False, self.rows.passes, time.perf_counter()
@@ -101,7 +108,6 @@ class Conversation:
         finish = "stop" if ended or (not self.stopped and len(found) < min(wanted, room)) else "length"
         at, read = first[0] if first else (started + seconds, before + passes)
         prompt_passes = read - before
-        drafted = len(found) - 1 - (passes - prompt_passes) if options.get("prompt_lookup_num_tokens") else 0
         return Completion(
             text,
             found,
@@ -110,10 +116,16 @@ class Conversation:
             seconds,
             passes,
             prompt_passes,
-            max(0, drafted),
+            self.decoder.drafts.accepted if self.decoder.drafts else 0,
             "interrupted" if self.stopped else finish,
             self.retried,
         )
+
+    def _drafting(self, model: Any) -> Any:
+        """The assistant of this name, read once."""
+        if model not in self._assistants:
+            self._assistants[model] = assistant(model, self.chat)
+        return self._assistants[model]
 
     def stop(self) -> None:
         """End the answer that is being given, after the token that is on its way; the conversation goes on."""

@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from ...errors import BlindformerError
 from ..loading.huggingface import huggingface
+from ..loading.load import Loaded
 
 ATTENTION = "grouped"  # the name under which transformers knows the function below
 
 
 class GenerationError(BlindformerError):
     """A model or a text that cannot be answered token by token."""
+
+
+def causal_model(loaded: Loaded) -> Any:
+    """transformers' own model, as it generates. Errors: GenerationError for models of another kind."""
+    if loaded.kind != "causal" or loaded.processor is None:
+        raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
+    inner: Any = getattr(loaded.model, "model", None)
+    return inner if hasattr(inner, "lm_head") or hasattr(inner, "generate") else loaded.model
 
 
 def grouped_attention(

@@ -54,8 +54,7 @@ class Rows:
             )
         found = []
         while ids:
-            fitting = [size for size in self.sizes if size <= self.slots - self.rows]
-            size = next((size for size in fitting if size >= len(ids)), fitting[-1])
+            size = self._size(len(ids), self.rows)
             found.append(self._pass(list(ids[:size]), size, len(ids) - size))
             ids = ids[size:]
         return torch.cat(found)
@@ -69,6 +68,21 @@ class Rows:
         except BaseException:
             self.ids = [*self.ids[: self.prefix], *ids]  # it is still to be read
             raise
+
+    def spare(self, count: int, fill: bool) -> int:
+        """How many tokens more the last pass may take that reads the next `count`: to fill it up; else, to be full in
+        the largest size."""
+        rows = self.rows
+        if count >= self.slots - rows:
+            return 0
+        while count > (size := self._size(count, rows)):
+            count, rows = count - size, rows + size
+        return (size if fill else self._size(self.sizes[-1], rows)) - count
+
+    def _size(self, count: int, rows: int) -> int:
+        """Of the next pass, where so many tokens are left to read."""
+        fitting = [size for size in self.sizes if size <= self.slots - rows]
+        return next((size for size in fitting if size >= count), fitting[-1])
 
     def _pass(self, ids: list[int], size: int, left: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .drafts import PayingDrafts
 from .rows import Rows
 
 
@@ -54,6 +55,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         config._attn_implementation = "eager"  # there is none here, but transformers looks
         super().__init__(config)
         self.rows, self.head, self.generation_config = rows, head, defaults
+        self.drafts: PayingDrafts | None = None  # of the last answer
         self.place = torch.nn.Parameter(torch.zeros(0), requires_grad=False)  # `generate` asks for a device
 
     def prepare_inputs_for_generation(
@@ -67,12 +69,20 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         logits = found if self.head is None else found @ self.head.T
         return CausalLMOutputWithPast(logits=logits[None], cache=cache)
 
+    def _get_candidate_generator(self, generation_config: GenerationConfig, *given: Any, **options: Any) -> Any:
+        parent: Any = super()
+        drafter = parent._get_candidate_generator(generation_config, *given, **options)
+        # A seed draws the same again only if nothing depends on time.
+        self.drafts = PayingDrafts(drafter, self.rows, always=bool(generation_config.do_sample))
+        return self.drafts
+
     def answer(self, ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
         """The tokens after `ids` [tokens], which begin with the prefix. What was read of them before is not read again.
         Ends as `generate` does."""
         same = zip(self.rows.ids, ids.tolist(), strict=False)
         read = next((place for place, (old, new) in enumerate(same) if old != new), len(self.rows.ids))
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
+        self.drafts = None
         mine: Any = self  # transformers' types ask for more than `generate` does
         found = mine.generate(ids[None], generation_config=config, cache=RowsCache(self.rows), **options)
         return found[0, len(ids) :]

@@ -9,10 +9,10 @@ from typer import Option
 
 from ...errors import BlindformerError
 from . import options
-from .generate import SLOTS
 from .inspect import show_circuits
 from .output import MB, console, emit, mb, table
 from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, warn_untrained
+from .talking import SLOTS
 
 PASSES = 6  # of a conversation, at most: of three sizes, with two rooms
 

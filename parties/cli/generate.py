@@ -16,36 +16,14 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
-from ..registry import DEFAULT, find, resolve, talking
+from ..registry import find
 from . import options
 from .output import MB, aside, console, emit
-from .progress import Phases
-from .steps import loading, prepare, read_plan, read_system
+from .talking import Model, New, Talking
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
-
-SLOTS = 256  # models/generation/chat.py, which takes seconds to import; a test holds them equal
-Model = Annotated[
-    str, Argument(help="smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat wrote.")
-]
-Protocol = Annotated[
-    str, Option(click_type=options.one_of(*talking()), help="Two parties and a dealer; or clear, which hides nothing.")
-]
-Plan = Annotated[str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")]
-System = Annotated[Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")]
-Slots = Annotated[int, Option("--tokens", min=32, help="Tokens that a conversation may have, answers included.")]
-New = Annotated[int, Option("--max-new-tokens", min=1, help="Tokens of an answer, at most.")]
-Temperature = Annotated[float, Option(min=0, help="0: always the likeliest token.")]
-TopP = Annotated[float, Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")]
-TopK = Annotated[int, Option(min=0, help="Draw from so many tokens; 0: from all.")]
-Penalty = Annotated[float, Option(min=0.1, help="Above 1: what was said is less likely to be said again.")]
-Stop = Annotated[list[str] | None, Option(help="End an answer after this text; may be repeated.")]
-Seed = Annotated[int | None, Option(min=0, help="Draw the same again.")]
-Drafts = Annotated[int, Option(min=0, help="Tokens to guess from what was said, and to check in one pass; 0: none.")]
-Server = Annotated[str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")]
 
 
 @dataclass
@@ -69,41 +47,25 @@ class Spent:
         return {f"{name}_per_token": value / max(tokens - 1, 1) for name, value in zip(names, sums, strict=True)}
 
 
+@options.grouped
 def generate(
+    *,
     model: Model,
     prompt: Annotated[str, Argument(help="The text to be continued; of a model with a chat template, the message.")],
-    protocol: Protocol = DEFAULT,
-    plan: Plan = None,
-    system: System = None,
-    slots: Slots = SLOTS,
     raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: New = 64,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    stop: Stop = None,
-    seed: Seed = None,
-    drafts: Drafts = 0,
-    server: Server = "local",
-    dealer: options.ClientDealer = None,
-    certs: options.ClientCerts = None,
-    config: options.Config = None,
-    timeout: options.ClientTimeout = None,
-    threads: options.OwnThreads = 1,
+    given: Talking,
     form: options.Form = "text",
 ) -> None:
     """Answer a prompt with a language model, token by token. Only here the words are put together."""
     if not prompt.strip():
         raise BlindformerError("prompt: is empty; write something to be answered")
     spent = Spent()
-    chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
-    found = _remote(server, dealer, certs, config, timeout)
     waiting = Waiting()
-    with _opened(model, protocol, plan, system, slots, threads, found, spent, waiting) as talk, waiting.watching():
+    with given.opened(model, spent.told, waiting) as (talk, chosen), waiting.watching():
         shown = waiting.write if form == "text" else None
         plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
-        reply = (talk.complete if plain else talk.say)(prompt, shown, **chosen)
+        reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **chosen)
     costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
     if form == "json":
         emit(
@@ -124,36 +86,20 @@ def generate(
     aside().print(f"[dim]{_in_words(reply, costs)}")
 
 
+@options.grouped
 def chat(
+    *,
     model: Model,
-    protocol: Protocol = DEFAULT,
-    plan: Plan = None,
-    system: System = None,
-    slots: Slots = SLOTS,
     max_new_tokens: New = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    stop: Stop = None,
-    seed: Seed = None,
-    drafts: Drafts = 0,
-    server: Server = "local",
-    dealer: options.ClientDealer = None,
-    certs: options.ClientCerts = None,
-    config: options.Config = None,
-    timeout: options.ClientTimeout = None,
-    threads: options.OwnThreads = 1,
+    given: Talking,
 ) -> None:
     """Talk to a language model. Ctrl-C ends an answer; /save FILE keeps what was said, /new begins anew, /quit ends."""
     spent = Spent()
-    chosen = _sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, drafts)
-    found = _remote(server, dealer, certs, config, timeout)
     out, waiting, unanswered = aside(), Waiting(), False
-    with _opened(model, protocol, plan, system, slots, threads, found, spent, waiting) as talk:
+    with given.opened(model, spent.told, waiting) as (talk, chosen):
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
-        out.print(f"[dim]{find(protocol).who}   /save FILE, /new, /quit")
+        out.print(f"[dim]{find(given.protocol).who}   /save FILE, /new, /quit")
         for line in _lines():
             word, _, rest = line.partition(" ")
             if word == "/quit":
@@ -172,7 +118,7 @@ def chat(
             spent.passes.clear()
             try:
                 with _interrupts(talk), waiting.watching():
-                    reply = talk.say(line, waiting.write, **chosen)
+                    reply = talk.say(line, waiting.write, max_new_tokens=max_new_tokens, **chosen)
             except BlindformerError as error:  # the conversation goes on with the next message
                 unanswered = type(error).__name__ != "GenerationError"
                 out.print(f"[red]{escape(str(error))}")
@@ -182,82 +128,6 @@ def chat(
             out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
     if unanswered:
         raise Exit(1)
-
-
-def _remote(server: str, dealer: str | None, certs: Path | None, config: Path | None, timeout: float | None) -> dict:
-    given = {"dealer": dealer, "certificates": certs, "config": config, "timeout": timeout}
-    return {"server": server, **{name: value for name, value in given.items() if value is not None}}
-
-
-@contextmanager
-def _opened(
-    model: str,
-    protocol: str,
-    plan: str | None,
-    system: Path | None,
-    slots: int,
-    threads: int,
-    remote: dict[str, Any],
-    spent: Spent,
-    waiting: Waiting,
-) -> Iterator[Conversation]:
-    """The conversation, with the model compiled if it is not yet."""
-    prepare()
-    keep_freed_memory()
-    with loading(threads) as phases:
-        from ...models.generation.folder import found_or_compiled
-        from ..config import load_settings
-
-        text = None if system is None else read_system(system)
-        cache = load_settings(remote.get("config")).client.cache.expanduser()
-        phases.end("load")
-        phases.begin("compile", 32)
-        folder = found_or_compiled(
-            model,
-            cache,
-            plan=None if plan is None else read_plan(plan),
-            system=text,
-            slots=slots,
-            stage=lambda stage: phases.note("compile", stage),
-        )
-        phases.end("compile")
-        phases.begin("connect", 1)
-        shown: Phases | Waiting = phases
-
-        def progress(phase: str, done: int, total: int) -> None:
-            shown.step(phase, done, total)
-
-        entered = resolve(find(protocol).talks)(folder, spent.told, progress=progress, **remote)
-        talk = entered.__enter__()
-        shown = waiting
-        phases.end("connect")
-    try:
-        yield talk
-    except BaseException:
-        if not entered.__exit__(*sys.exc_info()):
-            raise
-    else:
-        entered.__exit__(None, None, None)
-
-
-def _sampling(
-    new: int, temperature: float, top_p: float, top_k: int, penalty: float, stop: list[str] | None, seed: int | None,
-    drafts: int,
-) -> dict[str, Any]:  # fmt: skip
-    """As transformers' `generate` takes it."""
-    found: dict[str, Any] = {
-        "max_new_tokens": new,
-        "seed": seed,
-        "do_sample": temperature > 0,
-        "repetition_penalty": penalty,
-    }
-    if temperature > 0:
-        found |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    if stop:
-        found["stop_strings"] = stop
-    if drafts:
-        found["prompt_lookup_num_tokens"] = drafts
-    return found
 
 
 def _in_words(reply: Completion, costs: dict[str, float]) -> str:

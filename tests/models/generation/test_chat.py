@@ -12,8 +12,12 @@ SYSTEM = "Be brief."
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
+def model(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
     return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, system=SYSTEM)
 
 
@@ -78,6 +82,15 @@ def test_drafts_are_counted_whatever_was_read_before(talk):
         assert len(reply.tokens) == 12
         assert reply.drafts_accepted == 12 - 1 - (reply.passes - reply.prompt_passes)
         assert reply.prompt_passes <= 2
+
+
+def test_an_assistant_is_read_once_by_its_name(talk, model, monkeypatch):
+    plain = talk.complete("one two", max_new_tokens=12)
+    for _ in range(2):
+        reply = talk.complete("one two", max_new_tokens=12, assistant_model=model, num_assistant_tokens=3)
+        assert reply.tokens == plain.tokens
+        assert reply.drafts_accepted == 12 - 1 - (reply.passes - reply.prompt_passes) > 0
+        monkeypatch.setattr("blindformer.models.generation.drafts.load", None)
 
 
 def test_words_come_as_they_are_sure(talk):

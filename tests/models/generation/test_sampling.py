@@ -41,12 +41,6 @@ def test_tokens_are_those_of_the_model(private, wanted, options):
     assert private.answer(PROMPT, **OPTIONS, **options).tolist() == wanted(**options)
 
 
-def test_drafts_change_no_token_and_save_passes(private, wanted):
-    found = private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=4, **OPTIONS).tolist()
-    assert found == wanted(do_sample=False)
-    assert private.rows.passes < 2 + len(found)
-
-
 def test_what_was_read_is_not_read_again(private, wanted):
     first = private.answer(PROMPT, do_sample=False, **OPTIONS)
     before = private.rows.passes

@@ -10,8 +10,8 @@ from blindformer.models.generation.chat import SIZES, SLOTS
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
 from blindformer.parties.cli import compile as compile_command
-from blindformer.parties.cli import generate
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.parties.cli import talking
+from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment
 
 KEYS = {
@@ -48,13 +48,23 @@ def compiled(talks, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A model with tokens of its own."""
+    folder = tiny_llama(tmp_path_factory.mktemp("words"))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def whole(plain, tmp_path_factory):
     """The same model, compiled for whole texts."""
     return compile_folder(plain, tmp_path_factory.mktemp("whole"), lengths=[8])
 
 
 def test_what_the_command_knows_of_the_model_is_so():
-    assert generate.SLOTS == SLOTS
+    assert talking.SLOTS == SLOTS
     assert 2 * len(SIZES) == compile_command.PASSES
 
 
@@ -83,6 +93,15 @@ def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
     assert found["tokens"] == json.loads(clear)["tokens"]
     for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
         assert found[f"{name}_per_token"] > 0
+
+
+def test_an_assistant_changes_no_token(call, compiled, talks):
+    words = ("generate", compiled, "Hi", "--max-new-tokens", 8, "--format", "json")
+    _, plain, _ = call(*words, "--protocol", "clear")
+    code, private, errors = call(*words, "--assistant", talks, "--drafts", 3)
+    assert (code, errors) == (0, ""), errors
+    assert json.loads(private)["tokens"] == json.loads(plain)["tokens"]
+    assert json.loads(private)["drafts_accepted"] > 0
 
 
 def test_sampling_repeats_with_its_seed(call, compiled):
@@ -126,6 +145,8 @@ WRONG = {
     "whole texts": (("generate", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
     "a client's part": (("generate", "{compiled}/client", "a"), "is the client's part; give the server's"),
     "no template": (("chat", "{plain}"), "has no chat template"),
+    "an assistant": (("generate", "{compiled}", "a", "--assistant", "{tiny_encoder}"), "is not a language model"),
+    "another's tokens": (("generate", "{compiled}", "a", "--assistant", "{words}"), "has another tokenizer"),
     "a broken file": (("generate", "{tmp_path}/broken.gguf", "a"), "broken.gguf: "),
 }
 

@@ -1,0 +1,95 @@
+"""Tokens that the client guesses ahead, for the private model to check in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+from transformers.generation.candidate_generator import CandidateGenerator
+
+from ..loading.huggingface import huggingface
+from ..loading.load import load
+from .decoder import GenerationError, causal_model
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from .chat import Chat
+
+DRAFTS = 7  # of an assistant, with the token before them a full pass of 8
+SURE = 2  # passes without drafts that tell what they take
+LOSS = 1 / 16  # of the time that tokens take without drafts: what wrong drafts may cost
+
+
+class PayingDrafts(CandidateGenerator):
+    """The drafts of another generator, as many as one pass reads, and only while they pay.
+
+    Drafts pay while their tokens come no slower than tokens without drafts do; beyond that, wrong drafts may cost a
+    16th of the time of the tokens without. `always`: draft at every place, so that nothing depends on time or on what
+    was read before. `accepted`: tokens that came without a pass of their own.
+    """
+
+    def __init__(self, drafter: Any, rows: Rows, always: bool = False) -> None:
+        self.drafter, self.rows, self.always = drafter, rows, always
+        self.accepted = 0
+        self._began, self._drafted, self._first, self._before = 0.0, 0, True, 0
+        self._plain: list[float] = []  # seconds of passes without drafts
+        self._spent, self._came = 0.0, 0  # seconds of drafts and the tokens that came of them
+
+    def get_candidates(self, input_ids: Tensor, **more: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """The tokens so far and drafts after them [1, n + drafts], and the drafter's logits where it has any."""
+        self._began, self._before, self._drafted = perf_counter(), self._drafted, 0
+        count = input_ids.shape[1]
+        unread = count - len(self.rows.ids)
+        room = self.rows.slots if self.always else self.rows.spare(unread, fill=self._first)
+        if room and (self.always or self._first or self._pay()):
+            with huggingface():  # it warns of how it calls itself
+                found, logits = self.drafter.get_candidates(input_ids, **more)
+            self._drafted = min(room, found.shape[1] - count)
+            if self._drafted:
+                return found[:, : count + self._drafted], None if logits is None else logits[:, : self._drafted]
+        return input_ids, None
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:  # type: ignore[override]
+        """After each pass: how many drafts were right."""
+        took, first, self._first = perf_counter() - self._began, self._first, False
+        self.accepted += num_matches
+        if self._drafted:
+            self.drafter.update_candidate_strategy(input_ids, scores, num_matches)
+        if first:  # it read the question, and what filled up its pass cost nothing
+            self._drafted = 0
+            return
+        if self._drafted or self._before:  # the pass after drafts pays, too, for what was prepared in vain
+            self._spent += took
+            self._came += num_matches + 1
+        else:
+            self._plain.append(took)
+
+    def _pay(self) -> bool:
+        if len(self._plain) < SURE:
+            return False
+        return self._spent <= median(self._plain) * (self._came + LOSS * len(self._plain))
+
+
+def assistant(model: str | Path | nn.Module, chat: Chat) -> Any:
+    """A public model that drafts, ready for transformers' `assistant_model`.
+
+    model   what `load` takes, or a causal model of transformers
+
+    Errors: GenerationError where its tokens are not those of the private model; LoadError.
+    """
+    if isinstance(model, nn.Module):
+        found, name = cast(Any, model), type(model).__name__
+    else:
+        loaded = load(model)
+        found, name = causal_model(loaded), loaded.name
+        if loaded.processor.get_vocab() != chat.tokenizer.get_vocab():
+            raise GenerationError(f"assistant {name}: has another tokenizer than the model; take one of its kin")
+    words, wanted = (config.get_text_config().vocab_size for config in (found.config, chat.config))
+    if words != wanted:
+        raise GenerationError(
+            f"assistant {name}: has {words} tokens and the private model {wanted}; take one of its kin"
+        )
+    return found

@@ -1,0 +1,133 @@
+"""The options of every command that talks to a language model, and the conversation that they open."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from ..heap import keep_freed_memory
+from ..registry import DEFAULT, find, resolve, talking
+from . import options
+from .progress import Phases
+from .steps import loading, prepare, read_plan, read_system
+from .waiting import Waiting
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Conversation
+
+SLOTS = 256  # models/generation/chat.py, which takes seconds to import; a test holds them equal
+Model = Annotated[
+    str, Argument(help="smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat wrote.")
+]
+New = Annotated[int, Option("--max-new-tokens", min=1, help="Tokens of an answer, at most.")]
+
+
+@dataclass(frozen=True)
+class Talking:
+    """What is talked to, how it answers, and through whom."""
+
+    protocol: Annotated[
+        str,
+        Option(click_type=options.one_of(*talking()), help="Two parties and a dealer; or clear, which hides nothing."),
+    ] = DEFAULT
+    plan: Annotated[
+        str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")
+    ] = None
+    system: Annotated[
+        Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")
+    ] = None
+    slots: Annotated[int, Option("--tokens", min=32, help="Tokens that a conversation may have, answers included.")] = (
+        SLOTS
+    )
+    temperature: Annotated[float, Option(min=0, help="0: always the likeliest token.")] = 0.0
+    top_p: Annotated[float, Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")] = 1.0
+    top_k: Annotated[int, Option(min=0, help="Draw from so many tokens; 0: from all.")] = 0
+    repetition_penalty: Annotated[
+        float, Option(min=0.1, help="Above 1: what was said is less likely to be said again.")
+    ] = 1.0
+    stop: Annotated[list[str] | None, Option(help="End an answer after this text; may be repeated.")] = None
+    seed: Annotated[int | None, Option(min=0, help="Draw the same again.")] = None
+    drafts: Annotated[int, Option(min=0, help="Tokens to guess from what was said, and to check in one pass.")] = 0
+    assistant: Annotated[
+        str | None,
+        Option(help="A small public model that guesses them (default: 7) on this side: named as MODEL."),
+    ] = None
+    server: Annotated[
+        str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")
+    ] = "local"
+    dealer: options.ClientDealer = None
+    certs: options.ClientCerts = None
+    config: options.Config = None
+    timeout: options.ClientTimeout = None
+    threads: options.OwnThreads = 1
+
+    @contextmanager
+    def opened(
+        self, model: str, told: Callable[[str, Any], None], waiting: Waiting
+    ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
+        """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
+        prepare()
+        keep_freed_memory()
+        with loading(self.threads) as phases:
+            from ...models.generation.folder import found_or_compiled
+            from ..config import load_settings
+
+            text = None if self.system is None else read_system(self.system)
+            cache = load_settings(self.config).client.cache.expanduser()
+            phases.end("load")
+            phases.begin("compile", 32)
+            folder = found_or_compiled(
+                model,
+                cache,
+                plan=None if self.plan is None else read_plan(self.plan),
+                system=text,
+                slots=self.slots,
+                stage=lambda stage: phases.note("compile", stage),
+            )
+            phases.end("compile")
+            answering = self._answering(folder)
+            phases.begin("connect", 1)
+            shown: Phases | Waiting = phases
+
+            def progress(phase: str, done: int, total: int) -> None:
+                shown.step(phase, done, total)
+
+            entered = resolve(find(self.protocol).talks)(folder, told, progress=progress, **self._remote())
+            talk = entered.__enter__()
+            shown = waiting
+            phases.end("connect")
+        try:
+            yield talk, answering
+        except BaseException:
+            if not entered.__exit__(*sys.exc_info()):
+                raise
+        else:
+            entered.__exit__(None, None, None)
+
+    def _remote(self) -> dict[str, Any]:
+        given = {"dealer": self.dealer, "certificates": self.certs, "config": self.config, "timeout": self.timeout}
+        return {"server": self.server, **{name: value for name, value in given.items() if value is not None}}
+
+    def _answering(self, folder: Path) -> dict[str, Any]:
+        drawn = self.temperature > 0
+        found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
+        if drawn:
+            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.stop:
+            found["stop_strings"] = self.stop
+        if self.assistant is not None:
+            from ...models.artifacts import load_client
+            from ...models.generation.drafts import DRAFTS, assistant
+
+            if (chat := load_client(folder).chat) is not None:
+                found["assistant_model"] = assistant(self.assistant, chat)
+                found["num_assistant_tokens"] = self.drafts or DRAFTS
+        elif self.drafts:
+            found["prompt_lookup_num_tokens"] = self.drafts
+        return found
