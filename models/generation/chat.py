@@ -28,7 +28,8 @@ _TOKENS = 128
 @dataclass
 class Chat:
     """`prefix`: ids of the tokens that begin every conversation, which the model's owner chose. `system`: the text in
-    them. `head`: the released table that gives logits of the last hidden states; "": logits are revealed."""
+    them. `head`: the released table that gives logits of the last hidden states; "": logits, or tokens alone, are
+    revealed."""
 
     tokenizer: Any
     config: Any
@@ -87,14 +88,19 @@ def compile_chat(
     system: str | None = None,
     slots: int = SLOTS,
     sizes: Iterable[int] = SIZES,
+    reveal: str = "scores",
+    embedding: str = "client",
     texts: Sequence[str] | None = None,
     stage: Callable[[str], None] | None = None,
 ) -> tuple[Compiled, Chat]:
     """Compile a causal model to answer token by token.
 
-    system   what every conversation begins with, the owner's choice (default: the model's own, if its template has one)
-    slots    tokens of a conversation, the prefix not counted
-    texts    typical texts to calibrate on (default: built-in ones). Never a user's
+    system      what every conversation begins with, the owner's choice (default: the model's own, if its template has
+                one)
+    slots       tokens of a conversation, the prefix not counted
+    reveal      what the client learns of each next token: "scores" of all words, or the "token" alone
+    embedding   "client": the table of words is released to the client; "private": it stays with the server
+    texts       typical texts to calibrate on (default: built-in ones). Never a user's
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -106,10 +112,12 @@ def compile_chat(
             f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
             f"{most - len(prefix)}"
         )
-    decoder = Decoder(model, torch.tensor(prefix)).eval()
+    decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
     typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
-    compiled = compile_decoder(decoder, typical, plan, slots=slots, sizes=sizes, stage=stage, name=loaded.name)
-    head = _table(next(iter(compiled.parts.values())).program) if decoder.tied else ""
+    compiled = compile_decoder(
+        decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
+    )
+    head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
 
 

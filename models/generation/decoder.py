@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ...errors import BlindformerError
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
+from .noise import HOTTEST, Noise
 
+REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
 ATTENTION = "grouped"  # the name under which transformers knows the function below
 
 
@@ -58,15 +60,22 @@ class Decoder(nn.Module):
         input_ids   [1, n]
         rows        [1] how many rows are kept, and so where these tokens stand after the prefix
         past        key_0, value_0, key_1, ...: rows kept, then any others, [1, heads, L, features]
-    and gives `hidden` [1, n, features], or `logits` where the head is not the table of embeddings, and new rows by the
-    names of `past`.
+        noise       [1, n, words] to add to the logits, where only tokens are revealed
+    and gives what is revealed of each token, by its name, and new rows by the names of `past`:
+        hidden      [1, n, features] the last hidden states, whose product with the table of embeddings is the logits
+        logits      [1, n, words], where the head or the embedding is not that table, released to the client
+        token       [1, n] the likeliest, and no score (reveal="token")
     """
 
-    def __init__(self, model: nn.Module, prefix: Tensor) -> None:
+    def __init__(self, model: nn.Module, prefix: Tensor, reveal: str = "scores", embedding: str = "client") -> None:
         super().__init__()
+        if reveal not in REVEALED:
+            raise GenerationError(f"reveal={reveal!r}: choose {' or '.join(REVEALED)}")
         config: Any = model.config
         self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self.model, self.tied = model, _is_tied(model)
+        self.model = model
+        scores = "hidden" if embedding == "client" and _is_tied(model) else "logits"
+        self.gives = "token" if reveal == "token" else scores
         taken = inspect.signature(model.forward).parameters
         self.cache_name = "cache" if "cache" in taken else "past_key_values"
         if self.cache_name not in taken:
@@ -99,7 +108,9 @@ class Decoder(nn.Module):
         for name in self.names:
             yield name, self.get_buffer(f"prefix_{name}")
 
-    def forward(self, input_ids: Tensor, rows: Tensor, **past: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, rows: Tensor, noise: Tensor | None = None, **past: Tensor
+    ) -> dict[str, Tensor]:
         joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
         cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
         kept = torch.arange(past[self.names[0]].shape[-2])
@@ -111,11 +122,13 @@ class Decoder(nn.Module):
             "use_cache": True,
             self.cache_name: cache,
         }
-        if self.tied:
+        if self.gives == "hidden":
             base: Any = self.model.base_model
             found = {"hidden": base(input_ids=input_ids, **options).last_hidden_state}
         else:
-            found = {"logits": self.model(input_ids=input_ids, **options).logits}
+            logits = self.model(input_ids=input_ids, **options).logits
+            chosen = None if noise is None else (logits + noise).argmax(-1).to(logits.dtype)
+            found = {"logits": logits} if chosen is None else {"token": chosen}
         count = input_ids.shape[1]
         for name in self.names:
             kind, number = name.split("_")
@@ -181,6 +194,8 @@ def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterat
     past = decoder.empty(slots)
     for start in range(0, min(len(ids), slots) - size + 1, size):
         batch = {"input_ids": ids[None, start : start + size], "rows": torch.tensor([start])}
+        if decoder.gives == "token":
+            batch["noise"] = Noise(decoder.config.vocab_size, HOTTEST)(range(start, start + size))
         yield {**batch, **{name: kept.clone() for name, kept in past.items()}}
         with torch.no_grad():
             found: Mapping[str, Tensor] = decoder(**batch, **past)

@@ -52,6 +52,8 @@ def found_or_compiled(
     plan: Plan | str | None = None,
     system: str | None = None,
     slots: int = SLOTS,
+    reveal: str | None = None,
+    embedding: str | None = None,
     stage: Stage | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
@@ -60,28 +62,27 @@ def found_or_compiled(
     """
     given = Path(model).expanduser()
     if (given / "client").is_dir() or (given / VERSIONS).is_file():
-        if plan is not None or system is not None:
-            raise GenerationError(
-                f"{model}: is compiled, with its plan and its system prompt; leave --plan and --system out, or give "
-                "the model's own folder"
-            )
+        chosen = {"--plan": plan, "--system": system, "--reveal": reveal, "--embedding": embedding}
+        if found := next((name for name, value in chosen.items() if value is not None), None):
+            raise GenerationError(f"{model}: is compiled already; leave {found} out, or give the model's own folder")
         return given
     if stage:
         stage("the model")
     loaded = load(model)
     plan = own_plan(loaded) if plan is None else plan
-    folder = cache / "compiled" / _key(loaded, plan, system, slots)
+    options = {"system": system, "slots": slots, "reveal": reveal or "scores", "embedding": embedding or "client"}
+    folder = cache / "compiled" / _key(loaded, plan, options)
     try:
         load_client(folder)
         return folder
     except ArtifactError:
-        return compile_chat_folder(loaded, folder, plan=plan, system=system, slots=slots, stage=stage)
+        return compile_chat_folder(loaded, folder, plan=plan, stage=stage, **options)
 
 
-def _key(loaded: Loaded, plan: Plan | str, system: str | None, slots: int) -> str:
+def _key(loaded: Loaded, plan: Plan | str, options: dict[str, Any]) -> str:
     """Names the model's files, the options, and the versions that they were compiled with."""
     files = [loaded.folder] if loaded.folder.is_file() else sorted(loaded.folder.glob("*.*"))
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     chosen = plan if isinstance(plan, str) else plan.content_hash()
-    made = json.dumps([str(loaded.folder), marks, chosen, system, slots, versions("transformers", "torch")])
+    made = json.dumps([str(loaded.folder), marks, chosen, options, versions("transformers", "torch")])
     return f"{loaded.name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"

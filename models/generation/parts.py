@@ -27,12 +27,14 @@ def compile_decoder(
     *,
     slots: int = 256,
     sizes: Iterable[int] = SIZES,
+    embedding: str = "client",
     stage: Callable[[str], None] | None = None,
     name: str = "",
 ) -> Compiled:
     """Compile for conversations of up to `slots` tokens after the prefix.
 
-    texts   ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
+    texts       ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
+    embedding   as `compile`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -51,6 +53,7 @@ def compile_decoder(
             decoder,
             batches,
             plan if like is None else like.plan,
+            embedding=embedding,
             progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
             inputs=given,
             like=like,

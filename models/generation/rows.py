@@ -14,6 +14,7 @@ from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Program
 from .decoder import GenerationError
+from .noise import Noise
 from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int]], Mapping[str, Tensor]]
@@ -26,13 +27,17 @@ Part = Compiled | ProgramPart
 
 class Rows:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
-    there were."""
+    there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
+    then."""
 
     def __init__(self, program: Program, run: Pass, prefix: Sequence[int]) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
         self.sizes = sorted({size_of(name) for name in program.parts})
         self.parts = sorted((room(part), name) for name, part in program.parts.items())
         self.slots = room(program)
+        noise = [part.inputs["noise"] for part in program.parts.values() if "noise" in part.inputs]
+        self.words = noise[0][-1] if noise else 0
+        self.noise = Noise(self.words)
 
     @property
     def rows(self) -> int:
@@ -43,7 +48,7 @@ class Rows:
         self.ids = self.ids[: max(length, self.prefix)]
 
     def read(self, ids: Sequence[int]) -> Tensor:
-        """Read these tokens after all others; the last hidden states, or logits, of each [tokens, features].
+        """Read these tokens after all others; what is revealed of each (Decoder) [tokens, ...].
 
         Errors: GenerationError where there is no room.
         """
@@ -91,6 +96,8 @@ class Rows:
             "input_ids": torch.tensor([ids + ids[-1:] * (size - count)]),
             "rows": torch.tensor([self.rows]),
         }
+        if self.words:
+            inputs["noise"] = self.noise(range(self.rows, self.rows + size))
         following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
         rows = self.rows + count
         (answer,) = self.run(self._part(size, self.rows), inputs, (self._part(following, rows), rows)).values()

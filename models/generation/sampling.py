@@ -10,8 +10,17 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .decoder import GenerationError
 from .drafts import PayingDrafts
+from .noise import HOTTEST, Noise
 from .rows import Rows
+
+# Of `generate`, for a model that reveals the token alone: options that need no scores, and values that change nothing.
+_OF_TOKENS = (
+    *("max_new_tokens", "streamer", "stopping_criteria", "stop_strings", "tokenizer", "pad_token_id", "eos_token_id"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_model"),
+)
+_NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 class RowsCache(Cache):
@@ -44,7 +53,7 @@ class RowsCache(Cache):
 class PrivateDecoder(PreTrainedModel, GenerationMixin):
     """A causal model whose forward pass is private: what `generate` asks for.
 
-    `head`: the released table [words, features], where the last hidden states are revealed; None: logits are.
+    `head`: the released table [words, features], where the last hidden states are revealed; None: logits or tokens are.
     """
 
     main_input_name = "input_ids"
@@ -66,7 +75,11 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Tensor, cache: Any = None, **more: Any) -> CausalLMOutputWithPast:
         found = self.rows.read(input_ids[0].tolist())
-        logits = found if self.head is None else found @ self.head.T
+        if self.rows.words:
+            tokens = found.round().long()[:, None]
+            logits = torch.full((len(tokens), self.rows.words), -torch.inf).scatter(1, tokens, 0.0)
+        else:
+            logits = found if self.head is None else found @ self.head.T
         return CausalLMOutputWithPast(logits=logits[None], cache=cache)
 
     def _get_candidate_generator(self, generation_config: GenerationConfig, *given: Any, **options: Any) -> Any:
@@ -76,13 +89,41 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.drafts = PayingDrafts(drafter, self.rows, always=bool(generation_config.do_sample))
         return self.drafts
 
-    def answer(self, ids: Tensor, config: GenerationConfig | None = None, **options: Any) -> Tensor:
+    def answer(self, ids: Tensor, **options: Any) -> Tensor:
         """The tokens after `ids` [tokens], which begin with the prefix. What was read of them before is not read again.
         Ends as `generate` does."""
         same = zip(self.rows.ids, ids.tolist(), strict=False)
         read = next((place for place, (old, new) in enumerate(same) if old != new), len(self.rows.ids))
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
         self.drafts = None
+        if self.rows.words:
+            options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does
-        found = mine.generate(ids[None], generation_config=config, cache=RowsCache(self.rows), **options)
+        found = mine.generate(ids[None], cache=RowsCache(self.rows), **options)
         return found[0, len(ids) :]
+
+    def _by_noise(self, do_sample: bool = False, temperature: float | None = None, **options: Any) -> dict[str, Any]:
+        """What is left for `generate` where nothing but tokens is known, and only noise can draw them.
+
+        Errors: GenerationError for what would need the scores.
+        """
+        for name, value in options.items():
+            if name not in _OF_TOKENS and value is not None and value != _NEUTRAL.get(name):
+                raise GenerationError(
+                    f"{name}: needs the scores of all words, and this model reveals only the token; leave it out, or "
+                    "compile with --reveal scores"
+                )
+        temperature = 1.0 if temperature is None else temperature
+        if do_sample and not 0 < temperature <= HOTTEST:
+            raise GenerationError(
+                f"temperature {temperature:g}: a model that reveals only the token takes up to {HOTTEST:g}; lower it"
+            )
+        seed = int(torch.randint(2**62, ()))
+        self.rows.noise = Noise(self.rows.words, temperature if do_sample else 0.0, seed)
+        ends = {
+            name: getattr(self.generation_config, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")
+        }
+        return {
+            **{name: value for name, value in options.items() if name in _OF_TOKENS},
+            "generation_config": GenerationConfig(do_sample=False, **ends),
+        }

@@ -35,12 +35,13 @@ def compile_model(
     tokens: Annotated[
         int | None, Option(min=32, help="With --chat: tokens of a conversation, answers included (default: 256).")
     ] = None,
+    reveal: options.Reveal = None,
     threads: Annotated[int, Option(min=1, help="Threads to compile with.")] = 1,
     form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
     whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
-    _refuse(chat, whole if chat else {"--system": system, "--tokens": tokens}, embedding)
+    _refuse(chat, whole if chat else {"--system": system, "--tokens": tokens, "--reveal": reveal})
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.building import compile_folder
@@ -56,6 +57,7 @@ def compile_model(
             from ...models.generation.folder import compile_chat_folder
 
             said = None if system is None else read_system(system)
+            common |= {"reveal": reveal or "scores", "embedding": embedding}
             compile_chat_folder(loaded, out, system=said, slots=tokens or SLOTS, texts=read_texts(calibrate), **common)
         else:
             compile_folder(
@@ -78,10 +80,9 @@ def compile_model(
     _show(found, out)
 
 
-def _refuse(chat: bool, given: dict[str, Any], embedding: str) -> None:
+def _refuse(chat: bool, given: dict[str, Any]) -> None:
     """Options of the other kind of model."""
     found = [name for name, value in given.items() if value is not None]
-    found += ["--embedding"] if chat and embedding != "client" else []
     if found and chat:
         raise BlindformerError(f"{found[0]}: is not for a model that is compiled with --chat; leave it out")
     if found:

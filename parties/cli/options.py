@@ -32,6 +32,13 @@ Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, or mi
 Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
+Reveal = Annotated[
+    str | None,
+    Option(
+        click_type=one_of("scores", "token"),
+        help="Of a conversation: scores of all words, the client draws (default); or the next token alone.",
+    ),
+]
 Calibrate = Annotated[
     Path | None,
     Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),

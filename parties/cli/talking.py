@@ -45,6 +45,10 @@ class Talking:
     slots: Annotated[int, Option("--tokens", min=32, help="Tokens that a conversation may have, answers included.")] = (
         SLOTS
     )
+    reveal: options.Reveal = None
+    embedding: Annotated[
+        str | None, Option(help="The table of words is released to the client (client, default) or not (private).")
+    ] = None
     temperature: Annotated[float, Option(min=0, help="0: always the likeliest token.")] = 0.0
     top_p: Annotated[float, Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")] = 1.0
     top_k: Annotated[int, Option(min=0, help="Draw from so many tokens; 0: from all.")] = 0
@@ -88,6 +92,8 @@ class Talking:
                 plan=None if self.plan is None else read_plan(self.plan),
                 system=text,
                 slots=self.slots,
+                reveal=self.reveal,
+                embedding=self.embedding,
                 stage=lambda stage: phases.note("compile", stage),
             )
             phases.end("compile")

@@ -29,13 +29,13 @@ def test_passes_give_what_the_whole_text_gives(name, size):
         for batch in conversation(decoder, text[len(PREFIX) :], size, 40):
             found = decoder(**batch)
             at = len(PREFIX) + int(batch["rows"]) + torch.arange(size)
-            wanted, got = (hidden, found["hidden"]) if decoder.tied else (logits, found["logits"])
+            wanted, got = (hidden, found["hidden"]) if decoder.gives == "hidden" else (logits, found["logits"])
             torch.testing.assert_close(got[0], wanted[at], rtol=1e-4, atol=1e-4)
 
 
 def test_only_a_tied_head_reveals_hidden_states():
-    assert Decoder(small(), torch.tensor(PREFIX)).tied
-    assert not Decoder(small(tie_word_embeddings=False), torch.tensor(PREFIX)).tied
+    assert Decoder(small(), torch.tensor(PREFIX)).gives == "hidden"
+    assert Decoder(small(tie_word_embeddings=False), torch.tensor(PREFIX)).gives == "logits"
 
 
 def test_what_has_no_cache_of_keys_is_named():

@@ -104,6 +104,26 @@ def test_an_assistant_changes_no_token(call, compiled, talks):
     assert json.loads(private)["drafts_accepted"] > 0
 
 
+@pytest.mark.parametrize("embedding", ["client", "private"])
+def test_the_token_alone_is_that_of_the_scores(call, talks, tmp_path, embedding):
+    folder = tmp_path / "tokens"
+    options = ("--chat", "--reveal", "token", "--embedding", embedding, "--tokens", 32)
+    code, out, errors = call("compile", talks, "--out", folder, *options)
+    assert code == 0, errors
+    assert ("lm_head.weight" in out) == (embedding == "client")  # of the table of words, as transformers ties it
+    words = ("Hi", "--max-new-tokens", 4, "--format", "json")
+    scores = json.loads(call("generate", talks, *words, *CLEAR)[1])["tokens"]
+    code, private, errors = call("generate", folder, *words)
+    assert code == 0, errors
+    assert json.loads(private)["tokens"] == scores
+    drawn = [call("generate", folder, *words, "--temperature", 1.5, "--seed", 2)[1]]
+    drawn += [call("generate", folder, *words, "--temperature", 1.5, "--seed", 2, "--protocol", "clear")[1]]
+    assert json.loads(drawn[0])["tokens"] == json.loads(drawn[1])["tokens"] != scores
+    code, _, errors = call("generate", folder, *words, "--temperature", 1, "--top-p", 0.5)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "top_p: needs the scores of all words" in errors
+
+
 def test_sampling_repeats_with_its_seed(call, compiled):
     words = ("generate", compiled, "Hi", "--protocol", "clear", "--temperature", 1.5, "--format", "json")
     answers = [json.loads(call(*words, "--seed", seed, "--drafts", 2)[1])["tokens"] for seed in (1, 1, 2)]
@@ -141,7 +161,8 @@ WRONG = {
     "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
     "no system prompt": (("generate", "{plain}", "a", "--system", "absent"), "--system absent: cannot be read"),
     "too many tokens": (("generate", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
-    "a plan": (("generate", "{compiled}", "a", "--plan", "fast"), "leave --plan and --system out"),
+    "a plan": (("generate", "{compiled}", "a", "--plan", "fast"), "is compiled already; leave --plan out"),
+    "what is revealed": (("generate", "{compiled}", "a", "--reveal", "token"), "leave --reveal out"),
     "whole texts": (("generate", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
     "a client's part": (("generate", "{compiled}/client", "a"), "is the client's part; give the server's"),
     "no template": (("chat", "{plain}"), "has no chat template"),
@@ -211,7 +232,8 @@ def test_inspect_shows_each_pass(call, compiled):
 def test_compile_takes_options_of_one_kind(call, talks, tmp_path):
     for words, expected in (
         (("--chat", "--lengths", "32"), "--lengths: is not for a model that is compiled with --chat"),
-        (("--chat", "--embedding", "private"), "--embedding: is not for"),
+        (("--chat", "--tokens", 32, "--embedding", "mine"), "embedding='mine': choose client or private"),
+        (("--reveal", "token"), "--reveal: is for a model that is compiled with --chat"),
         (("--tokens", 32), "--tokens: is for a model that is compiled with --chat"),
         (("--chat", "--system", "absent"), "--system absent: cannot be read"),
     ):
