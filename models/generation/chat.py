@@ -15,14 +15,16 @@ from ..compile import Compiled
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
-from ..program.program import Program
+from ..program.program import Program, ProgramError
 from .decoder import Decoder, GenerationError, causal_model
 from .parts import SIZES, compile_decoder
+from .sinks import sink
 
 SLOTS = 256
 _FILE = "chat.json"
 _CONVERSATIONS = 6  # to calibrate on, of as many tokens as the largest pass is asked for
 _TOKENS = 128
+_FAR = 20.0  # times the values of other tokens
 
 
 @dataclass
@@ -114,11 +116,26 @@ def compile_chat(
         )
     decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
     typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
-    compiled = compile_decoder(
-        decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
-    )
+    try:
+        compiled = compile_decoder(
+            decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
+        )
+    except ProgramError as error:
+        raise _with_sink(error, decoder, typical, loaded.processor) from None
     head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
+
+
+def _with_sink(error: ProgramError, decoder: Decoder, typical: Sequence[torch.Tensor], tokenizer: Any) -> ProgramError:
+    """The error with the token that most likely is its reason, if one stands out."""
+    found = sink(decoder, typical)
+    if found.times < _FAR:
+        return error
+    return ProgramError(
+        f"{error}. Of the calibration texts, token {tokenizer.decode([found.token])!r} at place {found.place} has "
+        f"values {found.times:.0f} times those of others in {found.module}: say it in the system "
+        "prompt (--system), which is computed in the clear"
+    )
 
 
 def prefix_ids(tokenizer: Any, system: str | None) -> list[int]:

@@ -182,7 +182,7 @@ class Builder:
         dim %= len(x.shape)
         n = x.shape[dim]
         shape = [n if d == dim else 1 for d in range(len(x.shape))]
-        where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape).expand(x.shape).contiguous())
+        where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape))
         while n > 1:
             pairs = n - n % 2
             lower, joined = None, []
@@ -191,9 +191,13 @@ class Builder:
                 difference = self._of_row(left, right, dim)
                 lower = self.less(difference, 0.0) if lower is None else lower
                 won = self.sub(left, self.mul(lower, difference))
-                joined.append(self.concat([won, self.slice(value, dim, pairs, n)], dim) if n > pairs else won)
+                if n > pairs:
+                    last = self.expand(self.slice(value, dim, pairs, n), (*won.shape[:dim], 1, *won.shape[dim + 1 :]))
+                    won = self.concat([won, last], dim)
+                joined.append(won)
             x, where = joined
             n = x.shape[dim]
+        where = self.expand(where, x.shape)
         return where if keepdim else self.reshape(where, (*where.shape[:dim], *where.shape[dim + 1 :]))
 
     def _of_row(self, a: Node, b: Node, dim: int) -> Node:
