@@ -10,7 +10,7 @@ from blindformer.models.generation.chat import SIZES, SLOTS
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
 from blindformer.parties.cli import compile as compile_command
-from blindformer.parties.cli import talking
+from blindformer.parties.cli import generate, talking
 from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment
 
