@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from .errors import PlanError
 from .linear import AffineParameters, fake_quantise, quantise_behind
 from .plan import FULL_BITS, Plan
 from .primitives import unless_known
-from .registry import EXACT, Approximation, Constants, define_kind, find, find_kind, kinds
+from .registry import EXACT, Approximation, Constants, Range, define_kind, find, find_kind, kinds
 
 LINEAR = "linear"
 
@@ -154,6 +154,12 @@ class Overrides(TorchFunctionMode):
         if (kind, site) not in self._constants:
             self._constants[kind, site] = self.plan.constants(kind, site, self._frame().path)
         return self._constants[kind, site]
+
+    def fitted(self, kind: str, range_: Range) -> Callable[[Tensor], Tensor] | None:
+        """The approximation in force in the module that is running, fitted to this range. None: exact."""
+        choice = self.plan.choice(kind, self._frame().path)
+        found = find(kind, EXACT if kind in self.exact else choice.name)
+        return None if found.function is None else partial(found.function, **found.constants(range_, choice.options))
 
     def keep_affine(self, result: Tensor, affine: AffineParameters) -> None:
         """Remember what a norm has applied to its result, for a linear layer that reads it."""

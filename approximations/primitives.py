@@ -60,6 +60,83 @@ def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) ->
     return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients], float(domain))
 
 
+@torch.library.custom_op("blindformer::lookup", mutates_args=())
+def _lookup(x: Tensor, table: Sequence[float], count: int, start: float, width: float, beyond: bool = False) -> Tensor:
+    work = x if x.dtype == torch.float64 else x.float()
+    rows = torch.tensor(table, dtype=work.dtype, device=x.device).reshape(-1, count)
+    past = (work - start) / width
+    cell = past.floor()
+    return _by_row(rows[cell.long() % len(rows)], past - cell).to(x.dtype)
+
+
+def _by_row(rows: Tensor, place: Tensor) -> Tensor:
+    result = rows[..., -1]
+    for power in range(rows.shape[-1] - 2, -1, -1):
+        result = result * place + rows[..., power]
+    return result
+
+
+@_lookup.register_fake
+def _(x: Tensor, table: Sequence[float], count: int, start: float, width: float, beyond: bool = False) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_lookup(ctx, inputs, output) -> None:
+    x, *ctx.table = inputs
+    ctx.save_for_backward(x)
+
+
+def _lookup_backward(ctx, gradient: Tensor):
+    (x,) = ctx.saved_tensors
+    table, count, start, width, _ = ctx.table
+    slopes = [c * (k % count) / width for k, c in enumerate(table) if k % count] if count > 1 else [0.0] * len(table)
+    return gradient * _lookup(x, slopes, max(count - 1, 1), start, width), None, None, None, None, None
+
+
+_lookup.register_autograd(_lookup_backward, setup_context=_setup_lookup)
+
+
+def lookup(x: Tensor, table: Sequence[Sequence[float]], start: float, width: float, beyond: bool = False) -> Tensor:
+    """The polynomial of x's cell at its place there: row j is of [start + j width, start + (j + 1) width), coefficients
+    ascending, of (x - the cell's start) / width. Rows: a power of two; width: a power of two.
+
+    Rows must be right from one cell below their own on, and the last row must not count: parties on secrets may read
+    the row above. Beyond the table it begins anew, there as here; `beyond`: x may lie there, as the result meets an
+    exact 0. On secrets it costs no message where x is open.
+    """
+    flat = [float(c) for row in table for c in row]
+    return torch.ops.blindformer.lookup(x, flat, len(table[0]), float(start), float(width), beyond)
+
+
+@torch.library.custom_op("blindformer::which_cell", mutates_args=())
+def which_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
+    """Of x [..., 1] the cell: [..., cells], one 1 and zeros. Cells as of `lookup`; parties may find the next one."""
+    return (((x - start) / width).floor() % cells == torch.arange(cells, device=x.device)).to(x.dtype)
+
+
+@which_cell.register_fake
+def _(x: Tensor, start: float, width: float, cells: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], cells))
+
+
+which_cell.register_autograd(lambda ctx, gradient: (torch.zeros_like(gradient[..., :1]), None, None, None))
+
+
+@torch.library.custom_op("blindformer::exp_by_cell", mutates_args=())
+def exp_by_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
+    """e^x in the last three cells of those from `start`, 0 in the cells before; the last one must not count."""
+    most = cells * width
+    within = start + (x - start) % most
+    return torch.where(within < start + most - 3 * width, 0.0, within.exp())
+
+
+exp_by_cell.register_fake(lambda x, start, width, cells: torch.empty_like(x))
+exp_by_cell.register_autograd(
+    lambda ctx, gradient: (gradient * ctx.saved_tensors[0], None, None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
+)
+
+
 @torch.library.custom_op("blindformer::unless_known", mutates_args=())
 def unless_known(approximated: Tensor, x: Tensor, function: str) -> Tensor:
     """An approximated function of x. Where x turns out to be no secret, lowering takes the exact one of ATen."""

@@ -78,16 +78,21 @@ define_elementwise(
         **dict.fromkeys((Tensor.div_, Tensor.__itruediv__, Tensor.__idiv__), _divided),
     },
     known="reciprocal",
-    presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
+    presets={"faithful": "table", "fast": "table", "he": "polynomial"},
     spread=2.0,
     fitted_range=_fitted_range,
 )
 
 
-def divide_within(overrides: Overrides, site: str, denominators: Tensor, most: float) -> Tensor:
+def divide_within(
+    overrides: Overrides, site: str, denominators: Tensor, most: float, within: Range | None = None
+) -> Tensor:
     """1 / denominators, for a kind that divides; ``site``: its own call. `most`: the largest denominator there can be;
-    0: not known."""
+    0: not known. `within`: both bounds, where they are known; then nothing is calibrated."""
     site += DENOMINATOR
+    if within is not None:
+        found = overrides.fitted("reciprocal", within)
+        return denominators.reciprocal() if found is None else found(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:
         overrides.show(site, "reciprocal", torch.full((1,), most))

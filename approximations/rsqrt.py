@@ -50,7 +50,7 @@ define_elementwise(
     answers={F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm},
     known="rsqrt",
     fitted_range=_fitted_range,
-    presets={"faithful": "goldschmidt", "fast": "goldschmidt", "he": "polynomial"},
+    presets={"faithful": "table", "fast": "table", "he": "polynomial"},
     spread=3.0,
     recorded=without_epsilons,
 )

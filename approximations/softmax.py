@@ -9,7 +9,7 @@ row that keeps no key has numerators 0, and a denominator that is not.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,26 @@ from .exp import exp_below_zero, exp_coefficients, squared
 from .overrides import Overrides
 from .primitives import above
 from .reciprocal import divide_within
-from .registry import Constants, approximation, define_kind
+from .registry import Constants, Range, approximation, define_kind
 
-Parts = tuple[Tensor, Tensor | None]
+
+class Parts(NamedTuple):
+    """`within`: the bounds that the denominators keep by construction; None: those that calibration finds."""
+
+    numerators: Tensor
+    denominators: Tensor | None
+    within: Range | None = None
 
 
 def _mixed(
     overrides: Overrides, site: str, parts: Parts, most: float, values: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
-    numerators, denominators = parts
+    numerators, denominators, within = parts
     if dropout > 0.0:
         numerators = F.dropout(numerators, dropout)
     mixed = numerators if values is None else by_group(numerators, values)
-    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most)
+    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, within)
 
 
 def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Tensor:
@@ -93,7 +99,7 @@ define_kind(
         Tensor.softmax: _softmax,
         F.scaled_dot_product_attention: _attention,
     },
-    presets={"faithful": "exp", "fast": "2quad", "he": "square"},
+    presets={"faithful": "table", "fast": "2quad", "he": "square"},
     search=("2quad", "2relu"),
     operations=("softmax", "_softmax", "scaled_dot_product_attention"),
     limit=12.0,
@@ -103,7 +109,7 @@ define_kind(
 def _parts(numerators: Tensor, keep: Tensor | None, alone: float = 1.0) -> Parts:
     """Numerators and their sum; ``alone``: what it is where no key is kept, which nothing is divided by in earnest."""
     total = numerators.sum(-1, keepdim=True)
-    return numerators, total if keep is None else total + none_kept(keep) * alone
+    return Parts(numerators, total if keep is None else total + none_kept(keep) * alone)
 
 
 def _power_of_two(number: float) -> float | None:
@@ -146,8 +152,8 @@ def square(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: fl
     squares = (scores + shift / scale) * (scores + shift / scale)
     factor = gain * scale * scale
     if keep is None:
-        return squares * (factor / scores.shape[-1]), None
-    return (squares * factor) * (keep / keep.sum(-1, keepdim=True).clamp(min=1.0)), None
+        return Parts(squares * (factor / scores.shape[-1]), None)
+    return Parts((squares * factor) * (keep / keep.sum(-1, keepdim=True).clamp(min=1.0)), None)
 
 
 @approximation(

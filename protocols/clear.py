@@ -27,8 +27,9 @@ class ClearEngine:
     """Runs instructions on plain integers of the ring. `values`: encoded tensors of all sources by name.
 
     It computes what parties compute, wraps included: a rescale sees its argument modulo its ring, a comparison modulo
-    its bits, and an answer is read modulo its width. Parties leave two things to chance: the carry of a rescale, which
-    rounds to nearest here, and a rescale's argument that is out of range, which is left to chance here, too.
+    its bits, and an answer is read modulo its width. Parties leave to chance the carry of a rescale, which
+    rounds to nearest here; that of a place in a table, for which tables allow, and which is never taken here; and a
+    rescale's argument that is out of range, which is left to chance here, too.
 
     `states`: of the session that this run belongs to.
     """

@@ -30,6 +30,11 @@ def wire_bytes(bits: int) -> int:
     return (min(bits, 64) + 7) // 8
 
 
+def narrowest(bits: int) -> torch.dtype:
+    """The smallest type of integers that holds the low `bits` bits."""
+    return next(dtype for dtype in (torch.int8, torch.int16, torch.int32, torch.int64) if 8 * dtype.itemsize >= bits)
+
+
 def elements(shape: tuple[int, ...]) -> int:
     count = 1
     for n in shape:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...protocols.operations import operations
 
+EXP_POINTS, EXP_ROWS = 1024, 3  # of a table of e^x: distances that lines cross, and cells where it is not 0
+
 
 @dataclass(eq=False)
 class Node:
@@ -139,6 +141,27 @@ class Builder:
         if len(coefficients) == 2:
             return self.add(self.scale(x, coefficients[1]), self.constant(coefficients[0]))
         return self.node("polynomial", x, shape=x.shape, coefficients=coefficients, domain=domain)
+
+    def lookup(self, x: Node, table: Tensor, start: float, width: float, beyond: bool = False) -> Node:
+        """Of each element the polynomial of its cell: table [cells, degree + 1], a power of two of cells, each `width`
+        (a power of two) long, the first from `start`; a row's coefficients are of (x - the cell's start) / width.
+        `beyond`: whether x may lie beyond, where the result meets an exact 0."""
+        if x.op == "ldexp":
+            factor = 2.0 ** -x.attributes["exponent"]
+            return self.lookup(x.args[0], table, start * factor, width * factor, beyond)
+        return self.node("lookup", x, self.constant(table), shape=x.shape, start=start, width=width, beyond=beyond)
+
+    def one_hot(self, x: Node, start: float, width: float, cells: int) -> Node:
+        """Which cell x [..., 1] is in: [..., cells], one 1 and zeros. Cells as of `lookup`."""
+        assert x.shape[-1] == 1
+        return self.node("one_hot", x, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
+
+    def exp(self, x: Node, start: float, width: float, cells: int) -> Node:
+        """e^x in the last cells, where it is not nearly 0; 0 in all others. Cells as of `lookup`."""
+        points = torch.linspace(0, width, EXP_POINTS + 1, dtype=torch.float64)
+        ends = start + width * torch.arange(max(0, cells - EXP_ROWS), cells, dtype=torch.float64)
+        table = self.constant(torch.exp(ends[:, None] + points))
+        return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
     def less(self, x: Node, threshold: float) -> Node:

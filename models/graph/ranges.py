@@ -57,6 +57,8 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
                 f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
                 "calibrate the plan on more inputs, or choose another approximation for this layer"
             )
+        if node.op == "lookup":  # what any row may say
+            high = max(high, float(args[1].abs().sum(-1).max()))
         domain = node.attributes.get("domain", 0.0)
         if domain:
             # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...protocols.beaver.compare import BitCorrelation, SignCorrelation
+from ...protocols.beaver.lookup import LookupCorrelation
 from ...protocols.beaver.rescale import RescaleCorrelation
 from ...protocols.beaver.reveal import Rounding
 from ...protocols.beaver.state import RowsBefore
@@ -114,6 +115,12 @@ def _(entry: SignCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> Si
         _planes(entry.beta_bits, run, runs),
         _of_run(entry.beta, run, runs, shape),
     )
+
+
+@_of_run.register
+def _(entry: LookupCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> LookupCorrelation:
+    numbers = entry.numbers[run]
+    return LookupCorrelation(numbers.reshape(numbers.shape[numbers.dim() - len(shape) - 2 :]))
 
 
 def _planes(planes: Tensor, run: int, runs: int) -> Tensor:

@@ -28,6 +28,7 @@ from .revealed import answer_bits
 from .scaling import scale_rule
 from .widths import near_width, place_widths
 
+PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
 
 
@@ -76,6 +77,7 @@ class Scaler:
         self.kept: list[Node] = []
         self.extra: dict[int, int] = {}
         self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
+        self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -155,6 +157,7 @@ class Scaler:
             wanted = fraction - math.floor(math.log2(found.low))
         else:
             wanted = fraction - min(0, bits) - max(0, bits - 6) + self.extra.get(id(node), 0)
+        wanted = max(wanted, self.places.get(id(node), 0))  # all tables on one opening: what one says, others rely on
         return max(4, min(wanted, fraction + 20, self.precision.room - bits))
 
     def source(self, node: Node, scale: int) -> int:
@@ -219,6 +222,9 @@ class Scaler:
         for node in nodes:
             if node.op in known and known[node.op].opened:
                 self.opened.update(id(arg) for arg in node.args)
+            if node.op == "lookup" and node.args[1].shape[-1] > 1:
+                x, wanted = id(node.args[0]), PLACE_BITS - round(math.log2(node.attributes["width"]))
+                self.places[x] = max(wanted, self.places.get(x, 0))
         readers: dict[int, list[Node]] = {}
         for node in nodes:
             for arg in node.args:

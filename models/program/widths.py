@@ -20,11 +20,11 @@ ROOM = 2.0  # an input may show twice what calibration saw, everywhere
 def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, float]:
     """Modules with a value whose width ends less than `ROOM` times above what calibration saw, and how many times.
 
-    `bounded`: instructions whose values cannot pass what was seen.
+    `bounded`: instructions whose values cannot pass what was seen, or that may be read wrong where they do.
     """
     found: dict[str, float] = {}
     known = operations()
-    for item in instructions:
+    for place, item in enumerate(instructions):
         limit = known[item.op].limit
         if limit is None:
             continue
@@ -32,7 +32,7 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
         while instructions[number].op == "shift":
             number = instructions[number].args[0]
         source = instructions[item.args[0]]
-        if number in bounded or not source.bound:
+        if number in bounded or place in bounded or not source.bound:
             continue
         room = limit(item.width, item.attributes) * 2.0**-source.scale / source.bound
         if room < ROOM:

@@ -18,6 +18,9 @@ shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
+           lookup(start, bits, low, drop)   of a public table (second argument), the row of x's cell at x's place in it
+           one_hot(start, bits, low)        x [..., 1] -> [..., cells]: 1 in x's cell
+           exp(start, ..., rate, fraction)  e^x by a public table (second argument)
            keep(name)                    x [..., n, d] itself; its rows are added to that state, for later runs
 result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without bits: x), to the client alone; to
                                          "owner": each party keeps a fresh share for it

@@ -25,17 +25,17 @@ def error(found, low, high, dtype=torch.float64, **options):
 def exp_error(name, low, **options):
     """The largest error of softmax's numerators, whose sum is the denominator."""
     found, x = find("softmax", name), torch.linspace(low, 0, 100_001, dtype=torch.float64)
-    numerators, denominators = found.function(x, None, **found.constants(None, options))
+    numerators, denominators, _ = found.function(x, None, **found.constants(None, options))
     assert denominators.item() == pytest.approx(numerators.sum().item())
     return (numerators - x.exp()).abs().max().item()
 
 
-def relative(found, log_low, width, spaced):
+def relative(found, log_low, width, spaced, **options):
     """The largest relative error of a division or root on a range, fitted to it."""
     low, high = 2.0**log_low, 2.0 ** (log_low + width)
     x = spaced(low, high).clamp(low, high)
     power = 1.0 if found.kind == "reciprocal" else 0.5
-    return (found.function(x, **found.constants((low, high), {})) * x**power - 1).abs().max().item()
+    return (found.function(x, **found.constants((low, high), options)) * x**power - 1).abs().max().item()
 
 
 @pytest.mark.parametrize("found", STATED, ids=named)
@@ -84,16 +84,18 @@ def test_the_stated_error_of_exp_holds_beyond_its_cut(name):
     assert exp_error(name, -40) < find("softmax", name).error
 
 
-@pytest.mark.parametrize("name", ["exp", "exp-limit", "2quad", "2relu"])
+@pytest.mark.parametrize("name", ["exp", "exp-limit", "table", "2quad", "2relu"])
 def test_masked_scores_count_for_nothing(name):
     found = find("softmax", name)
     scores = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 4
     keep = (torch.arange(8) < 6).float()
     constants = found.constants((scores.min().item(), scores.max().item()), {})
-    numerators, denominators = found.function(scores, keep, **constants)
+    numerators, denominators, within = found.function(scores, keep, **constants)
     assert (numerators[..., 6:] == 0).all()
     assert torch.equal(denominators, numerators.sum(-1, keepdim=True))
-    if name.startswith("exp"):
+    if within is not None:
+        assert within[0] < denominators.min() <= denominators.max() < within[1]
+    if find("softmax", name).error is not None:
         ratio = numerators / denominators
         assert (ratio[..., :6] - scores[..., :6].softmax(-1)).abs().max() < 5 * found.error
 
@@ -105,6 +107,30 @@ def test_goldschmidt_meets_its_tolerance_on_any_range(log_low, width, kind):
         return torch.logspace(log_low, log_low + width, 2001, base=2.0, dtype=torch.float64)
 
     assert relative(find(kind, "goldschmidt"), log_low, width, spaced) < 2.0**-14 * 1.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-12, 12), st.floats(0, 12), st.sampled_from(["reciprocal", "rsqrt"]), st.sampled_from([8, 12, 14]))
+def test_tables_meet_their_tolerance_on_any_range(log_low, width, kind, bits):
+    def spaced(low, high):
+        return torch.logspace(log_low, log_low + width, 2001, base=2.0, dtype=torch.float64)
+
+    assert relative(find(kind, "table"), log_low, width, spaced, tolerance=2.0**-bits) < 2.0**-bits * 1.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 60), st.integers(1, 90), st.integers(0, 2**32))
+def test_a_table_finds_any_rows_softmax(spread, keys, seed):
+    """A row that keeps no key is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = spread * (2 * torch.rand(4, keys, generator=generator, dtype=torch.float64) - 1)
+    keep = (torch.rand(4, keys, generator=generator) < 0.7).double()
+    found = find("softmax", "table")
+    constants = found.constants((-spread, spread), {})
+    numerators, denominators, within = found.function(scores, keep, **constants)
+    assert within[0] <= denominators.min() <= denominators.max() <= within[1]
+    want = scores.masked_fill(keep == 0, -1e9).softmax(-1) * keep
+    assert (numerators / denominators - want).abs().max() < found.error
 
 
 @pytest.mark.parametrize(
@@ -197,7 +223,7 @@ def test_squares_over_the_number_of_keys_add_up_to_one_on_average():
     constants = found.constants((-8.0, 12.0), {})
     scores = torch.linspace(-3, 7, 4096, dtype=torch.float64).repeat(2, 1)
     keep = torch.stack([torch.ones(4096), torch.arange(4096) % 4 == 0]).double()
-    weights, denominators = found.function(scores * 4, keep, 0.25, **constants)
+    weights, denominators, _ = found.function(scores * 4, keep, 0.25, **constants)
     assert denominators is None
     assert torch.allclose(weights.sum(-1), torch.ones(2).double(), atol=2e-3)
     assert (weights[1][keep[1] == 0] == 0).all()

@@ -106,6 +106,24 @@ def polynomial(lowering: Lowering, x: Operand, coefficients: list[float], domain
     return b.polynomial(node, list(coefficients), domain)
 
 
+@rule("lookup")
+def lookup(
+    lowering: Lowering, x: Operand, table: list[float], count: int, start: float, width: float, beyond: bool = False
+) -> Node:
+    rows = torch.tensor(table, dtype=torch.float64).reshape(-1, count)
+    return lowering.builder.lookup(lowering.as_node(x), rows, start, width, beyond)
+
+
+@rule("which_cell")
+def which_cell(lowering: Lowering, x: Operand, start: float, width: float, cells: int) -> Node:
+    return lowering.builder.one_hot(lowering.as_node(x), start, width, cells)
+
+
+@rule("exp_by_cell")
+def exp_by_cell(lowering: Lowering, x: Operand, start: float, width: float, cells: int) -> Node:
+    return lowering.builder.exp(lowering.as_node(x), start, width, cells)
+
+
 @rule("relu")
 def relu(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.relu(lowering.as_node(x))

@@ -9,6 +9,8 @@ from ..encoding import constant_scale, is_mask, weight_scale
 from ..scales import Scaler
 from . import scale_rule
 
+ENOUGH = 15  # significant bits of a public constant, where more would cost a round
+
 
 @scale_rule("public")
 def public(at: Scaler, node: Node) -> None:
@@ -17,11 +19,17 @@ def public(at: Scaler, node: Node) -> None:
     bits = constant_scale(_value(constant), at.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
     if constant.op == "client":  # the example's own bits are by chance
         bits = 0 if is_mask(constant) else at.precision.constants - max(0, at.bits(constant))
-    scale = at.lowered(x)[1] if id(x) in at.opened else at.value(x)[1]
+    number, scale = at.lowered(x) if id(x) in at.opened else at.value(x)
+    if not at.fits(node, scale + bits):
+        fewer = at.precision.room - at.bits(node) - scale
+        if constant.op == "constant" and fewer >= constant_scale(_value(constant), ENOUGH):
+            bits = fewer  # rather than a rescale
+        else:
+            number, scale = at.lowered(x)
     if not at.fits(node, scale + bits):
         scale = at.precision.room - bits - at.bits(node)
-    args = [at.exactly(x, scale), at.source(constant, bits)]
-    at.emit(node, args, scale + bits)
+        number = at.exactly(x, scale)
+    at.emit(node, [number, at.source(constant, bits)], scale + bits)
 
 
 @scale_rule("private")

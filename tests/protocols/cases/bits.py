@@ -103,3 +103,38 @@ def largest_and_where(d: Draft, data: Data, count: int) -> None:
     largest = d.values[best][:, 0]
     assert torch.equal(largest, next(iter(d.tensors["client"].values())).max(1).values)
     assert torch.equal(d.values[where][:, 0], next(iter(d.tensors["client"].values())).argmax(1))
+
+
+@program((12, 4, 0), (12, 4, 3), (20, 14, 2), (30, 30, 30), (7, 7, 0))
+def lookup(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
+    """On openings of both kinds, at every place of the table, and beyond it."""
+    bits, low, drop = of
+    top = 1 << bits
+    edges = [0, 1, top - 1, top // 2, (1 << low) - 1, 1 << low, top - (1 << low), -1, top, 12345678901]
+    wide = torch.cat([torch.tensor(edges), torch.arange(0, top, max(1, top // 90)), data.words(50)])
+    places = d("mul_private", d.client(wide), d.weight(torch.ones(1)))
+    rescaled = scaled(d, data, 3, 40, bits=bits + 2, drop=10)
+    for count in (1, 3):
+        table = d.constant(data.ints(1 << bits - low, count, bits=18))
+        for x in (places, rescaled):
+            y = d("lookup", x, table, start=-5, bits=bits, low=low, drop=drop)
+            d("mul", y, x)
+            d("lookup", x, table, start=7, bits=bits, low=low, drop=drop, width=24)
+
+
+@program((12, 6), (20, 14), (7, 7))
+def one_hot(d: Draft, data: Data, of: tuple[int, int]) -> None:
+    bits, low = of
+    for x in (hidden(d, data, 3, 40, 1, bits=bits + 2), scaled(d, data, 3, 40, 1, bits=bits + 2, drop=10)):
+        where = d("one_hot", x, start=-3, bits=bits, low=low)
+        d("sum", where, dims=[1], keepdim=False, width=16)
+        d("mul", where, x)
+
+
+@program((22, 18), (18, 18))
+def exp(d: Draft, data: Data, of: tuple[int, int]) -> None:
+    bits, low = of
+    points = torch.arange(1025) / 128
+    table = d.constant((torch.exp(torch.tensor([[-6.0], [2.0]])[-(1 << bits - low) :] + points) * 2**14).long())
+    for x in (hidden(d, data, 3, 40, bits=bits + 2), scaled(d, data, 3, 40, bits=bits + 2, drop=10)):
+        d("exp", x, table, start=-3, bits=bits, low=low, drop=0, rate=8.0, fraction=28)

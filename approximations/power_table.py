@@ -1,0 +1,126 @@
+"""Reciprocals and reciprocal roots from tables: rounds that Goldschmidt's steps take are numbers that a dealer makes.
+
+A power of y changes by about as much from y to 2 y wherever y is, so equal cells are too fine at the top of a range, or
+too coarse at its end. So there are levels, each a table whose cells are a fixed factor finer than those of the level
+above. A row says the function on its cell, and on the cell before. The first rows of a level would be too coarse: they
+are 0, and a bit, read at the same place, says that the next level counts:
+
+    f(y) = table_0(y) + bit_0(y) (table_1(y) + bit_1(y) (...))
+
+Below the fitted range the result is that of its end; above it, a table begins anew: the range is widened before the
+fit, and `check` says when it is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from .errors import CalibrationError
+from .goldschmidt import require_positive
+from .normalisation import affine, centred
+from .primitives import lookup
+from .registry import Constants, approximation
+
+TOLERANCE = 2.0**-12
+"""Relative error that the fits aim at, over the whole range."""
+
+SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
+_A_LEVEL = 1500  # numbers of the dealer's that one round less is worth
+
+
+def fit_power(power: float):
+    """fit(low, high, tolerance): the least rounds and numbers whose rows are right to the tolerance."""
+
+    def fit(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
+        """Cells, degree and levels for [low, high]. `first`: cells of a level that the next one has in its range."""
+        require_positive(low, high)
+        found = []
+        for degree in (1, 2, 3):
+            for first in (4, 8, 16, 32):
+                if _error(power, first - 1, degree) > tolerance:
+                    continue
+                for cells in (32, 64, 128, 256):
+                    top = math.ceil(math.log2(high * cells / (cells - 1)))
+                    least = (first - 1) / cells * 2.0**top
+                    levels = 1 + max(0, math.ceil(math.log(least / low, cells / first))) if cells > first else 99
+                    numbers = levels * cells * (degree + 2)
+                    found.append((numbers + _A_LEVEL * levels, levels, top, cells, first, degree))
+        if not found or min(found)[1] > 8:
+            raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
+        _, levels, top, cells, first, degree = min(found)
+        return {
+            "top": float(top),
+            "levels": float(levels),
+            "cells": float(cells),
+            "first": float(first),
+            "degree": float(degree),
+        }
+
+    return fit
+
+
+@cache
+def _row(power: float, cell: int, degree: int) -> tuple[float, ...]:
+    """Coefficients in v of (cell + v)^-power for v in [-1, 1]: interpolated at Chebyshev's points."""
+    v = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    return tuple(np.polynomial.polynomial.polyfit(v, (cell + v) ** -power, degree))
+
+
+@cache
+def _error(power: float, cell: int, degree: int) -> float:
+    """The largest relative error of a row."""
+    v = np.linspace(-1, 1, 201)
+    exact = (cell + v) ** -power
+    return float(np.abs(np.polynomial.polynomial.polyval(v, _row(power, cell, degree)) / exact - 1).max())
+
+
+def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
+    """y^-power for y in the fitted range."""
+    count, begin, result = int(cells), int(first) - 1, None
+    nothing, rest = [0.0] * (int(degree) + 1), [float(cell < begin) for cell in range(count)]
+    for level in reversed(range(int(levels))):
+        width = 2.0**top / cells * (first / cells) ** level
+        below = nothing if result is not None else [float(begin) ** -power, *nothing[1:]]
+        rows = [_row(power, cell, int(degree)) if cell >= begin else below for cell in range(count)]
+        value = lookup(y, [[c * width**-power for c in row] for row in rows], 0.0, width, level > 0)
+        if result is not None:
+            value = value + lookup(y, [[bit] for bit in rest], 0.0, width, level > 0) * result
+        result = value
+    assert result is not None
+    return result
+
+
+@approximation("reciprocal", "table", source=SOURCE, fit=fit_power(1.0), default_range=(0.5, 1024.0))
+def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
+    """1/x for x in the fitted range."""
+    return by_table(x, 1.0, top, levels, cells, first, degree)
+
+
+@approximation("rsqrt", "table", source=SOURCE, fit=fit_power(0.5), default_range=(2.0**-8, 2.0**8))
+def rsqrt(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
+    """1/sqrt(x) for x in the fitted range."""
+    return by_table(x, 0.5, top, levels, cells, first, degree)
+
+
+@approximation("layer_norm", "table", source=SOURCE, fit=fit_power(0.5), default_range=(2.0**-8, 2.0**8))
+def layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    top: float,
+    levels: float,
+    cells: float,
+    first: float,
+    degree: float,
+) -> Tensor:
+    """(x - mean) rsqrt(variance + eps) weight + bias; the fitted range is that of variance + eps."""
+    difference, variance = centred(x, shape, eps)
+    return affine(difference * by_table(variance, 0.5, top, levels, cells, first, degree), weight, bias)

@@ -1,0 +1,81 @@
+"""Softmax by tables: a maximum that is roughly right from counts of cells, and e^x of what is left.
+
+Softmax is the same whatever is taken off all scores of a row, so its maximum may be off by some. Scores are counted by
+cells of `CELL`: how many lie in a cell or above it is a sum of what a table says of each, without a message; and the
+highest cell with any is the number of cells whose count is above 0. So the maximum of any number of scores takes the
+rounds of one comparison. A number for each cell and score is the price, so rows of many keys for many queries take a
+tournament, as `exp` does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .attention import none_kept
+from .primitives import above, exp_by_cell, which_cell
+from .registry import Constants, approximation
+from .softmax import MOST, Parts, exp, fit_exp
+
+CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
+EXP_CELL = 8.0
+FEW = 1 << 15  # scores for which numbers cost less than rounds
+
+
+def fit_table(low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2) -> Constants:
+    """Constants of `table` for logits in [low, high]; cut, degree and squarings are of `exp`, for many scores."""
+    return {**fit_exp(low, high, cut, degree, squarings), "low": float(low), "high": float(high)}
+
+
+@approximation(
+    "softmax",
+    "table",
+    comparisons=1,
+    source="Blindformer: counts by cells, and a dealer's shares of e^-mask by its cell",
+    error=1.1e-4,
+    domain=(-40.0, 0.0),
+    fit=fit_table,
+    default_range=(-120.0, 120.0),
+    least=0.99,
+    most=MOST,
+)
+def table(
+    scores: Tensor,
+    keep: Tensor | None,
+    scale: float = 1.0,
+    *,
+    gap: float,
+    cut: float,
+    coefficients: list[float],
+    squarings: float,
+    low: float,
+    high: float,
+) -> Parts:
+    """exp(x - m) for an m near the maximum; for many scores, `exp`."""
+    if scores.numel() > FEW:
+        return exp(scores, keep, scale, gap=gap, cut=cut, coefficients=coefficients, squarings=squarings)
+    x = scores * scale
+    below = x - _rough_maximum(x, keep, low, high)
+    cells = _power_of_two((high - low + 2 * CELL) / EXP_CELL + 2)
+    numerators = exp_by_cell(below, CELL + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
+    numerators = numerators if keep is None else numerators * keep
+    total = numerators.sum(-1, keepdim=True)
+    bounds = (0.99 * math.exp(-CELL), MOST * math.exp(CELL) * scores.shape[-1])
+    return Parts(numerators, total if keep is None else total + none_kept(keep), bounds)
+
+
+def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:
+    """No more than CELL from the largest of each row [..., keys] that is kept."""
+    start, cells = math.floor(low / CELL) * CELL, _power_of_two((high - low) / CELL + 3)
+    which = which_cell(x.unsqueeze(-1), start, CELL, cells)
+    counts = (which if keep is None else which * keep.unsqueeze(-1)).sum(-2)
+    order = torch.arange(cells, device=x.device)
+    above_each = (order[:, None] > order[:-1]).to(x.dtype)
+    reached = (counts.unsqueeze(-1) * above_each).sum(-2)  # how many lie in cell 1 or above, in cell 2 or above, ...
+    return start + CELL * above(reached, 0.5).sum(-1, keepdim=True)
+
+
+def _power_of_two(count: float) -> int:
+    return 1 << math.ceil(math.log2(count))

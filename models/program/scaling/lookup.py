@@ -1,0 +1,69 @@
+"""Tables: the place is read as finely as rows are precise, and a result gains bits with each power of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ...graph.graph import Node
+from ..encoding import quantised_scale
+from ..scales import PLACE_BITS, Scaler
+from . import scale_rule
+
+GUARD, SPARE = 2, 4
+
+
+@scale_rule("lookup")
+def lookup(at: Scaler, node: Node) -> None:
+    x, table = node.args
+    assert table.value is not None
+    number, scale = at.lowered(x)
+    exponent, (cells, count) = round(math.log2(node.attributes["width"])), table.shape
+    low, degree = scale + exponent, count - 1
+    fine = min(low, PLACE_BITS) if degree else 0
+    wanted = at.target(node)
+    if node.shape[-1:] == (1,):  # of a division, say: what counts is the relative error of its smallest rows
+        smallest = float(table.value[:, 0].abs().where(table.value[:, 0] != 0, torch.inf).min())
+        wanted = max(wanted, at.precision.fraction - math.floor(math.log2(smallest)))
+    most = min(wanted + GUARD, at.precision.room - at.bits(node) - fine * degree)
+    rows = max(0, quantised_scale(table.value, most))
+    spare = SPARE if rows == degree == 0 else 0  # of bits, which a rescale opens ahead of their product's other factor
+    at.emit(
+        node,
+        [number, at.source(table, rows + spare)],
+        rows + spare + fine * degree,
+        start=round(node.attributes["start"] * 2.0**scale),
+        bits=low + round(math.log2(cells)),
+        low=low,
+        drop=low - fine,
+    )
+    if node.attributes["beyond"]:
+        at.bounded.add(at.number[id(node)])
+    if spare:
+        at.settle(node, at.exactly(node, 0), 0)
+
+
+@scale_rule("one_hot")
+def one_hot(at: Scaler, node: Node) -> None:
+    number, scale = at.lowered(node.args[0])
+    at.emit(node, [number], 0, **_place(node, scale))
+
+
+@scale_rule("exp")
+def exp(at: Scaler, node: Node) -> None:
+    """What the dealer shares keeps the bits that the table's largest number would else magnify."""
+    x, table = node.args
+    assert table.value is not None
+    number, scale = at.lowered(x)
+    rows = at.precision.fraction
+    fraction = rows + math.ceil(math.log2(float(table.value.max())))
+    rate = node.attributes["width"]
+    place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
+    at.emit(node, [number, at.source(table, rows)], rows + fraction, **place)
+
+
+def _place(node: Node, scale: int) -> dict[str, int]:
+    low = scale + round(math.log2(node.attributes["width"]))
+    bits = low + round(math.log2(node.attributes["cells"]))
+    return {"start": round(node.attributes["start"] * 2.0**scale), "bits": bits, "low": low}

@@ -1,0 +1,188 @@
+"""Tables read at a secret place, on the opening that the place has already: no message of their own.
+
+x = c - rho modulo 2^k, with c public and rho the mask's low k bits (as in compare.py); `start` and the bits that are
+dropped are taken off c and rho alike. With high and low parts c = c_H 2^f + c_L and rho = r_H 2^f + r_L, x lies in
+cell c_H - r_H at place c_L - r_L, which is negative where a carry was missed: the row above, read below its start.
+With e_j = 1 for j = r_H and 0 for all others, the dealer shares, for every cell j,
+
+    one_hot   e_j               the result is these numbers, in another order: cell c is e_(c_H - c)
+    lookup    e_j (-r_L)^i      sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
+    exp       e_j e^(-r_L)      sum_j [e_j e^(-r_L)] table(c_H - j, c_L)
+
+all of them linear with public coefficients, so that each party computes its share alone.
+
+What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time.
+Nothing tells which row was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..operations.lookup import between
+from ..rounds import Step
+from ..wire import narrowest
+from .context import Offline, Online, Public
+from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
+from .values import Shape, Share, Trace, mask_bytes
+
+OfRest = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LookupCorrelation:
+    """Shares of what the dealer makes of e and r_L, [..., cells, numbers], in the narrowest type that holds them."""
+
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a table is read. Cells: a power of two, named by the high bits of `bits`."""
+
+    start: int
+    bits: int
+    low: int
+    drop: int = 0
+
+    @property
+    def cells(self) -> int:
+        return 1 << self.bits - self.low
+
+    @property
+    def fine(self) -> int:
+        return self.low - self.drop
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell, and the place in it, of x modulo 2^bits."""
+        past = (x & (1 << self.bits) - 1) >> self.drop
+        return past >> self.fine, past & (1 << self.fine) - 1
+
+    def rotated(self, opened: Tensor) -> tuple[Tensor, Tensor]:
+        """Of c: the cell that each of the dealer's numbers is for, [..., cells], and the place."""
+        high, rest = self.parts(opened - self.start)
+        return high[..., None] - torch.arange(self.cells) & self.cells - 1, rest
+
+
+def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, width: int, of_rest: OfRest) -> None:
+    """`of_rest`: at the dealer, of r_L [...] the numbers [..., n] that stand where e_j is 1."""
+    mask = offline.ring_mask(x)
+    if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
+        raise CorrelationError(f"table read at {x.key}: its opening does not cover {at.bits} bits; this is a bug")
+    shape = (*x.shape, at.cells, numbers)
+
+    def made() -> Tensor:
+        high, rest = at.parts(-mask.terms[0].value)
+        rows = high[..., None, None].expand(*x.shape, 1, numbers)
+        return torch.zeros(shape, dtype=torch.int64).scatter_(-2, rows, of_rest(rest)[..., None, :])
+
+    share = offline.source.derived(key, shape, made, mask_bytes(width))
+    offline.keep(key, LookupCorrelation(share.to(narrowest(width))))
+
+
+class Lookup(Primitive):
+    op = "lookup"
+
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
+    ) -> Trace:
+        count = table.tensor.shape[1]
+        _correlate(offline, key, x, _Place(**place), count, width, lambda rest: torch.stack(_powers(-rest, count), -1))
+        return Trace(key, shape, width)
+
+    def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
+        opened = yield from online.ring_opened(x)
+        at, count = _Place(**place), table.tensor.shape[1]
+        numbers = online.tape.take(key, LookupCorrelation).numbers.long()
+        cell, rest = at.rotated(opened.public)
+        rows, powers = table.tensor[cell], _powers(rest, count)
+        total = torch.zeros(x.shape, dtype=torch.int64)
+        for d in range(count):
+            for i in range(d + 1):
+                part = (numbers[..., i] * rows[..., d]).sum(-1)
+                total += part * powers[d - i] * (comb(d, i) << (at.fine * (count - 1 - d)))
+        return Share(key, total, width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
+        numbers = size(shape) * size(tuple(table.tensor.shape))
+        return Cost(ring_opening_cost(x), numbers * mask_bytes(width), numbers * (table.tensor.shape[1] + 1) // 2)
+
+    def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+class OneHot(Primitive):
+    op = "one_hot"
+
+    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, **place: int) -> Trace:
+        _correlate(offline, key, x, _Place(**place), 1, width, lambda rest: torch.ones_like(rest)[..., None])
+        return Trace(key, shape, width)
+
+    def run(self, online: Online, key: str, width: int, x: Share, **place: int) -> Step:
+        opened = yield from online.ring_opened(x)
+        numbers = online.tape.take(key, LookupCorrelation).numbers[..., 0].long()
+        cell, _ = _Place(**place).rotated(opened.public)
+        return Share(key, numbers.gather(-1, cell).squeeze(-2), width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, **place: int) -> Cost:
+        return Cost(ring_opening_cost(x), size(shape) * mask_bytes(width))
+
+    def opens(self, x: Trace, **place: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+class Exponential(Primitive):
+    op = "exp"
+
+    def correlate(
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        table: Public,
+        rate: float,
+        fraction: int,
+        **place: int,
+    ) -> Trace:
+        at = _Place(**place)
+
+        def decayed(rest: Tensor) -> Tensor:
+            return torch.exp(rest.double() * (-rate / (1 << at.fine))).mul_(2.0**fraction).round_().long()[..., None]
+
+        _correlate(offline, key, x, at, 1, width, decayed)
+        return Trace(key, shape, width)
+
+    def run(
+        self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
+    ) -> Step:
+        opened = yield from online.ring_opened(x)
+        at, numbers = _Place(**place), online.tape.take(key, LookupCorrelation).numbers[..., 0]
+        cell, rest = at.rotated(opened.public)
+        # Of the cells all but the last few are 0: only those that stand there are asked for.
+        rows = torch.arange(at.cells - table.tensor.shape[0], at.cells)
+        held = numbers.gather(-1, cell[..., :1] - rows & at.cells - 1).long()
+        factors = between(table.tensor, at.cells, rows.expand(held.shape), rest[..., None], at.fine)
+        return Share(key, (held * factors).sum(-1), width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, table: Public, rate: float, fraction: int, **place: int) -> Cost:
+        numbers = size(shape) * _Place(**place).cells
+        return Cost(ring_opening_cost(x), numbers * mask_bytes(width), size(shape) * table.tensor.shape[0])
+
+    def opens(self, x: Trace, table: Public, **more: float) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+def _powers(x: Tensor, count: int) -> list[Tensor]:
+    """1, x, x^2 ...: so many."""
+    found = [torch.ones_like(x)]
+    while len(found) < count:
+        found.append(found[-1] * x)
+    return found

@@ -1,0 +1,130 @@
+"""Public tables, read where a secret says: piece by piece, what no one polynomial is.
+
+lookup: the table [cells, degree + 1] has a row of coefficients, ascending, for each cell of 2^low units: cell j begins
+at start + j 2^low. The result is that of the row's polynomial at the place within the cell, of which the `drop` lowest
+bits are not read:
+
+    f = low - drop,   t = (x - start) / 2^drop modulo 2^(bits - drop),   j = t >> f,   v = t - j 2^f
+    result = sum_d table[j, d] v^d 2^(f (degree - d))
+
+So a table of reals at scale s, in units of a cell, gives results at scale s + f degree. Parties know the high bits of
+a masked x up to a carry: they may read the next place, and the row above, at v - 2^f. A table must allow for both.
+All tables that are read on one opening see the same carry into the cell; the reference takes none.
+
+one_hot: which cell x [..., 1] is in: [..., cells] of zeros and one 1, up to the same carry.
+
+exp: e^x times 2^(fraction + the table's scale), e^x being what the table says at the start of x's cell, times
+e^(rate v / 2^f). Its rows [rows, points + 1] are of the last cells, at equal distances up to the cell's end; in cells
+before these e^x is 0. Parties have it with an error of e^rate 2^-fraction or a unit of the table, whichever is larger.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .operation import SHARED, Attributes, Bits, Operation, Reference, whole_bytes
+
+
+def looked_up(table: Tensor, cell: Tensor, place: Tensor, fine: int) -> Tensor:
+    """The polynomial of each cell [...] at its place [...], by Horner's rule."""
+    degree = table.shape[-1] - 1
+    rows = table[cell]
+    result = rows[..., degree]
+    for power in range(degree - 1, -1, -1):
+        result = result * place + (rows[..., power] << (fine * (degree - power)))
+    return result
+
+
+def _lookup(
+    x: Tensor, table: Tensor, start: int, bits: int, low: int, drop: int, carries: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """`carries`: 1 where the bits below carry, into what is read of the place, and from there into the cell."""
+    fine = low - drop
+    past = (x - start & (1 << bits) - 1) + carries[0] * ((1 << drop) - 1) >> drop
+    cell, place = past >> fine, past & (1 << fine) - 1
+    above = carries[1] * ((1 << fine) - 1) + place >> fine
+    return looked_up(table, cell + above & (1 << bits - low) - 1, place - (above << fine), fine)
+
+
+def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool) -> Tensor:
+    """Beyond the table it begins anew, as it does for parties."""
+    past = (x - start) / width
+    cell = past.floor()
+    rows, place = table[cell.long() % table.shape[0]], past - cell
+    result = rows[..., -1]
+    for power in range(table.shape[-1] - 2, -1, -1):
+        result = result * place + rows[..., power]
+    return result
+
+
+def _one_hot(x: Tensor, start: int, bits: int, low: int, carries: tuple[int, int] = (0, 0)) -> Tensor:
+    cell = (x - start & (1 << bits) - 1) + carries[0] * ((1 << low) - 1) >> low & (1 << bits - low) - 1
+    return (cell == torch.arange(1 << bits - low)).to(x.dtype)
+
+
+def _one_hot_of_reals(x: Tensor, start: float, width: float, cells: int) -> Tensor:
+    cell = ((x - start) / width).floor() % cells
+    return (cell == torch.arange(cells)).to(x.dtype)
+
+
+def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -> Tensor:
+    """What a table [rows, points + 1] says at a place: of the last cells a row each, of all others 0; on the line
+    between two points. Integers, rounded down."""
+    rows, points = table.shape[0], table.shape[1] - 1
+    step = fine - (points.bit_length() - 1)
+    row, point = cell - (cells - rows), place >> step
+    held = row.clamp(min=0)
+    left, right = table[held, point], table[held, point + 1]
+    return torch.where(row < 0, 0, left + ((right - left) * (place & (1 << step) - 1) >> step))
+
+
+def _exp(x: Tensor, table: Tensor, start: int, bits: int, low: int, drop: int, rate: float, fraction: int) -> Tensor:
+    fine = low - drop
+    past = (x - start & (1 << bits) - 1) >> drop
+    return between(table, 1 << bits - low, past >> fine, past & (1 << fine) - 1, fine) << fraction
+
+
+def _exp_of_reals(x: Tensor, table: Tensor, start: float, width: float, cells: int) -> Tensor:
+    # As `between`, of reals.
+    past = (x - start) / width
+    cell, points = past.floor(), table.shape[1] - 1
+    row = cell.long() % cells - (cells - table.shape[0])
+    place = (past - cell) * points
+    point = place.floor().clamp(max=points - 1)
+    held = row.clamp(min=0)
+    left, right = table[held, point.long()], table[held, point.long() + 1]
+    return torch.where(row < 0, 0.0, left + (right - left) * (place - point))
+
+
+def _demand(bits: Bits, attributes: Attributes) -> int:
+    bits.compares = attributes["bits"]
+    return whole_bytes(attributes["bits"])
+
+
+def _problem(attributes: Attributes) -> str:
+    numbers = [attributes.get(name, 0) for name in ("drop", "low", "bits", "fraction", "start")]
+    if not all(type(n) is int for n in numbers):
+        return "a table with a place that is no whole number"
+    drop, low, bits, fraction, _ = numbers
+    if not 0 <= drop <= low <= bits < 63 or not 0 <= fraction < 63:
+        return "a table read with a number of bits that no table has"
+    return "" if bits - low <= 16 else "a table of more than 65,536 cells"
+
+
+def _limit(width: int, attributes: Attributes) -> float:
+    start = attributes["start"]
+    return float(max(-start, start + (1 << attributes["bits"]) - (1 << attributes["low"])))
+
+
+def _table(name: str, compute: Reference, real: Reference, **facts: Any) -> Operation:
+    return Operation(
+        name, SHARED, compute, real, opened=True, scales=name, check=_problem, demand=_demand, limit=_limit, **facts
+    )
+
+
+lookup = _table("lookup", _lookup, _on_reals, shared=1)
+one_hot = _table("one_hot", _one_hot, _one_hot_of_reals)
+exp = _table("exp", _exp, _exp_of_reals, shared=1)
