@@ -7,8 +7,8 @@ are 0, and a bit, read at the same place, says that the next level counts:
 
     f(y) = table_0(y) + bit_0(y) (table_1(y) + bit_1(y) (...))
 
-Below the fitted range the result is that of its end; above it, a table begins anew: the range is widened before the
-fit, and `check` says when it is left.
+Below the fitted range the result is that of its end. Far above it a table begins anew, and the result is wrong without
+a warning: tables reach `BEYOND` times as far as the range, which is widened before the fit.
 """
 
 from __future__ import annotations
@@ -21,47 +21,44 @@ import numpy as np
 from torch import Tensor
 
 from .errors import CalibrationError
-from .goldschmidt import require_positive
+from .goldschmidt import TOLERANCE, require_positive
 from .normalisation import affine, centred
 from .primitives import lookup
 from .registry import Constants, approximation
 
-TOLERANCE = 2.0**-12
-"""Relative error that the fits aim at, over the whole range."""
-
+BEYOND = 2.0
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
 _A_LEVEL = 1500  # numbers of the dealer's that one round less is worth
 
 
-def fit_power(power: float):
-    """fit(low, high, tolerance): the least rounds and numbers whose rows are right to the tolerance."""
+def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
+    """Constants of `reciprocal` for [low, high]."""
+    return _fit(1.0, low, high, tolerance)
 
-    def fit(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
-        """Cells, degree and levels for [low, high]. `first`: cells of a level that the next one has in its range."""
-        require_positive(low, high)
-        found = []
-        for degree in (1, 2, 3):
-            for first in (4, 8, 16, 32):
-                if _error(power, first - 1, degree) > tolerance:
-                    continue
-                for cells in (32, 64, 128, 256):
-                    top = math.ceil(math.log2(high * cells / (cells - 1)))
-                    least = (first - 1) / cells * 2.0**top
-                    levels = 1 + max(0, math.ceil(math.log(least / low, cells / first))) if cells > first else 99
-                    numbers = levels * cells * (degree + 2)
-                    found.append((numbers + _A_LEVEL * levels, levels, top, cells, first, degree))
-        if not found or min(found)[1] > 8:
-            raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
-        _, levels, top, cells, first, degree = min(found)
-        return {
-            "top": float(top),
-            "levels": float(levels),
-            "cells": float(cells),
-            "first": float(first),
-            "degree": float(degree),
-        }
 
-    return fit
+def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
+    """Constants of `rsqrt` for [low, high]."""
+    return _fit(0.5, low, high, tolerance)
+
+
+def _fit(power: float, low: float, high: float, tolerance: float) -> Constants:
+    """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next has in range."""
+    require_positive(low, high)
+    found = []
+    for degree in (1, 2, 3):
+        for first in (4, 8, 16, 32):
+            if _error(power, first - 1, degree) > tolerance:
+                continue
+            for cells in (64, 128, 256):
+                top = math.ceil(math.log2(BEYOND * high * cells / (cells - 1)))
+                least = (first - 1) / cells * 2.0**top
+                levels = 1 + max(0, math.ceil(math.log(least / low, cells / first)))
+                numbers = levels * cells * (degree + 2)
+                found.append((numbers + _A_LEVEL * levels, levels, top, cells, first, degree))
+    if not found or min(found)[1] > 12:
+        raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
+    _, *chosen = min(found)
+    return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
 
 
 @cache
@@ -95,19 +92,19 @@ def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, f
     return result
 
 
-@approximation("reciprocal", "table", source=SOURCE, fit=fit_power(1.0), default_range=(0.5, 1024.0))
+@approximation("reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
 def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/x for x in the fitted range."""
     return by_table(x, 1.0, top, levels, cells, first, degree)
 
 
-@approximation("rsqrt", "table", source=SOURCE, fit=fit_power(0.5), default_range=(2.0**-8, 2.0**8))
+@approximation("rsqrt", "table", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
 def rsqrt(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/sqrt(x) for x in the fitted range."""
     return by_table(x, 0.5, top, levels, cells, first, degree)
 
 
-@approximation("layer_norm", "table", source=SOURCE, fit=fit_power(0.5), default_range=(2.0**-8, 2.0**8))
+@approximation("layer_norm", "table", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
 def layer_norm(
     x: Tensor,
     shape: Sequence[int],

@@ -20,6 +20,7 @@ from .registry import Constants, approximation
 from .softmax import MOST, Parts, exp, fit_exp
 
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
+TOP = CELL + 1.0  # of what is left, roundings included
 EXP_CELL = 8.0
 FEW = 1 << 15  # scores for which numbers cost less than rounds
 
@@ -58,8 +59,8 @@ def table(
         return exp(scores, keep, scale, gap=gap, cut=cut, coefficients=coefficients, squarings=squarings)
     x = scores * scale
     below = x - _rough_maximum(x, keep, low, high)
-    cells = _power_of_two((high - low + 2 * CELL) / EXP_CELL + 2)
-    numerators = exp_by_cell(below, CELL + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
+    cells = _power_of_two((high - low + 2 * CELL) / EXP_CELL + 3)
+    numerators = exp_by_cell(below, TOP + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
     bounds = (0.99 * math.exp(-CELL), MOST * math.exp(CELL) * scores.shape[-1])
@@ -68,12 +69,13 @@ def table(
 
 def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:
     """No more than CELL from the largest of each row [..., keys] that is kept."""
-    start, cells = math.floor(low / CELL) * CELL, _power_of_two((high - low) / CELL + 3)
+    cells = _power_of_two((high - low) / CELL + 3)
+    start = round((low + high) / 2 - cells * CELL / 2)  # as much room below as above
     which = which_cell(x.unsqueeze(-1), start, CELL, cells)
-    counts = (which if keep is None else which * keep.unsqueeze(-1)).sum(-2)
+    counts = (which if keep is None else which * keep.unsqueeze(-1)).sum(-2, keepdim=True)
     order = torch.arange(cells, device=x.device)
     above_each = (order[:, None] > order[:-1]).to(x.dtype)
-    reached = (counts.unsqueeze(-1) * above_each).sum(-2)  # how many lie in cell 1 or above, in cell 2 or above, ...
+    reached = (counts.transpose(-1, -2) * above_each).sum(-2)  # how many lie in cell 1 or above, in cell 2 or above ...
     return start + CELL * above(reached, 0.5).sum(-1, keepdim=True)
 
 

@@ -161,7 +161,8 @@ class Builder:
         points = torch.linspace(0, width, EXP_POINTS + 1, dtype=torch.float64)
         ends = start + width * torch.arange(max(0, cells - EXP_ROWS), cells, dtype=torch.float64)
         table = self.constant(torch.exp(ends[:, None] + points))
-        return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells)
+        last = start + width * (cells - 1)  # beyond, a result must meet an exact 0: a score that a mask hides
+        return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells, domain=last)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
     def less(self, x: Node, threshold: float) -> Node:

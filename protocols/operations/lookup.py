@@ -87,7 +87,7 @@ def _exp(x: Tensor, table: Tensor, start: int, bits: int, low: int, drop: int, r
     return between(table, 1 << bits - low, past >> fine, past & (1 << fine) - 1, fine) << fraction
 
 
-def _exp_of_reals(x: Tensor, table: Tensor, start: float, width: float, cells: int) -> Tensor:
+def _exp_of_reals(x: Tensor, table: Tensor, start: float, width: float, cells: int, domain: float) -> Tensor:
     # As `between`, of reals.
     past = (x - start) / width
     cell, points = past.floor(), table.shape[1] - 1

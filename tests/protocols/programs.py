@@ -158,12 +158,12 @@ def check(case: Case, outputs: dict[str, Tensor]) -> None:
 
 
 def _far_from_exp(got: Tensor, x: Tensor, table: Tensor, **attributes: Any) -> Tensor:
-    """Beyond what a carry into an empty cell, lines between points, and a number's rounding make of it. The last cell
-    is not read as it should be."""
+    """Beyond what a carry into an empty cell, lines between points, and roundings of the dealer's numbers and of the
+    table make of it. The last cell is not read as it should be."""
     want = ENGINE.compute("exp", [x, table], attributes)
     fraction, bits, low = (attributes[name] for name in ("fraction", "bits", "low"))
     last = (x - attributes["start"] & (1 << bits) - 1) >> low == (1 << bits - low) - 1
-    allowed = (int(table.min()) << fraction) + int(table.max()) + (want.abs() >> 16)
+    allowed = (int(table.min()) + 2 << fraction) + int(table.max()) + (want.abs() >> 16)
     return ((got - want).abs() > allowed) & ~last
 
 

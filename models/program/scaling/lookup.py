@@ -61,6 +61,7 @@ def exp(at: Scaler, node: Node) -> None:
     rate = node.attributes["width"]
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
     at.emit(node, [number, at.source(table, rows)], rows + fraction, **place)
+    at.bounded.add(at.number[id(node)])
 
 
 def _place(node: Node, scale: int) -> dict[str, int]:
