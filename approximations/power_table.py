@@ -42,7 +42,7 @@ def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE) -> Constant
 
 
 def _fit(power: float, low: float, high: float, tolerance: float) -> Constants:
-    """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next has in range."""
+    """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
     require_positive(low, high)
     found = []
     for degree in (1, 2, 3):
