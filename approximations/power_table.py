@@ -23,7 +23,7 @@ from torch import Tensor
 from .errors import CalibrationError
 from .goldschmidt import TOLERANCE, require_positive
 from .normalisation import affine, centred
-from .primitives import lookup
+from .primitives import levels as by_levels
 from .registry import Constants, approximation
 
 BEYOND = 2.0
@@ -78,18 +78,15 @@ def _error(power: float, cell: int, degree: int) -> float:
 
 def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """y^-power for y in the fitted range."""
-    count, begin, result = int(cells), int(first) - 1, None
-    nothing, rest = [0.0] * (int(degree) + 1), [float(cell < begin) for cell in range(count)]
-    for level in reversed(range(int(levels))):
-        width = 2.0**top / cells * (first / cells) ** level
-        below = nothing if result is not None else [float(begin) ** -power, *nothing[1:]]
+    count, begin, last = int(cells), int(first) - 1, int(levels) - 1
+    widths = [2.0**top / cells * (first / cells) ** level for level in range(last + 1)]
+    nothing = [0.0] * int(degree)
+    tables = []
+    for level, width in enumerate(widths):
+        below = [float(begin) ** -power if level == last else 0.0, *nothing]
         rows = [_row(power, cell, int(degree)) if cell >= begin else below for cell in range(count)]
-        value = lookup(y, [[c * width**-power for c in row] for row in rows], 0.0, width, level > 0)
-        if result is not None:
-            value = value + lookup(y, [[bit] for bit in rest], 0.0, width, level > 0) * result
-        result = value
-    assert result is not None
-    return result
+        tables.append([[c * width**-power for c in row] for row in rows])
+    return by_levels(y, tables, widths, begin)
 
 
 @approximation("reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))

@@ -60,52 +60,53 @@ def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) ->
     return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients], float(domain))
 
 
-@torch.library.custom_op("blindformer::lookup", mutates_args=())
-def _lookup(x: Tensor, table: Sequence[float], count: int, start: float, width: float, beyond: bool = False) -> Tensor:
+@torch.library.custom_op("blindformer::levels", mutates_args=())
+def _levels(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int) -> Tensor:
     work = x if x.dtype == torch.float64 else x.float()
-    rows = torch.tensor(table, dtype=work.dtype, device=x.device).reshape(-1, count)
-    past = (work - start) / width
-    cell = past.floor()
-    return _by_row(rows[cell.long() % len(rows)], past - cell).to(x.dtype)
+    tables = torch.tensor(rows, dtype=work.dtype, device=x.device).reshape(len(widths), cells, count)
+    result = torch.zeros_like(work)
+    for level, width in reversed(list(enumerate(widths))):
+        cell = (work / width).floor()
+        at, place = cell.long() % cells, work / width - cell
+        value = tables[level, at, -1]
+        for power in range(count - 2, -1, -1):
+            value = value * place + tables[level, at, power]
+        result = value + (at < first) * result
+    return result.to(x.dtype)
 
 
-def _by_row(rows: Tensor, place: Tensor) -> Tensor:
-    result = rows[..., -1]
-    for power in range(rows.shape[-1] - 2, -1, -1):
-        result = result * place + rows[..., power]
-    return result
-
-
-@_lookup.register_fake
-def _(x: Tensor, table: Sequence[float], count: int, start: float, width: float, beyond: bool = False) -> Tensor:
+@_levels.register_fake
+def _(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int) -> Tensor:
     return torch.empty_like(x)
 
 
-def _setup_lookup(ctx, inputs, output) -> None:
-    x, *ctx.table = inputs
+def _setup_levels(ctx, inputs, output) -> None:
+    x, *ctx.levels = inputs
     ctx.save_for_backward(x)
 
 
-def _lookup_backward(ctx, gradient: Tensor):
+def _levels_backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    table, count, start, width, _ = ctx.table
-    slopes = [c * (k % count) / width for k, c in enumerate(table) if k % count] if count > 1 else [0.0] * len(table)
-    return gradient * _lookup(x, slopes, max(count - 1, 1), start, width), None, None, None, None, None
+    rows, count, cells, widths, first = ctx.levels
+    size = cells * count
+    slopes = [c * (k % count) / widths[k // size] for k, c in enumerate(rows) if k % count]
+    return gradient * _levels(x, slopes, count - 1, cells, widths, first), None, None, None, None, None
 
 
-_lookup.register_autograd(_lookup_backward, setup_context=_setup_lookup)
+_levels.register_autograd(_levels_backward, setup_context=_setup_levels)
 
 
-def lookup(x: Tensor, table: Sequence[Sequence[float]], start: float, width: float, beyond: bool = False) -> Tensor:
-    """The polynomial of x's cell at its place there: row j is of [start + j width, start + (j + 1) width), coefficients
-    ascending, of (x - the cell's start) / width. Rows: a power of two; width: a power of two.
+def levels(x: Tensor, tables: Sequence[Sequence[Sequence[float]]], widths: Sequence[float], first: int) -> Tensor:
+    """f(x) = table_0(x) + [x is in the first cells of table 0] (table_1(x) + ...): each table says the polynomial of
+    x's cell at x's place there. Row j is of [j width, (j + 1) width), coefficients ascending, of x / width - j.
 
-    Rows must be right from one cell below their own on, and the last row must not count: parties on secrets may read
-    the row above. Beyond the table it begins anew, there as here; `beyond`: x may lie there, as the result meets an
-    exact 0. On secrets it costs no message where x is open.
+    Rows, at least of degree 1: a power of two; widths: powers of two. Rows must be right from one cell below their own
+    on, and the last one must not count: parties on secrets may read the row above. Beyond a table it begins anew. On
+    secrets a table costs no message where x is open already, and a level one round.
     """
-    flat = [float(c) for row in table for c in row]
-    return torch.ops.blindformer.lookup(x, flat, len(table[0]), float(start), float(width), beyond)
+    flat = [float(c) for table in tables for row in table for c in row]
+    count, cells = len(tables[0][0]), len(tables[0])
+    return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first)
 
 
 @torch.library.custom_op("blindformer::which_cell", mutates_args=())

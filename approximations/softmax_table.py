@@ -25,9 +25,11 @@ EXP_CELL = 8.0
 FEW = 1 << 15  # scores for which numbers cost less than rounds
 
 
-def fit_table(low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2) -> Constants:
-    """Constants of `table` for logits in [low, high]; cut, degree and squarings are of `exp`, for many scores."""
-    return {**fit_exp(low, high, cut, degree, squarings), "low": float(low), "high": float(high)}
+def fit_table(
+    low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2, few: float = FEW
+) -> Constants:
+    """Constants of `table` for logits in [low, high]; cut, degree and squarings are of `exp`, for more than `few`."""
+    return {**fit_exp(low, high, cut, degree, squarings), "low": float(low), "high": float(high), "few": float(few)}
 
 
 @approximation(
@@ -53,9 +55,10 @@ def table(
     squarings: float,
     low: float,
     high: float,
+    few: float,
 ) -> Parts:
     """exp(x - m) for an m near the maximum; for many scores, `exp`."""
-    if scores.numel() > FEW:
+    if scores.numel() > few:
         return exp(scores, keep, scale, gap=gap, cut=cut, coefficients=coefficients, squarings=squarings)
     x = scores * scale
     below = x - _rough_maximum(x, keep, low, high)

@@ -94,8 +94,8 @@ def _circuits(found: Mapping[int, Compiled], stage: Stage | None) -> dict[int, C
 
 
 def _divides(plan: Plan) -> bool:
-    """Whether a plan iterates for reciprocals and roots."""
-    return any(choice.name == "goldschmidt" for _, choice in plan.chosen())
+    """Whether a plan has reciprocals and roots that take comparisons, or tables."""
+    return any(choice.name in ("goldschmidt", "table") for _, choice in plan.chosen())
 
 
 def own_plan(loaded: Loaded) -> Plan | str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...approximations import Plan
+from ...approximations import CalibrationError, Plan
 from ..compile import Compiled
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
@@ -120,18 +120,20 @@ def compile_chat(
         compiled = compile_decoder(
             decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
         )
-    except ProgramError as error:
+    except (CalibrationError, ProgramError) as error:
         raise _with_sink(error, decoder, typical, loaded.processor) from None
     head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
 
 
-def _with_sink(error: ProgramError, decoder: Decoder, typical: Sequence[torch.Tensor], tokenizer: Any) -> ProgramError:
+def _with_sink(
+    error: CalibrationError | ProgramError, decoder: Decoder, typical: Sequence[torch.Tensor], tokenizer: Any
+) -> CalibrationError | ProgramError:
     """The error with the token that most likely is its reason, if one stands out."""
     found = sink(decoder, typical)
     if found.times < _FAR:
         return error
-    return ProgramError(
+    return type(error)(
         f"{error}. Of the calibration texts, token {tokenizer.decode([found.token])!r} at place {found.place} has "
         f"values {found.times:.0f} times those of others in {found.module}: say it in the system "
         "prompt (--system), which is computed in the clear"

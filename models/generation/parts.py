@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...approximations import Plan
+from ...approximations.registry import find
 from ..compile import Compiled, compile
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
@@ -17,6 +18,7 @@ from .decoder import Decoder, GenerationError, conversation
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first part of a conversation, which need not pay for all of its room
 KNOWN = "rows"
+_ALL = 2.0**40  # scores
 _PASSES = 8  # of a text, that calibrate
 
 
@@ -38,7 +40,7 @@ def compile_decoder(
 
     Errors: GenerationError, and those of `compile`.
     """
-    sizes = sorted(sizes, reverse=True)
+    sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
     given = Inputs(frozenset({KNOWN}), frozenset(decoder.names))
     say = stage or (lambda text: None)
     found: dict[str, Compiled] = {}
@@ -61,6 +63,15 @@ def compile_decoder(
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
     return join(found, name or type(decoder.model).__name__)
+
+
+def _alike(plan: Plan) -> Plan:
+    """The plan, with tables in every softmax or in none: all parts compute alike, and ranges of one hold for all."""
+    choice = plan.softmax
+    if "few" not in find("softmax", choice.name).options() or "few" in choice.options:
+        return plan
+    fits = {site: {**fit, "few": _ALL} if "few" in fit else fit for site, fit in plan.fits.items()}
+    return plan.replace(softmax={"name": choice.name, "options": {**choice.options, "few": _ALL}}, fits=fits)
 
 
 def _same(value: Tensor, held: Tensor | None) -> Tensor:

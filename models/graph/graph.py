@@ -151,6 +151,20 @@ class Builder:
             return self.lookup(x.args[0], table, start * factor, width * factor, beyond)
         return self.node("lookup", x, self.constant(table), shape=x.shape, start=start, width=width, beyond=beyond)
 
+    def levels(self, x: Node, tables: Tensor, widths: list[float], first: int) -> Node:
+        """table_0(x) + [x in the first cells of table 0] (table_1(x) + ...). How many levels depends on the range."""
+        low = (torch.arange(tables.shape[1]) < first).double()[:, None]
+        self.searching = True
+        try:
+            result = self.lookup(x, tables[-1], 0.0, widths[-1], beyond=len(widths) > 1)
+            for level in reversed(range(len(widths) - 1)):
+                bit = self.lookup(x, low, 0.0, widths[level], beyond=level > 0)
+                value = self.lookup(x, tables[level], 0.0, widths[level], beyond=level > 0)
+                result = self.add(value, self.mul(bit, result))
+        finally:
+            self.searching = False
+        return result
+
     def one_hot(self, x: Node, start: float, width: float, cells: int) -> Node:
         """Which cell x [..., 1] is in: [..., cells], one 1 and zeros. Cells as of `lookup`."""
         assert x.shape[-1] == 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.program.correlations import Correlations
 from ...models.program.interpreter import interpret
-from ...models.program.program import Program
+from ...models.program.program import Instruction, Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
 from ...protocols.clear import ClearEngine
@@ -174,7 +174,7 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
     try:
         program = Program.from_json(text)
         parts = [program.part(name) for name in program.parts or ("",)]
-        largest = max((8 * elements(item.shape) for part in parts for item in part.instructions), default=0)
+        largest = max((8 * _numbers(part, item) for part in parts for item in part.instructions), default=0)
         if largest > limits.value_bytes:
             raise _unfit(server, "has a program with values that are too large for this dealer")
         if not all(_reads_what_it_keeps(part) for part in parts):
@@ -185,6 +185,15 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
     except Exception:  # whatever a program can be that no compiler makes
         raise _unfit(server, "sent a program that cannot be run") from None
     return program
+
+
+def _numbers(program: Program, item: Instruction) -> int:
+    """Of a value; of what is read in a table, of all that the dealer shares for it."""
+    numbers, bits, low = elements(item.shape), item.attributes.get("bits"), item.attributes.get("low")
+    if low is None or item.op == "one_hot":
+        return numbers
+    columns = program.instructions[item.args[1]].shape[-1] if item.op == "lookup" else 1
+    return numbers * columns << bits - low
 
 
 def _reads_what_it_keeps(program: Program) -> bool:

@@ -62,12 +62,12 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
 
 def _one_hot(x: Tensor, start: int, bits: int, low: int, carries: tuple[int, int] = (0, 0)) -> Tensor:
     cell = (x - start & (1 << bits) - 1) + carries[0] * ((1 << low) - 1) >> low & (1 << bits - low) - 1
-    return (cell == torch.arange(1 << bits - low)).to(x.dtype)
+    return (cell == torch.arange(1 << bits - low, device=x.device)).to(x.dtype)
 
 
 def _one_hot_of_reals(x: Tensor, start: float, width: float, cells: int) -> Tensor:
     cell = ((x - start) / width).floor() % cells
-    return (cell == torch.arange(cells)).to(x.dtype)
+    return (cell == torch.arange(cells, device=x.device)).to(x.dtype)
 
 
 def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -> Tensor:

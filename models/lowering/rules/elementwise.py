@@ -106,12 +106,13 @@ def polynomial(lowering: Lowering, x: Operand, coefficients: list[float], domain
     return b.polynomial(node, list(coefficients), domain)
 
 
-@rule("lookup")
-def lookup(
-    lowering: Lowering, x: Operand, table: list[float], count: int, start: float, width: float, beyond: bool = False
+@rule("levels")
+def levels(
+    lowering: Lowering, x: Operand, rows: list[float], count: int, cells: int, widths: list[float], first: int
 ) -> Node:
-    rows = torch.tensor(table, dtype=torch.float64).reshape(-1, count)
-    return lowering.builder.lookup(lowering.as_node(x), rows, start, width, beyond)
+    return lowering.builder.levels(
+        lowering.as_node(x), torch.tensor(rows, dtype=torch.float64).reshape(-1, cells, count), widths, first
+    )
 
 
 @rule("which_cell")

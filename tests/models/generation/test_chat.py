@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from blindformer.approximations import CalibrationError
 from blindformer.models.artifacts import load_client
 from blindformer.models.generation.chat import Chat, compile_chat, prefix_ids
 from blindformer.models.generation.decoder import GenerationError, causal_model
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
-from blindformer.models.program.program import ProgramError
 from blindformer.parties.local.clear import conversation
 from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
 
@@ -147,5 +147,7 @@ def test_a_token_that_leaves_others_too_few_bits_is_named(tmp_path):
     (token,) = loaded.processor("q")["input_ids"]
     with torch.no_grad():
         causal_model(loaded).get_input_embeddings().weight[token] *= 1e7
-    with pytest.raises(ProgramError, match=r"Of the calibration texts, token 'q' at place \d+ has values \d+ times"):
+    with pytest.raises(
+        CalibrationError, match=r"Of the calibration texts, token 'q' at place \d+ has values \d+ times"
+    ):
         compile_chat(loaded, slots=32, sizes=(8,), texts=["plain words, a quaint one, and others"] * 12)
