@@ -22,6 +22,7 @@ from blindformer.models.generation.chat import SLOTS
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import found_or_compiled
+from blindformer.models.judging.perplexity import compared
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
@@ -125,7 +126,7 @@ def measure(
     wanted, plaintext = _in_the_clear(source, whole, len(ids))
     found = torch.stack([kept[place] for place in range(prefix, len(whole) - 1)])
     logits = found if head is None else found @ head.T
-    agree, divergence = compared(logits, wanted[prefix:-1])
+    agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
     return Generation(
         model=model,
         weights="seeded" if model == GPT2 else "real",
@@ -172,13 +173,6 @@ def _talking(
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
         with conversation_with(folder, *where, timeout, told, shaped=options.shaped) as talk:
             yield talk
-
-
-def compared(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Where the likeliest token is the same, a share; and the mean KL divergence, in nats. [positions, words] both."""
-    agree = (logits.argmax(-1) == wanted.argmax(-1)).double().mean().item()
-    ours, theirs = logits.double().log_softmax(-1), wanted.double().log_softmax(-1)
-    return agree, (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
 
 
 def _text(talk: Conversation, count: int) -> list[int]:

@@ -106,14 +106,7 @@ def compile_chat(
 
     Errors: GenerationError, and those of `compile`.
     """
-    model = causal_model(loaded)
-    most = loaded.positions
-    prefix = prefix_ids(loaded.processor, system)
-    if most is not None and len(prefix) + slots > most:
-        raise GenerationError(
-            f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
-            f"{most - len(prefix)}"
-        )
+    model, prefix = model_and_prefix(loaded, system, slots)
     decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
     typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
     try:
@@ -124,6 +117,22 @@ def compile_chat(
         raise _with_sink(error, decoder, typical, loaded.processor) from None
     head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
+
+
+def model_and_prefix(loaded: Loaded, system: str | None, slots: int) -> tuple[Any, list[int]]:
+    """The language model itself, and the ids of what begins its conversations of `slots` tokens.
+
+    Errors: GenerationError for another kind of model, and where there is no room.
+    """
+    model = causal_model(loaded)
+    most = loaded.positions
+    prefix = prefix_ids(loaded.processor, system)
+    if most is not None and len(prefix) + slots > most:
+        raise GenerationError(
+            f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
+            f"{most - len(prefix)}"
+        )
+    return model, prefix
 
 
 def _with_sink(

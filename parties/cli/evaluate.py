@@ -1,4 +1,4 @@
-"""`blindformer evaluate DIR`: accuracy of a classifier in torch, in fixed point, and in private sessions."""
+"""`blindformer evaluate DIR`: how good a classifier or a language model is in torch, in fixed point, and in private."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ..heap import keep_freed_memory
 from . import options
+from .generate import SLOTS
 from .output import console, emit, table
-from .steps import listed, loading, read_plan
+from .progress import Phases
+from .steps import listed, loading, read_plan, read_system, read_whole
 
 
 @options.grouped
 def evaluate(
     *,
-    models: Annotated[list[str], Argument(metavar="DIR...", help="Folders of classifiers, as distill writes.")],
-    data: options.Data,
+    models: Annotated[
+        list[str], Argument(metavar="DIR...", help="Folders of classifiers, as distill writes; or language models.")
+    ],
+    data: Annotated[
+        str | None,
+        Option(help="A classifier's examples: a data set's name, a CSV, TSV or JSON-lines file, or a folder of them."),
+    ] = None,
+    text: Annotated[
+        Path | None, Option(help="A language model's text: a file, of which each next token is judged.")
+    ] = None,
     protocol: Annotated[
         str, Option(help="torch, clear (fixed point), beaver, ckks ... (in private), with commas.")
     ] = "torch,clear",
@@ -25,8 +36,18 @@ def evaluate(
     teacher: Annotated[
         str | None, Option(help="What agreement is measured with (default: DIR/teacher, if there).")
     ] = None,
-    private: Annotated[int, Option(min=1, help="Texts of the test set that go through private sessions.")] = 300,
-    length: Annotated[int, Option(min=8, help="Tokens that texts are cut at, in every row.")] = 128,
+    private: Annotated[
+        int, Option(min=1, help="Texts of the test set, or tokens, that go through private sessions.")
+    ] = 300,
+    length: Annotated[
+        int | None, Option(min=8, help="With --data: tokens that texts are cut at, in every row (default: 128).")
+    ] = None,
+    tokens: Annotated[
+        int | None, Option(min=32, help="With --text: tokens of a window, as of a conversation (default: 256).")
+    ] = None,
+    system: Annotated[
+        Path | None, Option(help="With --text: the system prompt that begins each window, a file.")
+    ] = None,
     report: Annotated[Path | None, Option(help="Write a page (.html), or only the picture (.png).")] = None,
     seed: options.Seed = 0,
     columns: options.Columns,
@@ -34,51 +55,99 @@ def evaluate(
     timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
-    """Accuracy, F1, agreement with the teacher, and 95% intervals: in torch, in fixed point, and in private."""
+    """Judge in torch, in fixed point and in private: a classifier on --data, a language model on --text.
+
+    Classifiers: accuracy, F1, agreement with the teacher, and 95% intervals. Language models: perplexity, and how far
+    the next tokens are from float32's.
+    """
+    of_data = {"--teacher": teacher, "--length": length, "--report": report, "--text-column": columns.text_column,
+               "--label-column": columns.label_column, "--data-folder": columns.data_folder}  # fmt: skip
+    _refuse(data, text, of_data, {"--tokens": tokens, "--system": system})
+    if report is not None and report.suffix not in (".html", ".png"):
+        raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     keep_freed_memory()
     with loading(threads, notes=1) as phases:
-        from ...models.loading.load import load
-        from ...protocols.errors import BlindformerError, writing
-        from ..local.evaluation import evaluate as run
-        from ..reports.figures import accuracy_figure, evaluation_page
-
-        if report is not None and report.suffix not in (".html", ".png"):
-            raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
-        dataset = columns.read(data, seed)
-        phases.end("load")
-        found = []
-        for name in models:
-            loaded = load(name)
-            own = loaded.folder / "teacher"
-            given = teacher or (str(own) if own.is_dir() else None)
-            found.append(
-                run(
-                    loaded,
-                    dataset,
-                    plan=chosen,
-                    teacher=None if given is None else load(given),
-                    protocols=protocols,
-                    private=private,
-                    longest=length,
-                    seed=seed,
-                    threads=threads,
-                    timeout=timeout,
-                    progress=phases.step,
-                )
-            )
+        common: dict[str, Any] = {
+            "plan": chosen,
+            "protocols": protocols,
+            "private": private,
+            "timeout": timeout,
+            "progress": phases.step,
+        }
+        if text is not None:
+            said = None if system is None else read_system(system)
+            words = read_whole("--text", text, columns.encoding)
+            common |= {"title": str(text), "system": said, "tokens": tokens or SLOTS}
+            common["stage"] = lambda stage: phases.note("compile", stage)
+            found = _of_texts(phases, models, words, common)
+        else:
+            dataset = columns.read(data or "", seed)
+            common |= {"longest": length or 128, "seed": seed, "threads": threads}
+            found = _of_data(phases, models, dataset, teacher, common)
     if form == "json":
         emit({"evaluations": [one.to_dict() for one in found]})
     else:
         for one in found:
-            _show(one)
+            (_show if text is None else _show_text)(one)
     if report is not None:  # last: what was found is not lost with it
+        from ...protocols.errors import writing
+        from ..reports.figures import accuracy_figure, evaluation_page
+
         with writing(report, "choose another file"):
             if report.suffix == ".png":
                 report.write_bytes(accuracy_figure(found))
             else:
                 report.write_text(evaluation_page(found), encoding="utf-8")
+
+
+def _refuse(data: str | None, text: Path | None, of_data: dict[str, Any], of_text: dict[str, Any]) -> None:
+    """Options of the other kind of model."""
+    if (data is None) == (text is None):
+        raise BlindformerError(
+            "evaluate: give --data, which judges a classifier, or --text, which judges a language model"
+        )
+    other, its = ("--data", of_data) if data is None else ("--text", of_text)
+    if wrong := [name for name, value in its.items() if value is not None]:
+        raise BlindformerError(f"{wrong[0]}: belongs to {other}, which is not given; leave it out")
+
+
+def _of_data(phases: Phases, models: list[str], dataset: Any, teacher: str | None, common: dict[str, Any]) -> list[Any]:
+    from ...models.loading.load import load
+    from ..local.evaluation import evaluate as run
+
+    phases.end("load")
+    found = []
+    for name in models:
+        loaded = load(name)
+        own = loaded.folder / "teacher"
+        given = teacher or (str(own) if own.is_dir() else None)
+        found.append(run(loaded, dataset, teacher=None if given is None else load(given), **common))
+    return found
+
+
+def _of_texts(phases: Phases, models: list[str], text: str, common: dict[str, Any]) -> list[Any]:
+    from ...models.loading.load import load
+    from ..local.text_evaluation import evaluate_text
+
+    phases.end("load")
+    return [evaluate_text(load(name), text, **common) for name in models]
+
+
+def _show_text(found: Any) -> None:
+    from ..reports.evaluation import TEXT_HEADINGS, text_cells
+
+    out = console()
+    plan = f"   plan {found.plan}" if found.plan else ""
+    out.print(f"[bold]{found.model}[/]{plan}   text {found.text}: {found.tokens} tokens\n")
+    out.print(table(*TEXT_HEADINGS, right=(2, 3, 7), rows=map(text_cells, found.rows)))
+    out.print(
+        f"\nRead in {found.windows} windows of {found.window} tokens, each after the {found.prefix} that begin every "
+        "conversation.\nPerplexity: exp of the mean loss of the text's next tokens; beside it, float32's at the same "
+        "places.\nLikeliest token: how often it is the same, in percent. KL: mean divergence from float32, in nats."
+        + (f"\nPrivate: the first {found.subset} tokens." if found.subset else "")
+    )
 
 
 def _show(found: Any) -> None:

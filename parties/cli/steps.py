@@ -108,11 +108,18 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
 
 def read_system(path: Path) -> str:
     """A system prompt. Errors: BlindformerError."""
+    return read_whole("--system", path).strip()
+
+
+def read_whole(option: str, path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file that an option names. Errors: BlindformerError."""
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no UTF-8"
-        raise BlindformerError(f"--system {path}: cannot be read ({reason}); give a text file") from None
+        return path.read_text(encoding=encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise BlindformerError(f"--encoding {encoding}: is not known; give one such as utf-8 or latin-1") from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or f"is not {encoding}"
+        raise BlindformerError(f"{option} {path}: cannot be read ({reason}); give a text file") from None
 
 
 def read_texts(path: Path | None) -> list[str] | None:

@@ -65,9 +65,7 @@ def evaluate(
 
     Errors: EvaluationError, DataError, PlanError, and those of a session.
     """
-    unknown = [p for p in protocols if p not in PROTOCOLS]
-    if unknown or not protocols:
-        raise EvaluationError(f"protocol {unknown[0] if unknown else ''}: choose among {', '.join(PROTOCOLS)}")
+    check_protocols(protocols, PROTOCOLS)
     if not loaded.labels or loaded.kind not in ("classifier", "image"):
         raise EvaluationError(f"{loaded.name}: is no classifier; give one, such as a folder of `distill`")
     if (loaded.kind == "image") != (data.kind == "image"):
@@ -125,6 +123,13 @@ def evaluate(
         rows=_rows(found, reference, labels, len(data.labels), seed),
         versions=versions(),
     )
+
+
+def check_protocols(protocols: Sequence[str], known: Sequence[str]) -> None:
+    """Errors: EvaluationError, naming what there is."""
+    unknown = [p for p in protocols if p not in known]
+    if unknown or not protocols:
+        raise EvaluationError(f"protocol {unknown[0] if unknown else ''}: choose among {', '.join(known)}")
 
 
 def _rows(

@@ -1,13 +1,24 @@
-"""A classifier's evaluation: a row for each way of computing, in figures and in words."""
+"""An evaluation, of a classifier or of a language model: a row for each way of computing, in figures and in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.judging.evaluation import Score
+from ...models.judging.evaluation import Interval, Score
+from ...models.judging.perplexity import TextScore
 
 HEADINGS = ("model", "protocol", "texts", "accuracy", "F1, macro", "agreement", "seconds a text")
+TEXT_HEADINGS = (
+    "model",
+    "protocol",
+    "tokens",
+    "perplexity",
+    "off float32",
+    "likeliest token as",
+    "KL",
+    "seconds a token",
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +54,54 @@ class Evaluation:
         return next((row for row in self.rows if (row.name, row.protocol) == (name, protocol)), None)
 
 
+@dataclass(frozen=True)
+class TextEvaluation:
+    """All rows for one language model and one text.
+
+    prefix   tokens that begin every window, which are not judged
+    window   tokens of a window, of which there are `windows`
+    tokens   of the text; at all but the last one a next token is judged
+    subset   tokens that went through private sessions (0: none)
+    """
+
+    model: str
+    plan: str
+    plan_hash: str
+    text: str
+    system: str
+    prefix: int
+    window: int
+    windows: int
+    tokens: int
+    subset: int
+    rows: list[TextScore]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "rows": [row.to_dict() for row in self.rows]}
+
+    def row(self, protocol: str) -> TextScore | None:
+        return next((row for row in self.rows if row.protocol == protocol), None)
+
+
+def text_cells(row: TextScore) -> list[str]:
+    """A row in words, under TEXT_HEADINGS."""
+    off = "" if row.protocol == "torch" else f"{100 * (row.ratio - 1):+.2f} % of {row.float32:.2f}"
+    divergence = "" if row.protocol == "torch" else f"{row.kl:.1e}"
+    figures = [f"{row.perplexity:.2f}", off, _agreements(row.agreement), divergence, f"{row.seconds:.3g}"]
+    return [row.name, row.protocol, _counted(row), *figures]
+
+
 def cells(row: Score) -> list[str]:
     """A row in words, under HEADINGS."""
-    agreement = ", ".join(f"{100 * a.value:.1f} with {other}" for other, a in row.agreement.items())
-    refused = f" ({row.refused} refused)" if row.refused else ""
     seconds = ", ".join(f"{value:.3g} {phase}" for phase, value in row.seconds.items())
     figures = [f"{100 * i.value:.1f} ({100 * i.low:.1f} to {100 * i.high:.1f})" for i in (row.accuracy, row.f1)]
-    return [row.name, row.protocol, f"{row.count}{refused}", *figures, agreement, seconds]
+    return [row.name, row.protocol, _counted(row), *figures, _agreements(row.agreement), seconds]
+
+
+def _counted(row: Score | TextScore) -> str:
+    return f"{row.count}" + (f" ({row.refused} refused)" if row.refused else "")
+
+
+def _agreements(found: dict[str, Interval]) -> str:
+    return ", ".join(f"{100 * a.value:.1f} with {other}" for other, a in found.items())

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from blindformer.tests.models.generation.folders import tiny_llama
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -63,11 +62,3 @@ def test_a_network_is_both_numbers_and_has_parties(model, tmp_path, monkeypatch,
     monkeypatch.setattr(generation, "SLOTS", 64)
     assert generation.main(["--model", str(model), "--cache", "4", "--tokens", "2", *words]) == 1
     assert "bench.generation: --rtt and --bandwidth: " in capsys.readouterr().err
-
-
-def test_the_divergence_is_that_of_the_words():
-    wanted = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
-    assert generation.compared(wanted, wanted) == (1.0, 0.0)
-    agree, divergence = generation.compared(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), wanted)
-    assert agree == 1.0
-    assert divergence == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - 0.3653).item(), abs=1e-3)

@@ -1,0 +1,161 @@
+"""A language model judged on a text: in torch, in fixed point, and in private conversations of this machine."""
+
+import json
+import math
+
+import pytest
+import torch
+from blindformer.models.building import compile_folder
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.generation.rows import Rows
+from blindformer.models.loading.load import load
+from blindformer.parties.local.text_evaluation import evaluate_text
+from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+
+TEXT = "Who's there? Nay, answer me: stand and unfold yourself. Long live the king!" * 2  # 150 bytes, so 150 tokens
+ROOM = 96  # more than the 64 places of the first passes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """Where models are compiled to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    options = {"protocols": ("beaver", "clear", "torch"), "tokens": ROOM, "private": 110}
+    return evaluate_text(load(folder), TEXT, **options)
+
+
+def test_the_rows(found):
+    assert [(row.name, row.protocol, row.count) for row in found.rows] == [
+        ("float32", "torch", 149),
+        ("approximated", "clear", 149),
+        ("approximated", "beaver", 110),
+    ]
+    assert (found.prefix, found.window, found.windows, found.tokens, found.subset) == (2, ROOM, 2, 150, 110)
+    assert found.plan == "faithful"
+    assert json.loads(json.dumps(found.to_dict()))["rows"][1]["kl"] == found.row("clear").kl
+
+
+def test_float32_is_the_models_own_in_windows_after_the_prefix(found, folder):
+    loaded = load(folder)
+    ids = loaded.processor(TEXT, add_special_tokens=False)["input_ids"]
+    losses = []
+    for start in (0, ROOM):
+        window = [1, loaded.processor.convert_tokens_to_ids("<|user|>"), *ids[start : start + ROOM + 1]]
+        with torch.no_grad():
+            logits = loaded.model.model(torch.tensor([window[:-1]])).logits[0]
+        losses += torch.nn.functional.cross_entropy(logits[1:], torch.tensor(window[2:]), reduction="none")[1:].tolist()
+    assert len(losses) == 149
+    assert found.row("torch").perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    assert (found.row("torch").ratio, found.row("torch").kl) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("protocol", ["clear", "beaver"])
+def test_what_is_computed_in_private_predicts_as_float32_does(found, protocol):
+    row = found.row(protocol)
+    assert row.ratio == pytest.approx(1.0, abs=2e-3)
+    assert 0 < row.kl < 1e-4
+    assert row.agreement["float32"].value > 0.97
+    assert row.seconds > 0
+    assert row.refused == 0
+
+
+def test_what_is_private_is_compared_at_its_own_places(found):
+    private, clear = found.row("beaver"), found.row("clear")
+    assert private.agreement["clear"].value > 0.99
+    assert private.perplexity != clear.perplexity
+    assert private.float32 != clear.float32 == found.row("torch").perplexity
+
+
+def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch):
+    read = Rows.read
+
+    def refusing(rows, ids):
+        if len(ids) < ROOM:
+            raise AnswerOutOfRange("out of range")
+        return read(rows, ids)
+
+    monkeypatch.setattr(Rows, "read", refusing)
+    row = evaluate_text(load(folder), TEXT, tokens=ROOM, protocols=("clear",)).row("clear")
+    assert (row.count, row.refused) == (ROOM, 53)
+
+
+def test_the_command_compiles_nothing_for_torch(call, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("blindformer.parties.local.text_evaluation.found_or_compiled", None)
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    words = ("evaluate", folder, "--text", text, "--protocol", "torch", "--tokens", ROOM)
+    code, out, errors = call(*words, "--format", "json")
+    assert code == 0, errors
+    (one,) = json.loads(out)["evaluations"]
+    assert (one["text"], one["windows"], one["plan"]) == (str(text), 2, "")
+    code, out, errors = call(*words)
+    assert code == 0, errors
+    assert "float32" in out
+    assert f"{one['rows'][0]['perplexity']:.2f}" in out
+    assert "2 windows of 96 tokens" in out
+
+
+def test_the_table_says_what_is_lost(call, folder, tmp_path):
+    (tmp_path / "text").write_text(TEXT)
+    code, out, errors = call("evaluate", folder, "--text", tmp_path / "text", "--tokens", ROOM)
+    assert code == 0, errors
+    (line,) = [line for line in out.splitlines() if line.startswith("approximated")]
+    assert "clear" in line
+    assert " % of " in line
+    assert "with float32" in line
+
+
+# --- one line for what is asked wrongly ------------------------------------------------------------------------------
+WRONG = {
+    "nothing": (("{folder}", "--tokens", 64), "give --data, which judges a classifier, or --text"),
+    "both": (("{folder}", "--data", "uci", "--text", "{text}"), "give --data, which judges a classifier, or --text"),
+    "no file": (("{folder}", "--text", "absent"), "--text absent: cannot be read (No such file or directory)"),
+    "an empty file": (("{folder}", "--text", "{empty}"), "empty: is empty; give a text of at least 2 tokens"),
+    "one token": (("{folder}", "--text", "{short}"), "text: has 1 tokens; give at least 2"),
+    "not text": (("{folder}", "--text", "{bytes}"), "cannot be read (is not utf-8)"),
+    "an encoding": (("{folder}", "--text", "{text}", "--encoding", "morse"), "--encoding morse: is not known"),
+    "an encoder": (("{encoder}", "--text", "{text}"), "is not a language model with a tokenizer"),
+    "a compiled folder": (("{compiled}", "--text", "{text}"), "this one was written by compile"),
+    "one for whole texts": (("{whole}", "--text", "{text}"), "this one was written by compile"),
+    "a protocol": (("{folder}", "--text", "{text}", "--protocol", "ckks"), "choose among torch, clear, beaver"),
+    "a long window": (("{folder}", "--text", "{text}", "--tokens", 300), "takes 256 tokens, of which the prefix is 2"),
+    "a teacher": (("{folder}", "--text", "{text}", "--teacher", "a"), "--teacher: belongs to --data"),
+    "a window": (("{folder}", "--data", "uci", "--tokens", 64), "--tokens: belongs to --text"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(folder, tiny_encoder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    for name, content in {"text": b"Who's there?", "empty": b" \n", "short": b"a", "bytes": b"\xff\xfe\xff"}.items():
+        (root / name).write_bytes(content)
+    return {
+        **{name: root / name for name in ("text", "empty", "short", "bytes")},
+        "folder": folder,
+        "encoder": tiny_encoder,
+        "compiled": compile_chat_folder(folder, root / "compiled", slots=32),
+        "whole": compile_folder(folder, root / "whole", lengths=[8]),
+    }
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_says_what_is_wrong(call, places, case):
+    words, expected = WRONG[case]
+    if "--tokens" not in words and "--data" not in words:
+        words = (*words, "--tokens", 64)
+    code, out, errors = call("evaluate", *(str(word).format(**places) for word in words))
+    assert (code, out, errors.count("\n")) == (1, "", 1), errors
+    assert errors.startswith("blindformer: ")
+    assert expected in errors
