@@ -11,7 +11,7 @@ from ...errors import BlindformerError
 from . import options
 from .inspect import show_circuits
 from .output import MB, console, emit, mb, table
-from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, warn_untrained
+from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, refuse, warn_untrained
 from .talking import SLOTS
 
 PASSES = 6  # of a conversation, at most: of three sizes, with two rooms
@@ -40,8 +40,12 @@ def compile_model(
     form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
-    whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
-    _refuse(chat, whole if chat else {"--system": system, "--tokens": tokens, "--reveal": reveal})
+    if chat:
+        whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
+        refuse(whole, "is not for a model that is compiled with --chat; leave it out")
+    else:
+        of_chat = {"--system": system, "--tokens": tokens, "--reveal": reveal}
+        refuse(of_chat, "is for a model that is compiled with --chat; add --chat, or leave it out")
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.building import compile_folder
@@ -78,15 +82,6 @@ def compile_model(
         emit({"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
         return
     _show(found, out)
-
-
-def _refuse(chat: bool, given: dict[str, Any]) -> None:
-    """Options of the other kind of model."""
-    found = [name for name, value in given.items() if value is not None]
-    if found and chat:
-        raise BlindformerError(f"{found[0]}: is not for a model that is compiled with --chat; leave it out")
-    if found:
-        raise BlindformerError(f"{found[0]}: is for a model that is compiled with --chat; add --chat, or leave it out")
 
 
 def _numbers(lengths: str | None) -> list[int] | None:

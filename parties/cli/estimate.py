@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from typer import Option
 
+from ...errors import BlindformerError
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
+from .compile import PASSES
 from .output import MB, console, emit, layer_table, mb, table
-from .steps import COMPILE_NOTES, compiler, load_model, loading
+from .progress import Phases
+from .steps import COMPILE_NOTES, compiler, load_model, loading, read_plan, refuse
 
 ROLES = ("server", "client", "dealer")
+LENGTH, PROMPT = 128, 32  # tokens
 
 
 def estimate(
     model: options.Model,
-    length: Annotated[int, Option(min=1, help="Tokens.")] = 128,
+    length: Annotated[int | None, Option(min=1, help="Tokens of a text (default: 128).")] = None,
+    tokens: Annotated[
+        int | None, Option(min=32, help="Of a language model: price conversations of so many tokens, answers included.")
+    ] = None,
+    prompt: Annotated[int | None, Option(min=1, help="With --tokens: tokens of the prompt (default: 32).")] = None,
     plan: options.OwnPlan = None,
     network: Annotated[str, Option(help="loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s).")] = "lan",
     rtt: Annotated[float | None, Option(min=0, help="Milliseconds there and back, as doctor says.")] = None,
@@ -30,10 +39,16 @@ def estimate(
 ) -> None:
     """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
 
-    With protocol crypten: bytes of each party, and rounds; no seconds.
+    With protocol crypten: bytes of each party, and rounds; no seconds. With --tokens: of a conversation's
+    passes, its prompt and each token of its answer.
     """
+    if tokens is None:
+        refuse({"--prompt": prompt}, "is of a conversation; add --tokens, or leave it out")
+    else:
+        private = None if embedding == "client" else embedding
+        whole = {"--length": length, "--calibrate": calibrate, "--embedding": private}
+        refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
-        from ...protocols.errors import BlindformerError
         from ...versions import versions
         from ..reports.estimate import find_network
         from ..session.parties import PartiesError, numbered
@@ -44,25 +59,97 @@ def estimate(
             raise PartiesError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
         among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
-        loaded, chosen = load_model(phases, model, plan)
-        length = length if loaded.task.medium is None else 0
-        if loaded.positions is not None and length > loaded.positions:
-            raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-        make = compiler(phases, loaded, length, chosen, calibrate, embedding=embedding)
-        phases.end("load")
-        phases.begin("compile", COMPILE_NOTES)
-        compiled = make(1)
-        phases.end("compile")
-        phases.begin("rehearse")
-        found = resolve(entry.price)(compiled, chosen_network, among)
-        phases.end("rehearse")
+        if tokens is not None:
+            if not entry.talks:
+                raise BlindformerError(f"--protocol {protocol}: runs no conversations; use --protocol {DEFAULT}")
+            name, used, talk = _conversation(phases, model, plan, tokens, prompt or PROMPT, chosen_network)
+            head = {"model": model, "plan": used, "protocol": protocol}
+            shown = partial(_show_conversation, name, used, protocol, talk)
+            priced = talk.to_dict()
+        else:
+            loaded, chosen = load_model(phases, model, plan)
+            length = (length or LENGTH) if loaded.task.medium is None else 0
+            if loaded.positions is not None and length > loaded.positions:
+                raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
+            make = compiler(phases, loaded, length, chosen, calibrate, embedding=embedding)
+            phases.end("load")
+            phases.begin("compile", COMPILE_NOTES)
+            compiled = make(1)
+            phases.end("compile")
+            phases.begin("rehearse")
+            found = resolve(entry.price)(compiled, chosen_network, among)
+            phases.end("rehearse")
+            head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
+            shown = partial(_show if entry.parties else _show_many, loaded, length, compiled.plan.name, protocol, found)
+            priced = asdict(found)
     if form == "json":
-        head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
-        emit({**head, **asdict(found), "versions": versions()})
-    elif entry.parties:
-        _show(loaded, length, compiled.plan.name, protocol, found)
+        emit({**head, **priced, "versions": versions()})
     else:
-        _show_many(loaded, length, compiled.plan.name, protocol, found)
+        shown()
+
+
+def _conversation(
+    phases: Phases, model: str, plan: str | None, tokens: int, prompt: int, network: Any
+) -> tuple[str, str, Any]:
+    """The names of the model and of its plan, and the price. The model is compiled if it is not yet."""
+    from ...models.artifacts import load_server
+    from ...models.generation.folder import found_or_compiled
+    from ...models.generation.rows import room
+    from ..config import load_settings
+    from ..reports.conversation_estimate import estimate_conversation
+
+    cache = load_settings(None).client.cache.expanduser()
+    chosen = None if plan is None else read_plan(plan)
+    phases.end("load")
+    phases.begin("compile", COMPILE_NOTES * PASSES)
+    note = partial(phases.note, "compile")
+    part = load_server(found_or_compiled(model, cache, plan=chosen, slots=tokens, stage=note))
+    held = part.for_length()
+    if room(held.program) != tokens:
+        raise BlindformerError(
+            f"--tokens {tokens}: {model} is compiled for {room(held.program)}; give that number, or the model's own "
+            "folder"
+        )
+    phases.end("compile")
+    phases.begin("rehearse", len(held.program.parts))
+    note = partial(phases.note, "rehearse")
+    priced = estimate_conversation(held.program, network, prompt=prompt, weights=held.weights, stage=note)
+    phases.end("rehearse")
+    return held.program.model, part.plan.name, priced
+
+
+def _show_conversation(model: str, plan: str, protocol: str, found: Any) -> None:
+    out = console()
+    out.print(
+        f"[bold]{model}[/]   conversations of {found.slots} tokens   plan {plan}   protocol {protocol}   "
+        f"network {found.network}\n"
+    )
+    rows = [
+        (one.tokens, one.behind, one.rounds, mb(one.online_bytes), mb(one.offline_bytes), f"{one.online_s:.2f}",
+         f"{one.offline_s:.2f}")
+        for one in found.passes
+    ]  # fmt: skip
+    headings = ("tokens of a pass", "behind, at most", "rounds", "online MB", "offline MB", "online s", "offline s")
+    out.print(table(*headings, right=range(len(headings)), rows=rows))
+    out.print()
+    for one in found.answer:
+        out.print(
+            f"a token behind at most {one.behind} others   at most {one.seconds:.2f} s, at least "
+            f"{one.tokens_per_minute:.1f} tokens a minute"
+        )
+    read = found.prompt
+    out.print(
+        f"a prompt of {read.tokens} tokens   at most {read.seconds:.2f} s: {read.rounds} rounds, "
+        f"{read.online_bytes / MB:.1f} MB online, {read.offline_bytes / MB:.1f} MB offline\n"
+        f"network  {_in_words(found)}\n"
+        f"set-up   about {found.setup_s:.2f} s: {found.setup_bytes / MB:.1f} MB of masked weights, once\n"
+        "(offline is made while the pass before runs, as far as each party has cores for it: then a token takes less)"
+    )
+
+
+def _in_words(network: Any) -> str:
+    rtt, bandwidth = network.rtt_s * 1e3, network.bandwidth / 1e6
+    return f"{network.network}: {rtt:g} ms there and back, {bandwidth:g} Mbit/s each way"
 
 
 def _size(loaded: Any, length: int) -> str:
@@ -93,8 +180,7 @@ def _show(loaded: Any, length: int, plan: str, protocol: str, found: Any) -> Non
     busy = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in spent.items())
     out.print(
         "\n(layers share rounds, so their rounds add up to more than the total)\n"
-        f"network  {found.network}: {found.rtt_s * 1e3:g} ms there and back, "
-        f"{found.bandwidth / 1e6:g} Mbit/s each way\n"
+        f"network  {_in_words(found)}\n"
         f"online   about {found.online_s:.2f} s: {found.up / MB:.1f} MB up, {found.down / MB:.1f} MB down, "
         f"{found.rounds} rounds\n"
         f"offline  about {found.offline_s:.2f} s: {found.offline_bytes / MB:.1f} MB from the dealer\n"

@@ -10,10 +10,10 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..heap import keep_freed_memory
 from . import options
-from .generate import SLOTS
 from .output import console, emit, table
 from .progress import Phases
-from .steps import listed, loading, read_plan, read_system, read_whole
+from .steps import listed, loading, read_plan, read_system, read_whole, refuse
+from .talking import SLOTS
 
 
 @options.grouped
@@ -62,7 +62,12 @@ def evaluate(
     """
     of_data = {"--teacher": teacher, "--length": length, "--report": report, "--text-column": columns.text_column,
                "--label-column": columns.label_column, "--data-folder": columns.data_folder}  # fmt: skip
-    _refuse(data, text, of_data, {"--tokens": tokens, "--system": system})
+    if (data is None) == (text is None):
+        raise BlindformerError("evaluate: give --data to judge a classifier, or --text to judge a language model")
+    if data is None:
+        refuse(of_data, "belongs to --data, which is not given; leave it out")
+    else:
+        refuse({"--tokens": tokens, "--system": system}, "belongs to --text, which is not given; leave it out")
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     keep_freed_memory()
@@ -100,17 +105,6 @@ def evaluate(
                 report.write_bytes(accuracy_figure(found))
             else:
                 report.write_text(evaluation_page(found), encoding="utf-8")
-
-
-def _refuse(data: str | None, text: Path | None, of_data: dict[str, Any], of_text: dict[str, Any]) -> None:
-    """Options of the other kind of model."""
-    if (data is None) == (text is None):
-        raise BlindformerError(
-            "evaluate: give --data, which judges a classifier, or --text, which judges a language model"
-        )
-    other, its = ("--data", of_data) if data is None else ("--text", of_text)
-    if wrong := [name for name, value in its.items() if value is not None]:
-        raise BlindformerError(f"{wrong[0]}: belongs to {other}, which is not given; leave it out")
 
 
 def _of_data(phases: Phases, models: list[str], dataset: Any, teacher: str | None, common: dict[str, Any]) -> list[Any]:

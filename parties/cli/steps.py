@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,12 @@ def compiler(
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
     texts = read_texts(calibrate)
     return lambda rows: compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options)
+
+
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Errors: BlindformerError if one of these options was given (None: it was not)."""
+    if found := [name for name, value in given.items() if value is not None]:
+        raise BlindformerError(f"{found[0]}: {why}")
 
 
 def read_plan(name: str, private: bool = True) -> Any:

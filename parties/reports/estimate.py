@@ -27,8 +27,9 @@ from .report import QueryPrice, declared
 class Estimate(QueryPrice):
     """One query, with its seconds on a network.
 
-    `offline_s`: from asking for correlations until they are there; `online_s`: from then to the result, both at the
-    client. `setup_s`: the masked weights on the wire, once. `compute_s`: CPU seconds in these, by party and phase.
+    `offline_s`: from asking for correlations until they are there (of several runs at once: one run's part);
+    `online_s`: from then to the result, both at the client. `setup_s`: the masked weights on the wire, once.
+    `compute_s`: CPU seconds in these, by party and phase.
     `rtt_s`: seconds there and back; `bandwidth`: bits a second, each way.
     """
 
@@ -55,12 +56,15 @@ def estimate(
     server, if it is another. `rehearsal`: for several networks; without it one is made, which takes about as long as
     the computation of two queries.
 
-    Errors: BlindformerError for an unknown network; ProgramError if the protocol does not offer what the program needs.
+    Errors: BlindformerError for an unknown network, and for a conversation's program (estimate_conversation prices
+    that); ProgramError if the protocol does not offer what the program needs.
     """
     near = network if isinstance(network, Network) else find_network(network)
     far = near if dealer is None else dealer if isinstance(dealer, Network) else find_network(dealer)
     weights = program.weights if isinstance(program, Compiled) else None
     program = program.program if isinstance(program, Compiled) else program
+    if program.parts:
+        raise BlindformerError(f"{program.model}: is compiled for conversations; use estimate_conversation")
     found = declared(program)
     rehearsal = rehearsal or rehearse(program, weights)
     clock = replay(rehearsal.moves, near, far)["client"]
@@ -70,7 +74,7 @@ def estimate(
         rtt_s=near.rtt,
         bandwidth=near.bandwidth,
         setup_s=Link(near).arrival(0.0, found["setup_bytes"]),
-        offline_s=ready,
+        offline_s=ready / rehearsal.runs,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
         **found,

@@ -20,6 +20,7 @@ from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
 from .client import ClientParty
 from .dealer import DealerParty, MemoryPrograms
+from .messages import Turn
 from .party import PartyModel
 from .server import ServerParty
 from .weights import Served
@@ -40,35 +41,42 @@ class Move:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One query, party by party. `ready`: how many of its moves each party makes until all correlations are there."""
+    """One query, party by party. `ready`: how many of its moves each party makes until all correlations are there: its
+    own, and those of other runs that are made with them, of `runs` in all."""
 
     moves: dict[str, list[Move]]
     ready: dict[str, int]
+    runs: int = 1
 
     def compute_s(self) -> dict[str, float]:
-        """CPU seconds by party and phase, such as "server_online"."""
+        """CPU seconds of a run by party and phase, such as "server_online"."""
         phases = {}
         for role, moves in self.moves.items():
-            phases[f"{role}_offline"] = sum(move.compute for move in moves[: self.ready[role]])
+            phases[f"{role}_offline"] = sum(move.compute for move in moves[: self.ready[role]]) / self.runs
             phases[f"{role}_online"] = sum(move.compute for move in moves[self.ready[role] :])
         return phases
 
 
-def rehearse(program: Program, weights: Mapping[str, Tensor] | None = None, passes: int = 2) -> Rehearsal:
+def rehearse(
+    program: Program, weights: Mapping[str, Tensor] | None = None, passes: int = 2, runs: int = 1
+) -> Rehearsal:
     """Run every party's part of a query alone, on one thread, `passes` times; the least seconds of each move count.
 
     The first pass is slower (page faults, imports), as a party's first query is. Memory: that of one party.
-    `weights`: the program's, if at hand; they are only shapes here.
+    `weights`: the program's, if at hand; they are only shapes here. `runs`: of so many, correlations are made at once,
+    and one is run.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         values = {**(weights or _noise(program)), **_zeros(program, "input")}
         served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
-        runs = [_rehearse_once(served) for _ in range(passes)]
+        found = [_rehearse_once(served, Turn(runs=runs)) for _ in range(passes)]
     finally:
         torch.set_num_threads(threads)
-    return Rehearsal({role: _least([run.moves[role] for run in runs]) for role in runs[0].moves}, runs[0].ready)
+    return Rehearsal(
+        {role: _least([one.moves[role] for one in found]) for role in found[0].moves}, found[0].ready, runs
+    )
 
 
 def _least(runs: list[list[Move]]) -> list[Move]:
@@ -143,39 +151,39 @@ class _Alone:
         return zeros
 
 
-def _rehearse_once(served: Served) -> Rehearsal:
+def _rehearse_once(served: Served, turn: Turn) -> Rehearsal:
     """Each party's real code, in one query on live correlations."""
     found = {
-        "server": _server(served),
-        "client": _client(served.program, served.constants, served.weights),
-        "dealer": _dealer(served.program),
+        "server": _server(served, turn),
+        "client": _client(served.program, served.constants, served.weights, turn),
+        "dealer": _dealer(served.program, turn),
     }
     moves = {role: watched.of_a_query() for role, watched in found.items()}
     return Rehearsal({role: made for role, (made, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
 
 
-def _server(served: Served) -> _Watched:
+def _server(served: Served, turn: Turn) -> _Watched:
     watched = _Watched()
-    client = _Alone(watched, "client", {"live": True}, {"query": 0}, {"go": 0}, {"bye": True})
+    client = _Alone(watched, "client", {"live": True}, {"query": 0, **turn.message()}, {"go": 0}, {"bye": True})
     dealer = _Alone(watched, "dealer", {"need": "weights"}, {"dealing": True}, {"deal": 0}, {"dealt": 0})
     ServerParty(served, client, lambda: dealer).serve()
     return watched
 
 
-def _client(program: Program, constants: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> _Watched:
+def _client(program: Program, constants: Mapping[str, Tensor], weights: Mapping[str, Tensor], turn: Turn) -> _Watched:
     watched = _Watched()
     server = _Alone(watched, "server", {"live": True}, {"ready": 0}, {"done": 0})
     party = ClientParty(program, constants, server, lambda seed: None)
     party.weights.masked = dict(weights)  # any numbers do
     watched.settle = party.settle
-    party.query({**_zeros(program, "client"), **_zeros(program, "input")})
+    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, turn=turn)
     return watched
 
 
-def _dealer(program: Program) -> _Watched:
+def _dealer(program: Program, turn: Turn) -> _Watched:
     watched, programs = _Watched(), MemoryPrograms()
     programs.put(program)
-    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0}, {"bye": True})
+    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0, **turn.message()}, {"bye": True})
     DealerParty(server, program.hash(), lambda: [new_seed()], programs).serve()
     return watched
 

@@ -119,8 +119,11 @@ def test_the_table_says_what_is_lost(call, folder, tmp_path):
 
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
-    "nothing": (("{folder}", "--tokens", 64), "give --data, which judges a classifier, or --text"),
-    "both": (("{folder}", "--data", "uci", "--text", "{text}"), "give --data, which judges a classifier, or --text"),
+    "nothing": (("{folder}", "--tokens", 64), "give --data to judge a classifier, or --text to judge"),
+    "both": (
+        ("{folder}", "--data", "uci", "--text", "{text}"),
+        "give --data to judge a classifier, or --text to judge",
+    ),
     "no file": (("{folder}", "--text", "absent"), "--text absent: cannot be read (No such file or directory)"),
     "an empty file": (("{folder}", "--text", "{empty}"), "empty: is empty; give a text of at least 2 tokens"),
     "one token": (("{folder}", "--text", "{short}"), "text: has 1 tokens; give at least 2"),

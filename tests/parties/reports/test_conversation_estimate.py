@@ -1,0 +1,152 @@
+"""What a conversation will cost: bytes and rounds as a session meters them, seconds as a network lets them pass."""
+
+import json
+
+import pytest
+from blindformer.models.generation.decoder import GenerationError
+from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.generation.rows import Rows
+from blindformer.models.program.pricing import Network
+from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.reports.conversation_estimate import estimate_conversation
+from blindformer.parties.reports.estimate import estimate
+from blindformer.parties.session.passes import passes
+from blindformer.parties.transport.memory import MemoryChannel
+from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+from blindformer.tests.models.generation.folders import tiny_llama
+
+FAR = Network("far", rtt=0.1, bandwidth=1e6)
+PROMPT = 16
+
+
+@pytest.fixture(scope="module")
+def found(compiled):  # noqa: F811
+    return estimate_conversation(compiled.program, FAR, prompt=PROMPT, weights=compiled.weights)
+
+
+def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # noqa: F811
+    """The dealer's frames, too: of both passes of the prompt, and of all tokens whose correlations are made at once."""
+    frames, told, receive = [], [], MemoryChannel.recv
+
+    def counting(channel, size):
+        if channel.peer == "dealer":
+            frames.append(size)
+        return receive(channel, size)
+
+    monkeypatch.setattr(MemoryChannel, "recv", counting)
+    text = some(PROMPT + 1).tolist()
+    with ThreadParties(compiled, timeout=30) as session:
+        rows = Rows(
+            compiled.program,
+            passes(session.client, compiled.parts, lambda name, answer: told.append((name, answer.timings))),
+            PREFIX,
+        )
+        rows.read(text[:PROMPT])
+        rows.read(text[PROMPT:])
+        assert session.setup_bytes == found.setup_bytes
+    token = found.answer[0]
+    assert [name for name, _ in told] == [*found.prompt.parts, *token.parts]
+    for expected, some_passes in ((found.prompt, told[:-1]), (token, told[-1:])):
+        metered = [timings for _, timings in some_passes]
+        assert expected.rounds == sum(timings.rounds for timings in metered)
+        assert expected.online_bytes == sum(timings.online.sent + timings.online.received for timings in metered)
+    for name, timings in told:
+        priced = found.by_part[name]
+        assert (timings.online.sent, timings.online.received) == (priced.up, priced.down)
+    assert sum(frames) == found.prompt.offline_bytes + 8 * token.offline_bytes
+
+
+def test_a_prompt_is_read_in_the_passes_of_a_conversation(found):
+    assert found.prompt.parts == ["8@64", "8@64"]
+    assert found.prompt.rounds == 2 * found.by_part["8@64"].rounds
+    assert found.prompt.seconds == pytest.approx(2 * next(p.seconds for p in found.passes if p.parts == ["8@64"]))
+
+
+def test_a_token_costs_more_behind_more_others(found):
+    near, far = found.answer
+    assert (near.parts, far.parts) == (["1@64"], ["1@96"])
+    assert 64 <= near.behind < far.behind == found.slots == 96
+    assert near.online_bytes < far.online_bytes
+    assert near.offline_bytes < far.offline_bytes
+    assert [(one.tokens, one.parts[0]) for one in found.passes] == [(1, "1@64"), (1, "1@96"), (8, "8@64"), (8, "8@96")]
+
+
+def test_seconds_are_at_least_the_networks(found):
+    for one in (*found.passes, found.prompt):
+        assert one.online_s >= one.rounds * FAR.rtt / 2
+        assert one.offline_s >= 8 * one.offline_bytes / FAR.bandwidth
+        assert one.tokens_per_minute == pytest.approx(60 * one.tokens / (one.online_s + one.offline_s))
+    assert found.setup_s >= 8 * found.setup_bytes / FAR.bandwidth
+    # Of correlations that are made at once, each run bears its part of asking for them.
+    assert found.answer[0].offline_s < FAR.rtt + 8 * found.answer[0].offline_bytes / FAR.bandwidth
+
+
+def test_what_is_not_priced_says_why(compiled):  # noqa: F811
+    with pytest.raises(BlindformerError, match="use estimate_conversation"):
+        estimate(compiled)
+    with pytest.raises(BlindformerError, match="compile the model with --chat"):
+        estimate_conversation(compiled.program.part("8@64"))
+    with pytest.raises(GenerationError, match="97 more do not fit the 96"):
+        estimate_conversation(compiled.program, prompt=97)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def talks(folder, tmp_path_factory):
+    return compile_chat_folder(folder, tmp_path_factory.mktemp("compiled"), slots=32)
+
+
+def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
+    words = ("estimate", talks, "--tokens", 32, "--prompt", 20, "--rtt", 7, "--bandwidth", 30)
+    code, out, errors = call(*words, "--format", "json")
+    assert code == 0, errors
+    told = json.loads(out)
+    assert (told["slots"], told["plan"], told["rtt_s"], told["bandwidth"]) == (32, "faithful", 0.007, 3e7)
+    assert [(one["tokens"], one["parts"]) for one in told["passes"]] == [(1, ["1@32"]), (8, ["8@32"]), (32, ["32@32"])]
+    assert (told["prompt"]["tokens"], told["prompt"]["parts"]) == (20, ["32@32"])
+    assert told["answer"][0]["tokens_per_minute"] == pytest.approx(60 / told["answer"][0]["seconds"])
+    assert told["by_part"]["8@32"]["layers"]
+    code, out, errors = call(*words)
+    assert code == 0, errors
+    assert "conversations of 32 tokens" in out
+    assert f"{told['prompt']['rounds']} rounds" in out
+    assert "tokens a minute" in out
+
+
+def test_the_command_compiles_a_model_once(call, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, errors = call("estimate", folder, "--tokens", 32, "--format", "json")
+    assert code == 0, errors
+    monkeypatch.setattr("blindformer.models.generation.folder.compile_chat_folder", None)
+    again = json.loads(call("estimate", folder, "--tokens", 32, "--format", "json")[1])
+    assert again["prompt"]["online_bytes"] == json.loads(out)["prompt"]["online_bytes"] > 0
+
+
+WRONG = {
+    "another room": (("--tokens", 64), "is compiled for 32; give that number"),
+    "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
+    "a prompt alone": (("--prompt", 8), "--prompt: is of a conversation; add --tokens"),
+    "a length": (("--tokens", 32, "--length", 8), "--length: is for models that answer whole texts"),
+    "a protocol": (("--tokens", 32, "--protocol", "crypten"), "--protocol crypten: runs no conversations; use"),
+    "no conversation": ((), "this one was written by compile"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_says_what_is_wrong(call, talks, case):
+    words, expected = WRONG[case]
+    code, out, errors = call("estimate", talks, *words)
+    assert (code, out, errors.count("\n")) == (1, "", 1), errors
+    assert expected in errors
+
+
+def test_a_classifier_has_no_conversations(call, tiny_classifier):
+    code, out, errors = call("estimate", tiny_classifier, "--tokens", 32)
+    assert (code, out, errors.count("\n")) == (1, "", 1), errors
+    assert "is not a language model" in errors
