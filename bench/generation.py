@@ -2,6 +2,7 @@
 
     python -m bench.generation --model smollm2 --cache 128 --tokens 32 --format json
     python -m bench.generation --model smollm2 --cache 32 --tokens 4 --rtt 20 --bandwidth 200
+    python -m bench.generation --model smollm2 --prompts 20 --tokens 64 --protocol clear
 
 README.md says what each figure means.
 """
@@ -37,7 +38,7 @@ from torch import Tensor
 from .commands import PLANS, Say, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
 from .site import conversation_with
-from .text import QUERIES
+from .text import PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
 GPT2 = "gpt2"
@@ -104,10 +105,8 @@ def measure(
     say = say or (lambda stage: None)
     torch.set_num_threads(1)
     about, home = provenance(), load_settings(None).client.cache.expanduser()
-    say("load")
-    source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
     slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
-    folder = found_or_compiled(source, home, plan=plan, slots=slots, stage=lambda stage: say(f"compile: {stage}"))
+    source, folder = _compiled(model, home, plan, slots, say)
     told = Told()
     with _talking(folder, told, protocol, network, timeout) as talk:
         ids = _text(talk, cache)
@@ -129,7 +128,7 @@ def measure(
     agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
     return Generation(
         model=model,
-        weights="seeded" if model == GPT2 else "real",
+        weights=_weights(model),
         plan=plan,
         protocol=protocol,
         slots=slots,
@@ -173,6 +172,79 @@ def _talking(
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
         with conversation_with(folder, *where, timeout, told, shaped=options.shaped) as talk:
             yield talk
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy(Measured):
+    """Answers to short messages, the likeliest token at each place. README.md explains each figure."""
+
+    model: str
+    weights: str
+    plan: str
+    protocol: str
+    prompts: int
+    tokens: int
+    positions: int
+    agree_top1: float
+    same_answers: int
+    kl: float
+    wall_s_per_token: float
+
+
+def answer(
+    model: str, *, prompts: int = 20, tokens: int = 64, plan: str = "faithful", protocol: str = DEFAULT,
+    timeout: float = 600, say: Say | None = None,
+) -> Greedy:  # fmt: skip
+    """Answer messages of ours with at most `tokens` tokens each, and compare each token with torch's at its place.
+
+    Errors: BlindformerError, one line.
+    """
+    say = say or (lambda stage: None)
+    torch.set_num_threads(1)
+    about, home = provenance(), load_settings(None).client.cache.expanduser()
+    source, folder = _compiled(model, home, plan, SLOTS, say)
+    agree, divergence, seconds, same = list[Tensor](), list[Tensor](), 0.0, 0
+    exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
+    with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
+        kept, head = _kept(talk), talk.decoder.head
+        for number, prompt in enumerate(PROMPTS[:prompts], 1):
+            say(f"answer {number} of {min(prompts, len(PROMPTS))}")
+            plain = getattr(talk.chat.tokenizer, "chat_template", None) is None
+            ids = talk.chat.text(prompt) if plain else talk.chat.prompt([{"role": "user", "content": prompt}])
+            reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False)
+            whole = [*ids, *reply.tokens]
+            found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
+            wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
+            alike, apart = compared(found if head is None else found @ head.T, wanted)
+            agree.append(alike)
+            divergence.append(apart)
+            same += bool(alike.all())
+            seconds += reply.seconds
+    return Greedy(
+        model=model,
+        weights=_weights(model),
+        plan=plan,
+        protocol=protocol,
+        prompts=len(agree),
+        tokens=tokens,
+        positions=sum(map(len, agree)),
+        agree_top1=torch.cat(agree).double().mean().item(),
+        same_answers=same,
+        kl=torch.cat(divergence).mean().item(),
+        wall_s_per_token=seconds / sum(map(len, agree)),
+        **about,
+    )
+
+
+def _compiled(model: str, home: Path, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
+    """The model's own folder or name, and the one it is compiled in."""
+    say("load")
+    source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
+    return source, found_or_compiled(source, home, plan=plan, slots=slots, stage=lambda stage: say(f"compile: {stage}"))
+
+
+def _weights(model: str) -> str:
+    return "seeded" if model == GPT2 else "real"
 
 
 def _text(talk: Conversation, count: int) -> list[int]:
@@ -249,11 +321,27 @@ def table(found: Generation) -> Table:
     return grid
 
 
+def greedy_table(found: Greedy) -> Table:
+    grid = Table(title=f"{found.model}, plan {found.plan}, protocol {found.protocol}", show_header=False)
+    rows = {
+        "messages": f"{found.prompts}, answered with at most {found.tokens} tokens each",
+        "likeliest token as float32": f"{found.agree_top1:.4f} of {found.positions} places",
+        "answers that are float32's own": f"{found.same_answers}",
+        "KL from float32": f"{found.kl:.2e}",
+        "a token, waited for": seconds(found.wall_s_per_token),
+    }
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return grid
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m bench.generation", description="Measure private generation.")
     options.add_argument("--model", default="smollm2", help="smollm2, gpt2 (seeded weights) or a folder (%(default)s)")
     options.add_argument("--cache", type=int, default=128, help="tokens of text before the answer (%(default)s)")
     options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
+    prompts = f"short messages to answer instead, at most {len(PROMPTS)}: how often the likeliest token is float32's"
+    options.add_argument("--prompts", type=int, help=prompts)
     options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--protocol", choices=talking(), default=DEFAULT)
@@ -269,9 +357,16 @@ def main(arguments: list[str] | None = None) -> int:
         if (chosen.rtt is None) != (chosen.bandwidth is None):
             raise GenerationError("--rtt and --bandwidth: give both, or none")
         network = None if chosen.rtt is None else Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
-        apart = ("format", "model", "rtt", "bandwidth")
-        given = {name: value for name, value in vars(chosen).items() if name not in apart}
-        publish(measure(chosen.model, **given, network=network, say=say), chosen.format, table)
+        if chosen.prompts is not None and not 0 < chosen.prompts <= len(PROMPTS):
+            raise GenerationError(f"--prompts: give 1 to {len(PROMPTS)}")
+        if chosen.prompts is not None and network is not None:
+            raise GenerationError("--rtt and --bandwidth: change no token; leave them or --prompts out")
+        left_out = ("format", "model", "rtt", "bandwidth", *(("cache", "drafts") if chosen.prompts else ("prompts",)))
+        given = {name: value for name, value in vars(chosen).items() if name not in left_out}
+        if chosen.prompts is None:
+            publish(measure(chosen.model, **given, network=network, say=say), chosen.format, table)
+        else:
+            publish(answer(chosen.model, **given, say=say), chosen.format, greedy_table)
 
     return run_command("bench.generation", work)
 

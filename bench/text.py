@@ -1,4 +1,4 @@
-"""Our own sentences for workloads with a tokenizer. Calibration and queries share none of them."""
+"""Our own sentences for workloads with a tokenizer. Calibration, queries and prompts share none of them."""
 
 CALIBRATION = (
     "The bus to the harbour leaves every twenty minutes, except on Sundays, when you may wait for an hour.",
@@ -44,4 +44,27 @@ QUERIES = (
     "Turn left at the chapel, follow the stream for a mile, and you will see the mill.",
     "Two of the five vaccines must be kept frozen, which makes them hard to use in hot countries.",
     "I read the first page three times and then gave the book to my sister.",
+)
+
+PROMPTS = (
+    "Hi! How are you?",
+    "What is the capital of France?",
+    "Write a haiku about rain.",
+    "Explain photosynthesis to a child.",
+    "Give me three names for a black cat.",
+    "How do I boil an egg?",
+    "Translate into Spanish: good morning, my friend.",
+    "What is 17 + 25?",
+    "Write a Python function that reverses a string.",
+    "Who wrote Romeo and Juliet?",
+    "I feel sad today. Any advice?",
+    "List five fruits that are red.",
+    "Why is the sky blue?",
+    "Fix the grammar: she go to school yesterday.",
+    "Tell me a joke about computers.",
+    "Is it safe to eat raw chicken?",
+    "Summarise in a sentence: bees visit flowers, and carry pollen from one to the next.",
+    "What should I pack for a week in Norway in March?",
+    "Write an email to my landlord about a broken heater.",
+    "How many days does February have?",
 )

@@ -9,7 +9,7 @@ from typer import Option
 
 from ...errors import BlindformerError
 from . import options
-from .inspect import show_circuits
+from .inspect import show_circuits, which
 from .output import MB, console, emit, mb, table
 from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, refuse, warn_untrained
 from .talking import SLOTS
@@ -104,8 +104,8 @@ def _show(found: Any, folder: Path) -> None:
     room = f"   conversations of {found.slots} tokens, by tokens of a pass" if found.slots else ""
     out.print(f"[bold]{found.name}[/]   plan {found.plan}{room}\n")
     rows = [
-        (item.length or "-", item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
-        for item in found.lengths.values()
+        (which(item), item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
+        for item in found.programs
     ]
     out.print(table("length", "program", "rounds", "online MB", "offline MB", right=(0, 2, 3, 4), rows=rows))
     show_circuits(out, found, layers=False)

@@ -23,13 +23,11 @@ def inspect(
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
     with loading(notes=1) as phases:
-        from ...models.artifacts.layout import only
         from ..reports.inspect import inspect as inspected
 
         found = inspected(folder)
         if length is not None:
-            only(found.lengths, length, folder)
-            found.lengths = {length: found.lengths[length]}
+            found.programs = found.of_length(length, folder)
         phases.end("load")
         lost = _precision(folder, found, phases.step) if precision else {}
     if form == "json":
@@ -49,8 +47,8 @@ def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[s
     from ..reports.precision import precision
 
     lost = {}
-    for done, number in enumerate(found.lengths):
-        progress("precision", done, len(found.lengths))
+    for done, number in enumerate(item.length for item in found.programs):
+        progress("precision", done, len(found.programs))
         lost[number] = [{**vars(row), "bits": row.bits} for row in precision(folder, number)]
     return lost
 
@@ -74,7 +72,7 @@ def _show(found: Any) -> None:
     out.print(f"private              {found.private}\n")
     programs = [
         (
-            _length(item.length),
+            which(item),
             item.hash[:12],
             item.instructions,
             item.rounds,
@@ -83,22 +81,22 @@ def _show(found: Any) -> None:
             f"{item.macs / 1e6:.1f}",
             mb(item.setup_bytes, 1),
         )
-        for item in found.lengths.values()
+        for item in found.programs
     ]
     if found.slots:
         out.print(f"conversations of {found.slots} tokens after the prefix; by tokens of a pass:\n")
     headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
-    for item in found.lengths.values():
-        title = f"\n{item.length} tokens" if item.length else ""
-        out.print(layer_table(item, ("rounds", "online MB", "offline MB", "million MACs", "share"), title))
+    for item in found.programs:
+        above = f"\n{which(item)} tokens" if item.length else ""
+        out.print(layer_table(item, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
     show_circuits(out, found, layers=True)
     out.print("\n(share: of all bytes. Layers share rounds, so their rounds add up to more than the total)")
 
 
 def show_circuits(out: Any, found: Any, layers: bool) -> None:
     """What encrypted queries take, where a folder is compiled for them."""
-    circuits = {length: item.circuit for length, item in found.lengths.items() if item.circuit}
+    circuits = {item.length: item.circuit for item in found.programs if item.circuit}
     if not circuits:
         return
     rows = [
@@ -117,6 +115,11 @@ def show_circuits(out: Any, found: Any, layers: bool) -> None:
         levels = [(path or "(model)", own, after) for path, own, after in item.levels]
         title = f"\n{_length(length)} tokens, encrypted"
         out.print(table("layer", "levels", "used up", title=title, right=(1, 2), rows=levels))
+
+
+def which(item: Any) -> str:
+    """Which of the programs it is."""
+    return _length(item.length) if item.behind is None else f"{item.length} behind at most {item.behind}"
 
 
 def _length(number: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
-from ...models.artifacts.layout import find_part, parts_of, read_json, read_programs, versions
+from ...models.artifacts.layout import find_part, only, parts_of, read_json, read_programs, versions
 from ...models.generation.parts import size_of
 from ...models.generation.rows import room
 from ...models.program.program import Program
@@ -48,9 +48,11 @@ class CircuitSizes:
 
 @dataclass(kw_only=True)
 class PricedProgram(QueryPrice):
-    """A program of one length and the price of a query on it."""
+    """A program of one length and the price of a query on it. `behind`: of a pass of a conversation, how many tokens it
+    may come behind."""
 
     length: int
+    behind: int | None
     hash: str
     instructions: int
     inputs: dict[str, tuple[int, ...]]
@@ -66,14 +68,14 @@ class PricedProgram(QueryPrice):
 @dataclass
 class Inspection:
     """`plan`: its name, where the part says it; `plan_hash` is in every program. `slots`: tokens of a conversation, of
-    which `lengths` are tokens of a pass."""
+    which the length of each of `programs` is a pass."""
 
     name: str
     kind: str
     plan: str
     plan_hash: str
     parts: dict[str, FolderPart]
-    lengths: dict[int, PricedProgram]
+    programs: list[PricedProgram]
     released: tuple[str, ...]
     public: str
     private: str
@@ -81,11 +83,16 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         found = asdict(self)
-        for length, item in self.lengths.items():
-            for row, layer in zip(found["lengths"][length]["layers"], item.layers, strict=True):
+        found["lengths"] = found.pop("programs")
+        for told, item in zip(found["lengths"], self.programs, strict=True):
+            for row, layer in zip(told["layers"], item.layers, strict=True):
                 row["share"] = item.share(layer)
-        found["lengths"] = list(found["lengths"].values())
         return found
+
+    def of_length(self, length: int, folder: Path) -> list[PricedProgram]:
+        """Errors: ArtifactError, naming the folder and what there is."""
+        only({item.length: item for item in self.programs}, length, folder)
+        return [item for item in self.programs if item.length == length]
 
 
 def inspect(folder: str | Path) -> Inspection:
@@ -110,19 +117,23 @@ def inspect(folder: str | Path) -> Inspection:
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
-    passes = {size_of(name): part for name, part in sorted(first.parts.items(), key=lambda found: room(found[1]))}
-    run = dict(sorted(passes.items())) or programs  # of a conversation: with the most room
+    slots = room(first)
+    if first.parts:
+        passes = [(size_of(name), min(room(part), slots), part) for name, part in first.parts.items()]
+        listed = [_priced(*its) for its in sorted(passes, key=lambda its: its[:2])]
+    else:
+        listed = [_priced(length, None, program, circuits.get(length)) for length, program in programs.items()]
     return Inspection(
         name=first.model,
         kind=about.get("kind", ""),
         plan=about.get("plan", ""),
         plan_hash=first.plan,
         parts=parts,
-        lengths={length: _priced(length, program, circuits.get(length)) for length, program in run.items()},
-        released=tuple(sorted({name for program in run.values() for name in program.released})),
+        programs=listed,
+        released=tuple(sorted({name for program in programs.values() for name in _released(program)})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
-        slots=room(first),
+        slots=slots,
     )
 
 
@@ -159,9 +170,14 @@ def _sizes(found: CircuitPart) -> CircuitSizes:
     )
 
 
-def _priced(length: int, program: Program, circuit: CircuitPart | None) -> PricedProgram:
+def _released(program: Program) -> set[str]:
+    return {*program.released, *(name for part in program.parts.values() for name in part.released)}
+
+
+def _priced(length: int, behind: int | None, program: Program, circuit: CircuitPart | None = None) -> PricedProgram:
     return PricedProgram(
         length=length,
+        behind=behind,
         hash=program.hash(),
         instructions=len(program.instructions),
         inputs=program.inputs,

@@ -62,3 +62,19 @@ def test_a_network_is_both_numbers_and_has_parties(model, tmp_path, monkeypatch,
     monkeypatch.setattr(generation, "SLOTS", 64)
     assert generation.main(["--model", str(model), "--cache", "4", "--tokens", "2", *words]) == 1
     assert "bench.generation: --rtt and --bandwidth: " in capsys.readouterr().err
+
+
+def test_short_messages_are_answered_as_float32_would(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(generation, "SLOTS", 96)
+    words = ["--model", str(model), "--prompts", "2", "--tokens", "5", "--protocol", "clear", "--format", "json"]
+    assert generation.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["prompts"], found["positions"]) == (2, 10)
+    assert found["agree_top1"] >= 0.9
+    assert found["same_answers"] >= 1
+    assert 0 < found["kl"] < 1e-3
+    assert generation.main([*words[:3], "99"]) == 1
+    assert "--prompts: give 1 to 20" in capsys.readouterr().err
+    assert generation.main([*words, "--rtt", "20", "--bandwidth", "9"]) == 1
+    assert "--rtt and --bandwidth: change no token" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def talks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(talks, tmp_path_factory):
-    return compile_chat_folder(talks, tmp_path_factory.mktemp("compiled"), slots=32)
+    return compile_chat_folder(talks, tmp_path_factory.mktemp("compiled"), slots=100)
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +220,14 @@ def test_inspect_shows_each_pass(call, compiled):
     code, out, errors = call("inspect", compiled, "--format", "json")
     assert code == 0, errors
     found = json.loads(out)
-    assert found["slots"] == 32
-    assert [item["length"] for item in found["lengths"]] == list(SIZES)
-    assert all(item["rounds"] > 0 and item["layers"] for item in found["lengths"])
-    _, out, _ = call("inspect", compiled, "--length", 8)
-    assert "conversations of 32 tokens" in out
+    assert found["slots"] == 100
+    passes = [(item["length"], item["behind"]) for item in found["lengths"]]
+    assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 64), (32, 100)]
+    costs = [item["online_bytes"] for item in found["lengths"]]
+    assert costs == sorted(set(costs))
+    _, out, _ = call("inspect", compiled, "--length", 32)
+    assert "conversations of 100 tokens" in out
+    assert "32 behind at most 64 tokens" in out
     assert "self_attn" in out
 
 

@@ -41,7 +41,7 @@ def test_options_of_other_protocols_are_refused(call, made, option):
 
 
 def test_inspect_names_parameters_levels_and_sizes(call, made):
-    (item,) = inspect(made.folder).lengths.values()
+    (item,) = inspect(made.folder).programs
     circuit = item.circuit
     assert (circuit.degree, circuit.texts, circuit.depth) == (1024, 2, 10)
     assert circuit.levels[-1][2] == circuit.depth
