@@ -170,7 +170,7 @@ def test_the_plan_of_the_approximations_page_works(tmp_path, monkeypatch):
     assert names["Plan"].load(tmp_path) == names["plan"]
 
 
-def test_python_of_the_generation_page_runs(tmp_path, capsys):
+def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
     from blindformer.models.generation.folder import compile_chat_folder
     from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 
@@ -181,6 +181,14 @@ def test_python_of_the_generation_page_runs(tmp_path, capsys):
     text = text.replace('"}])', '"}], max_new_tokens=8)').replace("stream=True", "stream=True, max_new_tokens=8")
     exec(compile(text, "generation.md", "exec"), {})
     assert capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hamlet.txt").write_text("Who's there? Nay, answer me: stand and unfold yourself.")
+    (text,) = [b.text for b in blocks("python") if "judged" in b.words]
+    exec(compile(text.replace('"smollm2"', repr(str(model))).replace("240", "32"), "generation.md", "exec"), {})
+    perplexity, agreement = map(float, capsys.readouterr().out.split())
+    assert perplexity > 1
+    assert agreement > 0.9
 
 
 @pytest.mark.slow

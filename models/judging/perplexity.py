@@ -56,7 +56,8 @@ class TextScore:
 
 @dataclass
 class PlacedTokens:
-    """What one way of computing predicted, place by place of the text. `taken`: seconds and tokens of all windows."""
+    """What one way of computing predicted, by place of the text. `loss`: negative log-likelihood of the text's own next
+    token; `divergence`: from float32, in nats; `seconds`: of what was read; `refused`: tokens."""
 
     likeliest: dict[int, int] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)
