@@ -104,7 +104,7 @@ def estimate_conversation(
     priced: dict[str, Estimate] = {}
     for name, part in sorted(program.parts.items(), key=lambda found: (size_of(found[0]), room(found[1]))):
         if stage:
-            stage(f"{size_of(name)} tokens at a time, behind {room(part)} at most")
+            stage(f"{size_of(name)} tokens at a time, behind {min(room(part), room(program))} at most")
         runs = turn_of(program, name, 0).runs
         priced[name] = estimate(part, network, rehearsal=rehearse(part, weights, runs=runs))
     any_part = next(iter(priced.values()))
