@@ -35,6 +35,7 @@ def estimate(
     parties: options.Parties = 2,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
+    reveal: options.Reveal = None,
     form: options.Form = "text",
 ) -> None:
     """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
@@ -43,10 +44,9 @@ def estimate(
     passes, its prompt and each token of its answer.
     """
     if tokens is None:
-        refuse({"--prompt": prompt}, "is of a conversation; add --tokens, or leave it out")
+        refuse({"--prompt": prompt, "--reveal": reveal}, "is of a conversation; add --tokens, or leave it out")
     else:
-        private = None if embedding == "client" else embedding
-        whole = {"--length": length, "--calibrate": calibrate, "--embedding": private}
+        whole = {"--length": length, "--calibrate": calibrate}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
         from ...versions import versions
@@ -62,7 +62,8 @@ def estimate(
         if tokens is not None:
             if not entry.talks:
                 raise BlindformerError(f"--protocol {protocol}: runs no conversations; use --protocol {DEFAULT}")
-            name, used, talk = _conversation(phases, model, plan, tokens, prompt or PROMPT, chosen_network)
+            given = {"slots": tokens, "reveal": reveal, "embedding": None if embedding == "client" else embedding}
+            name, used, talk = _conversation(phases, model, plan, given, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             shown = partial(_show_conversation, name, used, protocol, talk)
             priced = talk.to_dict()
@@ -89,9 +90,9 @@ def estimate(
 
 
 def _conversation(
-    phases: Phases, model: str, plan: str | None, tokens: int, prompt: int, network: Any
+    phases: Phases, model: str, plan: str | None, given: dict[str, Any], prompt: int, network: Any
 ) -> tuple[str, str, Any]:
-    """The names of the model and of its plan, and the price. The model is compiled if it is not yet."""
+    """The names of the model and of its plan, and the price. The model is compiled as `given` if it is not yet."""
     from ...models.artifacts import load_server
     from ...models.generation.folder import found_or_compiled
     from ...models.generation.rows import room
@@ -103,12 +104,11 @@ def _conversation(
     phases.end("load")
     phases.begin("compile", COMPILE_NOTES * PASSES)
     note = partial(phases.note, "compile")
-    part = load_server(found_or_compiled(model, cache, plan=chosen, slots=tokens, stage=note))
+    part = load_server(found_or_compiled(model, cache, plan=chosen, stage=note, **given))
     held = part.for_length()
-    if room(held.program) != tokens:
+    if (slots := room(held.program)) != given["slots"]:
         raise BlindformerError(
-            f"--tokens {tokens}: {model} is compiled for {room(held.program)}; give that number, or the model's own "
-            "folder"
+            f"--tokens {given['slots']}: {model} is compiled for {slots}; give that number, or the model's own folder"
         )
     phases.end("compile")
     phases.begin("rehearse", len(held.program.parts))

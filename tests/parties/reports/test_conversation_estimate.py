@@ -119,6 +119,14 @@ def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
     assert "tokens a minute" in out
 
 
+def test_what_is_revealed_has_its_price(call, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("estimate", folder, "--tokens", 32, "--format", "json")
+    scores, token = (json.loads(call(*words, "--reveal", reveal)[1])["answer"][0] for reveal in ("scores", "token"))
+    assert token["rounds"] > scores["rounds"]
+    assert token["online_bytes"] > scores["online_bytes"]
+
+
 def test_the_command_compiles_a_model_once(call, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     code, out, errors = call("estimate", folder, "--tokens", 32, "--format", "json")
@@ -132,6 +140,8 @@ WRONG = {
     "another room": (("--tokens", 64), "is compiled for 32; give that number"),
     "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
     "a prompt alone": (("--prompt", 8), "--prompt: is of a conversation; add --tokens"),
+    "reveal alone": (("--reveal", "token"), "--reveal: is of a conversation; add --tokens"),
+    "reveal of a folder": (("--tokens", 32, "--reveal", "token"), "is compiled already; leave --reveal out"),
     "a length": (("--tokens", 32, "--length", 8), "--length: is for models that answer whole texts"),
     "a protocol": (("--tokens", 32, "--protocol", "crypten"), "--protocol crypten: runs no conversations; use"),
     "no conversation": ((), "this one was written by compile"),
