@@ -155,11 +155,13 @@ class Overrides(TorchFunctionMode):
             self._constants[kind, site] = self.plan.constants(kind, site, self._frame().path)
         return self._constants[kind, site]
 
-    def fitted(self, kind: str, range_: Range) -> Callable[[Tensor], Tensor] | None:
-        """The approximation in force in the module that is running, fitted to this range. None: exact."""
+    def fitted(self, kind: str, range_: Range, **options: float) -> Callable[[Tensor], Tensor] | None:
+        """The approximation in force in the module that is running, fitted to this range. None: exact. `options`: of
+        its fit, where it has them and the plan does not set them."""
         choice = self.plan.choice(kind, self._frame().path)
         found = find(kind, EXACT if kind in self.exact else choice.name)
-        return None if found.function is None else partial(found.function, **found.constants(range_, choice.options))
+        known = {name: value for name, value in options.items() if name in found.options()} | choice.options
+        return None if found.function is None else partial(found.function, **found.constants(range_, known))
 
     def keep_affine(self, result: Tensor, affine: AffineParameters) -> None:
         """Remember what a norm has applied to its result, for a linear layer that reads it."""

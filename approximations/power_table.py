@@ -28,20 +28,20 @@ from .registry import Constants, approximation
 
 BEYOND = 2.0
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
-_A_LEVEL = 1500  # numbers of the dealer's that one round less is worth
+_A_LEVEL = 1500.0
 
 
-def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
-    """Constants of `reciprocal` for [low, high]."""
-    return _fit(1.0, low, high, tolerance)
+def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE, level: float = 200.0) -> Constants:
+    """Constants of `reciprocal` for [low, high]. `level`: numbers of the dealer's that one round less is worth."""
+    return _fit(1.0, low, high, tolerance, level)
 
 
-def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
-    """Constants of `rsqrt` for [low, high]."""
-    return _fit(0.5, low, high, tolerance)
+def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: float = _A_LEVEL) -> Constants:
+    """Constants of `rsqrt` for [low, high]; the same."""
+    return _fit(0.5, low, high, tolerance, level)
 
 
-def _fit(power: float, low: float, high: float, tolerance: float) -> Constants:
+def _fit(power: float, low: float, high: float, tolerance: float, level: float) -> Constants:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
     require_positive(low, high)
     found = []
@@ -54,7 +54,7 @@ def _fit(power: float, low: float, high: float, tolerance: float) -> Constants:
                 least = (first - 1) / cells * 2.0**top
                 levels = 1 + max(0, math.ceil(math.log(least / low, cells / first)))
                 numbers = levels * cells * (degree + 2)
-                found.append((numbers + _A_LEVEL * levels, levels, top, cells, first, degree))
+                found.append((numbers + level * levels, levels, top, cells, first, degree))
     if not found or min(found)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
     _, *chosen = min(found)

@@ -19,6 +19,8 @@ from .plan import DENOMINATOR
 from .primitives import polynomial, unless_known
 from .registry import Approximation, Constants, Range, approximation
 
+A_ROUND = 12000.0  # numbers of a dealer's, of all denominators of a layer, that one round less is worth
+
 
 def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return overrides.elementwise("reciprocal", input, lambda: func(input, *args, **kwargs))
@@ -91,7 +93,7 @@ def divide_within(
     0: not known. `within`: both bounds, where they are known; then nothing is calibrated."""
     site += DENOMINATOR
     if within is not None:
-        found = overrides.fitted("reciprocal", within)
+        found = overrides.fitted("reciprocal", within, level=A_ROUND / denominators.numel())
         return denominators.reciprocal() if found is None else found(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:

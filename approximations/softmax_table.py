@@ -22,7 +22,7 @@ from .softmax import MOST, Parts, exp, fit_exp
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
 TOP = CELL + 1.0  # of what is left, roundings included
 EXP_CELL = 8.0
-FEW = 1 << 15  # scores for which numbers cost less than rounds
+FEW = 1 << 13  # scores for which numbers cost less than rounds
 
 
 def fit_table(

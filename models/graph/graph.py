@@ -62,7 +62,8 @@ class Builder:
 
     def constant(self, value: Tensor | float, name: str = "") -> Node:
         tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
-        return Node("constant", shape=tuple(tensor.shape), owner="public", path=self.path, name=name, value=tensor)
+        shape, path = tuple(tensor.shape), self.path
+        return Node("constant", shape=shape, owner="public", path=path, name=name, value=tensor, search=self.searching)
 
     # --- sums and products -------------------------------------------------------------------------------------------
     def add(self, x: Node, y: Node) -> Node:
