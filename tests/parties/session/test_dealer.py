@@ -132,10 +132,14 @@ def test_a_program_must_be_the_one_that_both_named(case, text, size, what):
     assert what in str(error)
 
 
+WIDE = {"start": 0, "bits": 20, "low": 4, "drop": 0, "rate": 1.0, "fraction": 3}  # 65,536 numbers for each element
+
+
 @pytest.mark.parametrize(
     ("program", "what"),
     [
         (lambda p: changed(p, shape=(2**20, 2**20)), "values that are too large"),
+        (lambda p: changed(p, op="exp", shape=(2**12, 2**8), attributes=WIDE), "values that are too large"),
         (lambda p: changed(p, shape=(3, 5)), "cannot be run"),
         (lambda p: changed(p, shape=(5, 8)), "cannot be run"),
         (lambda p: changed(p, attributes={}), "cannot be run"),
