@@ -147,6 +147,8 @@ class Paused:
         return decode_outputs(self.mine.part.program, outputs)
 
     def _progress(self, phase: str, done: int, total: int) -> None:
+        if phase == "offline":
+            return
         self._reached.set()
         assert self._go.wait(60)
 
