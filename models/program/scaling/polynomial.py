@@ -22,6 +22,8 @@ def polynomial(at: Scaler, node: Node) -> None:
     degree = len(coefficients) - 1
     found = at.ranges.get(id(x))
     domain = node.attributes["domain"]
+    if domain:
+        at.ranges.update(_sampled(at, x, domain, [node]))
     top = domain or (found.reach if found else 1.0)
     shift = math.ceil(math.log2(top)) if top > 0 else 0  # x 2^-shift is at most 1 where it counts
     headroom = 0 if domain else at.precision.headroom
@@ -65,10 +67,11 @@ def _split(at: Scaler, node: Node) -> None:
 
 
 def _sampled(at: Scaler, x: Node, domain: float, nodes: list[Node]) -> dict[int, Range]:
-    """Ranges of nodes computed from x alone, over x's calibrated range (or domain, if that is smaller)."""
+    """Ranges of nodes computed from x alone, over x's calibrated range; over all of the domain that x may reach, since
+    powers leave the headroom of x far behind."""
     found = at.ranges.get(id(x), Range(0.0, 1.0))
-    top = min(found.high, domain) if domain else found.high
-    low = found.low if at.relative(x) else -top
+    top = min(found.high * 2.0**at.precision.headroom, domain) if domain else found.high
+    low = found.low if at.relative(x) else 0.0 if _is_square(x) else -top
     ranges: dict[int, Range] = {}
     values = {id(x): torch.linspace(low, top, 257, dtype=torch.float64)}
     for node in nodes:
@@ -76,6 +79,12 @@ def _sampled(at: Scaler, x: Node, domain: float, nodes: list[Node]) -> dict[int,
         magnitude = values[id(node)].abs()
         ranges[id(node)] = Range(float(magnitude.min()), float(magnitude.max()))
     return ranges
+
+
+def _is_square(x: Node) -> bool:
+    while x.op == "ldexp":
+        x = x.args[0]
+    return x.op == "mul" and x.args[0] is x.args[1]
 
 
 def _new_nodes(output: Node, stop: set[int]) -> list[Node]:

@@ -52,6 +52,19 @@ def test_a_softmax_is_divided_rightly_whatever_repeats(softmax):
     assert (got - same["x"]).abs().max() < 2.0**-7
 
 
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.Tanh()])
+@pytest.mark.parametrize("seen", [1.0, 3.0, 6.4])
+def test_a_piece_holds_up_to_its_cut_whatever_calibration_saw_of_it(activation, seen):
+    """Powers of what is twice as large as all that was seen leave the headroom of a result far behind."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), activation)
+    nn.init.ones_(model[0].weight)
+    example = {"input": torch.linspace(-seen, seen, 101).reshape(1, -1, 1)}
+    compiled = compile(model, [example], calibrate(model, [example], "faithful"))
+    batch = {"input": 2 * example["input"]}
+    (got,) = clear(compiled, batch).values()
+    assert (got - activation(batch["input"])).abs().max() < 2.0**-7
+
+
 @pytest.mark.parametrize("ring", [37, 36, 35, 34])
 def test_values_that_nearly_fill_their_width_are_named(ring):
     """A rescale takes less than 2^(ring-2): of values up to 7.9 at scale 30, that is 2^(ring-32) / 7.9."""
