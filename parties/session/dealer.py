@@ -192,8 +192,12 @@ def _numbers(program: Program, item: Instruction) -> int:
     numbers, bits, low = elements(item.shape), item.attributes.get("bits"), item.attributes.get("low")
     if low is None or item.op == "one_hot":
         return numbers
-    columns = program.instructions[item.args[1]].shape[-1] if item.op == "lookup" else 1
-    return numbers * columns << bits - low
+    if item.op != "lookup":
+        return numbers << bits - low
+    cells, columns = program.instructions[item.args[1]].shape
+    if cells != 1 << bits - low:
+        raise ValueError(item)
+    return numbers * cells * columns
 
 
 def _reads_what_it_keeps(program: Program) -> bool:

@@ -28,16 +28,6 @@ from torch import Tensor
 from .operation import SHARED, Attributes, Bits, Operation, Reference, whole_bytes
 
 
-def looked_up(table: Tensor, cell: Tensor, place: Tensor, fine: int) -> Tensor:
-    """The polynomial of each cell [...] at its place [...], by Horner's rule."""
-    degree = table.shape[-1] - 1
-    rows = table[cell]
-    result = rows[..., degree]
-    for power in range(degree - 1, -1, -1):
-        result = result * place + (rows[..., power] << (fine * (degree - power)))
-    return result
-
-
 def _lookup(
     x: Tensor, table: Tensor, start: int, bits: int, low: int, drop: int, carries: tuple[int, int] = (0, 0)
 ) -> Tensor:
@@ -46,7 +36,11 @@ def _lookup(
     past = (x - start & (1 << bits) - 1) + carries[0] * ((1 << drop) - 1) >> drop
     cell, place = past >> fine, past & (1 << fine) - 1
     above = carries[1] * ((1 << fine) - 1) + place >> fine
-    return looked_up(table, cell + above & (1 << bits - low) - 1, place - (above << fine), fine)
+    rows, place = table[cell + above & (1 << bits - low) - 1], place - (above << fine)
+    result, degree = rows[..., -1], table.shape[-1] - 1
+    for power in range(degree - 1, -1, -1):
+        result = result * place + (rows[..., power] << (fine * (degree - power)))
+    return result
 
 
 def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool) -> Tensor:
@@ -108,6 +102,9 @@ def _problem(attributes: Attributes) -> str:
     numbers = [attributes.get(name, 0) for name in ("drop", "low", "bits", "fraction", "start")]
     if not all(type(n) is int for n in numbers):
         return "a table with a place that is no whole number"
+    rate = attributes.get("rate", 1.0)
+    if not isinstance(rate, int | float) or not 0 < rate < 64:  # of a cell: its numbers are e^-rate apart
+        return "a table of exponentials with a rate that no table has"
     drop, low, bits, fraction, _ = numbers
     if not 0 <= drop <= low <= bits < 63 or not 0 <= fraction < 63:
         return "a table read with a number of bits that no table has"

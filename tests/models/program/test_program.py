@@ -130,6 +130,20 @@ BAD = {
         lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(bits="7"),
         r"program: instruction \d+: rescale of a number of bits that no ring has",
     ),
+    "a table that no memory holds": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "lookup")["attributes"].update(
+            bits=60, low=2, drop=0
+        ),
+        r"program: instruction \d+: a table of more than 65,536 cells",
+    ),
+    "a place that is no number": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "lookup")["attributes"].update(start="7"),
+        r"program: instruction \d+: a table with a place that is no whole number",
+    ),
+    "exponentials with no rate": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "lookup")["attributes"].update(rate=float("nan")),
+        r"program: instruction \d+: a table of exponentials with a rate that no table has",
+    ),
     "a negative width": (
         lambda d: d["instructions"][3].update(width=-8),
         r"program: instruction 3: \w+ of a number of bits that no ring has",

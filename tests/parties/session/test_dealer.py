@@ -140,6 +140,7 @@ WIDE = {"start": 0, "bits": 20, "low": 4, "drop": 0, "rate": 1.0, "fraction": 3}
     [
         (lambda p: changed(p, shape=(2**20, 2**20)), "values that are too large"),
         (lambda p: changed(p, op="exp", shape=(2**12, 2**8), attributes=WIDE), "values that are too large"),
+        (lambda p: changed(p, op="lookup", args=(0, 0), attributes={**WIDE, "low": 18}), "cannot be run"),
         (lambda p: changed(p, shape=(3, 5)), "cannot be run"),
         (lambda p: changed(p, shape=(5, 8)), "cannot be run"),
         (lambda p: changed(p, attributes={}), "cannot be run"),
