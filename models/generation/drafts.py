@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from ..loading.huggingface import huggingface
-from ..loading.load import load
+from ..loading.load import Loaded, load
 from .decoder import GenerationError, causal_model
 from .rows import Rows
 
@@ -73,17 +73,17 @@ class PayingDrafts(CandidateGenerator):
         return self._spent <= median(self._plain) * (self._came + LOSS * len(self._plain))
 
 
-def assistant(model: str | Path | nn.Module, chat: Chat) -> Any:
+def assistant(model: str | Path | Loaded | nn.Module, chat: Chat) -> Any:
     """A public model that drafts, ready for transformers' `assistant_model`.
 
-    model   what `load` takes, or a causal model of transformers
+    model   what `load` takes or gave, or a causal model of transformers
 
     Errors: GenerationError where its tokens are not those of the private model; LoadError.
     """
     if isinstance(model, nn.Module):
         found, name = cast(Any, model), type(model).__name__
     else:
-        loaded = load(model)
+        loaded = model if isinstance(model, Loaded) else load(model)
         found, name = causal_model(loaded), loaded.name
         if loaded.processor.get_vocab() != chat.tokenizer.get_vocab():
             raise GenerationError(f"assistant {name}: has another tokenizer than the model; take one of its kin")

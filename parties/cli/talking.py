@@ -20,6 +20,7 @@ from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
+    from ...models.loading.load import Loaded
 
 SLOTS = 256  # models/generation/chat.py, which takes seconds to import; a test holds them equal
 Model = Annotated[
@@ -80,10 +81,12 @@ class Talking:
         keep_freed_memory()
         with loading(self.threads) as phases:
             from ...models.generation.folder import found_or_compiled
+            from ...models.loading.load import load
             from ..config import load_settings
 
             text = None if self.system is None else read_system(self.system)
             cache = load_settings(self.config).client.cache.expanduser()
+            drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
             phases.end("load")
             phases.begin("compile", 32)
             folder = found_or_compiled(
@@ -97,7 +100,7 @@ class Talking:
                 stage=lambda stage: phases.note("compile", stage),
             )
             phases.end("compile")
-            answering = self._answering(folder)
+            answering = self._answering(folder, drafting)
             phases.begin("connect", 1)
             shown: Phases | Waiting = phases
 
@@ -120,19 +123,19 @@ class Talking:
         given = {"dealer": self.dealer, "certificates": self.certs, "config": self.config, "timeout": self.timeout}
         return {"server": self.server, **{name: value for name, value in given.items() if value is not None}}
 
-    def _answering(self, folder: Path) -> dict[str, Any]:
+    def _answering(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
         drawn = self.temperature > 0
         found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
         if drawn:
             found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.stop:
             found["stop_strings"] = self.stop
-        if self.assistant is not None:
+        if drafting is not None:
             from ...models.artifacts import load_client
             from ...models.generation.drafts import DRAFTS, assistant
 
             if (chat := load_client(folder).chat) is not None:
-                found["assistant_model"] = assistant(self.assistant, chat)
+                found["assistant_model"] = assistant(drafting, chat)
                 found["num_assistant_tokens"] = self.drafts or DRAFTS
         elif self.drafts:
             found["prompt_lookup_num_tokens"] = self.drafts

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from blindformer.models.building import compile_folder
+from blindformer.models.generation import folder
 from blindformer.models.generation.chat import SIZES, SLOTS
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
@@ -102,6 +103,13 @@ def test_an_assistant_changes_no_token(call, compiled, talks):
     assert (code, errors) == (0, ""), errors
     assert json.loads(private)["tokens"] == json.loads(plain)["tokens"]
     assert json.loads(private)["drafts_accepted"] > 0
+
+
+def test_an_assistant_that_is_not_there_is_said_before_anything_is_compiled(call, talks, monkeypatch):
+    monkeypatch.setattr(folder, "compile_chat_folder", lambda *given, **more: pytest.fail("it compiles"))
+    code, _, errors = call("generate", talks, "Hi", "--tokens", 64, "--assistant", "/no/such", *CLEAR)
+    assert code == 1
+    assert "/no/such: there is no such folder" in errors
 
 
 @pytest.mark.parametrize("embedding", ["client", "private"])
