@@ -83,6 +83,6 @@ def _key(loaded: Loaded, plan: Plan | str, options: dict[str, Any]) -> str:
     """Names the model's files, the options, and the versions that they were compiled with."""
     files = [loaded.folder] if loaded.folder.is_file() else sorted(loaded.folder.glob("*.*"))
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    chosen = plan if isinstance(plan, str) else plan.content_hash()
+    chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
     made = json.dumps([str(loaded.folder), marks, chosen, options, versions("transformers", "torch")])
     return f"{loaded.name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
