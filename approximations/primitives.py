@@ -125,10 +125,10 @@ which_cell.register_autograd(lambda ctx, gradient: (torch.zeros_like(gradient[..
 
 @torch.library.custom_op("blindformer::exp_by_cell", mutates_args=())
 def exp_by_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
-    """e^x in the last three cells of those from `start`, 0 in the cells before; the last one must not count."""
+    """e^x in the last two cells of those from `start`, 0 in the cells before; the last one must not count."""
     most = cells * width
     within = start + (x - start) % most
-    return torch.where(within < start + most - 3 * width, 0.0, within.exp())
+    return torch.where(within < start + most - 2 * width, 0.0, within.exp())
 
 
 exp_by_cell.register_fake(lambda x, start, width, cells: torch.empty_like(x))

@@ -173,16 +173,21 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
 MOST = 1.1  # of a numerator: 1, and what a maximum in few bits may miss, which all numerators of a row then share
 
 
-def _below_maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
-    """Scores minus their row's largest; masked ones are first pushed down by ``gap``, a function of the mask only, and
-    once more where no key is kept."""
+def maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
+    """The largest of each row that is kept: the others are pushed down by ``gap``, a function of the mask only."""
     if keep is None:
-        return scores - scores.amax(-1, keepdim=True)
-    shifted = scores + (keep - 1.0) * gap
-    return shifted - (shifted.amax(-1, keepdim=True) + none_kept(keep) * gap)
+        return scores.amax(-1, keepdim=True)
+    return (scores + (keep - 1.0) * gap).amax(-1, keepdim=True)
 
 
-def _gap(low: float, high: float, cut: float) -> float:
+def _below_maximum(scores: Tensor, keep: Tensor | None, gap: float) -> Tensor:
+    """Scores minus their row's largest; masked ones, and those of a row that keeps none, by ``gap`` less."""
+    if keep is None:
+        return scores - maximum(scores, keep, gap)
+    return scores + (keep - 1.0) * gap - (maximum(scores, keep, gap) + none_kept(keep) * gap)
+
+
+def gap_of(low: float, high: float, cut: float = 0.0) -> float:
     """A power of two that puts any masked score more than ``cut`` below any kept one."""
     return 2.0 ** math.ceil(math.log2(max(high - low, 0.0) + cut + 2.0))
 
@@ -191,7 +196,7 @@ def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squar
     """Constants of `exp` for logits in [low, high]."""
     coefficients = exp_coefficients(float(cut), int(degree), int(squarings))
     return {
-        "gap": _gap(low, high, cut),
+        "gap": gap_of(low, high, cut),
         "cut": float(cut),
         "coefficients": list(coefficients),
         "squarings": float(int(squarings)),
@@ -226,7 +231,7 @@ def exp(
 
 def fit_exp_limit(low: float, high: float, cut: float = 12.0, squarings: float = 7) -> Constants:
     """Constants of `exp_limit` for logits in [low, high]."""
-    return {"gap": _gap(low, high, cut), "cut": float(cut), "squarings": float(int(squarings))}
+    return {"gap": gap_of(low, high, cut), "cut": float(cut), "squarings": float(int(squarings))}
 
 
 @approximation(

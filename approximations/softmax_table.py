@@ -3,8 +3,7 @@
 Softmax is the same whatever is taken off all scores of a row, so its maximum may be off by some. Scores are counted by
 cells of `CELL`: how many lie in a cell or above it is a sum of what a table says of each, without a message; and the
 highest cell with any is the number of cells whose count is above 0. So the maximum of any number of scores takes the
-rounds of one comparison. A number for each cell and score is the price, so rows of many keys for many queries take a
-tournament, as `exp` does.
+rounds of one comparison. A number for each cell and score is the price, so many scores take a tournament.
 """
 
 from __future__ import annotations
@@ -17,19 +16,17 @@ from torch import Tensor
 from .attention import none_kept
 from .primitives import above, exp_by_cell, which_cell
 from .registry import Constants, approximation
-from .softmax import MOST, Parts, exp, fit_exp
+from .softmax import MOST, Parts, gap_of, maximum
 
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
-TOP = CELL + 1.0  # of what is left, roundings included
-EXP_CELL = 8.0
+ROUNDED = 1.0  # what roundings may add to what is left of the largest score
+EXP_CELL = 16.0  # so that it is nearly 0 in the cell before the last two
 FEW = 1 << 13  # scores for which numbers cost less than rounds
 
 
-def fit_table(
-    low: float, high: float, cut: float = 12.0, degree: float = 4, squarings: float = 2, few: float = FEW
-) -> Constants:
-    """Constants of `table` for logits in [low, high]; cut, degree and squarings are of `exp`, for more than `few`."""
-    return {**fit_exp(low, high, cut, degree, squarings), "low": float(low), "high": float(high), "few": float(few)}
+def fit_table(low: float, high: float, few: float = FEW) -> Constants:
+    """Constants of `table` for logits in [low, high]; more scores than `few` find their maximum by a tournament."""
+    return {"gap": gap_of(low, high), "low": float(low), "high": float(high), "few": float(few)}
 
 
 @approximation(
@@ -45,28 +42,17 @@ def fit_table(
     most=MOST,
 )
 def table(
-    scores: Tensor,
-    keep: Tensor | None,
-    scale: float = 1.0,
-    *,
-    gap: float,
-    cut: float,
-    coefficients: list[float],
-    squarings: float,
-    low: float,
-    high: float,
-    few: float,
+    scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, gap: float, low: float, high: float, few: float
 ) -> Parts:
-    """exp(x - m) for an m near the maximum; for many scores, `exp`."""
-    if scores.numel() > few:
-        return exp(scores, keep, scale, gap=gap, cut=cut, coefficients=coefficients, squarings=squarings)
+    """exp(x - m) for an m near the maximum."""
     x = scores * scale
-    below = x - _rough_maximum(x, keep, low, high)
-    cells = _power_of_two((high - low + 2 * CELL) / EXP_CELL + 3)
-    numerators = exp_by_cell(below, TOP + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
+    rough = CELL if scores.numel() <= few else 0.0
+    below = x - (_rough_maximum(x, keep, low, high) if rough else maximum(x, keep, gap))
+    cells = _power_of_two((high - low + 2 * rough) / EXP_CELL + 2)
+    numerators = exp_by_cell(below, rough + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
-    bounds = (0.99 * math.exp(-CELL), MOST * math.exp(CELL) * scores.shape[-1])
+    bounds = (0.99 * math.exp(-rough), MOST * math.exp(rough) * scores.shape[-1])
     return Parts(numerators, total if keep is None else total + none_kept(keep), bounds)
 
 

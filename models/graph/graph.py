@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...protocols.operations import operations
 
-EXP_POINTS, EXP_ROWS = 1024, 3  # of a table of e^x: distances that lines cross, and cells where it is not 0
+EXP_POINTS, EXP_ROWS = 2048, 2  # of a table of e^x: distances that lines cross, and cells where it is not 0
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ def exp(at: Scaler, node: Node) -> None:
     x, table = node.args
     assert table.value is not None
     number, scale = at.lowered(x)
-    rows = at.precision.fraction
+    rows = at.precision.fraction - GUARD
     fraction = rows + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
