@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .fourier import SOURCE, fit_series, odd, saturating
 from .lowdegree import add_polynomial, saturating_fit
 from .overrides import define_elementwise
-from .piecewise import as_constants, as_pieces, fit_pieces, saturating
 from .registry import Constants, approximation
 
 define_elementwise(
@@ -18,7 +18,7 @@ define_elementwise(
     torch.erf,
     Tensor.erf,
     torch.special.erf,
-    presets={"faithful": "piecewise", "fast": "piecewise", "he": "polynomial"},
+    presets={"faithful": "fourier", "fast": "fourier", "he": "polynomial"},
     limit=4.0,
     known="erf",
 )
@@ -28,24 +28,15 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return torch.erf(torch.from_numpy(np.asarray(x, dtype=np.float64))).numpy()
 
 
-def fit_erf(low: float, high: float, degree: float = 4, pieces: float = 2) -> Constants:
-    """Cuts and coefficients of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    cuts, coefficients, _ = fit_pieces(_erf, math.erfc, int(degree), int(pieces), odd=True, search=(1.0, 4.0))
-    return as_constants(cuts, coefficients)
+def fit_erf(low: float, high: float, terms: float = 8) -> Constants:
+    """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
+    return fit_series(_erf, math.erfc, int(terms), odd=True, search=(1.0, 4.0))[0]
 
 
-@approximation(
-    "erf",
-    "piecewise",
-    comparisons=4,
-    source="Blindformer: x times a minimax polynomial in x^2 inside balanced cuts",
-    error=0.00011,
-    domain=(-20.0, 20.0),
-    fit=fit_erf,
-)
-def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """erf(x) = x Q(x^2) inside the last cut, -1 below, 1 above."""
-    return saturating(x, cuts, as_pieces(inner, outer))
+@approximation("erf", "fourier", comparisons=2, source=SOURCE, error=0.000085, domain=(-20.0, 20.0), fit=fit_erf)
+def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """erf(x) = a sum of sines inside the cut, -1 below it, 1 above it."""
+    return saturating(x, cut, odd(x, cut, period, terms))
 
 
 add_polynomial("erf", saturating_fit(_erf, 0.0), error=0.43)

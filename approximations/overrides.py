@@ -155,12 +155,13 @@ class Overrides(TorchFunctionMode):
             self._constants[kind, site] = self.plan.constants(kind, site, self._frame().path)
         return self._constants[kind, site]
 
-    def fitted(self, kind: str, range_: Range, **options: float) -> Callable[[Tensor], Tensor] | None:
-        """The approximation in force in the module that is running, fitted to this range. None: exact. `options`: of
-        its fit, where it has them and the plan does not set them."""
+    def fitted(self, kind: str, range_: Range, many: bool, **options: float) -> Callable[[Tensor], Tensor] | None:
+        """The approximation in force in the module that is running, or its own for `many` numbers, fitted to this
+        range. None: exact. `options`: of its fit, where it has them and the plan does not set them."""
         choice = self.plan.choice(kind, self._frame().path)
         found = find(kind, EXACT if kind in self.exact else choice.name)
-        known = {name: value for name, value in options.items() if name in found.options()} | choice.options
+        found = find(kind, found.many) if many and found.many else found
+        known = {name: value for name, value in (options | choice.options).items() if name in found.options()}
         return None if found.function is None else partial(found.function, **found.constants(range_, known))
 
     def keep_affine(self, result: Tensor, affine: AffineParameters) -> None:

@@ -89,7 +89,9 @@ def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, f
     return by_levels(y, tables, widths, begin)
 
 
-@approximation("reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
+@approximation(
+    "reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0), many="goldschmidt"
+)
 def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/x for x in the fitted range."""
     return by_table(x, 1.0, top, levels, cells, first, degree)

@@ -7,6 +7,7 @@ no square root and no absolute value: approximations build them from these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -136,6 +137,48 @@ exp_by_cell.register_autograd(
     lambda ctx, gradient: (gradient * ctx.saved_tensors[0], None, None, None),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
 )
+
+
+@torch.library.custom_op("blindformer::fourier", mutates_args=())
+def _fourier(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
+    angle = (x if x.dtype == torch.float64 else x.float()) * (2 * math.pi / period)
+    result = torch.zeros_like(angle)
+    for wave, coefficients in ((torch.cos, cosines), (torch.sin, sines)):
+        for n, coefficient in enumerate(coefficients):
+            result += coefficient * wave(n * angle)
+    return result.to(x.dtype)
+
+
+@_fourier.register_fake
+def _(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_fourier(ctx, inputs, output) -> None:
+    x, *ctx.series = inputs
+    ctx.save_for_backward(x)
+
+
+def _fourier_backward(ctx, gradient: Tensor):
+    (x,) = ctx.saved_tensors
+    cosines, sines, period, domain = ctx.series
+    turn = 2 * math.pi / period
+    rising, falling = ([n * turn * c for n, c in enumerate(some)] for some in (sines, cosines))
+    return gradient * _fourier(x, rising, [-c for c in falling], period, domain), None, None, None, None
+
+
+_fourier.register_autograd(_fourier_backward, setup_context=_setup_fourier)
+
+
+def fourier(
+    x: Tensor, period: float, *, cosines: Sequence[float] = (), sines: Sequence[float] = (), domain: float
+) -> Tensor:
+    """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), elementwise.
+
+    period: a power of two. domain: the largest |x| whose result is used, as for `polynomial`. On secrets this is one
+    opening of x, which all that reads x shares, and no message more.
+    """
+    return torch.ops.blindformer.fourier(x, list(cosines), list(sines), float(period), float(domain))
 
 
 @torch.library.custom_op("blindformer::unless_known", mutates_args=())

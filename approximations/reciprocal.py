@@ -87,13 +87,14 @@ define_elementwise(
 
 
 def divide_within(
-    overrides: Overrides, site: str, denominators: Tensor, most: float, within: Range | None = None
+    overrides: Overrides, site: str, denominators: Tensor, most: float, within: Range | None = None, many: bool = False
 ) -> Tensor:
     """1 / denominators, for a kind that divides; ``site``: its own call. `most`: the largest denominator there can be;
-    0: not known. `within`: both bounds, where they are known; then nothing is calibrated."""
+    0: not known. `within`: both bounds, where they are known; then nothing is calibrated. `many`: denominators, so
+    that rounds cost less than numbers."""
     site += DENOMINATOR
     if within is not None:
-        found = overrides.fitted("reciprocal", within, level=A_ROUND / denominators.numel())
+        found = overrides.fitted("reciprocal", within, many, level=A_ROUND / denominators.numel())
         return denominators.reciprocal() if found is None else found(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:

@@ -90,6 +90,7 @@ class Approximation:
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
     least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
+    many                the one of its kind that is cheaper for many numbers at once, where there is one
     """
 
     kind: str
@@ -104,6 +105,7 @@ class Approximation:
     default_range: Range = (-8.0, 8.0)
     least: float = 0.0
     most: float = 0.0
+    many: str = ""
 
     def options(self) -> tuple[str, ...]:
         """The options a plan may set: those of the fit or, without one, the keyword constants of the function."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fourier import odd, saturating
 from .lowdegree import add_polynomial, saturating_fit
 from .overrides import define_elementwise
-from .piecewise import as_pieces, saturating
 from .registry import approximation
 from .tanh import fit_tanh
 
@@ -18,23 +18,24 @@ define_elementwise(
     torch.sigmoid,
     Tensor.sigmoid,
     F.sigmoid,
-    presets={"faithful": "piecewise", "fast": "piecewise", "he": "polynomial"},
+    presets={"faithful": "fourier", "fast": "fourier", "he": "polynomial"},
     limit=8.0,
 )
 
 
 @approximation(
     "sigmoid",
-    "piecewise",
-    comparisons=4,
+    "fourier",
+    comparisons=2,
     source="Blindformer: 1/2 + tanh(x/2)/2",
-    error=0.0005,
+    error=0.00037,
     domain=(-40.0, 40.0),
     fit=fit_tanh,
 )
-def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
+def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
     """1/2 + tanh(x/2)/2 with the fitted tanh."""
-    return 0.5 + 0.5 * saturating(0.5 * x, cuts, as_pieces(inner, outer))
+    half = 0.5 * x
+    return 0.5 + 0.5 * saturating(half, cut, odd(half, cut, period, terms))
 
 
 def _odd_part(x: np.ndarray) -> np.ndarray:

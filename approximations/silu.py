@@ -1,4 +1,4 @@
-"""SiLU: x sigmoid(x). Its tail dies out slowly, so two pieces are worth their four thresholds."""
+"""SiLU: x sigmoid(x)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fourier import SOURCE, even, fit_series, gated
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import define_elementwise
-from .piecewise import as_constants, as_pieces, fit_pieces, gated
 from .primitives import polynomial
 from .registry import Constants, approximation
 
@@ -18,8 +18,8 @@ define_elementwise(
     "silu",
     F.silu,
     layers={"SiLUActivation": 1.0, "QuickGELUActivation": 1.702},  # x sigmoid(1.702 x) = silu(1.702 x) / 1.702
-    presets={"faithful": "piecewise", "fast": "quad", "he": "quad"},
-    search=("quad", {"name": "piecewise", "options": {"degree": 4, "pieces": 1}}),
+    presets={"faithful": "fourier", "fast": "quad", "he": "quad"},
+    search=("quad", {"name": "fourier", "options": {"terms": 8}}),
     limit=6.0,
 )
 
@@ -32,27 +32,15 @@ def _tail(x: float) -> float:
     return x / (1.0 + math.exp(x))
 
 
-def fit_silu(low: float, high: float, degree: float = 5, pieces: float = 2) -> Constants:
-    """Cuts and coefficients of least error. The range does not enter: the tails are exact outside the cut."""
-    cuts, coefficients, _ = fit_pieces(_even_part, _tail, int(degree), int(pieces), odd=False, search=(3.0, 16.0))
-    return as_constants(cuts, coefficients)
+def fit_silu(low: float, high: float, terms: float = 11) -> Constants:
+    """The cut and the series of least error. The range does not enter: the tails are exact outside the cut."""
+    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 16.0))[0]
 
 
-@approximation(
-    "silu",
-    "piecewise",
-    comparisons=4,
-    source="Blindformer: minimax in x^2 inside balanced cuts",
-    error=0.00075,
-    domain=(-40.0, 40.0),
-    fit=fit_silu,
-)
-def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """SiLU(x) = x/2 + even(x) inside the last cut, 0 below, x above.
-
-    As with GELU, pieces of an odd degree meet. One piece of degree 4 has half the comparisons and errs by 0.015.
-    """
-    return gated(x, cuts, as_pieces(inner, outer))
+@approximation("silu", "fourier", comparisons=2, source=SOURCE, error=0.00034, domain=(-40.0, 40.0), fit=fit_silu)
+def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """SiLU(x) = x/2 + even(x) inside the cut, 0 below, x above. Its tail dies out slowly, so the cut is far out."""
+    return gated(x, cut, even(x, cut, period, terms))
 
 
 @approximation(

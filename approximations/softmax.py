@@ -24,22 +24,24 @@ from .registry import Constants, Range, approximation, define_kind
 
 
 class Parts(NamedTuple):
-    """`within`: the bounds that the denominators keep by construction; None: those that calibration finds."""
+    """`within`: the bounds that the denominators keep by construction; None: those that calibration finds. `many`:
+    whether there are so many that rounds cost less than numbers."""
 
     numerators: Tensor
     denominators: Tensor | None
     within: Range | None = None
+    many: bool = False
 
 
 def _mixed(
     overrides: Overrides, site: str, parts: Parts, most: float, values: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
-    numerators, denominators, within = parts
+    numerators, denominators, *bounds = parts
     if dropout > 0.0:
         numerators = F.dropout(numerators, dropout)
     mixed = numerators if values is None else by_group(numerators, values)
-    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, within)
+    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, *bounds)
 
 
 def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Tensor:

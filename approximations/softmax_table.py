@@ -19,13 +19,13 @@ from .registry import Constants, approximation
 from .softmax import MOST, Parts, gap_of, maximum
 
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
-ROUNDED = 1.0  # what roundings may add to what is left of the largest score
+ROUNDED = 0.5  # what roundings may add to what is left of the largest score
 EXP_CELL = 16.0  # so that it is nearly 0 in the cell before the last two
 FEW = 1 << 13  # scores for which numbers cost less than rounds
 
 
 def fit_table(low: float, high: float, few: float = FEW) -> Constants:
-    """Constants of `table` for logits in [low, high]; more scores than `few` find their maximum by a tournament."""
+    """Constants of `table` for logits in [low, high]; of more scores than `few` it takes a tournament."""
     return {"gap": gap_of(low, high), "low": float(low), "high": float(high), "few": float(few)}
 
 
@@ -46,14 +46,15 @@ def table(
 ) -> Parts:
     """exp(x - m) for an m near the maximum."""
     x = scores * scale
-    rough = CELL if scores.numel() <= few else 0.0
-    below = x - (_rough_maximum(x, keep, low, high) if rough else maximum(x, keep, gap))
+    many = scores.numel() > few
+    rough = 0.0 if many else CELL
+    below = x - (maximum(x, keep, gap) if many else _rough_maximum(x, keep, low, high))
     cells = _power_of_two((high - low + 2 * rough) / EXP_CELL + 2)
     numerators = exp_by_cell(below, rough + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
     bounds = (0.99 * math.exp(-rough), MOST * math.exp(rough) * scores.shape[-1])
-    return Parts(numerators, total if keep is None else total + none_kept(keep), bounds)
+    return Parts(numerators, total if keep is None else total + none_kept(keep), bounds, many)
 
 
 def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fourier import SOURCE, even, fit_series, gated
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import Overrides, define_elementwise
-from .piecewise import as_constants, as_pieces, fit_pieces, gated
 from .registry import Constants, approximation
 
 
@@ -24,7 +24,7 @@ define_elementwise(
     "softplus",
     F.softplus,
     answers={F.softplus: _answer},
-    presets={"faithful": "piecewise", "fast": "piecewise", "he": "polynomial"},
+    presets={"faithful": "fourier", "fast": "fourier", "he": "polynomial"},
     limit=8.0,
     known="softplus",
 )
@@ -38,24 +38,17 @@ def _tail(x: float) -> float:
     return math.log1p(math.exp(-x))
 
 
-def fit_softplus(low: float, high: float, degree: float = 4, pieces: float = 2) -> Constants:
-    """Cuts and coefficients of least error. The range does not enter: the tails are 0 and x outside the cut."""
-    cuts, coefficients, _ = fit_pieces(_even_part, _tail, int(degree), int(pieces), odd=False, search=(3.0, 12.0))
-    return as_constants(cuts, coefficients)
+def fit_softplus(low: float, high: float, terms: float = 8) -> Constants:
+    """The cut and the series of least error. The range does not enter: the tails are 0 and x outside the cut."""
+    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 12.0))[0]
 
 
 @approximation(
-    "softplus",
-    "piecewise",
-    comparisons=4,
-    source="Blindformer: minimax in x^2 inside balanced cuts",
-    error=0.00037,
-    domain=(-40.0, 40.0),
-    fit=fit_softplus,
+    "softplus", "fourier", comparisons=2, source=SOURCE, error=0.00018, domain=(-40.0, 40.0), fit=fit_softplus
 )
-def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """x/2 + even(x) inside the last cut, 0 below, x above."""
-    return gated(x, cuts, as_pieces(inner, outer))
+def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """x/2 + even(x) inside the cut, 0 below it, x above it."""
+    return gated(x, cut, even(x, cut, period, terms))
 
 
 add_polynomial("softplus", gated_fit(_even_part), error=0.08)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fourier import SOURCE, fit_series, odd, saturating
 from .lowdegree import add_polynomial, saturating_fit
 from .overrides import define_elementwise
-from .piecewise import as_constants, as_pieces, fit_pieces, saturating
 from .primitives import below, polynomial
 from .registry import Constants, approximation
 
@@ -20,7 +20,7 @@ define_elementwise(
     torch.tanh,
     Tensor.tanh,
     F.tanh,
-    presets={"faithful": "piecewise", "fast": "piecewise", "he": "polynomial"},
+    presets={"faithful": "fourier", "fast": "fourier", "he": "polynomial"},
     limit=6.0,
 )
 
@@ -29,24 +29,15 @@ def _tail(x: float) -> float:
     return 1.0 - math.tanh(x)
 
 
-def fit_tanh(low: float, high: float, degree: float = 4, pieces: float = 2) -> Constants:
-    """Cuts and coefficients of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    cuts, coefficients, _ = fit_pieces(np.tanh, _tail, int(degree), int(pieces), odd=True, search=(1.5, 6.0))
-    return as_constants(cuts, coefficients)
+def fit_tanh(low: float, high: float, terms: float = 8) -> Constants:
+    """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
+    return fit_series(np.tanh, _tail, int(terms), odd=True, search=(1.5, 6.0))[0]
 
 
-@approximation(
-    "tanh",
-    "piecewise",
-    comparisons=4,
-    source="Blindformer: x times a minimax polynomial in x^2 inside balanced cuts",
-    error=0.001,
-    domain=(-30.0, 30.0),
-    fit=fit_tanh,
-)
-def piecewise(x: Tensor, *, cuts: list[float], inner: list[float], outer: list[float] | None = None) -> Tensor:
-    """tanh(x) = x Q(x^2) inside the last cut, -1 below, 1 above. One piece (2 thresholds) errs by 0.006."""
-    return saturating(x, cuts, as_pieces(inner, outer))
+@approximation("tanh", "fourier", comparisons=2, source=SOURCE, error=0.00073, domain=(-30.0, 30.0), fit=fit_tanh)
+def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """tanh(x) = a sum of sines inside the cut, -1 below it, 1 above it."""
+    return saturating(x, cut, odd(x, cut, period, terms))
 
 
 @approximation("tanh", "bolt", comparisons=3, source="BOLT, ePrint 2023/1893", error=0.0067, domain=(-10.0, 10.0))

@@ -6,13 +6,16 @@ Lowering builds it, passes rewrite it, calibration runs it in float, scales.py t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...protocols.operations import operations
+from ...protocols.operations.fourier import POINTS
 
 EXP_POINTS, EXP_ROWS = 2048, 2  # of a table of e^x: distances that lines cross, and cells where it is not 0
 
@@ -22,7 +25,7 @@ class Node:
     """One value. `owner`: public, server, client or shared. Sources carry `value` (the example's, for the client)."""
 
     op: str
-    args: list[Node] = field(default_factory=list)
+    args: list[Node] = field(default_factory=list, repr=False)  # a graph that shares much has no end in words
     attributes: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
     owner: str = "shared"
@@ -178,6 +181,16 @@ class Builder:
         table = self.constant(torch.exp(ends[:, None] + points))
         last = start + width * (cells - 1)  # beyond, a result must meet an exact 0: a score that a mask hides
         return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells, domain=last)
+
+    def fourier(self, x: Node, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float) -> Node:
+        """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), for |x| <= domain."""
+        if x.op == "ldexp":
+            factor = 2.0 ** -x.attributes["exponent"]
+            return self.fourier(x.args[0], cosines, sines, period * factor, domain * factor)
+        pairs = list(zip_longest(cosines, sines, fillvalue=0.0))
+        wave = self.constant(torch.cos(torch.linspace(0, 2 * math.pi, POINTS + 1, dtype=torch.float64)))
+        table = self.constant(torch.tensor(pairs, dtype=torch.float64))
+        return self.node("fourier", x, table, wave, shape=x.shape, period=period, domain=domain)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
     def less(self, x: Node, threshold: float) -> Node:

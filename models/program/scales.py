@@ -109,9 +109,13 @@ class Scaler:
         if not node.is_encoded:
             scale_rule.all["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
 
-    def emit(self, node: Node, args: list[int], scale: int, **attributes: Any) -> None:
-        """The node's own instruction."""
-        self.settle(node, self._instruction(node.op, node, args, scale, **attributes), scale)
+    def emit(self, node: Node, args: list[int], scale: int, *, bounded: bool = False, **attributes: Any) -> None:
+        """The node's own instruction. `bounded`: its values cannot pass what was seen, where they matter."""
+        number = self._instruction(node.op, node, args, scale, **attributes)
+        self.settle(node, number, scale)
+        if bounded:
+            self.bounded.add(number)
+            self.needed[number] = min(64, scale + self.bits(node) + 2)
 
     def settle(self, node: Node, number: int, scale: int) -> None:
         """The node's value is that of this instruction, at this scale."""

@@ -190,6 +190,8 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
 def _numbers(program: Program, item: Instruction) -> int:
     """Of a value; of what is read in a table, of all that the dealer shares for it."""
     numbers, bits, low = elements(item.shape), item.attributes.get("bits"), item.attributes.get("low")
+    if item.op == "fourier":
+        return numbers * elements(program.instructions[item.args[1]].shape)
     if low is None or item.op == "one_hot":
         return numbers
     if item.op != "lookup":

@@ -21,6 +21,7 @@ shared     mul, matmul                   shared by shared
            lookup(start, bits, low, drop)   of a public table (second argument), the row of x's cell at x's place in it
            one_hot(start, bits, low)        x [..., 1] -> [..., cells]: 1 in x's cell
            exp(start, ..., rate, fraction)  e^x by a public table (second argument)
+           fourier(bits, fraction)          of public coefficients (second argument), the series of period 2^bits
            keep(name)                    x [..., n, d] itself; its rows are added to that state, for later runs
 result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without bits: x), to the client alone; to
                                          "owner": each party keeps a fresh share for it

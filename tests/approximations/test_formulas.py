@@ -56,11 +56,11 @@ def test_published_gelu_constants_give_their_published_error(name, published):
 @pytest.mark.parametrize(
     ("kind", "options", "bound"),
     [
-        ("gelu", {"degree": 4, "pieces": 2}, 2.6e-4),
-        ("gelu", {"degree": 4, "pieces": 1}, 0.003),
-        ("gelu", {"pieces": 1}, 0.008),
-        ("silu", {"pieces": 1}, 0.015),
-        ("tanh", {"pieces": 1}, 0.0055),
+        ("gelu", {"terms": 4}, 0.0021),
+        ("gelu", {"terms": 8}, 1.5e-5),
+        ("silu", {"terms": 9}, 9e-4),
+        ("silu", {"terms": 13}, 1.4e-4),
+        ("tanh", {"terms": 5}, 0.0041),
         ("exp", {"degree": 3, "squarings": 2}, 1.2e-3),
         ("exp", {"degree": 3, "squarings": 3}, 5.2e-5),
         ("exp", {"degree": 4, "squarings": 2}, 1.1e-4),
@@ -68,7 +68,7 @@ def test_published_gelu_constants_give_their_published_error(name, published):
     ],
 )
 def test_options_buy_accuracy(kind, options, bound):
-    found = exp_error("exp", -12, **options) if kind == "exp" else error(find(kind, "piecewise"), -40, 40, **options)
+    found = exp_error("exp", -12, **options) if kind == "exp" else error(find(kind, "fourier"), -40, 40, **options)
     assert found < bound
 
 
@@ -90,7 +90,7 @@ def test_masked_scores_count_for_nothing(name):
     scores = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 4
     keep = (torch.arange(8) < 6).float()
     constants = found.constants((scores.min().item(), scores.max().item()), {})
-    numerators, denominators, within = found.function(scores, keep, **constants)
+    numerators, denominators, within, _ = found.function(scores, keep, **constants)
     assert (numerators[..., 6:] == 0).all()
     assert torch.equal(denominators, numerators.sum(-1, keepdim=True))
     if within is not None:
@@ -127,7 +127,7 @@ def test_a_table_finds_any_rows_softmax(spread, keys, seed):
     keep = (torch.rand(4, keys, generator=generator) < 0.7).double()
     found = find("softmax", "table")
     constants = found.constants((-spread, spread), {})
-    numerators, denominators, within = found.function(scores, keep, **constants)
+    numerators, denominators, within, _ = found.function(scores, keep, **constants)
     assert within[0] <= denominators.min() <= denominators.max() <= within[1]
     want = scores.masked_fill(keep == 0, -1e9).softmax(-1) * keep
     assert (numerators / denominators - want).abs().max() < found.error

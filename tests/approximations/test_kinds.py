@@ -66,7 +66,7 @@ def said(contributed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kind")
     BertForSequenceClassification(tiny_config(num_labels=2, hidden_act="mish")).save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
-    Plan(fits={"a/gelu": {"cuts": [3.0], "inner": [1.0, 2.0]}}).save(folder / "plan.json")
+    Plan(fits={"a/gelu": {"cut": 3.0, "period": 8.0, "terms": [1.0, 2.0]}}).save(folder / "plan.json")
     done = run_copy(contributed, "-c", EXAMPLE, folder / "model", folder / "plan.json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -89,4 +89,4 @@ def test_presets_and_plans_that_do_not_know_a_new_kind_stay_as_they_are(said):
         assert fields == json.loads(Plan.preset(name).to_json())
     assert chosen == {"faithful": "cut", "fast": "cut", "he": "exact", "exact": "exact"}
     assert said["he"].endswith("approximate the model first, or choose a mish in the plan")
-    assert said["written"] == ["cut", {"cuts": [3.0], "inner": [1.0, 2.0]}]
+    assert said["written"] == ["cut", {"cut": 3.0, "period": 8.0, "terms": [1.0, 2.0]}]

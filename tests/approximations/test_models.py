@@ -65,7 +65,7 @@ def test_exported_graph_holds_only_primitives(build, name, attention, preset):
     approximate(model, calibrate(model, [inputs], preset))
     exported = torch.export.export(model, (), inputs, strict=False)
     targets = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
-    assert "blindformer.polynomial.default" in targets
+    assert f"blindformer.{'fourier' if preset == 'faithful' else 'polynomial'}.default" in targets
     assert not [t for t in targets if any(word in t for word in FORBIDDEN)]
     secret = set()
     for node in exported.graph.nodes:
@@ -226,7 +226,7 @@ def test_overrides_by_module_path(build):
 
 def test_sites_count_calls_in_one_module():
     model = Failing()
-    plan = calibrate(model, [{"x": torch.randn(8, 4)}], Plan(gelu="piecewise"))
+    plan = calibrate(model, [{"x": torch.randn(8, 4)}], Plan(gelu="fourier"))
     assert set(plan.ranges) == {"/gelu", "/gelu/2"}
 
 
@@ -325,9 +325,8 @@ def test_composite_activations(name):
 @pytest.mark.parametrize(
     ("options", "cosine", "largest"),
     [
-        ({}, 0.99998, 0.0015),
-        ({"degree": 4, "pieces": 1}, 0.9999, 0.003),
-        ({"degree": 4, "pieces": 2}, 0.999998, 0.0003),
+        ({}, 0.999998, 0.0003),
+        ({"terms": 4}, 0.9999, 0.003),
     ],
 )
 def test_sentence_embeddings_of_a_real_model(options, cosine, largest):
@@ -339,7 +338,7 @@ def test_sentence_embeddings_of_a_real_model(options, cosine, largest):
         return F.normalize(run(loaded.model, inputs, "sentence_embedding"))
 
     exact = embed()
-    approximate(loaded.model, calibrate(loaded.model, [inputs], Plan(gelu={"name": "piecewise", "options": options})))
+    approximate(loaded.model, calibrate(loaded.model, [inputs], Plan(gelu={"name": "fourier", "options": options})))
     private = embed()
     assert F.cosine_similarity(private, exact).min() > cosine
     assert (private - exact).abs().max() < largest

@@ -18,12 +18,12 @@ def test_names_are_sorted_and_exist():
 def test_round_trip(tmp_path):
     plan = Plan(
         name="mine",
-        gelu=Choice(name="piecewise", options={"pieces": 2}),
+        gelu=Choice(name="fourier", options={"terms": 5}),
         softmax="2quad",
         linear_bits=8,
         overrides={"encoder.layer.0.*": {"gelu": "exact"}},
         ranges={"a/gelu": (-1.0, 2.0)},
-        fits={"a/gelu": {"cuts": [3.0], "inner": [1.0, 2.0]}, "a/softmax/denominator": {"exponent": 3.0}},
+        fits={"a/gelu": {"cut": 3.0, "period": 8.0, "terms": [1.0, 2.0]}, "a/softmax/denominator": {"exponent": 3.0}},
     )
     file = plan.save(tmp_path)
     assert file.name == "plan.json"
@@ -59,9 +59,9 @@ def test_last_matching_glob_wins():
     [
         (lambda: Plan(gellu="quad"), ["unknown key 'gellu'", "gelu"]),
         (lambda: Plan(gelu={"name": "quad", "optoins": {}}), ["gelu.optoins", "options"]),
-        (lambda: Plan(gelu="nope"), ["'nope'", "piecewise", "quad"]),
-        (lambda: Plan(gelu=Choice(name="piecewise", options={"degre": 3})), ["'degre'", "degree, pieces"]),
-        (lambda: Plan(overrides={"*": {"gelu": "nope"}}), ["'nope'", "piecewise"]),
+        (lambda: Plan(gelu="nope"), ["'nope'", "fourier", "quad"]),
+        (lambda: Plan(gelu=Choice(name="fourier", options={"term": 3})), ["'term'", "terms"]),
+        (lambda: Plan(overrides={"*": {"gelu": "nope"}}), ["'nope'", "fourier"]),
         (lambda: Plan(overrides={"*": {"nope": "quad"}}), ["unknown kind 'nope'", "softmax"]),
         (lambda: Plan(linear_bits=4), ["linear_bits", "8"]),
         (lambda: Plan(margin=0.5), ["margin"]),
@@ -107,10 +107,10 @@ def test_presets():
 
 
 def test_describe_has_a_row_for_everything():
-    plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="piecewise", options={"pieces": 2})}})
+    plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="fourier", options={"terms": 5})}})
     rows = {what: (choice, remark) for what, choice, remark in plan.describe()}
-    assert rows["gelu"] == ("piecewise", "error 0.0012, 4 comparisons")
-    assert rows["gelu in encoder.*"][0] == "piecewise (pieces=2)"
+    assert rows["gelu"] == ("fourier", "error 0.00017, 2 comparisons")
+    assert rows["gelu in encoder.*"][0] == "fourier (terms=5)"
     assert rows["linear weights"][0] == "16 bits"
 
 

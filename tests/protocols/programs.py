@@ -149,6 +149,12 @@ def check(case: Case, outputs: dict[str, Tensor]) -> None:
             wrong = _not_rescaled(got, args[0], item)
         elif item.op == "exp":
             wrong = _far_from_exp(got, *args, **item.attributes)
+        elif item.op == "fourier":  # roundings of cosines, of the line between them, and of the dealer's numbers
+            want, table = ENGINE.compute(item.op, args, item.attributes), args[1]
+            allowed = (
+                2 * len(table) + (len(table) * int(table.abs().sum()) >> 20) << item.attributes["fraction"]
+            ) + table.abs().sum()
+            wrong = sign_extend(got - want, item.width).abs() > allowed
         elif item.op in ("lookup", "one_hot"):  # this row, or the one above: what a mask's carry makes of it
             found = [ENGINE.compute(item.op, args, {**item.attributes, "carries": carries}) for carries in CARRIES]
             wrong = torch.stack([sign_extend(got - value, item.width) != 0 for value in found]).all(0)

@@ -108,8 +108,8 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         passed = [_broadcast(arg, node, cut) for arg in node.args]
         factor = node.op in ("mul_private", "mul_public") and node.args[1].op == "client" and passed[1] is not None
         return None if factor else passed
-    if node.op in ("lookup", "exp"):
-        return [cut, None]
+    if node.op in ("lookup", "exp", "fourier"):
+        return [cut, *(None for _ in node.args[1:])]
     if node.op == "one_hot" and cut.dim < -1:
         return [cut]
     if (node.op == "linear" and cut.dim < -1) or (node.op == "matmul" and cut.dim == -2):

@@ -125,6 +125,13 @@ def exp_by_cell(lowering: Lowering, x: Operand, start: float, width: float, cell
     return lowering.builder.exp(lowering.as_node(x), start, width, cells)
 
 
+@rule("fourier")
+def fourier(
+    lowering: Lowering, x: Operand, cosines: list[float], sines: list[float], period: float, domain: float
+) -> Node:
+    return lowering.builder.fourier(lowering.as_node(x), cosines, sines, period, domain)
+
+
 @rule("relu")
 def relu(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.relu(lowering.as_node(x))

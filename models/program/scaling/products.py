@@ -19,8 +19,10 @@ def product(at: Scaler, node: Node) -> None:
 
 @scale_rule("matrix")
 def matrix(at: Scaler, node: Node) -> None:
-    """The smallest operands are rescaled first, and only where the product would not fit."""
-    values = [at.lowered(arg) if arg.is_encoded else at.value(arg) for arg in node.args]
+    """The smallest operands are rescaled first, and only where the product would not fit; or is much larger than they
+    are, so that its bytes count more."""
+    wide = math.prod(node.shape) > sum(math.prod(arg.shape) for arg in node.args)
+    values = [at.lowered(arg) if arg.is_encoded or wide else at.value(arg) for arg in node.args]
     for i in sorted((0, 1), key=lambda i: math.prod(node.args[i].shape)):
         if not at.fits(node, values[0][1] + values[1][1]):
             values[i] = at.lowered(node.args[i])

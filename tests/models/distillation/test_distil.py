@@ -142,7 +142,7 @@ def test_a_classifier_is_a_teacher_as_it_is(student, few, tmp_path):
 
 def test_a_plan_with_exceptions_by_layer(student, few, tmp_path):
     plan = Plan.preset("fast").replace(
-        name="mixed", overrides={"bert.encoder.layer.0.*": {"gelu": "piecewise", "softmax": "exp"}}, linear_bits=16
+        name="mixed", overrides={"bert.encoder.layer.0.*": {"gelu": "fourier", "softmax": "exp"}}, linear_bits=16
     )
     made = distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
     assert made.plan.overrides == plan.overrides
@@ -163,7 +163,7 @@ def test_products_in_bfloat16_leave_a_student_in_float32(student, few, tmp_path)
 # What is refused, and how.
 
 
-ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "piecewise"}})
+ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "fourier"}})
 
 
 @pytest.mark.parametrize(

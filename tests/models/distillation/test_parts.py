@@ -164,7 +164,7 @@ def test_in_training_what_is_far_from_a_division_is_trained_with():
 
 
 def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
-    plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "piecewise"}})
+    plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "fourier"}})
     found = in_training(plan)
     assert {found.layer_norm.name, found.rsqrt.name, found.reciprocal.name} == {"exact"}
     assert (found.gelu, found.softmax, found.linear_bits) == (plan.gelu, plan.softmax, plan.linear_bits)

@@ -1,6 +1,9 @@
 """Rescales and comparisons, and what is built on these."""
 
+import math
+
 import torch
+from blindformer.protocols.operations.fourier import POINTS, WAVE
 
 from ..programs import Data, Draft, hidden, program, scaled
 
@@ -129,6 +132,18 @@ def one_hot(d: Draft, data: Data, of: tuple[int, int]) -> None:
         where = d("one_hot", x, start=-3, bits=bits, low=low)
         d("sum", where, dims=[1], keepdim=False, width=16)
         d("mul", where, x)
+
+
+@program((20, 6), (12, 1), (9, 3), (2, 2))
+def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
+    """Periods of more and of fewer units than the wave has points; x lies beyond one, too."""
+    bits, terms = of
+    wave = d.constant((torch.linspace(0, 2 * math.pi, POINTS + 1).double().cos() * 2**WAVE).round().long())
+    both = data.ints(terms + 1, 2, bits=15)
+    for x in (hidden(d, data, 3, 40, bits=bits + 3), scaled(d, data, 3, 40, bits=bits + 2, drop=10)):
+        for table in (both, both * torch.tensor([1, 0]), both * torch.tensor([0, 1])):
+            y = d("fourier", x, d.constant(table), wave, bits=bits, fraction=18)
+            d("mul", y, x)
 
 
 @program((22, 18), (18, 18))

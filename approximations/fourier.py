@@ -1,0 +1,93 @@
+"""Functions that are simple far from zero: a Fourier series inside |x| < cut, the known tail outside.
+
+On [-cut, cut] a smooth even function is nearly a short sum of cosines, an odd one of sines, if the period is longer
+than 2 cut: what the sum is between the cut and the period's end is free. On secrets a term is two numbers that a dealer
+shares, and no message; a polynomial as good would leave fixed point too few bits. The bits |x| < cut come from
+comparing x with -cut and cut, on the opening that the series reads, too. Outside the cut the series meets an exact 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import numpy as np
+from torch import Tensor
+
+from .minimax import balance
+from .primitives import below, fourier
+from .registry import Constants
+
+Real = Callable[[np.ndarray], np.ndarray]
+
+PERIODS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+LARGEST = 256.0  # of coefficients, all together: so much the dealer's roundings are magnified
+SOURCE = "Blindformer: the Fourier series of least error inside a balanced cut"
+
+
+def even(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:
+    """A constant and cosines."""
+    return fourier(x, period, cosines=terms, domain=cut)
+
+
+def odd(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:
+    """Sines."""
+    return fourier(x, period, sines=[0.0, *terms], domain=cut)
+
+
+def gated(x: Tensor, cut: float, even: Tensor) -> Tensor:
+    """x/2 + even inside the cut, 0 below it, x above it: the shape of GELU and SiLU."""
+    upper, lower = below(x, cut), below(x, -cut)
+    return x * (1.0 - 0.5 * (upper + lower)) + (upper - lower) * even
+
+
+def saturating(x: Tensor, cut: float, odd: Tensor) -> Tensor:
+    """An odd function inside the cut, -1 below it, 1 above it: the shape of tanh."""
+    upper, lower = below(x, cut), below(x, -cut)
+    return 1.0 - upper - lower + (upper - lower) * odd
+
+
+@cache
+def fit_series(
+    inside: Real, tail: Callable[[float], float], terms: int, *, odd: bool, search: tuple[float, float]
+) -> tuple[Constants, float]:
+    """Constants of least error for a number of terms, a constant one not counted; and that error.
+
+    inside: the even part, or the odd function itself if ``odd``, of x >= 0; tail(cut): the error made outside, which
+    equals that inside at the cut. `search`: where the cut is.
+    """
+    found = []
+    for period in PERIODS:
+        low, high = search[0], min(search[1], 0.49 * period)
+        if high <= low:
+            continue
+        fit = partial(_least_error, inside, terms, odd, period)
+        cut = round(balance(partial(_error_of, fit), tail, low, high), 4)
+        series, error = fit(cut)
+        if sum(map(abs, series)) <= LARGEST:
+            found.append((max(error, tail(cut)), {"cut": cut, "period": period, "terms": series}))
+    error, constants = min(found, key=lambda item: item[0])
+    return constants, error
+
+
+def _error_of(fit: Callable[[float], tuple[list[float], float]], cut: float) -> float:
+    return fit(cut)[1]
+
+
+def _least_error(inside: Real, terms: int, odd: bool, period: float, cut: float) -> tuple[list[float], float]:
+    """Coefficients, and the largest error on [0, cut]: least squares, with weights that follow the errors (Lawson,
+    "Contributions to the theory of linear least maximum approximation", 1961)."""
+    x = cut * (1 - np.cos(np.pi * (np.arange(300) + 0.5) / 300)) / 2
+    waves = (np.sin if odd else np.cos)(2 * np.pi / period * np.outer(x, np.arange(1 if odd else 0, terms + 1)))
+    wanted, weights = inside(x), np.ones_like(x)
+    best: tuple[list[float], float] = ([], np.inf)
+    for _ in range(25):
+        root = np.sqrt(weights)
+        series = np.linalg.lstsq(waves * root[:, None], wanted * root, rcond=1e-9)[0]
+        errors = np.abs(waves @ series - wanted)
+        largest = float(errors.max())
+        if largest < best[1]:
+            best = ([round(float(c), 8) for c in series], largest)
+        weights = weights * (errors / largest + 1e-3)
+        weights /= weights.sum()
+    return best

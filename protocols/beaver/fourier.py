@@ -1,0 +1,74 @@
+"""Fourier series of a secret, on the opening that it has already: no message of their own.
+
+x = c - rho modulo 2^k, with c public and rho the mask's low k bits (as in compare.py). A period is 2^k units, so with
+t = 2 pi / 2^k
+
+    cos n t x = cos n t c cos n t rho + sin n t c sin n t rho
+    sin n t x = sin n t c cos n t rho - cos n t c sin n t rho
+
+hold for every n, wraps included. The dealer shares cos n t rho and sin n t rho; the rest is public, and the sum is
+linear in what is shared, so that each party computes its share alone.
+
+What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..operations.fourier import rounded, turns
+from ..rounds import Step
+from ..wire import narrowest
+from .context import Offline, Online, Public
+from .lookup import LookupCorrelation
+from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
+from .values import Shape, Share, Trace, mask_bytes
+
+
+class Fourier(Primitive):
+    op = "fourier"
+
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *tables: Public, bits: int, fraction: int
+    ) -> Trace:
+        mask, count = offline.ring_mask(x), len(tables[0].tensor) - 1
+        if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
+            raise CorrelationError(f"series of {x.key}: its opening does not cover {bits} bits; this is a bug")
+
+        def made() -> Tensor:
+            rho = (-mask.terms[0].value & (1 << bits) - 1).double() * (2 * math.pi / (1 << bits))
+            angles = rho[..., None] * torch.arange(1, count + 1)
+            return torch.stack([angles.cos(), angles.sin()], -1).mul_(2.0**fraction).round_().long()
+
+        share = offline.source.derived(key, (*x.shape, count, 2), made, mask_bytes(width))
+        offline.keep(key, LookupCorrelation(share.to(narrowest(width))))
+        return Trace(key, shape, width)
+
+    def run(
+        self, online: Online, key: str, width: int, x: Share, table: Public, wave: Public, bits: int, fraction: int
+    ) -> Step:
+        opened = yield from online.ring_opened(x)
+        numbers, (first, *rows) = online.tape.take(key, LookupCorrelation).numbers, table.tensor.tolist()
+        total = torch.zeros(x.shape, dtype=torch.int64)
+        if online.leader:
+            total += first[0] << fraction
+        for n, (cosine, sine) in enumerate(turns(opened.public, wave.tensor, bits, len(rows))):
+            a, b = rows[n]
+            total += _mixed(a, cosine, b, sine) * numbers[..., n, 0]
+            total += _mixed(a, sine, -b, cosine) * numbers[..., n, 1]
+        return Share(key, total, width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, bits: int, fraction: int) -> Cost:
+        numbers = size(shape) * 2 * (len(table.tensor) - 1)
+        return Cost(ring_opening_cost(x), numbers * mask_bytes(width), numbers)
+
+    def opens(self, x: Trace, *tables: Public, **more: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+def _mixed(a: int, x: Tensor, b: int, y: Tensor) -> Tensor:
+    return rounded(a * x + b * y if a and b else a * x if a else b * y)

@@ -1,0 +1,80 @@
+"""A Fourier series of a secret: smooth functions on an interval, as sums of cosines and sines of a longer period.
+
+x is a point of a period of 2^bits units. The table [N + 1, 2] has a row for each n from 0 on: the coefficients of
+cos(2 pi n x / 2^bits) and of sin. Cosines are read from the wave, one period at `POINTS` distances with `WAVE` bits, on
+the line between two points, and multiplied up from n = 1: whole numbers, so that all parties find the same. Results
+have `fraction` bits more than the table. Parties have them with an error of a unit of the table for each n, and of
+2^-fraction for each coefficient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .operation import SHARED, Attributes, Bits, Operation, whole_bytes
+
+POINTS, WAVE = 1 << 14, 30
+_HALF = 1 << WAVE - 1
+
+
+def turns(x: Tensor, wave: Tensor, bits: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """cos and sin of n times 2 pi x / 2^bits, for n = 1 to `count`, with `WAVE` bits."""
+    cosine, sine = _read(x, wave, bits), _read(x - (1 << bits - 2), wave, bits)
+    before, now = (torch.full_like(cosine, 1 << WAVE), torch.zeros_like(sine)), (cosine, sine)
+
+    def following(n: int) -> Tensor:
+        return (cosine * now[n] + _HALF // 2 >> WAVE - 1) - before[n]
+
+    for _ in range(count):
+        yield now
+        before, now = now, (following(0), following(1))  # cos (n + 1) t = 2 cos t cos n t - cos (n - 1) t, sin alike
+
+
+def _read(x: Tensor, wave: Tensor, bits: int) -> Tensor:
+    x = x & (1 << bits) - 1
+    fine = bits - int(math.log2(POINTS))
+    if fine <= 0:
+        return wave[x << -fine]
+    point = x >> fine
+    left = wave[point]
+    return left + ((wave[point + 1] - left) * (x & (1 << fine) - 1) >> fine)
+
+
+def rounded(total: Tensor) -> Tensor:
+    """A sum of coefficients times cosines, without the cosines' bits."""
+    return total + _HALF >> WAVE
+
+
+def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int) -> Tensor:
+    total = torch.zeros_like(x) + table[0, 0]
+    for (a, b), (cosine, sine) in zip(table[1:], turns(x, wave, bits, len(table) - 1), strict=True):
+        total += rounded(a * cosine + b * sine)
+    return total << fraction
+
+
+def _on_reals(x: Tensor, table: Tensor, wave: Tensor, period: float, domain: float = 0.0) -> Tensor:
+    total = torch.zeros_like(x)
+    for n, (a, b) in enumerate(table):
+        angle = x * (2 * math.pi * n / period)
+        total = total + a * angle.cos() + b * angle.sin()
+    return total
+
+
+def _demand(bits: Bits, attributes: Attributes) -> int:
+    bits.compares = attributes["bits"]
+    return whole_bytes(attributes["bits"])
+
+
+def _problem(attributes: Attributes) -> str:
+    bits, fraction = attributes.get("bits", 0), attributes.get("fraction", 0)
+    fits = type(bits) is int and type(fraction) is int and 2 <= bits < 33 and 0 <= fraction < 50
+    return "" if fits else "a Fourier series of a number of bits that no period has"
+
+
+fourier = Operation(
+    "fourier", SHARED, _fourier, _on_reals, shared=1, opened=True, scales="fourier", check=_problem, demand=_demand
+)
