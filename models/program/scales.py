@@ -109,7 +109,7 @@ class Scaler:
         if not node.is_encoded:
             scale_rule.all["ldexp" if node.op == "ldexp" else operations()[node.op].scales](self, node)
 
-    def emit(self, node: Node, args: list[int], scale: int, *, bounded: bool = False, **attributes: Any) -> None:
+    def emit(self, node: Node, args: list[int], scale: int, bounded: bool = False, **attributes: Any) -> None:
         """The node's own instruction. `bounded`: its values cannot pass what was seen, where they matter."""
         number = self._instruction(node.op, node, args, scale, **attributes)
         self.settle(node, number, scale)

@@ -60,7 +60,7 @@ def exp(at: Scaler, node: Node) -> None:
     fraction = rows + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
-    at.emit(node, [number, at.source(table, rows)], rows + fraction, bounded=True, **place)
+    at.emit(node, [number, at.source(table, rows)], rows + fraction, True, **place)
 
 
 def _place(node: Node, scale: int) -> dict[str, int]:
