@@ -37,11 +37,11 @@ def _mixed(
     overrides: Overrides, site: str, parts: Parts, most: float, values: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
-    numerators, denominators, *bounds = parts
+    numerators, denominators, within, many = parts
     if dropout > 0.0:
         numerators = F.dropout(numerators, dropout)
     mixed = numerators if values is None else by_group(numerators, values)
-    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, *bounds)
+    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, within, many)
 
 
 def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -60,10 +61,10 @@ def exp(at: Scaler, node: Node) -> None:
     fraction = rows + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
-    at.emit(node, [number, at.source(table, rows)], rows + fraction, True, **place)
+    at.emit(node, [number, at.source(table, rows)], rows + fraction, bounded=True, **place)
 
 
-def _place(node: Node, scale: int) -> dict[str, int]:
+def _place(node: Node, scale: int) -> dict[str, Any]:
     low = scale + round(math.log2(node.attributes["width"]))
     bits = low + round(math.log2(node.attributes["cells"]))
     return {"start": round(node.attributes["start"] * 2.0**scale), "bits": bits, "low": low}
