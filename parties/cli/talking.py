@@ -84,6 +84,12 @@ class Talking:
             from ...models.loading.load import load
             from ..config import load_settings
 
+            answering = self._drawing()
+            if self.reveal == "token":
+                from ...models.generation.sampling import check_of_tokens
+
+                said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
+                check_of_tokens(**{**answering, **said})  # before anything is compiled
             text = None if self.system is None else read_system(self.system)
             cache = load_settings(self.config).client.cache.expanduser()
             drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
@@ -100,7 +106,7 @@ class Talking:
                 stage=lambda stage: phases.note("compile", stage),
             )
             phases.end("compile")
-            answering = self._answering(folder, drafting)
+            answering |= self._drafting(folder, drafting)
             phases.begin("connect", 1)
             shown: Phases | Waiting = phases
 
@@ -123,20 +129,24 @@ class Talking:
         given = {"dealer": self.dealer, "certificates": self.certs, "config": self.config, "timeout": self.timeout}
         return {"server": self.server, **{name: value for name, value in given.items() if value is not None}}
 
-    def _answering(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+    def _drawing(self) -> dict[str, Any]:
+        """How the next token is chosen, and where an answer ends."""
         drawn = self.temperature > 0
         found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
         if drawn:
             found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.stop:
             found["stop_strings"] = self.stop
+        return found
+
+    def _drafting(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+        """Who guesses tokens ahead, and how many."""
         if drafting is not None:
             from ...models.artifacts import load_client
             from ...models.generation.drafts import DRAFTS, assistant
 
-            if (chat := load_client(folder).chat) is not None:
-                found["assistant_model"] = assistant(drafting, chat)
-                found["num_assistant_tokens"] = self.drafts or DRAFTS
-        elif self.drafts:
-            found["prompt_lookup_num_tokens"] = self.drafts
-        return found
+            chat = load_client(folder).chat
+            if chat is None:  # whoever opens the conversation says so
+                return {}
+            return {"assistant_model": assistant(drafting, chat), "num_assistant_tokens": self.drafts or DRAFTS}
+        return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
