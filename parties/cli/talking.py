@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ..heap import keep_freed_memory
-from ..registry import DEFAULT, find, resolve, talking
+from ..launch import LOCAL
+from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
 from .steps import loading, prepare, read_plan, read_system
@@ -35,8 +37,9 @@ class Talking:
 
     protocol: Annotated[
         str,
-        Option(click_type=options.one_of(*talking()), help="Two parties and a dealer; or clear, which hides nothing."),
+        Option(click_type=options.one_of(*talking()), help=f"{in_words(talking())}."),
     ] = DEFAULT
+    parties: options.Parties = 2
     plan: Annotated[
         str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")
     ] = None
@@ -65,7 +68,7 @@ class Talking:
     ] = None
     server: Annotated[
         str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")
-    ] = "local"
+    ] = LOCAL
     dealer: options.ClientDealer = None
     certs: options.ClientCerts = None
     config: options.Config = None
@@ -83,7 +86,10 @@ class Talking:
             from ...models.generation.folder import found_or_compiled
             from ...models.loading.load import load
             from ..config import load_settings
+            from ..local.protocols import find_local
 
+            protocol = find_local(self.protocol, self.parties)
+            session = self._session(protocol.entry)
             answering = self._drawing()
             if self.reveal == "token":
                 from ...models.generation.sampling import check_of_tokens
@@ -113,7 +119,7 @@ class Talking:
             def progress(phase: str, done: int, total: int) -> None:
                 shown.step(phase, done, total)
 
-            entered = resolve(find(self.protocol).talks)(folder, told, progress=progress, **self._remote())
+            entered = protocol.talk(folder, told, progress=progress, **session)
             talk = entered.__enter__()
             shown = waiting
             phases.end("connect")
@@ -125,9 +131,16 @@ class Talking:
         else:
             entered.__exit__(None, None, None)
 
-    def _remote(self) -> dict[str, Any]:
-        given = {"dealer": self.dealer, "certificates": self.certs, "config": self.config, "timeout": self.timeout}
-        return {"server": self.server, **{name: value for name, value in given.items() if value is not None}}
+    def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
+        """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
+        served = {"server": None if self.server == LOCAL else self.server, "dealer": self.dealer, "certs": self.certs}
+        if (found := [name for name, value in served.items() if value is not None]) and not entry.served:
+            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{found[0]} out")
+        given: dict[str, Any] = {"timeout": self.timeout}
+        if entry.served:
+            given |= {**served, "server": self.server, "config": self.config}
+            given["certificates"] = given.pop("certs")
+        return {name: value for name, value in given.items() if value is not None}
 
     def _drawing(self) -> dict[str, Any]:
         """How the next token is chosen, and where an answer ends."""
