@@ -70,6 +70,8 @@ class Talking:
         str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")
     ] = LOCAL
     dealer: options.ClientDealer = None
+    helper: options.Helper = None
+    topology: options.Topology = None
     certs: options.ClientCerts = None
     config: options.Config = None
     timeout: options.ClientTimeout = None
@@ -133,7 +135,8 @@ class Talking:
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
-        served = {"server": None if self.server == LOCAL else self.server, "dealer": self.dealer, "certs": self.certs}
+        names = ("dealer", "helper", "topology", "certs")
+        served = {"server": None if self.server == LOCAL else self.server, **{n: getattr(self, n) for n in names}}
         if (found := [name for name, value in served.items() if value is not None]) and not entry.served:
             raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{found[0]} out")
         given: dict[str, Any] = {"timeout": self.timeout}

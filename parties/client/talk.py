@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
     from ..session.client import ClientParty
+    from ..session.helper.owner import OwnerParty
     from .sessions import SessionTransport
 
 
@@ -70,8 +71,8 @@ class SessionPasses:
                 self._reading = False
             self._behind = False
 
-    def _party(self) -> ClientParty:
-        return self.transport.two_parties(self.transport.connect(self.part, self.name))
+    def _party(self) -> ClientParty | OwnerParty:
+        return self.transport.connect(self.part, self.name).party
 
     def _lost(self, error: BaseException) -> bool:
         return self.transport.lost(self.part, error, self.name)

@@ -41,11 +41,11 @@ T = TypeVar("T")
 class Outside(Protocol):
     """An owner of the data who takes no part: it sends this party shares of its inputs, and gets shares of results."""
 
-    def shares(self, number: int) -> Mapping[str, Tensor]:
-        """This party's shares of the inputs of a query, by name."""
+    def shares(self, number: int, part: str = "") -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name. `part`: of a program that has several."""
         ...
 
-    def answer(self, number: int, shares: Mapping[str, Tensor]) -> None:
+    def answer(self, number: int, shares: Mapping[str, Tensor], part: str = "") -> None:
         """This party's shares of the results, by output name."""
         ...
 
@@ -202,13 +202,13 @@ class ServerParty:
             return None
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
-            values = {**values, **self.outside.shares(ask.query)}
+            values = {**values, **self.outside.shares(ask.query, ask.turn.part)}
         program, constants = self.program.part(ask.turn.part), self.served.constants_of(ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
         engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states)
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
-            self.outside.answer(ask.query, outputs)
+            self.outside.answer(ask.query, outputs, ask.turn.part)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
