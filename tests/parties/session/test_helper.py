@@ -228,7 +228,7 @@ class Session:
         self.program, self.setup_bytes, self.waiting = program, 0, None
         self.server, self.other = memory_pair("helper", "server")
 
-    def agree(self, more):
+    def agree(self, *more):
         raise Asked
 
 
