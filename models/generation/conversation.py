@@ -16,7 +16,7 @@ from ..program.program import Program
 from .chat import Chat
 from .decoder import GenerationError
 from .drafts import DRAFTS, assistant
-from .rows import Pass, Rows
+from .rows import Ahead, Pass, Rows
 from .sampling import PrivateDecoder
 
 OnText = Callable[[str], None]
@@ -43,9 +43,11 @@ class Completion:
 class Conversation:
     """`messages`: what was said, as chat templates take it. It continues from what was read before."""
 
-    def __init__(self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor], ahead: Ahead | None = None
+    ) -> None:
         self.chat, self.messages = chat, list[dict[str, str]]()
-        self.rows = Rows(program, run, chat.prefix)
+        self.rows = Rows(program, run, chat.prefix, ahead)
         self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
         self._assistants: dict[Any, Any] = {}
         self.stopped, self.retried = False, ""
@@ -159,6 +161,11 @@ class Conversation:
         if model not in self._assistants:
             self._assistants[model] = assistant(model, self.chat)
         return self._assistants[model]
+
+    def prepare(self) -> None:
+        """Between two messages: the parties make what the next question needs, while somebody reads and types. It is
+        lost if the next question is much longer or shorter than the last, or does not come."""
+        self.rows.prepare()
 
     def stop(self) -> None:
         """End the answer that is being given, after the token that is on its way; the conversation goes on."""

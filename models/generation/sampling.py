@@ -116,7 +116,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         same = zip(self.rows.ids, ids.tolist(), strict=False)
         read = next((place for place, (old, new) in enumerate(same) if old != new), len(self.rows.ids))
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
-        self.drafts = None
+        self.drafts, self.rows.asked = None, len(ids) - len(self.rows.ids)
         if self.rows.words:
             options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does

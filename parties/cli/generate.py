@@ -99,6 +99,7 @@ def chat(
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
         out.print(f"[dim]{find(given.protocol).who.format(parties=given.parties)}   /save FILE, /new, /quit")
+        talk.prepare()  # while somebody types
         for line in _lines():
             word, _, rest = line.partition(" ")
             if word == "/quit":
@@ -123,6 +124,7 @@ def chat(
                 out.print(f"[red]{escape(str(error))}")
                 continue
             unanswered = False
+            talk.prepare()
             sys.stdout.write("\n")
             out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
     if unanswered:

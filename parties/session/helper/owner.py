@@ -20,7 +20,7 @@ from ....protocols.streams import new_seed
 from ..client import Answer
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet, my_hello, new_session, tell
-from ..messages import Handed, Turn, Waiting, amount, hear, hear_of
+from ..messages import Announce, Handed, Turn, Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Timings, peak_rss_mb
 
@@ -74,6 +74,10 @@ class OwnerParty:
         except PeerError as error:
             tell([self.helper, self.server], error)
             raise
+
+    def announce(self, turn: Turn) -> None:
+        """As `ClientParty.announce`, by the helper."""
+        self.helper.send_message(Announce(announce=self.number, turn=turn).model_dump())
 
     def close(self) -> None:
         for channel in (self.helper, self.server):

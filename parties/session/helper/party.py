@@ -16,7 +16,7 @@ from ..ahead import Ahead
 from ..blocks import may_run, rows_of_a_run
 from ..client import Answer, ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
-from ..messages import Handed, Seed, amount, out_of_place, read, read_number, refusing, requests
+from ..messages import Announce, Handed, Seed, Turn, amount, out_of_place, read, read_number, refusing, requests
 from ..online import OnQuery
 from ..weights import PublicPart, constants_of
 
@@ -48,6 +48,11 @@ class HelperParty:
         """Answer queries until the owner says goodbye. `idle`: seconds it may be silent between two of them."""
         expected = 0
         for message in requests(self.owner, idle):
+            if "announce" in message:
+                turn = read(self.owner, Announce, message).turn
+                self._check(turn)
+                self._meanwhile(lambda turn=turn: self.party.announce(turn))
+                continue
             number = read_number(self.owner, message, "query", expected, expected)
             handed = read(self.owner, Handed, {name: value for name, value in message.items() if name != "query"})
             expected += self._query(number, handed, on_query)
@@ -59,9 +64,7 @@ class HelperParty:
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
         more, turn, following = handed.more, handed.turn, handed.following
-        wanted = (turn, following) if more else (turn,)
-        if turn.rows > self._rows or not all(may_run(self.party.program, one) for one in wanted):
-            raise out_of_place(self.owner)
+        self._check(turn, *((following,) if more else ()))
         constants = None if self.held is None else constants_of(self.held, turn.part, turn.rows)
         program = self.party.program.part(turn.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
@@ -76,6 +79,11 @@ class HelperParty:
                 on_query(number, answer.timings)
             return True
         return False
+
+    def _check(self, turn: Turn, *others: Turn) -> None:
+        """Errors: `PeerProtocolError` for turns that the program has not, or of rows that are not kept."""
+        if turn.rows > self._rows or not all(may_run(self.party.program, one) for one in (turn, *others)):
+            raise out_of_place(self.owner)
 
     def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:
         """Both servers are ready: now the owner sends its shares, this side's as a seed."""

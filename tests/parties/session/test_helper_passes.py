@@ -11,7 +11,8 @@ import torch
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.session.passes import passes
+from blindformer.parties.session.messages import Turn
+from blindformer.parties.session.passes import passes, turn_of
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Site
@@ -82,3 +83,20 @@ def test_shares_of_another_pass_are_refused(talks, owner_of):
     owner.close()
     talks.join()
     assert isinstance(dict(talks.failures)["server"], PeerProtocolError)
+
+
+def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):  # noqa: F811
+    text, owner = some(20).tolist(), owner_of(talks)
+    private = Rows(compiled.program, passes(owner, compiled.parts), PREFIX)
+    private.ahead = lambda part, rows: owner.announce(turn_of(compiled.program, part, rows))
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    for read in (text[:8], text[8:16], text[16:17]):
+        private.prepare()
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
+    owner = owner_of(talks)
+    owner.announce(Turn(part="8@64", rows=5))
+    with pytest.raises(PeerError, match="has no place here"):
+        owner._hear(owner.helper, "ready", 0)

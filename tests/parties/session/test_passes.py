@@ -10,10 +10,10 @@ from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty
-from blindformer.parties.session.messages import Ask, Turn
+from blindformer.parties.session.messages import Announce, Ask, Turn
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.party import Party, PartyModel
-from blindformer.parties.session.passes import passes
+from blindformer.parties.session.passes import passes, turn_of
 from blindformer.parties.session.server import ServerParty
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
@@ -122,6 +122,62 @@ def test_a_step_is_never_replayed(parties, case):
     who, error = parties.failures[0]
     assert (who, type(error)) == ("server", PeerProtocolError)
     assert words in str(error)
+
+
+# --- between two messages --------------------------------------------------------------------------------------------
+def prepared(parties, text):
+    """Rows of a conversation that is read so far, and whose next question's pass is prepared."""
+    private = rows_of(parties)
+    private.ahead = lambda part, rows: parties.client.announce(turn_of(parties.compiled.program, part, rows))
+    if text:
+        private.read(text)
+    private.prepare()
+    parties.client.settle()
+    return private
+
+
+@pytest.mark.parametrize(
+    ("before", "then"), [(0, 8), (9, 8), (9, 1), (9, 11)], ids=["first", "as told", "less", "more"]
+)
+def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):  # noqa: F811
+    text = some(40).tolist()
+    private = prepared(parties, text[:before])
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    if before:
+        clear.read(text[:before])
+    for read in (text[before : before + then], text[30:31], text[31:32]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+def test_a_prepared_pass_asks_the_dealer_for_nothing_more(parties, monkeypatch):
+    private = prepared(parties, some(9).tolist())
+    made, prepare = [], parties.client._prepare
+    monkeypatch.setattr(parties.client, "_prepare", lambda number, turn: made.append(turn) or prepare(number, turn))
+    private.read(some(8, 1).tolist())
+    assert [turn.part for turn in made] == ["1@64"]  # that of the pass that follows
+
+
+def test_one_pass_is_prepared_between_two_queries(parties):
+    prepared(parties, some(9).tolist())
+    party = parties.client
+    said = Announce(announce=party.number + 1, turn=Turn(part="1@64", rows=3)).model_dump()
+    party.server.send_message(said)
+    with pytest.raises(PeerError, match="closed the connection"):
+        party.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("number", "turn"),
+    [(0, Turn(part="2")), (0, Turn(part="8@64", rows=5)), (0, Turn(part="8@64", runs=8)), (3, Turn(part="8@64"))],
+    ids=["a part", "rows", "runs", "a number"],
+)
+def test_what_is_not_there_cannot_be_announced(parties, number, turn):
+    parties.client._go_live()
+    parties.client.server.send_message(Announce(announce=number, turn=turn).model_dump())
+    with pytest.raises(PeerError, match="closed the connection"):
+        parties.client.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
 
 
 # --- among N parties -------------------------------------------------------------------------------------------------
