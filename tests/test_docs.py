@@ -181,6 +181,9 @@ def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
     text = text.replace('"}])', '"}], max_new_tokens=8)').replace("stream=True", "stream=True, max_new_tokens=8")
     exec(compile(text, "generation.md", "exec"), {})
     assert capsys.readouterr().out
+    (text,) = [b.text for b in blocks("python") if "generated" in b.words]
+    exec(compile(text.replace('"my-model"', repr(str(model))), "generation.md", "exec"), {})
+    assert "What is the capital of France?" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "hamlet.txt").write_text("Who's there? Nay, answer me: stand and unfold yourself.")

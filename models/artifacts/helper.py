@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..program.program import Program
 from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
+from .parts import ProgramPart, read_parts
 from .tensors import named, read_tensors
 
 
@@ -18,6 +19,7 @@ class HelperLength:
 
     program: Program
     constants: dict[str, Tensor] = field(repr=False)
+    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -38,5 +40,7 @@ def load_helper(folder: str | Path) -> HelperPart:
     held, lengths = read_tensors(part / TENSORS), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
-        lengths[number] = HelperLength(program, named(held, read_json(file)["constants"], file))
+        names = read_json(file)
+        parts = read_parts(program, names["parts"], held, file)
+        lengths[number] = HelperLength(program, named(held, names["constants"], file), parts)
     return HelperPart(part, lengths)

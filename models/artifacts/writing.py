@@ -142,7 +142,10 @@ def _write_helper(items: Mapping[int, Compiled], part: Path) -> None:
     part.mkdir()
     tensors = Tensors()
     for number, compiled in items.items():
-        names = {"constants": tensors.add(compiled.constants, ring=True)}
+        names = {
+            "constants": tensors.add(compiled.constants, ring=True),
+            "parts": part_names(tensors, compiled, known=True),
+        }
         _write_json(length_folder(part, number) / "tensors.json", names)
     tensors.write(part / TENSORS)
 

@@ -16,7 +16,7 @@ from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program, ProgramError
-from .decoder import Decoder, GenerationError, causal_model
+from .decoder import Decoder, GenerationError, attention_kept, causal_model
 from .parts import SIZES, compile_decoder
 from .sinks import sink
 
@@ -57,8 +57,11 @@ class Chat:
         if wrong := [token for token in found if not 0 <= token < words]:
             raise GenerationError(f"token {wrong[0]}: the model has {words} words; give ids of its own tokenizer")
         if found[: len(self.prefix)] != self.prefix:
+            template = getattr(self.tokenizer, "chat_template", None) is not None
+            remedy = "use tokenizer.apply_chat_template" if template else f"put the tokens {self.prefix} before it"
             raise GenerationError(
-                "conversation: does not begin as the model was compiled for; its system prompt is the owner's"
+                f"conversation: does not begin with {self.tokenizer.decode(self.prefix)!r}, as the model was compiled; "
+                f"its system prompt is the owner's; {remedy}"
             )
         if len(found) == len(self.prefix):
             raise GenerationError("prompt: has no token after the prefix; write something to be continued")
@@ -107,14 +110,15 @@ def compile_chat(
     Errors: GenerationError, and those of `compile`.
     """
     model, prefix = model_and_prefix(loaded, system, slots)
-    decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
     typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
-    try:
-        compiled = compile_decoder(
-            decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
-        )
-    except (CalibrationError, ProgramError) as error:
-        raise _with_sink(error, decoder, typical, loaded.processor) from None
+    with attention_kept(model):
+        decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
+        try:
+            compiled = compile_decoder(
+                decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
+            )
+        except (CalibrationError, ProgramError) as error:
+            raise _with_sink(error, decoder, typical, loaded.processor) from None
     head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
 

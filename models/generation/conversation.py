@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..program.program import Program
 from .chat import Chat
 from .decoder import GenerationError
 from .drafts import DRAFTS, assistant
-from .rows import Pass, Rows
+from .rows import Ahead, Pass, Rows
 from .sampling import PrivateDecoder
 
 OnText = Callable[[str], None]
@@ -42,9 +43,11 @@ class Completion:
 class Conversation:
     """`messages`: what was said, as chat templates take it. It continues from what was read before."""
 
-    def __init__(self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor], ahead: Ahead | None = None
+    ) -> None:
         self.chat, self.messages = chat, list[dict[str, str]]()
-        self.rows = Rows(program, run, chat.prefix)
+        self.rows = Rows(program, run, chat.prefix, ahead)
         self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
         self._assistants: dict[Any, Any] = {}
         self.stopped, self.retried = False, ""
@@ -68,12 +71,7 @@ class Conversation:
         """What comes after these tokens, which begin with the prefix. `seed`: draws the same again. `assistant_model`:
         a small public model, or its name, that drafts `num_assistant_tokens` here, in the clear."""
         ids = self.chat.checked(ids)
-        room = self.rows.slots - (len(ids) - self.rows.prefix)
-        if room < 1:
-            raise GenerationError(
-                f"prompt: of {len(ids) - self.rows.prefix} tokens, and the model is compiled for {self.rows.slots}, "
-                "answers included; shorten it, begin anew, or compile for more"
-            )
+        room = self._room(ids)
         if options.get("assistant_model") is not None:
             options["assistant_model"] = drafting = self._drafting(options["assistant_model"])
             drafting.generation_config.num_assistant_tokens = options.pop("num_assistant_tokens", DRAFTS)
@@ -88,7 +86,7 @@ class Conversation:
 
         streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), began)
         options.setdefault("pad_token_id", self.chat.tokenizer.pad_token_id)
-        stop = StoppingCriteriaList([_Stop(self)])
+        stop = StoppingCriteriaList([_Stop(self, len(ids) + room)])
         if options.get("stop_strings"):
             options["tokenizer"] = self.chat.tokenizer
         seed = options.pop("seed", None)
@@ -121,11 +119,53 @@ class Conversation:
             self.retried,
         )
 
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """What transformers' `generate` returns for these prompts [B, n]: they and the tokens after them, rows padded
+        to one length. Rows are answered one after the other; an answer ends where the conversation's room does.
+
+        options   transformers' own: generation_config, streamer, max_new_tokens, ...
+
+        Errors: GenerationError, and transformers' own.
+        """
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [self.chat.checked(ids[kept.bool()].tolist()) for ids, kept in zip(input_ids, seen, strict=True)]
+        rooms, stops, found = [self._room(ids) for ids in prompts], options.pop("stopping_criteria", None) or [], []
+        if options.get("assistant_model") is not None:
+            options["assistant_model"] = self._drafting(options["assistant_model"])
+        self.stopped, self.retried = False, ""
+        for given, ids, room in zip(input_ids, prompts, rooms, strict=True):
+            ending = StoppingCriteriaList([*stops, _Stop(self, len(ids) + room)])
+            with torch.no_grad():
+                new = self.decoder.answer(torch.tensor(ids), stopping_criteria=ending, **options)
+            found.append(torch.cat([given, new]))
+        return pad_sequence(found, batch_first=True, padding_value=self._pad(options))
+
+    def _room(self, ids: Sequence[int]) -> int:
+        """How many tokens may come after these. Errors: GenerationError where there is none."""
+        said = len(ids) - self.rows.prefix
+        if said >= self.rows.slots:
+            raise GenerationError(
+                f"prompt: of {said} tokens, and the model is compiled for {self.rows.slots}, "
+                "answers included; shorten it, begin anew, or compile for more"
+            )
+        return self.rows.slots - said
+
+    def _pad(self, options: Mapping[str, Any]) -> int:
+        """What fills up the shorter rows of a batch, as transformers chooses it."""
+        configs = [options.get("generation_config"), self.decoder.generation_config]
+        chosen = [options.get("pad_token_id"), *(getattr(config, "pad_token_id", None) for config in configs)]
+        return next((token for token in [*chosen, *_ends(configs[1])] if token is not None), 0)
+
     def _drafting(self, model: Any) -> Any:
         """The assistant of this name, read once."""
         if model not in self._assistants:
             self._assistants[model] = assistant(model, self.chat)
         return self._assistants[model]
+
+    def prepare(self) -> None:
+        """Between two messages: the parties make what the next question needs, while somebody reads and types. It is
+        lost if the next question is much longer or shorter than the last, or does not come."""
+        self.rows.prepare()
 
     def stop(self) -> None:
         """End the answer that is being given, after the token that is on its way; the conversation goes on."""
@@ -133,11 +173,13 @@ class Conversation:
 
 
 class _Stop(StoppingCriteria):
-    def __init__(self, conversation: Conversation) -> None:
-        self.conversation = conversation
+    """Ends an answer that is to be stopped, and one that has come to `most` tokens, the prompt's included."""
+
+    def __init__(self, conversation: Conversation, most: int) -> None:
+        self.conversation, self.most = conversation, most
 
     def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.conversation.stopped)
+        return torch.full((input_ids.shape[0],), self.conversation.stopped or input_ids.shape[1] >= self.most)
 
 
 class _Streamer(TextStreamer):

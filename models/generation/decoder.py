@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -165,6 +166,16 @@ def _filled_cache(layers: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
             layer.keys, layer.values = keys, values
             cache.layers.append(layer)
     return cache
+
+
+@contextmanager
+def attention_kept(model: Any) -> Iterator[None]:
+    """Afterwards the model computes attention as before: it is its owner's, who goes on with it."""
+    before = model.config._attn_implementation
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _attend(model: Any) -> None:

@@ -23,16 +23,19 @@ outputs by name. It keeps the rows that it makes, after the first `rows` of thos
 
 
 Part = Compiled | ProgramPart
+Ahead = Callable[[str, int], None]
+"""Told of the part and the rows of a pass that is to come when somebody has read and typed."""
 
 
 class Rows:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
     there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
-    then."""
+    then. `asked`: tokens of the last question, a guess of the next one's."""
 
-    def __init__(self, program: Program, run: Pass, prefix: Sequence[int]) -> None:
+    def __init__(self, program: Program, run: Pass, prefix: Sequence[int], ahead: Ahead | None = None) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
         self.sizes = sorted({size_of(name) for name in program.parts})
+        self.ahead, self.asked = ahead, self.sizes[-1]
         self.parts = sorted((room(part), name) for name, part in program.parts.items())
         self.slots = room(program)
         noise = [part.inputs["noise"] for part in program.parts.values() if "noise" in part.inputs]
@@ -63,6 +66,11 @@ class Rows:
             found.append(self._pass(list(ids[:size]), size, len(ids) - size))
             ids = ids[size:]
         return torch.cat(found)
+
+    def prepare(self) -> None:
+        """Have the next question's pass prepared now, where that can be."""
+        if self.ahead is not None and self.rows < self.slots:
+            self.ahead(self._part(self._size(self.asked, self.rows), self.rows), self.rows)
 
     def read_again(self) -> None:
         """What was read, for a state that is empty."""

@@ -17,10 +17,26 @@ from .rows import Rows
 
 # Of `generate`, for a model that reveals the token alone: options that need no scores, and values that change nothing.
 _OF_TOKENS = (
-    *("max_new_tokens", "streamer", "stopping_criteria", "stop_strings", "tokenizer", "pad_token_id", "eos_token_id"),
+    *("max_new_tokens", "max_length", "streamer", "stopping_criteria", "stop_strings", "tokenizer"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_model"),
 )
 _NEUTRAL = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def check_of_tokens(do_sample: bool = False, temperature: float | None = None, **options: Any) -> None:
+    """Whether a model that reveals the token alone can be asked so. Errors: GenerationError."""
+    for name, value in options.items():
+        if name not in _OF_TOKENS and value is not None and value != _NEUTRAL.get(name):
+            raise GenerationError(
+                f"{name}: needs the scores of all words, and this model reveals only the token; leave it out, or "
+                "compile with --reveal scores"
+            )
+    temperature = 1.0 if temperature is None else temperature
+    if do_sample and not 0 < temperature <= HOTTEST:
+        raise GenerationError(
+            f"temperature {temperature:g}: a model that reveals only the token takes up to {HOTTEST:g}; lower it"
+        )
 
 
 class RowsCache(Cache):
@@ -74,6 +90,11 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         return {"input_ids": input_ids[:, len(self.rows.ids) :], "cache": cache}
 
     def forward(self, input_ids: Tensor, cache: Any = None, **more: Any) -> CausalLMOutputWithPast:
+        if len(input_ids) != 1:
+            raise GenerationError(
+                f"generate: would read {len(input_ids)} texts at once, and a conversation has one; use num_beams=1 and "
+                "num_return_sequences=1"
+            )
         found = self.rows.read(input_ids[0].tolist())
         if self.rows.words:
             tokens = found.round().long()[:, None]
@@ -95,29 +116,24 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         same = zip(self.rows.ids, ids.tolist(), strict=False)
         read = next((place for place, (old, new) in enumerate(same) if old != new), len(self.rows.ids))
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
-        self.drafts = None
+        self.drafts, self.rows.asked = None, len(ids) - len(self.rows.ids)
         if self.rows.words:
             options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does
         found = mine.generate(ids[None], cache=RowsCache(self.rows), **options)
         return found[0, len(ids) :]
 
-    def _by_noise(self, do_sample: bool = False, temperature: float | None = None, **options: Any) -> dict[str, Any]:
+    def _by_noise(self, generation_config: GenerationConfig | None = None, **options: Any) -> dict[str, Any]:
         """What is left for `generate` where nothing but tokens is known, and only noise can draw them.
 
         Errors: GenerationError for what would need the scores.
         """
-        for name, value in options.items():
-            if name not in _OF_TOKENS and value is not None and value != _NEUTRAL.get(name):
-                raise GenerationError(
-                    f"{name}: needs the scores of all words, and this model reveals only the token; leave it out, or "
-                    "compile with --reveal scores"
-                )
+        said = {} if generation_config is None else generation_config.to_diff_dict()
+        said.pop("transformers_version", None)
+        options = {**said, **options}
+        check_of_tokens(**options)
+        do_sample, temperature = bool(options.get("do_sample")), options.get("temperature")
         temperature = 1.0 if temperature is None else temperature
-        if do_sample and not 0 < temperature <= HOTTEST:
-            raise GenerationError(
-                f"temperature {temperature:g}: a model that reveals only the token takes up to {HOTTEST:g}; lower it"
-            )
         seed = int(torch.randint(2**62, ()))
         self.rows.noise = Noise(self.rows.words, temperature if do_sample else 0.0, seed)
         ends = {

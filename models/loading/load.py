@@ -130,7 +130,7 @@ def load(name: str | Path) -> Loaded:
     path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         model, tokenizer = read_gguf(path)
-        positions = _positions(model, model.config, tokenizer)
+        positions = positions_of(model, model.config, tokenizer)
         return Loaded(path.stem, path, NextToken.of(model), "causal", tokenizer, positions)
     folder = _folder(str(name))
     title = "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name))
@@ -138,7 +138,7 @@ def load(name: str | Path) -> Loaded:
     kind, cls = _kind(folder, config)
     model = _model(folder, config, kind, cls)
     processor = None if kind == "tensors" else read_processor(folder, kind)
-    positions = _positions(model, config, processor)
+    positions = positions_of(model, config, processor)
     if kind == "sentence":
         model = SentenceEncoder(model, _pooling(folder))
     elif kind == "causal":
@@ -270,7 +270,7 @@ def _takes_pooling(config: Any) -> bool:
     return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
 
 
-def _positions(model: nn.Module, config: Any, tokenizer: Any) -> int | None:
+def positions_of(model: nn.Module, config: Any, tokenizer: Any) -> int | None:
     limits = []
     declared = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if isinstance(declared, int):

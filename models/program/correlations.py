@@ -92,25 +92,26 @@ class Correlations:
         return tuple(source.layout)
 
     def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
-        ring = Ring(self.program.ring)
+        ring, program = Ring(self.program.ring), self.program
+        if self.runs > 1:
+            program = stacked(self.program, self.runs)
+        more = (self.runs, self._keeps(program))
         if self.owners is None:
-            engine = self._engine(source, weights, states)
+            engine = OfflineEngine(source, ring, weights, states, *more)
         else:
-            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states)
-        interpret(stacked(self.program, self.runs) if self.runs > 1 else self.program, engine)
+            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states, *more)
+        interpret(program, engine)
         return engine.tape
 
-    def _engine(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> OfflineEngine:
-        ring = Ring(self.program.ring)
-        if self.runs == 1:
-            return OfflineEngine(source, ring, weights, states)
-        wide, keeps = stacked(self.program, self.runs).instructions, {}
-        for item in self.program.instructions:
+    def _keeps(self, wide: Program) -> dict[str, RowsAdded]:
+        """What each of several runs adds, by state."""
+        found = {}
+        for item in self.program.instructions if self.runs > 1 else ():
             if item.op == "keep":
                 number = item.args[0]
                 each = self.program.instructions[number].shape
-                keeps[item.attributes["name"]] = RowsAdded(str(number), wide[number].shape, each)
-        return OfflineEngine(source, ring, weights, states, self.runs, keeps)
+                found[item.attributes["name"]] = RowsAdded(str(number), wide.instructions[number].shape, each)
+        return found
 
     def tapes(self, tape: Tape) -> list[Tape]:
         """Run by run."""

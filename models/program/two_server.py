@@ -23,7 +23,10 @@ from .program import Instruction, Program
 def for_two_servers(program: Program) -> Program:
     """The program of the two servers; one that is theirs already stays as it is."""
     return program.model_copy(
-        update={"instructions": tuple(_handed_over(item, program.instructions) for item in program.instructions)}
+        update={
+            "instructions": tuple(_handed_over(item, program.instructions) for item in program.instructions),
+            "parts": {name: for_two_servers(part) for name, part in program.parts.items()},
+        }
     )
 
 
@@ -39,6 +42,8 @@ def _handed_over(item: Instruction, all_: tuple[Instruction, ...]) -> Instructio
 
 def is_for_two_servers(program: Program) -> bool:
     """Whether the data owner takes no part in this program: it has results, and they go to the owner."""
+    if program.parts:
+        return all(map(is_for_two_servers, program.parts.values()))
     return len(answer_layout(program)) == len(program.outputs) > 0
 
 

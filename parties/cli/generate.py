@@ -35,9 +35,8 @@ class Spent:
     def told(self, part: str, answer: Any) -> None:
         timings, others = answer.timings, answer.others
         online = timings.online.sent + timings.online.received
-        self.passes.append(
-            (timings.online_s, others["server_offline_s"], online, timings.offline_bytes, timings.rounds)
-        )
+        offline_s = others.get("server_offline_s", timings.offline_s)
+        self.passes.append((timings.online_s, offline_s, online, timings.offline_bytes, timings.rounds))
 
     def per_token(self, tokens: int, prompt_passes: int) -> dict[str, float]:
         """By token of the answer; what was spent on reading the question is not counted."""
@@ -99,7 +98,8 @@ def chat(
     with given.opened(model, spent.told, waiting) as (talk, chosen):
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
-        out.print(f"[dim]{find(given.protocol).who}   /save FILE, /new, /quit")
+        out.print(f"[dim]{find(given.protocol).who.format(parties=given.parties)}   /save FILE, /new, /quit")
+        talk.prepare()  # while somebody types
         for line in _lines():
             word, _, rest = line.partition(" ")
             if word == "/quit":
@@ -124,6 +124,7 @@ def chat(
                 out.print(f"[red]{escape(str(error))}")
                 continue
             unanswered = False
+            talk.prepare()
             sys.stdout.write("\n")
             out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
     if unanswered:

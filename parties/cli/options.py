@@ -89,6 +89,14 @@ DealtFrom = Annotated[str | None, Option("--dealer", help="HOST:PORT of the deal
 
 # A client of a deployment.
 ClientDealer = Annotated[str | None, Option("--dealer", help="host:port.")]
+Helper = Annotated[str | None, Option(help="host:port, with --topology helper.")]
+Topology = Annotated[
+    str | None,
+    Option(
+        click_type=one_of("dealer", "helper"),
+        help="dealer; or helper: a second server computes, this side splits its data.",
+    ),
+]
 ClientCerts = Annotated[Path | None, Option("--certs", help="The folder with ca.pem, client.pem and client.key.")]
 ClientTimeout = Annotated[float | None, Option("--timeout", min=1, help="Seconds that a party may be silent.")]
 Cache = Annotated[Path | None, Option(help="Where masked weights are kept.")]

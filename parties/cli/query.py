@@ -37,14 +37,8 @@ def query(
         str | None, Option(help="host:port; or local: server and dealer on this machine, for now.")
     ] = None,
     dealer: options.ClientDealer = None,
-    helper: Annotated[str | None, Option(help="host:port, with --topology helper.")] = None,
-    topology: Annotated[
-        str | None,
-        Option(
-            click_type=options.one_of("dealer", "helper"),
-            help="dealer; or helper: a second server computes, this side splits its data.",
-        ),
-    ] = None,
+    helper: options.Helper = None,
+    topology: options.Topology = None,
     certs: options.ClientCerts = None,
     length: Annotated[
         str, Option(help="auto: the least compiled length that fits, for each text; or a number.")

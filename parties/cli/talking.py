@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ..heap import keep_freed_memory
-from ..registry import DEFAULT, find, resolve, talking
+from ..launch import LOCAL
+from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
 from .steps import loading, prepare, read_plan, read_system
@@ -35,8 +37,9 @@ class Talking:
 
     protocol: Annotated[
         str,
-        Option(click_type=options.one_of(*talking()), help="Two parties and a dealer; or clear, which hides nothing."),
+        Option(click_type=options.one_of(*talking()), help=f"{in_words(talking())}."),
     ] = DEFAULT
+    parties: options.Parties = 2
     plan: Annotated[
         str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")
     ] = None
@@ -65,8 +68,10 @@ class Talking:
     ] = None
     server: Annotated[
         str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")
-    ] = "local"
+    ] = LOCAL
     dealer: options.ClientDealer = None
+    helper: options.Helper = None
+    topology: options.Topology = None
     certs: options.ClientCerts = None
     config: options.Config = None
     timeout: options.ClientTimeout = None
@@ -83,7 +88,16 @@ class Talking:
             from ...models.generation.folder import found_or_compiled
             from ...models.loading.load import load
             from ..config import load_settings
+            from ..local.protocols import find_local
 
+            protocol = find_local(self.protocol, self.parties)
+            session = self._session(protocol.entry)
+            answering = self._drawing()
+            if self.reveal == "token":
+                from ...models.generation.sampling import check_of_tokens
+
+                said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
+                check_of_tokens(**{**answering, **said})  # before anything is compiled
             text = None if self.system is None else read_system(self.system)
             cache = load_settings(self.config).client.cache.expanduser()
             drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
@@ -100,14 +114,14 @@ class Talking:
                 stage=lambda stage: phases.note("compile", stage),
             )
             phases.end("compile")
-            answering = self._answering(folder, drafting)
+            answering |= self._drafting(folder, drafting)
             phases.begin("connect", 1)
             shown: Phases | Waiting = phases
 
             def progress(phase: str, done: int, total: int) -> None:
                 shown.step(phase, done, total)
 
-            entered = resolve(find(self.protocol).talks)(folder, told, progress=progress, **self._remote())
+            entered = protocol.talk(folder, told, progress=progress, **session)
             talk = entered.__enter__()
             shown = waiting
             phases.end("connect")
@@ -119,24 +133,36 @@ class Talking:
         else:
             entered.__exit__(None, None, None)
 
-    def _remote(self) -> dict[str, Any]:
-        given = {"dealer": self.dealer, "certificates": self.certs, "config": self.config, "timeout": self.timeout}
-        return {"server": self.server, **{name: value for name, value in given.items() if value is not None}}
+    def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
+        """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
+        names = ("dealer", "helper", "topology", "certs")
+        served = {"server": None if self.server == LOCAL else self.server, **{n: getattr(self, n) for n in names}}
+        if (found := [name for name, value in served.items() if value is not None]) and not entry.served:
+            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{found[0]} out")
+        given: dict[str, Any] = {"timeout": self.timeout}
+        if entry.served:
+            given |= {**served, "server": self.server, "config": self.config}
+            given["certificates"] = given.pop("certs")
+        return {name: value for name, value in given.items() if value is not None}
 
-    def _answering(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+    def _drawing(self) -> dict[str, Any]:
+        """How the next token is chosen, and where an answer ends."""
         drawn = self.temperature > 0
         found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
         if drawn:
             found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.stop:
             found["stop_strings"] = self.stop
+        return found
+
+    def _drafting(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+        """Who guesses tokens ahead, and how many."""
         if drafting is not None:
             from ...models.artifacts import load_client
             from ...models.generation.drafts import DRAFTS, assistant
 
-            if (chat := load_client(folder).chat) is not None:
-                found["assistant_model"] = assistant(drafting, chat)
-                found["num_assistant_tokens"] = self.drafts or DRAFTS
-        elif self.drafts:
-            found["prompt_lookup_num_tokens"] = self.drafts
-        return found
+            chat = load_client(folder).chat
+            if chat is None:  # whoever opens the conversation says so
+                return {}
+            return {"assistant_model": assistant(drafting, chat), "num_assistant_tokens": self.drafts or DRAFTS}
+        return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}

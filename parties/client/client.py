@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...models.artifacts import load_client
 from ...protocols.ckks.parameters import CkksError
 from ..config import Settings, load_settings
-from ..launch.services import LOCAL
+from ..launch import LOCAL
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.client import UseSpool
 from ..session.online import Progress

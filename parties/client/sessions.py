@@ -15,7 +15,7 @@ from torch import Tensor
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ...models.compile import decode_outputs
 from ...protocols.channel import Channel
-from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerTimeout
+from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
@@ -86,12 +86,6 @@ class SessionTransport(Transport):
 
     def is_open(self, part: ClientLength, name: str) -> bool:
         return part.program.hash() + name in self._open
-
-    def two_parties(self, opened: OpenSession) -> ClientParty:
-        """Its client, where this side takes part. Errors: PeerProtocolError."""
-        if not isinstance(opened.party, ClientParty):
-            raise PeerProtocolError("helper", "keeps no state between queries", "talk with topology dealer")
-        return opened.party
 
     def ask(self, questions: list[Question], more: bool) -> SessionReply:
         (question,) = questions

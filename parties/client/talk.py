@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,15 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..session.passes import Told, passes
+from ...protocols.errors import PeerError
+from ..session.passes import Told, passes, turn_of
 from .base import ClientError, insist
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
     from ..session.client import ClientParty
+    from ..session.helper.owner import OwnerParty
     from .sessions import SessionTransport
 
 
@@ -38,7 +41,7 @@ class SessionPasses:
         self.transport, self.told = transport, told
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"
         self.conversation = Conversation(
-            chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors
+            chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors, self._ahead
         )
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
         insist(transport, self._connect, self._party, self._lost)
@@ -70,8 +73,14 @@ class SessionPasses:
                 self._reading = False
             self._behind = False
 
-    def _party(self) -> ClientParty:
-        return self.transport.two_parties(self.transport.connect(self.part, self.name))
+    def _ahead(self, part: str, rows: int) -> None:
+        """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
+        if self.transport.is_open(self.part, self.name) and not self._behind:
+            with suppress(PeerError):
+                self._party().announce(turn_of(self.part.program, part, rows))
+
+    def _party(self) -> ClientParty | OwnerParty:
+        return self.transport.connect(self.part, self.name).party
 
     def _lost(self, error: BaseException) -> bool:
         return self.transport.lost(self.part, error, self.name)

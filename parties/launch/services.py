@@ -17,7 +17,6 @@ from ..registry import find_served
 from ..service.local_options import LocalOptions
 from .processes import START_SECONDS, LaunchError, PartyProcesses
 
-LOCAL = "local"
 A_DAY = 86400.0  # between queries nobody owes anybody a word, and the launcher watches over the processes
 ONE_CLIENT = ["--idle", str(A_DAY), "--query-seconds", str(A_DAY), "--grace", "0", "--log-format", "json", "--lifeline"]
 

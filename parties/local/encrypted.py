@@ -15,7 +15,7 @@ from ...models.compile import Compiled
 from ...models.encrypted import circuit_for
 from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
-from ..launch.services import LOCAL
+from ..launch import LOCAL
 from ..session.online import Progress
 from ..session.timings import Timings
 from .session import LocalAnswer, LocalSession

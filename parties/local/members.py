@@ -27,6 +27,7 @@ from ..certificates.issuing import make_certificates
 from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
 from ..launch.services import A_DAY
 from ..service.local_options import LocalOptions
+from ..service.party import PASS
 from ..session.online import Progress
 from ..session.parties import DEALER, Parties
 from ..session.timings import Timings
@@ -87,17 +88,19 @@ class LocalMembers(PartyProcesses, LocalSession):
             self.close(0)
             raise
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> PartiesAnswer:
-        """Run one query: every data owner is given its own inputs, and no others. (`more` is not used here.)"""
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False, part: str = "") -> PartiesAnswer:
+        """Run one query: every data owner is given its own inputs, and no others. (`more` is not used here.) `part`:
+        which pass of a conversation it is."""
         parties = self.parties
         asker, recipient = parties.names[parties.asker], parties.names[parties.recipient_rank]
         if not self.open:
             raise LaunchError(asker, "the session is closed", "open a new one")
-        self._part.encode_inputs(inputs)  # what is wrong with them is found before anybody is told of them
+        encoder = self._part.parts[part] if part else self._part
+        encoder.encode_inputs(inputs)  # what is wrong with them is found before anybody is told of them
         try:
             if self.progress:
                 self.progress("offline", 0, 1)
-            self._hand_out(inputs)
+            self._hand_out(inputs, part)
             order = [asker, *(name for name in parties.names if name != asker)]
             answers = {name: self._answer(name) for name in order}
         except BaseException:
@@ -147,14 +150,14 @@ class LocalMembers(PartyProcesses, LocalSession):
             if self.progress:
                 self.progress(*line["progress"])
 
-    def _hand_out(self, inputs: Mapping[str, Tensor]) -> None:
+    def _hand_out(self, inputs: Mapping[str, Tensor], pass_name: str) -> None:
         """Each owner's inputs in a file that it alone is told of."""
         parts: dict[int, dict[str, Tensor]] = {self.parties.asker: {}}
         for name, value in inputs.items():
             parts.setdefault(self.parties.input_rank(name), {})[name] = value.contiguous().clone()
         for rank, part in parts.items():
             file = self.scratch / f"inputs-{self._queries}-{rank}.safetensors"
-            save_file(part, file)
+            save_file(part, file, {PASS: pass_name})
             self._running[self.parties.names[rank]].tell(str(file))
         self._queries += 1
 

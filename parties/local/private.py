@@ -18,6 +18,7 @@ from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..reports.report import Report
 from ..session.online import Progress
+from .generation import LocalTalk
 from .protocols import LocalProtocol, find_local
 from .session import LocalSession
 
@@ -48,11 +49,13 @@ def make_private(
     outputs: list[str] | None = None,
     embedding: str = "client",
     precision: Precision | None = None,
+    tokenizer: Any = None,
+    generation: Mapping[str, Any] | None = None,
     threads: int = 1,
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
-    """A callable with the model's arguments that returns the model's own output class.
+    """A callable with the model's arguments that returns the model's own output class; `generate` as the model's.
 
     model        a module, what `load` returned, or a folder's or model's name
     plan         a preset's name, or a plan (calibrated or not); default: the one in the model's folder, else faithful
@@ -64,6 +67,8 @@ def make_private(
     where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
+    tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
+    generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     timeout      seconds of silence allowed between parties
 
     Errors: PrivateError, and those of `compile` and of a session.
@@ -83,6 +88,8 @@ def make_private(
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    compiled, opened = {"embedding": embedding, **(generation or {})}, {"timeout": timeout, "progress": progress}
+    private.talk = LocalTalk(found, tokenizer, plan, local, private.calibration, compiled, opened)
     if example is not None:
         private.prepare(example)
     return private
@@ -101,6 +108,7 @@ class PrivateModel:
         self.session_options: dict[str, Any] = {}
         self.report: Report | None = None
         self.compiled: Compiled | None = None
+        self.talk: LocalTalk | None = None  # of a language model
         self._programs: dict[tuple, Compiled] = {}  # by shapes
         self._session: LocalSession | None = None
         self._of: Compiled | None = None  # whose session is open
@@ -119,6 +127,21 @@ class PrivateModel:
             raise
         self.report = self._local.report(compiled, session, answer)
         return compiled.answer(answer.outputs)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """What a language model writes after prompts [B, n], as transformers' `generate` returns it: token ids, the
+        prompt's first. The first call compiles the model to answer token by token.
+
+        input_ids   each begins with what the model was compiled for: the chat template's beginning, else the token that
+                    begins a text. Rows of a batch are answered one after the other; `attention_mask` marks padding
+        options     those of `generate`: generation_config, max_new_tokens, do_sample, streamer, ... Beams need more
+                    than one text at once, and are refused. An answer ends where the room does (`slots`, default: 256)
+
+        `report` stays as it was. Errors: GenerationError, PrivateError, and those of a session.
+        """
+        if self.talk is None or (self._in_threads and not self._local.entry.reference):
+            raise PrivateError("generate: runs each party as a process; make the private model with where='processes'")
+        return self.talk.conversation().generate(input_ids, attention_mask, **options)
 
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
@@ -160,6 +183,8 @@ class PrivateModel:
 
     def close(self) -> None:
         """End the session and its processes. The model can be called again; that opens a new one."""
+        if self.talk is not None:
+            self.talk.close()
         session, self._session, self._of = self._session, None, None
         if session is not None:
             session.close()

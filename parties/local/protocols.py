@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
-from ..registry import ProtocolEntry, RunsHere, find, of_parties, resolve, runs_here
+from ..launch import LOCAL
+from ..registry import ProtocolEntry, RunsHere, find, of_parties, resolve, runs_here, talking
 from ..reports.report import AnsweredQuery, Report
 from ..session.parties import Parties, PartiesError, numbered
 from .session import LocalAnswer, LocalSession
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,21 @@ class LocalProtocol:
         if self.entry.parties is None:
             options["parties"] = self.parties
         return resolve(self._runs.threads if in_threads else self._runs.start)(compiled, **options)
+
+    def talk(self, folder: Path | str, told: Any = None, **options: Any) -> AbstractContextManager[Conversation]:
+        """With a language model that compile_chat_folder wrote. `told`: of each pass. `options`: timeout, progress, and
+        those of the protocol's own.
+
+        Errors: BlindformerError.
+        """
+        if not self.entry.talks:
+            others = " or ".join(talking())
+            raise BlindformerError(f"protocol {self.entry.name}: keeps no state between queries; use {others}")
+        if self.entry.parties is None:
+            options["parties"] = self.parties
+        if self.entry.served:
+            options.setdefault("server", LOCAL)
+        return resolve(self.entry.talks)(folder, told, **options)
 
     def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
         """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.

@@ -18,10 +18,11 @@ from ...models.judging.perplexity import PlacedTokens, TextScore, Window, text_s
 from ...models.loading.load import Loaded
 from ...versions import versions
 from ..config import load_settings
-from ..registry import find, reference, resolve, talking
+from ..registry import reference, talking
 from ..reports.evaluation import TextEvaluation
 from ..session.online import Progress
 from .evaluation import APPROXIMATED, EXACT, check_protocols
+from .protocols import find_local
 
 PROTOCOLS = ("torch", reference(), *(protocol for protocol in talking() if protocol != reference()))
 Answer = Callable[[Window], Tensor]
@@ -79,9 +80,9 @@ def evaluate_text(
         cache = load_settings(None).client.cache.expanduser()
         folder = found_or_compiled(loaded.folder, cache, plan=plan, system=system, slots=tokens, stage=stage)
     for protocol in chosen:
+        assert folder is not None
         say(protocol, 0, 1)
-        opened = resolve(find(protocol).talks)(folder, server="local", timeout=timeout)
-        with opened as talk, torch.inference_mode():
+        with find_local(protocol).talk(folder, timeout=timeout) as talk, torch.inference_mode():
             found[protocol] = judged(protocol, _answer_of(talk), whole if protocol == reference() else some)
     used = None if folder is None else Plan.load(folder / "server")
     return TextEvaluation(

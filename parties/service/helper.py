@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import HelperLength, load_helper
+from ...models.artifacts import load_helper
 from ...models.program.pricing import price
 from ...models.program.two_server import for_two_servers
 from ..config import Settings
@@ -31,11 +32,12 @@ class HelperService(SessionService):
         super().__init__(settings, scratch, local)
         mine = settings.helper
         part = load_helper(mine.folder)
-        seated = [HelperLength(for_two_servers(item.program), item.constants) for item in part.lengths.values()]
+        seated = [replace(item, program=for_two_servers(item.program)) for item in part.lengths.values()]
         self.parts = {item.program.hash(): item for item in seated}
         self.programs = list(self.parts)
         for item in seated:
-            price(item.program)  # kept for the children
+            for name in item.program.parts or ("",):
+                price(item.program.part(name))  # kept for the children
         self.spool = None if mine.spool is None else Spool(mine.spool)
         self.about = f"{seated[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
 
@@ -58,7 +60,7 @@ class HelperService(SessionService):
             spool=self.spool,
         )
         control.left = self.left
-        party = HelperParty(channel, client, control)
+        party = HelperParty(channel, client, control, part)
         with self.telling(channel, server):
             party.set_up()
             party.serve(lambda number, timings: control.tell(answered(number, timings)), idle=self.limits.idle)

@@ -9,13 +9,15 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...models.artifacts import ClientLength
 from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.loading.answers import read_answer
 from ...models.loading.errors import InputError
+from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..config import Address, Settings
@@ -23,9 +25,11 @@ from ..session.gathering import Place, deal_among
 from ..session.held import GB, AheadLimits
 from ..session.joining import join, load_held
 from ..session.meeting import Refused
+from ..session.messages import Turn
 from ..session.online import Progress
 from ..session.parties import DEALER
 from ..session.party import Party, PartyAnswer
+from ..session.passes import turn_of
 from ..session.timings import Timings
 from ..transport.tls import Listener
 from .identity import Identity
@@ -34,6 +38,7 @@ from .running import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
+PASS = "pass"  # in a file's metadata
 
 
 @dataclass
@@ -54,9 +59,11 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class _OwnInput:
-    """A party's own of one query: its inputs, and the values that a Program reads, in the ring."""
+    """A party's own of one query: its inputs, and the values that a Program reads, in the ring. `turn`: of a
+    conversation."""
 
     item: str | None = None
+    turn: Turn | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -84,7 +91,8 @@ class Member:
         self._listen = listen
         self._given: Iterator[_OwnInput] = iter(())
         self._now: _OwnInput | None = None
-        if self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
+        whole = not self.held.program.parts
+        if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
             raise InputError(f"{name}: {what}; let the text's owner get them")
 
@@ -174,7 +182,7 @@ class Member:
             return party.follow(idle, self._next, progress)
         self._now = next(self._given, None)
         if self._now is not None:
-            return party.ask(self._now.values, progress)
+            return party.ask(self._now.values, progress, self._now.turn)
         party.goodbye()
         return None
 
@@ -195,6 +203,9 @@ class Member:
             return found
         assert self.client is not None
         try:
+            if now.turn is not None:
+                found.outputs = self.held.parts[now.turn.part].decode(answer.outputs)
+                return found
             found.outputs = decode_outputs(self.held.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
             found.value = read_answer(self.client.task, found.outputs, now.inputs, item=text)
@@ -206,6 +217,8 @@ class Member:
         assert self.client is not None
         part = self.client.for_length(self.settings.crypten.length)
         inputs, task = {}, self.client.task
+        if part.parts:
+            return self._encode_pass(item, part)
         if item.endswith(TENSORS):
             inputs = _read_tensors(item)
         elif task.medium is not None:
@@ -216,7 +229,17 @@ class Member:
         if missing:
             raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
         inputs = {name: inputs[name] for name in self.owns}
-        return _OwnInput(item, inputs, part.encode_inputs(inputs, self.values))
+        return _OwnInput(item, None, inputs, part.encode_inputs(inputs, self.values))
+
+    def _encode_pass(self, item: str, length: ClientLength) -> _OwnInput:
+        """Of a conversation: inputs of one of its passes, and which."""
+        name = _pass_of(item) if item.endswith(TENSORS) else ""
+        if name not in length.parts:
+            what = "is to be asked of a model that is compiled for conversations"
+            raise InputError(f"{item}: {what}; use: blindformer chat FOLDER --protocol {PROTOCOL.name}")
+        inputs = _read_tensors(item)
+        turn = turn_of(length.program, name, int(inputs["rows"]))
+        return _OwnInput(item, turn, inputs, length.parts[name].encode_inputs(inputs))
 
     def _take_file(self, file: str) -> _OwnInput:
         try:
@@ -230,6 +253,15 @@ def _read_tensors(file: str) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read ({error}); give a {TENSORS} file of inputs by name") from None
+
+
+def _pass_of(file: str) -> str:
+    """Which pass of a conversation the file's inputs are for; "": it does not say."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get(PASS, "")
+    except (OSError, SafetensorError):
+        return ""
 
 
 class DealerMember:

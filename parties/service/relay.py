@@ -9,7 +9,7 @@ from ...models.program.two_server import answer_layout, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError
-from ..session.messages import SAME_VERSION, patient, refusing
+from ..session.messages import SAME_VERSION, out_of_place, patient, refusing
 from ..transport.frames import say_why
 from .rendezvous import OWNER, Rendezvous
 
@@ -45,7 +45,6 @@ def relay(
 
     Errors: `PeerError` of either side; the other one has been told why, and the owner in the session's own words.
     """
-    inputs, answers = layout_bytes(input_layout(program)), layout_bytes(answer_layout(program))
     done = counted = 0
     while True:
         try:
@@ -64,7 +63,13 @@ def relay(
                 error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
                 say_why(owner, error)
                 raise error
-            shares = owner.recv(inputs)
+            part = message.get("part", "")
+            if part not in (program.parts or ("",)):
+                error = out_of_place(owner)
+                say_why(owner, error)
+                raise error
+            asked = program.part(part)
+            shares = owner.recv(layout_bytes(input_layout(asked)))
         except PeerError as error:
             say_why(session, error)
             raise
@@ -73,7 +78,7 @@ def relay(
             session.send(shares)
             with patient(session, RELAY_SECONDS):
                 reply = session.recv_message()
-            answer = session.recv(answers)
+            answer = session.recv(layout_bytes(answer_layout(asked)))
         except PeerError as error:
             # Our own other process has failed: this is the server's error, in the words it used.
             what = error.what.removeprefix("stopped and said: ")

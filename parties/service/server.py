@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class ServerService(SessionService):
 
     def _handed_over(self, part: ServerLength) -> ServerLength:
         """For two servers it is the same model with another seat (models/program/two_server.py)."""
-        return ServerLength(for_two_servers(part.program), part.weights, part.constants) if self.helped else part
+        return replace(part, program=for_two_servers(part.program)) if self.helped else part
 
     def _session(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         control.left = self.left

@@ -27,7 +27,7 @@ from .ahead import Ahead
 from .blocks import TurnBlock
 from .cache import MaskedCache
 from .keys import masks, query_key
-from .messages import Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import Announce, Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
 from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
@@ -245,6 +245,16 @@ class ClientParty:
                 raise
             self.server.send_message({"go": number})
             return Agreed(number, turn, tape, reply, coming.ref is not None, time.perf_counter() - started)
+
+    def announce(self, turn: Turn) -> None:
+        """The next query will most likely run this: both sides make its live correlations now, while nobody asks. Once
+        between two queries."""
+        if self._coming is not None and self._coming.turn == turn:
+            return
+        self._skip()
+        self._go_live()
+        self.server.send_message(Announce(announce=self.number, turn=turn).model_dump())
+        self._coming = Coming(None, turn, self._prepare(self.number, turn))
 
     def _choose(self, after: Ref | None = None) -> Ref | None:
         return None if self._proposals is None else self._proposals.next(after)

@@ -34,14 +34,15 @@ def load_held(
     client = None
     if rank == LEADER:
         server = load_server(folder).for_length(length)
-        held = PartyModel(server.program, server.constants, server.weights)
+        held = PartyModel(server.program, server.constants, server.weights, server.parts)
     elif parties.reads(rank) or "helper" not in parts_of(folder):
         client = load_client(folder)
         part = client.for_length(length)
-        held = PartyModel(part.program, part.constants)
+        held = PartyModel(part.program, part.constants, parts=part.parts)
     else:
         helper = load_helper(folder).for_length(length)
-        held = PartyModel(helper.program, helper.constants)
+        held = PartyModel(helper.program, helper.constants, parts=helper.parts)
+    parties.check_conversation(held.program)
     owners = parties.owns_data(held.program)
     if client is None and (parties.reads(rank) or rank in owners):
         client = load_client(folder)

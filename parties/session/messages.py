@@ -60,6 +60,24 @@ class Ask(Message):
         return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
 
 
+class Announce(Message):
+    """The client is going to ask for query `announce`, which runs `turn`: its correlations may be made now."""
+
+    announce: Number
+    turn: Turn = Turn()
+
+
+class Handed(Message):
+    """A query of a data owner who takes no part, as it tells the helper: `more`, `turn`, `following` as of `Ask`."""
+
+    more: Annotated[bool, Field(strict=True)] = False
+    turn: Turn = Turn()
+    following: Turn = Turn()
+
+    def message(self) -> dict[str, Any]:
+        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
+
+
 class Precompute(Message):
     """The client asks for correlations of `precompute` queries ahead."""
 

@@ -82,6 +82,8 @@ class Parties:
 
     def sources(self, program: Program) -> dict[str, int]:
         """The rank of each value of a data owner. Errors: PartiesError for a value that needs two owners' inputs."""
+        if program.parts:  # of one owner, who talks (check_conversation)
+            return {name: rank for part in program.parts.values() for name, rank in self.sources(part).items()}
         unknown = [name for name in self.owners if name not in program.inputs]
         if unknown:
             raise PartiesError(f"{unknown[0]}: is no input of this model; it takes {', '.join(program.inputs)}")
@@ -96,6 +98,11 @@ class Parties:
                 )
             found[name] = ranks.pop()
         return found
+
+    def check_conversation(self, program: Program) -> None:
+        """Of a program that keeps state: who talks owns all data and gets the answers. Errors: PartiesError."""
+        if program.parts and self.owns_data(program) | {self.recipient_rank} != {self.asker}:
+            raise PartiesError("parties: one party talks, so it owns all data and gets the answers; name one for both")
 
     def hash(self) -> str:
         """What the hellos compare, hex."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...models.artifacts.parts import ProgramPart
 from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
@@ -26,18 +27,20 @@ from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.ring import Ring
+from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
+from .blocks import TurnBlock, may_run, rows_of_a_run
 from .dealing import RemoteDealer
 from .held import AheadLimits, HeldTapes
 from .keys import masks, query_key
-from .messages import amount, hear, hear_of, patient, read_number
+from .messages import Turn, amount, hear, hear_of, out_of_place, patient, read, read_number
 from .online import Progress, run_online
 from .parties import LEADER, Parties
 from .set_up import ReceivedWeights, send_weights
 from .timings import Timings
 from .tuples import tuple_masks
-from .weights import Part, Served
+from .weights import Served, constants_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class PartyModel:
     program: Program
     constants: Mapping[str, Tensor] = field(repr=False)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, ProgramPart] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -85,9 +88,10 @@ class Party:
         self.setup_bytes = 0
         self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
         self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
-        self._correlations = Correlations(held.program, self.owners)
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = HeldTapes(self._make, limits or AheadLimits())
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
+        self._rows, self._block = 0, TurnBlock[Tape]()  # kept by queries that were run; correlations that are left
         self._next = 0  # the least number of a query that was not used yet
 
     @property
@@ -118,11 +122,13 @@ class Party:
 
     # At the party that asks.
 
-    def ask(self, values: Mapping[str, Tensor], progress: Progress | None = None) -> PartyAnswer:
-        """A query, with this party's values of it. The other parties `follow`."""
-        number, self._next = self._next, self._next + 1
-        self._say({"query": number})
-        return self._answer(number, values, progress)
+    def ask(
+        self, values: Mapping[str, Tensor], progress: Progress | None = None, turn: Turn | None = None
+    ) -> PartyAnswer:
+        """A query, with this party's values of it. The other parties `follow`. `turn`: of a program with parts."""
+        number, self._next, turn = self._next, self._next + 1, turn or Turn()
+        self._say({"query": number, **turn.message()})
+        return self._answer(number, turn, values, progress)
 
     def ask_ahead(self, count: int) -> None:
         """Make the correlations of `count` queries to come, at every party."""
@@ -157,8 +163,11 @@ class Party:
                 return None
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
+                turn = read(asker, Turn, message.get("turn", {}))
+                if not may_run(self.held.program, turn) or turn.rows > self._rows:
+                    raise out_of_place(asker)
                 self._next = number + 1
-                return self._answer(number, values(number), progress)
+                return self._answer(number, turn, values(number), progress)
             first = read_number(asker, message, "from", max(self._next, self._tapes.made))
             count = read_number(asker, message, "ahead", 1)
             self._tapes.check_count(count)
@@ -166,9 +175,10 @@ class Party:
 
     # At all.
 
-    def _answer(self, number: int, values: Mapping[str, Tensor], progress: Progress | None) -> PartyAnswer:
-        program, started, dealt = self.held.program, time.perf_counter(), self._dealt_bytes()
-        tape = self._tapes.take(number)
+    def _answer(self, number: int, turn: Turn, values: Mapping[str, Tensor], progress: Progress | None) -> PartyAnswer:
+        program, started, dealt = self.held.program.part(turn.part), time.perf_counter(), self._dealt_bytes()
+        tape = self._tapes.take(number, turn)
+        self.states.truncate(turn.rows)
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
         if progress:
             progress("offline", 1, 1)
@@ -177,28 +187,35 @@ class Party:
             tape,
             Ring(program.ring),
             {**self.held.weights, **values},
-            self.held.constants,
+            constants_of(self.held, turn.part, turn.rows),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
+            states=self.states,
         )
         assert self.communicator is not None
         wire = over_communicator(self.communicator)
         outputs, timings = run_online(program, engine, wire, self.mesh.channels.values(), progress)
+        self._rows = turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
         return PartyAnswer(outputs, timings)
 
-    def _make(self, number: int) -> Tape:
+    def _make(self, number: int, turn: Turn) -> Tape:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
+        if (left := self._block.take(turn)) is not None:
+            return left
+        program, key = self.held.program.part(turn.part), query_key(self.seed, number)
+        self.prepared.truncate(turn.rows)
         if self._dealer is None:
-            tape = self._correlations.follow(masks(query_key(self.seed, number)), self._masked, self.rank)
+            correlations = Correlations(program, self.owners, turn.runs)
+            tape = correlations.follow(masks(key), self._masked, self.rank, self.prepared)
             hear_of(self.mesh.channels[LEADER], "ready", number)
-            return tape
-        dealer, key = self._dealer, query_key(self.seed, number)
-        work = Ahead(lambda: dealer.lead(number, key), "offline")
-        (tape,), dealt = work.result(self.mesh.channels.values(), "dealer")
+            return self._block.fill(turn, program, correlations.tapes(tape))
+        dealer = self._dealer
+        work = Ahead(lambda: dealer.lead(number, key, turn, self.prepared), "offline")
+        tapes, dealt = work.result(self.mesh.channels.values(), "dealer")
         self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
         self._say({"ready": number})
-        return tape
+        return self._block.fill(turn, program, tapes)
 
     def _dealt_bytes(self) -> int:
         return self._dealer.channel.meter.received if self._dealer else 0

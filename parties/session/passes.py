@@ -1,4 +1,4 @@
-"""Passes of a conversation in a session of two parties: each runs a part of the program, on what earlier ones kept."""
+"""Passes of a conversation in its session: each runs a part of the program, on what earlier ones kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ...models.generation.parts import size_of
 from ...models.generation.rows import Part, Pass, room
 from ...models.program.program import Program
 from .client import Answer, ClientParty
+from .helper.owner import OwnerParty
 from .messages import Turn
 from .online import Progress
 
@@ -27,7 +28,10 @@ def turn_of(program: Program, part: str, rows: int) -> Turn:
 
 
 def passes(
-    party: ClientParty, parts: Mapping[str, Part], told: Told | None = None, progress: Progress | None = None
+    party: ClientParty | OwnerParty,
+    parts: Mapping[str, Part],
+    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Pass:
     """While one pass runs, both sides make the correlations of the one that most likely follows."""
 

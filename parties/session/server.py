@@ -25,7 +25,7 @@ from .blocks import TurnBlock, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .keys import query_key
-from .messages import Ask, Precompute, Turn, amount, hear, out_of_place, read, read_number, refusing, requests
+from .messages import Announce, Ask, Precompute, Turn, amount, hear, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, run_online
 from .set_up import send_weights
 from .spool import Spool, SpoolError
@@ -41,11 +41,11 @@ T = TypeVar("T")
 class Outside(Protocol):
     """An owner of the data who takes no part: it sends this party shares of its inputs, and gets shares of results."""
 
-    def shares(self, number: int) -> Mapping[str, Tensor]:
-        """This party's shares of the inputs of a query, by name."""
+    def shares(self, number: int, part: str = "") -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name. `part`: of a program that has several."""
         ...
 
-    def answer(self, number: int, shares: Mapping[str, Tensor]) -> None:
+    def answer(self, number: int, shares: Mapping[str, Tensor], part: str = "") -> None:
         """This party's shares of the results, by output name."""
         ...
 
@@ -101,6 +101,7 @@ class ServerParty:
         self._dealing: RemoteDealer | None = None
         self._work: Ahead | None = None  # the last one begun
         self._ahead: tuple[Ref | None, Turn, Ahead[ServerTape]] | None = None  # of the next query
+        self._announced = False  # a query, since the last one
         self._refused: Turn | None = None  # of a query that was turned away: the client has its own correlations of it
 
     def set_up(self) -> None:
@@ -112,6 +113,8 @@ class ServerParty:
         for message in requests(self.client, idle):
             if message.get("live"):
                 self._go_live()
+            elif "announce" in message:
+                self._announce(read(self.client, Announce, message))
             elif "precompute" in message:
                 self._precompute(read(self.client, Precompute, message).precompute)
             else:
@@ -152,11 +155,22 @@ class ServerParty:
             self._dealing = self._begin(connect, "dealer").result([self.client], "dealer")
         self.client.send_message({"live": True})
 
+    def _announce(self, said: Announce) -> None:
+        """Begin with the correlations of a query that is to come: of one between two queries."""
+        if self._announced or not may_run(self.program, said.turn) or said.turn.rows > self._rows:
+            raise out_of_place(self.client)
+        self._skip(unless=said.turn)
+        if self._ahead is not None:  # announced with the query before: its correlations are made once
+            raise out_of_place(self.client)
+        read_number(self.client, {"announce": said.announce}, "announce", self.number, self.number)
+        self._announced, self._ahead = True, (None, said.turn, self._deal(self.number, said.turn))
+
     def _query(self, ask: Ask) -> Timings | None:
         wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
         if not all(may_run(self.program, turn) for turn in wanted):
             raise out_of_place(self.client)
         self._skip(unless=ask.turn)
+        self._announced = False
         if ask.turn.rows > self._rows:
             raise out_of_place(self.client)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
@@ -202,13 +216,13 @@ class ServerParty:
             return None
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
-            values = {**values, **self.outside.shares(ask.query)}
+            values = {**values, **self.outside.shares(ask.query, ask.turn.part)}
         program, constants = self.program.part(ask.turn.part), self.served.constants_of(ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
         engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states)
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
-            self.outside.answer(ask.query, outputs)
+            self.outside.answer(ask.query, outputs, ask.turn.part)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})

@@ -36,17 +36,22 @@ LINE_BYTES = ID_BYTES + HASH_BYTES  # of the catalogue, for one weight
 Shape = tuple[int, ...]
 
 
-class ServedPart(Protocol):
-    """What the server holds for one program: `weights` and `constants` are ring integers by name."""
+class PublicPart(Protocol):
+    """What any party that computes holds for one program: `constants` are ring integers by name."""
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]: ...
+    @property
+    def parts(self) -> Mapping[str, Part]: ...
+
+
+class ServedPart(PublicPart, Protocol):
+    """What the server holds: `weights` are ring integers by name, too."""
 
     @property
     def program(self) -> Program: ...
     @property
     def weights(self) -> Mapping[str, Tensor]: ...
-    @property
-    def constants(self) -> Mapping[str, Tensor]: ...
-    @property
-    def parts(self) -> Mapping[str, Part]: ...
 
 
 class Part(Protocol):
@@ -57,6 +62,13 @@ class Part(Protocol):
     def encode_known(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What all parties compute for one run."""
         ...
+
+
+def constants_of(held: PublicPart, part: str, rows: int) -> Mapping[str, Tensor]:
+    """The public numbers of a run, with those that depend on how many rows are kept."""
+    if not part:
+        return held.constants
+    return {**held.parts[part].constants, **held.parts[part].encode_known({"rows": torch.tensor([rows])})}
 
 
 @dataclass(frozen=True)
@@ -176,10 +188,8 @@ class Served:
         return Correlations(self.program.part(part), self.owners, runs)
 
     def constants_of(self, part: str, rows: int) -> Mapping[str, Tensor]:
-        """The public numbers of a run, with those that depend on how many rows are kept."""
-        if not part:
-            return self.constants
-        return {**self.parts[part].constants, **self.parts[part].encode_known({"rows": torch.tensor([rows])})}
+        """As the function."""
+        return constants_of(self, part, rows)
 
     def lead(self, key: bytes, dealt: Channel) -> Tape:
         """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""

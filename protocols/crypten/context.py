@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..beaver.context import Offline, Online, PrivateValue
+from ..beaver.context import Offline, Online, PrivateValue, RowsAdded
 from ..beaver.values import Share, Tape, Trace
 from ..ring import Ring
 from ..rounds import Swap
@@ -29,8 +29,16 @@ class Owned(PrivateValue):
 class ManyOffline(Offline):
     """The offline phase of one party, or of the dealer."""
 
-    def __init__(self, source: ManySource, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
-        super().__init__(source, tape, ring, states)
+    def __init__(
+        self,
+        source: ManySource,
+        tape: Tape,
+        ring: Ring,
+        states: KeptStates | None = None,
+        runs: int = 1,
+        keeps: Mapping[str, RowsAdded] | None = None,
+    ) -> None:
+        super().__init__(source, tape, ring, states, runs, keeps)
         self.masks = source
 
     def others(self, x: Trace, owner: int) -> Tensor:

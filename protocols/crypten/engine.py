@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..beaver.context import RowsAdded
 from ..beaver.engine import Held, OfflineEngine, OnlineEngine, Prepared
 from ..beaver.values import Shape, Tape
 from ..operations import operations
@@ -34,9 +35,11 @@ class ManyOfflineEngine(OfflineEngine):
         weights: Mapping[str, Tensor],
         owners: Owners | None = None,
         states: KeptStates | None = None,
+        runs: int = 1,
+        keeps: Mapping[str, RowsAdded] | None = None,
     ) -> None:
         self.tape = Tape()
-        self.offline = ManyOffline(source, self.tape, ring, states)
+        self.offline = ManyOffline(source, self.tape, ring, states, runs, keeps)
         self.weights, self.owners = weights, owners or {}
         self.operations, self.primitives = operations(), primitives()
 

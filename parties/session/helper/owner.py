@@ -13,14 +13,14 @@ from torch import Tensor
 from ....models.program.pricing import price
 from ....models.program.program import Program
 from ....models.program.two_server import answer_layout, for_two_servers, input_layout
-from ....protocols.beaver.owner import join, layout_bytes, pack_shares, split, unpack_shares
+from ....protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, split, unpack_shares
 from ....protocols.channel import Channel, Meter
 from ....protocols.errors import PeerError
 from ....protocols.streams import new_seed
 from ..client import Answer
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet, my_hello, new_session, tell
-from ..messages import Waiting, amount, hear, hear_of
+from ..messages import Announce, Handed, Turn, Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Timings, peak_rss_mb
 
@@ -53,19 +53,31 @@ class OwnerParty:
         self.number = 0  # of the next query
         self.setup_bytes = 0  # the helper has the masked weights
         self.helper_setup_bytes = 0
-        self._inputs, self._answers = input_layout(program), answer_layout(program)
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Wait until the helper has met server and dealer."""
         self.helper_setup_bytes = int(amount(hear(self.helper, ("open",), self.waiting), "setup_bytes"))
 
-    def query(self, sources: Mapping[str, Tensor], progress: Progress | None = None, more: bool = False) -> Answer:
-        """Run one query on encoded sources. `more`: another one follows, so that its correlations can be made."""
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        turn: Turn | None = None,
+        following: Turn | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
+        """Run one query on encoded sources. `more`, `turn`, `following`: as of `ClientParty.query`; this side has no
+        use for `constants`."""
         try:
-            return self._query(sources, progress, more)
+            return self._query(sources, progress, Handed(more=more, turn=turn or Turn(), following=following or Turn()))
         except PeerError as error:
             tell([self.helper, self.server], error)
             raise
+
+    def announce(self, turn: Turn) -> None:
+        """As `ClientParty.announce`, by the helper."""
+        self.helper.send_message(Announce(announce=self.number, turn=turn).model_dump())
 
     def close(self) -> None:
         for channel in (self.helper, self.server):
@@ -73,21 +85,22 @@ class OwnerParty:
                 channel.send_message({"bye": True})
             channel.close()
 
-    def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, more: bool) -> Answer:
-        number, started = self.number, time.perf_counter()
+    def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, handed: Handed) -> Answer:
+        number, started, program = self.number, time.perf_counter(), self.program.part(handed.turn.part)
         before = (self.server.meter.snapshot(), self.helper.meter.snapshot())
         if self.counts:
             self.server.send_message({"count": number})
             self._hear(self.server, "counted", number)
-        self.helper.send_message({"query": number, "more": more})
+        self.helper.send_message({"query": number, **handed.message()})
         self._hear(self.helper, "ready", number)
         offline, started = time.perf_counter() - started, time.perf_counter()
-        self._send_shares(sources)
+        self._send_shares(sources, handed.turn.part)
         self.number += 1
         if progress:
             progress("online", 1, 2)
-        report, theirs = self._receive(self.helper, number)
-        _, ours = self._receive(self.server, number)
+        layout = answer_layout(program)
+        report, theirs = self._receive(self.helper, number, layout)
+        _, ours = self._receive(self.server, number, layout)
         if progress:
             progress("online", 2, 2)
         traffic = [channel.meter.since(then) for channel, then in zip((self.server, self.helper), before, strict=True)]
@@ -96,21 +109,23 @@ class OwnerParty:
             online_s=time.perf_counter() - started,
             rounds=int(amount(report, "rounds")),
             online=Meter(sent=sum(m.sent for m in traffic), received=sum(m.received for m in traffic)),
-            offline_bytes=price(self.program).offline_bytes,
+            offline_bytes=price(program).offline_bytes,
             peak_rss_mb=peak_rss_mb(),
         )
-        return Answer(join((ours, theirs), self._answers), timings, {name: amount(report, name) for name in REPORTED})
+        return Answer(join((ours, theirs), layout), timings, {name: amount(report, name) for name in REPORTED})
 
-    def _send_shares(self, sources: Mapping[str, Tensor]) -> None:
+    def _send_shares(self, sources: Mapping[str, Tensor], part: str = "") -> None:
         """The tensor to one, the seed to the other. A seed is drawn for each query, and used for no other."""
-        seed = new_seed()
-        self.server.send_message({"query": self.number})
-        self.server.send(pack_shares(split(sources, seed, self._inputs), self._inputs))
+        seed, inputs = new_seed(), input_layout(self.program.part(part))
+        self.server.send_message({"query": self.number, **({"part": part} if part else {})})
+        self.server.send(pack_shares(split(sources, seed, inputs), inputs))
         self.helper.send_message({"seed": seed.hex()})
 
-    def _receive(self, channel: Channel, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        reply = self._hear(channel, "answer", number)
-        return reply, unpack_shares(channel.recv(layout_bytes(self._answers)), self._answers)
+    def _receive(
+        self, channel: Channel, number: int, layout: Layout | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        reply, layout = self._hear(channel, "answer", number), layout or answer_layout(self.program)
+        return reply, unpack_shares(channel.recv(layout_bytes(layout)), layout)
 
     def _hear(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
         return hear_of(channel, name, number, self.waiting)

@@ -22,21 +22,20 @@ class OwnerShares:
     """
 
     def __init__(self, owner: Channel, program: Program) -> None:
-        self.owner = owner
-        self._inputs, self._answers = input_layout(program), answer_layout(program)
+        self.owner, self.program = owner, program
         self._count = 0
 
-    def shares(self, number: int) -> Mapping[str, Tensor]:
+    def shares(self, number: int, part: str = "") -> Mapping[str, Tensor]:
         """This party's shares of the inputs. Errors: those of the channel; `PeerProtocolError`."""
-        message = self.owner.recv_message()
-        if message.get("query") != self._count:
+        message, layout = self.owner.recv_message(), input_layout(self.program.part(part))
+        if message.get("query") != self._count or message.get("part", "") != part:
             raise PeerProtocolError(self.owner.peer, "sent no shares for this query", "open a new session")
-        return unpack_shares(self.owner.recv(layout_bytes(self._inputs)), self._inputs)
+        return unpack_shares(self.owner.recv(layout_bytes(layout)), layout)
 
-    def answer(self, number: int, shares: Mapping[str, Tensor]) -> None:
+    def answer(self, number: int, shares: Mapping[str, Tensor], part: str = "") -> None:
         """Give the owner this party's shares of the results."""
         self.owner.send_message({"answer": self._count})
-        self.owner.send(pack_shares(shares, self._answers))
+        self.owner.send(pack_shares(shares, answer_layout(self.program.part(part))))
         self._count += 1
 
 

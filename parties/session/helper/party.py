@@ -7,28 +7,35 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ....models.program.program import Program
 from ....models.program.two_server import answer_layout, input_layout
 from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerError, PeerGone
 from ..ahead import Ahead
+from ..blocks import may_run, rows_of_a_run
 from ..client import Answer, ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
-from ..messages import Seed, amount, read, read_number, refusing, requests
+from ..messages import Announce, Handed, Seed, Turn, amount, out_of_place, read, read_number, refusing, requests
 from ..online import OnQuery
+from ..weights import PublicPart, constants_of
 
 T = TypeVar("T")
 
 
 class HelperParty:
-    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program.
+    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `held`: the
+    public numbers of its parts, if it has several.
 
     Errors of `set_up` and `serve`: `PeerError`, and whatever ends a client's session.
     """
 
-    def __init__(self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None) -> None:
+    def __init__(
+        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, held: PublicPart | None = None
+    ) -> None:
         self.owner, self.party, self.admission = owner, party, admission or Unlimited()
-        self._inputs, self._answers = input_layout(party.program), answer_layout(party.program)
+        self.held = held
+        self._rows = 0  # kept by queries that were run
         self._place = 0  # in the server's queue
         party.waiting = self._waiting
 
@@ -41,35 +48,51 @@ class HelperParty:
         """Answer queries until the owner says goodbye. `idle`: seconds it may be silent between two of them."""
         expected = 0
         for message in requests(self.owner, idle):
+            if "announce" in message:
+                turn = read(self.owner, Announce, message).turn
+                self._check(turn)
+                self._meanwhile(lambda turn=turn: self.party.announce(turn))
+                continue
             number = read_number(self.owner, message, "query", expected, expected)
-            expected += self._query(number, message.get("more") is True, on_query)
+            handed = read(self.owner, Handed, {name: value for name, value in message.items() if name != "query"})
+            expected += self._query(number, handed, on_query)
 
     def close(self) -> None:
         self.party.close()
         self.owner.close()
 
-    def _query(self, number: int, more: bool, on_query: OnQuery | None) -> bool:
+    def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
+        more, turn, following = handed.more, handed.turn, handed.following
+        self._check(turn, *((following,) if more else ()))
+        constants = None if self.held is None else constants_of(self.held, turn.part, turn.rows)
+        program = self.party.program.part(turn.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
         with refusing(self.owner), self.admission.slot(number, waiting):
-            agreed = self._meanwhile(lambda: self.party.agree(more))
-            shares = self._fetch(number)
-            answer = self._meanwhile(lambda: self.party.run(agreed, shares))
+            agreed = self._meanwhile(lambda: self.party.agree(more, turn, following))
+            shares = self._fetch(number, program)
+            answer = self._meanwhile(lambda: self.party.run(agreed, shares, constants=constants))
+            self._rows = turn.rows + rows_of_a_run(program)
             self.owner.send_message({"answer": number, **_report(answer)})
-            self.owner.send(pack_shares(answer.outputs, self._answers))
+            self.owner.send(pack_shares(answer.outputs, answer_layout(program)))
             if on_query:
                 on_query(number, answer.timings)
             return True
         return False
 
-    def _fetch(self, number: int) -> Mapping[str, Tensor]:
+    def _check(self, turn: Turn, *others: Turn) -> None:
+        """Errors: `PeerProtocolError` for turns that the program has not, or of rows that are not kept."""
+        if turn.rows > self._rows or not all(may_run(self.party.program, one) for one in (turn, *others)):
+            raise out_of_place(self.owner)
+
+    def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:
         """Both servers are ready: now the owner sends its shares, this side's as a seed."""
         self.owner.send_message({"ready": number})
         message = self.owner.recv_message()
         if message.get("bye"):
             raise PeerGone(self.owner.peer, "left before it sent its shares", "see its own message")
         seed = read(self.owner, Seed, message).seed
-        return seed_shares(bytes.fromhex(seed), self._inputs)
+        return seed_shares(bytes.fromhex(seed), input_layout(program))
 
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The owner hears that this side lives. Without it there is nobody to compute for: the work is broken off."""

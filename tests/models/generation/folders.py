@@ -25,8 +25,9 @@ def byte_tokenizer(template: str | None = None) -> Any:
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=template
-    )
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=template,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
 
 
 def tiny_llama(folder: Path, template: str | None = None) -> Path:

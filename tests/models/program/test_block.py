@@ -13,16 +13,20 @@ from blindformer.tests.models.generation.conftest import compiled, model  # noqa
 RUNS = 3
 
 
-def tapes(program, runs, weights):
-    correlations = Correlations(program, runs=runs)
+AMONG = pytest.mark.parametrize("owners", [None, {}], ids=["two parties", "N parties"])
+
+
+def tapes(program, runs, weights, owners=None):
+    correlations = Correlations(program, owners, runs)
     tape = correlations.follow(Stream(new_seed(), "masks"), weights, states=KeptStates())
     return correlations.tapes(tape)
 
 
-def test_every_run_has_all_that_one_alone_has(compiled):  # noqa: F811
+@AMONG
+def test_every_run_has_all_that_one_alone_has(compiled, owners):  # noqa: F811
     program = compiled.program.part("1@64")
-    (alone,) = tapes(program, 1, compiled.weights)
-    made = tapes(program, RUNS, compiled.weights)
+    (alone,) = tapes(program, 1, compiled.weights, owners)
+    made = tapes(program, RUNS, compiled.weights, owners)
     assert [len(tape) for tape in made] == [len(alone)] * RUNS
     shapes = [str(_shapes(dict(tape.drain()))) for tape in (alone, *made)]
     assert len(set(shapes)) == 1
@@ -38,15 +42,17 @@ def _shapes(entry):
     return _shapes(dict(vars(entry))) if hasattr(entry, "__dict__") and type(entry).__name__ != "RowsBefore" else None
 
 
-def test_no_two_runs_share_a_mask(compiled):  # noqa: F811
-    made = [dict(tape.drain()) for tape in tapes(compiled.program.part("1@64"), RUNS, compiled.weights)]
+@AMONG
+def test_no_two_runs_share_a_mask(compiled, owners):  # noqa: F811
+    made = [dict(tape.drain()) for tape in tapes(compiled.program.part("1@64"), RUNS, compiled.weights, owners)]
     masks = [[entry.r for entry in tape.values() if isinstance(entry, RescaleCorrelation)] for tape in made]
     assert len(masks[0]) > 50
     assert not any(torch.equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
 
 
-def test_what_is_sent_is_what_the_runs_alone_send(compiled):  # noqa: F811
-    one = Correlations(compiled.program.part("1@64"))
+@AMONG
+def test_what_is_sent_is_what_the_runs_alone_send(compiled, owners):  # noqa: F811
+    one = Correlations(compiled.program.part("1@64"), owners)
     assert sum(one.of_runs(RUNS).layout) == RUNS * sum(one.layout)
 
 

@@ -85,6 +85,31 @@ def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
     assert json.loads(out)["tokens"] == found["tokens"]
 
 
+@pytest.mark.parametrize("options", [("--top-k", 5), ("--top-p", 0.9, "--temperature", 1), ("--temperature", 3)])
+def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, monkeypatch, options):
+    monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
+    code, _, errors = call("generate", talks, "Hi", "--reveal", "token", *options)
+    assert code == 1
+    assert "reveals only the token" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--protocol", "clear", "--server", "a:1"), "protocol clear: talks on this machine alone; leave --server out"),
+        (("--protocol", "crypten", "--dealer", "a:1"), "leave --dealer out"),
+        (("--parties", 3), "3 parties: protocol beaver has 2; use protocol crypten"),
+    ],
+)
+def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_compiled(
+    call, talks, monkeypatch, options, line
+):
+    monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
+    code, _, errors = call("generate", talks, "Hi", *options)
+    assert code == 1
+    assert line in errors.splitlines()[-1]
+
+
 def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
     words = ("generate", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
     _, clear, _ = call(*words, "--protocol", "clear")

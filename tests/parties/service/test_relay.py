@@ -161,3 +161,11 @@ def test_the_session_s_process_hears_that_the_owner_left(item, aside):
         session.recv_message()
     with pytest.raises(BlindformerError):
         done.result(30)
+
+
+def test_an_owner_that_names_a_pass_that_is_not_there_is_refused(item):
+    owner, owner_end = memory_pair("server", "client", 5)
+    session, _ = memory_pair("client", "server", 5)
+    owner_end.send_message({"query": 0, "part": "1@64"})
+    with pytest.raises(PeerProtocolError, match="has no place here"):
+        relay(owner, session, for_two_servers(item.compiled.program))

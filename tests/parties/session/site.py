@@ -198,7 +198,8 @@ class Site(PartyThreads):
         owner_server, server_owner = self.connect("owner", "server")
         helper_server, server_helper = self.connect("helper", "server")
         self.serve(server_helper, session, owner=server_owner, admission=(slots or {}).get("server"))
-        helper = HelperParty(helper_owner, self.second_party(helper_server, session), (slots or {}).get("helper"))
+        second, admission = self.second_party(helper_server, session), (slots or {}).get("helper")
+        helper = HelperParty(helper_owner, second, admission, self.served)
 
         def help_owner() -> None:
             helper.set_up()

@@ -144,12 +144,12 @@ def test_whoever_vanishes_the_others_end_and_say_who_it_was(site, owner_of, part
     owner = owner_of(site)
     send = owner._send_shares
 
-    def leaving(sources) -> None:
+    def leaving(*shares) -> None:
         if moment == "shares sent":
-            send(sources)
+            send(*shares)
         site.vanish(party)
         if moment == "shares wait":
-            send(sources)
+            send(*shares)
 
     if moment == "asked":
         site.vanish(party)
@@ -228,7 +228,7 @@ class Session:
         self.program, self.setup_bytes, self.waiting = program, 0, None
         self.server, self.other = memory_pair("helper", "server")
 
-    def agree(self, more):
+    def agree(self, *more):
         raise Asked
 
 

@@ -10,10 +10,15 @@ from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty
-from blindformer.parties.session.messages import Ask, Turn
-from blindformer.parties.session.passes import passes
+from blindformer.parties.session.messages import Announce, Ask, Turn
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.party import Party, PartyModel
+from blindformer.parties.session.passes import passes, turn_of
 from blindformer.parties.session.server import ServerParty
+from blindformer.parties.transport.memory import memory_pair
+from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import PeerError, PeerProtocolError
+from blindformer.protocols.streams import new_seed
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Turnstile
 
@@ -117,3 +122,109 @@ def test_a_step_is_never_replayed(parties, case):
     who, error = parties.failures[0]
     assert (who, type(error)) == ("server", PeerProtocolError)
     assert words in str(error)
+
+
+# --- between two messages --------------------------------------------------------------------------------------------
+def prepared(parties, text):
+    """Rows of a conversation that is read so far, and whose next question's pass is prepared."""
+    private = rows_of(parties)
+    private.ahead = lambda part, rows: parties.client.announce(turn_of(parties.compiled.program, part, rows))
+    if text:
+        private.read(text)
+    private.prepare()
+    parties.client.settle()
+    return private
+
+
+@pytest.mark.parametrize(
+    ("before", "then"), [(0, 8), (9, 8), (9, 1), (9, 11)], ids=["first", "as told", "less", "more"]
+)
+def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):  # noqa: F811
+    text = some(40).tolist()
+    private = prepared(parties, text[:before])
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    if before:
+        clear.read(text[:before])
+    for read in (text[before : before + then], text[30:31], text[31:32]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+def test_a_prepared_pass_asks_the_dealer_for_nothing_more(parties, monkeypatch):
+    private = prepared(parties, some(9).tolist())
+    made, prepare = [], parties.client._prepare
+    monkeypatch.setattr(parties.client, "_prepare", lambda number, turn: made.append(turn) or prepare(number, turn))
+    private.read(some(8, 1).tolist())
+    assert [turn.part for turn in made] == ["1@64"]  # that of the pass that follows
+
+
+def test_one_pass_is_prepared_between_two_queries(parties):
+    prepared(parties, some(9).tolist())
+    party = parties.client
+    said = Announce(announce=party.number + 1, turn=Turn(part="1@64", rows=3)).model_dump()
+    party.server.send_message(said)
+    with pytest.raises(PeerError, match="closed the connection"):
+        party.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("number", "turn"),
+    [(0, Turn(part="2")), (0, Turn(part="8@64", rows=5)), (0, Turn(part="8@64", runs=8)), (3, Turn(part="8@64"))],
+    ids=["a part", "rows", "runs", "a number"],
+)
+def test_what_is_not_there_cannot_be_announced(parties, number, turn):
+    parties.client._go_live()
+    parties.client.server.send_message(Announce(announce=number, turn=turn).model_dump())
+    with pytest.raises(PeerError, match="closed the connection"):
+        parties.client.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
+
+
+# --- among N parties -------------------------------------------------------------------------------------------------
+class Followed:
+    """Carol, who follows, in a conversation; the test speaks for alice, who asks, and stops carol's online phase."""
+
+    def __init__(self, compiled):  # noqa: F811
+        self.asker, mine = memory_pair("carol", "alice", 20)
+        self.bob, to_bob = memory_pair("carol", "bob", 20)
+        everybody = Parties(("alice", "bob", "carol"), data="alice")
+        held = PartyModel(compiled.program, {}, parts=compiled.parts)
+        self.party = Party(everybody, Mesh(2, {0: mine, 1: to_bob}), held, new_seed())
+        self.party._masked = dict(compiled.weights)  # any numbers do
+
+    def hear(self, *messages):
+        for message in messages:
+            self.asker.send_message(message)
+        return self.party.follow(20, lambda number: {})
+
+
+@pytest.mark.parametrize(
+    "turn", [Turn(part="2"), Turn(), Turn(part="1@64", rows=5), Turn(part="8@64", runs=8)], ids=repr
+)
+def test_who_follows_runs_no_turn_that_is_not_there(compiled, turn):  # noqa: F811
+    with pytest.raises(PeerProtocolError, match="has no place here"):
+        Followed(compiled).hear({"query": 0, **turn.message()})
+
+
+def test_who_follows_runs_no_number_twice_and_no_rows_ahead(compiled, monkeypatch):  # noqa: F811
+    carol, ran = Followed(compiled), []
+    monkeypatch.setattr(carol.party, "_answer", lambda number, turn, *more: ran.append((number, turn)))
+    first = Turn(part="8@64")
+    carol.hear({"query": 0, **first.message()})
+    with pytest.raises(PeerProtocolError, match="asked for a query out of order"):
+        carol.hear({"query": 0, **first.message()})
+    with pytest.raises(PeerProtocolError, match="has no place here"):
+        carol.hear({"query": 1, **Turn(part="1@64", rows=9).message()})
+    assert ran == [(0, first)]
+
+
+def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(compiled):  # noqa: F811
+    """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
+    carol = Followed(compiled)
+    tapes, turn = carol.party._tapes, Turn(part="1@64", runs=8)
+    carol.asker.send_message({"ready": 0})
+    made = [tapes.take(0, turn), tapes.take(1, turn.model_copy(update={"rows": 1}))]
+    carol.asker.send_message({"ready": 2})
+    made.append(tapes.take(2, turn.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in made]
+    assert len({str(mask) for mask in masks}) == 3
