@@ -33,7 +33,7 @@ def compile_decoder(
     stage: Callable[[str], None] | None = None,
     name: str = "",
 ) -> Compiled:
-    """Compile for conversations of up to `slots` tokens after the prefix.
+    """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
     texts       ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
     embedding   as `compile`
@@ -41,11 +41,10 @@ def compile_decoder(
     Errors: GenerationError, and those of `compile`.
     """
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
-    given = Inputs(frozenset({KNOWN}), frozenset(decoder.names))
-    say = stage or (lambda text: None)
+    most, say = decoder.window or slots, stage or (lambda text: None)
     found: dict[str, Compiled] = {}
     like: Compiled | None = None
-    for places, size in product(sorted({slots, min(slots, LEAST_ROOM)}, reverse=True), sizes):
+    for places, size in product(sorted({most, min(most, LEAST_ROOM)}, reverse=True), sizes):
         count = None if like is None else 1  # of another size, only the shapes count
         rows = places + sizes[0] - size  # as many columns of scores whatever the size
         batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, rows), _PASSES)][:count]
@@ -57,12 +56,12 @@ def compile_decoder(
             plan if like is None else like.plan,
             embedding=embedding,
             progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
-            inputs=given,
+            inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
         )
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
-    return join(found, name or type(decoder.model).__name__)
+    return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
 
 
 def _alike(plan: Plan) -> Plan:
@@ -87,8 +86,8 @@ def size_of(part: str) -> int:
     return int(part.partition("@")[0])
 
 
-def join(parts: Mapping[str, Compiled], name: str) -> Compiled:
-    """One program of these parts, whose weights are held once where they are equal."""
+def join(parts: Mapping[str, Compiled], name: str, tokens: int = 0) -> Compiled:
+    """One program of these parts, whose weights are held once where they are equal. `tokens`: as of Program."""
     first = next(iter(parts.values()))
     weights: dict[str, Tensor] = {}
     programs: dict[str, Program] = {}
@@ -101,7 +100,7 @@ def join(parts: Mapping[str, Compiled], name: str) -> Compiled:
             update={"instructions": tuple(_renamed(item, names) for item in part.program.instructions)}
         )
         part.weights, programs[title] = {}, part.program
-    program = Program(model=name, plan=first.program.plan, parts=programs)
+    program = Program(model=name, plan=first.program.plan, parts=programs, tokens=tokens)
     return Compiled(program, weights, {}, {}, {}, first.plan, first.structure, parts=dict(parts))
 
 

@@ -38,10 +38,11 @@ IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scal
 @dataclass(frozen=True)
 class Inputs:
     """Inputs that are not the client's alone. `known`: all parties have them when it runs. `states`: rows kept from one
-    run to the next; outputs of these names are rows to keep."""
+    run to the next; outputs of these names are rows to keep. `last`: of more rows than there is room for, the last."""
 
     known: frozenset[str] = frozenset()
     states: frozenset[str] = frozenset()
+    last: bool = False
 
 
 @dataclass
@@ -127,7 +128,9 @@ class _Walk:
         if item.name in self.given.states:
             rows = self.example[item.name]
             assert isinstance(rows, Tensor)
-            return Value("shared", node=Node("state", shape=tuple(rows.shape), name=item.name, value=rows))
+            more = {"last": True} if self.given.last else {}
+            node = Node("state", shape=tuple(rows.shape), name=item.name, value=rows, attributes=more)
+            return Value("shared", node=node)
         self.inputs.append(item.name)
         example = self.example.get(item.name, value)
         return Value("client", example, ref=item.name, known=item.name in self.given.known)

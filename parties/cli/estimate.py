@@ -26,6 +26,7 @@ def estimate(
     tokens: Annotated[
         int | None, Option(min=32, help="Of a language model: price conversations of so many tokens, answers included.")
     ] = None,
+    window: options.Window = None,
     prompt: Annotated[int | None, Option(min=1, help="With --tokens: tokens of the prompt (default: 32).")] = None,
     plan: options.OwnPlan = None,
     network: Annotated[str, Option(help="loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s).")] = "lan",
@@ -44,7 +45,10 @@ def estimate(
     passes, its prompt and each token of its answer.
     """
     if tokens is None:
-        refuse({"--prompt": prompt, "--reveal": reveal}, "is of a conversation; add --tokens, or leave it out")
+        refuse(
+            {"--prompt": prompt, "--window": window, "--reveal": reveal},
+            "is of a conversation; add --tokens, or leave it out",
+        )
     else:
         whole = {"--length": length, "--calibrate": calibrate}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
@@ -62,7 +66,12 @@ def estimate(
         if tokens is not None:
             if not entry.talks:
                 raise BlindformerError(f"--protocol {protocol}: runs no conversations; use --protocol {DEFAULT}")
-            given = {"slots": tokens, "reveal": reveal, "embedding": None if embedding == "client" else embedding}
+            given = {
+                "slots": tokens,
+                "window": window,
+                "reveal": reveal,
+                "embedding": None if embedding == "client" else embedding,
+            }
             name, used, talk = _conversation(phases, model, plan, given, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             shown = partial(_show_conversation, name, used, protocol, talk)

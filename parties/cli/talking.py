@@ -43,9 +43,8 @@ class Talking:
     system: Annotated[
         Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")
     ] = None
-    slots: Annotated[int, Option("--tokens", min=32, help="Tokens that a conversation may have, answers included.")] = (
-        SLOTS
-    )
+    slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
+    window: options.Window = None
     reveal: options.Reveal = None
     embedding: Annotated[
         str | None, Option(help="The table of words is released to the client (client, default) or not (private).")
@@ -95,6 +94,7 @@ class Talking:
                 plan=None if self.plan is None else read_plan(self.plan),
                 system=text,
                 slots=self.slots,
+                window=self.window,
                 reveal=self.reveal,
                 embedding=self.embedding,
                 stage=lambda stage: phases.note("compile", stage),

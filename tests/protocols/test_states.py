@@ -16,7 +16,7 @@ from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.errors import CorrelationError
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.rounds import Swap
-from blindformer.protocols.states import KeptStates, RunStates, StateError
+from blindformer.protocols.states import SPARE, KeptStates, RunStates, StateError
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import Seeds, SessionStates, run_beaver
 from blindformer.tests.protocols.many import run_many
@@ -90,6 +90,36 @@ def test_a_run_that_finds_too_many_rows_says_so(name):
     with pytest.raises(StateError, match=r"^state k: holds 5 rows, and the program has room for 4; start a new") as one:
         run(cases[3])
     assert "\n" not in str(one.value)
+
+
+@PROTOCOLS
+def test_a_run_may_take_the_last_rows_of_more_than_there_is_room_for(name):
+    run = SESSIONS[name]()
+    for case in session([3, 2, 1, 4, 1, 1], room=4, last=True):
+        check(case, run(case))
+
+
+def numbered(rows: int) -> Tensor:
+    return torch.arange(rows)[:, None]
+
+
+def test_rows_behind_the_last_are_dropped_but_for_those_that_runs_may_go_back_to():
+    states = KeptStates()
+    RunStates(states).keep("k", numbered(SPARE + 10))
+    RunStates(states).read("k", (4, 1), last=True)
+    states.truncate(SPARE + 10)
+    assert (states.first, states.rows("k"), states.held["k"].shape[-2]) == (6, SPARE + 10, SPARE + 4)
+    states.truncate(10)
+    assert RunStates(states).read("k", (4, 1), last=True)[:, 0].tolist() == [6, 7, 8, 9]
+    RunStates(states).keep("k", numbered(2))
+    assert RunStates(states).read("k", (4, 1), last=True)[:, 0].tolist() == [8, 9, 0, 1]
+    for rows in (9, 3):
+        states.truncate(rows)
+        with pytest.raises(StateError, match=r"^state k: rows before \d were dropped; start a new session"):
+            RunStates(states).read("k", (4, 1), last=True)
+    states.truncate(0)
+    assert not RunStates(states).read("k", (4, 1), last=True).any()
+    assert states.rows("k") == states.first == 0
 
 
 # --- the price -------------------------------------------------------------------------------------------------------
