@@ -124,8 +124,9 @@ class Decoder(nn.Module):
     ) -> dict[str, Tensor]:
         joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
         cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
-        kept = torch.arange(past[self.names[0]].shape[-2])
-        first = 0 if self.window is None else (rows - len(kept)).clamp(min=0)
+        # Places that are counted, not stated: so one trace serves any number of them.
+        kept = torch.ones_like(past[self.names[0]][0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
+        first = 0 if self.window is None else (rows - 1 - kept[-1:]).clamp(min=0)
         stands = torch.where(kept < rows, kept + self.prefix_length + first, -1)
         position = torch.arange(input_ids.shape[1]) + (rows + self.prefix_length)
         options = {

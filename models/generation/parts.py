@@ -11,12 +11,13 @@ from torch import Tensor
 from ...approximations import Plan
 from ...approximations.registry import find
 from ..compile import Compiled, compile
+from ..lowering.export import Exported
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
 from .decoder import Decoder, GenerationError, conversation
 
 SIZES = (1, 8, 32)  # tokens of one pass
-LEAST_ROOM = 64  # tokens: of the first part of a conversation, which need not pay for all of its room
+LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
 KNOWN = "rows"
 _ALL = 2.0**40  # scores
 _PASSES = 8  # of a text, that calibrate
@@ -43,13 +44,16 @@ def compile_decoder(
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
     most, say = decoder.window or slots, stage or (lambda text: None)
     found: dict[str, Compiled] = {}
+    graphs: dict[int, list[Exported]] = {size: [] for size in sizes}  # traced in the largest room, they serve all
     like: Compiled | None = None
-    for places, size in product(sorted({most, min(most, LEAST_ROOM)}, reverse=True), sizes):
-        count = None if like is None else 1  # of another size, only the shapes count
+    for places, size in product(reversed(rooms(most)), sizes):
         rows = places + sizes[0] - size  # as many columns of scores whatever the size
-        batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, rows), _PASSES)][:count]
+        passes = (batch for ids in texts for batch in islice(conversation(decoder, ids, size, rows), _PASSES))
+        batches = list(passes if like is None else islice(passes, _PASSES))
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
+        if like is not None:
+            batches = [_filled(batches, max(places - size, 0))]
         found[part_name(size, places)] = made = compile(
             decoder,
             batches,
@@ -58,10 +62,27 @@ def compile_decoder(
             progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
             inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
+            graphs=graphs[size],
         )
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
     return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
+
+
+def rooms(most: int) -> list[int]:
+    """Of a conversation that grows: each twice as large as the one before, to the last, which holds `most` tokens."""
+    found = [LEAST_ROOM]
+    while found[-1] < most:
+        found.append(2 * found[-1])
+    return [*(room for room in found if room <= most * 3 / 4), most]
+
+
+def _filled(batches: Sequence[Mapping[str, Tensor]], rows: int) -> dict[str, Tensor]:
+    """A pass behind so many rows: those of a conversation, again and again."""
+    last = max(batches, key=lambda batch: int(batch["rows"]))
+    kept = max(int(last["rows"]), 1)
+    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in last.items() if value.dim() == 4}
+    return {**last, **past, KNOWN: torch.tensor([rows])}
 
 
 def _alike(plan: Plan) -> Plan:

@@ -13,7 +13,7 @@ the lookup is a product with a secret one-hot matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
 from .decompose import parts_of
+from .export import sources
 from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems
@@ -95,11 +96,11 @@ class _Walk:
 
     def run(self) -> list[Value]:
         """The model's outputs, in order."""
-        sources, values = dict(_sources(self.exported)), self.lowering.values
+        given, values = dict(sources(self.exported)), self.lowering.values
         found: list[Value] = []
         for item in self.exported.graph.nodes:
             if item.op == "placeholder":
-                values[item.name] = self._source(item, *sources[item.name])
+                values[item.name] = self._source(item, *given[item.name])
             elif item.op == "call_function":
                 stack = item.meta.get("nn_module_stack") or {}
                 path = next(reversed(stack.values()))[0] if stack else ""
@@ -252,22 +253,3 @@ def _narrows(item: fx.Node, short: str, args: Sequence[object]) -> bool:
         todo += [] if user in seen else list(user.users)
         seen.add(user)
     return False
-
-
-def _sources(exported: ExportedProgram) -> Iterator[tuple[str, tuple[str, str, object]]]:
-    """Placeholder name, (parameter | public | input, name in the model, value)."""
-    constants: dict[str, Any] = dict(exported.constants)
-    for spec in exported.graph_signature.input_specs:
-        arg: Any = spec.arg
-        name, target, kind = getattr(arg, "name", ""), spec.target or "", spec.kind.name
-        if kind == "PARAMETER":
-            yield name, ("parameter", target or name, exported.state_dict[target].detach())
-        elif kind == "BUFFER":
-            value = (exported.state_dict if spec.persistent else constants)[target].detach()
-            # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
-            secret = bool(spec.persistent) and value.is_floating_point()
-            yield name, ("parameter" if secret else "public", target or name, value)
-        elif kind == "CONSTANT_TENSOR":
-            yield name, ("public", name, constants[target])
-        elif kind == "USER_INPUT":
-            yield name, (("public", name, arg.value) if hasattr(arg, "value") else ("input", name, None))

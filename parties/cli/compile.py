@@ -11,9 +11,17 @@ from ...errors import BlindformerError
 from . import options
 from .inspect import show_circuits, which
 from .output import MB, console, emit, mb, table
-from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, refuse, warn_untrained
-
-PASSES = 6  # of a conversation, at most: of three sizes, with two rooms
+from .steps import (
+    COMPILE_NOTES,
+    conversation_notes,
+    listed,
+    load_model,
+    loading,
+    read_system,
+    read_texts,
+    refuse,
+    warn_untrained,
+)
 
 
 def compile_model(
@@ -52,8 +60,8 @@ def compile_model(
         numbers = _numbers(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
-        programs = PASSES if chat else _lengths_of(loaded, numbers)
-        phases.begin("compile", 2 + (COMPILE_NOTES - 1) * programs)
+        notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
+        phases.begin("compile", notes)
         common: dict[str, Any] = {"plan": chosen, "stage": lambda stage: phases.note("compile", stage)}
         if chat:
             from ...models.generation.folder import compile_chat_folder

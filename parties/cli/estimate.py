@@ -11,10 +11,9 @@ from typer import Option
 from ...errors import BlindformerError
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .compile import PASSES
 from .output import MB, console, emit, layer_table, mb, table
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, load_model, loading, read_plan, refuse
+from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
@@ -111,7 +110,7 @@ def _conversation(
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
-    phases.begin("compile", COMPILE_NOTES * PASSES)
+    phases.begin("compile", conversation_notes(given["slots"], given["window"]))
     note = partial(phases.note, "compile")
     part = load_server(found_or_compiled(model, cache, plan=chosen, stage=note, **given))
     held = part.for_length()

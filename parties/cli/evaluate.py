@@ -13,7 +13,6 @@ from . import options
 from .output import console, emit, table
 from .progress import Phases
 from .steps import listed, loading, read_plan, read_system, read_whole, refuse
-from .talking import SLOTS
 
 
 @options.grouped
@@ -88,7 +87,7 @@ def evaluate(
         if text is not None:
             said = None if system is None else read_system(system)
             words = read_whole("--text", text, columns.encoding)
-            common |= {"title": str(text), "system": said, "tokens": tokens or SLOTS, "window": window}
+            common |= {"title": str(text), "system": said, "window": window, **({"tokens": tokens} if tokens else {})}
             common["stage"] = lambda stage: phases.note("compile", stage)
             found = _of_texts(phases, models, words, common)
         else:

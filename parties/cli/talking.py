@@ -15,14 +15,13 @@ from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, resolve, talking
 from . import options
 from .progress import Phases
-from .steps import loading, prepare, read_plan, read_system
+from .steps import conversation_notes, loading, prepare, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
     from ...models.loading.load import Loaded
 
-SLOTS = 256  # models/generation/chat.py, which takes seconds to import; a test holds them equal
 Model = Annotated[
     str, Argument(help="smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat wrote.")
 ]
@@ -87,7 +86,7 @@ class Talking:
             cache = load_settings(self.config).client.cache.expanduser()
             drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
             phases.end("load")
-            phases.begin("compile", 32)
+            phases.begin("compile", conversation_notes(self.slots, self.window))
             folder = found_or_compiled(
                 model,
                 cache,

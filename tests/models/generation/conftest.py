@@ -39,6 +39,13 @@ def compiled(model):
     return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=96, sizes=(1, 8))
 
 
+@pytest.fixture(scope="session")
+def roomy():
+    """The same, with room for 300 tokens: passes of three rooms."""
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
+    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=300, sizes=(1, 8))
+
+
 WINDOW = 24
 
 
