@@ -20,7 +20,7 @@ from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
 from .loading.accepted import module_of
 from .lowering.client_graph import behind, run_prelude
-from .lowering.export import Exported, export, run_model, serves
+from .lowering.export import Traces, export, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
@@ -126,7 +126,7 @@ def compile(
     name: str = "",
     inputs: Inputs | None = None,
     like: Compiled | None = None,
-    graphs: list[Exported] | None = None,
+    traces: Traces | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -139,8 +139,7 @@ def compile(
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
     inputs      those that are not the client's alone: known to all, or kept from one run to the next
     like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
-    graphs      the model as it was traced at other shapes: one that gives on the example what the model gives is taken,
-                else it is traced, and added
+    traces      of the model at other shapes, to take one that serves the example
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
@@ -154,7 +153,7 @@ def compile(
     model = module_of(model)
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs, graphs)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs, traces)
     say("optimise")
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
@@ -183,7 +182,7 @@ def _traced(
     outputs: list[str] | None,
     say: Progress,
     inputs: Inputs | None,
-    graphs: list[Exported] | None,
+    traces: Traces | None,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -195,7 +194,7 @@ def _traced(
             plan = calibrate(model, batches, plan)
         say("export")
         approximate(model, plan)
-        exported, names = _graph(model, batches[0], [] if graphs is None else graphs)
+        exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
         wanted = structure.chosen(outputs)
         if lost := [name for name in wanted if name not in names]:
             raise LoweringError(
@@ -216,14 +215,6 @@ def _traced(
             restore(model)
         else:
             approximate(model, previous)
-
-
-def _graph(model: nn.Module, batch: Mapping[str, Any], graphs: list[Exported]) -> Exported:
-    """One of these graphs that serves the batch, or a new one, then the last of them."""
-    found = next((graph for graph in graphs if serves(graph, model, batch)), None)
-    if found is None:
-        graphs.append(found := export(model, batch))
-    return found
 
 
 def _assemble(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...approximations import Plan
 from ...approximations.registry import find
 from ..compile import Compiled, compile
-from ..lowering.export import Exported
+from ..lowering.export import Traces
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
 from .decoder import Decoder, GenerationError, conversation
@@ -44,16 +44,19 @@ def compile_decoder(
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
     most, say = decoder.window or slots, stage or (lambda text: None)
     found: dict[str, Compiled] = {}
-    graphs: dict[int, list[Exported]] = {size: [] for size in sizes}  # traced in the largest room, they serve all
+    traces: dict[int, Traces] = {}
     like: Compiled | None = None
-    for places, size in product(reversed(rooms(most)), sizes):
-        rows = places + sizes[0] - size  # as many columns of scores whatever the size
-        passes = (batch for ids in texts for batch in islice(conversation(decoder, ids, size, rows), _PASSES))
+    for places, size in product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes):
+        more = sizes[0] - size  # as many columns of scores whatever the size
+        passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + more), _PASSES))
         batches = list(passes if like is None else islice(passes, _PASSES))
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
+        if size not in traces:
+            traces[size] = Traces(next(b for ids in texts for b in conversation(decoder, ids, size, most + more)))
+        batches.sort(key=lambda batch: -int(batch[KNOWN]))
         if like is not None:
-            batches = [_filled(batches, max(places - size, 0))]
+            batches = [_filled(batches[0], max(places - size, 0))]
         found[part_name(size, places)] = made = compile(
             decoder,
             batches,
@@ -62,7 +65,7 @@ def compile_decoder(
             progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
             inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
-            graphs=graphs[size],
+            traces=traces[size],
         )
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
@@ -77,12 +80,17 @@ def rooms(most: int) -> list[int]:
     return [*(room for room in found if room <= most * 3 / 4), most]
 
 
-def _filled(batches: Sequence[Mapping[str, Tensor]], rows: int) -> dict[str, Tensor]:
-    """A pass behind so many rows: those of a conversation, again and again."""
-    last = max(batches, key=lambda batch: int(batch["rows"]))
-    kept = max(int(last["rows"]), 1)
-    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in last.items() if value.dim() == 4}
-    return {**last, **past, KNOWN: torch.tensor([rows])}
+def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
+    """First the room to calibrate in, the least that holds the longest text: more costs more and tells no more."""
+    first = next((room for room in rooms if room >= longest), rooms[-1])
+    return [first, *(room for room in reversed(rooms) if room != first)]
+
+
+def _filled(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """A pass behind so many rows: those that it has, again and again."""
+    kept = max(int(batch[KNOWN]), 1)
+    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in batch.items() if value.dim() == 4}
+    return {**batch, **past, KNOWN: torch.tensor([rows])}
 
 
 def _alike(plan: Plan) -> Plan:

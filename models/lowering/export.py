@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -87,6 +88,23 @@ def serves(graph: Exported, model: nn.Module, batch: Mapping[str, Any]) -> bool:
         return False
     found = dict(zip(names, answers, strict=False))
     return found.keys() == wanted.keys() and all(_alike(found[name], wanted[name]) for name in names)
+
+
+@dataclass
+class Traces:
+    """A model as it was traced, at the shapes of `widest` first: bounds that a trace states hold for smaller ones."""
+
+    widest: Mapping[str, Any]
+    found: list[Exported] = field(default_factory=list)
+
+    def of(self, model: nn.Module, batch: Mapping[str, Any]) -> Exported:
+        """One that gives on this batch what the model gives. Errors: LoweringError."""
+        if not self.found:
+            self.found.append(export(model, self.widest))
+        graph = next((graph for graph in self.found if serves(graph, model, batch)), None)
+        if graph is None:
+            self.found.append(graph := export(model, batch))
+        return graph
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:

@@ -162,14 +162,15 @@ def test_what_is_kept_is_opened_whole_and_once():
 
 
 # --- what a party sees -----------------------------------------------------------------------------------------------
-def wide_session() -> list[Case]:
+def wide_session(room: int = 256, last: bool = False) -> list[Case]:
     """Of enough numbers to test: three runs on one input."""
-    return session([64, 64, 64], room=256, width=32, reveal_all=False)
+    return session([64, 64, 64], room=room, width=32, reveal_all=False, last=last)
 
 
-def test_every_party_sees_uniform_bytes_in_every_run():
+@pytest.mark.parametrize(("room", "last"), [(256, False), (96, True)], ids=["all rows", "the last rows"])
+def test_every_party_sees_uniform_bytes_in_every_run(room, last):
     states, seeds = SessionStates(), Seeds()
-    ran = [run_beaver(case, seeds, f"query {i}", states=states) for i, case in enumerate(wide_session())]
+    ran = [run_beaver(case, seeds, f"query {i}", states=states) for i, case in enumerate(wide_session(room, last))]
     assert all(suspicions(one) == set() and even(raw(one.offline_frames)) for one in ran)
     assert not any(related_runs(one, other) for one, other in combinations(ran, 2))
 

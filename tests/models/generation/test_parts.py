@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from blindformer.models import compile as compiling
 from blindformer.models.generation.decoder import Decoder
 from blindformer.models.generation.parts import compile_decoder, rooms
 from blindformer.models.generation.rows import Rows, room, run_clear
+from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import ProgramError
@@ -75,10 +75,10 @@ def test_parties_pay_in_each_room_what_is_declared(roomy):
 
 def test_the_model_is_traced_once_for_all_rooms(monkeypatch):
     traced = []
-    monkeypatch.setattr(compiling, "export", lambda *given: traced.append(given) or export(*given))
+    monkeypatch.setattr(exporting, "export", lambda *given: traced.append(given) or export(*given))
     decoder = Decoder(small("GPT2"), torch.tensor(PREFIX)).eval()
     made = compile_decoder(decoder, [some(72)], slots=253, sizes=(1, 8))
-    assert list(made.parts) == [f"{size}@{room}" for room in (253, 128, 64) for size in (8, 1)]
+    assert set(made.parts) == {f"{size}@{room}" for room in (253, 128, 64) for size in (8, 1)}
     assert len(traced) == 2
 
 
