@@ -67,6 +67,8 @@ def compile_decoder(
             like=like,
             traces=traces[size],
         )
+        if like is not None:
+            made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
     return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
