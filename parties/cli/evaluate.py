@@ -143,7 +143,11 @@ def _show_text(found: Any) -> None:
         f"\nRead in {found.windows} windows of {found.window} tokens, each after the {found.prefix} that begin every "
         "conversation.\nPerplexity: exp of the mean loss of the text's next tokens; beside it, float32's at the same "
         "places.\nLikeliest token: how often it is the same, in percent. KL: mean divergence from float32, in nats."
-        + (f"\nEach token reads itself, the last {found.attended - 1} and the prefix." if found.attended else "")
+        + (
+            f"\nEach token reads the prefix, itself and the {found.attended - 1} just before it."
+            if found.attended
+            else ""
+        )
         + (f"\nPrivate: the first {found.subset} tokens." if found.subset else "")
     )
 
