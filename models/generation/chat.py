@@ -132,12 +132,10 @@ def model_and_prefix(
     model = causal_model(loaded)
     most = loaded.positions
     prefix = prefix_ids(loaded.processor, system)
-    if slots is None and window is None:
-        slots = SLOTS
-    elif slots is None and most is None:
+    if slots is None and window is not None and most is None:
         raise GenerationError(f"{loaded.name}: takes any number of tokens; give those of a conversation (--tokens)")
-    elif slots is None:
-        slots = most - len(prefix)
+    if slots is None:
+        slots = SLOTS if window is None or most is None else most - len(prefix)
     if most is not None and len(prefix) + slots > most:
         raise GenerationError(
             f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
