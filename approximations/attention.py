@@ -33,8 +33,9 @@ def by_group(x: Tensor, y: Tensor) -> Tensor:
     """x @ y, where y may have fewer heads (dimension -3) than x: each serves a group of x's, and is not repeated."""
     if x.dim() < 4 or x.shape[-3] == y.shape[-3]:
         return x @ y
-    grouped = x.reshape(*x.shape[:-3], y.shape[-3], -1, x.shape[-1])
-    return (grouped @ y).reshape(*x.shape[:-1], y.shape[-1])
+    rows = x.shape[-3] // y.shape[-3] * x.shape[-2]
+    grouped = x.reshape(*x.shape[:-3], y.shape[-3], rows, -1)  # -1: a trace serves any number of keys
+    return (grouped @ y).reshape(*x.shape[:-1], -1)
 
 
 def scaled_scores(query: Tensor, key: Tensor, scale: float | None, bias: Tensor | None) -> tuple[Tensor, float]:

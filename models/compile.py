@@ -20,7 +20,7 @@ from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
 from .loading.accepted import module_of
 from .lowering.client_graph import behind, run_prelude
-from .lowering.export import export, run_model
+from .lowering.export import Traces, export, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
@@ -126,6 +126,7 @@ def compile(
     name: str = "",
     inputs: Inputs | None = None,
     like: Compiled | None = None,
+    traces: Traces | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -138,6 +139,7 @@ def compile(
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
     inputs      those that are not the client's alone: known to all, or kept from one run to the next
     like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
+    traces      of the model at other shapes, to take one that serves the example
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
@@ -151,7 +153,7 @@ def compile(
     model = module_of(model)
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs, traces)
     say("optimise")
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
@@ -180,6 +182,7 @@ def _traced(
     outputs: list[str] | None,
     say: Progress,
     inputs: Inputs | None,
+    traces: Traces | None,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -191,7 +194,7 @@ def _traced(
             plan = calibrate(model, batches, plan)
         say("export")
         approximate(model, plan)
-        exported, names = export(model, batches[0])
+        exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
         wanted = structure.chosen(outputs)
         if lost := [name for name in wanted if name not in names]:
             raise LoweringError(

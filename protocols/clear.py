@@ -43,7 +43,7 @@ class ClearEngine:
         self, key: str, op: str, shape: tuple[int, ...], width: int, args: Sequence[Tensor], attributes: Attributes
     ) -> Step:
         if op == "state":
-            return self.states.read(attributes["name"], shape)
+            return self.states.read(shape=shape, **attributes)
         value = self.compute(op, args, attributes, width)
         if op == "keep":
             self.states.keep(attributes["name"], value)

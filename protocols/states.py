@@ -6,7 +6,8 @@ Each party has one `KeptStates` a session and phase, and gives it to every engin
     online    what is public of it, and this party's share of its mask
     offline   its mask: the dealer's value, a party's share; tensors without storage where correlations are counted
 
-A run reads what earlier runs kept. What it keeps itself is for those whose engines are made afterwards, so the order
+A run reads what earlier runs kept: all of it, or (`last`) the last rows that it has room for; rows so far back that no
+run will read them are dropped. What it keeps itself is for those whose engines are made afterwards, so the order
 of its own instructions does not matter. Offline and online phases are in the order of the runs, each by itself.
 """
 
@@ -17,21 +18,27 @@ from torch import Tensor
 
 from .errors import BlindformerError
 
+SPARE = 128  # rows held behind those that are read, so that runs may forget as many
+
 
 class StateError(BlindformerError):
     """A state does not fit the run that reads it or adds to it."""
 
 
 class KeptStates:
-    """Rows [..., rows, d] by name, along dimension -2. `device`: of rows that are not there yet."""
+    """Rows [..., rows, d] by name, along dimension -2, from number `first` on: those before were dropped.
+
+    `device`: of rows that are not there yet. `reach`: the most rows that runs read that take the last ones; 0: none do.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.held: dict[str, Tensor] = {}
+        self.first = self.reach = 0
 
     def rows(self, name: str) -> int:
-        """How many are kept under this name."""
-        return self.held[name].shape[-2] if name in self.held else 0
+        """How many were kept under this name and not forgotten."""
+        return self.first + self.held[name].shape[-2] if name in self.held else 0
 
     @property
     def most(self) -> int:
@@ -40,7 +47,11 @@ class KeptStates:
 
     def truncate(self, rows: int) -> None:
         """Forget all but the first rows: new ones, with masks of their own, take the places of the others."""
-        self.held = {name: held[..., :rows, :] for name, held in self.held.items()}
+        rows = min(rows, self.most)
+        end, self.first = max(rows - self.first, 0), min(rows, self.first)
+        out = max(rows - self.first - self.reach - SPARE, 0) if self.reach else 0
+        self.held = {name: held[..., out:end, :] for name, held in self.held.items()}
+        self.first += out
 
     def append(self, name: str, rows: Tensor) -> None:
         if name in self.held:
@@ -53,25 +64,31 @@ class RunStates:
     """The states as one run sees them."""
 
     def __init__(self, states: KeptStates) -> None:
-        self.states, self.before = states, dict(states.held)
+        self.states, self.before, self.first = states, dict(states.held), states.first
         self.kept: set[str] = set()
 
     def rows(self, name: str) -> int:
         """How many rows were kept before the run."""
-        return self.before[name].shape[-2] if name in self.before else 0
+        return self.first + self.before[name].shape[-2] if name in self.before else 0
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The rows kept before the run, then zeros, in a new tensor of this shape. Errors: StateError."""
+    def read(self, name: str, shape: tuple[int, ...], last: bool = False) -> Tensor:
+        """The rows kept before the run, then zeros, in a new tensor of this shape. `last`: of more rows than it has
+        room for, the last ones. Errors: StateError."""
         found = torch.zeros(shape, dtype=torch.int64, device=self.states.device)
-        rows = self.rows(name)
-        if rows > shape[-2]:
+        rows, start = self.rows(name), 0
+        if last:
+            start = max(rows - shape[-2], 0)
+            self.states.reach = max(self.states.reach, shape[-2])
+        elif rows > shape[-2]:
             raise StateError(
                 f"state {name}: holds {rows} rows, and the program has room for {shape[-2]}; "
                 "start a new session, or compile the model for more"
             )
+        if start < self.first:
+            raise StateError(f"state {name}: rows before {self.first} were dropped; start a new session")
         if rows:
             _check_alike(name, self.before[name].shape, shape)
-            found[..., :rows, :] = self.before[name]
+            found[..., : rows - start, :] = self.before[name][..., start - self.first :, :]
         return found
 
     def keep(self, name: str, *rows: Tensor) -> None:

@@ -91,7 +91,8 @@ def compile_chat(
     *,
     plan: Plan | str = "faithful",
     system: str | None = None,
-    slots: int = SLOTS,
+    slots: int | None = None,
+    window: int | None = None,
     sizes: Iterable[int] = SIZES,
     reveal: str = "scores",
     embedding: str = "client",
@@ -102,17 +103,19 @@ def compile_chat(
 
     system      what every conversation begins with, the owner's choice (default: the model's own, if its template has
                 one)
-    slots       tokens of a conversation, the prefix not counted
+    slots       tokens of a conversation, the prefix not counted (default: 256; with a window, as the model takes)
+    window      how many tokens a token reads beside the prefix: itself and the last before it (default: all). A
+                conversation costs no more past it, and what was said before it is lost
     reveal      what the client learns of each next token: "scores" of all words, or the "token" alone
     embedding   "client": the table of words is released to the client; "private": it stays with the server
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
 
     Errors: GenerationError, and those of `compile`.
     """
-    model, prefix = model_and_prefix(loaded, system, slots)
+    model, prefix, slots = model_and_prefix(loaded, system, slots, window)
     typical = list(_typical(loaded.processor, prefix, system, texts or TEXTS))
     with attention_kept(model):
-        decoder = Decoder(model, torch.tensor(prefix), reveal, embedding).eval()
+        decoder = Decoder(model, torch.tensor(prefix), reveal, embedding, window).eval()
         try:
             compiled = compile_decoder(
                 decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
@@ -123,20 +126,30 @@ def compile_chat(
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
 
 
-def model_and_prefix(loaded: Loaded, system: str | None, slots: int) -> tuple[Any, list[int]]:
-    """The language model itself, and the ids of what begins its conversations of `slots` tokens.
+def model_and_prefix(
+    loaded: Loaded, system: str | None, slots: int | None, window: int | None = None
+) -> tuple[Any, list[int], int]:
+    """The language model itself, the ids of what begins its conversations, and how many tokens these may have.
 
     Errors: GenerationError for another kind of model, and where there is no room.
     """
     model = causal_model(loaded)
     most = loaded.positions
     prefix = prefix_ids(loaded.processor, system)
+    if slots is None and window is not None and most is None:
+        raise GenerationError(f"{loaded.name}: takes any number of tokens; give those of a conversation (--tokens)")
+    if slots is None:
+        slots = SLOTS if window is None or most is None else most - len(prefix)
     if most is not None and len(prefix) + slots > most:
         raise GenerationError(
             f"{loaded.name}: takes {most} tokens, of which the prefix is {len(prefix)}; compile for at most "
             f"{most - len(prefix)}"
         )
-    return model, prefix
+    if window is not None and window > slots:
+        raise GenerationError(
+            f"window {window}: a conversation has up to {slots} tokens; lower --window to {slots}, or raise --tokens"
+        )
+    return model, prefix, slots
 
 
 def _with_sink(

@@ -57,10 +57,12 @@ class Decoder(nn.Module):
 
     prefix    ids of the tokens that come before everything, [P]: the model's owner's own, so what attention reads of
               them is computed here, once
+    window    how many tokens a token reads beside the prefix, itself and the last before it; None: all
     Its forward takes
         input_ids   [1, n]
         rows        [1] how many rows are kept, and so where these tokens stand after the prefix
-        past        key_0, value_0, key_1, ...: rows kept, then any others, [1, heads, L, features]
+        past        key_0, value_0, key_1, ...: rows kept, then any others, [1, heads, L, features]; with a window, the
+                    last L of those kept
         noise       [1, n, words] to add to the logits, where only tokens are revealed
     and gives what is revealed of each token, by its name, and new rows by the names of `past`:
         hidden      [1, n, features] the last hidden states, whose product with the table of embeddings is the logits
@@ -68,8 +70,17 @@ class Decoder(nn.Module):
         token       [1, n] the likeliest, and no score (reveal="token")
     """
 
-    def __init__(self, model: nn.Module, prefix: Tensor, reveal: str = "scores", embedding: str = "client") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prefix: Tensor,
+        reveal: str = "scores",
+        embedding: str = "client",
+        window: int | None = None,
+    ) -> None:
         super().__init__()
+        if window is not None and window < 1:
+            raise GenerationError(f"window {window}: a token reads itself at least; give 1 or more, or None for all")
         if reveal not in REVEALED:
             raise GenerationError(f"reveal={reveal!r}: choose {' or '.join(REVEALED)}")
         config: Any = model.config
@@ -82,7 +93,7 @@ class Decoder(nn.Module):
         if self.cache_name not in taken:
             raise GenerationError(f"{type(model).__name__}: keeps no keys and values; take a decoder that does")
         self.names: tuple[str, ...] = ()
-        self.prefix_length = 0
+        self.prefix_length, self.window = 0, window
         _attend(model)
         self._keep_prefix(prefix)
 
@@ -114,8 +125,10 @@ class Decoder(nn.Module):
     ) -> dict[str, Tensor]:
         joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
         cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
-        kept = torch.arange(past[self.names[0]].shape[-2])
-        stands = torch.where(kept < rows, kept + self.prefix_length, -1)
+        # Places that are counted, not stated: so one trace serves any number of them.
+        kept = torch.ones_like(past[self.names[0]][0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
+        first = 0 if self.window is None else (rows - 1 - kept[-1:]).clamp(min=0)
+        stands = torch.where(kept < rows, kept + self.prefix_length + first, -1)
         position = torch.arange(input_ids.shape[1]) + (rows + self.prefix_length)
         options = {
             "position_ids": position[None],
@@ -145,6 +158,8 @@ class Decoder(nn.Module):
         stands = torch.cat([torch.arange(self.prefix_length), kept, position])
         distance = position[:, None] - stands[None]
         seen = (distance >= 0) & (stands >= 0)[None]
+        if self.window is not None:
+            seen = seen & ((distance < self.window) | (stands < self.prefix_length)[None])
         window = getattr(self.config, "sliding_window", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         near = seen if window is None else seen & (distance < window)
@@ -201,9 +216,10 @@ def _is_tied(model: Any) -> bool:
 
 
 def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterator[dict[str, Tensor]]:
-    """The decoder's inputs for a text, `size` tokens at a time, with what it keeps, for as many as there is room."""
-    past = decoder.empty(slots)
-    for start in range(0, min(len(ids), slots) - size + 1, size):
+    """The decoder's inputs for a text, `size` tokens at a time, with what it keeps: for as many as there is room, or,
+    with a window, all."""
+    past, most = decoder.empty(slots), len(ids) if decoder.window is not None else min(len(ids), slots)
+    for start in range(0, most - size + 1, size):
         batch = {"input_ids": ids[None, start : start + size], "rows": torch.tensor([start])}
         if decoder.gives == "token":
             batch["noise"] = Noise(decoder.config.vocab_size, HOTTEST)(range(start, start + size))
@@ -211,4 +227,5 @@ def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterat
         with torch.no_grad():
             found: Mapping[str, Tensor] = decoder(**batch, **past)
         for name in decoder.names:
-            past[name][:, :, start : start + size] = found[name]
+            rows = torch.cat([past[name][:, :, :start], found[name]], -2)[:, :, -slots:]
+            past[name] = F.pad(rows, (0, 0, 0, slots - rows.shape[-2]))

@@ -26,7 +26,7 @@ def compile_chat_folder(
     *,
     plan: Plan | str | None = None,
     system: str | None = None,
-    slots: int = SLOTS,
+    slots: int | None = None,
     stage: Stage | None = None,
     **options: Any,
 ) -> Path:
@@ -51,7 +51,8 @@ def found_or_compiled(
     *,
     plan: Plan | str | None = None,
     system: str | None = None,
-    slots: int = SLOTS,
+    slots: int | None = None,
+    window: int | None = None,
     reveal: str | None = None,
     embedding: str | None = None,
     stage: Stage | None = None,
@@ -62,7 +63,7 @@ def found_or_compiled(
     """
     given = Path(model).expanduser()
     if (given / "client").is_dir() or (given / VERSIONS).is_file():
-        chosen = {"--plan": plan, "--system": system, "--reveal": reveal, "--embedding": embedding}
+        chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
         if found := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {found} out, or give the model's own folder")
         return given
@@ -70,7 +71,8 @@ def found_or_compiled(
         stage("the model")
     loaded = load(model)
     plan = own_plan(loaded) if plan is None else plan
-    options = {"system": system, "slots": slots, "reveal": reveal or "scores", "embedding": embedding or "client"}
+    options = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
+    options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
     folder = cache / "compiled" / _key(loaded, plan, options)
     try:
         load_client(folder)

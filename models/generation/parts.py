@@ -11,12 +11,13 @@ from torch import Tensor
 from ...approximations import Plan
 from ...approximations.registry import find
 from ..compile import Compiled, compile
+from ..lowering.export import Traces
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
 from .decoder import Decoder, GenerationError, conversation
 
 SIZES = (1, 8, 32)  # tokens of one pass
-LEAST_ROOM = 64  # tokens: of the first part of a conversation, which need not pay for all of its room
+LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
 KNOWN = "rows"
 _ALL = 2.0**40  # scores
 _PASSES = 8  # of a text, that calibrate
@@ -33,7 +34,7 @@ def compile_decoder(
     stage: Callable[[str], None] | None = None,
     name: str = "",
 ) -> Compiled:
-    """Compile for conversations of up to `slots` tokens after the prefix.
+    """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
     texts       ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
     embedding   as `compile`
@@ -41,28 +42,57 @@ def compile_decoder(
     Errors: GenerationError, and those of `compile`.
     """
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
-    given = Inputs(frozenset({KNOWN}), frozenset(decoder.names))
-    say = stage or (lambda text: None)
+    most, say = decoder.window or slots, stage or (lambda text: None)
     found: dict[str, Compiled] = {}
+    traces: dict[int, Traces] = {}
     like: Compiled | None = None
-    for places, size in product(sorted({slots, min(slots, LEAST_ROOM)}, reverse=True), sizes):
-        count = None if like is None else 1  # of another size, only the shapes count
-        rows = places + sizes[0] - size  # as many columns of scores whatever the size
-        batches = [b for ids in texts for b in islice(conversation(decoder, ids, size, rows), _PASSES)][:count]
+    for places, size in product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes):
+        more = sizes[0] - size  # as many columns of scores whatever the size
+        passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + more), _PASSES))
+        batches = list(passes if like is None else islice(passes, _PASSES))
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
+        if size not in traces:
+            traces[size] = Traces(next(b for ids in texts for b in conversation(decoder, ids, size, most + more)))
+        batches.sort(key=lambda batch: -int(batch[KNOWN]))
+        if like is not None:
+            batches = [_filled(batches[0], max(places - size, 0))]
         found[part_name(size, places)] = made = compile(
             decoder,
             batches,
             plan if like is None else like.plan,
             embedding=embedding,
             progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
-            inputs=given,
+            inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
+            traces=traces[size],
         )
+        if like is not None:
+            made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
-    return join(found, name or type(decoder.model).__name__)
+    return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
+
+
+def rooms(most: int) -> list[int]:
+    """Of a conversation that grows: each twice as large as the one before, to the last, which holds `most` tokens."""
+    found = [LEAST_ROOM]
+    while found[-1] < most:
+        found.append(2 * found[-1])
+    return [*(room for room in found if room <= most * 3 / 4), most]
+
+
+def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
+    """First the room to calibrate in, the least that holds the longest text: more costs more and tells no more."""
+    first = next((room for room in rooms if room >= longest), rooms[-1])
+    return [first, *(room for room in reversed(rooms) if room != first)]
+
+
+def _filled(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """A pass behind so many rows: those that it has, again and again."""
+    kept = max(int(batch[KNOWN]), 1)
+    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in batch.items() if value.dim() == 4}
+    return {**batch, **past, KNOWN: torch.tensor([rows])}
 
 
 def _alike(plan: Plan) -> Plan:
@@ -87,8 +117,8 @@ def size_of(part: str) -> int:
     return int(part.partition("@")[0])
 
 
-def join(parts: Mapping[str, Compiled], name: str) -> Compiled:
-    """One program of these parts, whose weights are held once where they are equal."""
+def join(parts: Mapping[str, Compiled], name: str, tokens: int = 0) -> Compiled:
+    """One program of these parts, whose weights are held once where they are equal. `tokens`: as of Program."""
     first = next(iter(parts.values()))
     weights: dict[str, Tensor] = {}
     programs: dict[str, Program] = {}
@@ -101,7 +131,7 @@ def join(parts: Mapping[str, Compiled], name: str) -> Compiled:
             update={"instructions": tuple(_renamed(item, names) for item in part.program.instructions)}
         )
         part.weights, programs[title] = {}, part.program
-    program = Program(model=name, plan=first.program.plan, parts=programs)
+    program = Program(model=name, plan=first.program.plan, parts=programs, tokens=tokens)
     return Compiled(program, weights, {}, {}, {}, first.plan, first.structure, parts=dict(parts))
 
 

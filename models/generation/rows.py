@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...protocols.clear import ClearEngine
-from ...protocols.states import KeptStates
+from ...protocols.states import SPARE, KeptStates
 from ..artifacts.parts import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
@@ -23,6 +23,7 @@ outputs by name. It keeps the rows that it makes, after the first `rows` of thos
 
 
 Part = Compiled | ProgramPart
+FORGOTTEN = SPARE - 32  # rows that may be, where old ones are dropped: parts of other sizes read up to 31 rows more
 Ahead = Callable[[str, int], None]
 """Told of the part and the rows of a pass that is to come when somebody has read and typed."""
 
@@ -30,14 +31,16 @@ Ahead = Callable[[str, int], None]
 class Rows:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
     there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
-    then. `asked`: tokens of the last question, a guess of the next one's."""
+    then. `slots`: tokens that there may be after the prefix. `asked`: tokens of the last question, a guess of the next.
+    """
 
     def __init__(self, program: Program, run: Pass, prefix: Sequence[int], ahead: Ahead | None = None) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
         self.sizes = sorted({size_of(name) for name in program.parts})
         self.ahead, self.asked = ahead, self.sizes[-1]
         self.parts = sorted((room(part), name) for name, part in program.parts.items())
-        self.slots = room(program)
+        self.slots, self.window = room(program), window(program)
+        self.most = 0  # rows there were
         noise = [part.inputs["noise"] for part in program.parts.values() if "noise" in part.inputs]
         self.words = noise[0][-1] if noise else 0
         self.noise = Noise(self.words)
@@ -47,8 +50,11 @@ class Rows:
         return len(self.ids) - self.prefix
 
     def crop(self, length: int) -> None:
-        """Forget all tokens from this place on: the next ones take their rows."""
-        self.ids = self.ids[: max(length, self.prefix)]
+        """Forget all tokens from this place on: the next ones take their rows. Where what comes before was dropped,
+        all is to be read again."""
+        gone = 0 < self.window + FORGOTTEN < self.most and self.most - (length - self.prefix) > FORGOTTEN
+        self.ids = self.ids[: self.prefix if gone else max(length, self.prefix)]
+        self.most = 0 if gone else self.most
 
     def read(self, ids: Sequence[int]) -> Tensor:
         """Read these tokens after all others; what is revealed of each (Decoder) [tokens, ...].
@@ -110,6 +116,7 @@ class Rows:
         rows = self.rows + count
         (answer,) = self.run(self._part(size, self.rows), inputs, (self._part(following, rows), rows)).values()
         self.ids += ids
+        self.most = max(self.most, self.rows)
         self.passes += 1
         return answer[0, :count]
 
@@ -121,12 +128,28 @@ class Rows:
 
 def room(program: Program) -> int:
     """Tokens after the prefix that a conversation may have: of each size of a pass, in the part with the most room."""
+    if program.tokens:
+        return program.tokens
     if program.parts:
         most: dict[int, int] = {}
         for name, part in program.parts.items():
             most[size_of(name)] = max(room(part), most.get(size_of(name), 0))
         return min(most.values())
     return next((item.shape[-2] for item in program.instructions if item.op == "state"), 0)
+
+
+def behind(program: Program, part: str) -> int:
+    """The most tokens that a pass of this part comes behind."""
+    held = program.part(part)
+    return room(program) if window(held) else min(room(held), room(program))
+
+
+def window(program: Program) -> int:
+    """How many of the last rows a pass reads where there are more; 0: it reads all."""
+    if program.parts:
+        return min((found for part in program.parts.values() if (found := window(part))), default=0)
+    state = next((item for item in program.instructions if item.op == "state"), None)
+    return 0 if state is None or "last" not in state.attributes else state.shape[-2]
 
 
 def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:

@@ -6,17 +6,21 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.fx.config as fx_config
-from torch import nn
+from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from ...errors import BlindformerError, first_line
 from .problems import LoweringError
 from .structure import tensors_of
+
+Exported = tuple[torch.export.ExportedProgram, list[str]]
+"""A traced model, and the names of its outputs, in order."""
 
 
 @contextmanager
@@ -53,8 +57,8 @@ def run_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
         raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
 
 
-def export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The traced model, and the names of its outputs, in order."""
+def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
+    """The model as torch traces it. Errors: LoweringError."""
     with torch.no_grad():
         try:
             with _without_stack_traces():
@@ -70,6 +74,60 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.export.Exp
             raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
     exported.graph.eliminate_dead_code()
     return exported, _names(exported)
+
+
+def serves(graph: Exported, model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether a graph that was traced at other shapes gives on this batch, too, what the model gives."""
+    exported, names = graph
+    values = [value if kind != "input" else batch[name] for name, (kind, _, value) in sources(exported)]
+    wanted = tensors_of(run_model(model, batch))
+    try:
+        with torch.no_grad():
+            answers = torch.fx.Interpreter(exported.graph_module).run(*values)
+    except (RuntimeError, ValueError, IndexError):  # of sizes that it states
+        return False
+    found = dict(zip(names, answers, strict=False))
+    return found.keys() == wanted.keys() and all(_alike(found[name], wanted[name]) for name in names)
+
+
+@dataclass
+class Traces:
+    """A model as it was traced, at the shapes of `widest` first: bounds that a trace states hold for smaller ones."""
+
+    widest: Mapping[str, Any]
+    found: list[Exported] = field(default_factory=list)
+
+    def of(self, model: nn.Module, batch: Mapping[str, Any]) -> Exported:
+        """One that gives on this batch what the model gives. Errors: LoweringError."""
+        if not self.found:
+            self.found.append(export(model, self.widest))
+        graph = next((graph for graph in self.found if serves(graph, model, batch)), None)
+        if graph is None:
+            self.found.append(graph := export(model, batch))
+        return graph
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= 1e-3 * wanted.abs().max())
+
+
+def sources(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple[str, str, object]]]:
+    """Placeholder name, (parameter | public | input, name in the model, value)."""
+    constants: dict[str, Any] = dict(exported.constants)
+    for spec in exported.graph_signature.input_specs:
+        arg: Any = spec.arg
+        name, target, kind = getattr(arg, "name", ""), spec.target or "", spec.kind.name
+        if kind == "PARAMETER":
+            yield name, ("parameter", target or name, exported.state_dict[target].detach())
+        elif kind == "BUFFER":
+            value = (exported.state_dict if spec.persistent else constants)[target].detach()
+            # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
+            secret = bool(spec.persistent) and value.is_floating_point()
+            yield name, ("parameter" if secret else "public", target or name, value)
+        elif kind == "CONSTANT_TENSOR":
+            yield name, ("public", name, constants[target])
+        elif kind == "USER_INPUT":
+            yield name, (("public", name, arg.value) if hasattr(arg, "value") else ("input", name, None))
 
 
 def _names(exported: torch.export.ExportedProgram) -> list[str]:

@@ -13,7 +13,7 @@ the lookup is a product with a secret one-hot matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
 from .decompose import parts_of
+from .export import sources
 from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems
@@ -38,10 +39,11 @@ IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scal
 @dataclass(frozen=True)
 class Inputs:
     """Inputs that are not the client's alone. `known`: all parties have them when it runs. `states`: rows kept from one
-    run to the next; outputs of these names are rows to keep."""
+    run to the next; outputs of these names are rows to keep. `last`: of more rows than there is room for, the last."""
 
     known: frozenset[str] = frozenset()
     states: frozenset[str] = frozenset()
+    last: bool = False
 
 
 @dataclass
@@ -94,11 +96,11 @@ class _Walk:
 
     def run(self) -> list[Value]:
         """The model's outputs, in order."""
-        sources, values = dict(_sources(self.exported)), self.lowering.values
+        given, values = dict(sources(self.exported)), self.lowering.values
         found: list[Value] = []
         for item in self.exported.graph.nodes:
             if item.op == "placeholder":
-                values[item.name] = self._source(item, *sources[item.name])
+                values[item.name] = self._source(item, *given[item.name])
             elif item.op == "call_function":
                 stack = item.meta.get("nn_module_stack") or {}
                 path = next(reversed(stack.values()))[0] if stack else ""
@@ -127,7 +129,9 @@ class _Walk:
         if item.name in self.given.states:
             rows = self.example[item.name]
             assert isinstance(rows, Tensor)
-            return Value("shared", node=Node("state", shape=tuple(rows.shape), name=item.name, value=rows))
+            more = {"last": True} if self.given.last else {}
+            node = Node("state", shape=tuple(rows.shape), name=item.name, value=rows, attributes=more)
+            return Value("shared", node=node)
         self.inputs.append(item.name)
         example = self.example.get(item.name, value)
         return Value("client", example, ref=item.name, known=item.name in self.given.known)
@@ -249,22 +253,3 @@ def _narrows(item: fx.Node, short: str, args: Sequence[object]) -> bool:
         todo += [] if user in seen else list(user.users)
         seen.add(user)
     return False
-
-
-def _sources(exported: ExportedProgram) -> Iterator[tuple[str, tuple[str, str, object]]]:
-    """Placeholder name, (parameter | public | input, name in the model, value)."""
-    constants: dict[str, Any] = dict(exported.constants)
-    for spec in exported.graph_signature.input_specs:
-        arg: Any = spec.arg
-        name, target, kind = getattr(arg, "name", ""), spec.target or "", spec.kind.name
-        if kind == "PARAMETER":
-            yield name, ("parameter", target or name, exported.state_dict[target].detach())
-        elif kind == "BUFFER":
-            value = (exported.state_dict if spec.persistent else constants)[target].detach()
-            # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
-            secret = bool(spec.persistent) and value.is_floating_point()
-            yield name, ("parameter" if secret else "public", target or name, value)
-        elif kind == "CONSTANT_TENSOR":
-            yield name, ("public", name, constants[target])
-        elif kind == "USER_INPUT":
-            yield name, (("public", name, arg.value) if hasattr(arg, "value") else ("input", name, None))

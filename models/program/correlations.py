@@ -138,6 +138,6 @@ class ByHash:
         return isinstance(other, ByHash) and other._digest == self._digest
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)  # of all parts of a conversation, too
 def _layout(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> tuple[int, ...]:
     return Correlations(key.program, None if owners is None else dict(owners)).count()

@@ -65,7 +65,8 @@ class Program(BaseModel):
 
     `client`, `known`: names of the client's values, and of what all parties compute when it runs, with the steps of the
     prelude that make them. `parts`: programs of one model that share its weights and what they keep (`state`); then it
-    has no instructions of its own, and each run names its part.
+    has no instructions of its own, and each run names its part. `tokens`: that a conversation may have, where its parts
+    read the last ones alone; 0: as many as there is room for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +84,7 @@ class Program(BaseModel):
     released: tuple[str, ...] = ()
     constants: dict[str, str] = {}
     parts: dict[str, Program] = {}
+    tokens: int = 0
 
     def part(self, name: str) -> Program:
         """One of `parts`; "" is the program itself. Errors: ProgramError."""
@@ -111,7 +113,8 @@ class Program(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Without what most programs have none of, which are then written as they were before there was any."""
-        found = self.model_dump(mode="json", exclude={"parts", *(() if self.known else ("known",))})
+        none = (name for name in ("known", "tokens") if not getattr(self, name))
+        found = self.model_dump(mode="json", exclude={"parts", *none})
         parts = {name: part.as_written() for name, part in self.parts.items()}
         return {**found, "parts": parts} if parts else found
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ...protocols.operations import operations
 from ...protocols.operations.operation import Bits, whole_bytes
-from .program import Instruction
+from .program import Instruction, ProgramError
 
 ROOM = 2.0  # an input may show twice what calibration saw, everywhere
 
@@ -50,6 +50,12 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
         argument = needed.get(item.args[0], 64) if item.args else 64
         bits = Bits(width[number], needed.get(number, 64), argument, compared[number])
         demand = whole_bytes(known[item.op].demand(bits, item.attributes))
+        if "ring" in item.attributes and item.attributes["bits"] + bits.compared > 64:
+            reach = 2.0 ** (bits.compared - item.scale)
+            raise ProgramError(
+                f"{item.path or 'model'}: a table that reaches {reach:.0f} leaves too few bits; compile for shorter "
+                "texts (of a conversation: fewer --tokens, or a --window)"
+            )
         for arg in item.args:
             width[arg] = max(width[arg], demand)
             compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part

@@ -11,10 +11,17 @@ from ...errors import BlindformerError
 from . import options
 from .inspect import show_circuits, which
 from .output import MB, console, emit, mb, table
-from .steps import COMPILE_NOTES, listed, load_model, loading, read_system, read_texts, refuse, warn_untrained
-from .talking import SLOTS
-
-PASSES = 6  # of a conversation, at most: of three sizes, with two rooms
+from .steps import (
+    COMPILE_NOTES,
+    conversation_notes,
+    listed,
+    load_model,
+    loading,
+    read_system,
+    read_texts,
+    refuse,
+    warn_untrained,
+)
 
 
 def compile_model(
@@ -32,9 +39,8 @@ def compile_model(
     ] = None,
     chat: Annotated[bool, Option("--chat", help="A language model, for chat and generate: token by token.")] = False,
     system: Annotated[Path | None, Option(help="With --chat: the system prompt, a file. It is public.")] = None,
-    tokens: Annotated[
-        int | None, Option(min=32, help="With --chat: tokens of a conversation, answers included (default: 256).")
-    ] = None,
+    tokens: Annotated[int | None, Option(min=32, help=options.TOKENS)] = None,
+    window: options.Window = None,
     reveal: options.Reveal = None,
     threads: Annotated[int, Option(min=1, help="Threads to compile with.")] = 1,
     form: options.Form = "text",
@@ -44,7 +50,7 @@ def compile_model(
         whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
         refuse(whole, "is not for a model that is compiled with --chat; leave it out")
     else:
-        of_chat = {"--system": system, "--tokens": tokens, "--reveal": reveal}
+        of_chat = {"--system": system, "--tokens": tokens, "--window": window, "--reveal": reveal}
         refuse(of_chat, "is for a model that is compiled with --chat; add --chat, or leave it out")
     with loading(threads) as phases:
         from ...approximations import Plan
@@ -54,15 +60,15 @@ def compile_model(
         numbers = _numbers(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
-        programs = PASSES if chat else _lengths_of(loaded, numbers)
-        phases.begin("compile", 2 + (COMPILE_NOTES - 1) * programs)
+        notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
+        phases.begin("compile", notes)
         common: dict[str, Any] = {"plan": chosen, "stage": lambda stage: phases.note("compile", stage)}
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
             said = None if system is None else read_system(system)
-            common |= {"reveal": reveal or "scores", "embedding": embedding}
-            compile_chat_folder(loaded, out, system=said, slots=tokens or SLOTS, texts=read_texts(calibrate), **common)
+            common |= {"reveal": reveal or "scores", "embedding": embedding, "window": window}
+            compile_chat_folder(loaded, out, system=said, slots=tokens, texts=read_texts(calibrate), **common)
         else:
             compile_folder(
                 loaded,

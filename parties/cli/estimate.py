@@ -11,10 +11,9 @@ from typer import Option
 from ...errors import BlindformerError
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .compile import PASSES
 from .output import MB, console, emit, layer_table, mb, table
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, load_model, loading, read_plan, refuse
+from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
@@ -26,6 +25,7 @@ def estimate(
     tokens: Annotated[
         int | None, Option(min=32, help="Of a language model: price conversations of so many tokens, answers included.")
     ] = None,
+    window: options.Window = None,
     prompt: Annotated[int | None, Option(min=1, help="With --tokens: tokens of the prompt (default: 32).")] = None,
     plan: options.OwnPlan = None,
     network: Annotated[str, Option(help="loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s).")] = "lan",
@@ -44,7 +44,10 @@ def estimate(
     passes, its prompt and each token of its answer.
     """
     if tokens is None:
-        refuse({"--prompt": prompt, "--reveal": reveal}, "is of a conversation; add --tokens, or leave it out")
+        refuse(
+            {"--prompt": prompt, "--window": window, "--reveal": reveal},
+            "is of a conversation; add --tokens, or leave it out",
+        )
     else:
         whole = {"--length": length, "--calibrate": calibrate}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
@@ -62,7 +65,12 @@ def estimate(
         if tokens is not None:
             if not entry.talks:
                 raise BlindformerError(f"--protocol {protocol}: runs no conversations; use --protocol {DEFAULT}")
-            given = {"slots": tokens, "reveal": reveal, "embedding": None if embedding == "client" else embedding}
+            given = {
+                "slots": tokens,
+                "window": window,
+                "reveal": reveal,
+                "embedding": None if embedding == "client" else embedding,
+            }
             name, used, talk = _conversation(phases, model, plan, given, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             shown = partial(_show_conversation, name, used, protocol, talk)
@@ -102,7 +110,7 @@ def _conversation(
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
-    phases.begin("compile", COMPILE_NOTES * PASSES)
+    phases.begin("compile", conversation_notes(given["slots"], given["window"]))
     note = partial(phases.note, "compile")
     part = load_server(found_or_compiled(model, cache, plan=chosen, stage=note, **given))
     held = part.for_length()

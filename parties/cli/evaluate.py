@@ -13,7 +13,6 @@ from . import options
 from .output import console, emit, table
 from .progress import Phases
 from .steps import listed, loading, read_plan, read_system, read_whole, refuse
-from .talking import SLOTS
 
 
 @options.grouped
@@ -45,6 +44,7 @@ def evaluate(
     tokens: Annotated[
         int | None, Option(min=32, help="With --text: tokens of a window, as of a conversation (default: 256).")
     ] = None,
+    window: options.Window = None,
     system: Annotated[
         Path | None, Option(help="With --text: the system prompt that begins each window, a file.")
     ] = None,
@@ -67,7 +67,10 @@ def evaluate(
     if data is None:
         refuse(of_data, "belongs to --data, which is not given; leave it out")
     else:
-        refuse({"--tokens": tokens, "--system": system}, "belongs to --text, which is not given; leave it out")
+        refuse(
+            {"--tokens": tokens, "--window": window, "--system": system},
+            "belongs to --text, which is not given; leave it out",
+        )
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     keep_freed_memory()
@@ -84,7 +87,7 @@ def evaluate(
         if text is not None:
             said = None if system is None else read_system(system)
             words = read_whole("--text", text, columns.encoding)
-            common |= {"title": str(text), "system": said, "tokens": tokens or SLOTS}
+            common |= {"title": str(text), "system": said, "window": window, **({"tokens": tokens} if tokens else {})}
             common["stage"] = lambda stage: phases.note("compile", stage)
             found = _of_texts(phases, models, words, common)
         else:
@@ -140,6 +143,11 @@ def _show_text(found: Any) -> None:
         f"\nRead in {found.windows} windows of {found.window} tokens, each after the {found.prefix} that begin every "
         "conversation.\nPerplexity: exp of the mean loss of the text's next tokens; beside it, float32's at the same "
         "places.\nLikeliest token: how often it is the same, in percent. KL: mean divergence from float32, in nats."
+        + (
+            f"\nEach token reads the prefix, itself and the {found.attended - 1} just before it."
+            if found.attended
+            else ""
+        )
         + (f"\nPrivate: the first {found.subset} tokens." if found.subset else "")
     )
 

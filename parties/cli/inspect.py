@@ -84,7 +84,8 @@ def _show(found: Any) -> None:
         for item in found.programs
     ]
     if found.slots:
-        out.print(f"conversations of {found.slots} tokens after the prefix; by tokens of a pass:\n")
+        read = f", of which each reads the last {found.window}" if found.window else ""
+        out.print(f"conversations of {found.slots} tokens after the prefix{read}; by tokens of a pass:\n")
     headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
     for item in found.programs:

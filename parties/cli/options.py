@@ -32,11 +32,20 @@ Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, or mi
 Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
+TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 Reveal = Annotated[
     str | None,
     Option(
         click_type=one_of("scores", "token"),
         help="Of a conversation: scores of all words, the client draws (default); or the next token alone.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    Option(
+        min=32,
+        help="Tokens of a conversation that each token reads: itself, those just before it, and the public prefix. "
+        "A longer conversation costs no more; what was said before them is lost to the model (default: all are read).",
     ),
 ]
 Calibrate = Annotated[

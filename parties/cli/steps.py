@@ -17,6 +17,14 @@ from .progress import Phases
 COMPILE_NOTES = 5  # of compiling one length: calibrate, export, lower, optimise, measure
 
 
+def conversation_notes(tokens: int | None, window: int | None) -> int:
+    """Of compiling a language model for conversations: its passes by size and room."""
+    from ...models.generation.chat import SLOTS
+    from ...models.generation.parts import SIZES, rooms
+
+    return 2 + (COMPILE_NOTES - 1) * len(SIZES) * len(rooms(window or tokens or SLOTS))
+
+
 def prepare() -> None:
     """Quiet the libraries that write to the terminal uninvited."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

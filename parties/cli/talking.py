@@ -17,14 +17,13 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
-from .steps import loading, prepare, read_plan, read_system
+from .steps import conversation_notes, loading, prepare, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
     from ...models.loading.load import Loaded
 
-SLOTS = 256  # models/generation/chat.py, which takes seconds to import; a test holds them equal
 Model = Annotated[
     str, Argument(help="smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat wrote.")
 ]
@@ -46,9 +45,8 @@ class Talking:
     system: Annotated[
         Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")
     ] = None
-    slots: Annotated[int, Option("--tokens", min=32, help="Tokens that a conversation may have, answers included.")] = (
-        SLOTS
-    )
+    slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
+    window: options.Window = None
     reveal: options.Reveal = None
     embedding: Annotated[
         str | None, Option(help="The table of words is released to the client (client, default) or not (private).")
@@ -102,13 +100,14 @@ class Talking:
             cache = load_settings(self.config).client.cache.expanduser()
             drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
             phases.end("load")
-            phases.begin("compile", 32)
+            phases.begin("compile", conversation_notes(self.slots, self.window))
             folder = found_or_compiled(
                 model,
                 cache,
                 plan=None if self.plan is None else read_plan(self.plan),
                 system=text,
                 slots=self.slots,
+                window=self.window,
                 reveal=self.reveal,
                 embedding=self.embedding,
                 stage=lambda stage: phases.note("compile", stage),

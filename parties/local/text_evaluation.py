@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...models.compile import AnswerOutOfRange
 from ...models.generation.chat import SLOTS, model_and_prefix
 from ...models.generation.conversation import Conversation
+from ...models.generation.decoder import Decoder
 from ...models.generation.folder import found_or_compiled
 from ...models.judging.evaluation import EvaluationError
 from ...models.judging.perplexity import PlacedTokens, TextScore, Window, text_score, windows
@@ -25,6 +27,7 @@ from .evaluation import APPROXIMATED, EXACT, check_protocols
 from .protocols import find_local
 
 PROTOCOLS = ("torch", reference(), *(protocol for protocol in talking() if protocol != reference()))
+WINDOWED = "float32 in the window"
 Answer = Callable[[Window], Tensor]
 """Logits at every token of a window [tokens, words]."""
 
@@ -38,6 +41,7 @@ def evaluate_text(
     system: str | None = None,
     protocols: Sequence[str] = ("torch", "clear"),
     tokens: int = SLOTS,
+    window: int | None = None,
     private: int = 300,
     timeout: float = 120,
     progress: Progress | None = None,
@@ -50,14 +54,15 @@ def evaluate_text(
     system     the system prompt that conversations begin with (default: the model's own)
     protocols  torch: float32. clear: fixed point, in passes of a conversation. Any other: the same through a private
                session on this machine, for the first `private` tokens
-    tokens     of a window: what a conversation has room for, as of `compile_chat`
+    tokens     of a piece of the text that is read as one conversation, as `slots` of `compile_chat`
+    window     how many of them a token reads, as of `compile_chat`; then float32 is judged with it, too
     timeout    seconds that a party may be silent
     stage      told of each step of compiling, unless the model is compiled in the user's cache
 
     Errors: EvaluationError, GenerationError, PlanError, and those of a session.
     """
     check_protocols(protocols, PROTOCOLS)
-    model, prefix = model_and_prefix(loaded, system, tokens)
+    model, prefix, _ = model_and_prefix(loaded, system, tokens, window)
     if not text.strip():
         raise EvaluationError(f"{title}: is empty; give a text of at least 2 tokens")
     ids = loaded.processor(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -73,12 +78,16 @@ def evaluate_text(
 
     with torch.inference_mode():
         float32 = judged("torch", exact, whole)
-    found = {"torch": float32}
+        found = {"torch": float32}
+        if window is not None:
+            found[WINDOWED] = judged("torch", _in_window(model, prefix, window), whole)
     chosen = [protocol for protocol in PROTOCOLS if protocol in protocols and protocol != "torch"]
     folder = None
     if chosen:
         cache = load_settings(None).client.cache.expanduser()
-        folder = found_or_compiled(loaded.folder, cache, plan=plan, system=system, slots=tokens, stage=stage)
+        folder = found_or_compiled(
+            loaded.folder, cache, plan=plan, system=system, slots=tokens, window=window, stage=stage
+        )
     for protocol in chosen:
         assert folder is not None
         say(protocol, 0, 1)
@@ -93,12 +102,23 @@ def evaluate_text(
         system=system or "",
         prefix=len(prefix),
         window=tokens,
+        attended=window or 0,
         windows=len(whole),
         tokens=len(ids),
         subset=sum(len(window.ids) for window in some) if set(chosen) - {reference()} else 0,
         rows=_rows(found),
         versions=versions(),
     )
+
+
+def _in_window(model: nn.Module, prefix: Sequence[int], attended: int) -> Answer:
+    """float32, where each token reads the prefix and so many last tokens alone."""
+    decoder = Decoder(copy.deepcopy(model), torch.tensor(prefix), embedding="private", window=attended).eval()
+
+    def answer(window: Window) -> Tensor:
+        return decoder(torch.tensor([window.ids]), torch.tensor([0]), **decoder.empty(0))["logits"][0]
+
+    return answer
 
 
 def _answer_of(talk: Conversation) -> Answer:
@@ -129,6 +149,9 @@ def _rows(found: dict[str, PlacedTokens]) -> list[TextScore]:
     """float32 first, private rows last, which are compared with `clear` too."""
     rows, float32 = [], found["torch"]
     for protocol, own in found.items():
+        if protocol == WINDOWED:
+            rows.append(text_score(WINDOWED, "torch", own, float32, {EXACT: float32}))
+            continue
         others = {} if protocol == "torch" else {EXACT: float32}
         if protocol != reference() and protocol != "torch" and reference() in found:
             others[reference()] = found[reference()]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...models.generation.parts import size_of
-from ...models.generation.rows import Rows, room
+from ...models.generation.rows import Rows, behind, room
 from ...models.program.pricing import Network
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
@@ -104,13 +104,13 @@ def estimate_conversation(
     priced: dict[str, Estimate] = {}
     for name, part in sorted(program.parts.items(), key=lambda found: (size_of(found[0]), room(found[1]))):
         if stage:
-            stage(f"{size_of(name)} tokens at a time, behind {min(room(part), room(program))} at most")
+            stage(f"{size_of(name)} tokens at a time, behind {behind(program, name)} at most")
         runs = turn_of(program, name, 0).runs
         priced[name] = estimate(part, network, rehearsal=rehearse(part, weights, runs=runs))
     any_part = next(iter(priced.values()))
     near = Network(any_part.network, any_part.rtt_s, any_part.bandwidth)
     setup_bytes = declared(program)["setup_bytes"]
-    most = {name: min(room(program.part(name)), room(program)) for name in priced}
+    most = {name: behind(program, name) for name in priced}
     return ConversationEstimate(
         network=near.name,
         rtt_s=near.rtt,

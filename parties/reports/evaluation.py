@@ -60,6 +60,7 @@ class TextEvaluation:
 
     prefix   tokens that begin every window, which are not judged
     window   tokens of a window, of which there are `windows`
+    attended how many of them a token reads, itself and the last before it; 0: all
     tokens   of the text; at all but the last one a next token is judged
     subset   tokens that went through private sessions (0: none)
     """
@@ -76,6 +77,7 @@ class TextEvaluation:
     subset: int
     rows: list[TextScore]
     versions: dict[str, str]
+    attended: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "rows": [row.to_dict() for row in self.rows]}
@@ -86,8 +88,8 @@ class TextEvaluation:
 
 def text_cells(row: TextScore) -> list[str]:
     """A row in words, under TEXT_HEADINGS."""
-    off = "" if row.protocol == "torch" else f"{100 * (row.ratio - 1):+.2f} % of {row.float32:.2f}"
-    divergence = "" if row.protocol == "torch" else f"{row.kl:.1e}"
+    off = "" if not row.agreement else f"{100 * (row.ratio - 1):+.2f} % of {row.float32:.2f}"
+    divergence = "" if not row.agreement else f"{row.kl:.1e}"
     figures = [f"{row.perplexity:.2f}", off, _agreements(row.agreement), divergence, f"{row.seconds:.3g}"]
     return [row.name, row.protocol, _counted(row), *figures]
 

@@ -10,7 +10,7 @@ from ...models.artifacts import ArtifactError, CircuitPart
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part, only, parts_of, read_json, read_programs, versions
 from ...models.generation.parts import size_of
-from ...models.generation.rows import room
+from ...models.generation.rows import behind, room, window
 from ...models.program.program import Program
 from ...protocols.ckks.frames import most
 from .report import Layer, QueryPrice, declared
@@ -68,7 +68,7 @@ class PricedProgram(QueryPrice):
 @dataclass
 class Inspection:
     """`plan`: its name, where the part says it; `plan_hash` is in every program. `slots`: tokens of a conversation, of
-    which the length of each of `programs` is a pass."""
+    which the length of each of `programs` is a pass; `window`: how many of the last a pass reads, 0: all."""
 
     name: str
     kind: str
@@ -80,6 +80,7 @@ class Inspection:
     public: str
     private: str
     slots: int = 0
+    window: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         found = asdict(self)
@@ -117,9 +118,8 @@ def inspect(folder: str | Path) -> Inspection:
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
-    slots = room(first)
     if first.parts:
-        passes = [(size_of(name), min(room(part), slots), part) for name, part in first.parts.items()]
+        passes = [(size_of(name), behind(first, name), part) for name, part in first.parts.items()]
         listed = [_priced(*its) for its in sorted(passes, key=lambda its: its[:2])]
     else:
         listed = [_priced(length, None, program, circuits.get(length)) for length, program in programs.items()]
@@ -133,7 +133,8 @@ def inspect(folder: str | Path) -> Inspection:
         released=tuple(sorted({name for program in programs.values() for name in _released(program)})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
-        slots=slots,
+        slots=room(first),
+        window=window(first),
     )
 
 

@@ -203,7 +203,7 @@ def _numbers(program: Program, item: Instruction) -> int:
 
 
 def _reads_what_it_keeps(program: Program) -> bool:
-    """Then each run fails that finds more rows than there is room for, so a dealer holds no more."""
+    """Then a run that finds more rows than there is room for fails, or drops the first: a dealer holds no more."""
     names = {
         op: {item.attributes.get("name") for item in program.instructions if item.op == op} for op in ("keep", "state")
     }

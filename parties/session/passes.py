@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ...models.generation.parts import size_of
-from ...models.generation.rows import Part, Pass, room
+from ...models.generation.rows import Part, Pass, room, window
 from ...models.program.program import Program
 from .client import Answer, ClientParty
 from .helper.owner import OwnerParty
@@ -23,7 +23,8 @@ RUNS = 8  # passes of one token whose correlations are made at once
 
 def turn_of(program: Program, part: str, rows: int) -> Turn:
     """Of a pass, with as many runs made at once as there is room for."""
-    left = room(program.part(part)) - rows
+    held = program.part(part)
+    left = room(program if window(held) else held) - rows
     return Turn(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
 
 

@@ -15,7 +15,8 @@ value is opened once for all its readers, too. What would tell is another value 
 There is none: the mask is taken off the tape of the run that keeps the row (values.py), and later rows have masks of
 later runs. The dealer sees masks alone, those of earlier runs among them.
 
-Rows that nobody has filled are public zeros under the mask 0. How many are filled is public.
+Rows that nobody has filled are public zeros under the mask 0. How many are filled is public. A run that takes the last
+rows reads a part of the same openings, chosen by that number: it opens nothing more, and a row that is dropped is gone.
 """
 
 from __future__ import annotations
@@ -67,29 +68,29 @@ class RowsBefore:
     each: int = 0
 
 
-def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str) -> Trace:
+def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str, last: bool = False) -> Trace:
     """The rows that earlier runs kept: their masks."""
     if offline.runs == 1:
         offline.keep(key, RowsBefore(offline.states.rows(name)))
-        return Trace(key, shape, width, plain=offline.states.read(name, shape), born_open=True)
+        return Trace(key, shape, width, plain=offline.states.read(name, shape, last), born_open=True)
     # Several runs at once, one after the other: each finds the rows of those before it, too.
     value, of_all, of_each = offline.keeps[name]
     new = offline.drawn(f"{value}/open", of_all)
     offline.keep(key, RowsBefore(offline.states.rows(name), of_each[-2]))
     found = []
     for run in range(offline.runs):
-        found.append(offline.states.read(name, (*of_each[:-2], *shape[-2:])))
+        found.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), last))
         offline.states.extend(name, new[run].reshape(of_each))
     return Trace(key, shape, width, plain=torch.stack(found).reshape(shape), born_open=True)
 
 
-def state_share(online: Online, key: str, shape: Shape, width: int, name: str) -> Share:
+def state_share(online: Online, key: str, shape: Shape, width: int, name: str, last: bool = False) -> Share:
     """The same rows, online."""
     if online.tape.take(key, RowsBefore).count != online.states.rows(
         name
     ):  # a run was prepared and never made, or one was lost
         raise CorrelationError(f"state {name}: these correlations are for another number of rows; start a new session")
-    public, mask = online.states.read(name, (2, *shape))
+    public, mask = online.states.read(name, (2, *shape), last)
     return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)
 
 

@@ -71,9 +71,9 @@ class Draft:
     def input(self, value: Tensor, width: int = 64) -> int:
         return self._source("input", value, width)
 
-    def state(self, name: str, value: Tensor) -> int:
+    def state(self, name: str, value: Tensor, **attributes: Any) -> int:
         """`value`: what it must be, which the program's session provides."""
-        return self._source("state", value, 64, name)
+        return self._source("state", value, 64, name, **attributes)
 
     def __call__(self, op: str, *args: int, width: int = 64, **attributes: Any) -> int:
         value = ENGINE.compute(op, [self.values[arg] for arg in args], attributes)
@@ -90,10 +90,10 @@ class Draft:
         program.check()
         return Case(program, *(self.tensors[kind] for kind in SOURCES))
 
-    def _source(self, kind: str, value: Tensor, width: int, name: str = "") -> int:
+    def _source(self, kind: str, value: Tensor, width: int, name: str = "", **attributes: Any) -> int:
         name = name or f"{kind}{len(self.instructions)}"
         self.tensors[kind][name] = value.long()
-        return self._emit(kind, (), value.long(), width, {"name": name})
+        return self._emit(kind, (), value.long(), width, {"name": name, **attributes})
 
     def _emit(self, op: str, args: tuple[int, ...], value: Tensor, width: int, attributes: dict[str, Any]) -> int:
         self.instructions.append(

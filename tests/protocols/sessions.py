@@ -13,12 +13,14 @@ from .programs import Case, Data, Draft
 
 @dataclass
 class Attention:
-    """Grouped: two heads of queries read one of keys and values. `room`: rows of a state; `features` of a head."""
+    """Grouped: two heads of queries read one of keys and values. `room`: rows of a state; `features` of a head.
+    `last`: of more rows than there is room for, the last are read."""
 
     data: Data
     room: int = 8
     features: int = 4
     width: int = 6
+    last: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -40,7 +42,7 @@ class Attention:
 
     def _all_rows(self, d: Draft, name: str, x: int) -> int:
         """Those of earlier runs and of this one, for both heads of queries."""
-        before = d.state(name, self._padded(name))
+        before = d.state(name, self._padded(name), **({"last": True} if self.last else {}))
         now = d("keep", x, name=name)
         self.kept[name] = torch.cat([*([self.kept[name]] if name in self.kept else []), d.values[now]], dim=-2)
         rows = d("concat", before, now, dim=2)
@@ -49,7 +51,7 @@ class Attention:
     def _padded(self, name: str) -> Tensor:
         out = torch.zeros(1, HEADS[name], self.room, self.features, dtype=torch.int64)
         if name in self.kept:
-            rows = self.kept[name][..., : self.room, :]
+            rows = self.kept[name][..., -self.room :, :] if self.last else self.kept[name][..., : self.room, :]
             out[..., : rows.shape[-2], :] = rows
         return out
 
@@ -57,10 +59,12 @@ class Attention:
 HEADS = {"q": 2, "k": 1, "v": 1}
 
 
-def session(rows: Iterable[int] = (4, 1, 1, 1), room: int = 8, width: int = 6, reveal_all: bool = True) -> list[Case]:
+def session(
+    rows: Iterable[int] = (4, 1, 1, 1), room: int = 8, width: int = 6, reveal_all: bool = True, last: bool = False
+) -> list[Case]:
     """So many rows a run, in order. Runs of as many rows have one program, and here also one input."""
     data = Data(9)
-    attention, x = Attention(data, room, width=width), {}
+    attention, x = Attention(data, room, width=width, last=last), {}
     return [attention.run(x.setdefault(n, data.ints(1, n, width, bits=8)), reveal_all) for n in rows]
 
 

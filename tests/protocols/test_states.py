@@ -16,7 +16,7 @@ from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.errors import CorrelationError
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.rounds import Swap
-from blindformer.protocols.states import KeptStates, RunStates, StateError
+from blindformer.protocols.states import SPARE, KeptStates, RunStates, StateError
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import Seeds, SessionStates, run_beaver
 from blindformer.tests.protocols.many import run_many
@@ -92,6 +92,36 @@ def test_a_run_that_finds_too_many_rows_says_so(name):
     assert "\n" not in str(one.value)
 
 
+@PROTOCOLS
+def test_a_run_may_take_the_last_rows_of_more_than_there_is_room_for(name):
+    run = SESSIONS[name]()
+    for case in session([3, 2, 1, 4, 1, 1], room=4, last=True):
+        check(case, run(case))
+
+
+def numbered(rows: int) -> Tensor:
+    return torch.arange(rows)[:, None]
+
+
+def test_rows_behind_the_last_are_dropped_but_for_those_that_runs_may_go_back_to():
+    states = KeptStates()
+    RunStates(states).keep("k", numbered(SPARE + 10))
+    RunStates(states).read("k", (4, 1), last=True)
+    states.truncate(SPARE + 10)
+    assert (states.first, states.rows("k"), states.held["k"].shape[-2]) == (6, SPARE + 10, SPARE + 4)
+    states.truncate(10)
+    assert RunStates(states).read("k", (4, 1), last=True)[:, 0].tolist() == [6, 7, 8, 9]
+    RunStates(states).keep("k", numbered(2))
+    assert RunStates(states).read("k", (4, 1), last=True)[:, 0].tolist() == [8, 9, 0, 1]
+    for rows in (9, 3):
+        states.truncate(rows)
+        with pytest.raises(StateError, match=r"^state k: rows before \d were dropped; start a new session"):
+            RunStates(states).read("k", (4, 1), last=True)
+    states.truncate(0)
+    assert not RunStates(states).read("k", (4, 1), last=True).any()
+    assert states.rows("k") == states.first == 0
+
+
 # --- the price -------------------------------------------------------------------------------------------------------
 def test_layout_and_price_are_the_program_s_whatever_is_kept():
     first, second, *_ = session()
@@ -132,14 +162,15 @@ def test_what_is_kept_is_opened_whole_and_once():
 
 
 # --- what a party sees -----------------------------------------------------------------------------------------------
-def wide_session() -> list[Case]:
+def wide_session(room: int = 256, last: bool = False) -> list[Case]:
     """Of enough numbers to test: three runs on one input."""
-    return session([64, 64, 64], room=256, width=32, reveal_all=False)
+    return session([64, 64, 64], room=room, width=32, reveal_all=False, last=last)
 
 
-def test_every_party_sees_uniform_bytes_in_every_run():
+@pytest.mark.parametrize(("room", "last"), [(256, False), (96, True)], ids=["all rows", "the last rows"])
+def test_every_party_sees_uniform_bytes_in_every_run(room, last):
     states, seeds = SessionStates(), Seeds()
-    ran = [run_beaver(case, seeds, f"query {i}", states=states) for i, case in enumerate(wide_session())]
+    ran = [run_beaver(case, seeds, f"query {i}", states=states) for i, case in enumerate(wide_session(room, last))]
     assert all(suspicions(one) == set() and even(raw(one.offline_frames)) for one in ran)
     assert not any(related_runs(one, other) for one, other in combinations(ran, 2))
 

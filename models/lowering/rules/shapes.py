@@ -26,6 +26,12 @@ def same(lowering: Lowering, x: Operand, *options: object, **named: object) -> N
     return lowering.as_node(x)
 
 
+@rule("ones_like")
+def ones_like(lowering: Lowering, x: Operand, **named: object) -> Value:
+    """Of a secret, its shape alone: public."""
+    return Value("public", torch.ones(lowering.as_node(x).shape))
+
+
 @rule("view", "reshape", "_unsafe_view")
 def view(lowering: Lowering, x: Operand, shape: Shape) -> Node:
     return lowering.builder.reshape(lowering.as_node(x), tuple(shape))

@@ -9,7 +9,7 @@ from . import scale_rule
 
 @scale_rule("state")
 def state(at: Scaler, node: Node) -> None:
-    at.emit(node, [], at.state_scale(node.name, node), name=node.name)
+    at.emit(node, [], at.state_scale(node.name, node), name=node.name, **node.attributes)
 
 
 @scale_rule("keep")

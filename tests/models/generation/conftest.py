@@ -37,3 +37,20 @@ def model():
 def compiled(model):
     decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
     return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=96, sizes=(1, 8))
+
+
+@pytest.fixture(scope="session")
+def roomy():
+    """The same, with room for 300 tokens: passes of three rooms."""
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
+    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=300, sizes=(1, 8))
+
+
+WINDOW = 24
+
+
+@pytest.fixture(scope="session")
+def windowed():
+    """The same, in which each token reads the prefix and the last WINDOW tokens: of a conversation of 220."""
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX), window=WINDOW).eval()
+    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=220, sizes=(1, 8))

@@ -7,11 +7,11 @@ import json
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation import folder
-from blindformer.models.generation.chat import SIZES, SLOTS
+from blindformer.models.generation.chat import SIZES
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
-from blindformer.parties.cli import compile as compile_command
-from blindformer.parties.cli import generate, talking
+from blindformer.parties.cli import generate
+from blindformer.parties.cli.steps import COMPILE_NOTES, conversation_notes
 from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment
 
@@ -64,9 +64,10 @@ def whole(plain, tmp_path_factory):
     return compile_folder(plain, tmp_path_factory.mktemp("whole"), lengths=[8])
 
 
-def test_what_the_command_knows_of_the_model_is_so():
-    assert talking.SLOTS == SLOTS
-    assert 2 * len(SIZES) == compile_command.PASSES
+def test_progress_counts_the_passes_of_every_room():
+    each = (COMPILE_NOTES - 1) * len(SIZES)
+    assert conversation_notes(None, None) == 2 + 3 * each
+    assert conversation_notes(1024, 64) == 2 + each
 
 
 @pytest.mark.parametrize("model", ["plain", "talks"])
@@ -194,6 +195,8 @@ WRONG = {
     "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
     "no system prompt": (("generate", "{plain}", "a", "--system", "absent"), "--system absent: cannot be read"),
     "too many tokens": (("generate", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
+    "a wide window": (("generate", "{plain}", "a", "--window", 48), "window 48: a conversation has up to 32 tokens"),
+    "a window of it": (("generate", "{compiled}", "a", "--window", 48), "is compiled already; leave --window out"),
     "a plan": (("generate", "{compiled}", "a", "--plan", "fast"), "is compiled already; leave --plan out"),
     "what is revealed": (("generate", "{compiled}", "a", "--reveal", "token"), "leave --reveal out"),
     "whole texts": (("generate", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
@@ -264,12 +267,30 @@ def test_inspect_shows_each_pass(call, compiled):
     assert "self_attn" in out
 
 
+def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp_path):
+    folder = tmp_path / "out"
+    code, _, errors = call("compile", talks, "--chat", "--window", 32, "--out", folder)
+    assert code == 0, errors
+    words = ("generate", folder, "Hi", "--max-new-tokens", 60, "--drafts", 3, "--format", "json")
+    _, clear, _ = call(*words, "--protocol", "clear")
+    code, private, errors = call(*words)
+    assert code == 0, errors
+    assert json.loads(private)["tokens"] == json.loads(clear)["tokens"]
+    assert len(json.loads(private)["tokens"]) == 60
+    found = json.loads(call("inspect", folder, "--format", "json")[1])
+    assert (found["slots"], found["window"], {item["behind"] for item in found["lengths"]}) == (254, 32, {254})
+    assert "of which each reads the last 32" in " ".join(call("inspect", folder)[1].split())
+    told = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
+    assert (told["slots"], told["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
+
+
 # --- a deployment ----------------------------------------------------------------------------------------------------
 def test_compile_takes_options_of_one_kind(call, talks, tmp_path):
     for words, expected in (
         (("--chat", "--lengths", "32"), "--lengths: is not for a model that is compiled with --chat"),
         (("--chat", "--tokens", 32, "--embedding", "mine"), "embedding='mine': choose client or private"),
         (("--reveal", "token"), "--reveal: is for a model that is compiled with --chat"),
+        (("--window", 32), "--window: is for a model that is compiled with --chat"),
         (("--tokens", 32), "--tokens: is for a model that is compiled with --chat"),
         (("--chat", "--system", "absent"), "--system absent: cannot be read"),
     ):

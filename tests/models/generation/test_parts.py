@@ -1,0 +1,107 @@
+"""A conversation begins in passes of little room, and goes on in others with more: what they compute is the same."""
+
+import pytest
+import torch
+from blindformer.models.generation.decoder import Decoder
+from blindformer.models.generation.parts import compile_decoder, rooms
+from blindformer.models.generation.rows import Rows, room, run_clear
+from blindformer.models.lowering import export as exporting
+from blindformer.models.lowering.export import export, serves
+from blindformer.models.program.pricing import price
+from blindformer.models.program.program import ProgramError
+from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.session.passes import passes
+from blindformer.tests.models.generation.conftest import PREFIX, small, some
+from torch import nn
+
+TEXT = some(300, 5)
+
+
+def rows_of(compiled, run=None, only=""):
+    """`only`: passes of this room."""
+    program = compiled.program
+    if only:
+        parts = {name: part for name, part in program.parts.items() if name.endswith(only)}
+        program = program.model_copy(update={"parts": parts})
+    return Rows(program, run or run_clear(compiled.parts, compiled.weights), PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("most", "found"),
+    [(32, [32]), (64, [64]), (80, [80]), (96, [64, 96]), (260, [64, 128, 260]), (1024, [64, 128, 256, 512, 1024])],
+)
+def test_each_room_is_twice_the_one_before(most, found):
+    assert rooms(most) == found
+
+
+def test_a_growing_conversation_is_one_in_the_largest_room(roomy):
+    asked, run = [], run_clear(roomy.parts, roomy.weights)
+    growing = rows_of(roomy, lambda name, *given: asked.append(name) or run(name, *given))
+    large = rows_of(roomy, only="@300")
+    assert room(roomy.program) == 300
+    texts = (TEXT[:60], *TEXT[60:64, None], TEXT[64:110], *TEXT[110:140, None], TEXT[140:])
+    found, wanted = (torch.cat([rows.read(text.tolist()) for text in texts]) for rows in (growing, large))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-2)
+    table = small(num_key_value_heads=2).get_input_embeddings().weight
+    scores, others = found @ table.T, wanted @ table.T
+    sure = others.topk(2).values.diff().abs()[:, 0] > 0.05
+    assert sure.float().mean() > 0.9
+    assert torch.equal(scores.argmax(-1)[sure], others.argmax(-1)[sure])
+    assert {name.partition("@")[2] for name in asked} == {"64", "128", "300"}
+
+
+def test_every_room_is_the_model(roomy):
+    with torch.no_grad():
+        text = torch.cat([torch.tensor(PREFIX), TEXT])
+        wanted = small(num_key_value_heads=2).base_model(input_ids=text[None]).last_hidden_state[0, len(PREFIX) :]
+    torch.testing.assert_close(rows_of(roomy).read(TEXT.tolist()), wanted, rtol=0, atol=3e-2)
+
+
+def test_parties_pay_in_each_room_what_is_declared(roomy):
+    costs = {}
+
+    def told(name, answer):
+        costs[name] = (answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received)
+
+    with ThreadParties(roomy, timeout=30) as session:
+        private, clear = rows_of(roomy, passes(session.client, roomy.parts, told)), rows_of(roomy)
+        for text in (TEXT[:57], *TEXT[57:75, None], TEXT[75:137], *TEXT[137:140, None]):
+            torch.testing.assert_close(private.read(text.tolist()), clear.read(text.tolist()), rtol=0, atol=3e-2)
+    assert len(costs) == 6
+    for name, spent in costs.items():
+        declared = price(roomy.program.part(name))
+        assert spent == (declared.rounds, declared.up, declared.down)
+
+
+def test_the_model_is_traced_once_for_all_rooms(monkeypatch):
+    traced = []
+    monkeypatch.setattr(exporting, "export", lambda *given: traced.append(given) or export(*given))
+    decoder = Decoder(small("GPT2"), torch.tensor(PREFIX)).eval()
+    made = compile_decoder(decoder, [some(72)], slots=253, sizes=(1, 8))
+    assert set(made.parts) == {f"{size}@{room}" for room in (253, 128, 64) for size in (8, 1)}
+    assert len(traced) == 2
+
+
+class Stated(nn.Module):
+    """Its trace says how many columns there are, in one way or another."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return self.by(x)
+
+
+@pytest.mark.parametrize("by", [lambda x: x.sum() / x.shape[-1], lambda x: x.reshape(x.shape[-1], -1)])
+def test_a_trace_that_states_its_sizes_serves_no_others(by):
+    model = Stated(by)
+    graph = export(model, {"x": torch.ones(2, 8)})
+    assert serves(graph, model, {"x": torch.rand(2, 8)})
+    assert not serves(graph, model, {"x": torch.rand(2, 4)})
+
+
+def test_a_room_whose_sums_leave_too_few_bits_says_what_to_do():
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
+    with pytest.raises(ProgramError, match=r"self_attn: a table that reaches \d+ leaves too few bits; .* --window"):
+        compile_decoder(decoder, [some(72)], slots=1 << 13, sizes=(1,))
