@@ -78,6 +78,7 @@ class Scaler:
         self.extra: dict[int, int] = {}
         self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
         self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
+        self.reach: dict[int, int] = {}  # nodes at which tables are read -> bits before the point that the widest takes
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -146,7 +147,8 @@ class Scaler:
     def bits(self, node: Node) -> int:
         """Bits before the binary point that the value's magnitude needs."""
         found = self.ranges.get(id(node))
-        return max(-40, math.ceil(math.log2(found.reach))) if found and found.high > 0 else 0
+        bits = max(-40, math.ceil(math.log2(found.reach))) if found and found.high > 0 else 0
+        return max(bits, self.reach.get(id(node), bits))
 
     def target(self, node: Node) -> int:
         """Fractional bits a rescaled value keeps."""
@@ -227,8 +229,10 @@ class Scaler:
             if node.op in known and known[node.op].opened:
                 self.opened.update(id(arg) for arg in node.args)
             if node.op == "lookup" and node.args[1].shape[-1] > 1:
-                x, wanted = id(node.args[0]), PLACE_BITS - round(math.log2(node.attributes["width"]))
-                self.places[x] = max(wanted, self.places.get(x, 0))
+                x, width = id(node.args[0]), round(math.log2(node.attributes["width"]))
+                cells = round(math.log2(node.args[1].shape[0]))
+                self.places[x] = max(PLACE_BITS - width, self.places.get(x, 0))
+                self.reach[x] = max(width + cells, self.reach.get(x, -40))
         readers: dict[int, list[Node]] = {}
         for node in nodes:
             for arg in node.args:
@@ -238,6 +242,8 @@ class Scaler:
                 self._find_amplified(node, readers.get(id(node), []))
         for node in reversed(nodes):
             operation = known.get(node.op)
+            if id(node) in self.reach and node.op == "add":
+                self.reach.update((id(arg), self.reach[id(node)]) for arg in node.args if arg.owner == "shared")
             if operation and operation.scales == "matrix":
                 self.matrix.update(id(arg) for arg in node.args)
             elif id(node) in self.matrix and operation and _only_moves(operation):
