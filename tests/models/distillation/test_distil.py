@@ -146,7 +146,7 @@ def test_a_plan_with_exceptions_by_layer(student, few, tmp_path):
     )
     made = distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
     assert made.plan.overrides == plan.overrides
-    assert "cuts" in made.plan.fits["bert.encoder.layer.0.intermediate.intermediate_act_fn/gelu"]
+    assert "cut" in made.plan.fits["bert.encoder.layer.0.intermediate.intermediate_act_fn/gelu"]
 
 
 def test_products_in_bfloat16_leave_a_student_in_float32(student, few, tmp_path):
