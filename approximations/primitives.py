@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+DEPTH = 16.0  # e^-DEPTH is nearly 0
+
 
 @torch.library.custom_op("blindformer::polynomial", mutates_args=())
 def _polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
@@ -126,10 +128,11 @@ which_cell.register_autograd(lambda ctx, gradient: (torch.zeros_like(gradient[..
 
 @torch.library.custom_op("blindformer::exp_by_cell", mutates_args=())
 def exp_by_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
-    """e^x in the last two cells of those from `start`, 0 in the cells before; the last one must not count."""
+    """e^x in the last cells of those from `start`, 0 in those that end `DEPTH` before the last one, which must not
+    count."""
     most = cells * width
     within = start + (x - start) % most
-    return torch.where(within < start + most - 2 * width, 0.0, within.exp())
+    return torch.where(within < start + most - width - DEPTH, 0.0, within.exp())
 
 
 exp_by_cell.register_fake(lambda x, start, width, cells: torch.empty_like(x))

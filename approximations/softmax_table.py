@@ -20,7 +20,7 @@ from .softmax import MOST, Parts, gap_of, maximum
 
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
 ROUNDED = 0.5  # what roundings may add to what is left of the largest score
-EXP_CELL = 16.0  # so that it is nearly 0 in the cell before the last two
+EXP_CELL, EXP_CELL_OF_MANY = 8.0, 16.0  # longer ones take fewer numbers, and leave their sums too few bits at once
 FEW = 1 << 13  # scores for which numbers cost less than rounds
 
 
@@ -47,10 +47,10 @@ def table(
     """exp(x - m) for an m near the maximum."""
     x = scores * scale
     many = scores.numel() > few
-    rough = 0.0 if many else CELL
+    rough, cell = (0.0, EXP_CELL_OF_MANY) if many else (CELL, EXP_CELL)
     below = x - (maximum(x, keep, gap) if many else _rough_maximum(x, keep, low, high))
-    cells = _power_of_two((high - low + 2 * rough) / EXP_CELL + 2)
-    numerators = exp_by_cell(below, rough + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
+    cells = _power_of_two((high - low + 2 * rough) / cell + 2)
+    numerators = exp_by_cell(below, rough + ROUNDED + cell - cells * cell, cell, cells)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
     bounds = (0.99 * math.exp(-rough), MOST * math.exp(rough) * scores.shape[-1])

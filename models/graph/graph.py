@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...approximations.primitives import DEPTH
 from ...protocols.operations import operations
 from ...protocols.operations.fourier import POINTS
 
-EXP_POINTS, EXP_ROWS = 2048, 2  # of a table of e^x: distances that lines cross, and cells where it is not 0
+EXP_POINTS = 2048  # of a table of e^x: distances in a cell that lines cross
 
 
 @dataclass(eq=False)
@@ -177,7 +178,8 @@ class Builder:
     def exp(self, x: Node, start: float, width: float, cells: int) -> Node:
         """e^x in the last cells, where it is not nearly 0; 0 in all others. Cells as of `lookup`."""
         points = torch.linspace(0, width, EXP_POINTS + 1, dtype=torch.float64)
-        ends = start + width * torch.arange(max(0, cells - EXP_ROWS), cells, dtype=torch.float64)
+        rows = min(cells, 1 + math.ceil(DEPTH / width))
+        ends = start + width * torch.arange(cells - rows, cells, dtype=torch.float64)
         table = self.constant(torch.exp(ends[:, None] + points))
         last = start + width * (cells - 1)  # beyond, a result must meet an exact 0: a score that a mask hides
         return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells, domain=last)

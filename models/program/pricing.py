@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from ...protocols.base import find
 from ...protocols.beaver.engine import PricingEngine
+from ...protocols.beaver.primitive import Cost
 from ...protocols.crypten.engine import Owners
 from ...protocols.crypten.pricing import ManyPricingEngine
 from ...protocols.ring import Ring
@@ -36,7 +37,7 @@ NETWORKS = {
 
 @dataclass
 class PriceRow:
-    """One module's share of the price. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
+    """What one module costs, or one operation. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
 
     path: str
     down: int = 0
@@ -46,11 +47,19 @@ class PriceRow:
     macs: int = 0
     operations: dict[str, int] = field(default_factory=dict)
 
+    def add(self, operation: str, cost: Cost) -> None:
+        self.macs += cost.macs
+        self.down += cost.down
+        self.up += cost.up
+        self.offline += cost.offline
+        self.rounds += cost.rounds
+        self.operations[operation] = self.operations.get(operation, 0) + 1
+
 
 @dataclass
 class Price:
-    """Totals, equal to what a run meters; `rows` by module. A module's rounds overlap others', so they do not add
-    up."""
+    """Totals, equal to what a run meters; `rows` by module, `by_operation` by operation. A row's rounds overlap
+    others', so they do not add up."""
 
     rounds: int
     down: int
@@ -59,6 +68,7 @@ class Price:
     macs: int
     setup_bytes: int
     rows: list[PriceRow]
+    by_operation: list[PriceRow]
 
     @property
     def online_bytes(self) -> int:
@@ -114,17 +124,13 @@ def _price(key: ByHash) -> Price:
     engine = PricingEngine(Ring(program.ring), placeholders(program))
     execution = interpret(program, engine, _no_bytes)
     rows: dict[str, PriceRow] = {}
+    operations: dict[str, PriceRow] = {}
     for number, item in enumerate(program.instructions):
         row = rows.setdefault(item.path, PriceRow(item.path))
         cost = engine.costs.get(str(number))
-        if cost is None:
-            continue
-        row.macs += cost.macs
-        row.down += cost.down
-        row.up += cost.up
-        row.offline += cost.offline
-        row.rounds += cost.rounds
-        row.operations[item.op] = row.operations.get(item.op, 0) + 1
+        if cost is not None:
+            row.add(item.op, cost)
+            operations.setdefault(item.op, PriceRow(item.op)).add(item.op, cost)
     listed = [row for row in rows.values() if row.operations]
     return Price(
         rounds=execution.rounds,
@@ -134,6 +140,7 @@ def _price(key: ByHash) -> Price:
         macs=sum(r.macs for r in listed),
         setup_bytes=_setup_bytes(program),
         rows=listed,
+        by_operation=sorted(operations.values(), key=lambda row: row.down + row.up + row.offline, reverse=True),
     )
 
 

@@ -11,7 +11,7 @@ from typer import Option
 from ...errors import BlindformerError
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .output import MB, console, emit, layer_table, mb, table
+from .output import MB, console, emit, mb, price_table, table
 from .progress import Phases
 from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
 
@@ -36,6 +36,7 @@ def estimate(
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     reveal: options.Reveal = None,
+    by: options.By = "layer",
     form: options.Form = "text",
 ) -> None:
     """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
@@ -89,7 +90,8 @@ def estimate(
             found = resolve(entry.price)(compiled, chosen_network, among)
             phases.end("rehearse")
             head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
-            shown = partial(_show if entry.parties else _show_many, loaded, length, compiled.plan.name, protocol, found)
+            show = partial(_show, by) if entry.parties else _show_many
+            shown = partial(show, loaded, length, compiled.plan.name, protocol, found)
             priced = asdict(found)
     if form == "json":
         emit({**head, **priced, "versions": versions()})
@@ -180,14 +182,14 @@ def _show_many(loaded: Any, length: int, plan: str, protocol: str, found: Any) -
     )
 
 
-def _show(loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
+def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
     out, size = console(), _size(loaded, length)
     out.print(f"[bold]{loaded.name}[/]   {size}   plan {plan}   protocol {protocol}   network {found.network}\n")
-    out.print(layer_table(found, ("online MB", "offline MB", "million MACs", "rounds")))
+    out.print(price_table(found, by, ("online MB", "offline MB", "million MACs", "rounds")))
     spent = {role: sum(s for name, s in found.compute_s.items() if name.startswith(role)) for role in ROLES}
     busy = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in spent.items())
     out.print(
-        "\n(layers share rounds, so their rounds add up to more than the total)\n"
+        f"\n({by}s share rounds, so their rounds add up to more than the total)\n"
         f"network  {_in_words(found)}\n"
         f"online   about {found.online_s:.2f} s: {found.up / MB:.1f} MB up, {found.down / MB:.1f} MB down, "
         f"{found.rounds} rounds\n"

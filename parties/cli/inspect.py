@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from . import options
-from .output import console, emit, layer_table, mb, table
+from .output import console, emit, mb, price_table, table
 from .steps import loading
 
 
@@ -19,6 +19,7 @@ def inspect(
         bool,
         Option("--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."),
     ] = False,
+    by: options.By = "layer",
     form: options.Form = "text",
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
@@ -33,7 +34,7 @@ def inspect(
     if form == "json":
         emit({**found.to_dict(), **({"precision": lost} if lost else {})})
         return
-    _show(found)
+    _show(found, by)
     for number, layers in lost.items():
         title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
         rows = [
@@ -53,7 +54,7 @@ def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[s
     return lost
 
 
-def _show(found: Any) -> None:
+def _show(found: Any, by: str) -> None:
     out = console()
     kind = f"   {found.kind}" if found.kind else ""
     out.print(f"[bold]{found.name}[/]{kind}   plan {found.plan or 'named in other parts'} ({found.plan_hash[:12]})\n")
@@ -90,9 +91,9 @@ def _show(found: Any) -> None:
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
     for item in found.programs:
         above = f"\n{which(item)} tokens" if item.length else ""
-        out.print(layer_table(item, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
+        out.print(price_table(item, by, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
     show_circuits(out, found, layers=True)
-    out.print("\n(share: of all bytes. Layers share rounds, so their rounds add up to more than the total)")
+    out.print(f"\n(share: of all bytes. {by.capitalize()}s share rounds: theirs add up to more than the total)")
 
 
 def show_circuits(out: Any, found: Any, layers: bool) -> None:

@@ -33,6 +33,10 @@ Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
+By = Annotated[
+    str,
+    Option(click_type=one_of("layer", "operation"), help="What the table has a row for: layers or operations."),
+]
 Reveal = Annotated[
     str | None,
     Option(

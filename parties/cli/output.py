@@ -84,8 +84,8 @@ def mb(size: float, digits: int = 2) -> str:
     return f"{size / MB:.{digits}f}"
 
 
-def layer_table(found: Any, columns: Sequence[str], title: str | None = None) -> Table:
-    """What each layer of a priced program costs, and all of them. `columns`: some of those below."""
+def price_table(found: Any, by: str, columns: Sequence[str], title: str | None = None) -> Table:
+    """What each layer or operation of a priced program costs, and all of them. `columns`: some of those below."""
     cells = {
         "rounds": lambda layer: str(layer.rounds),
         "online MB": lambda layer: mb(layer.online_bytes),
@@ -93,6 +93,7 @@ def layer_table(found: Any, columns: Sequence[str], title: str | None = None) ->
         "million MACs": lambda layer: f"{layer.macs / 1e6:.1f}",
         "share": lambda layer: "100.0%" if layer is found else f"{found.share(layer):.1%}",
     }
-    named = [(layer.path, layer) for layer in found.layers] + [("[bold]total[/]", found)]
+    listed = found.operations if by == "operation" else found.layers
+    named = [(row.path, row) for row in listed] + [("[bold]total[/]", found)]
     rows = ([name, *(cells[column](layer) for column in columns)] for name, layer in named)
-    return table("layer", *columns, title=title, right=range(1, len(columns) + 1), rows=rows)
+    return table(by, *columns, title=title, right=range(1, len(columns) + 1), rows=rows)

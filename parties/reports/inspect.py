@@ -86,8 +86,8 @@ class Inspection:
         found = asdict(self)
         found["lengths"] = found.pop("programs")
         for told, item in zip(found["lengths"], self.programs, strict=True):
-            for row, layer in zip(told["layers"], item.layers, strict=True):
-                row["share"] = item.share(layer)
+            for row, one in zip(told["layers"] + told["operations"], item.layers + item.operations, strict=True):
+                row["share"] = item.share(one)
         return found
 
     def of_length(self, length: int, folder: Path) -> list[PricedProgram]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from ...models.program.pricing import Price, price
+from ...models.program.pricing import PriceRow, price
 from ...models.program.program import Program
 from ...models.program.two_server import is_for_two_servers
 from ..session.parties import Parties
@@ -19,7 +19,7 @@ PEAK = "_peak_rss_mb"  # after a party's name
 
 @dataclass
 class Layer:
-    """One module's share. Bytes: both ways online, and dealer to server offline."""
+    """One module's share, or one operation's. Bytes: both ways online, and dealer to server offline."""
 
     path: str
     rounds: int
@@ -41,13 +41,17 @@ class QueryPrice:
     setup_bytes: int
     macs: int
     layers: list[Layer] = field(repr=False)
+    operations: list[Layer] = field(repr=False)
 
 
 def declared(program: Program) -> dict[str, Any]:
     """The fields of a QueryPrice. Errors: ProgramError if the protocol does not offer what the program needs."""
     found = price(program)
-    names = (field.name for field in fields(QueryPrice) if field.name != "layers")
-    return {**{name: getattr(found, name) for name in names}, "layers": layers(found)}
+    rows = {"layers": layers(found.rows), "operations": layers(found.by_operation)}
+    return {
+        **{field.name: getattr(found, field.name) for field in fields(QueryPrice) if field.name not in rows},
+        **rows,
+    }
 
 
 @dataclass
@@ -94,10 +98,10 @@ def _peak(party: str) -> str:
     return party + PEAK
 
 
-def layers(found: Price) -> list[Layer]:
+def layers(rows: Sequence[PriceRow]) -> list[Layer]:
     return [
         Layer(row.path or "(model)", row.rounds, row.down + row.up, row.offline, row.macs)
-        for row in found.rows
+        for row in rows
         if row.down + row.up + row.offline
     ]
 
@@ -151,7 +155,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
         who_learned_what(query.program, timings),
         online_bytes=timings.online.sent + timings.online.received,
         peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
-        layers=layers(price(query.program)),
+        layers=layers(price(query.program).rows),
     )
 
 

@@ -223,7 +223,7 @@ def test_squares_over_the_number_of_keys_add_up_to_one_on_average():
     constants = found.constants((-8.0, 12.0), {})
     scores = torch.linspace(-3, 7, 4096, dtype=torch.float64).repeat(2, 1)
     keep = torch.stack([torch.ones(4096), torch.arange(4096) % 4 == 0]).double()
-    weights, denominators, _ = found.function(scores * 4, keep, 0.25, **constants)
+    weights, denominators, *_ = found.function(scores * 4, keep, 0.25, **constants)
     assert denominators is None
     assert torch.allclose(weights.sum(-1), torch.ones(2).double(), atol=2e-3)
     assert (weights[1][keep[1] == 0] == 0).all()
