@@ -37,7 +37,7 @@ NETWORKS = {
 
 @dataclass
 class PriceRow:
-    """What one module costs, or one operation. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
+    """What a module costs, or an operation. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
 
     path: str
     down: int = 0

@@ -46,7 +46,11 @@ def test_run_and_estimate_agree(call, known, tiny_encoder):
     estimate = json.loads(out)
     for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
         assert run[name] == estimate[name]
-    assert sum(row["online_bytes"] for row in estimate["layers"]) == estimate["online_bytes"]
+    for rows in ("layers", "operations"):
+        assert sum(row["online_bytes"] for row in estimate[rows]) == estimate["online_bytes"]
+        assert sum(row["offline_bytes"] for row in estimate[rows]) == estimate["offline_bytes"]
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--by", "operation", *known)
+    assert all(word in out for word in ("rescale", "operations share rounds"))
     assert -1 <= run["similarities"][0]["cosine"] <= 1.0001
     assert len(run["results"][0]["embedding"]) == 32
 
