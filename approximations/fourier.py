@@ -22,6 +22,7 @@ Real = Callable[[np.ndarray], np.ndarray]
 
 PERIODS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 LARGEST = 256.0  # of coefficients, all together: so much the dealer's roundings are magnified
+NEAR = 2.0**-8  # the cut: there a series is nearly as good beyond it, and the tail before it
 SOURCE = "Blindformer: the Fourier series of least error inside a balanced cut"
 
 
@@ -37,13 +38,13 @@ def odd(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:
 
 def gated(x: Tensor, cut: float, even: Tensor) -> Tensor:
     """x/2 + even inside the cut, 0 below it, x above it: the shape of GELU and SiLU."""
-    upper, lower = below(x, cut), below(x, -cut)
+    upper, lower = below(x, cut, NEAR), below(x, -cut, NEAR)
     return x * (1.0 - 0.5 * (upper + lower)) + (upper - lower) * even
 
 
 def saturating(x: Tensor, cut: float, odd: Tensor) -> Tensor:
     """An odd function inside the cut, -1 below it, 1 above it: the shape of tanh."""
-    upper, lower = below(x, cut), below(x, -cut)
+    upper, lower = below(x, cut, NEAR), below(x, -cut, NEAR)
     return 1.0 - upper - lower + (upper - lower) * odd
 
 

@@ -194,9 +194,19 @@ unless_known.register_fake(lambda approximated, x, function: torch.empty_like(x)
 unless_known.register_autograd(lambda ctx, gradient: (gradient, None, None))
 
 
-def below(x: Tensor, threshold: float) -> Tensor:
-    """1 where x < threshold, else 0, in x's own type, so that bits can be added and multiplied."""
+@torch.library.custom_op("blindformer::below", mutates_args=())
+def _below(x: Tensor, threshold: float, tolerance: float) -> Tensor:
     return (x < threshold).to(x.dtype)
+
+
+_below.register_fake(lambda x, threshold, tolerance: torch.empty_like(x))
+_below.register_autograd(lambda ctx, gradient: (None, None, None))
+
+
+def below(x: Tensor, threshold: float, tolerance: float = 0.0) -> Tensor:
+    """1 where x < threshold, else 0, in x's own type, so that bits can be added and multiplied. `tolerance`: how near
+    to the threshold either answer will do; on secrets fewer bits are compared then."""
+    return _below(x, threshold, tolerance) if tolerance else (x < threshold).to(x.dtype)
 
 
 def above(x: Tensor, threshold: float) -> Tensor:

@@ -60,7 +60,7 @@ def table(
 def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:
     """No more than CELL from the largest of each row [..., keys] that is kept."""
     cells = _power_of_two((high - low) / CELL + 3)
-    start = round((low + high) / 2 - cells * CELL / 2)  # as much room below as above
+    start = CELL * round((low + high) / 2 / CELL - cells / 2)  # as much room below as above
     which = which_cell(x.unsqueeze(-1), start, CELL, cells)
     counts = (which if keep is None else which * keep.unsqueeze(-1)).sum(-2, keepdim=True)
     order = torch.arange(cells, device=x.device)

@@ -195,11 +195,12 @@ class Builder:
         return self.node("fourier", x, table, wave, shape=x.shape, period=period, domain=domain)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
-    def less(self, x: Node, threshold: float) -> Node:
-        """1 where x < threshold."""
+    def less(self, x: Node, threshold: float, tolerance: float = 0.0) -> Node:
+        """1 where x < threshold. `tolerance`: how near to it either answer will do."""
         if x.op == "ldexp":
-            return self.less(x.args[0], threshold * 2.0 ** -x.attributes["exponent"])
-        return self.node("less", x, shape=x.shape, threshold=threshold)
+            factor = 2.0 ** -x.attributes["exponent"]
+            return self.less(x.args[0], threshold * factor, tolerance * factor)
+        return self.node("less", x, shape=x.shape, threshold=threshold, tolerance=tolerance)
 
     def complement(self, bit: Node) -> Node:
         return self.node("sub", self.constant(1.0), bit, shape=bit.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...protocols.errors import BlindformerError
 from .graph import Node
-from .reference import fixed_values, run
+from .reference import compute, fixed_values, run
 
 TAIL = 8  # inputs that are needed to tell a tail from chance
 MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
@@ -66,7 +66,9 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
             magnitude = magnitude[args[0].abs() <= domain]
             low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
-        if not magnitude.numel():
+            if node.op in ("exp", "fourier"):  # what they may be at all, which is little: so their values are bounded
+                high = max(high, float(compute(node, [_all_within(domain), *args[1:]]).abs().max()))
+        if not magnitude.numel() and not high:
             return
         if node.row:
             rows[id(node)] = torch.maximum(_ends(args, node.row), rows.get(id(node), torch.zeros(2)))
@@ -83,6 +85,11 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
         run(nodes, batch, observe, fixed)
     _any_place(nodes, found, rows)
     return found
+
+
+def _all_within(domain: float) -> Tensor:
+    """Points up to a domain's end, but for the end itself."""
+    return torch.linspace(-abs(domain), domain - abs(domain) / 512, 512, dtype=torch.float64)
 
 
 def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node]) -> dict[int, Range]:

@@ -228,11 +228,12 @@ class Scaler:
         for node in nodes:
             if node.op in known and known[node.op].opened:
                 self.opened.update(id(arg) for arg in node.args)
+            if (whole := _whole(node)) is not None:
+                x = id(node.args[0])
+                self.reach[x] = max(whole, self.reach.get(x, -40))
             if node.op == "lookup" and node.args[1].shape[-1] > 1:
-                x, width = id(node.args[0]), round(math.log2(node.attributes["width"]))
-                cells = round(math.log2(node.args[1].shape[0]))
-                self.places[x] = max(PLACE_BITS - width, self.places.get(x, 0))
-                self.reach[x] = max(width + cells, self.reach.get(x, -40))
+                wanted = PLACE_BITS - round(math.log2(node.attributes["width"]))
+                self.places[x] = max(wanted, self.places.get(x, 0))
         readers: dict[int, list[Node]] = {}
         for node in nodes:
             for arg in node.args:
@@ -262,6 +263,16 @@ class Scaler:
         """Whether a value's relative error is what counts."""
         found = self.ranges.get(id(node))
         return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20
+
+
+def _whole(node: Node) -> int | None:
+    """Of what is read at a place: the bits before the point of all the places that there are."""
+    if node.op == "fourier":
+        return round(math.log2(node.attributes["period"]))
+    if "width" not in node.attributes:
+        return None
+    cells = node.args[1].shape[0] if node.op == "lookup" else node.attributes["cells"]
+    return round(math.log2(node.attributes["width"] * cells))
 
 
 def _only_moves(operation: Operation) -> bool:

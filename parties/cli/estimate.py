@@ -64,8 +64,8 @@ def estimate(
         among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         if tokens is not None:
-            if not entry.talks:
-                raise BlindformerError(f"--protocol {protocol}: runs no conversations; use --protocol {DEFAULT}")
+            if entry.parties is None:
+                raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             given = {
                 "slots": tokens,
                 "window": window,

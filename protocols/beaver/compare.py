@@ -100,18 +100,19 @@ class SignCorrelation:
 
 
 class Less(Primitive):
-    """x < threshold, elementwise, as a shared 0/1 (scale 0). `bits`: k."""
+    """x < threshold, elementwise, as a shared 0/1 (scale 0). `bits`: k. `drop`: of c, rho and t alike, the lowest bits
+    are not read."""
 
     op = "less"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, threshold: int, bits: int
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0
     ) -> Trace:
         source = offline.source
-        _bits_of_mask(offline, x, bits)
+        _bits_of_mask(offline, x, bits, drop)
         wide, count = offline.runs * words(size(shape) // offline.runs), size(shape)
         masks, products = [], []
-        for number, level in enumerate(tree(_blocks(bits))):
+        for number, level in enumerate(tree(_blocks(bits - drop))):
             mask = source.uniform_bits(f"{key}/{number}/masks", (len(level.opened), wide))
             index = {wire: i for i, wire in enumerate(level.opened)}
             masks.append(mask)
@@ -131,16 +132,16 @@ class Less(Primitive):
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
         return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
 
-    def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int) -> Step:
+    def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int, drop: int = 0) -> Step:
         opened = yield from online.ring_opened(x)
-        store = _taken_bits(online, x, bits)
+        store = _taken_bits(online, x, bits, drop)
         correlation = online.tape.take(key, SignCorrelation)
-        planes = _public_planes(x, opened.public, bits, threshold)
+        planes = _public_planes(x, opened.public, bits, drop, threshold)
         greater, equal = _compare_blocks(planes[:-1], store.blocks)
         wires: dict[tuple[str, int], Tensor] = {}
         for i in range(greater.shape[0]):
             wires["g", i], wires["p", i] = greater[i], equal[i]
-        levels = tree(_blocks(bits))
+        levels = tree(_blocks(bits - drop))
         for level, masks, products in zip(levels, correlation.masks, correlation.products, strict=True):
             wires = yield from _join(online, level, wires, masks, products)
         sign = wires["g", 0] ^ store.top
@@ -155,30 +156,38 @@ class Less(Primitive):
             share += public
         return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
 
-    def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int) -> Cost:
-        blocks, word_bytes = _blocks(bits), 8 * words(size(shape))
+    def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0) -> Cost:
+        blocks, word_bytes = _blocks(bits - drop), 8 * words(size(shape))
         levels = tree(blocks)
         sizes = [word_bytes * len(level.opened) for level in levels] + [word_bytes]
         steps = tuple((bytes_, bytes_) for bytes_ in sizes)
         offline = word_bytes * sum(len(level.subsets) for level in levels) + mask_bytes(width) * size(shape)
-        if f"bits{bits}" not in x.bits:
+        if _named(bits, drop) not in x.bits:
             offline += word_bytes * (blocks * len(SUBSETS) + 1)
         return Cost(ring_opening_cost(x) + steps, offline)
 
-    def opens(self, x: Trace, threshold: int, bits: int) -> list[Opening]:
+    def opens(self, x: Trace, threshold: int, bits: int, drop: int = 0) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
-def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
+def _named(bits: int, drop: int) -> str:
+    return f"bits{bits}-{drop}" if drop else f"bits{bits}"
+
+
+def _bits_of_mask(offline: Offline, x: Trace, bits: int, drop: int) -> None:
     """The bit correlation of x's opening, made by the first comparison that reads x."""
     mask = offline.ring_mask(x)
     if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
         raise CorrelationError(f"comparison of {x.key}: its opening does not cover {bits} bits; this is a bug")
-    name = f"bits{bits}"
+    name = _named(bits, drop)
     if name in x.bits:
         return
-    blocks, wide = _blocks(bits), offline.runs * words(size(x.shape) // offline.runs)
-    rho = to_planes(-mask.terms[0].value, bits, offline.runs) if offline.role == "dealer" else torch.empty(0)
+    blocks, wide = _blocks(bits - drop), offline.runs * words(size(x.shape) // offline.runs)
+    rho = (
+        to_planes(-mask.terms[0].value >> drop, bits - drop, offline.runs)
+        if offline.role == "dealer"
+        else torch.empty(0)
+    )
     label = f"{x.key}/{name}"
     products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
     top = offline.source.derived_bits(f"{label}/top", (wide,), lambda: rho[-1])
@@ -188,8 +197,8 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int) -> None:
     x.bits.add(name)
 
 
-def _taken_bits(online: Online, x: Share, bits: int) -> BitCorrelation:
-    name = f"bits{bits}"
+def _taken_bits(online: Online, x: Share, bits: int, drop: int) -> BitCorrelation:
+    name = _named(bits, drop)
     if name not in x.bits:
         x.bits[name] = online.tape.take(f"{x.key}/{name}", BitCorrelation)
     found = x.bits[name]
@@ -244,14 +253,14 @@ def _halves(table: Tensor) -> tuple[Tensor, Tensor]:
     return table[:, 0::2], table[:, 1::2]
 
 
-def _public_planes(x: Share, public: Tensor, bits: int, threshold: int) -> Tensor:
+def _public_planes(x: Share, public: Tensor, bits: int, drop: int, threshold: int) -> Tensor:
     """Planes of (public - threshold) modulo 2^bits: transposed once per value, the constant subtracted on planes."""
-    name = f"planes{bits}"
+    name = f"planes of {_named(bits, drop)}"
     if name not in x.bits:
-        x.bits[name] = to_planes(public, bits)
+        x.bits[name] = to_planes(public >> drop, bits - drop)
     planes = x.bits[name]
     assert isinstance(planes, Tensor)
-    return add_constant(planes, -threshold)
+    return add_constant(planes, -(threshold >> drop))
 
 
 def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Step:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program
+from blindformer.models.program.two_server import input_layout
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.protocols.beaver.engine import OnlineEngine
@@ -71,11 +72,11 @@ class LyingOwner(OwnerParty):
 
     lies: dict[str, Tensor]
 
-    def _send_shares(self, sources):
-        seed = new_seed()
-        given = split(sources, seed, self._inputs)
+    def _send_shares(self, sources, part=""):
+        seed, inputs = new_seed(), input_layout(self.program.part(part))
+        given = split(sources, seed, inputs)
         self.server.send_message({"query": self.number})
-        self.server.send(pack_shares({name: x + self.lies[name] for name, x in given.items()}, self._inputs))
+        self.server.send(pack_shares({name: x + self.lies[name] for name, x in given.items()}, inputs))
         self.helper.send_message({"seed": seed.hex()})
 
 

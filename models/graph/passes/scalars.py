@@ -47,7 +47,7 @@ def _float(outputs: list[Node]) -> list[Node]:
             coefficients = [c * factor**k for k, c in enumerate(node.attributes["coefficients"])]
             return builder.polynomial(inner[0], coefficients, node.attributes["domain"] / abs(factor))
         if node.op == "less" and factor > 0:
-            return builder.less(inner[0], node.attributes["threshold"] / factor)
+            return builder.less(inner[0], node.attributes["threshold"] / factor, node.attributes["tolerance"] / factor)
         if node.op == "ldexp":
             return builder.scale(builder.ldexp(inner[0], node.attributes["exponent"]), factor)
         if _is_scaled(node):

@@ -132,6 +132,11 @@ def fourier(
     return lowering.builder.fourier(lowering.as_node(x), cosines, sines, period, domain)
 
 
+@rule("below")
+def below(lowering: Lowering, x: Operand, threshold: float, tolerance: float) -> Node:
+    return lowering.builder.less(lowering.as_node(x), threshold, tolerance)
+
+
 @rule("relu")
 def relu(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.relu(lowering.as_node(x))

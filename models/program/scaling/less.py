@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ...graph.graph import Node
 from ..program import ProgramError
@@ -22,4 +23,7 @@ def less(at: Scaler, node: Node) -> None:
     if bits > 49:
         raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
     integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
-    at.emit(node, [number], 0, threshold=integer, bits=bits)
+    tolerance = node.attributes["tolerance"]
+    drop = min(max(0, math.floor(math.log2(tolerance)) + scale), bits - 5) if tolerance else 0
+    read: dict[str, Any] = {"threshold": integer, "bits": bits, **({"drop": drop} if drop else {})}
+    at.emit(node, [number], 0, **read)

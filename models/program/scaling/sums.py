@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ...graph.graph import Node
+from ..encoding import quantised_scale
 from ..scales import Scaler
 from . import scale_rule
 
@@ -21,6 +22,9 @@ def aligned(at: Scaler, node: Node) -> None:
 @scale_rule("sum")
 def summed(at: Scaler, node: Node) -> None:
     scale = at.common(node)
+    for arg in node.args:
+        if arg.is_encoded and arg.value is not None:  # beside counts, say, which have no fractional bits
+            scale = max(scale, quantised_scale(arg.value, min(at.target(node), at.precision.fraction)))
     if not at.fits(node, scale):
         # Rescaling the smaller argument to the larger one's scale is cheap; both only if that does not fit either.
         largest = max((a for a in node.args if id(a) in at.scale), key=lambda a: math.prod(a.shape))

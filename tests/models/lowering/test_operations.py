@@ -113,6 +113,7 @@ OPERATIONS = {
         F.interpolate(m.hide(x).view(1, 1, 4, 6), scale_factor=2, mode="bilinear").view(8, 12)
         + F.interpolate(F.adaptive_avg_pool2d(m.hide(x).view(1, 1, 4, 6), 2), (8, 12), mode="nearest").view(8, 12)
     ),
+    "a count and a fraction": lambda m, x: (m.hide(x) > 0).sum(-1, keepdim=True) + 0.3 + m.side.mean(),
     "attention of torch": lambda m, x: F.scaled_dot_product_attention(m.hide(x)[None], x[None], (x + m.side)[None]),
     "convolution": lambda m, x: F.conv2d(x.view(1, 1, 4, 6).expand(1, 3, 4, 6), m.kernel, stride=2, padding=(1, 0)),
     "convolution of a secret": lambda m, x: F.conv2d(m.hide(x).view(1, 1, 4, 6).expand(1, 3, 4, 6), m.kernel),

@@ -134,6 +134,15 @@ def one_hot(d: Draft, data: Data, of: tuple[int, int]) -> None:
         d("mul", where, x)
 
 
+@program((24, 8), (12, 7), (30, 1))
+def less_of_the_high_bits(d: Draft, data: Data, of: tuple[int, int]) -> None:
+    bits, drop = of
+    for x in (hidden(d, data, 3, 40, bits=bits - 2), scaled(d, data, 3, 40, bits=bits - 2, drop=10)):
+        for threshold in (0, 5 << drop, -(1 << bits - 3), (3 << drop) + 1):
+            below = d("less", x, threshold=threshold, bits=bits, drop=drop)
+            d("mul", below, x)
+
+
 @program((20, 6), (12, 1), (9, 3), (2, 2))
 def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
     """Periods of more and of fewer units than the wave has points; x lies beyond one, too."""
