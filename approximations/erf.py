@@ -30,7 +30,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
 
 def fit_erf(low: float, high: float, terms: float = 8) -> Constants:
     """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    return fit_series(_erf, math.erfc, int(terms), odd=True, search=(1.0, 4.0))[0]
+    return fit_series(_erf, math.erfc, int(terms), odd=True, search=(1.0, 4.0))
 
 
 @approximation("erf", "fourier", comparisons=2, source=SOURCE, error=0.000085, domain=(-20.0, 20.0), fit=fit_erf)

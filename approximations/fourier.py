@@ -51,8 +51,8 @@ def saturating(x: Tensor, cut: float, odd: Tensor) -> Tensor:
 @cache
 def fit_series(
     inside: Real, tail: Callable[[float], float], terms: int, *, odd: bool, search: tuple[float, float]
-) -> tuple[Constants, float]:
-    """Constants of least error for a number of terms, a constant one not counted; and that error.
+) -> Constants:
+    """Constants of least error for a number of terms, a constant one not counted.
 
     inside: the even part, or the odd function itself if ``odd``, of x >= 0; tail(cut): the error made outside, which
     equals that inside at the cut. `search`: where the cut is.
@@ -63,16 +63,11 @@ def fit_series(
         if high <= low:
             continue
         fit = partial(_least_error, inside, terms, odd, period)
-        cut = round(balance(partial(_error_of, fit), tail, low, high), 4)
+        cut = round(balance(lambda c, fit=fit: fit(c)[1], tail, low, high), 4)
         series, error = fit(cut)
         if sum(map(abs, series)) <= LARGEST:
             found.append((max(error, tail(cut)), {"cut": cut, "period": period, "terms": series}))
-    error, constants = min(found, key=lambda item: item[0])
-    return constants, error
-
-
-def _error_of(fit: Callable[[float], tuple[list[float], float]], cut: float) -> float:
-    return fit(cut)[1]
+    return min(found, key=lambda item: item[0])[1]
 
 
 def _least_error(inside: Real, terms: int, odd: bool, period: float, cut: float) -> tuple[list[float], float]:

@@ -49,7 +49,7 @@ def _tail(x: float) -> float:
 
 def fit_gelu(low: float, high: float, terms: float = 6) -> Constants:
     """The cut and the series of least error. The range does not enter: the tails are exact outside the cut."""
-    return fit_series(_even_part, _tail, int(terms), odd=False, search=(2.0, 6.0))[0]
+    return fit_series(_even_part, _tail, int(terms), odd=False, search=(2.0, 6.0))
 
 
 @approximation("gelu", "fourier", comparisons=2, source=SOURCE, error=0.00017, domain=(-30.0, 30.0), fit=fit_gelu)

@@ -33,18 +33,18 @@ def _(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
     return torch.empty_like(x)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, ctx.coefficients, _ = inputs
+def _keep_all(ctx, inputs, output) -> None:
+    x, *ctx.constants = inputs
     ctx.save_for_backward(x)
 
 
 def _backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    derivative = [k * c for k, c in enumerate(ctx.coefficients)][1:]
+    derivative = [k * c for k, c in enumerate(ctx.constants[0])][1:]
     return gradient * _polynomial(x, derivative or [0.0]), None, None
 
 
-_polynomial.register_autograd(_backward, setup_context=_setup_context)
+_polynomial.register_autograd(_backward, setup_context=_keep_all)
 
 
 def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
@@ -83,20 +83,15 @@ def _(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence
     return torch.empty_like(x)
 
 
-def _setup_levels(ctx, inputs, output) -> None:
-    x, *ctx.levels = inputs
-    ctx.save_for_backward(x)
-
-
 def _levels_backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    rows, count, cells, widths, first = ctx.levels
+    rows, count, cells, widths, first = ctx.constants
     size = cells * count
     slopes = [c * (k % count) / widths[k // size] for k, c in enumerate(rows) if k % count]
     return gradient * _levels(x, slopes, count - 1, cells, widths, first), None, None, None, None, None
 
 
-_levels.register_autograd(_levels_backward, setup_context=_setup_levels)
+_levels.register_autograd(_levels_backward, setup_context=_keep_all)
 
 
 def levels(x: Tensor, tables: Sequence[Sequence[Sequence[float]]], widths: Sequence[float], first: int) -> Tensor:
@@ -157,20 +152,15 @@ def _(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float
     return torch.empty_like(x)
 
 
-def _setup_fourier(ctx, inputs, output) -> None:
-    x, *ctx.series = inputs
-    ctx.save_for_backward(x)
-
-
 def _fourier_backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    cosines, sines, period, domain = ctx.series
+    cosines, sines, period, domain = ctx.constants
     turn = 2 * math.pi / period
     rising, falling = ([n * turn * c for n, c in enumerate(some)] for some in (sines, cosines))
     return gradient * _fourier(x, rising, [-c for c in falling], period, domain), None, None, None, None
 
 
-_fourier.register_autograd(_fourier_backward, setup_context=_setup_fourier)
+_fourier.register_autograd(_fourier_backward, setup_context=_keep_all)
 
 
 def fourier(

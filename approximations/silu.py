@@ -34,7 +34,7 @@ def _tail(x: float) -> float:
 
 def fit_silu(low: float, high: float, terms: float = 11) -> Constants:
     """The cut and the series of least error. The range does not enter: the tails are exact outside the cut."""
-    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 16.0))[0]
+    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 16.0))
 
 
 @approximation("silu", "fourier", comparisons=2, source=SOURCE, error=0.00034, domain=(-40.0, 40.0), fit=fit_silu)

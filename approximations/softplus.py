@@ -40,7 +40,7 @@ def _tail(x: float) -> float:
 
 def fit_softplus(low: float, high: float, terms: float = 8) -> Constants:
     """The cut and the series of least error. The range does not enter: the tails are 0 and x outside the cut."""
-    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 12.0))[0]
+    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 12.0))
 
 
 @approximation(

@@ -31,7 +31,7 @@ def _tail(x: float) -> float:
 
 def fit_tanh(low: float, high: float, terms: float = 8) -> Constants:
     """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    return fit_series(np.tanh, _tail, int(terms), odd=True, search=(1.5, 6.0))[0]
+    return fit_series(np.tanh, _tail, int(terms), odd=True, search=(1.5, 6.0))
 
 
 @approximation("tanh", "fourier", comparisons=2, source=SOURCE, error=0.00073, domain=(-30.0, 30.0), fit=fit_tanh)

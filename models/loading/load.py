@@ -25,6 +25,7 @@ from .task import Item, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
+PACKAGED = f"{MINILM} or {SMOLLM2}"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
     "ForSequenceClassification": "classifier",
@@ -165,7 +166,7 @@ def _folder(name: str) -> Path:
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, or {MINILM}")
+        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED}")
     return _download(name)
 
 
@@ -184,7 +185,7 @@ def _download(name: str) -> Path:
             "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
         )
         raise LoadError(
-            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, or {MINILM}"
+            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {PACKAGED}"
         ) from None
     return folder
 

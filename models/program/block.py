@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...protocols.beaver.compare import BitCorrelation, SignCorrelation
-from ...protocols.beaver.lookup import LookupCorrelation
+from ...protocols.beaver.lookup import DealerNumbers
 from ...protocols.beaver.rescale import RescaleCorrelation
 from ...protocols.beaver.reveal import Rounding
 from ...protocols.beaver.state import RowsBefore
@@ -118,9 +118,9 @@ def _(entry: SignCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> Si
 
 
 @_of_run.register
-def _(entry: LookupCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> LookupCorrelation:
+def _(entry: DealerNumbers, run: int, runs: int, shape: tuple[int, ...]) -> DealerNumbers:
     numbers = entry.numbers[run]
-    return LookupCorrelation(numbers.reshape(numbers.shape[numbers.dim() - len(shape) - 2 :]))
+    return DealerNumbers(numbers.reshape(numbers.shape[numbers.dim() - len(shape) - 2 :]))
 
 
 def _planes(planes: Tensor, run: int, runs: int) -> Tensor:

@@ -244,7 +244,8 @@ class Scaler:
         for node in reversed(nodes):
             operation = known.get(node.op)
             if id(node) in self.reach and node.op == "add":
-                self.reach.update((id(arg), self.reach[id(node)]) for arg in node.args if arg.owner == "shared")
+                for arg in (arg for arg in node.args if arg.owner == "shared"):
+                    self.reach[id(arg)] = max(self.reach[id(node)], self.reach.get(id(arg), -40))
             if operation and operation.scales == "matrix":
                 self.matrix.update(id(arg) for arg in node.args)
             elif id(node) in self.matrix and operation and _only_moves(operation):

@@ -36,7 +36,7 @@ def estimate(
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     reveal: options.Reveal = None,
-    by: options.By = "layer",
+    by: options.By = None,
     form: options.Form = "text",
 ) -> None:
     """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
@@ -50,7 +50,7 @@ def estimate(
             "is of a conversation; add --tokens, or leave it out",
         )
     else:
-        whole = {"--length": length, "--calibrate": calibrate}
+        whole = {"--length": length, "--calibrate": calibrate, "--by": by}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
         from ...versions import versions
@@ -61,6 +61,8 @@ def estimate(
         if entry.parties not in (None, parties):
             others = " or ".join(of_parties())
             raise PartiesError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
+        if entry.parties is None:
+            refuse({"--by": by}, f"--protocol {protocol} has a row for each party; leave it out")
         among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         if tokens is not None:
@@ -90,7 +92,7 @@ def estimate(
             found = resolve(entry.price)(compiled, chosen_network, among)
             phases.end("rehearse")
             head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
-            show = partial(_show, by) if entry.parties else _show_many
+            show = partial(_show, by or "layer") if entry.parties else _show_many
             shown = partial(show, loaded, length, compiled.plan.name, protocol, found)
             priced = asdict(found)
     if form == "json":

@@ -19,7 +19,7 @@ def inspect(
         bool,
         Option("--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."),
     ] = False,
-    by: options.By = "layer",
+    by: options.By = None,
     form: options.Form = "text",
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
@@ -34,7 +34,7 @@ def inspect(
     if form == "json":
         emit({**found.to_dict(), **({"precision": lost} if lost else {})})
         return
-    _show(found, by)
+    _show(found, by or "layer")
     for number, layers in lost.items():
         title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
         rows = [

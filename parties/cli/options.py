@@ -28,14 +28,14 @@ def one_of(*known: str) -> Any:
 Form = Annotated[str, Option("--format", click_type=one_of("text", "json"), help="text, or one JSON object on stdout.")]
 
 # Models and plans.
-Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, or minilm.")]
+Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm or smollm2.")]
 Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 By = Annotated[
-    str,
-    Option(click_type=one_of("layer", "operation"), help="What the table has a row for: layers or operations."),
+    str | None,
+    Option(click_type=one_of("layer", "operation"), help="A row for each layer (default) or operation."),
 ]
 Reveal = Annotated[
     str | None,

@@ -64,7 +64,7 @@ def relay(
                 say_why(owner, error)
                 raise error
             part = message.get("part", "")
-            if part not in (program.parts or ("",)):
+            if not isinstance(part, str) or part not in (program.parts or ("",)):
                 error = out_of_place(owner)
                 say_why(owner, error)
                 raise error

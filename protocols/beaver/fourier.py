@@ -24,7 +24,7 @@ from ..operations.fourier import rounded, turns
 from ..rounds import Step
 from ..wire import narrowest
 from .context import Offline, Online, Public
-from .lookup import LookupCorrelation
+from .lookup import DealerNumbers
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes
 
@@ -45,14 +45,14 @@ class Fourier(Primitive):
             return torch.stack([angles.cos(), angles.sin()], -1).mul_(2.0**fraction).round_().long()
 
         share = offline.source.derived(key, (*x.shape, count, 2), made, mask_bytes(width))
-        offline.keep(key, LookupCorrelation(share.to(narrowest(width))))
+        offline.keep(key, DealerNumbers(share.to(narrowest(width))))
         return Trace(key, shape, width)
 
     def run(
         self, online: Online, key: str, width: int, x: Share, table: Public, wave: Public, bits: int, fraction: int
     ) -> Step:
         opened = yield from online.ring_opened(x)
-        numbers, (first, *rows) = online.tape.take(key, LookupCorrelation).numbers, table.tensor.tolist()
+        numbers, (first, *rows) = online.tape.take(key, DealerNumbers).numbers, table.tensor.tolist()
         total = torch.zeros(x.shape, dtype=torch.int64)
         if online.leader:
             total += first[0] << fraction

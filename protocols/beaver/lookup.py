@@ -36,8 +36,9 @@ OfRest = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class LookupCorrelation:
-    """Shares of what the dealer makes of e and r_L, [..., cells, numbers], in the narrowest type that holds them."""
+class DealerNumbers:
+    """Shares of what the dealer makes of each element's mask, [..., rows, columns] (of e and r_L: a row for each cell),
+    in the narrowest type that holds them."""
 
     numbers: Tensor
 
@@ -83,7 +84,7 @@ def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, w
         return torch.zeros(shape, dtype=torch.int64).scatter_(-2, rows, of_rest(rest)[..., None, :])
 
     share = offline.source.derived(key, shape, made, mask_bytes(width))
-    offline.keep(key, LookupCorrelation(share.to(narrowest(width))))
+    offline.keep(key, DealerNumbers(share.to(narrowest(width))))
 
 
 class Lookup(Primitive):
@@ -99,7 +100,7 @@ class Lookup(Primitive):
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
         at, count = _Place(**place), table.tensor.shape[1]
-        numbers = online.tape.take(key, LookupCorrelation).numbers.long()
+        numbers = online.tape.take(key, DealerNumbers).numbers.long()
         cell, rest = at.rotated(opened.public)
         rows, powers = table.tensor[cell], _powers(rest, count)
         total = torch.zeros(x.shape, dtype=torch.int64)
@@ -126,7 +127,7 @@ class OneHot(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        numbers = online.tape.take(key, LookupCorrelation).numbers[..., 0].long()
+        numbers = online.tape.take(key, DealerNumbers).numbers[..., 0].long()
         cell, _ = _Place(**place).rotated(opened.public)
         return Share(key, numbers.gather(-1, cell).squeeze(-2), width)
 
@@ -164,7 +165,7 @@ class Exponential(Primitive):
         self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
     ) -> Step:
         opened = yield from online.ring_opened(x)
-        at, numbers = _Place(**place), online.tape.take(key, LookupCorrelation).numbers[..., 0]
+        at, numbers = _Place(**place), online.tape.take(key, DealerNumbers).numbers[..., 0]
         cell, rest = at.rotated(opened.public)
         # Of the cells all but the last few are 0: only those that stand there are asked for.
         rows = torch.arange(at.cells - table.tensor.shape[0], at.cells)

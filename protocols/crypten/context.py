@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from ..beaver.context import Offline, Online, PrivateValue, RowsAdded
+from ..beaver.context import Offline, Online, PrivateValue
 from ..beaver.values import Share, Tape, Trace
 from ..ring import Ring
 from ..rounds import Swap
@@ -27,19 +27,11 @@ class Owned(PrivateValue):
 
 
 class ManyOffline(Offline):
-    """The offline phase of one party, or of the dealer."""
+    """The offline phase of one party, or of the dealer; its source is a `ManySource`."""
 
-    def __init__(
-        self,
-        source: ManySource,
-        tape: Tape,
-        ring: Ring,
-        states: KeptStates | None = None,
-        runs: int = 1,
-        keeps: Mapping[str, RowsAdded] | None = None,
-    ) -> None:
-        super().__init__(source, tape, ring, states, runs, keeps)
-        self.masks = source
+    @property
+    def masks(self) -> ManySource:
+        return cast(ManySource, self.source)
 
     def others(self, x: Trace, owner: int) -> Tensor:
         """The mask under which x goes to `owner`: A, of which each other party knows its share."""

@@ -15,6 +15,8 @@ import pytest
 import torch
 from blindformer.models.program.pricing import price
 from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
+from blindformer.protocols.operations import of_kind
+from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.protocols.cases import CASES
@@ -41,7 +43,22 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
     mixed = d("matmul", d("permute", positive, dims=[1, 0]), d("add", y, z))
     total = d("add", d("linear", d("add", products[0], products[1]), d.weight(data.ints(32, 32, bits=2))), products[2])
     narrow = d("rescale", d("mul_private", y, d.weight(data.ints(32, bits=4)), width=40), bits=8, ring=40, width=32)
-    return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow)
+    read = [  # at places of z
+        d("lookup", z, d.constant(data.ints(8, 3, bits=9)), start=-5, bits=12, low=9, drop=0),
+        d("exp", z, d.constant(data.ints(2, 9, bits=9).abs()), start=-5, bits=12, low=9, drop=0, rate=8.0, fraction=9),
+        d(
+            "fourier",
+            z,
+            d.constant(data.ints(4, 2, bits=9)),
+            d.constant(data.ints(POINTS + 1, bits=WAVE)),
+            bits=12,
+            fraction=9,
+        ),
+        d("less", z, threshold=50, bits=20, drop=6),
+        d("sum", d("one_hot", d("reshape", z, sizes=[64, 32, 1]), start=-5, bits=12, low=9), dims=[2], keepdim=False),
+    ]
+    found = [d("rescale", d("mul", each, y), bits=9) for each in read]
+    return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow, *found)
 
 
 def inputs(kind: str, owner: str = "client") -> Case:
@@ -85,6 +102,11 @@ def related_runs(first, second) -> bool:
 
 
 OWNERS = pytest.mark.parametrize("owner", ["client", "away"])
+
+
+def test_these_are_all_primitives():
+    used = {item.op for item in inputs("zeros").program.instructions}
+    assert of_kind("private", "shared", "result") - used == {"keep"}  # which sends one opening, as a product does
 
 
 @OWNERS

@@ -163,9 +163,11 @@ def test_the_session_s_process_hears_that_the_owner_left(item, aside):
         done.result(30)
 
 
-def test_an_owner_that_names_a_pass_that_is_not_there_is_refused(item):
+@pytest.mark.parametrize("part", ["1@64", "", 8, ["8@64"], {}])
+def test_an_owner_that_names_a_pass_that_is_not_there_is_refused(item, part):
     owner, owner_end = memory_pair("server", "client", 5)
     session, _ = memory_pair("client", "server", 5)
-    owner_end.send_message({"query": 0, "part": "1@64"})
+    owner_end.send_message({"query": 0, "part": part})
+    program = for_two_servers(item.compiled.program)
     with pytest.raises(PeerProtocolError, match="has no place here"):
-        relay(owner, session, for_two_servers(item.compiled.program))
+        relay(owner, session, program.model_copy(update={"parts": {"8@64": program}}))

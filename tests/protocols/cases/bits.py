@@ -155,10 +155,10 @@ def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
             d("mul", y, x)
 
 
-@program((22, 18), (18, 18))
-def exp(d: Draft, data: Data, of: tuple[int, int]) -> None:
-    bits, low = of
-    points = torch.arange(1025) / 128
-    table = d.constant((torch.exp(torch.tensor([[-6.0], [2.0]])[-(1 << bits - low) :] + points) * 2**14).long())
+@program((22, 18, 8), (18, 18, 8), (22, 19, 16))
+def exp(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
+    bits, low, width = of
+    starts = torch.tensor([[2.0 - width], [2.0]])[-(1 << bits - low) :]
+    table = d.constant((torch.exp(starts + torch.linspace(0, width, 1025, dtype=torch.float64)) * 2**14).long())
     for x in (hidden(d, data, 3, 40, bits=bits + 2), scaled(d, data, 3, 40, bits=bits + 2, drop=10)):
-        d("exp", x, table, start=-3, bits=bits, low=low, drop=0, rate=8.0, fraction=28)
+        d("exp", x, table, start=-3, bits=bits, low=low, drop=0, rate=float(width), fraction=28)
