@@ -11,6 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .kernels import twins
+from .kernels.library import kernel
+
 _PLANES: dict[int, tuple[torch.dtype, ...]] = {
     1: (torch.int8,),
     2: (torch.int16,),
@@ -51,9 +54,10 @@ def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
     return out
 
 
-def pack_into(out: bytearray, at: int, tensor: Tensor, width: int) -> int:
-    """Write one tensor at byte `at`; returns where the next one goes."""
-    flat = tensor.reshape(-1)
+@kernel(twins.pack_into)
+def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int:
+    """Write one tensor, less `minus`, at byte `at`; returns where the next one goes."""
+    flat = (tensor if minus is None else tensor - minus).reshape(-1)
     if not flat.numel():
         return at
     view = torch.frombuffer(out, dtype=torch.uint8)
@@ -71,6 +75,7 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int) -> int:
     return at
 
 
+@kernel(twins.unpack)
 def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor:
     """The int64 tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified."""
     count = elements(shape)

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import twins
+from ..kernels.library import kernel
+
 _M1 = np.uint64(0x00AA00AA00AA00AA)
 _M2 = np.uint64(0x0000CCCC0000CCCC)
 _M4 = np.uint64(0x00000000F0F0F0F0)
@@ -28,13 +31,12 @@ def _transpose8(x: np.ndarray) -> np.ndarray:
     return x ^ t ^ (t << np.uint64(28))
 
 
-def to_planes(values: Tensor, bits: int, runs: int = 1) -> Tensor:
-    """int64 [n] -> planes [bits, W] of the low `bits` bits. `runs`: the elements of each begin a word."""
-    if runs > 1:
-        return torch.cat([to_planes(run, bits) for run in values.reshape(runs, -1)], dim=1)
+@kernel(twins.to_planes)
+def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor:
+    """int64 [n] -> planes [bits, W] of its low bits behind the `drop` lowest."""
     count = values.numel()
     size = (bits + 7) // 8
-    raw = values.reshape(-1).contiguous().numpy().view(np.uint8).reshape(count, 8)
+    raw = (values >> drop).reshape(-1).contiguous().numpy().view(np.uint8).reshape(count, 8)
     columns = np.zeros((size, words(count) * 64), dtype=np.uint8)
     columns[:, :count] = raw[:, :size].T
     blocks = _transpose8(columns.view(np.uint64))  # [size, W * 8]: byte j of a block is bit j of 8 elements
@@ -42,12 +44,21 @@ def to_planes(values: Tensor, bits: int, runs: int = 1) -> Tensor:
     return torch.from_numpy(planes.view(np.int64)[:bits])
 
 
-def from_plane(plane: Tensor, count: int, runs: int = 1) -> Tensor:
-    """One plane [W] -> int64 [count] of zeros and ones. `runs`: the elements of each begin a word."""
-    if runs > 1:
-        return torch.cat([from_plane(run, count // runs) for run in plane.reshape(runs, -1)])
+@kernel(twins.from_plane)
+def from_plane(plane: Tensor, count: int) -> Tensor:
+    """One plane [W] -> int64 [count] of zeros and ones."""
     raw = plane.contiguous().numpy().view(np.uint8)
     return torch.from_numpy(np.unpackbits(raw, bitorder="little", count=count).astype(np.int64))
+
+
+def planes_by_run(values: Tensor, bits: int, drop: int, runs: int) -> Tensor:
+    """As `to_planes`; each run's elements begin a word."""
+    return torch.cat([to_planes(run, bits, drop) for run in values.reshape(runs, -1)], dim=1)
+
+
+def plane_by_run(plane: Tensor, count: int, runs: int) -> Tensor:
+    """As `from_plane`; each run's elements begin a word."""
+    return torch.cat([from_plane(run, count // runs) for run in plane.reshape(runs, -1)])
 
 
 def add_constant(planes: Tensor, number: int) -> Tensor:

@@ -18,6 +18,7 @@ Legend: n elements, W words per plane, b = ceil((k - 1) / 4) blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -26,8 +27,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
+from ..kernels import twins
+from ..kernels.library import kernel
 from ..rounds import Step, Swap
-from .bitslice import add_constant, from_plane, to_planes, words
+from .bitslice import add_constant, from_plane, plane_by_run, planes_by_run, to_planes, words
 from .context import Offline, Online
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
@@ -127,7 +130,7 @@ class Less(Primitive):
             )
         beta_bits = source.uniform_bits(f"{key}/beta/bits", (wide,))
         beta = source.derived(
-            f"{key}/beta", shape, lambda: from_plane(beta_bits, count, offline.runs).view(shape), mask_bytes(width)
+            f"{key}/beta", shape, lambda: plane_by_run(beta_bits, count, offline.runs).view(shape), mask_bytes(width)
         )
         offline.keep(key, SignCorrelation(masks, products, beta_bits, beta))
         return Trace(key, shape, width, mask=Mask((MaskTerm(beta),), "bit"))
@@ -136,17 +139,14 @@ class Less(Primitive):
         opened = yield from online.ring_opened(x)
         store = _taken_bits(online, x, bits, drop)
         correlation = online.tape.take(key, SignCorrelation)
-        planes = _public_planes(x, opened.public, bits, drop, threshold)
-        greater, equal = _compare_blocks(planes[:-1], store.blocks)
-        wires: dict[tuple[str, int], Tensor] = {}
-        for i in range(greater.shape[0]):
-            wires["g", i], wires["p", i] = greater[i], equal[i]
+        planes = _public_planes(x, opened.public, bits, drop)
+        wires, top = compare_blocks(planes, -(threshold >> drop), store.blocks)
         levels = tree(_blocks(bits - drop))
         for level, masks, products in zip(levels, correlation.masks, correlation.products, strict=True):
-            wires = yield from _join(online, level, wires, masks, products)
-        sign = wires["g", 0] ^ store.top
+            wires = yield from _joined(online, level, wires, masks, products)
+        sign = wires[0] ^ store.top
         if online.leader:
-            sign = sign ^ planes[-1]
+            sign = sign ^ top
         mine = sign ^ correlation.beta_bits
         (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
         public = from_plane(mine ^ theirs, x.tensor.numel()).view(x.shape)
@@ -184,7 +184,7 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int, drop: int) -> None:
         return
     blocks, wide = _blocks(bits - drop), offline.runs * words(size(x.shape) // offline.runs)
     rho = (
-        to_planes(-mask.terms[0].value >> drop, bits - drop, offline.runs)
+        planes_by_run(-mask.terms[0].value, bits - drop, drop, offline.runs)
         if offline.role == "dealer"
         else torch.empty(0)
     )
@@ -229,14 +229,18 @@ def _and(planes: list[Tensor]) -> Tensor:
     return out
 
 
-def _compare_blocks(public: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of [rho > d] and [rho = d] per block. public [k - 1, W], products [b, 16, W] -> two of [b, W].
+@kernel(twins.compare_blocks)
+def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tensor, Tensor]:
+    """With d the public number of `planes` [k, W] plus `number`, modulo 2^k: shares of [rho > d] and [rho = d] of each
+    block by turns, and d's top bit. products [b, 16, W] -> [2 b, W] and [W].
 
-    Both are linear in the products. Bit by bit from the low end, with n = ~d, and for every subset S of the bits above:
+    The first two are linear in the products. Bit by bit from the low end, with n = ~d, and for every subset S of the
+    bits above:
         equal'[S] = equal[S + i] ^ n_i equal[S]            (rho_i ^ n_i) equal
         greater'[S] = greater[S + i] ^ n_i (products[S + i] ^ greater[S])     rho_i n_i ^ (rho_i ^ n_i) greater
     """
-    n = ~_padded(public).view(-1, BLOCK, public.shape[-1])
+    planes = add_constant(planes, number)
+    n = ~_padded(planes[:-1]).view(-1, BLOCK, planes.shape[-1])
     equal, greater = products, torch.zeros_like(products)
     for i in range(BLOCK):
         bit = n[:, i : i + 1]
@@ -245,7 +249,7 @@ def _compare_blocks(public: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
         alone = _halves(products[:, :: 1 << i])[1]
         equal = with_ ^ (bit & without)
         greater = bit & alone if i == 0 else above ^ (bit & (alone ^ below))
-    return greater[:, 0], equal[:, 0]
+    return torch.stack([greater[:, 0], equal[:, 0]], 1).flatten(0, 1), planes[-1]
 
 
 def _halves(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,37 +257,54 @@ def _halves(table: Tensor) -> tuple[Tensor, Tensor]:
     return table[:, 0::2], table[:, 1::2]
 
 
-def _public_planes(x: Share, public: Tensor, bits: int, drop: int, threshold: int) -> Tensor:
-    """Planes of (public - threshold) modulo 2^bits: transposed once per value, the constant subtracted on planes."""
+def _public_planes(x: Share, public: Tensor, bits: int, drop: int) -> Tensor:
+    """Planes of what is public of x, made once for all thresholds."""
     name = f"planes of {_named(bits, drop)}"
     if name not in x.bits:
-        x.bits[name] = to_planes(public >> drop, bits - drop)
+        x.bits[name] = to_planes(public, bits - drop, drop)
     planes = x.bits[name]
     assert isinstance(planes, Tensor)
-    return add_constant(planes, -(threshold >> drop))
+    return planes
 
 
-def _join(online: Online, level: Level, wires: dict[tuple[str, int], Tensor], masks: Tensor, products: Tensor) -> Step:
+def _joined(online: Online, level: Level, wires: Tensor, masks: Tensor, products: Tensor) -> Step:
     """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
-    mine = torch.stack([wires[wire] for wire in level.opened]) ^ masks
+    mine = wires[[_place(wire) for wire in level.opened]] ^ masks
     (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
-    public = {wire: mine[i] ^ theirs[i] for i, wire in enumerate(level.opened)}
+    return join(_terms(level, online.leader), [*masks, *products, *wires], mine ^ theirs, len(level.outputs))
+
+
+def _place(wire: tuple[str, int]) -> int:
+    """Of g and p by turns, block by block."""
+    kind, block = wire
+    return 2 * block + "gp".index(kind)
+
+
+@lru_cache
+def _terms(level: Level, leader: bool) -> Tensor:
+    """What a level sums up, [terms, 3]: the output, the share (-1: none), the opened wires as bits. Shares are the
+    masks of the opened wires, the products of the subsets, and all wires."""
     index = {wire: i for i, wire in enumerate(level.opened)}
-    shares: dict[tuple[tuple[str, int], ...], Tensor] = {(wire,): masks[i] for wire, i in index.items()}
-    shares.update({subset: products[i] for i, subset in enumerate(level.subsets)})
-    out: dict[tuple[str, int], Tensor] = {}
-    for number, monomials in enumerate(level.outputs):
-        total = torch.zeros_like(masks[0])
+    shared: list[tuple[tuple[str, int], ...]] = [*((wire,) for wire in level.opened), *level.subsets]
+    shares = {subset: i for i, subset in enumerate(shared)}
+    terms = []
+    for output, monomials in enumerate(level.outputs):
         for monomial in monomials:
             if len(monomial) == 1:
-                total ^= wires[monomial[0]]
+                terms.append((output, len(shares) + _place(monomial[0]), 0))
                 continue
-            for r in range(len(monomial) + 1):
+            for r in range(0 if leader else 1, len(monomial) + 1):
                 for subset in combinations(monomial, r):
-                    rest = [public[wire] for wire in monomial if wire not in subset]
-                    if subset:
-                        total ^= _and([shares[subset], *rest])
-                    elif online.leader:
-                        total ^= _and(rest)
-        out["gp"[number % 2], number // 2] = total
+                    rest = sum(1 << index[wire] for wire in monomial if wire not in subset)
+                    terms.append((output, shares[subset] if subset else -1, rest))
+    return torch.tensor(terms)
+
+
+@kernel(twins.join)
+def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor:
+    """[outputs, W]: the exclusive or of `terms`, each the product of a share and of opened wires (_terms)."""
+    out = opened.new_zeros(outputs, opened.shape[-1])
+    for output, share, wires in terms.tolist():
+        factors = [plane for i, plane in enumerate(opened) if wires >> i & 1]
+        out[output] ^= _and(factors if share < 0 else [shares[share], *factors])
     return out

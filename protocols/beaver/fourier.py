@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..operations.fourier import rounded, turns
+from ..kernels import twins
+from ..kernels.library import kernel
+from ..operations.fourier import WAVE, rounded, turns
 from ..rounds import Step
 from ..wire import narrowest
 from .context import Offline, Online, Public
@@ -52,15 +54,9 @@ class Fourier(Primitive):
         self, online: Online, key: str, width: int, x: Share, table: Public, wave: Public, bits: int, fraction: int
     ) -> Step:
         opened = yield from online.ring_opened(x)
-        numbers, (first, *rows) = online.tape.take(key, DealerNumbers).numbers, table.tensor.tolist()
-        total = torch.zeros(x.shape, dtype=torch.int64)
-        if online.leader:
-            total += first[0] << fraction
-        for n, (cosine, sine) in enumerate(turns(opened.public, wave.tensor, bits, len(rows))):
-            a, b = rows[n]
-            total += _mixed(a, cosine, b, sine) * numbers[..., n, 0]
-            total += _mixed(a, sine, -b, cosine) * numbers[..., n, 1]
-        return Share(key, total, width)
+        numbers = online.tape.take(key, DealerNumbers).numbers
+        first = int(table.tensor[0, 0]) << fraction if online.leader else 0
+        return Share(key, read_series(opened.public, table.tensor, wave.tensor, numbers, bits, first, WAVE), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, bits: int, fraction: int) -> Cost:
         numbers = size(shape) * 2 * (len(table.tensor) - 1)
@@ -70,5 +66,13 @@ class Fourier(Primitive):
         return plain_openings(x, but=("scaled",))
 
 
-def _mixed(a: int, x: Tensor, b: int, y: Tensor) -> Tensor:
-    return rounded(a * x + b * y if a and b else a * x if a else b * y)
+@kernel(twins.read_series)
+def read_series(x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: int, first: int, scale: int) -> Tensor:
+    """`first`, and of the other rows of the table their cosines and sines at x, times the dealer's numbers. `scale`:
+    bits of the wave."""
+    total = torch.full_like(x, first)
+    for n, (cosine, sine) in enumerate(turns(x, wave, bits, len(table) - 1)):
+        a, b = table[n + 1]
+        total += rounded(a * cosine + b * sine) * numbers[..., n, 0]
+        total += rounded(a * sine - b * cosine) * numbers[..., n, 1]
+    return total

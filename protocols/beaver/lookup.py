@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
+from ..kernels import twins
+from ..kernels.library import kernel
 from ..operations.lookup import between
 from ..rounds import Step
 from ..wire import narrowest
@@ -99,16 +101,8 @@ class Lookup(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        at, count = _Place(**place), table.tensor.shape[1]
-        numbers = online.tape.take(key, DealerNumbers).numbers.long()
-        cell, rest = at.rotated(opened.public)
-        rows, powers = table.tensor[cell], _powers(rest, count)
-        total = torch.zeros(x.shape, dtype=torch.int64)
-        for d in range(count):
-            for i in range(d + 1):
-                part = (numbers[..., i] * rows[..., d]).sum(-1)
-                total += part * powers[d - i] * (comb(d, i) << (at.fine * (count - 1 - d)))
-        return Share(key, total, width)
+        numbers = online.tape.take(key, DealerNumbers).numbers
+        return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
@@ -165,13 +159,8 @@ class Exponential(Primitive):
         self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
     ) -> Step:
         opened = yield from online.ring_opened(x)
-        at, numbers = _Place(**place), online.tape.take(key, DealerNumbers).numbers[..., 0]
-        cell, rest = at.rotated(opened.public)
-        # Of the cells all but the last few are 0: only those that stand there are asked for.
-        rows = torch.arange(at.cells - table.tensor.shape[0], at.cells)
-        held = numbers.gather(-1, cell[..., :1] - rows & at.cells - 1).long()
-        factors = between(table.tensor, at.cells, rows.expand(held.shape), rest[..., None], at.fine)
-        return Share(key, (held * factors).sum(-1), width)
+        numbers = online.tape.take(key, DealerNumbers).numbers
+        return Share(key, read_exponential(opened.public, table.tensor, numbers, **place), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, rate: float, fraction: int, **place: int) -> Cost:
         numbers = size(shape) * _Place(**place).cells
@@ -179,6 +168,32 @@ class Exponential(Primitive):
 
     def opens(self, x: Trace, table: Public, **more: float) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
+
+
+@kernel(twins.read_table)
+def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0) -> Tensor:
+    """Of the opened x, the sum over cells and powers of the dealer's numbers, as `lookup` has it above."""
+    at, count = _Place(start, bits, low, drop), table.shape[1]
+    cell, rest = at.rotated(x)
+    rows, powers = table[cell], _powers(rest, count)
+    total = torch.zeros_like(x)
+    for d in range(count):
+        for i in range(d + 1):
+            part = (numbers[..., i].long() * rows[..., d]).sum(-1)
+            total += part * powers[d - i] * (comb(d, i) << (at.fine * (count - 1 - d)))
+    return total
+
+
+@kernel(twins.read_exponential)
+def read_exponential(
+    x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
+) -> Tensor:
+    """As `exp` has it above. Of the cells all but the last few are 0: only those that stand there are asked for."""
+    at = _Place(start, bits, low, drop)
+    cell, rest = at.rotated(x)
+    rows = torch.arange(at.cells - table.shape[0], at.cells)
+    held = numbers[..., 0].gather(-1, cell[..., :1] - rows & at.cells - 1).long()
+    return (held * between(table, at.cells, rows.expand(held.shape), rest[..., None], at.fine)).sum(-1)
 
 
 def _powers(x: Tensor, count: int) -> list[Tensor]:

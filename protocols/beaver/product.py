@@ -8,16 +8,19 @@ not made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import torch
 from torch import Tensor
 
+from ..kernels import twins
+from ..kernels.library import kernel
 from ..ring import shift_left_, signed
 from ..rounds import Step, together
 from .context import Offline, Online
 from .primitive import Cost, Opening, Primitive, opening_cost, plain_openings, ring_opening_cost, size
-from .values import MaskTerm, Shape, Share, Trace, mask_bytes
+from .values import MaskTerm, Shape, Share, Trace, mask_bytes, sum_products
 
 
 def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> list[tuple[int, int]]:
@@ -53,16 +56,13 @@ class Multiply(Primitive):
         left = b.mask()
         if online.leader:
             left = left + b.public
-        # Accumulate in place into the first full-size product: this is the hot loop of elementwise work.
-        result = torch.addcmul(a.mask() * b.public, a.public, left)
         rest = dict(zip(term_pairs(a.terms, b.terms, width), products, strict=True))
+        terms = [(b.public, a.mask()), (a.public, left)]
         for t in range(len(a.terms)):
-            inner: Tensor | None = None
-            for u in range(len(b.terms)):
-                if (t, u) in rest:
-                    inner = _add_scaled(inner, b.coefficients[u], rest[t, u])
-            if inner is not None:
-                result = _add_scaled(result, a.coefficients[t], inner)
+            inner = [(b.coefficients[u], rest[t, u]) for u in range(len(b.terms)) if (t, u) in rest]
+            if inner:
+                terms.append((a.coefficients[t], sum_products(*inner)))
+        result = sum_products(*terms)
         return Share(key, result, width)
 
     def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
@@ -72,13 +72,6 @@ class Multiply(Primitive):
 
     def opens(self, x: Trace, y: Trace) -> list[Opening]:
         return plain_openings(x, y, but=("scaled", "bit"))
-
-
-def _add_scaled(total: Tensor | None, coefficient: Tensor | None, value: Tensor) -> Tensor:
-    """total + coefficient * value; None stands for 0 and 1."""
-    if coefficient is None:
-        return value if total is None else total + value
-    return coefficient * value if total is None else torch.addcmul(total, coefficient, value)
 
 
 def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm, b: MaskTerm) -> Tensor:
@@ -130,20 +123,14 @@ class Polynomial(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Step:
         opened = yield from online.ring_opened(x)
-        chosen = [opened.mask()]
+        chosen: list[Tensor | None] = [opened.mask()]
         for power, difference in _taken_powers(online, x, len(coefficients) - 1):
-            if difference is not None:
-                wrapped = opened.coefficients[-1]
-                assert wrapped is not None
-                power = torch.addcmul(power, wrapped, difference)
-            chosen.append(power)
-        result = _horner(opened.public, coefficients) if online.leader else torch.zeros_like(opened.public)
-        for j, power in enumerate(chosen, start=1):
-            taylor = [signed(c * comb(k, j)) for k, c in enumerate(coefficients) if k >= j]
-            if len(taylor) == 1:
-                result = result.add_(power, alpha=taylor[0]) if taylor[0] else result
-            else:
-                result = result.addcmul_(_horner(opened.public, taylor), power)
+            wrapped = opened.coefficients[-1]
+            chosen.append(power if difference is None else sum_products((None, power), (wrapped, difference)))
+        degree = len(coefficients) - 1
+        series = [[signed(c * comb(k, j)) for k, c in enumerate(coefficients)][j:] + [0] * j for j in range(degree + 1)]
+        powers = [None, *chosen] if online.leader else chosen
+        result = sum_series(opened.public, series if online.leader else series[1:], powers)
         return Share(key, result, width)
 
     def cost(self, shape: Shape, width: int, x: Trace, coefficients: list[int]) -> Cost:
@@ -196,10 +183,13 @@ def _power(x: Tensor, exponent: int) -> Tensor:
     return out
 
 
-def _horner(x: Tensor, coefficients: list[int]) -> Tensor:
-    result = torch.full_like(x, signed(coefficients[-1]))
-    for position, c in enumerate(reversed(coefficients[:-1])):
-        result = x * signed(coefficients[-1]) if position == 0 else result.mul_(x)
-        if c:
-            result += signed(c)
-    return result
+@kernel(twins.sum_series)
+def sum_series(x: Tensor, series: Sequence[Sequence[int]], powers: Sequence[Tensor | None]) -> Tensor:
+    """sum_j (sum_k series[j][k] x^k) powers[j]; a power None is 1."""
+    total = torch.zeros_like(x)
+    for row, power in zip(series, powers, strict=True):
+        value = torch.full_like(x, row[-1])
+        for c in row[-2::-1]:
+            value = value.mul_(x).add_(c)
+        total = total.add_(value) if power is None else total.addcmul_(value, power)
+    return total

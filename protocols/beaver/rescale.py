@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import twins
+from ..kernels.library import kernel
 from ..ring import logical_shift, shift_left_, top_bit
 from ..rounds import Step, Swap
 from ..wire import wire_bytes
@@ -53,16 +55,26 @@ class Rescale(Primitive):
         if online.leader:
             mine += 1 << (ring - 2)
         (theirs,) = yield [Swap(mine, x.shape, wire_bytes(ring))]
-        opened = mine.add_(theirs)
-        public = logical_shift(opened, bits, ring).sub_(1 << (ring - 2 - bits))
         low, *wrap = correlation.terms
-        wrapped = 1 - top_bit(opened, ring) if wrap else None
-        share = torch.addcmul(low.value, wrapped, wrap[0].value) if wrapped is not None else low.value.clone()
-        if online.leader:
-            share += public
+        place = (bits, ring, online.leader)
+        public, wrapped, share = rescaled(mine, theirs, low.value, wrap[0].value if wrap else None, *place)
         coefficients = (None, wrapped) if wrap else (None,)
         return Share(key, share, width, opened=Opened(public, coefficients, correlation.terms, "scaled"))
 
     def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64) -> Cost:
         opening = size(shape) * wire_bytes(ring)
         return Cost(((opening, opening),), size(shape) * (mask_bytes(width) + mask_bytes(width, ring - bits)))
+
+
+@kernel(twins.rescaled)
+def rescaled(
+    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor | None, bits: int, ring: int, leader: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The public part, whether the wrap counts, and the share of the result."""
+    opened = mine + theirs
+    public = logical_shift(opened, bits, ring).sub_(1 << (ring - 2 - bits))
+    wrapped, share = None, low.clone()
+    if wrap is not None:
+        wrapped = 1 - top_bit(opened, ring)
+        share.addcmul_(wrapped, wrap)
+    return public, wrapped, share.add_(public) if leader else share

@@ -65,11 +65,11 @@ class Corrections:
         self._frame = bytearray()
         self._at = 0
 
-    def write(self, tensor: Tensor, width: int) -> None:
+    def write(self, tensor: Tensor, width: int, minus: Tensor | None = None) -> None:
         self._check(tensor.numel() * width)
         if self._at == len(self._frame):
             self._frame, self._at = bytearray(next(self._frames)), 0
-        self._at = pack_into(self._frame, self._at, tensor, width)
+        self._at = pack_into(self._frame, self._at, tensor, width, minus)
         if self._at == len(self._frame):
             self.channel.send(self._frame)
 
@@ -124,7 +124,7 @@ class DealerSource:
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
         out = value()
-        self.corrections.write(out - self.client.integers(label, shape), width)
+        self.corrections.write(out, width, self.client.integers(label, shape))
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:

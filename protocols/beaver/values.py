@@ -17,9 +17,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
+from ..kernels import twins
+from ..kernels.library import kernel
 from ..wire import wire_bytes
 
 Shape = tuple[int, ...]
@@ -68,12 +71,21 @@ class Opened:
 
     def mask(self) -> Tensor:
         """This party's share of the whole mask."""
-        total: Tensor | None = None
-        for coefficient, term in zip(self.coefficients, self.terms, strict=True):
-            part = term.value if coefficient is None else coefficient * term.value
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        pairs = zip(self.coefficients, self.terms, strict=True)
+        return sum_products(*((coefficient, term.value) for coefficient, term in pairs))
+
+
+@kernel(twins.sum_products)
+def sum_products(*terms: tuple[Tensor | None, Tensor]) -> Tensor:
+    """The sum of factors times values, which broadcast; a factor None is 1. One term without a factor: the value."""
+    total: Tensor | None = None
+    for factor, value in terms:
+        if total is None:
+            total = value if factor is None else factor * value
+        else:
+            total = total + value if factor is None else torch.addcmul(total, factor, value)
+    assert total is not None
+    return total
 
 
 @dataclass(eq=False)

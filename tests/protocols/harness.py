@@ -194,8 +194,8 @@ class Relay:
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
 
-    def write(self, tensor: Tensor, width: int) -> None:
-        self.waiting.append(sign_extend(tensor.clone(), 8 * width))
+    def write(self, tensor: Tensor, width: int, minus: Tensor | None = None) -> None:
+        self.waiting.append(sign_extend(tensor.clone() if minus is None else tensor - minus, 8 * width))
 
     def read(self, shape: tuple[int, ...], width: int) -> Tensor:
         return self.waiting.pop(0).view(shape)

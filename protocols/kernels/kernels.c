@@ -1,0 +1,290 @@
+/* The hot loops of a session: each computes what the torch function that carries its name computes, bit for bit.
+ *
+ * Numbers are modulo 2^64; arrays are contiguous, and an output is no input. Nothing branches on a share or a mask, and
+ * no index is made of one: what is looked up is public (opened under a mask). */
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef int64_t i64;
+typedef uint64_t u64;
+
+/* One build for every processor: the loader takes the widest form that this one has. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define KERNEL __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define KERNEL
+#endif
+
+/* Messages promise no alignment. */
+#define WIRE __attribute__((aligned(1), may_alias))
+typedef int8_t WIRE wire8;
+typedef int16_t WIRE wire16;
+typedef int32_t WIRE wire32;
+typedef int64_t WIRE wire64;
+
+enum { BLOCK = 256 };
+
+static inline u64 low_bits(int bits) { return bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1; }
+
+/* The integers, of `bytes` bytes each, as what `use` does with `type`. */
+#define FOR_TYPE(bytes, use) \
+    switch (bytes) { \
+    case 1: use(wire8) break; \
+    case 2: use(wire16) break; \
+    case 4: use(wire32) break; \
+    default: use(wire64) \
+    }
+
+static int plane(int left) { return left == 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+/* x, less `minus` where there is one, as signed planes of 4, 2 and 1 bytes: `width` bytes together. */
+KERNEL void pack(const u64 *x, const u64 *minus, size_t n, int width, char *out)
+{
+    for (int left = width, shift = 0; left;) {
+        int bytes = plane(left);
+        /* A plane is signed: those above make up for its sign, which is to round at its weight. */
+        u64 half = shift == 16 ? (u64)1 << 15 : shift == 32 ? (u64)1 << 31 : shift ? 0x800080000000u : 0;
+#define PLANE(type) \
+    if (minus) \
+        for (size_t i = 0; i < n; i++) ((type *)out)[i] = (i64)(x[i] - minus[i] + half) >> shift; \
+    else \
+        for (size_t i = 0; i < n; i++) ((type *)out)[i] = (i64)(x[i] + half) >> shift;
+        FOR_TYPE(bytes, PLANE)
+        out += n * bytes, shift += 8 * bytes, left -= bytes;
+    }
+}
+
+KERNEL void unpack(const char *in, size_t n, int width, u64 *out)
+{
+    for (int left = width, shift = 0; left;) {
+        int bytes = plane(left);
+#define JOIN(type) \
+    if (shift) \
+        for (size_t i = 0; i < n; i++) out[i] += (u64)(i64)((type *)in)[i] << shift; \
+    else \
+        for (size_t i = 0; i < n; i++) out[i] = (u64)(i64)((type *)in)[i];
+        FOR_TYPE(bytes, JOIN)
+        in += n * bytes, shift += 8 * bytes, left -= bytes;
+    }
+}
+
+/* wrap, wrapped: 0 where the wrap does not matter. */
+KERNEL void rescale(const u64 *mine, const u64 *theirs, const u64 *low, const u64 *wrap, size_t n, int bits, int ring,
+                    int leader, u64 *public, u64 *wrapped, u64 *share)
+{
+    u64 keep = low_bits(ring), offset = (u64)1 << (ring - 2 - bits), all = leader ? ~(u64)0 : 0;
+    for (size_t i = 0; i < n; i++) {
+        u64 opened = mine[i] + theirs[i];
+        public[i] = ((opened & keep) >> bits) - offset;
+        share[i] = low[i] + (public[i] & all);
+        if (wrap) {
+            wrapped[i] = 1 - (opened >> (ring - 1) & 1);
+            share[i] += wrapped[i] * wrap[i];
+        }
+    }
+}
+
+/* sum_t factors_t values_t; a factor that is 0 stands for 1. */
+KERNEL void sum_products(const u64 **factors, const u64 **values, int count, size_t n, u64 *out)
+{
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t end = n - at < BLOCK ? n : at + BLOCK;
+        for (int t = 0; t < count; t++) {
+            const u64 *factor = factors[t], *value = values[t];
+            if (t == 0)
+                for (size_t i = at; i < end; i++) out[i] = factor ? factor[i] * value[i] : value[i];
+            else if (factor)
+                for (size_t i = at; i < end; i++) out[i] += factor[i] * value[i];
+            else
+                for (size_t i = at; i < end; i++) out[i] += value[i];
+        }
+    }
+}
+
+/* sum_j (sum_k series[j, k] x^k) powers_j; powers that are 0 stand for ones. series: [count, degree + 1]. */
+KERNEL void polynomial(const u64 *x, const u64 **powers, const u64 *series, int count, int degree, size_t n, u64 *out)
+{
+    u64 value[BLOCK];
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t length = n - at < BLOCK ? n - at : BLOCK;
+        for (size_t i = 0; i < length; i++) out[at + i] = 0;
+        for (int j = 0; j < count; j++) {
+            const u64 *row = series + j * (degree + 1);
+            for (size_t i = 0; i < length; i++) value[i] = row[degree];
+            for (int k = degree - 1; k >= 0; k--)
+                for (size_t i = 0; i < length; i++) value[i] = value[i] * x[at + i] + row[k];
+            const u64 *power = powers[j];
+            if (power)
+                for (size_t i = 0; i < length; i++) out[at + i] += value[i] * power[at + i];
+            else
+                for (size_t i = 0; i < length; i++) out[at + i] += value[i];
+        }
+    }
+}
+
+static inline i64 wave_at(const i64 *wave, u64 x, int bits, int points)
+{
+    x &= low_bits(bits);
+    int fine = bits - points;
+    if (fine <= 0) return wave[x << -fine];
+    const i64 *left = wave + (x >> fine);
+    return left[0] + ((left[1] - left[0]) * (i64)(x & low_bits(fine)) >> fine);
+}
+
+/* numbers: [n, count, 2], `size` bytes each. table: [count + 1, 2]. wave: [2^points + 1], of `scale` bits. */
+KERNEL void fourier(const u64 *x, const i64 *wave, int points, int scale, const i64 *table, int count,
+                    const void *numbers, int size, size_t n, int bits, u64 first, u64 *out)
+{
+    i64 half = (i64)1 << (scale - 1);
+    i64 cosine[BLOCK], sine[BLOCK], c[BLOCK], s[BLOCK], c_before[BLOCK], s_before[BLOCK];
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t length = n - at < BLOCK ? n - at : BLOCK;
+        for (size_t i = 0; i < length; i++) {
+            c[i] = cosine[i] = wave_at(wave, x[at + i], bits, points);
+            s[i] = sine[i] = wave_at(wave, x[at + i] - ((u64)1 << (bits - 2)), bits, points);
+            c_before[i] = (i64)1 << scale, s_before[i] = 0;
+            out[at + i] = first;
+        }
+        for (int k = 1; k <= count; k++) {
+            i64 a = table[2 * k], b = table[2 * k + 1];
+#define TERM(type) { \
+    const type *number = (const type *)numbers + 2 * (count * at + k - 1); \
+    for (size_t i = 0; i < length; i++, number += 2 * count) { \
+        i64 even = (a * c[i] + b * s[i] + half) >> scale, odd = (a * s[i] - b * c[i] + half) >> scale; \
+        out[at + i] += (u64)even * (u64)(i64)number[0] + (u64)odd * (u64)(i64)number[1]; \
+    } \
+}
+            FOR_TYPE(size, TERM)
+            for (size_t i = 0; i < length; i++) {
+                i64 twice = cosine[i], next_c = ((twice * c[i] + half / 2) >> (scale - 1)) - c_before[i];
+                i64 next_s = ((twice * s[i] + half / 2) >> (scale - 1)) - s_before[i];
+                c_before[i] = c[i], s_before[i] = s[i], c[i] = next_c, s[i] = next_s;
+            }
+        }
+    }
+}
+
+/* numbers: [n, cells], `size` bytes each; table: [rows, 2^points + 1], of the last cells. */
+KERNEL void exponential(const u64 *x, const i64 *table, int rows, int points, const void *numbers, int size, size_t n,
+                        u64 start, int bits, int low, int drop, u64 *out)
+{
+    int fine = low - drop, step = fine - points;
+    u64 cells = (u64)1 << (bits - low), of = low_bits(points) + 2;
+    for (size_t i = 0; i < n; i++) {
+        u64 past = ((x[i] - start) & low_bits(bits)) >> drop, cell = past >> fine, rest = past & low_bits(fine);
+        u64 point = rest >> step, total = 0;
+        i64 beyond = rest & low_bits(step);
+#define CELLS(type) { \
+    const type *number = (const type *)numbers + cells * i; \
+    for (int r = 0; r < rows; r++) { \
+        const i64 *left = table + r * of + point; \
+        i64 value = left[0] + ((left[1] - left[0]) * beyond >> step); \
+        total += (u64)(i64)number[(cell + rows - r) & (cells - 1)] * (u64)value; \
+    } \
+}
+        FOR_TYPE(size, CELLS)
+        out[i] = total;
+    }
+}
+
+/* numbers: [n, cells, count], `size` bytes each; table: [cells, count]; count at most 8. */
+KERNEL void lookup(const u64 *x, const u64 *table, int count, const void *numbers, int size, size_t n, u64 start,
+                   int bits, int low, int drop, u64 *out)
+{
+    int fine = low - drop;
+    u64 cells = (u64)1 << (bits - low);
+    for (size_t e = 0; e < n; e++) {
+        u64 past = ((x[e] - start) & low_bits(bits)) >> drop, cell = past >> fine, rest = past & low_bits(fine);
+        u64 sums[64] = {0}, total = 0;
+#define ROWS(type) { \
+    const type *number = (const type *)numbers + cells * count * e; \
+    for (u64 j = 0; j < cells; j++) { \
+        const u64 *row = table + ((cell - j) & (cells - 1)) * count; \
+        for (int d = 0; d < count; d++) \
+            for (int i = 0; i <= d; i++) sums[8 * d + i] += (u64)(i64)number[j * count + i] * row[d]; \
+    } \
+}
+        FOR_TYPE(size, ROWS)
+        for (int i = 0; i < count; i++) {
+            u64 power = 1, binomial = 1;
+            for (int d = i; d < count; d++, power *= rest, binomial = binomial * d / (d - i))
+                total += sums[8 * d + i] * power * binomial << fine * (count - 1 - d);
+        }
+        out[e] = total;
+    }
+}
+
+/* Element e's bit b, after `shift`, to bit e of plane b: [bits, words]. */
+KERNEL void to_planes(const u64 *x, size_t n, int shift, int bits, u64 *out)
+{
+    size_t words = (n + 63) / 64;
+    for (size_t w = 0; w < words; w++) {
+        size_t length = n - 64 * w < 64 ? n - 64 * w : 64;
+        u64 part[64] = {0};
+        for (size_t e = 0; e < length; e++) part[e] = x[64 * w + e] >> shift;
+        for (int b = 0; b < bits; b++) {
+            u64 word = 0;
+            for (int e = 0; e < 64; e++) word |= (part[e] >> b & 1) << e;
+            out[b * words + w] = word;
+        }
+    }
+}
+
+KERNEL void from_plane(const u64 *plane, size_t n, u64 *out)
+{
+    for (size_t e = 0; e < n; e++) out[e] = plane[e / 64] >> e % 64 & 1;
+}
+
+/* planes: [bits, words] of c, to which `number` is added; the top one goes to `top`, the others are compared with rho's,
+ * of which products has every subset of each block of 4: [blocks, 16, words]. wires: [blocks, 2, words]. */
+KERNEL void compare_blocks(const u64 *planes, const u64 *products, size_t words, int bits, u64 number, u64 *wires,
+                           u64 *top)
+{
+    int blocks = bits < 2 ? 1 : (bits + 2) / 4;
+    for (size_t w = 0; w < words; w++) {
+        u64 carry = 0;
+        for (int block = 0; block < blocks; block++) {
+            const u64 *given = products + 16 * block * words + w;
+            u64 same[16], more[16] = {0}, alone[16];
+            for (int s = 0; s < 16; s++) same[s] = alone[s] = given[s * words];
+            for (int i = 0, half = 8, b = 4 * block; i < 4; i++, half /= 2, b++) {
+                u64 bit = 0;
+                if (b < bits - 1) {
+                    u64 plane = planes[b * words + w], added = number >> b & 1 ? ~(u64)0 : 0;
+                    bit = plane ^ added ^ carry;
+                    carry = (plane & added) | (carry & (plane | added));
+                }
+                bit = ~bit;
+                for (int s = 0; s < half; s++) {
+                    u64 one = alone[(2 * s + 1) << i];
+                    more[s] = i ? more[2 * s + 1] ^ (bit & (one ^ more[2 * s])) : bit & one;
+                    same[s] = same[2 * s + 1] ^ (bit & same[2 * s]);
+                }
+            }
+            wires[2 * block * words + w] = more[0], wires[(2 * block + 1) * words + w] = same[0];
+        }
+        u64 last = number >> (bits - 1) & 1 ? ~(u64)0 : 0;
+        top[w] = planes[(bits - 1) * words + w] ^ last ^ carry;
+    }
+}
+
+/* out[outputs, words]: the exclusive or of terms, each the product of a share (none: below 0) and of the opened wires
+ * that its bits name. terms: [count, 3] of output, share and wires. */
+KERNEL void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, int outputs, size_t words, u64 *out)
+{
+    for (size_t i = 0; i < outputs * words; i++) out[i] = 0;
+    for (int t = 0; t < count; t++) {
+        u64 *total = out + terms[3 * t] * words;
+        const u64 *wires[8];
+        int found = 0;
+        if (terms[3 * t + 1] >= 0) wires[found++] = shares[terms[3 * t + 1]];
+        for (u64 left = terms[3 * t + 2], at = 0; left; left >>= 1, at++)
+            if (left & 1) wires[found++] = opened + at * words;
+        for (size_t w = 0; w < words; w++) {
+            u64 all = wires[0][w];
+            for (int i = 1; i < found; i++) all &= wires[i][w];
+            total[w] ^= all;
+        }
+    }
+}

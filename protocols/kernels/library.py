@@ -1,0 +1,110 @@
+"""The compiled kernels, found once, and how a torch function gets one of them as its twin.
+
+The torch function says what the kernel computes, and is what runs wherever the kernel cannot: without a C compiler at
+the installation, on other devices, for tensors that are not in one piece, and with BLINDFORMER_KERNELS=torch in the
+environment. Both give the same bits (tests/protocols/test_kernels.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MODULE = "blindformer.protocols.kernels._kernels"
+
+
+class _Array:
+    """An argument: a tensor's numbers, an address, an array of tensors' (one of them may be missing), or none."""
+
+    @staticmethod
+    def from_param(given: Tensor | Sequence[Tensor | None] | int | None) -> object:
+        if isinstance(given, Tensor):
+            return ctypes.c_void_p(given.data_ptr())
+        if given is None or isinstance(given, int):
+            return ctypes.c_void_p(given)
+        return (ctypes.c_void_p * len(given))(*(None if x is None else x.data_ptr() for x in given))
+
+
+_TYPES = {"a": _Array, "n": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_int64}
+# By kernel, what it takes: arrays, sizes, ints and numbers modulo 2^64.
+_TAKES = {
+    "pack": "aania",
+    "unpack": "ania",
+    "rescale": "aaaaniiiaaa",
+    "sum_products": "aaina",
+    "polynomial": "aaaiina",
+    "fourier": "aaiiaiainiua",
+    "exponential": "aaiiainuiiia",
+    "lookup": "aaiainuiiia",
+    "to_planes": "aniia",
+    "from_plane": "ana",
+    "compare_blocks": "aaniuaa",
+    "join": "aiaaina",
+}
+
+
+class Kernel(NamedTuple):
+    """`run` gives what `reference` gives, or None where it cannot."""
+
+    reference: Callable[..., object]
+    run: Callable[..., object]
+
+
+kernels: dict[str, Kernel] = {}
+
+
+def _load() -> ctypes.CDLL | None:
+    found = None if os.environ.get("BLINDFORMER_KERNELS") == "torch" else importlib.util.find_spec(MODULE)
+    if not found or not found.origin:
+        return None
+    library = ctypes.CDLL(found.origin)
+    for name, takes in _TAKES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = [_TYPES[letter] for letter in takes], None
+    return library
+
+
+library = _load()
+
+
+def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Of a torch function, the one that asks its twin first."""
+
+    def of(reference: Callable[P, T]) -> Callable[P, T]:
+        kernels[twin.__name__] = Kernel(reference, twin)
+        if library is None:
+            return reference
+
+        @functools.wraps(reference)
+        def run(*args: P.args, **more: P.kwargs) -> T:
+            found = twin(*args, **more)
+            return reference(*args, **more) if found is None else found
+
+        return run
+
+    return of
+
+
+def whole(*tensors: Tensor | None, like: Tensor | None = None) -> bool:
+    """Whether a kernel can read them: integers of 64 bits in one piece on the CPU, of one shape if `like` is given."""
+    return all(
+        x is None
+        or (x.dtype is torch.int64 and x.is_cpu and x.is_contiguous() and (like is None or x.shape == like.shape))
+        for x in tensors
+    )
+
+
+def call(name: str, *given: object) -> None:
+    """Run a kernel of C. Tensors must be `whole`, and outputs large enough: nothing is checked here."""
+    assert library is not None
+    getattr(library, name)(*given)

@@ -1,0 +1,133 @@
+"""What asks the kernels: functions with the arguments and results of the torch functions that they stand in for; None
+where a kernel cannot do it. Arguments: see the torch functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .library import call, whole
+
+_MOST_COEFFICIENTS = 8  # of a table's row
+
+
+def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
+    end = at + tensor.numel() * width
+    if not whole(tensor, minus, like=tensor) or at < 0 or end > len(out):
+        return None
+    if end > at:
+        call("pack", tensor, minus, tensor.numel(), width, torch.frombuffer(out, dtype=torch.uint8).data_ptr() + at)
+    return end
+
+
+def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor | None:
+    out = torch.empty(shape, dtype=torch.int64)
+    count = out.numel()
+    if not count or at < 0 or at + count * width > len(data):
+        return None
+    call("unpack", torch.frombuffer(data, dtype=torch.uint8).data_ptr() + at, count, width, out)
+    return out
+
+
+def rescaled(
+    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor | None, bits: int, ring: int, leader: bool
+) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    if not whole(mine, theirs, low, wrap, like=mine):
+        return None
+    public, share = torch.empty_like(mine), torch.empty_like(mine)
+    wrapped = None if wrap is None else torch.empty_like(mine)
+    call("rescale", mine, theirs, low, wrap, mine.numel(), bits, ring, leader, public, wrapped, share)
+    return public, wrapped, share
+
+
+def sum_products(*terms: tuple[Tensor | None, Tensor]) -> Tensor | None:
+    first = terms[0][1]
+    if not all(whole(*term, like=first) for term in terms):
+        return None
+    out = torch.empty_like(first)
+    factors, values = zip(*terms, strict=True)
+    call("sum_products", factors, values, len(terms), out.numel(), out)
+    return out
+
+
+def sum_series(x: Tensor, series: Sequence[Sequence[int]], powers: Sequence[Tensor | None]) -> Tensor | None:
+    if not whole(x, *powers, like=x):
+        return None
+    out = torch.empty_like(x)
+    call("polynomial", x, powers, torch.tensor(series), len(series), len(series[0]) - 1, x.numel(), out)
+    return out
+
+
+def read_series(
+    x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: int, first: int, scale: int
+) -> Tensor | None:
+    points, count = wave.numel().bit_length() - 1, len(table) - 1
+    if not whole(x, table, wave) or not _whole_numbers(numbers, (*x.shape, count, 2)):
+        return None
+    out = torch.empty_like(x)
+    call("fourier", x, wave, points, scale, table, count, numbers, numbers.itemsize, x.numel(), bits, first, out)
+    return out
+
+
+def read_exponential(
+    x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
+) -> Tensor | None:
+    points = (table.shape[1] - 1).bit_length() - 1
+    if not whole(x, table) or not _whole_numbers(numbers, (*x.shape, 1 << bits - low, 1)):
+        return None
+    place, out = (start, bits, low, drop), torch.empty_like(x)
+    call("exponential", x, table, len(table), points, numbers, numbers.itemsize, x.numel(), *place, out)
+    return out
+
+
+def read_table(
+    x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
+) -> Tensor | None:
+    count = table.shape[1]
+    if count > _MOST_COEFFICIENTS or not whole(x, table):
+        return None
+    if not _whole_numbers(numbers, (*x.shape, 1 << bits - low, count)):
+        return None
+    place, out = (start, bits, low, drop), torch.empty_like(x)
+    call("lookup", x, table, count, numbers, numbers.itemsize, x.numel(), *place, out)
+    return out
+
+
+def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:
+    if not whole(values):
+        return None
+    out = torch.empty(bits, (values.numel() + 63) // 64, dtype=torch.int64)
+    call("to_planes", values, values.numel(), drop, bits, out)
+    return out
+
+
+def from_plane(plane: Tensor, count: int) -> Tensor | None:
+    if not whole(plane) or count > 64 * plane.numel():
+        return None
+    out = torch.empty(count, dtype=torch.int64)
+    call("from_plane", plane, count, out)
+    return out
+
+
+def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tensor, Tensor] | None:
+    if not whole(planes, products):
+        return None
+    bits, wide = planes.shape
+    wires, top = products.new_empty(2 * len(products), wide), products.new_empty(wide)
+    call("compare_blocks", planes, products, wide, bits, number, wires, top)
+    return wires, top
+
+
+def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor | None:
+    if not whole(terms, opened, *shares):
+        return None
+    out = opened.new_empty(outputs, opened.shape[-1])
+    call("join", terms, len(terms), shares, opened, outputs, opened.shape[-1], out)
+    return out
+
+
+def _whole_numbers(x: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether it is an array of signed integers, of any width, that a kernel can read."""
+    return x.is_cpu and x.is_contiguous() and x.shape == shape and not x.is_floating_point()

@@ -1,0 +1,135 @@
+"""Each kernel of C gives the bits that its torch function gives, for every size, width and alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from blindformer.protocols.beaver.compare import _terms, tree
+from blindformer.protocols.beaver.primitive import primitives
+from blindformer.protocols.kernels.library import kernels, library
+from blindformer.protocols.operations.fourier import POINTS, WAVE
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+primitives()  # with them come their kernels
+Draw = Callable[[st.SearchStrategy[int]], int]
+COUNTS = st.sampled_from([1, 2, 63, 64, 65, 257, 700])
+needs_kernels = pytest.mark.skipif(library is None, reason="the kernels were not built: no C compiler was there")
+
+
+def uniform(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    info = torch.iinfo(dtype)
+    drawn = torch.randint(info.min, info.max, shape, dtype=dtype)
+    for place in range(min(3, drawn.numel())):  # the edges, too
+        drawn.view(-1)[place] = (info.min, -1, info.max)[place]
+    return drawn
+
+
+def narrow(draw: Draw, *shape: int) -> Tensor:
+    return uniform(*shape, dtype=(torch.int8, torch.int16, torch.int32, torch.int64)[draw(st.integers(0, 3))])
+
+
+def _pack(draw: Draw, n: int) -> tuple[object, ...]:
+    width, at = draw(st.integers(1, 8)), draw(st.integers(0, 9))
+    return (bytearray(at + n * width + 1), at, uniform(n), width, uniform(n) if draw(st.booleans()) else None)
+
+
+def _unpack(draw: Draw, n: int) -> tuple[object, ...]:
+    width, at = draw(st.integers(1, 8)), draw(st.integers(0, 9))
+    return (bytearray(uniform(at + n * width, dtype=torch.int8).numpy().tobytes()), at, (n,), width)
+
+
+def _rescaled(draw: Draw, n: int) -> tuple[object, ...]:
+    ring = draw(st.integers(8, 64))
+    wrap = uniform(n) if draw(st.booleans()) else None
+    return (uniform(n), uniform(n), uniform(n), wrap, draw(st.integers(1, ring - 3)), ring, draw(st.booleans()))
+
+
+def _sum_products(draw: Draw, n: int) -> tuple[object, ...]:
+    return tuple((uniform(n) if draw(st.booleans()) else None, uniform(n)) for _ in range(draw(st.integers(1, 5))))
+
+
+def _sum_series(draw: Draw, n: int) -> tuple[object, ...]:
+    count, degree = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    powers = [uniform(n) if draw(st.booleans()) else None for _ in range(count)]
+    return uniform(n), uniform(count, degree + 1).tolist(), powers
+
+
+def _read_series(draw: Draw, n: int) -> tuple[object, ...]:
+    count = draw(st.integers(1, 8))
+    wave = torch.cos(torch.arange(POINTS + 1) * (2 * torch.pi / POINTS)).mul(1 << WAVE).round().long()
+    table = torch.randint(-(1 << 20), 1 << 20, (count + 1, 2))
+    return uniform(n), table, wave, narrow(draw, n, count, 2), draw(st.integers(2, 32)), draw(st.integers(0, 9)), WAVE
+
+
+def _read_exponential(draw: Draw, n: int) -> tuple[object, ...]:
+    points, cells = draw(st.integers(0, 4)), draw(st.integers(0, 5))
+    rows, fine, drop = draw(st.integers(1, 1 << cells)), points + draw(st.integers(0, 5)), draw(st.integers(0, 9))
+    place = (draw(st.integers(-999, 999)), cells + fine + drop, fine + drop, drop)
+    return uniform(n), torch.randint(0, 1 << 20, (rows, (1 << points) + 1)), narrow(draw, n, 1 << cells, 1), *place
+
+
+def _read_table(draw: Draw, n: int) -> tuple[object, ...]:
+    count, cells = draw(st.integers(1, 4)), draw(st.integers(0, 5))
+    fine, drop = draw(st.integers(0, 12)), draw(st.integers(0, 9))
+    place = (draw(st.integers(-999, 999)), cells + fine + drop, fine + drop, drop)
+    return uniform(n), uniform(1 << cells, count), narrow(draw, n, 1 << cells, count), *place
+
+
+def _to_planes(draw: Draw, n: int) -> tuple[object, ...]:
+    bits = draw(st.integers(1, 64))
+    return uniform(n), bits, draw(st.integers(0, 64 - bits))
+
+
+def _from_plane(draw: Draw, n: int) -> tuple[object, ...]:
+    return uniform((n + 63) // 64), n
+
+
+def _compare_blocks(draw: Draw, n: int) -> tuple[object, ...]:
+    bits = draw(st.integers(2, 50))
+    blocks = max(1, (bits + 2) // 4)
+    return uniform(bits, n), draw(st.integers(-(1 << 40), 1 << 40)), uniform(blocks, 16, n)
+
+
+def _join(draw: Draw, n: int) -> tuple[object, ...]:
+    level = draw(st.sampled_from([level for blocks in range(2, 12) for level in tree(blocks)]))
+    terms = _terms(level, draw(st.booleans()))
+    count = int(terms[:, 1].max()) + 1
+    return terms, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
+
+
+DRAWN = {
+    name: globals()[f"_{name.removesuffix('_into')}"]
+    for name in (
+        *("pack_into", "unpack", "rescaled", "sum_products", "sum_series", "read_series", "read_exponential"),
+        *("read_table", "to_planes", "from_plane", "compare_blocks", "join"),
+    )
+}
+
+
+def test_these_are_all_kernels() -> None:
+    assert set(DRAWN) == set(kernels)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", DRAWN)
+@given(data=st.data(), n=COUNTS)
+def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, data: st.DataObject, n: int) -> None:
+    torch.manual_seed(n)
+    found: list[object] = []
+    given = DRAWN[name](data.draw, n)
+    for function in (kernels[name].reference, kernels[name].run):
+        args = tuple(bytearray(x) if isinstance(x, bytearray) else x for x in given)
+        result = function(*args)
+        assert result is not None
+        found.append((result, args[0]) if name == "pack_into" else result)
+    assert _same(*found), given
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
