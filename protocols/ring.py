@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import BlindformerError
+from .kernels import twins
+from .kernels.library import kernel
 
 _LIMB = 16  # bits of a float64 limb: 16 + 16 + log2(inner dimension) stays below the 53 bits of a float64
 _BYTES = 1 << 16  # terms of a product of signed bytes that an int32 is sure to hold (2^14 each)
@@ -53,8 +55,8 @@ class Ring:
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         """x @ y modulo 2^bits on any device (CUDA has no integer matmul and takes the limb path)."""
         if x.device.type == "cpu":
-            return _cpu_matmul(x, y)
-        return self.matmul_limbs(x, y)
+            return cpu_matmul(x, y)
+        return self.matmul_limbs(x, y.to(x.dtype))
 
     def linear(self, x: Tensor, weight: Tensor, bits: int = 64) -> Tensor:
         """x @ weight for a weight that is used again and again, right in the low `bits` bits of the result.
@@ -156,7 +158,10 @@ def _limbs(x: Tensor, count: int) -> list[Tensor]:
     return [((x >> (_LIMB * i)) & ((1 << _LIMB) - 1)).to(torch.float64) for i in range(count)]
 
 
-def _cpu_matmul(x: Tensor, y: Tensor) -> Tensor:
+@kernel(twins.matmul)
+def cpu_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y modulo 2^64, y of integers of any width."""
+    y = y.to(x.dtype)
     # Torch's integer gemm is several times slower on a narrow right side: multiply the transposes there.
     if y.dim() >= 2 and y.shape[-1] < 64 <= x.shape[-2 if x.dim() > 1 else 0]:
         return torch.matmul(y.transpose(-1, -2).contiguous(), x.transpose(-1, -2).contiguous()).transpose(-1, -2)

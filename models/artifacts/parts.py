@@ -52,7 +52,7 @@ def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, A
 
 
 def read_parts(
-    program: Program, names: Mapping[str, Any], held: Mapping[str, Tensor], file: Path
+    program: Program, names: Mapping[str, Any], held: dict[str, Tensor], file: Path
 ) -> dict[str, ProgramPart]:
     """As `part_names` wrote them. Errors: ArtifactError."""
     return {

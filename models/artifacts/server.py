@@ -69,9 +69,23 @@ def load_server(folder: str | Path) -> ServerPart:
         names = read_json(file)
         lengths[number] = ServerLength(
             program,
-            named(held, names["weights"], file),
+            named(held, names["weights"], file, _multiplied(program)),
             named(held, names["constants"], file),
             read_circuit(part, number),
             read_parts(program, names.get("parts", {}), held, file),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
+
+
+def _multiplied(program: Program) -> set[str]:
+    """The weights that products of matrices read, and nothing else: these take integers of any width, and a row by a
+    matrix takes as long as reading it."""
+    found: set[str] = set()
+    others: set[str] = set()
+    for part in program.parts.values() or (program,):
+        weights = {n: item.attributes["name"] for n, item in enumerate(part.instructions) if item.op == "weight"}
+        for item in part.instructions:
+            for place, arg in enumerate(item.args):
+                if arg in weights:
+                    (found if item.op == "linear" and place == 1 else others).add(weights[arg])
+    return found - others

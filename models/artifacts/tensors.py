@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from .layout import ArtifactError
 
 _NARROW = (torch.int8, torch.int16, torch.int32)
-_RING = "ring-"  # integers of the ring: stored as narrow as they are, and widened to int64 when they are read
+_RING = "ring-"  # integers of the ring: stored as narrow as they are
 
 
 class Tensors:
@@ -42,17 +42,22 @@ class Tensors:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """By digest. Errors: ArtifactError."""
     try:
-        found = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file}: cannot be read ({error}); compile the model again") from None
-    return {name: tensor.long() if name.startswith(_RING) else tensor for name, tensor in found.items()}
 
 
-def named(held: Mapping[str, Tensor], names: Mapping[str, str], file: Path) -> dict[str, Tensor]:
-    """The tensors of one length by name. Errors: ArtifactError."""
+def named(
+    held: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones. Errors:
+    ArtifactError."""
     missing = [name for name, digest in names.items() if digest not in held]
     if missing:
         raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
+    for name, digest in names.items():
+        if digest.startswith(_RING) and name not in narrow:
+            held[digest] = held[digest].long()  # in its place: equal tensors are one object
     return {name: held[digest] for name, digest in names.items()}
 
 

@@ -90,7 +90,7 @@ def weight_keys(secret: bytes, weights: Mapping[str, Tensor], names: Iterable[st
     keys = {}
     for name in names:
         digest = hashlib.sha256(str(tuple(weights[name].shape)).encode() + b"\0")
-        digest.update(weights[name].contiguous().numpy().tobytes())
+        digest.update(weights[name].long().contiguous().numpy().tobytes())
         keys[name] = derive(secret, f"weight {name} {digest.hexdigest()}")
     return keys
 

@@ -1,20 +1,16 @@
 /* The hot loops of a session: each computes what the torch function that carries its name computes, bit for bit.
  *
  * Numbers are modulo 2^64; arrays are contiguous, and an output is no input. Nothing branches on a share or a mask, and
- * no index is made of one: what is looked up is public (opened under a mask). */
+ * no index is made of one: what is looked up is public (opened under a mask).
+ *
+ * It is built once for each level of processors (pyproject.toml); loops are written so that compilers vectorize them. */
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef int64_t i64;
 typedef uint64_t u64;
-
-/* One build for every processor: the loader takes the widest form that this one has. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define KERNEL __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define KERNEL
-#endif
 
 /* Messages promise no alignment. */
 #define WIRE __attribute__((aligned(1), may_alias))
@@ -23,9 +19,27 @@ typedef int16_t WIRE wire16;
 typedef int32_t WIRE wire32;
 typedef int64_t WIRE wire64;
 
-enum { BLOCK = 256 };
+enum { BLOCK = 256, LANES = 8, PANEL = 32, DEPTH = 512, ROWS = 6 };
 
-static inline u64 low_bits(int bits) { return bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1; }
+typedef u64 lanes __attribute__((vector_size(8 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Up to LANES words; zeros beyond. */
+INLINE void read_lanes(lanes *out, const u64 *x, size_t length)
+{
+    *out = (lanes){0};
+    if (length == LANES) memcpy(out, x, sizeof *out);
+    else memcpy(out, x, length * sizeof *x);
+}
+
+INLINE void write_lanes(u64 *out, size_t length, const lanes *x)
+{
+    if (length == LANES) memcpy(out, x, sizeof *x);
+    else memcpy(out, x, length * sizeof *out);
+}
+
+INLINE u64 low_bits(int bits) { return bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1; }
 
 /* The integers, of `bytes` bytes each, as what `use` does with `type`. */
 #define FOR_TYPE(bytes, use) \
@@ -39,7 +53,7 @@ static inline u64 low_bits(int bits) { return bits == 64 ? ~(u64)0 : ((u64)1 << 
 static int plane(int left) { return left == 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 /* x, less `minus` where there is one, as signed planes of 4, 2 and 1 bytes: `width` bytes together. */
-KERNEL void pack(const u64 *x, const u64 *minus, size_t n, int width, char *out)
+void pack(const u64 *x, const u64 *minus, size_t n, int width, char *out)
 {
     for (int left = width, shift = 0; left;) {
         int bytes = plane(left);
@@ -55,7 +69,7 @@ KERNEL void pack(const u64 *x, const u64 *minus, size_t n, int width, char *out)
     }
 }
 
-KERNEL void unpack(const char *in, size_t n, int width, u64 *out)
+void unpack(const char *in, size_t n, int width, u64 *out)
 {
     for (int left = width, shift = 0; left;) {
         int bytes = plane(left);
@@ -70,7 +84,7 @@ KERNEL void unpack(const char *in, size_t n, int width, u64 *out)
 }
 
 /* wrap, wrapped: 0 where the wrap does not matter. */
-KERNEL void rescale(const u64 *mine, const u64 *theirs, const u64 *low, const u64 *wrap, size_t n, int bits, int ring,
+void rescale(const u64 *mine, const u64 *theirs, const u64 *low, const u64 *wrap, size_t n, int bits, int ring,
                     int leader, u64 *public, u64 *wrapped, u64 *share)
 {
     u64 keep = low_bits(ring), offset = (u64)1 << (ring - 2 - bits), all = leader ? ~(u64)0 : 0;
@@ -86,7 +100,7 @@ KERNEL void rescale(const u64 *mine, const u64 *theirs, const u64 *low, const u6
 }
 
 /* sum_t factors_t values_t; a factor that is 0 stands for 1. */
-KERNEL void sum_products(const u64 **factors, const u64 **values, int count, size_t n, u64 *out)
+void sum_products(const u64 **factors, const u64 **values, int count, size_t n, u64 *out)
 {
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t end = n - at < BLOCK ? n : at + BLOCK;
@@ -103,7 +117,7 @@ KERNEL void sum_products(const u64 **factors, const u64 **values, int count, siz
 }
 
 /* sum_j (sum_k series[j, k] x^k) powers_j; powers that are 0 stand for ones. series: [count, degree + 1]. */
-KERNEL void polynomial(const u64 *x, const u64 **powers, const u64 *series, int count, int degree, size_t n, u64 *out)
+void polynomial(const u64 *x, const u64 **powers, const u64 *series, int count, int degree, size_t n, u64 *out)
 {
     u64 value[BLOCK];
     for (size_t at = 0; at < n; at += BLOCK) {
@@ -123,7 +137,7 @@ KERNEL void polynomial(const u64 *x, const u64 **powers, const u64 *series, int 
     }
 }
 
-static inline i64 wave_at(const i64 *wave, u64 x, int bits, int points)
+INLINE i64 wave_at(const i64 *wave, u64 x, int bits, int points)
 {
     x &= low_bits(bits);
     int fine = bits - points;
@@ -133,11 +147,11 @@ static inline i64 wave_at(const i64 *wave, u64 x, int bits, int points)
 }
 
 /* numbers: [n, count, 2], `size` bytes each. table: [count + 1, 2]. wave: [2^points + 1], of `scale` bits. */
-KERNEL void fourier(const u64 *x, const i64 *wave, int points, int scale, const i64 *table, int count,
+void fourier(const u64 *x, const i64 *wave, int points, int scale, const i64 *table, int count,
                     const void *numbers, int size, size_t n, int bits, u64 first, u64 *out)
 {
     i64 half = (i64)1 << (scale - 1);
-    i64 cosine[BLOCK], sine[BLOCK], c[BLOCK], s[BLOCK], c_before[BLOCK], s_before[BLOCK];
+    i64 cosine[BLOCK], sine[BLOCK], c[BLOCK], s[BLOCK], c_before[BLOCK], s_before[BLOCK], even[BLOCK], odd[BLOCK];
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t length = n - at < BLOCK ? n - at : BLOCK;
         for (size_t i = 0; i < length; i++) {
@@ -150,12 +164,12 @@ KERNEL void fourier(const u64 *x, const i64 *wave, int points, int scale, const 
             i64 a = table[2 * k], b = table[2 * k + 1];
 #define TERM(type) { \
     const type *number = (const type *)numbers + 2 * (count * at + k - 1); \
-    for (size_t i = 0; i < length; i++, number += 2 * count) { \
-        i64 even = (a * c[i] + b * s[i] + half) >> scale, odd = (a * s[i] - b * c[i] + half) >> scale; \
-        out[at + i] += (u64)even * (u64)(i64)number[0] + (u64)odd * (u64)(i64)number[1]; \
-    } \
+    for (size_t i = 0; i < length; i++, number += 2 * count) even[i] = number[0], odd[i] = number[1]; \
 }
             FOR_TYPE(size, TERM)
+            for (size_t i = 0; i < length; i++)
+                out[at + i] += (u64)((a * c[i] + b * s[i] + half) >> scale) * (u64)even[i] +
+                               (u64)((a * s[i] - b * c[i] + half) >> scale) * (u64)odd[i];
             for (size_t i = 0; i < length; i++) {
                 i64 twice = cosine[i], next_c = ((twice * c[i] + half / 2) >> (scale - 1)) - c_before[i];
                 i64 next_s = ((twice * s[i] + half / 2) >> (scale - 1)) - s_before[i];
@@ -166,7 +180,7 @@ KERNEL void fourier(const u64 *x, const i64 *wave, int points, int scale, const 
 }
 
 /* numbers: [n, cells], `size` bytes each; table: [rows, 2^points + 1], of the last cells. */
-KERNEL void exponential(const u64 *x, const i64 *table, int rows, int points, const void *numbers, int size, size_t n,
+void exponential(const u64 *x, const i64 *table, int rows, int points, const void *numbers, int size, size_t n,
                         u64 start, int bits, int low, int drop, u64 *out)
 {
     int fine = low - drop, step = fine - points;
@@ -189,7 +203,7 @@ KERNEL void exponential(const u64 *x, const i64 *table, int rows, int points, co
 }
 
 /* numbers: [n, cells, count], `size` bytes each; table: [cells, count]; count at most 8. */
-KERNEL void lookup(const u64 *x, const u64 *table, int count, const void *numbers, int size, size_t n, u64 start,
+void lookup(const u64 *x, const u64 *table, int count, const void *numbers, int size, size_t n, u64 start,
                    int bits, int low, int drop, u64 *out)
 {
     int fine = low - drop;
@@ -215,63 +229,78 @@ KERNEL void lookup(const u64 *x, const u64 *table, int count, const void *number
     }
 }
 
+/* Bit b of number e to bit e of number b, 64 by 64 (Hacker's Delight, 7-3). */
+INLINE void transpose(u64 *x)
+{
+    u64 mask = 0xffffffff;
+    for (int half = 32; half; half /= 2, mask ^= mask << half)
+        for (int at = 0; at < 64; at += 2 * half)
+            for (int i = at; i < at + half; i++) {
+                u64 swapped = ((x[i] >> half) ^ x[i + half]) & mask;
+                x[i] ^= swapped << half, x[i + half] ^= swapped;
+            }
+}
+
 /* Element e's bit b, after `shift`, to bit e of plane b: [bits, words]. */
-KERNEL void to_planes(const u64 *x, size_t n, int shift, int bits, u64 *out)
+void to_planes(const u64 *x, size_t n, int shift, int bits, u64 *out)
 {
     size_t words = (n + 63) / 64;
     for (size_t w = 0; w < words; w++) {
         size_t length = n - 64 * w < 64 ? n - 64 * w : 64;
         u64 part[64] = {0};
         for (size_t e = 0; e < length; e++) part[e] = x[64 * w + e] >> shift;
-        for (int b = 0; b < bits; b++) {
-            u64 word = 0;
-            for (int e = 0; e < 64; e++) word |= (part[e] >> b & 1) << e;
-            out[b * words + w] = word;
-        }
+        transpose(part);
+        for (int b = 0; b < bits; b++) out[b * words + w] = part[b];
     }
 }
 
-KERNEL void from_plane(const u64 *plane, size_t n, u64 *out)
+void from_plane(const u64 *plane, size_t n, u64 *out)
 {
     for (size_t e = 0; e < n; e++) out[e] = plane[e / 64] >> e % 64 & 1;
 }
 
 /* planes: [bits, words] of c, to which `number` is added; the top one goes to `top`, the others are compared with rho's,
  * of which products has every subset of each block of 4: [blocks, 16, words]. wires: [blocks, 2, words]. */
-KERNEL void compare_blocks(const u64 *planes, const u64 *products, size_t words, int bits, u64 number, u64 *wires,
+void compare_blocks(const u64 *planes, const u64 *products, size_t words, int bits, u64 number, u64 *wires,
                            u64 *top)
 {
-    int blocks = bits < 2 ? 1 : (bits + 2) / 4;
-    for (size_t w = 0; w < words; w++) {
-        u64 carry = 0;
+    int blocks = (bits + 2) / 4;
+    for (size_t at = 0; at < words; at += LANES) {
+        size_t length = words - at < LANES ? words - at : LANES;
+        lanes carry = {0}, plane;
         for (int block = 0; block < blocks; block++) {
-            const u64 *given = products + 16 * block * words + w;
-            u64 same[16], more[16] = {0}, alone[16];
-            for (int s = 0; s < 16; s++) same[s] = alone[s] = given[s * words];
+            lanes same[16], more[8], alone[16];
+            for (int s = 0; s < 16; s++) {
+                read_lanes(alone + s, products + (16 * block + s) * words + at, length);
+                same[s] = alone[s];
+            }
             for (int i = 0, half = 8, b = 4 * block; i < 4; i++, half /= 2, b++) {
-                u64 bit = 0;
+                lanes bit = {0};
                 if (b < bits - 1) {
-                    u64 plane = planes[b * words + w], added = number >> b & 1 ? ~(u64)0 : 0;
+                    lanes added = (lanes){0} - (number >> b & 1);
+                    read_lanes(&plane, planes + b * words + at, length);
                     bit = plane ^ added ^ carry;
                     carry = (plane & added) | (carry & (plane | added));
                 }
                 bit = ~bit;
                 for (int s = 0; s < half; s++) {
-                    u64 one = alone[(2 * s + 1) << i];
+                    lanes one = alone[(2 * s + 1) << i];
                     more[s] = i ? more[2 * s + 1] ^ (bit & (one ^ more[2 * s])) : bit & one;
                     same[s] = same[2 * s + 1] ^ (bit & same[2 * s]);
                 }
             }
-            wires[2 * block * words + w] = more[0], wires[(2 * block + 1) * words + w] = same[0];
+            write_lanes(wires + 2 * block * words + at, length, more);
+            write_lanes(wires + (2 * block + 1) * words + at, length, same);
         }
-        u64 last = number >> (bits - 1) & 1 ? ~(u64)0 : 0;
-        top[w] = planes[(bits - 1) * words + w] ^ last ^ carry;
+        read_lanes(&plane, planes + (bits - 1) * words + at, length);
+        plane ^= carry ^ ((lanes){0} - (number >> (bits - 1) & 1));
+        write_lanes(top + at, length, &plane);
     }
 }
 
 /* out[outputs, words]: the exclusive or of terms, each the product of a share (none: below 0) and of the opened wires
  * that its bits name. terms: [count, 3] of output, share and wires. */
-KERNEL void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, int outputs, size_t words, u64 *out)
+void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, int outputs, size_t words, u64 *out)
 {
     for (size_t i = 0; i < outputs * words; i++) out[i] = 0;
     for (int t = 0; t < count; t++) {
@@ -287,4 +316,80 @@ KERNEL void join(const i64 *terms, int count, const u64 **shares, const u64 *ope
             total[w] ^= all;
         }
     }
+}
+
+/* out += x y for up to ROWS rows of x and a panel [depth, PANEL] of y: all sums stay in registers. */
+#define TILE(rows) { \
+    lanes sums[rows][PANEL / LANES]; \
+    for (int r = 0; r < rows; r++) memcpy(sums[r], out + r * out_row, sizeof sums[r]); \
+    for (size_t k = 0; k < depth; k++) { \
+        const lanes *y = (const lanes *)(panel + k * PANEL); \
+        for (int r = 0; r < rows; r++) { \
+            lanes factor = (lanes){0} + x[r * x_row + k * x_column]; \
+            for (int v = 0; v < PANEL / LANES; v++) sums[r][v] += factor * y[v]; \
+        } \
+    } \
+    for (int r = 0; r < rows; r++) memcpy(out + r * out_row, sums[r], sizeof sums[r]); \
+}
+
+static void tile(int rows, const u64 *x, size_t x_row, size_t x_column, const u64 *panel, size_t depth, u64 *out,
+                 size_t out_row)
+{
+    switch (rows) {
+    case 1: TILE(1) break;
+    case 2: TILE(2) break;
+    case 3: TILE(3) break;
+    case 4: TILE(4) break;
+    case 5: TILE(5) break;
+    default: TILE(ROWS)
+    }
+}
+
+/* x [rows, inner] by y [inner, columns], whose integers have `size` bytes, into out; distances in elements. panel:
+ * (DEPTH + ROWS) PANEL numbers, at an address that LANES of them divide. */
+static void product(const u64 *x, size_t x_row, size_t x_column, const void *y, int size, size_t y_row,
+                    size_t y_column, size_t rows, size_t inner, size_t columns, u64 *panel, u64 *out)
+{
+    u64 *edge = panel + PANEL * DEPTH;
+    memset(out, 0, rows * columns * sizeof *out);
+    for (size_t k = 0; k < inner; k += DEPTH) {
+        size_t depth = inner - k < DEPTH ? inner - k : DEPTH;
+        for (size_t j = 0; j < columns; j += PANEL) {
+            size_t wide = columns - j < PANEL ? columns - j : PANEL;
+#define FILL(type) { \
+    const type *from = (const type *)y + k * y_row + j * y_column; \
+    if (y_column == 1 && wide == PANEL) \
+        for (size_t i = 0; i < depth; i++) \
+            for (size_t c = 0; c < PANEL; c++) panel[i * PANEL + c] = (u64)(i64)from[i * y_row + c]; \
+    else \
+        for (size_t i = 0; i < depth; i++) \
+            for (size_t c = 0; c < PANEL; c++) \
+                panel[i * PANEL + c] = c < wide ? (u64)(i64)from[i * y_row + c * y_column] : 0; \
+}
+            FOR_TYPE(size, FILL)
+            for (size_t r = 0; r < rows; r += ROWS) {
+                int some = rows - r < ROWS ? rows - r : ROWS;
+                const u64 *from = x + r * x_row + k * x_column;
+                u64 *to = out + r * columns + j;
+                if (wide == PANEL) {
+                    tile(some, from, x_row, x_column, panel, depth, to, columns);
+                    continue;
+                }
+                for (int i = 0; i < some; i++) memcpy(edge + i * PANEL, to + i * columns, wide * sizeof *to);
+                tile(some, from, x_row, x_column, panel, depth, edge, PANEL);
+                for (int i = 0; i < some; i++) memcpy(to + i * columns, edge + i * PANEL, wide * sizeof *to);
+            }
+        }
+    }
+}
+
+/* A batch of products. sizes: of two dimensions of the batch, rows, inner, columns; then by dimension of the batch, row
+ * and column the distances of x's elements, and of y's. */
+void matmul(const u64 *x, const char *y, int size, const i64 *sizes, u64 *panel, u64 *out)
+{
+    const i64 *rows = sizes + 2, *of_x = sizes + 5, *of_y = sizes + 9;
+    for (i64 a = 0; a < sizes[0]; a++)
+        for (i64 b = 0; b < sizes[1]; b++, out += rows[0] * rows[2])
+            product(x + a * of_x[0] + b * of_x[1], of_x[2], of_x[3], y + size * (a * of_y[0] + b * of_y[1]), size,
+                    of_y[2], of_y[3], rows[0], rows[1], rows[2], panel, out);
 }

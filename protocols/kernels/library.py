@@ -20,7 +20,7 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MODULE = "blindformer.protocols.kernels._kernels"
+_BUILDS = {"AVX512": "_kernels_v4", "AVX2": "_kernels_v3"}  # pyproject.toml; by what torch says of the processor
 
 
 class _Array:
@@ -50,6 +50,7 @@ _TAKES = {
     "from_plane": "ana",
     "compare_blocks": "aaniuaa",
     "join": "aiaaina",
+    "matmul": "aaiaaa",
 }
 
 
@@ -64,10 +65,14 @@ kernels: dict[str, Kernel] = {}
 
 
 def _load() -> ctypes.CDLL | None:
-    found = None if os.environ.get("BLINDFORMER_KERNELS") == "torch" else importlib.util.find_spec(MODULE)
-    if not found or not found.origin:
+    if os.environ.get("BLINDFORMER_KERNELS") == "torch":
         return None
-    library = ctypes.CDLL(found.origin)
+    builds = (_BUILDS.get(torch.backends.cpu.get_cpu_capability()), "_kernels")
+    found = [importlib.util.find_spec(f"{__package__}.{build}") for build in builds if build]
+    files = [spec.origin for spec in found if spec and spec.origin]
+    if not files:
+        return None
+    library = ctypes.CDLL(files[0])
     for name, takes in _TAKES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in takes], None

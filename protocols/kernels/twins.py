@@ -11,6 +11,7 @@ from torch import Tensor
 from .library import call, whole
 
 _MOST_COEFFICIENTS = 8  # of a table's row
+_PANEL = 32 * (512 + 6)  # numbers in between, of a product of matrices
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -126,6 +127,32 @@ def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) 
     out = opened.new_empty(outputs, opened.shape[-1])
     call("join", terms, len(terms), shares, opened, outputs, opened.shape[-1], out)
     return out
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor | None:
+    """Only with vectors of 512 bits, which multiply numbers of 64: without these torch is faster."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or x.dtype is not torch.int64 or y.is_floating_point():
+        return None
+    if min(x.dim(), y.dim()) < 2 or not x.is_cpu or not y.is_cpu or x.shape[-1] != y.shape[-2]:
+        return None
+    shape = (*x.shape[:-1], y.shape[-1])
+    if y.dim() == 2:
+        x = x.reshape(-1, x.shape[-1])
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+    dims = [dim for dim, length in enumerate(batch) if length != 1]
+    if len(dims) > 2:
+        parts = [matmul(*pair) for pair in zip(x.unbind(dims[0]), y.unbind(dims[0]), strict=True)]
+        return None if any(part is None for part in parts) else torch.stack(parts, dims[0])  # type: ignore[arg-type]
+    out = torch.empty(*batch, x.shape[-2], y.shape[-1], dtype=torch.int64)
+    if not out.numel():
+        return None
+    missing = 2 - len(dims)
+    sizes = [1] * missing + [batch[dim] for dim in dims] + [*x.shape[-2:], y.shape[-1]]
+    for stride in (x.stride(), y.stride()):
+        sizes += [0] * missing + [stride[dim] for dim in dims] + [*stride[-2:]]
+    call("matmul", x, y, y.itemsize, torch.tensor(sizes), torch.empty(_PANEL, dtype=torch.int64), out)
+    return out.view(shape if y.dim() == 2 else out.shape)
 
 
 def _whole_numbers(x: Tensor, shape: tuple[int, ...]) -> bool:

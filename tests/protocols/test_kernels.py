@@ -101,11 +101,19 @@ def _join(draw: Draw, n: int) -> tuple[object, ...]:
     return terms, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
 
 
+def _matmul(draw: Draw, n: int) -> tuple[object, ...]:
+    rows, inner, batch = draw(st.integers(1, 14)), draw(st.integers(1, 40)), draw(st.integers(0, 3))
+    x = uniform(*(2, 1, 3)[3 - batch :], rows, inner)
+    y = narrow(draw, *(1, 2, 3)[3 - draw(st.integers(0, batch)) :], inner, n)
+    turned = y.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return x, turned if draw(st.booleans()) else y
+
+
 DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
         *("pack_into", "unpack", "rescaled", "sum_products", "sum_series", "read_series", "read_exponential"),
-        *("read_table", "to_planes", "from_plane", "compare_blocks", "join"),
+        *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
 

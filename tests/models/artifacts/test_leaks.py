@@ -47,7 +47,7 @@ def private_weights(made: Made) -> dict[str, Tensor]:
     for length, item in load_server(made.folder).lengths.items():
         for name, integers in item.weights.items():
             scale = int(re.findall(r"@(-?\d+)", name)[-1])
-            found[f"{name} of length {length}, encoded"] = integers
+            found[f"{name} of length {length}, encoded"] = integers.long()
             found[f"{name} of length {length}, as numbers"] = integers.double() / 2.0**scale
     return found
 
