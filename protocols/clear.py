@@ -61,3 +61,19 @@ class ClearEngine:
 
     def _drawn(self, top: int, like: Tensor) -> Tensor:
         return torch.randint(top, like.shape, generator=self._chance).to(like.device)
+
+
+class ShapesEngine(ClearEngine):
+    """Runs instructions on the shapes of their values alone. What one gives is remembered for those that are like it:
+    layers are alike."""
+
+    def __init__(self, sources: Mapping[str, tuple[int, ...]]) -> None:
+        values = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in sources.items()}
+        super().__init__(values, KeptStates("meta"))
+        self._known: dict[str, Tensor] = {}
+
+    def compute(self, op: str, args: Sequence[Tensor], attributes: Attributes, width: int = 64) -> Tensor:
+        alike = repr((op, [tuple(x.shape) for x in args], attributes))
+        if alike not in self._known:
+            self._known[alike] = super().compute(op, args, attributes, width)
+        return self._known[alike]

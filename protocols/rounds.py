@@ -2,14 +2,15 @@
 
 A primitive is a generator. Where it needs the other party it yields its `Swap`s (what it sends, what it expects) and is
 resumed with what came; an empty list means "next round" (another instruction is opening the value it waits for). The
-scheduler runs every instruction whose arguments are ready until it waits or ends, packs all that wait into one
+scheduler runs every task (an instruction) whose needs are met until it waits or ends, packs all that wait into one
 message per direction, and resumes them in order. Both parties run the same Program, so both pack the same swaps in
 the same order, and the number of rounds is the depth of the Program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,56 +72,56 @@ def over_channel(channel: Channel) -> Wire:
     return exchange
 
 
-@dataclass
-class RoundTask:
-    """One instruction of a Program: which tasks it needs, and how to start it once they are done."""
+class Graph:
+    """Which tasks need which others, found once for all runs. `needs`: by task, those that must be done before."""
 
-    needs: tuple[int, ...]
-    start: Callable[[], Step]
-    done: Callable[[Any], None]
+    def __init__(self, needs: Sequence[Iterable[int]]) -> None:
+        self.needs = [tuple(dict.fromkeys(of)) for of in needs]
+        self.users: list[list[int]] = [[] for _ in self.needs]
+        for task, of in enumerate(self.needs):
+            for need in of:
+                self.users[need].append(task)
+        self.first = [task for task, of in enumerate(self.needs) if not of]
 
 
-def run_rounds(tasks: list[RoundTask], wire: Wire, progress: Callable[[int], None] | None = None) -> int:
-    """Run all tasks; return the number of rounds (messages exchanged in sequence)."""
-    missing = [len(set(t.needs)) for t in tasks]
-    users: list[list[int]] = [[] for _ in tasks]
-    for index, task in enumerate(tasks):
-        for need in set(task.needs):
-            users[need].append(index)
-    ready = [i for i, n in enumerate(missing) if n == 0]
+ALONE = Graph([()])  # one task
+
+
+def run_rounds(graph: Graph, start: Callable[[int], Step], done: Callable[[int, Any], None], wire: Wire) -> int:
+    """Run all tasks, each once those that it needs are done; return the number of rounds (messages in sequence)."""
+    missing = [len(of) for of in graph.needs]
+    ready = deque(graph.first)
     waiting: list[tuple[int, Step, list[Swap]]] = []
     rounds, stalled = 0, False
 
-    def advance(index: int, step: Step, answers: list[Any] | None) -> None:
+    def advance(task: int, step: Step, answers: list[Any] | None) -> None:
         try:
             swaps = next(step) if answers is None else step.send(answers)
         except StopIteration as end:
-            tasks[index].done(end.value)
-            if progress:
-                progress(index)
-            for user in users[index]:
+            done(task, end.value)
+            for user in graph.users[task]:
                 missing[user] -= 1
                 if missing[user] == 0:
                     ready.append(user)
         else:
-            waiting.append((index, step, swaps))
+            waiting.append((task, step, swaps))
 
     while ready or waiting:
         while ready:
-            index = ready.pop(0)
-            advance(index, tasks[index].start(), None)
+            task = ready.popleft()
+            advance(task, start(task), None)
         if not waiting:
             break
         current, waiting = sorted(waiting, key=lambda entry: entry[0]), []
         swaps = [swap for _, _, wanted in current for swap in wanted]
         if not swaps and stalled:
-            raise RuntimeError("every instruction waits for another's opening; this is a bug")
+            raise RuntimeError("every task waits for another's opening; this is a bug")
         stalled = not swaps
         answers = wire(swaps) if swaps else []
         rounds += bool(swaps)
         at = 0
-        for index, step, wanted in current:
-            advance(index, step, answers[at : at + len(wanted)])
+        for task, step, wanted in current:
+            advance(task, step, answers[at : at + len(wanted)])
             at += len(wanted)
     return rounds
 

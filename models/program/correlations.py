@@ -94,7 +94,7 @@ class Correlations:
     def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
         ring, program = Ring(self.program.ring), self.program
         if self.runs > 1:
-            program = stacked(self.program, self.runs)
+            program = _stacked(ByHash(self.program), self.runs)
         more = (self.runs, self._keeps(program))
         if self.owners is None:
             engine = OfflineEngine(source, ring, weights, states, *more)
@@ -141,3 +141,8 @@ class ByHash:
 @lru_cache(maxsize=64)  # of all parts of a conversation, too
 def _layout(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> tuple[int, ...]:
     return Correlations(key.program, None if owners is None else dict(owners)).count()
+
+
+@lru_cache(maxsize=64)
+def _stacked(key: ByHash, runs: int) -> Program:
+    return stacked(key.program, runs)

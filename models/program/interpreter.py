@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...protocols.base import Engine
-from ...protocols.rounds import RoundTask, Swap, run_rounds
+from ...protocols.rounds import Step, Swap, run_rounds
 from .program import Program
 
 
@@ -32,31 +32,26 @@ def interpret(
     observe: Callable[[int, Any], None] | None = None,
 ) -> Execution:
     """Execute all instructions. `progress` gets each finished number; `observe` also its value (for tests)."""
-    instructions = program.instructions
+    instructions, graph = program.instructions, program.graph
     values: dict[int, Any] = {}
     outputs = {number: name for name, number in program.outputs.items()}
-    left = [0] * len(instructions)  # readers still to come: a value is dropped after the last
-    for item in instructions:
-        for arg in set(item.args):
-            left[arg] += 1
+    left = [len(users) for users in graph.users]  # readers still to come: a value is dropped after the last
 
-    def finish(number: int, value: Any) -> None:
+    def start(number: int) -> Step:
+        item = instructions[number]
+        args = [values[arg] for arg in item.args]
+        return engine.execute(str(number), item.op, item.shape, item.width, args, item.attributes)
+
+    def done(number: int, value: Any) -> None:
         if observe:
             observe(number, value)
-        for arg in set(instructions[number].args):
+        for arg in graph.needs[number]:
             left[arg] -= 1
             if not left[arg] and arg not in outputs:
                 del values[arg]
         values[number] = value
+        if progress:
+            progress(number)
 
-    tasks = []
-    for number, item in enumerate(instructions):
-
-        def start(number: int = number) -> Any:
-            item = instructions[number]
-            args = [values[arg] for arg in item.args]
-            return engine.execute(str(number), item.op, item.shape, item.width, args, item.attributes)
-
-        tasks.append(RoundTask(item.args, start, lambda value, number=number: finish(number, value)))
-    rounds = run_rounds(tasks, wire, progress)
+    rounds = run_rounds(graph, start, done, wire)
     return Execution({name: values[number] for number, name in outputs.items()}, rounds)

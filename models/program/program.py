@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
+from ...protocols.rounds import Graph
 
 FORMAT = 2  # 2: results are rounded before they are revealed
 
@@ -103,9 +104,15 @@ class Program(BaseModel):
         # Every session asks for it: in a process forked for one, serialising the program costs time and memory.
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @cached_property
+    def graph(self) -> Graph:
+        """Which instructions read which."""
+        return Graph([item.args for item in self.instructions])
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Program:
         copied = super().model_copy(update=update, deep=deep)
-        vars(copied).pop("_digest", None)  # it may be another program now
+        for made in ("_digest", "graph"):  # it may be another program now
+            vars(copied).pop(made, None)
         return copied
 
     def to_json(self) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from typer import Option
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
 from . import options
 from .output import MB, console, emit, table
 from .progress import Phases
@@ -33,7 +32,6 @@ def demo(
     form: options.Form = "text",
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
-    keep_freed_memory()
     with loading(threads) as phases:
         from ..local.compare import compare
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from ..heap import keep_freed_memory
 from ..registry import of_parties
 from . import options
 from .answers import AnsweredItem, answer_table, similarities
@@ -45,7 +44,6 @@ def party(
     The first party that owns data asks one query for each text or file it gives; the others give equally many.
     """
     prepare()
-    keep_freed_memory()
     with loading(threads, notes=1) as phases:
         from ...protocols.errors import BlindformerError
         from ..config import load_settings

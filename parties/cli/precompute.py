@@ -9,7 +9,6 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from ..heap import keep_freed_memory
 from . import options
 from .items import folder_first
 from .output import console, emit
@@ -39,7 +38,6 @@ def precompute(
 ) -> None:
     """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
     prepare()
-    keep_freed_memory()
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
     with loading(threads, notes=1) as phases:

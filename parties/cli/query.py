@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from ..heap import keep_freed_memory
 from . import options
 from .answers import AnsweredItem, answer_table, asked, similarities
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
@@ -71,7 +70,6 @@ def query(
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     prepare()
-    keep_freed_memory()
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
     broken: Exception | None = None
     with loading(threads) as phases:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
 from ..registry import find_served, resolve, served_with
 from . import options
 from .output import banner, good_until
@@ -63,7 +62,6 @@ class Service:
         Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
         """
         prepare()
-        keep_freed_memory()
         from ..config import load_settings
 
         flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)

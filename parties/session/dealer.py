@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from ...models.program.correlations import Correlations
@@ -20,7 +19,7 @@ from ...models.program.interpreter import interpret
 from ...models.program.program import Instruction, Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
-from ...protocols.clear import ClearEngine
+from ...protocols.clear import ShapesEngine
 from ...protocols.crypten.engine import Owners
 from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.operations import of_kind
@@ -215,16 +214,15 @@ def _unfit(server: Channel, what: str) -> PeerProtocolError:
 
 
 def _check_shapes(program: Program) -> None:
-    """Every value has the shape that its instruction says. Computes on tensors without storage. Errors: of any kind."""
+    """Every value has the shape that its instruction says. Errors: of any kind."""
     kinds = of_kind("source")
     sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in kinds}
-    values = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in sources.items()}
 
     def observe(number: int, value: Tensor) -> None:
         if tuple(value.shape) != program.instructions[number].shape:
             raise ValueError(number)
 
-    interpret(program, ClearEngine(values, KeptStates("meta")), observe=observe)
+    interpret(program, ShapesEngine(sources), observe=observe)
 
 
 def _seeds(channel: Channel, step: Callable[[], T]) -> T:

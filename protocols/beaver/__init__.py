@@ -5,10 +5,13 @@ Who learns what, message by message, is stated at the head of each primitive's f
 
 from __future__ import annotations
 
+from functools import cache
+
 from ..base import Offer
 from ..operations import of_kind
 
 
+@cache
 def _computes() -> frozenset[str]:
     from .primitive import primitives
 

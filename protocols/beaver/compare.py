@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import torch
@@ -52,7 +52,7 @@ class Level:
     monomials: tuple[tuple[tuple[str, int], ...], ...]
     outputs: tuple[tuple[tuple[tuple[str, int], ...], ...], ...]
 
-    @property
+    @cached_property
     def subsets(self) -> list[tuple[tuple[str, int], ...]]:
         """Products of masks the dealer shares: every subset (two or more) of every monomial's wires."""
         found: dict[tuple[tuple[str, int], ...], None] = {}

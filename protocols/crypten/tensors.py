@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ring import Ring
-from ..rounds import RoundTask, run_rounds
+from ..rounds import ALONE, run_rounds
 from .calls import prepare_call, run_call, weight_mask
 from .context import ManyOnline
 from .session import CryptenSession, crypten
@@ -108,8 +108,8 @@ def _call(
     source, _ = session.provider.ask(request)
     online = ManyOnline(session.mesh.rank, 0, prepare_call(source, request, masked), Ring())
     results: list[Tensor] = []
-    task = RoundTask((), lambda: run_call(online, request, share.cpu(), weight), results.append)
-    run_rounds([task], over_communicator(session.communicator))
+    start = lambda _: run_call(online, request, share.cpu(), weight)  # noqa: E731
+    run_rounds(ALONE, start, lambda _, result: results.append(result), over_communicator(session.communicator))
     return tensor_of(results[0], share.device)
 
 

@@ -55,6 +55,7 @@ def operations() -> Mapping[str, Operation]:
     return found
 
 
+@cache
 def of_kind(*kinds: str) -> frozenset[str]:
     """The names of the operations of these kinds: source, local, private, shared, result."""
     return frozenset(name for name, item in operations().items() if item.kind in kinds)

@@ -13,7 +13,7 @@ from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, Party
 from blindformer.protocols.crypten.tuples import Request
 from blindformer.protocols.crypten.wire import over_communicator
 from blindformer.protocols.ring import Ring
-from blindformer.protocols.rounds import RoundTask, run_rounds
+from blindformer.protocols.rounds import ALONE, run_rounds
 from blindformer.protocols.streams import Stream, derive, new_seed
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.many import communicators
@@ -53,9 +53,8 @@ def run(request, x, size, weight=None):
 
         mine = weight if rank == request.owner else None
         results = []
-        run_rounds(
-            [RoundTask((), lambda: calls.run_call(online, request, x_shares[rank], mine), results.append)], tapped
-        )
+        start = lambda _: calls.run_call(online, request, x_shares[rank], mine)  # noqa: E731
+        run_rounds(ALONE, start, lambda _, result: results.append(result), tapped)
         found[rank] = results[0]
 
     in_threads([lambda c=c: party(c) for c in communicators(size)])

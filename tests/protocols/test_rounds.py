@@ -6,7 +6,7 @@ import pytest
 import torch
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
-from blindformer.protocols.rounds import RoundTask, Swap, over_channel, run_rounds, together
+from blindformer.protocols.rounds import Graph, Swap, over_channel, run_rounds, together
 from blindformer.protocols.wire import pack, unpack, wire_bytes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,12 +29,15 @@ def opening(number, *, rounds=1):
     return number
 
 
-def tasks_of(graph, done):
+def run(graph, wire, done):
     """graph: per task, (tasks it needs, rounds it takes)."""
-    return [
-        RoundTask(tuple(needs), lambda i=i, rounds=rounds: opening(i, rounds=rounds), done.append)
-        for i, (needs, rounds) in enumerate(graph)
-    ]
+    start = lambda task: opening(task, rounds=graph[task][1])  # noqa: E731
+    return run_rounds(Graph([needs for needs, _ in graph]), start, lambda _, value: done.append(value), wire)
+
+
+def run_steps(steps, wire, done):
+    """Steps that need none of the others."""
+    return run_rounds(Graph([()] * len(steps)), lambda task: steps[task](), lambda _, value: done.append(value), wire)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def tasks_of(graph, done):
 def test_rounds_are_the_depth_of_the_program(graph, rounds):
     """Independent openings share one message."""
     seen, done = [], []
-    assert run_rounds(tasks_of(graph, done), mirror(seen)) == rounds
+    assert run(graph, mirror(seen), done) == rounds
     assert sum(map(len, seen)) == sum(count for _, count in graph)
     if rounds == 1:
         assert (seen, done) == ([[8] * 5], [0, 1, 2, 3, 4])
@@ -68,7 +71,7 @@ def test_any_graph_takes_as_many_rounds_as_its_longest_path(graph):
     for needs, rounds in graph:
         depth.append(max((depth[n] for n in needs), default=0) + rounds)
     done = []
-    assert run_rounds(tasks_of(graph, done), mirror([])) == max(depth)
+    assert run(graph, mirror([]), done) == max(depth)
     assert sorted(done) == list(range(len(graph)))
 
 
@@ -81,7 +84,7 @@ def test_two_parties_pack_in_the_same_order(graph):
             seen.append([int(s.send) for s in swaps])
             return [s.send for s in swaps]
 
-        run_rounds(tasks_of(graph, []), wire)
+        run(graph, wire, [])
     assert logs[0] == logs[1]
     assert all(order == sorted(order) for order in logs[0])
 
@@ -92,7 +95,7 @@ def test_together_runs_steps_side_by_side(depths, sizes):
         return (yield from together(*(opening(i, rounds=rounds) for i, rounds in enumerate(depths))))
 
     seen, done = [], []
-    assert run_rounds([RoundTask((), both, done.append)], mirror(seen)) == max(depths)
+    assert run_steps([both], mirror(seen), done) == max(depths)
     assert (seen, done) == (sizes, [list(range(len(depths)))])
 
 
@@ -108,8 +111,8 @@ def test_waiting_for_an_opening_under_way_costs_no_round():
         return state["value"]
 
     done = []
-    assert run_rounds([RoundTask((), waits, done.append), RoundTask((), opens, lambda value: None)], mirror([])) == 1
-    assert done[0][0].item() == 7
+    assert run_steps([waits, opens], mirror([]), done) == 1
+    assert [value[0].item() for value in done if value is not None] == [7]
 
 
 def test_a_wait_without_end_is_found():
@@ -118,7 +121,7 @@ def test_a_wait_without_end_is_found():
             yield []
 
     with pytest.raises(RuntimeError, match="waits for another's opening"):
-        run_rounds([RoundTask((), waits, lambda value: None)], mirror([]))
+        run_steps([waits], mirror([]), [])
 
 
 def test_one_frame_per_direction_and_none_where_there_is_nothing_to_send():
