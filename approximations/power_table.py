@@ -8,7 +8,8 @@ are 0, and a bit, read at the same place, says that the next level counts:
     f(y) = table_0(y) + bit_0(y) (table_1(y) + bit_1(y) (...))
 
 Below the fitted range the result is that of its end. Far above it a table begins anew, and the result is wrong without
-a warning: tables reach `BEYOND` times as far as the range, which is widened before the fit.
+a warning: tables reach `BEYOND` times as far as the range, which is widened before the fit. Where y is a sum over n,
+the same tables are read at the sum over a power of two: a place that is up to `STRETCH` times as high or as low.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .normalisation import affine, centred
 from .primitives import levels as by_levels
 from .registry import Constants, approximation
 
-BEYOND = 2.0
+BEYOND, STRETCH = 2.0, 2.0**0.5
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
 _A_LEVEL = 1500.0
 
@@ -49,12 +50,12 @@ def _fit(power: float, low: float, high: float, tolerance: float, level: float) 
         for first in (4, 8, 16, 32):
             if _error(power, first - 1, degree) > tolerance:
                 continue
-            for cells in (64, 128, 256):
+            for cells in (64, 128, 256, 512, 1024):
                 top = math.ceil(math.log2(BEYOND * high * cells / (cells - 1)))
                 least = (first - 1) / cells * 2.0**top
-                levels = 1 + max(0, math.ceil(math.log(least / low, cells / first)))
+                levels = 1 + max(0, math.ceil(math.log(least * STRETCH / low, cells / first)))
                 numbers = levels * cells * (degree + 2)
-                found.append((numbers + level * levels, levels, top, cells, first, degree))
+                found.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
     if not found or min(found)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
     _, *chosen = min(found)
@@ -86,7 +87,7 @@ def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, f
         below = [float(begin) ** -power if level == last else 0.0, *nothing]
         rows = [_row(power, cell, int(degree)) if cell >= begin else below for cell in range(count)]
         tables.append([[c * width**-power for c in row] for row in rows])
-    return by_levels(y, tables, widths, begin)
+    return by_levels(y, tables, widths, begin, -power)
 
 
 @approximation(

@@ -64,7 +64,9 @@ def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) ->
 
 
 @torch.library.custom_op("blindformer::levels", mutates_args=())
-def _levels(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int) -> Tensor:
+def _levels(
+    x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int, power: float
+) -> Tensor:
     work = x if x.dtype == torch.float64 else x.float()
     tables = torch.tensor(rows, dtype=work.dtype, device=x.device).reshape(len(widths), cells, count)
     result = torch.zeros_like(work)
@@ -79,32 +81,38 @@ def _levels(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Se
 
 
 @_levels.register_fake
-def _(x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int) -> Tensor:
+def _(
+    x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int, power: float
+) -> Tensor:
     return torch.empty_like(x)
 
 
 def _levels_backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    rows, count, cells, widths, first = ctx.constants
+    rows, count, cells, widths, first, power = ctx.constants
     size = cells * count
     slopes = [c * (k % count) / widths[k // size] for k, c in enumerate(rows) if k % count]
-    return gradient * _levels(x, slopes, count - 1, cells, widths, first), None, None, None, None, None
+    return gradient * _levels(x, slopes, count - 1, cells, widths, first, power), *(None,) * 6
 
 
 _levels.register_autograd(_levels_backward, setup_context=_keep_all)
 
 
-def levels(x: Tensor, tables: Sequence[Sequence[Sequence[float]]], widths: Sequence[float], first: int) -> Tensor:
+def levels(
+    x: Tensor, tables: Sequence[Sequence[Sequence[float]]], widths: Sequence[float], first: int, power: float
+) -> Tensor:
     """f(x) = table_0(x) + [x is in the first cells of table 0] (table_1(x) + ...): each table says the polynomial of
     x's cell at x's place there. Row j is of [j width, (j + 1) width), coefficients ascending, of x / width - j.
 
     Rows, at least of degree 1: a power of two; widths: powers of two. Rows must be right from one cell below their own
     on, and the last one must not count: parties on secrets may read the row above. Beyond a table it begins anew. On
-    secrets a table costs no message where x is open already, and a level one round.
+    secrets a table costs no message where x is open already; several are joined two by two, each time a round.
+
+    The result is x^power: for x times a factor the rows are the same times the factor^-power.
     """
     flat = [float(c) for table in tables for row in table for c in row]
     count, cells = len(tables[0][0]), len(tables[0])
-    return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first)
+    return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first, power)
 
 
 @torch.library.custom_op("blindformer::which_cell", mutates_args=())

@@ -19,6 +19,7 @@ from .decoder import Decoder, GenerationError, conversation
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
 KNOWN = "rows"
+_A_LEVEL = 6000.0  # numbers of the dealer's that one round less is worth
 _ALL = 2.0**40  # scores
 _PASSES = 8  # of a text, that calibrate
 
@@ -96,12 +97,17 @@ def _filled(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
 
 
 def _alike(plan: Plan) -> Plan:
-    """The plan, with tables in every softmax or in none: all parts compute alike, and ranges of one hold for all."""
+    """The plan, with tables in every softmax or in none: all parts compute alike, and ranges of one hold for all. And
+    with larger tables for less rounds in norms, of which a token has few numbers."""
     choice = plan.softmax
-    if "few" not in find("softmax", choice.name).options() or "few" in choice.options:
-        return plan
-    fits = {site: {**fit, "few": _ALL} if "few" in fit else fit for site, fit in plan.fits.items()}
-    return plan.replace(softmax={"name": choice.name, "options": {**choice.options, "few": _ALL}}, fits=fits)
+    if "few" in find("softmax", choice.name).options() and "few" not in choice.options:
+        fits = {site: {**fit, "few": _ALL} if "few" in fit else fit for site, fit in plan.fits.items()}
+        plan = plan.replace(softmax={"name": choice.name, "options": {**choice.options, "few": _ALL}}, fits=fits)
+    for kind in () if plan.ranges else ("rsqrt", "layer_norm"):
+        choice = getattr(plan, kind)
+        if "level" in find(kind, choice.name).options():
+            plan = plan.replace(**{kind: {"name": choice.name, "options": {"level": _A_LEVEL, **choice.options}}})
+    return plan
 
 
 def _same(value: Tensor, held: Tensor | None) -> Tensor:

@@ -147,28 +147,41 @@ class Builder:
             return self.add(self.scale(x, coefficients[1]), self.constant(coefficients[0]))
         return self.node("polynomial", x, shape=x.shape, coefficients=coefficients, domain=domain)
 
-    def lookup(self, x: Node, table: Tensor, start: float, width: float, beyond: bool = False) -> Node:
+    def lookup(
+        self, x: Node, table: Tensor, start: float, width: float, beyond: bool = False, power: float = 0.0
+    ) -> Node:
         """Of each element the polynomial of its cell: table [cells, degree + 1], a power of two of cells, each `width`
         (a power of two) long, the first from `start`; a row's coefficients are of (x - the cell's start) / width.
-        `beyond`: whether x may lie beyond, where the result meets an exact 0."""
+        `beyond`: whether x may lie beyond, where the result meets an exact 0. `power`: of x, which the result is times
+        a factor (0: a bit), if the table starts at 0."""
         if x.op == "ldexp":
             factor = 2.0 ** -x.attributes["exponent"]
-            return self.lookup(x.args[0], table, start * factor, width * factor, beyond)
-        return self.node("lookup", x, self.constant(table), shape=x.shape, start=start, width=width, beyond=beyond)
+            return self.lookup(x.args[0], table, start * factor, width * factor, beyond, power)
+        place = {"start": start, "width": width, "beyond": beyond, "power": power}
+        return self.node("lookup", x, self.constant(table), shape=x.shape, **place)
 
-    def levels(self, x: Node, tables: Tensor, widths: list[float], first: int) -> Node:
-        """table_0(x) + [x in the first cells of table 0] (table_1(x) + ...). How many levels depends on the range."""
+    def levels(self, x: Node, tables: Tensor, widths: list[float], first: int, power: float) -> Node:
+        """table_0(x) + [x in the first cells of table 0] (table_1(x) + ...), all of them x^power. How many levels
+        depends on the range; two halves of them are found at once."""
         low = (torch.arange(tables.shape[1]) < first).double()[:, None]
+
+        def of(levels: Sequence[int]) -> tuple[Node, Node | None]:
+            """What some levels say together, and whether those that follow count."""
+            if len(levels) == 1:
+                (level,) = levels
+                last = level == len(widths) - 1
+                bit = None if last else self.lookup(x, low, 0.0, widths[level], beyond=level > 0)
+                return self.lookup(x, tables[level], 0.0, widths[level], beyond=level > 0, power=power), bit
+            middle = len(levels) // 2
+            (upper, bit), (lower, after) = of(levels[:middle]), of(levels[middle:])
+            assert bit is not None
+            return self.add(upper, self.mul(bit, lower)), None if after is None else self.mul(bit, after)
+
         self.searching = True
         try:
-            result = self.lookup(x, tables[-1], 0.0, widths[-1], beyond=len(widths) > 1)
-            for level in reversed(range(len(widths) - 1)):
-                bit = self.lookup(x, low, 0.0, widths[level], beyond=level > 0)
-                value = self.lookup(x, tables[level], 0.0, widths[level], beyond=level > 0)
-                result = self.add(value, self.mul(bit, result))
+            return of(range(len(widths)))[0]
         finally:
             self.searching = False
-        return result
 
     def one_hot(self, x: Node, start: float, width: float, cells: int) -> Node:
         """Which cell x [..., 1] is in: [..., cells], one 1 and zeros. Cells as of `lookup`."""

@@ -59,7 +59,7 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             )
         if node.op == "lookup":  # what any row may say
             high = max(high, float(args[1].abs().sum(-1).max()))
-        elif node.op in ("add", "mul") and any(arg.op == "lookup" for arg in node.args):  # of its levels one counts
+        elif node.search and node.op in ("add", "mul"):  # tables of which one counts
             high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
         domain = node.attributes.get("domain", 0.0)
         if domain:

@@ -126,4 +126,4 @@ def _(entry: DealerNumbers, run: int, runs: int, shape: tuple[int, ...]) -> Deal
 def _planes(planes: Tensor, run: int, runs: int) -> Tensor:
     """Bit planes [..., runs * words]: every run's elements begin a word."""
     words = planes.shape[-1] // runs
-    return planes[..., run * words : (run + 1) * words]
+    return planes[..., run * words : (run + 1) * words].contiguous()

@@ -23,12 +23,14 @@ from ...protocols.operations import operations
 from ...protocols.operations.operation import Operation
 from ..graph.graph import Node, order
 from ..graph.ranges import Range
+from .encoding import weight_scale
 from .program import Instruction
 from .revealed import answer_bits
 from .scaling import scale_rule
 from .widths import near_width, place_widths
 
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
+SPARE = 4  # fractional bits of a bit that is to be opened early
 COARSE_BITS = 21  # a comparison this wide needs one round less
 
 
@@ -79,6 +81,7 @@ class Scaler:
         self.needed: dict[int, int] = {}  # instruction -> bits of its magnitude, sign and headroom included
         self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
         self.reach: dict[int, int] = {}  # nodes at which tables are read -> bits before the point that the widest takes
+        self.most: dict[int, int] = {}  # products -> fractional bits at which a sum takes what becomes of them as it is
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -99,6 +102,7 @@ class Scaler:
             self.result.outputs[name] = self._instruction(
                 "reveal", node, [source], scale - bits, to="client", **dropped
             )
+        self._drop_unread()
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
@@ -210,6 +214,12 @@ class Scaler:
                 self.at[key] = self._instruction("rescale", node, [number], scale, bits=have - scale, ring=64)
         return self.at[key]
 
+    def open_early(self, node: Node, number: int) -> None:
+        """The node is a bit, of this instruction: a rescale opens it as soon as it is there, ahead of the other factor
+        of a product."""
+        self.settle(node, self._instruction("shift", node, [number], SPARE, bits=SPARE), SPARE)
+        self.settle(node, self.exactly(node, 0), 0)
+
     def lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:
         """The value at no more than its target scale: for readers that open it elementwise anyway."""
         have = self.value(node)[1]
@@ -223,6 +233,26 @@ class Scaler:
     def fits(self, node: Node, scale: int) -> bool:
         return scale + self.bits(node) <= self.precision.room
 
+    def _drop_unread(self) -> None:
+        """A value that was lowered twice leaves what the first time was made."""
+        items, result = self.result.instructions, self.result
+        read = {*result.outputs.values(), *(number for number, item in enumerate(items) if item.op == "keep")}
+        for number in reversed(range(len(items))):
+            if number in read:
+                read.update(items[number].args)
+        new = {old: number for number, old in enumerate(sorted(read))}
+        result.instructions = [
+            items[old].model_copy(update={"args": tuple(new[arg] for arg in items[old].args)}) for old in new
+        ]
+        result.outputs = {name: new[number] for name, number in result.outputs.items()}
+        self.needed = {new[number]: bits for number, bits in self.needed.items() if number in new}
+        self.bounded = {new[number] for number in self.bounded if number in new}
+        self.number = {key: new[number] for key, number in self.number.items() if number in new}
+        names = {item.attributes.get("name") for item in result.instructions}
+        for table in (result.weights, result.constants, result.clients, result.known):
+            for name in table.keys() - names:
+                del table[name]
+
     def _find_readers(self, nodes: list[Node]) -> None:
         known = operations()
         for node in nodes:
@@ -234,6 +264,8 @@ class Scaler:
             if node.op == "lookup" and node.args[1].shape[-1] > 1:
                 wanted = PLACE_BITS - round(math.log2(node.attributes["width"]))
                 self.places[x] = max(wanted, self.places.get(x, 0))
+            if node.op in known and known[node.op].scales == "sum":
+                self._find_summed(node)
         readers: dict[int, list[Node]] = {}
         for node in nodes:
             for arg in node.args:
@@ -250,6 +282,23 @@ class Scaler:
                 self.matrix.update(id(arg) for arg in node.args)
             elif id(node) in self.matrix and operation and _only_moves(operation):
                 self.matrix.update(id(arg) for arg in node.args if arg.owner == "shared")
+
+    def _find_summed(self, node: Node) -> None:
+        """Products that a matrix takes to a sum, which may hold larger values than they are: a bit less of them is no
+        rescale."""
+        known = operations()
+        for linear in node.args:
+            if linear.op == "add" and linear.args[1].op == "weight":
+                linear = linear.args[0]  # of which this is the bias
+            if linear.op != "linear":
+                continue
+            x, weight = linear.args[0], linear.args[1].value
+            assert weight is not None
+            while x.op in known and known[x.op].rearranges:
+                x = x.args[0]
+            if x.op in known and known[x.op].scales == "product":
+                most = self.precision.room - self.bits(node) - weight_scale(weight, self.precision.weights)
+                self.most[id(x)] = min(most, self.most.get(id(x), most))
 
     def _find_amplified(self, node: Node, readers: list[Node]) -> None:
         """A value times a reciprocal above 1 has its rounding error multiplied: it keeps that many bits more."""

@@ -43,7 +43,7 @@ def _lookup(
     return result
 
 
-def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool) -> Tensor:
+def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool, power: float) -> Tensor:
     """Beyond the table it begins anew, as it does for parties."""
     past = (x - start) / width
     cell = past.floor()

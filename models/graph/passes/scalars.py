@@ -25,11 +25,14 @@ def fold_scalars(outputs: list[Node]) -> list[Node]:
 
 def _float(outputs: list[Node]) -> list[Node]:
     builder = Builder()
+    places: dict[int, tuple[Node, float]] = {}
 
     def change(node: Node) -> Node | None:
         builder.path, builder.searching = node.path, node.search
         if node.op == "sub":
             return _centred(builder, node)
+        if node.op == "lookup":
+            return _read_elsewhere(builder, node, places)
         factors = [_split(arg) for arg in node.args]
         if all(k == 1.0 for _, k in factors):
             return None
@@ -89,33 +92,68 @@ def _centred(builder: Builder, node: Node) -> Node | None:
     return builder.scale(builder.ldexp(difference, -shift), 2.0**shift / odd)
 
 
+def _read_elsewhere(builder: Builder, node: Node, places: dict[int, tuple[Node, float]]) -> Node | None:
+    """A power of f x + e, f no power of two, as what the same table says of (f x + e) 2^k / f, near it: so nothing is
+    multiplied by f. `places`: what tables are read at instead, by what they were read at, and 2^k / f."""
+    x, table = node.args
+    if id(x) not in places:
+        scaled, other = x.args if x.op == "add" else (x, None)
+        inner, factor = _split(scaled)
+        if factor <= 0 or (other is not None and (other.op != "constant" or other.shape != ())):
+            return None
+        exponent = round(math.log2(factor))
+        searching, builder.searching = builder.searching, x.search
+        place = builder.ldexp(inner, exponent)
+        if other is not None:
+            place = builder.add(place, builder.constant(float(other.value) * 2.0**exponent / factor))  # type: ignore[arg-type]
+        builder.searching = searching
+        places[id(x)] = place, 2.0**exponent / factor
+    place, stretch = places[id(x)]
+    if stretch == 1.0:
+        return None
+    assert table.value is not None
+    return builder.lookup(place, table.value * stretch ** -node.attributes["power"], **node.attributes)
+
+
 def _sink(outputs: list[Node]) -> list[Node]:
     builder = Builder()
     made: dict[tuple[int, float], Node] = {}
+    products: dict[tuple[int, float], Node | None] = {}
 
-    def change(node: Node) -> Node | None:
-        inner, factor = _split(node)
-        if factor == 1.0:
-            return None
-        exponent = 0
-        if inner.op == "ldexp":
-            inner, exponent = inner.args[0], inner.attributes["exponent"]
-        builder.path, builder.searching = node.path, node.search
-        result: Node | None = None
+    def sunk(inner: Node, factor: float) -> Node | None:
+        """The node times the factor, by a smaller product's; once for all that read it so."""
+        key = (id(inner), factor)
+        if key not in products:
+            products[key] = found(inner, factor)
+        return products[key]
+
+    def found(inner: Node, factor: float) -> Node | None:
+        if inner.op in SHAPES or inner.op == "ldexp":
+            below = sunk(inner.args[0], factor)
+            if below is None:
+                return None
+            return (
+                builder.ldexp(below, inner.attributes["exponent"])
+                if inner.op == "ldexp"
+                else replace(inner, args=[below])
+            )
         if inner.op == "matmul":
             for position in (0, 1):
                 scaled = _into(builder, inner.args[position], factor, made)
                 if scaled is not None:
-                    args = [scaled if i == position else arg for i, arg in enumerate(inner.args)]
-                    result = builder.matmul(*args)
-                    break
-        if result is None and inner.op in ("mul", "matmul") and inner.args[0] is not inner.args[1]:
+                    return builder.matmul(*(scaled if i == position else arg for i, arg in enumerate(inner.args)))
+        if inner.op in ("mul", "matmul") and inner.args[0] is not inner.args[1]:
             sizes = [math.prod(arg.shape) for arg in inner.args]
             if min(sizes) * 8 <= math.prod(inner.shape):
                 small = sizes.index(min(sizes))
                 args = [builder.scale(arg, factor) if i == small else arg for i, arg in enumerate(inner.args)]
-                result = getattr(builder, inner.op)(*args)
-        return None if result is None else builder.ldexp(result, exponent)
+                return getattr(builder, inner.op)(*args)
+        return None
+
+    def change(node: Node) -> Node | None:
+        inner, factor = _split(node)
+        builder.path, builder.searching = node.path, node.search
+        return None if factor == 1.0 else sunk(inner, factor)
 
     return rewrite(outputs, change)
 

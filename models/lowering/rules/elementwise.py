@@ -108,11 +108,17 @@ def polynomial(lowering: Lowering, x: Operand, coefficients: list[float], domain
 
 @rule("levels")
 def levels(
-    lowering: Lowering, x: Operand, rows: list[float], count: int, cells: int, widths: list[float], first: int
+    lowering: Lowering,
+    x: Operand,
+    rows: list[float],
+    count: int,
+    cells: int,
+    widths: list[float],
+    first: int,
+    power: float,
 ) -> Node:
-    return lowering.builder.levels(
-        lowering.as_node(x), torch.tensor(rows, dtype=torch.float64).reshape(-1, cells, count), widths, first
-    )
+    tables = torch.tensor(rows, dtype=torch.float64).reshape(-1, cells, count)
+    return lowering.builder.levels(lowering.as_node(x), tables, widths, first, power)
 
 
 @rule("which_cell")

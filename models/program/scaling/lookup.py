@@ -12,7 +12,7 @@ from ..encoding import quantised_scale
 from ..scales import PLACE_BITS, Scaler
 from . import scale_rule
 
-GUARD, SPARE = 2, 4
+GUARD = 2
 
 
 @scale_rule("lookup")
@@ -29,11 +29,10 @@ def lookup(at: Scaler, node: Node) -> None:
         wanted = max(wanted, at.precision.fraction - math.floor(math.log2(smallest)))
     most = min(wanted + GUARD, at.precision.room - at.bits(node) - fine * degree)
     rows = max(0, quantised_scale(table.value, most))
-    spare = SPARE if rows == degree == 0 else 0  # of bits, which a rescale opens ahead of their product's other factor
     at.emit(
         node,
-        [number, at.source(table, rows + spare)],
-        rows + spare + fine * degree,
+        [number, at.source(table, rows)],
+        rows + fine * degree,
         start=round(node.attributes["start"] * 2.0**scale),
         bits=low + round(math.log2(cells)),
         low=low,
@@ -41,8 +40,8 @@ def lookup(at: Scaler, node: Node) -> None:
     )
     if node.attributes["beyond"]:
         at.bounded.add(at.number[id(node)])
-    if spare:
-        at.settle(node, at.exactly(node, 0), 0)
+    if rows == degree == 0:
+        at.open_early(node, at.number[id(node)])
 
 
 @scale_rule("one_hot")

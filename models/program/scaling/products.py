@@ -10,11 +10,15 @@ from ..program import ProgramError
 from ..scales import Scaler
 from . import scale_rule
 
+FEW = 4  # bits that a product does without, rather than be rescaled
+
 
 @scale_rule("product")
 def product(at: Scaler, node: Node) -> None:
     """Of operands that are opened elementwise anyway: a rescale is free."""
     _multiplied(at, node, [at.lowered(arg) for arg in node.args], operations()[node.op].powers)
+    if node.search and at.scale[id(node)] == 0:  # whether a table counts, whose value comes later
+        at.open_early(node, at.number[id(node)])
 
 
 @scale_rule("matrix")
@@ -33,8 +37,11 @@ def _multiplied(at: Scaler, node: Node, values: list[tuple[int, int]], powers: t
     def total() -> int:
         return sum(power * scale for power, (_, scale) in zip(powers, values, strict=True))
 
-    if not at.fits(node, total()):
-        values = _squeezed(at, node, values, powers, total() + at.bits(node) - at.precision.room)
+    excess = total() + at.bits(node) - at.precision.room
+    if 0 < (summed := total() - at.most.get(id(node), total())) <= FEW:
+        excess = max(excess, summed)
+    if excess > 0:
+        values = _squeezed(at, node, values, powers, excess)
     at.emit(node, [number for number, _ in values], total(), **node.attributes)
 
 
