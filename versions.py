@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 3  # of messages, mask streams and what Programs mean; 3: N parties set up a session as two do
+PROTOCOL = 4  # of messages, mask streams and what Programs mean; 4: masks are drawn at the width that is used
 
 
 @cache

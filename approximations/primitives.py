@@ -74,8 +74,8 @@ def _levels(
         cell = (work / width).floor()
         at, place = cell.long() % cells, work / width - cell
         value = tables[level, at, -1]
-        for power in range(count - 2, -1, -1):
-            value = value * place + tables[level, at, power]
+        for degree in range(count - 2, -1, -1):
+            value = value * place + tables[level, at, degree]
         result = value + (at < first) * result
     return result.to(x.dtype)
 

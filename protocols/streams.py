@@ -12,13 +12,13 @@ array, and the 128 bits stay.
 
 from __future__ import annotations
 
-import torch
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
 from .seeds import SEED_BYTES, new_seed
+from .wire import elements, unpack
 
 __all__ = ["SEED_BYTES", "Stream", "derive", "new_seed"]
 
@@ -37,20 +37,17 @@ class Stream:
         # HKDF needs a 32-byte pseudo-random key for expansion alone: extract once, expand per array.
         self._key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
 
-    def integers(self, label: str, shape: tuple[int, ...]) -> Tensor:
-        """Uniform int64 tensor (all 64 bits)."""
-        count = 1
-        for n in shape:
-            count *= n
-        out = torch.empty(count, dtype=torch.int64)
-        if count:
+    def integers(self, label: str, shape: tuple[int, ...], width: int = 8) -> Tensor:
+        """int64 tensor whose low `width` bytes are uniform; those above are the sign's."""
+        size = elements(shape) * width
+        drawn = bytearray(size)
+        if size:
             length = _KEY_BYTES + _BLOCK_BYTES
             made = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self._key)
             cipher = Cipher(algorithms.AES(made[:_KEY_BYTES]), modes.CTR(made[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
-            target = memoryview(out.numpy().view("uint8"))  # type: ignore[arg-type]
-            cipher.update_into(_zeros(count * 8), target)
-        return out.reshape(shape)
+            cipher.update_into(_zeros(size), drawn)
+        return unpack(drawn, 0, shape, width)
 
 
 _ZEROS = bytes(1 << 24)

@@ -90,7 +90,8 @@ class Offline:
     def plain(self, x: Trace) -> Tensor:
         if x.plain is None:
             label = f"{x.key}/open"
-            x.plain = self._drawn.pop(label) if label in self._drawn else self.source.uniform(label, x.shape)
+            drawn = self._drawn.pop(label, None)
+            x.plain = self.source.uniform(label, x.shape, wire_bytes(x.width)) if drawn is None else drawn
             self.keep(label, x.plain)
         return x.plain
 

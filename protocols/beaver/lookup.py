@@ -121,9 +121,8 @@ class OneHot(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        numbers = online.tape.take(key, DealerNumbers).numbers[..., 0].long()
-        cell, _ = _Place(**place).rotated(opened.public)
-        return Share(key, numbers.gather(-1, cell).squeeze(-2), width)
+        numbers = online.tape.take(key, DealerNumbers).numbers
+        return Share(key, read_one_hot(opened.public, numbers, **place), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, **place: int) -> Cost:
         return Cost(ring_opening_cost(x), size(shape) * mask_bytes(width))
@@ -182,6 +181,13 @@ def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int,
             part = (numbers[..., i].long() * rows[..., d]).sum(-1)
             total += part * powers[d - i] * (comb(d, i) << (at.fine * (count - 1 - d)))
     return total
+
+
+@kernel(twins.read_one_hot)
+def read_one_hot(x: Tensor, numbers: Tensor, start: int, bits: int, low: int) -> Tensor:
+    """As `one_hot` has it above: x [..., 1] -> [..., cells]."""
+    cell, _ = _Place(start, bits, low).rotated(x)
+    return numbers[..., 0].gather(-1, cell).squeeze(-2).long()
 
 
 @kernel(twins.read_exponential)

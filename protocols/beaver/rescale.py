@@ -38,7 +38,7 @@ class Rescale(Primitive):
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64
     ) -> Trace:
         source, zeros = offline.source, ring - bits
-        r = source.uniform(f"{key}/r", shape)
+        r = source.uniform(f"{key}/r", shape, wire_bytes(ring))
         low = source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
         terms = [MaskTerm(low)]
         if width > zeros:  # else the wrap is beyond the bits that matter

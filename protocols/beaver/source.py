@@ -30,8 +30,9 @@ FRAME = 1 << 18  # bytes up to which small corrections share a frame
 class Source(Protocol):
     role: str
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
-        """A uniform value that nobody but the dealer knows; the parties hold additive shares."""
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
+        """A uniform value that nobody but the dealer knows; the parties hold additive shares. `width`: bytes per
+        element that matter (low bytes)."""
         ...
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
@@ -39,7 +40,7 @@ class Source(Protocol):
         ...
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
-        """Shares of a value computed from others. `width`: bytes per element that matter (low bytes)."""
+        """Shares of a value computed from others."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -116,15 +117,15 @@ class DealerSource:
     def __init__(self, server: Stream, client: Stream, corrections: Corrections) -> None:
         self.server, self.client, self.corrections = server, client, corrections
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
-        return self.server.integers(label, shape).add_(self.client.integers(label, shape))
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
+        return self.server.integers(label, shape, width).add_(self.client.integers(label, shape, width))
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return (self.client if owner == "client" else self.server).integers(label, shape)
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
         out = value()
-        self.corrections.write(out, width, self.client.integers(label, shape))
+        self.corrections.write(out, width, self.client.integers(label, shape, width))
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -144,14 +145,14 @@ class ClientSource:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
-        return self.stream.integers(label, shape)
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
+        return self.stream.integers(label, shape, width)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "client" else torch.zeros(shape, dtype=torch.int64)
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape)
+        return self.stream.integers(label, shape, width)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
@@ -168,8 +169,8 @@ class ServerSource:
     def __init__(self, stream: Stream, corrections: Corrections) -> None:
         self.stream, self.corrections = stream, corrections
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
-        return self.stream.integers(label, shape)
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
+        return self.stream.integers(label, shape, width)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "server" else torch.zeros(shape, dtype=torch.int64)
@@ -192,7 +193,7 @@ class CountingSource:
     def __init__(self) -> None:
         self.layout: list[int] = []
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return torch.empty(shape, dtype=torch.int64, device="meta")
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:

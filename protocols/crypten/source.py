@@ -75,8 +75,8 @@ class ManyDealer:
     def __init__(self, streams: Sequence[Stream], corrections: Corrections) -> None:
         self.streams, self.corrections = streams, corrections
 
-    def uniform(self, label: str, shape: Shape) -> Tensor:
-        return reduce(add, self._shares(label, shape))
+    def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
+        return reduce(add, self._shares(label, shape, width))
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.known(label, shape, int(owner))
@@ -89,7 +89,7 @@ class ManyDealer:
 
     def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
         out = value()
-        self.corrections.write(reduce(torch.sub, self._shares(label, shape)[1:], out), width)
+        self.corrections.write(reduce(torch.sub, self._shares(label, shape, width)[1:], out), width)
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -100,8 +100,8 @@ class ManyDealer:
         self.corrections.write(reduce(xor, self._shares(label, shape)[1:], out), 8)
         return out
 
-    def _shares(self, label: str, shape: Shape) -> list[Tensor]:
-        return [stream.integers(label, shape) for stream in self.streams]
+    def _shares(self, label: str, shape: Shape, width: int = 8) -> list[Tensor]:
+        return [stream.integers(label, shape, width) for stream in self.streams]
 
 
 class ManyCount(CountingSource):

@@ -241,6 +241,21 @@ INLINE void transpose(u64 *x)
             }
 }
 
+/* numbers: [n, cells], `size` bytes each, in the order of the cells: out. */
+void one_hot(const u64 *x, const void *numbers, int size, size_t n, u64 start, int bits, int low, u64 *out)
+{
+    u64 cells = (u64)1 << (bits - low);
+    for (size_t i = 0; i < n; i++) {
+        u64 cell = ((x[i] - start) & low_bits(bits)) >> low;
+#define TURNED(type) { \
+    const type *number = (const type *)numbers + cells * i; \
+    for (u64 j = 0; j <= cell; j++) out[cells * i + j] = (u64)(i64)number[cell - j]; \
+    for (u64 j = cell + 1; j < cells; j++) out[cells * i + j] = (u64)(i64)number[cells + cell - j]; \
+}
+        FOR_TYPE(size, TURNED)
+    }
+}
+
 /* Element e's bit b, after `shift`, to bit e of plane b: [bits, words]. */
 void to_planes(const u64 *x, size_t n, int shift, int bits, u64 *out)
 {

@@ -46,6 +46,7 @@ _TAKES = {
     "fourier": "aaiiaiainiua",
     "exponential": "aaiiainuiiia",
     "lookup": "aaiainuiiia",
+    "one_hot": "aainuiia",
     "to_planes": "aniia",
     "from_plane": "ana",
     "compare_blocks": "aaniuaa",

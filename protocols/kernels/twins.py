@@ -96,6 +96,15 @@ def read_table(
     return out
 
 
+def read_one_hot(x: Tensor, numbers: Tensor, start: int, bits: int, low: int) -> Tensor | None:
+    cells = 1 << bits - low
+    if not whole(x) or not _whole_numbers(numbers, (*x.shape, cells, 1)):
+        return None
+    out = torch.empty(*x.shape, cells, dtype=torch.int64)
+    call("one_hot", x, numbers, numbers.itemsize, x.numel(), start, bits, low, out)
+    return out.squeeze(-2)
+
+
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:
     if not whole(values):
         return None

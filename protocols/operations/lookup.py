@@ -49,8 +49,8 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
     cell = past.floor()
     rows, place = table[cell.long() % table.shape[0]], past - cell
     result = rows[..., -1]
-    for power in range(table.shape[-1] - 2, -1, -1):
-        result = result * place + rows[..., power]
+    for degree in range(table.shape[-1] - 2, -1, -1):
+        result = result * place + rows[..., degree]
     return result
 
 

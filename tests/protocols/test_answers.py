@@ -74,7 +74,7 @@ def test_all_that_a_client_receives_follows_from_the_answer_and_its_own_key_stre
     ran = run_beaver(case, seeds)
     reveals = [number for number, item in enumerate(case.program.instructions) if item.op == "reveal"]
     mine = Stream(seeds.client, "query 0")
-    low = [mine.integers(f"{number}/low", (64, 32)) for number in reveals]
+    low = [mine.integers(f"{number}/low", (64, 32), wire_bytes(width)) for number in reveals]
     (frame,) = ran.received["client"]
     size = len(frame) // len(reveals)
     came = [unpack(bytearray(frame), at, (64, 32), wire_bytes(width)) for at in range(0, len(frame), size)]
@@ -89,8 +89,8 @@ def test_what_the_server_opens_is_uniform_and_an_owner_s_shares_are_fresh(monkey
     """And is not, where a mask is short."""
     honest = Stream.integers
 
-    def integers(self, label, shape):
-        drawn = honest(self, label, shape)
+    def integers(self, label, shape, width=8):
+        drawn = honest(self, label, shape, width)
         return drawn & 0xFFF if broken and label.endswith(broken) else drawn
 
     monkeypatch.setattr(Stream, "integers", integers)

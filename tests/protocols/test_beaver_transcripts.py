@@ -155,12 +155,12 @@ def test_a_broken_protocol_is_caught(monkeypatch, mask, bits, caught):
     """With masks of so many bits, or (None) one mask for every opening of a kind."""
     honest = Stream.integers
 
-    def broken(self, label, shape):
+    def broken(self, label, shape, width=8):
         if not label.endswith(mask):
-            return honest(self, label, shape)
+            return honest(self, label, shape, width)
         if bits is None:
-            return honest(self, "one for all", shape)
-        return honest(self, label, shape) & ((1 << bits) - 1)
+            return honest(self, "one for all", shape, width)
+        return honest(self, label, shape, width) & ((1 << bits) - 1)
 
     monkeypatch.setattr(Stream, "integers", broken)
     if mask == "/zero":
@@ -199,10 +199,10 @@ def test_no_mask_is_drawn_twice(monkeypatch):
     """
     honest, drawn = Stream.integers, Counter()
 
-    def counted(self, label, shape):
+    def counted(self, label, shape, width=8):
         if label != "B":
             drawn[threading.current_thread().name == "blindformer dealer", self._key, label] += 1
-        return honest(self, label, shape)
+        return honest(self, label, shape, width)
 
     monkeypatch.setattr(Stream, "integers", counted)
     run_session(CASES["one_value_many_readers"](), queries=2)

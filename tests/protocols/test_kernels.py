@@ -79,6 +79,11 @@ def _read_table(draw: Draw, n: int) -> tuple[object, ...]:
     return uniform(n), uniform(1 << cells, count), narrow(draw, n, 1 << cells, count), *place
 
 
+def _read_one_hot(draw: Draw, n: int) -> tuple[object, ...]:
+    cells, low = draw(st.integers(0, 6)), draw(st.integers(0, 20))
+    return uniform(n, 1), narrow(draw, n, 1, 1 << cells, 1), draw(st.integers(-999, 999)), cells + low, low
+
+
 def _to_planes(draw: Draw, n: int) -> tuple[object, ...]:
     bits = draw(st.integers(1, 64))
     return uniform(n), bits, draw(st.integers(0, 64 - bits))
@@ -113,6 +118,7 @@ DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
         *("pack_into", "unpack", "rescaled", "sum_products", "sum_series", "read_series", "read_exponential"),
+        "read_one_hot",
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
