@@ -81,7 +81,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
     about = provenance()
     say("load")
     loaded = load(name)
-    chosen: Plan | str = own_plan(loaded) if plan is None else plan
+    chosen: Plan | str = own_plan(loaded.folder) if plan is None else plan
     trained = chosen if isinstance(chosen, Plan) else None
     by_length: dict[int, list[Asked]] = {}
     most = min(LONGEST, loaded.positions or LONGEST)

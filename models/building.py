@@ -58,7 +58,7 @@ def compile_folder(
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
     loaded = model if isinstance(model, Loaded) else load(model)
-    plan = own_plan(loaded) if plan is None else plan
+    plan = own_plan(loaded.folder) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "stage": stage}
     medium = loaded.task.medium
 
@@ -98,9 +98,9 @@ def _divides(plan: Plan) -> bool:
     return any(choice.name in ("goldschmidt", "table") for _, choice in plan.chosen())
 
 
-def own_plan(loaded: Loaded) -> Plan | str:
+def own_plan(folder: Path) -> Plan | str:
     """The plan beside a model's weights, because it was trained with it; else `faithful`. Errors: PlanError."""
-    return Plan.load(loaded.folder) if (loaded.folder / FILE_NAME).is_file() else "faithful"
+    return Plan.load(folder) if (folder / FILE_NAME).is_file() else "faithful"
 
 
 def default_lengths(loaded: Loaded) -> list[int]:

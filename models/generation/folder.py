@@ -13,7 +13,7 @@ from ...versions import versions
 from ..artifacts import ArtifactError, load_client, save
 from ..artifacts.layout import VERSIONS
 from ..building import own_plan
-from ..loading.load import Loaded, load
+from ..loading.load import Loaded, load, locate
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -38,7 +38,7 @@ def compile_chat_folder(
     Errors: LoadError, GenerationError, ArtifactError, and those of `compile`.
     """
     loaded = model if isinstance(model, Loaded) else load(model)
-    plan = own_plan(loaded) if plan is None else plan
+    plan = own_plan(loaded.folder) if plan is None else plan
     compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, stage=stage, **options)
     if stage:
         stage("write")
@@ -69,22 +69,22 @@ def found_or_compiled(
         return given
     if stage:
         stage("the model")
-    loaded = load(model)
-    plan = own_plan(loaded) if plan is None else plan
+    name, place = locate(model)
+    plan = own_plan(place) if plan is None else plan
     options = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
-    folder = cache / "compiled" / _key(loaded, plan, options)
+    folder = cache / "compiled" / _key(name, place, plan, options)
     try:
         load_client(folder)
         return folder
     except ArtifactError:
-        return compile_chat_folder(loaded, folder, plan=plan, stage=stage, **options)
+        return compile_chat_folder(load(model), folder, plan=plan, stage=stage, **options)
 
 
-def _key(loaded: Loaded, plan: Plan | str, options: dict[str, Any]) -> str:
+def _key(name: str, place: Path, plan: Plan | str, options: dict[str, Any]) -> str:
     """Names the model's files, the options, and the versions that they were compiled with."""
-    files = [loaded.folder] if loaded.folder.is_file() else sorted(loaded.folder.glob("*.*"))
+    files = [place] if place.is_file() else sorted(place.glob("*.*"))
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    made = json.dumps([str(loaded.folder), marks, chosen, options, versions("transformers", "torch")])
-    return f"{loaded.name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+    made = json.dumps([str(place), marks, chosen, options, versions("transformers", "torch")])
+    return f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"

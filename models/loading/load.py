@@ -128,13 +128,11 @@ def load(name: str | Path) -> Loaded:
 
     Errors: LoadError, one line with the remedy.
     """
-    path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        model, tokenizer = read_gguf(path)
+    title, folder = locate(name)
+    if folder.is_file():
+        model, tokenizer = read_gguf(folder)
         positions = positions_of(model, model.config, tokenizer)
-        return Loaded(path.stem, path, NextToken.of(model), "causal", tokenizer, positions)
-    folder = _folder(str(name))
-    title = "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name))
+        return Loaded(title, folder, NextToken.of(model), "causal", tokenizer, positions)
     config = _config(folder)
     kind, cls = _kind(folder, config)
     model = _model(folder, config, kind, cls)
@@ -149,6 +147,15 @@ def load(name: str | Path) -> Loaded:
     labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
     labels = labels if "Classification" in cls.__name__ else {}
     return Loaded(title, folder, model.eval(), kind, processor, positions, labels)
+
+
+def locate(name: str | Path) -> tuple[str, Path]:
+    """What the model is called, and its folder or GGUF file. Errors: LoadError."""
+    path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.stem, path
+    folder = _folder(str(name))
+    return "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name)), folder
 
 
 def _folder(name: str) -> Path:

@@ -60,7 +60,7 @@ def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any
     chosen = read_plan(plan) if plan else None
     phases.note("load", "the model")
     loaded = load(model)
-    return loaded, own_plan(loaded) if chosen is None else chosen
+    return loaded, own_plan(loaded.folder) if chosen is None else chosen
 
 
 def compiler(
