@@ -8,7 +8,7 @@
 # make data     public data sets that no Python package ships, into the user's cache
 # make docs     what commands print, into the pages that show it
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
-#               pyproject.toml changes.
+#               pyproject.toml or the C file changes.
 #
 # Wanted on the machine: Python 3.11 or later with venv, make, and a C compiler for packages without a wheel.
 # PYTHON=/path/to/python3.12 make setup   takes that interpreter.
@@ -34,7 +34,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml protocols/kernels/kernels.c
 	@set -e; for python in "$(PYTHON)" python3.11 python3.12 python3.13 python3; do \
 	  test -n "$$python" || continue; \
 	  "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \

@@ -19,6 +19,7 @@ def env(form: options.Form = "text") -> None:
     """Versions and machine, for bug reports."""
     import psutil
 
+    from ...protocols.kernels.library import LEVEL
     from ..service.limits import cores
 
     found = {
@@ -29,6 +30,7 @@ def env(form: options.Form = "text") -> None:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
         "tls_1_3": ssl.HAS_TLSv1_3,
+        "kernels": LEVEL,
     }
     packages = {name: installed(name) for name in PACKAGES}
     rows = [(name.replace("_", " "), value) for name, value in found.items()]

@@ -158,6 +158,11 @@ def _same_host(dialled: str, named: str) -> bool:
 
 
 def _machine(settings: Settings, role: Role) -> Iterator[Check]:
+    from ...protocols.kernels import library
+
+    if library.LEVEL == "torch":
+        fix = "install a C compiler (Debian: gcc), then blindformer again: queries take half the time"
+        yield Check("kernels", "warning", "not built: torch computes in their place", fix)
     count = cores()
     if role == "client":
         yield Check("cores", "good", str(count), figures={"cores": count})

@@ -65,22 +65,30 @@ class Kernel(NamedTuple):
 kernels: dict[str, Kernel] = {}
 
 
-def _load() -> ctypes.CDLL | None:
+def _found() -> tuple[str, str]:
+    """What computes (a level of processors, or torch), and the library's file."""
     if os.environ.get("BLINDFORMER_KERNELS") == "torch":
+        return "torch", ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    for level, build in ((capability, _BUILDS.get(capability, "_kernels")), ("plain C", "_kernels")):
+        spec = importlib.util.find_spec(f"{__package__}.{build}")
+        if spec and spec.origin:
+            return level, spec.origin
+    return "torch", ""
+
+
+def _load(file: str) -> ctypes.CDLL | None:
+    if not file:
         return None
-    builds = (_BUILDS.get(torch.backends.cpu.get_cpu_capability()), "_kernels")
-    found = [importlib.util.find_spec(f"{__package__}.{build}") for build in builds if build]
-    files = [spec.origin for spec in found if spec and spec.origin]
-    if not files:
-        return None
-    library = ctypes.CDLL(files[0])
+    library = ctypes.CDLL(file)
     for name, takes in _TAKES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in takes], None
     return library
 
 
-library = _load()
+LEVEL, _FILE = _found()
+library = _load(_FILE)
 
 
 def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:

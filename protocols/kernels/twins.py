@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import call, whole
+from .library import LEVEL, call, whole
 
 _MOST_COEFFICIENTS = 8  # of a table's row
 _PANEL = 32 * (512 + 6)  # numbers in between, of a product of matrices
@@ -140,7 +140,7 @@ def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor | None:
     """Only with vectors of 512 bits, which multiply numbers of 64: without these torch is faster."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or x.dtype is not torch.int64 or y.is_floating_point():
+    if LEVEL != "AVX512" or x.dtype is not torch.int64 or y.is_floating_point():
         return None
     if min(x.dim(), y.dim()) < 2 or not x.is_cpu or not y.is_cpu or x.shape[-1] != y.shape[-2]:
         return None

@@ -143,6 +143,12 @@ def test_good_services_find_nothing_to_fix(place, tmp_path):
     assert to_fix(checks) == {}
 
 
+def test_kernels_that_were_not_built_are_a_warning(place, monkeypatch):
+    monkeypatch.setattr("blindformer.protocols.kernels.library.LEVEL", "torch")
+    check = found(place("client", ""))["kernels"]
+    assert (check.status, "C compiler" in check.fix) == ("warning", True)
+
+
 def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tmp_path):
     program = for_two_servers(compiled[1]).hash()
     with (
