@@ -111,11 +111,18 @@ def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P
 
 def whole(*tensors: Tensor | None, like: Tensor | None = None) -> bool:
     """Whether a kernel can read them: integers of 64 bits in one piece on the CPU, of one shape if `like` is given."""
-    return all(
-        x is None
-        or (x.dtype is torch.int64 and x.is_cpu and x.is_contiguous() and (like is None or x.shape == like.shape))
-        for x in tensors
-    )
+    shape = None if like is None else like.shape
+    for x in tensors:  # no generator: this runs thousands of times a query
+        if x is None:
+            continue
+        if (
+            x.dtype is not torch.int64
+            or not x.is_contiguous()
+            or not x.is_cpu
+            or (shape is not None and x.shape != shape)
+        ):
+            return False
+    return True
 
 
 def call(name: str, *given: object) -> None:

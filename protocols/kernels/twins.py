@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,7 +148,7 @@ def matmul(x: Tensor, y: Tensor) -> Tensor | None:
     shape = (*x.shape[:-1], y.shape[-1])
     if y.dim() == 2:
         x = x.reshape(-1, x.shape[-1])
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # torch's own imports sympy: tens of MB in every process
     x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
     dims = [dim for dim, length in enumerate(batch) if length != 1]
     if len(dims) > 2:

