@@ -116,7 +116,7 @@ def addresses(**ports: int) -> str:
 # A deployment with nothing wrong.
 
 
-def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path):
+def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path, monkeypatch):
     program = compiled[1].hash()
     with (
         answering(tmp_path / "all", "server", my_facts("server", programs=[program, "ab" * 32])) as server,
@@ -130,6 +130,8 @@ def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path):
     assert checks["server: programs"].found == "1 of 1 known there"
     assert checks["dealer: network"].figures["rtt_s"] > 0
     assert checks["server: network"].figures["up"] > 0
+    monkeypatch.setattr("blindformer.protocols.kernels.library.LEVEL", "torch")
+    assert "C compiler" in found(path)["kernels"].fix
 
 
 def test_good_services_find_nothing_to_fix(place, tmp_path):
@@ -141,12 +143,6 @@ def test_good_services_find_nothing_to_fix(place, tmp_path):
         assert "dealer: reached" in checks
     checks = found(place("dealer", addresses(dealer=free_port()) + "[dealer]\nworkers = 1\n"))
     assert to_fix(checks) == {}
-
-
-def test_kernels_that_were_not_built_are_a_warning(place, monkeypatch):
-    monkeypatch.setattr("blindformer.protocols.kernels.library.LEVEL", "torch")
-    check = found(place("client", ""))["kernels"]
-    assert (check.status, "C compiler" in check.fix) == ("warning", True)
 
 
 def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tmp_path):
