@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from blindformer.parties.heap import keep_freed_memory
+from blindformer.parties.tuning import tune_process
 from blindformer.protocols.errors import BlindformerError
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +49,7 @@ def federation_parser(prog: str, description: str, *, alpha: float, rounds: int)
 def run_command(name: str, work: Callable[[Say], None]) -> int:
     """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
     console = Console(stderr=True)
-    keep_freed_memory()  # as the command line does
+    tune_process()  # as the command line does
     try:
         with console.status("") as status:
             work(status.update)

@@ -143,6 +143,6 @@ def _layout(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> tuple[in
     return Correlations(key.program, None if owners is None else dict(owners)).count()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # each as large as the Program itself: a client says of how many runs
 def _stacked(key: ByHash, runs: int) -> Program:
     return stacked(key.program, runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 import warnings
@@ -10,19 +9,14 @@ from types import FrameType
 from typing import Any
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
-
-_SWITCH = 2e-4  # seconds that a thread preparing correlations may keep a query waiting whenever a message comes
-_ALLOCATIONS = 50_000  # between two collections: programs are some hundred thousand objects that stay
+from ..tuning import tune_process
 
 
 def main() -> None:
     """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
-    keep_freed_memory()
-    sys.setswitchinterval(_SWITCH)
-    gc.set_threshold(_ALLOCATIONS)
+    tune_process()
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

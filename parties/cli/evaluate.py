@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
 from . import options
 from .output import console, emit, table
 from .progress import Phases
@@ -73,7 +72,6 @@ def evaluate(
         )
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
-    keep_freed_memory()
     with loading(threads, notes=1) as phases:
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from ..heap import keep_freed_memory
 from ..registry import DEFAULT, find, of_parties
 from . import options
 from .answers import AnsweredItem, answer_table, asked, similarities
@@ -46,7 +45,6 @@ def run(
     second the texts.
     """
     local = _local(protocol, parties, recipient, owner or [])
-    keep_freed_memory()
     with loading(threads) as phases:
         from ...models.loading.answers import read_answer
         from ...models.loading.media import word_of

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ..heap import keep_freed_memory
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
@@ -81,7 +80,6 @@ class Talking:
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
         prepare()
-        keep_freed_memory()
         with loading(self.threads) as phases:
             from ...models.generation.folder import found_or_compiled
             from ...models.loading.load import load

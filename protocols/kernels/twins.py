@@ -1,5 +1,9 @@
 """What asks the kernels: functions with the arguments and results of the torch functions that they stand in for; None
-where a kernel cannot do it. Arguments: see the torch functions."""
+where a kernel cannot do it. Arguments: see the torch functions.
+
+A kernel reads where it is told, so every shape is checked here: a Program, and its tables, may come from a stranger.
+What does not fit is left to torch, which refuses it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor
 
 from .library import LEVEL, call, whole
 
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
 _PANEL = 32 * (512 + 6)  # numbers in between, of a product of matrices
 
@@ -68,6 +73,8 @@ def read_series(
     points, count = wave.numel().bit_length() - 1, len(table) - 1
     if not whole(x, table, wave) or not _whole_numbers(numbers, (*x.shape, count, 2)):
         return None
+    if wave.shape != ((1 << points) + 1,) or table.shape != (count + 1, 2) or not 2 <= bits <= 64:
+        return None
     out = torch.empty_like(x)
     call("fourier", x, wave, points, scale, table, count, numbers, numbers.itemsize, x.numel(), bits, first, out)
     return out
@@ -76,8 +83,10 @@ def read_series(
 def read_exponential(
     x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:
-    points = (table.shape[1] - 1).bit_length() - 1
+    points = (table.shape[-1] - 1).bit_length() - 1
     if not whole(x, table) or not _whole_numbers(numbers, (*x.shape, 1 << bits - low, 1)):
+        return None
+    if table.shape != (len(table), (1 << points) + 1) or low - drop < points:
         return None
     place, out = (start, bits, low, drop), torch.empty_like(x)
     call("exponential", x, table, len(table), points, numbers, numbers.itemsize, x.numel(), *place, out)
@@ -87,8 +96,8 @@ def read_exponential(
 def read_table(
     x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:
-    count = table.shape[1]
-    if count > _MOST_COEFFICIENTS or not whole(x, table):
+    count = table.shape[-1]
+    if count > _MOST_COEFFICIENTS or table.shape != (1 << bits - low, count) or not whole(x, table):
         return None
     if not _whole_numbers(numbers, (*x.shape, 1 << bits - low, count)):
         return None
@@ -107,7 +116,7 @@ def read_one_hot(x: Tensor, numbers: Tensor, start: int, bits: int, low: int) ->
 
 
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:
-    if not whole(values):
+    if not whole(values) or not 0 < bits <= 64 - drop:
         return None
     out = torch.empty(bits, (values.numel() + 63) // 64, dtype=torch.int64)
     call("to_planes", values, values.numel(), drop, bits, out)
@@ -123,9 +132,9 @@ def from_plane(plane: Tensor, count: int) -> Tensor | None:
 
 
 def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tensor, Tensor] | None:
-    if not whole(planes, products):
-        return None
     bits, wide = planes.shape
+    if not whole(planes, products) or bits < 2 or products.shape != ((bits + 2) // 4, 16, wide):
+        return None
     wires, top = products.new_empty(2 * len(products), wide), products.new_empty(wide)
     call("compare_blocks", planes, products, wide, bits, number, wires, top)
     return wires, top
@@ -141,7 +150,7 @@ def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor | None:
     """Only with vectors of 512 bits, which multiply numbers of 64: without these torch is faster."""
-    if LEVEL != "AVX512" or x.dtype is not torch.int64 or y.is_floating_point():
+    if LEVEL != "AVX512" or x.dtype is not torch.int64 or y.dtype not in _INTEGERS:
         return None
     if min(x.dim(), y.dim()) < 2 or not x.is_cpu or not y.is_cpu or x.shape[-1] != y.shape[-2]:
         return None
@@ -167,4 +176,4 @@ def matmul(x: Tensor, y: Tensor) -> Tensor | None:
 
 def _whole_numbers(x: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether it is an array of signed integers, of any width, that a kernel can read."""
-    return x.is_cpu and x.is_contiguous() and x.shape == shape and not x.is_floating_point()
+    return x.is_cpu and x.is_contiguous() and x.shape == shape and x.dtype in _INTEGERS

@@ -143,6 +143,23 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, data: st.DataO
     assert _same(*found), given
 
 
+def test_a_table_that_does_not_fit_is_left_to_torch() -> None:
+    """A Program may come from a stranger: no kernel reads beyond what it was given."""
+    x, wave = uniform(5), uniform((1 << 14) + 1)
+    place = {"start": 0, "bits": 12, "low": 8}
+    for name, args, more in (
+        ("read_series", (x, uniform(3, 2), wave[:-1].contiguous(), uniform(5, 2, 2), 20, 0, WAVE), {}),
+        ("read_series", (x, uniform(3, 1), wave, uniform(5, 2, 2), 20, 0, WAVE), {}),
+        ("read_exponential", (x, uniform(2, 18), uniform(5, 16, 1)), place),
+        ("read_exponential", (x, uniform(2, 1025), uniform(5, 16, 1)), place),  # finer than its cells
+        ("read_table", (x, uniform(8, 3), uniform(5, 16, 3)), place),
+        ("read_table", (x, uniform(16, 3), uniform(5, 16, 2)), place),
+        ("compare_blocks", (uniform(12, 2), 1, uniform(2, 16, 2)), {}),
+        ("matmul", (uniform(2, 3), torch.ones(3, 4, dtype=torch.uint8)), {}),
+    ):
+        assert kernels[name].run(*args, **more) is None, name
+
+
 def _same(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))

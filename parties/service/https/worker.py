@@ -25,7 +25,7 @@ from ....protocols.ckks.frames import pack, unpack
 from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
-from ...heap import keep_freed_memory
+from ...tuning import tune_process
 from .worker_messages import pack_message, receive_message
 
 
@@ -126,7 +126,7 @@ class Worker:
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the service ends its workers
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune_process()
     number, folder, memory, weights, processes, *more = arguments
     with socket.socket(fileno=int(number)) as sock:
         try:

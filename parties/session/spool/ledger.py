@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ....protocols.errors import BlindformerError, CorrelationError
+from ....versions import PROTOCOL
 from .keys import Keys
 
-FORMAT = 2  # 2: keys of 32 bytes, in a file of their own
+FORMAT = PROTOCOL  # what is stored is of the masks that one protocol draws: under another it would give wrong answers
 LOCK_SECONDS = 30.0  # for another process that writes
 _ANOTHER = "give another folder and precompute again, or use what is here with the version that made it"
 

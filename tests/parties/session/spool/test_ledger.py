@@ -18,6 +18,7 @@ from blindformer.parties.session.spool import ledger as ledgers
 from blindformer.parties.session.spool.ledger import Entry, Ledger
 from blindformer.protocols.errors import CorrelationError
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
+from blindformer.versions import PROTOCOL
 
 
 @pytest.fixture
@@ -196,7 +197,9 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
         with sqlite3.connect(newer.path) as db:
             db.execute(f"PRAGMA user_version = {version}")
         kept = newer.path.read_bytes(), newer.keys.path.read_bytes()
-        with pytest.raises(SpoolError, match=f"has format {version}, this version reads 2; give another folder"):
+        with pytest.raises(
+            SpoolError, match=f"has format {version}, this version reads {PROTOCOL}; give another folder"
+        ):
             Ledger(newer.path).ready()
         assert (newer.path.read_bytes(), newer.keys.path.read_bytes()) == kept
     newer.path.chmod(0o644)
