@@ -231,10 +231,10 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
             sock.bind((host, 0))
             sock.setblocking(False)
             sock.connect_ex(address)  # nobody waits: the service may have no room for all
-        for sock in found if words else ():
-            with contextlib.suppress(OSError):
-                sock.settimeout(1.0)
-                sock.sendall(words)
+            if words:  # before the next connects: whoever is silent then may have to make room
+                with contextlib.suppress(OSError):
+                    sock.settimeout(1.0)
+                    sock.sendall(words)
         yield found
 
 
