@@ -30,7 +30,6 @@ from .scaling import scale_rule
 from .widths import near_width, place_widths
 
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
-SPARE = 4  # fractional bits of a bit that is to be opened early
 COARSE_BITS = 21  # a comparison this wide needs one round less
 
 
@@ -82,6 +81,7 @@ class Scaler:
         self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
         self.reach: dict[int, int] = {}  # nodes at which tables are read -> bits before the point that the widest takes
         self.most: dict[int, int] = {}  # products -> fractional bits at which a sum takes what becomes of them as it is
+        self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -215,10 +215,9 @@ class Scaler:
         return self.at[key]
 
     def open_early(self, node: Node, number: int) -> None:
-        """The node is a bit, of this instruction: a rescale opens it as soon as it is there, ahead of the other factor
-        of a product."""
-        self.settle(node, self._instruction("shift", node, [number], SPARE, bits=SPARE), SPARE)
-        self.settle(node, self.exactly(node, 0), 0)
+        """The node is a bit, of this instruction: it is opened as soon as it is there, ahead of the other factor of a
+        product."""
+        self.settle(node, self._instruction("rescale", node, [number], 0, bits=0, ring=64, early=True), 0)
 
     def lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:
         """The value at no more than its target scale: for readers that open it elementwise anyway."""
@@ -282,6 +281,14 @@ class Scaler:
                 self.matrix.update(id(arg) for arg in node.args)
             elif id(node) in self.matrix and operation and _only_moves(operation):
                 self.matrix.update(id(arg) for arg in node.args if arg.owner == "shared")
+        for node in reversed(nodes):
+            self.finest[id(node)] = max((self._read_at(node, r) for r in readers.get(id(node), [])), default=math.inf)
+
+    def _read_at(self, node: Node, reader: Node) -> float:
+        operation = operations().get(reader.op)
+        if operation and (operation.opened or operation.scales == "product"):
+            return self.target(node)
+        return self.finest[id(reader)] if operation and (operation.rearranges or operation.signs) else math.inf
 
     def _find_summed(self, node: Node) -> None:
         """Products that a matrix takes to a sum, which may hold larger values than they are: a bit less of them is no

@@ -11,7 +11,7 @@ Everything else (sums, products, rearrangements) needs its arguments to the widt
 from __future__ import annotations
 
 from ...protocols.operations import operations
-from ...protocols.operations.operation import Bits, whole_bytes
+from ...protocols.operations.operation import Bits
 from .program import Instruction, ProgramError
 
 ROOM = 2.0  # an input may show twice what calibration saw, everywhere
@@ -43,22 +43,36 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
 def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     known = operations()
-    width, compared = [8] * len(instructions), [0] * len(instructions)
-    placed = list(instructions)
+    width, compared, opened = [8] * len(instructions), [0] * len(instructions), [False] * len(instructions)
+    placed, dear = list(instructions), _dear(instructions)
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
         argument = needed.get(item.args[0], 64) if item.args else 64
-        bits = Bits(width[number], needed.get(number, 64), argument, compared[number])
-        demand = whole_bytes(known[item.op].demand(bits, item.attributes))
+        many = any(dear[arg] for arg in item.args[:1])
+        bits = Bits(width[number], needed.get(number, 64), argument, compared[number], many, opened[number])
+        demand = min(64, known[item.op].demand(bits, item.attributes))
         if "ring" in item.attributes and item.attributes["bits"] + bits.compared > 64:
             reach = 2.0 ** (bits.compared - item.scale)
             raise ProgramError(
                 f"{item.path or 'model'}: a table that reaches {reach:.0f} leaves too few bits; compile for shorter "
                 "texts (of a conversation: fewer --tokens, or a --window)"
             )
+        chosen = {"ring": bits.ring} if "ring" in item.attributes else {}
+        if bits.early:
+            chosen["early"] = True
         for arg in item.args:
             width[arg] = max(width[arg], demand)
             compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part
-        ring = {"ring": bits.ring} if "ring" in item.attributes else {}
-        placed[number] = item.model_copy(update={"width": bits.width, "attributes": {**item.attributes, **ring}})
+            opened[arg] |= known[item.op].opened
+        placed[number] = item.model_copy(update={"width": bits.width, "attributes": {**item.attributes, **chosen}})
     return placed
+
+
+def _dear(instructions: list[Instruction]) -> list[bool]:
+    """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of."""
+    known, found = operations(), []
+    for item in instructions:
+        operation = known[item.op]
+        moved = operation.rearranges or bool(operation.signs)
+        found.append(operation.dear or (moved and any(found[arg] for arg in item.args)))
+    return found

@@ -1,10 +1,18 @@
-"""Exact rescale: divide by 2^s with one opening, never wrong by more than one unit.
+"""Divide by 2^s, never wrong by a whole unit; a message only where the result needs more bits than are left.
 
-With |z| < 2^(w-2), the dealer shares r (uniform), low = -(r >> s) and wrap = msb(r) * 2^(w-s). The parties open
-c = z + 2^(w-2) + r. Then z >> s = (c >> s) - 2^(w-2-s) + low + [msb(c) = 0] * wrap, plus a carry of 0 or 1: since z +
-2^(w-2) is below 2^(w-1), the sum passes 2^w exactly when r has its top bit and c has not. The carry is 1 with a
-probability equal to the fraction dropped: rounding is stochastic and unbiased. The result stays open (values.py), so
-what reads it opens nothing.
+Of z modulo 2^w each party divides its share and rounds it. What the shares add up to passes 2^w by some multiple of it,
+and divided that is a multiple of 2^(w-s): so the w - s bits left are right without a message, to the ceiling or the
+floor of z / 2^s. The roundings do not depend on z, as each share alone is uniform, and their mean is 0: each is as
+probable as z / 2^s is near it. (Local truncation as in SecureML, https://eprint.iacr.org/2017/396, whose rare large
+error lies beyond the bits that are kept here. Among N parties the result is off by less than N / 2 units.)
+
+If more bits are asked for, y = z / 2^s + 2^(k-2) is opened, k = w - s, which lies in [0, 2^(k-1)) for |z| < 2^(w-2).
+The parties draw shares a_i of a mask, and open c = y + r, r being the low k bits of their sum. Then
+
+    z / 2^s = c - 2^(k-2) - sum a_i + 2^k ([the sum's bits above k] + [msb(c) = 0] msb(r))
+
+since y + r passes 2^k exactly when r has its top bit and c has not. The dealer shares both brackets' secrets. The
+result stays open (values.py), so what reads it elementwise opens nothing.
 
 Each party sees c, uniform because r is; its share of the result is a share of masks.
 """
@@ -27,53 +35,81 @@ from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
 
 @dataclass(frozen=True)
 class RescaleCorrelation:
-    r: Tensor
-    terms: tuple[MaskTerm, ...]  # low, and wrap where it matters
+    mine: Tensor  # a_i
+    low: MaskTerm  # minus r
+    wrap: MaskTerm
 
 
 class Rescale(Primitive):
     op = "rescale"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        bits: int,
+        ring: int = 64,
+        early: bool = False,
     ) -> Trace:
-        source, zeros = offline.source, ring - bits
-        r = source.uniform(f"{key}/r", shape, wire_bytes(ring))
-        low = source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
-        terms = [MaskTerm(low)]
-        if width > zeros:  # else the wrap is beyond the bits that matter
-            size = mask_bytes(width, zeros)
-            wrap = source.derived(f"{key}/wrap", shape, lambda: top_bit(r, ring), size)
-            terms.append(MaskTerm(shift_left_(wrap, zeros), zeros))
-        offline.keep(key, RescaleCorrelation(r, tuple(terms)))
-        return Trace(key, shape, width, mask=Mask(tuple(terms), "scaled"))
+        left, result = ring - bits, Trace(key, shape, width, born_open=early)
+        if width > left:
+            mine, extra = offline.source.uniform(f"{key}/r", shape, wire_bytes(left)), mask_bytes(width, left)
+            above = offline.source.derived(f"{key}/above", shape, lambda: mine >> left, extra)
+            wrap = offline.source.derived(f"{key}/wrap", shape, lambda: top_bit(mine, left), extra)
+            low = shift_left_(above, left)
+            if offline.role != "count":  # torch would import sympy for it
+                low.sub_(mine)
+            terms = MaskTerm(low), MaskTerm(shift_left_(wrap, left), left)
+            offline.keep(key, RescaleCorrelation(mine, *terms))
+            result.mask = Mask(terms, "scaled")
+        elif early:
+            offline.mask(result)
+        return result
 
-    def run(self, online: Online, key: str, width: int, x: Share, bits: int, ring: int = 64) -> Step:
+    def run(
+        self, online: Online, key: str, width: int, x: Share, bits: int, ring: int = 64, early: bool = False
+    ) -> Step:
+        left = ring - bits
+        mine = divided(x.tensor, bits, ring, online.leader) if bits else x.tensor
+        if width <= left:
+            result = Share(key, mine, width)
+            if early:
+                yield from online.opened(result)
+            return result
         correlation = online.tape.take(key, RescaleCorrelation)
-        mine = x.tensor + correlation.r
+        mine = mine + correlation.mine
         if online.leader:
-            mine += 1 << (ring - 2)
-        (theirs,) = yield [Swap(mine, x.shape, wire_bytes(ring))]
-        low, *wrap = correlation.terms
-        place = (bits, ring, online.leader)
-        public, wrapped, share = rescaled(mine, theirs, low.value, wrap[0].value if wrap else None, *place)
-        coefficients = (None, wrapped) if wrap else (None,)
-        return Share(key, share, width, opened=Opened(public, coefficients, correlation.terms, "scaled"))
+            mine += 1 << (left - 2)
+        (theirs,) = yield [Swap(mine, x.shape, wire_bytes(left))]
+        terms = correlation.low, correlation.wrap
+        public, wrapped, share = extended(mine, theirs, *(term.value for term in terms), left, online.leader)
+        return Share(key, share, width, opened=Opened(public, (None, wrapped), terms, "scaled"))
 
-    def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64) -> Cost:
-        opening = size(shape) * wire_bytes(ring)
-        return Cost(((opening, opening),), size(shape) * (mask_bytes(width) + mask_bytes(width, ring - bits)))
+    def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64, early: bool = False) -> Cost:
+        left, count = ring - bits, size(shape)
+        if width <= left and not early:
+            return Cost()
+        opening = count * wire_bytes(min(width, left))
+        return Cost(((opening, opening),), 2 * count * mask_bytes(width, left))
 
 
-@kernel(twins.rescaled)
-def rescaled(
-    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor | None, bits: int, ring: int, leader: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The public part, whether the wrap counts, and the share of the result."""
+@kernel(twins.divided)
+def divided(x: Tensor, bits: int, ring: int, leader: bool) -> Tensor:
+    """This party's part of x / 2^bits: half a unit goes up at the leader, and down at the others."""
+    half = 1 << (bits - 1)
+    return logical_shift(x + half, bits, ring) if leader else logical_shift(half - x, bits, ring).neg_()
+
+
+@kernel(twins.extended)
+def extended(
+    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor, bits: int, leader: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of what `bits` bits are opened: the public part, whether the wrap counts, and the share of the result."""
     opened = mine + theirs
-    public = logical_shift(opened, bits, ring).sub_(1 << (ring - 2 - bits))
-    wrapped, share = None, low.clone()
-    if wrap is not None:
-        wrapped = 1 - top_bit(opened, ring)
-        share.addcmul_(wrapped, wrap)
+    public = logical_shift(opened, 0, bits).sub_(1 << (bits - 2))
+    wrapped = 1 - top_bit(opened, bits)
+    share = low.addcmul(wrapped, wrap)
     return public, wrapped, share.add_(public) if leader else share

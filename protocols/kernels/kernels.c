@@ -83,19 +83,23 @@ void unpack(const char *in, size_t n, int width, u64 *out)
     }
 }
 
-/* wrap, wrapped: 0 where the wrap does not matter. */
-void rescale(const u64 *mine, const u64 *theirs, const u64 *low, const u64 *wrap, size_t n, int bits, int ring,
-                    int leader, u64 *public, u64 *wrapped, u64 *share)
+/* A party's part of x / 2^bits, of x modulo 2^ring: half a unit goes up at the leader, and down at the others. */
+void divide(const u64 *x, size_t n, int bits, int ring, int leader, u64 *out)
 {
-    u64 keep = low_bits(ring), offset = (u64)1 << (ring - 2 - bits), all = leader ? ~(u64)0 : 0;
+    u64 keep = low_bits(ring), half = (u64)1 << (bits - 1), sign = leader ? 1 : ~(u64)0;
+    for (size_t i = 0; i < n; i++) out[i] = sign * ((sign * x[i] + half & keep) >> bits);
+}
+
+/* What is opened of low_bits(bits), made a share of more bits. */
+void extend(const u64 *mine, const u64 *theirs, const u64 *low, const u64 *wrap, size_t n, int bits, int leader,
+            u64 *public, u64 *wrapped, u64 *share)
+{
+    u64 keep = low_bits(bits), offset = (u64)1 << (bits - 2), all = leader ? ~(u64)0 : 0;
     for (size_t i = 0; i < n; i++) {
         u64 opened = mine[i] + theirs[i];
-        public[i] = ((opened & keep) >> bits) - offset;
-        share[i] = low[i] + (public[i] & all);
-        if (wrap) {
-            wrapped[i] = 1 - (opened >> (ring - 1) & 1);
-            share[i] += wrapped[i] * wrap[i];
-        }
+        public[i] = (opened & keep) - offset;
+        wrapped[i] = 1 - (opened >> (bits - 1) & 1);
+        share[i] = low[i] + wrapped[i] * wrap[i] + (public[i] & all);
     }
 }
 

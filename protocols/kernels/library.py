@@ -40,7 +40,8 @@ _TYPES = {"a": _Array, "n": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_in
 _TAKES = {
     "pack": "aania",
     "unpack": "ania",
-    "rescale": "aaaaniiiaaa",
+    "divide": "aniiia",
+    "extend": "aaaaniiaaa",
     "sum_products": "aaina",
     "polynomial": "aaaiina",
     "fourier": "aaiiaiainiua",

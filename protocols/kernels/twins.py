@@ -38,14 +38,21 @@ def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width:
     return out
 
 
-def rescaled(
-    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor | None, bits: int, ring: int, leader: bool
-) -> tuple[Tensor, Tensor | None, Tensor] | None:
+def divided(x: Tensor, bits: int, ring: int, leader: bool) -> Tensor | None:
+    if not whole(x):
+        return None
+    out = torch.empty_like(x)
+    call("divide", x, x.numel(), bits, ring, leader, out)
+    return out
+
+
+def extended(
+    mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor, bits: int, leader: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
     if not whole(mine, theirs, low, wrap, like=mine):
         return None
-    public, share = torch.empty_like(mine), torch.empty_like(mine)
-    wrapped = None if wrap is None else torch.empty_like(mine)
-    call("rescale", mine, theirs, low, wrap, mine.numel(), bits, ring, leader, public, wrapped, share)
+    public, wrapped, share = (torch.empty_like(mine) for _ in range(3))
+    call("extend", mine, theirs, low, wrap, mine.numel(), bits, leader, public, wrapped, share)
     return public, wrapped, share
 
 

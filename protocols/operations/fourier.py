@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .operation import SHARED, Attributes, Bits, Operation, whole_bytes
+from .operation import SHARED, Attributes, Bits, Operation
 
 POINTS, WAVE = 1 << 14, 30
 _HALF = 1 << WAVE - 1
@@ -66,7 +66,7 @@ def _on_reals(x: Tensor, table: Tensor, wave: Tensor, period: float, domain: flo
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
     bits.compares = attributes["bits"]
-    return whole_bytes(attributes["bits"])
+    return int(attributes["bits"])
 
 
 def _problem(attributes: Attributes) -> str:
@@ -76,5 +76,14 @@ def _problem(attributes: Attributes) -> str:
 
 
 fourier = Operation(
-    "fourier", SHARED, _fourier, _on_reals, shared=1, opened=True, scales="fourier", check=_problem, demand=_demand
+    "fourier",
+    SHARED,
+    _fourier,
+    _on_reals,
+    shared=1,
+    dear=True,
+    opened=True,
+    scales="fourier",
+    check=_problem,
+    demand=_demand,
 )

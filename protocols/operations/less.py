@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ring import sign_extend
-from .operation import SHARED, Attributes, Bits, Operation, whole_bytes
+from .operation import SHARED, Attributes, Bits, Operation
 
 
 def _less(x: Tensor, threshold: int, bits: int, drop: int = 0) -> Tensor:
@@ -18,7 +18,7 @@ def _less(x: Tensor, threshold: int, bits: int, drop: int = 0) -> Tensor:
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
     bits.compares = attributes["bits"]
-    return whole_bytes(attributes["bits"])
+    return int(attributes["bits"])
 
 
 def _problem(attributes: Attributes) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operation import SHARED, Attributes, Bits, Operation, Reference, whole_bytes
+from .operation import SHARED, Attributes, Bits, Operation, Reference
 
 
 def _lookup(
@@ -95,7 +95,7 @@ def _exp_of_reals(x: Tensor, table: Tensor, start: float, width: float, cells: i
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
     bits.compares = attributes["bits"]
-    return whole_bytes(attributes["bits"])
+    return int(attributes["bits"])
 
 
 def _problem(attributes: Attributes) -> str:
@@ -118,7 +118,17 @@ def _limit(width: int, attributes: Attributes) -> float:
 
 def _table(name: str, compute: Reference, real: Reference, **facts: Any) -> Operation:
     return Operation(
-        name, SHARED, compute, real, opened=True, scales=name, check=_problem, demand=_demand, limit=_limit, **facts
+        name,
+        SHARED,
+        compute,
+        real,
+        opened=True,
+        dear=True,
+        scales=name,
+        check=_problem,
+        demand=_demand,
+        limit=_limit,
+        **facts,
     )
 
 

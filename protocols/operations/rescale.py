@@ -1,7 +1,9 @@
-"""Divide by 2^bits, of x modulo 2^ring: |x| < 2^(ring-2)."""
+"""Divide by 2^bits, of x modulo 2^ring: |x| < 2^(ring-2), where more than ring - bits bits of the result are read.
+With `early` the result is opened as soon as it is there, ahead of a reader that opens it: by 0 bits that is all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -10,7 +12,9 @@ from ..ring import nearest, sign_extend, signed
 from .operation import SHARED, Attributes, Bits, Operation, whole_bytes
 
 
-def _rescaled(x: Tensor, bits: int, ring: int = 64, *, chance: Callable[[int, Tensor], Tensor]) -> Tensor:
+def _rescaled(
+    x: Tensor, bits: int, ring: int = 64, early: bool = False, *, chance: Callable[[int, Tensor], Tensor]
+) -> Tensor:
     """Rounded to nearest, where parties round by chance.
 
     Among parties, an x out of range (|x| >= 2^(ring-2)) loses 2^ring or not, by the mask that it meets
@@ -31,15 +35,19 @@ def _rescaled(x: Tensor, bits: int, ring: int = 64, *, chance: Callable[[int, Te
 
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
-    bits.ring = max(whole_bytes(bits.argument + 1), whole_bytes(attributes["bits"] + max(4, bits.compared)))
+    """Of the ring what takes no message, if there is as much and it is not dear; else what an opening carries whole."""
+    by = attributes["bits"]
+    bits.ring = bits.width + by
+    if by and bits.ring > (bits.argument if bits.dear else 64):
+        least = max(bits.argument + 1, by + max(4, bits.compared))
+        bits.ring = min(by + whole_bytes(least - by), whole_bytes(least))
+    bits.early = bits.opened and bits.width <= bits.ring - by
     return bits.ring
 
 
-rescale = Operation(
-    "rescale",
-    SHARED,
-    _rescaled,
-    by_chance=True,
-    demand=_demand,
-    limit=lambda width, attributes: 2.0 ** (attributes.get("ring", width) - 2),
-)
+def _limit(width: int, attributes: Attributes) -> float:
+    ring = attributes.get("ring", 64)
+    return math.inf if width <= ring - attributes["bits"] else 2.0 ** (ring - 2)
+
+
+rescale = Operation("rescale", SHARED, _rescaled, by_chance=True, demand=_demand, limit=_limit)

@@ -220,12 +220,8 @@ def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> Tensor:
         primitive.run(Online(role, tapes[role], RING), "1", width, Share("0", share), **attributes)
         for role, share in (("server", x - theirs), ("client", theirs))
     ]
-    wanted = [next(step) for step in steps]
+    answers: list[list[Tensor | None] | None] = [None, None]
     while True:
-        answers = [
-            [None if s.send is None else sign_extend(s.send.clone(), 8 * s.width) for s in swaps]
-            for swaps in reversed(wanted)
-        ]
         results, wanted = [], []
         for step, answer in zip(steps, answers, strict=True):
             try:
@@ -234,3 +230,7 @@ def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> Tensor:
                 results.append(end.value)
         if results:
             return sign_extend(results[0].tensor + results[1].tensor, width)
+        answers = [
+            [None if s.send is None else sign_extend(s.send.clone(), 8 * s.width) for s in swaps]
+            for swaps in reversed(wanted)
+        ]

@@ -130,7 +130,7 @@ class Row:
     `fed`: the unit that the last layer is fed alone."""
 
     group: int | None = None
-    inputs: tuple[tuple[int, int], ...] = ()  # (input, factor), the larger factor first
+    inputs: tuple[tuple[int, int], ...] = ()  # (input, factor)
     fed: int | None = None
 
 
@@ -167,25 +167,14 @@ class Copy:
         self.last = ((fed - base) / (1 << FEED)).round().long()
 
     def read_first(self) -> None:
-        """Every input into every group, twice: all of a weight, then what is left of it, beside a new one."""
+        """Every input into every group, twice: all of the weights, then what is left of each."""
         # Room for a bias: 31 / 32 of what the bit that the ReLU reads leaves for a value of either sign.
-        above, first, rest = 1 << self.net.read, 31 << self.net.read - 6 - WEIGHT, 1 << self.net.read - 1 - REST
-        new = [list(range(self.ins)) for _ in self.groups]
-        left: list[list[int]] = [[] for _ in self.groups]
-        number = 0
-        while any(new) or any(left):
-            rows = []
-            while len(rows) < self.rows and (any(new) or any(left)):
-                group, number = number % len(self.groups), number + 1
-                inputs = [(left[group].pop(0), above)] if left[group] else []
-                if new[group]:
-                    inputs.append((new[group].pop(0), first))
-                elif left[group]:
-                    inputs.append((left[group].pop(0), rest))
-                rows.append(Row(group, tuple(inputs)))
+        factors = 31 << self.net.read - 6 - WEIGHT, 1 << self.net.read - 1 - REST
+        left = [Row(g, ((i, factor),)) for factor in factors for i in range(self.ins) for g in range(len(self.groups))]
+        while left:
+            rows, left = left[: self.rows], left[self.rows :]
             for row, answer in zip(rows, self.query(rows), strict=True):
                 self.solve(row, answer)
-                left[row.group] += [i for i, factor in row.inputs if factor == first]
 
     def solve(self, row: Row, answer: Tensor) -> None:
         """What a row tells of the weights from its inputs to its group."""

@@ -130,8 +130,9 @@ def case_of(name: str, away: bool = False) -> Case:
     return handed_over(case) if away else case
 
 
-def check(case: Case, outputs: dict[str, Tensor]) -> None:
-    """Every revealed value follows from its own arguments: exactly in the ring, a rescale to the floor or ceiling.
+def check(case: Case, outputs: dict[str, Tensor], parties: int = 2) -> None:
+    """Every revealed value follows from its own arguments: exactly in the ring, a rescale to the floor or ceiling, or
+    among more than two parties to less than half a unit for each.
 
     Holds programs that reveal all their values. Only the low `width` bits of a value are claimed; of a rescale whose
     argument is out of range, those below the wrap of its ring.
@@ -146,7 +147,7 @@ def check(case: Case, outputs: dict[str, Tensor]) -> None:
         got, args = values[number], [values[arg] for arg in item.args]
         assert tuple(got.shape) == item.shape, f"{number} {item.op}"
         if item.op == "rescale":
-            wrong = _not_rescaled(got, args[0], item)
+            wrong = _not_rescaled(got, args[0], item, parties)
         elif item.op == "exp":
             wrong = _far_from_exp(got, *args, **item.attributes)
         elif item.op == "less" and item.attributes.get("drop"):  # as it is, or as if a unit of the high bits larger
@@ -177,11 +178,14 @@ def _far_from_exp(got: Tensor, x: Tensor, table: Tensor, **attributes: Any) -> T
     return ((got - want).abs() > allowed) & ~last
 
 
-def _not_rescaled(got: Tensor, x: Tensor, item: Instruction) -> Tensor:
+def _not_rescaled(got: Tensor, x: Tensor, item: Instruction, parties: int) -> Tensor:
     bits, ring = item.attributes["bits"], item.attributes.get("ring", 64)
     x = sign_extend(x, ring)
-    errors = [got - (x >> bits), got + (-x >> bits)]  # from the floor and from the ceiling
-    fits = (x < 1 << ring - 2) & (x >= -(1 << ring - 2))
+    more = (parties - 1) // 2
+    errors = [got - (x >> bits) + n for n in range(-more, more + 1)]  # from the floor
+    errors += [got + (-x >> bits) + n for n in range(-more, more + 1)]  # from the ceiling
+    edge = (1 << ring - 2) - (more << bits)
+    fits = (x < edge) & (x >= -edge)
     wraps = max(1, min(item.width, ring - bits))
     inside, outside = (
         torch.stack([sign_extend(error, width) != 0 for error in errors]).all(0) for width in (item.width, wraps)

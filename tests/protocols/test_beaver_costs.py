@@ -117,7 +117,9 @@ def test_narrow_comparisons_take_fewer_rounds():
 def test_only_the_bytes_that_matter_travel():
     d, data = draft()
     x = d("mul_private", d.client(data.ints(100)), d.weight(torch.ones(1)), width=48)
-    number = d("rescale", x, bits=16, ring=48, width=24)
-    cost = costs(d.case())[number]
-    assert cost.steps == ((600, 600),)
-    assert cost.offline == 100 * 3  # the low part alone: the wrap lies beyond the bits that matter
+    numbers = [d("rescale", x, bits=16, ring=48, width=width) for width in (32, 48)]
+    free, wide = (costs(d.case())[number] for number in numbers)
+    assert free.steps == ()
+    assert free.offline == 0
+    assert wide.steps == ((400, 400),)  # the 32 bits that are left
+    assert wide.offline == 100 * (2 + 2)  # the 16 above them, of what wraps and of what may

@@ -1,6 +1,7 @@
 """One suite of programs, every protocol. A new protocol adds `setups/<name>.py` with `run(case) -> outputs` and passes.
 
-Each value is exact in the ring given its own arguments; a rescale is the floor or the ceiling of the exact quotient.
+Each value is exact in the ring given its own arguments; a rescale between two is the floor or the ceiling of the exact
+quotient.
 Set-ups of protocols with a price hold every run against it.
 """
 
@@ -23,7 +24,7 @@ INSTALLED = [name for name in available() if (name not in NEEDS or find_spec(NEE
 
 @pytest.fixture(params=INSTALLED)
 def run(request):
-    """run(case) -> outputs by name, on one protocol; a program that it does not offer is skipped."""
+    """run(case) -> outputs by name, on a protocol of so many `parties`; a program that it does not offer is skipped."""
     setup = import_module(f"blindformer.tests.protocols.setups.{request.param}")
 
     def checked(case):
@@ -32,6 +33,7 @@ def run(request):
             pytest.skip(f"{request.param} does not offer {', '.join(sorted(missing))}")
         return setup.run(case)
 
+    checked.parties = getattr(setup, "PARTIES", 2)
     return checked
 
 
@@ -40,14 +42,14 @@ def run(request):
 def test_every_value_follows_from_its_arguments(run, name, away):
     case = case_of(name, away)
     assert not (away and case.client)
-    check(case, run(case))
+    check(case, run(case), run.parties)
 
 
 @given(programs(), st.booleans())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_program(run, case, owner_away):
     case = handed_over(case) if owner_away else case
-    check(case, run(case))
+    check(case, run(case), run.parties)
 
 
 @pytest.mark.parametrize("past", [0.0, 0.25, 1.0])

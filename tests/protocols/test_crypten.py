@@ -35,7 +35,7 @@ class Limbs(Ring):
 def test_products_by_limbs_are_exact(size):
     for name in ("one_layer", "one_value_many_readers"):
         case = CASES[name]()
-        check(case, run_many(case, size, ring=Limbs()).outputs)
+        check(case, run_many(case, size, ring=Limbs()).outputs, size)
 
 
 def two_owners() -> Case:
@@ -54,7 +54,7 @@ def test_data_of_several_owners_and_a_named_recipient(recipient):
     case = two_owners()
     names = sorted(case.client, key=lambda name: int(name.removeprefix("client")))
     owners = dict(zip(names, [1, 2, 3, 0], strict=True))
-    check(case, run_many(case, 4, owners=owners, recipient=recipient).outputs)
+    check(case, run_many(case, 4, owners=owners, recipient=recipient).outputs, 4)
 
 
 @SIZES

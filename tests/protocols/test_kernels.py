@@ -42,10 +42,13 @@ def _unpack(draw: Draw, n: int) -> tuple[object, ...]:
     return (bytearray(uniform(at + n * width, dtype=torch.int8).numpy().tobytes()), at, (n,), width)
 
 
-def _rescaled(draw: Draw, n: int) -> tuple[object, ...]:
-    ring = draw(st.integers(8, 64))
-    wrap = uniform(n) if draw(st.booleans()) else None
-    return (uniform(n), uniform(n), uniform(n), wrap, draw(st.integers(1, ring - 3)), ring, draw(st.booleans()))
+def _divided(draw: Draw, n: int) -> tuple[object, ...]:
+    ring = draw(st.integers(2, 64))
+    return uniform(n), draw(st.integers(1, ring - 1)), ring, draw(st.booleans())
+
+
+def _extended(draw: Draw, n: int) -> tuple[object, ...]:
+    return (*(uniform(n) for _ in range(4)), draw(st.integers(4, 63)), draw(st.booleans()))
 
 
 def _sum_products(draw: Draw, n: int) -> tuple[object, ...]:
@@ -117,7 +120,16 @@ def _matmul(draw: Draw, n: int) -> tuple[object, ...]:
 DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
-        *("pack_into", "unpack", "rescaled", "sum_products", "sum_series", "read_series", "read_exponential"),
+        *(
+            "pack_into",
+            "unpack",
+            "divided",
+            "extended",
+            "sum_products",
+            "sum_series",
+            "read_series",
+            "read_exponential",
+        ),
         "read_one_hot",
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )

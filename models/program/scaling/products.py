@@ -31,6 +31,8 @@ def matrix(at: Scaler, node: Node) -> None:
         if not at.fits(node, values[0][1] + values[1][1]):
             values[i] = at.lowered(node.args[i])
     _multiplied(at, node, values, (1, 1))
+    if wide and math.isfinite(finest := at.finest[id(node)]):  # at once, rather than what is searched for among them
+        at.settle(node, *at.lowered(node, int(finest)))
 
 
 def _multiplied(at: Scaler, node: Node, values: list[tuple[int, int]], powers: tuple[int, ...]) -> None:
