@@ -37,23 +37,6 @@ def undisturbed(encoder, few, tmp_path_factory):
     return distill(encoder, few, tmp_path_factory.mktemp("undisturbed") / "out", **LONGER)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("teacher", 3), ("hidden", 6), ("logits", 1), ("logits", 9)])
-def test_a_run_that_breaks_off_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed, stage, step):
-    def die(now):
-        if (now.stage, now.step) == (stage, step):
-            raise Killed
-
-    with pytest.raises(Killed):
-        distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
-    seen = []
-    made = distill(encoder, few, tmp_path / "out", progress=seen.append, **LONGER)
-    assert 1 <= next(s.step for s in seen if s.stage == stage) <= step + 1
-    assert same(weights(made.folder), weights(undisturbed.folder))
-    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
-    assert made.plan == undisturbed.plan
-    assert made.report == undisturbed.report
-
-
 SCRIPT = """
 import os, pickle, signal, sys
 import torch
@@ -69,12 +52,35 @@ distill(encoder, data, out, progress=die, **settings)
 """
 
 
-def test_a_process_that_is_killed_leaves_a_run_to_go_on_with(encoder, few, tmp_path, undisturbed):
+def test_a_run_that_breaks_off_in_every_stage_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed):
+    """Five times in one run; once its process is killed."""
+
+    def interrupted(stage, step):
+        seen = []
+
+        def die(now):
+            seen.append(now)
+            if (now.stage, now.step) == (stage, step):
+                raise Killed
+
+        with pytest.raises(Killed):
+            distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
+        return seen
+
+    interrupted("teacher", 3)
+    goes_on = [(interrupted("hidden", 6), "teacher", 3)]
     given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
     done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
     assert done.returncode == -signal.SIGKILL
-    made = distill(encoder, few, tmp_path / "out", **LONGER)
+    goes_on += [(interrupted("logits", 1), "hidden", 7), (interrupted("logits", 9), "logits", 1)]
+    seen = []
+    made = distill(encoder, few, tmp_path / "out", progress=seen.append, **LONGER)
+    for steps, stage, last in [*goes_on, (seen, "logits", 9)]:
+        assert 1 <= next(s.step for s in steps if s.stage == stage) <= last + 1
     assert same(weights(made.folder), weights(undisturbed.folder))
+    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
+    assert made.plan == undisturbed.plan
+    assert made.report == undisturbed.report
 
 
 def test_the_seed_decides_all_of_it(encoder, few, tmp_path, undisturbed):
