@@ -26,7 +26,7 @@ def student(encoder, data, tmp_path_factory):
     """Distilled with rates that suit a model of this size, and the teacher that was trained for it."""
     out = tmp_path_factory.mktemp("distilled") / "out"
     rates = {"teacher_rate": 2e-3, "hidden_rate": 2e-3, "logit_rate": 5e-4}
-    return distill(encoder, data, out, "fast", **rates, teacher_epochs=8, hidden_epochs=4, logit_epochs=4, batch=16)
+    return distill(encoder, data, out, "fast", **rates, teacher_epochs=6, hidden_epochs=3, logit_epochs=3, batch=16)
 
 
 def answers(loaded, examples: Examples, plan: Plan | None = None) -> torch.Tensor:
