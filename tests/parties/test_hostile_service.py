@@ -236,14 +236,10 @@ def test_recorded_ciphertext(besieged: Besieged) -> None:
 def test_a_huge_length(besieged: Besieged) -> None:
     with besieged.attack():
         for kind, size in itertools.product((MESSAGE, TENSOR), (2**24, 2**32, 2**56 - 1)):
-            huge, hello = pack_header(kind, size), besieged.hello(new_session())
-            for role, content in (
-                ("server", huge + bytes(1000)),
-                ("server", hello + huge + bytes(1000)),
-                ("dealer", huge),
-            ):
-                said = last_words(converse(besieged.connect(role), content))
-                assert "PeerProtocolError" in said, (role, kind, size)
+            hello, huge = besieged.hello(new_session()), pack_header(kind, size)
+            more = huge + bytes(1000)
+            for role, content in (("server", more), ("server", hello + more), ("dealer", huge)):
+                assert "PeerProtocolError" in last_words(converse(besieged.connect(role), content)), (role, kind, size)
 
 
 def refusals(besieged: Besieged, folder: Path) -> dict[str, tuple[str, Callable[[], object]]]:
