@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -53,30 +54,25 @@ distill(encoder, data, out, progress=die, **settings)
 
 
 def test_a_run_that_breaks_off_in_every_stage_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed):
-    """Five times in one run; once its process is killed."""
+    """Again and again; once its process is killed."""
+    last, killed = ("teacher", 0), ("hidden", 7)
+    for ends in (("teacher", 3), ("hidden", 6), killed, ("logits", 1), ("logits", 9), None):
+        if ends == killed:
+            given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
+            done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
+            assert done.returncode == -signal.SIGKILL
+        else:
+            seen = []
 
-    def interrupted(stage, step):
-        seen = []
+            def die(now, ends=ends, seen=seen):
+                seen.append(now)
+                if (now.stage, now.step) == ends:
+                    raise Killed
 
-        def die(now):
-            seen.append(now)
-            if (now.stage, now.step) == (stage, step):
-                raise Killed
-
-        with pytest.raises(Killed):
-            distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
-        return seen
-
-    interrupted("teacher", 3)
-    goes_on = [(interrupted("hidden", 6), "teacher", 3)]
-    given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
-    assert done.returncode == -signal.SIGKILL
-    goes_on += [(interrupted("logits", 1), "hidden", 7), (interrupted("logits", 9), "logits", 1)]
-    seen = []
-    made = distill(encoder, few, tmp_path / "out", progress=seen.append, **LONGER)
-    for steps, stage, last in [*goes_on, (seen, "logits", 9)]:
-        assert 1 <= next(s.step for s in steps if s.stage == stage) <= last + 1
+            with pytest.raises(Killed) if ends else nullcontext():
+                made = distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
+            assert 1 <= next(s.step for s in seen if s.stage == last[0]) <= last[1] + 1
+        last = ends
     assert same(weights(made.folder), weights(undisturbed.folder))
     assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
     assert made.plan == undisturbed.plan

@@ -242,14 +242,9 @@ def test_help_is_quick_and_usage_errors_are_not_bugs():
 
 
 def once(function):
-    """Whatever it is asked again, it gives what it gave first."""
+    """Asked again, it gives what it gave first."""
     made = []
-
-    def call(*given, **options):
-        made[:] = made or [function(*given, **options)]
-        return made[0]
-
-    return call
+    return lambda *given, **options: (made or made.append(function(*given, **options)) or made)[0]
 
 
 @pytest.mark.slow
