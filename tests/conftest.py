@@ -13,6 +13,7 @@ os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines 
 
 import pytest
 import torch
+from blindformer.parties.tuning import keep_freed_memory
 from hypothesis import settings
 
 # A run of the suite is repeatable; `make fuzz` draws new examples.
@@ -21,6 +22,14 @@ settings.register_profile("fuzz", deadline=None)
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)
+keep_freed_memory()
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: none of these is left to one worker at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

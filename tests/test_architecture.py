@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), name(path))
 
@@ -211,6 +213,9 @@ def test_a_leaf_imports_without_transformers(room):
     assert rooms - SHARED == {room}
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import blindformer, sys; assert not {'torch', 'transformers', 'numpy', 'tenseal'} & set(sys.modules)"
+def test_importing_the_package_imports_nothing_heavy_and_a_party_no_transformers():
+    code = (
+        "import blindformer, sys; assert not {'torch', 'transformers', 'numpy', 'tenseal'} & set(sys.modules)\n"
+        "import blindformer.parties.service.local_party; assert 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

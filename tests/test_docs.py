@@ -7,7 +7,8 @@ A fenced block that starts with ```console says how it is held to that, in its f
     parses    the commands are accepted, and not run: they take long
 and `slow` beside one of the first three leaves it to a run with the slow tests. A line `...` in a page stands for any
 lines. Prompts such as `server$` are shells side by side in one folder: a command that serves runs on until the block
-ends, then Ctrl-C has to end it. The page's blocks with `file=NAME` lie in that folder, at free ports.
+ends, then Ctrl-C has to end it. The page's blocks with `file=NAME` lie in that folder, at free ports. The README's demo
+is run in parties/cli/test_cli.py.
 
 `python tests/pages.py` (make docs) writes what the commands print, and the tables, into the pages.
 """
@@ -28,9 +29,9 @@ from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, TABLE, alike, as_
 def _cases() -> list[Any]:
     cases = []
     for number, block in enumerate(blocks("console")):
-        if block.mode in ("same", "alike", "runs"):
+        if block.mode in ("same", "alike", "runs") and block.commands[0].words != "blindformer demo":
             marks = [pytest.mark.slow] if "slow" in block.words else []
-            title = f"{block.page.name}-{number}-{block.commands[0].words}" if block.commands else block.page.name
+            title = f"{block.page.name}-{number}-{block.commands[0].words}"
             cases.append(pytest.param(block, marks=marks, id=title))
     return cases
 

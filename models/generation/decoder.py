@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ...errors import BlindformerError
 from ..loading.huggingface import huggingface
-from ..loading.load import Loaded
 from .noise import HOTTEST, Noise
+
+if TYPE_CHECKING:  # it brings transformers, which a party that computes does without
+    from ..loading.load import Loaded
 
 REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
 ATTENTION = "grouped"  # the name under which transformers knows the function below

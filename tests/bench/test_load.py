@@ -18,7 +18,7 @@ from bench import load
 @pytest.mark.slow
 def test_a_few_seconds() -> None:
     stdout = io.StringIO()
-    arguments = ["--clients", "3", "--seconds", "10", "--single-seconds", "5", "--length", "8", "--format", "json"]
+    arguments = ["--clients", "3", "--seconds", "5", "--single-seconds", "2", "--length", "8", "--format", "json"]
     with redirect_stdout(stdout):
         assert load.main(arguments) == 0
     assert stdout.getvalue().count("\n") == 1

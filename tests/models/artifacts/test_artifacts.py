@@ -206,7 +206,7 @@ def test_a_client_part_of_another_version_is_one_line(copy, name, key):
         load_client(copy)
 
 
-COMPILE = """
+SCRIPT = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
@@ -224,19 +224,7 @@ class Model(torch.nn.Module):
         return {"y": self.inner(x)}
 made = [compile(Model(), [{"x": torch.randn(1, n, 64)} for _ in range(3)]) for n in (2, 3)]
 folder = Path(sys.argv[1])
-"""
 
-FULL = """
-save(made[1], folder)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # files end here, as on a full disk
-try:
-    save(made[0], folder)
-except ArtifactError as error:
-    print(error)
-assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[1].program
-"""
-
-KILLED = """
 chance, seen = random.Random(7), set()
 for _ in range(12):
     told, tell = os.pipe()
@@ -261,30 +249,23 @@ for _ in range(12):
 save(made[0], folder)
 assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[0].program
 print(sorted(path.name for path in folder.iterdir()), "whole" in seen)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # files end here, as on a full disk
+try:
+    save(made[1], folder)
+except ArtifactError as error:
+    print(error)
+assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[0].program
 """
 
 
-def script(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE + code, str(folder), "0"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def test_a_compilation_that_is_killed_or_finds_a_full_disk_leaves_whole_parts_or_none(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
-    said = script(FULL, tmp_path)
-    assert re.search(r"cannot be written \(.*\); free space or choose another folder$", said)
-    assert "\n" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["client", "helper", "server"]
-
-
-def test_a_compilation_that_is_killed_leaves_whole_parts_or_none(tmp_path):
-    assert script(KILLED, tmp_path / "out") == "['client', 'helper', 'server'] True"
+    killed, full = done.stdout.splitlines()
+    assert killed == "['client', 'helper', 'server'] True"
+    assert re.search(r"cannot be written \(.*\); free space or choose another folder$", full)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["client", "helper", "server"]
 
 
 def test_only_compiled_parts_are_replaced(compiled, tmp_path):

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -37,23 +38,6 @@ def undisturbed(encoder, few, tmp_path_factory):
     return distill(encoder, few, tmp_path_factory.mktemp("undisturbed") / "out", **LONGER)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("teacher", 3), ("hidden", 6), ("logits", 1), ("logits", 9)])
-def test_a_run_that_breaks_off_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed, stage, step):
-    def die(now):
-        if (now.stage, now.step) == (stage, step):
-            raise Killed
-
-    with pytest.raises(Killed):
-        distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
-    seen = []
-    made = distill(encoder, few, tmp_path / "out", progress=seen.append, **LONGER)
-    assert 1 <= next(s.step for s in seen if s.stage == stage) <= step + 1
-    assert same(weights(made.folder), weights(undisturbed.folder))
-    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
-    assert made.plan == undisturbed.plan
-    assert made.report == undisturbed.report
-
-
 SCRIPT = """
 import os, pickle, signal, sys
 import torch
@@ -69,12 +53,30 @@ distill(encoder, data, out, progress=die, **settings)
 """
 
 
-def test_a_process_that_is_killed_leaves_a_run_to_go_on_with(encoder, few, tmp_path, undisturbed):
-    given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
-    assert done.returncode == -signal.SIGKILL
-    made = distill(encoder, few, tmp_path / "out", **LONGER)
+def test_a_run_that_breaks_off_in_every_stage_ends_with_the_same_weights(encoder, few, tmp_path, undisturbed):
+    """Again and again; once its process is killed."""
+    last, killed = ("teacher", 0), ("hidden", 7)
+    for ends in (("teacher", 3), ("hidden", 6), killed, ("logits", 1), ("logits", 9), None):
+        if ends == killed:
+            given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
+            done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
+            assert done.returncode == -signal.SIGKILL
+        else:
+            seen = []
+
+            def die(now, ends=ends, seen=seen):
+                seen.append(now)
+                if (now.stage, now.step) == ends:
+                    raise Killed
+
+            with pytest.raises(Killed) if ends else nullcontext():
+                made = distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
+            assert 1 <= next(s.step for s in seen if s.stage == last[0]) <= last[1] + 1
+        last = ends
     assert same(weights(made.folder), weights(undisturbed.folder))
+    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
+    assert made.plan == undisturbed.plan
+    assert made.report == undisturbed.report
 
 
 def test_the_seed_decides_all_of_it(encoder, few, tmp_path, undisturbed):

@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+from blindformer.parties.local import compare
+from blindformer.tests.pages import alike, as_shown, blocks
 
 SHARED = {
     *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
@@ -239,10 +241,19 @@ def test_help_is_quick_and_usage_errors_are_not_bugs():
     assert found.stderr.count("Did you mean") == 1
 
 
+def once(function):
+    """Asked again, it gives what it gave first."""
+    made = []
+    return lambda *given, **options: (made or made.append(function(*given, **options)) or made)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_demo(call):
-    code, out, _ = call("demo", "--length", 16, "--format", "json")
+def test_demo(call, monkeypatch):
+    """One run, in both forms; as text it prints what the README shows."""
+    for name in ("compile_text", "compare"):
+        monkeypatch.setattr(compare, name, once(getattr(compare, name)))
+    code, out, _ = call("demo", "--format", "json")
     assert code == 0
     found = json.loads(out)
     assert set(found) >= SHARED
@@ -250,6 +261,11 @@ def test_demo(call):
     assert found["max_abs_error"] < 0.005
     assert found["server_received"]["openings"] > 1000
     assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in found["pairs"])
+    (command,) = next(block for block in blocks("console") if block.commands[0].words == "blindformer demo").commands
+    code, out, _ = call("demo")
+    assert code == 0
+    assert alike(as_shown(out, command.shown)) == alike(command.shown)
+    assert "\x1b" not in out
 
 
 def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_classifier):

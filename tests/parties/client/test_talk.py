@@ -79,29 +79,16 @@ def test_each_pass_is_told(client):
     assert reply.passes == len(told)
 
 
-@pytest.fixture
-def fresh(folder):
+def test_what_is_prepared_while_somebody_types_changes_no_token_and_of_a_lost_session_nothing_is_prepared(folder):
     """A client of its own: a conversation holds a session until its client is closed."""
-    with bf.Client("local", folder=folder) as client:
-        yield client
-
-
-def test_what_is_prepared_while_somebody_types_changes_no_token(fresh, folder):
-    talk = fresh.conversation()
-    with clear.conversation(folder) as here:
+    with bf.Client("local", folder=folder) as fresh, clear.conversation(folder) as here:
+        talk = fresh.conversation()
         here.prepare()
-        for text in ("Hi", "Ho ho ho ho", "Ha"):
+        for text in ("Hi", "Ho ho ho ho", "Ha", "Hu"):
+            if text == "Hu":
+                os.kill(fresh._transport._services.processes["server"], signal.SIGKILL)
             talk.prepare()
             assert talk.say(text, max_new_tokens=3).tokens == here.say(text, max_new_tokens=3).tokens
-
-
-def test_of_a_lost_session_nothing_is_prepared(fresh):
-    talk = fresh.conversation()
-    first = talk.say("Hi", max_new_tokens=2)
-    talk.messages = []
-    os.kill(fresh._transport._services.processes["server"], signal.SIGKILL)
-    talk.prepare()
-    assert talk.say("Hi", max_new_tokens=2).tokens == first.tokens
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "Hi"}], [{"content": "Hi"}]])

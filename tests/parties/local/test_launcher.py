@@ -111,13 +111,6 @@ def test_the_session_stays_open_and_what_the_server_sees_looks_uniform(folder, i
         parties.query(inputs[0])
 
 
-def test_each_party_reads_its_own_part_only(folder, compiled, inputs, tmp_path):
-    for role in ("server", "client"):  # the dealer needs no files
-        shutil.copytree(folder / role, tmp_path / "parts" / role)
-    with LocalParties(tmp_path / "parts") as parties:
-        assert parties.query(inputs[0]).outputs.keys() == compiled.program.outputs.keys()
-
-
 @pytest.mark.parametrize("role", COMMANDS)
 @pytest.mark.parametrize("moment", ["set-up", "offline", "idle"])
 def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
@@ -208,11 +201,15 @@ def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
         LocalParties(part)
 
 
-def test_what_is_wrong_with_one_query_ends_that_query_alone(folder, compiled, inputs):
-    """Before it is asked (wrong inputs) and after it is answered (an answer that cannot be trusted)."""
+def test_each_party_reads_its_own_part_only_and_inputs_that_are_wrong_end_that_query_alone(
+    folder, compiled, inputs, tmp_path
+):
+    for role in ("server", "client"):  # the dealer needs no files
+        shutil.copytree(folder / role, tmp_path / "parts" / role)
     short = {name: value[:, :8] for name, value in inputs[0].items()}
-    with LocalParties(folder) as parties:
+    with LocalParties(tmp_path / "parts") as parties:
         expected = parties.query(inputs[0]).outputs
+        assert expected.keys() == compiled.program.outputs.keys()
         with pytest.raises(ProgramError, match=r"input .*: has shape \[1, 8\], the program takes \[1, 16\]"):
             parties.query(short)
         assert parties.open
