@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from . import options
-from .output import console, emit, table
+from .output import console, table, tell
 from .progress import Phases
 from .steps import listed, loading, read_plan, read_system, read_whole, refuse
 
@@ -66,22 +67,15 @@ def evaluate(
     if data is None:
         refuse(of_data, "belongs to --data, which is not given; leave it out")
     else:
-        refuse(
-            {"--tokens": tokens, "--window": window, "--system": system},
-            "belongs to --text, which is not given; leave it out",
-        )
+        of_text = {"--tokens": tokens, "--window": window, "--system": system}
+        refuse(of_text, "belongs to --text, which is not given; leave it out")
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     with loading(threads, notes=1) as phases:
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
-        common: dict[str, Any] = {
-            "plan": chosen,
-            "protocols": protocols,
-            "private": private,
-            "timeout": timeout,
-            "progress": phases.step,
-        }
+        common: dict[str, Any] = {"plan": chosen, "protocols": protocols, "private": private, "timeout": timeout}
+        common["progress"] = phases.step
         if text is not None:
             said = None if system is None else read_system(system)
             words = read_whole("--text", text, columns.encoding)
@@ -92,11 +86,8 @@ def evaluate(
             dataset = columns.read(data or "", seed)
             common |= {"longest": length or 128, "seed": seed, "threads": threads}
             found = _of_data(phases, models, dataset, teacher, common)
-    if form == "json":
-        emit({"evaluations": [one.to_dict() for one in found]})
-    else:
-        for one in found:
-            (_show if text is None else _show_text)(one)
+    shown = [partial(_show if text is None else _show_text, one) for one in found]
+    tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
         from ..reports.figures import accuracy_figure, evaluation_page
