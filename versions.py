@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 4  # of messages, mask streams and what Programs mean; 4: masks are drawn at the width that is used
+PROTOCOL = 5  # of messages, mask streams and what Programs mean; 5: shares are divided before they are opened
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...protocols.errors import BlindformerError
+from ..files import whole_file
 from ..transport.tls import ROLE_URI
 
 CA, CA_KEY = "ca.pem", "ca.key"
@@ -149,13 +149,8 @@ def is_word(text: str) -> bool:
 
 def write(file: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file that is never, not even for a moment, more open or less complete than it should be."""
-    part = file.with_name(file.name + ".part")
-    with contextlib.suppress(FileNotFoundError):
-        part.unlink()
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as stream:
+    with whole_file(file, mode) as stream:
         stream.write(content)
-    part.replace(file)
 
 
 def pem(made: x509.Certificate | x509.CertificateRevocationList) -> bytes:

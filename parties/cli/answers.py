@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,36 +13,23 @@ from .items import shown
 from .output import table
 
 SHOWN = 5  # labels
-_KEYS = {
-    "text-classification": "labels",
-    "image-classification": "labels",
-    "audio-classification": "labels",
-    "sentence-embedding": "embedding",
-    "next-token": "next",
-    "fill-mask": "tokens",
-    "token-classification": "entities",
-    "question-answering": "answers",
+_NAMES = {  # of an answer in JSON, and what one of its rows is called by
+    "text-classification": ("labels", "label"),
+    "image-classification": ("labels", "label"),
+    "audio-classification": ("labels", "label"),
+    "sentence-embedding": ("embedding", ""),
+    "next-token": ("next", "token_str"),
+    "fill-mask": ("tokens", "token_str"),
+    "token-classification": ("entities", "word"),
+    "question-answering": ("answers", "answer"),
 }
-_NAMED = {  # what a row of an answer is called by
-    "text-classification": "label",
-    "image-classification": "label",
-    "audio-classification": "label",
-    "next-token": "token_str",
-    "fill-mask": "token_str",
-    "token-classification": "word",
-    "question-answering": "answer",
-}
-
-
-def as_json(task: str, value: Any) -> dict[str, Any]:
-    """An answer (Task.read) under the name that its kind has in JSON: labels, embedding, next, ... or features."""
-    return {_KEYS.get(task, "features"): value}
 
 
 def in_words(task: str, value: Any) -> str:
-    if task in _NAMED and isinstance(value, list):
-        rows = value[:SHOWN] if "classification" in task and task != "token-classification" else value
-        named = (f"{row[_NAMED[task]]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
+    _, called = _NAMES.get(task, ("", ""))
+    if called and isinstance(value, list):
+        rows = value[:SHOWN] if called == "label" else value
+        named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
         return "   ".join(named) or "nothing found"
     if task == "sentence-embedding":
         return _numbers(value)
@@ -61,20 +47,24 @@ def asked(task: str, item: Any) -> dict[str, Any]:
     return {word_of(task): item}
 
 
-@dataclass(frozen=True)
-class AnsweredItem:
+class HasAnswer(Protocol):
     """What was asked, and what came of it: a value (Task.read), or why there is none."""
 
-    item: Any
-    value: Any = None
-    error: Exception | None = None
+    @property
+    def item(self) -> Any: ...
+    @property
+    def value(self) -> Any: ...
+    @property
+    def error(self) -> Exception | None: ...
 
-    def row(self, task: str) -> dict[str, Any]:
-        """For JSON."""
-        return as_json(task, self.value) if self.error is None else {"error": str(self.error)}
+
+def row_of(task: str, answer: HasAnswer) -> dict[str, Any]:
+    """For JSON: an answer under the name that its kind has there, labels, embedding, next, ... or features."""
+    name, _ = _NAMES.get(task, ("features", ""))
+    return {name: answer.value} if answer.error is None else {"error": str(answer.error)}
 
 
-def similarities(task: str, answers: Sequence[AnsweredItem], most: int | None = None) -> list[dict[str, Any]]:
+def similarities(task: str, answers: Sequence[HasAnswer], most: int | None = None) -> list[dict[str, Any]]:
     """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
     `most` texts."""
     good = [(shown(answer.item), answer.value) for answer in answers if answer.error is None]
@@ -87,7 +77,7 @@ def similarities(task: str, answers: Sequence[AnsweredItem], most: int | None = 
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: Sequence[AnsweredItem], pairs: list[dict[str, Any]]) -> Table:
+def answer_table(task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]]) -> Table:
     """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
     from ...models.loading.media import word_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -91,3 +92,6 @@ def _root(
     ] = False,
 ) -> None:
     """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""
+    # Quiet the libraries that write to the terminal uninvited.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

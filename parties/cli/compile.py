@@ -10,7 +10,7 @@ from typer import Option
 from ...errors import BlindformerError
 from . import options
 from .inspect import show_circuits, which
-from .output import MB, console, emit, mb, table
+from .output import MB, console, mb, table, tell
 from .steps import (
     COMPILE_NOTES,
     conversation_notes,
@@ -84,10 +84,8 @@ def compile_model(
         found = inspect(out)
         own = loaded.plan()
     warn_untrained(Plan.load(out / "server"), own)
-    if form == "json":
-        emit({"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds})
-        return
-    _show(found, out)
+    told = {"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds}
+    tell(form, told, lambda: _show(found, out))
 
 
 def _numbers(lengths: str | None) -> list[int] | None:

@@ -9,7 +9,7 @@ from typer import Option
 
 from ...errors import BlindformerError
 from . import options
-from .output import MB, console, emit, table
+from .output import MB, console, table, tell
 from .progress import Phases
 from .steps import COMPILE_NOTES, compiler, load_model, loading, warn_untrained
 
@@ -46,16 +46,16 @@ def demo(
         found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)
     pairs = _pairs(found)
     summary = found.summary("minilm", length, normalised=True)
-    if form == "json":
-        summary["pairs"] = [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs]
-        summary["sentences"] = list(SENTENCES)
-        summary["server_received"] = found.seen
-        summary["learned"] = found.reports[-1].learned
-        summary["setup_s"], summary["setup_bytes"] = found.reports[-1].setup_s, found.reports[-1].setup_bytes
-        summary["compile_s"] = phases.seconds["compile"]
-        emit(summary)
-    else:
-        _show(loaded, found, phases, pairs, summary)
+    last = found.reports[-1]
+    told = {
+        **summary,
+        "pairs": [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs],
+        "sentences": list(SENTENCES),
+        "server_received": found.seen,
+        **{name: getattr(last, name) for name in ("learned", "setup_s", "setup_bytes")},
+        "compile_s": phases.seconds["compile"],
+    }
+    tell(form, told, lambda: _show(loaded, found, phases, pairs, summary))
     assert found.seen is not None
     _refuse_alarm(found.seen)
 

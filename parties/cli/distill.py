@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from . import options
-from .output import console, emit, table
+from .output import console, table, tell
 from .steps import loading, read_plan
 
 
@@ -81,17 +81,16 @@ def distill(
             bfloat16=bfloat16,
             **{name: value for name, value in given.items() if value is not None},
         )
-    if form == "json":
-        emit({"folder": found.folder, **found.report})
-        return
-    _show(found.folder, found.report, data, cut=isinstance(dataset.train.inputs, list))
+    cut = isinstance(dataset.train.inputs, list)
+    tell(form, {"folder": found.folder, **found.report}, lambda: _show(found.folder, found.report, data, cut))
 
 
 def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
     out, counts = console(), report["data"]
     length = f"   length {report['settings']['length']}" if cut else ""
+    layers = len(report["kept_layers"]) or report["settings"]["layers"] or 1
     out.print(
-        f"teacher {report['teacher']}   plan {report['plan']}   layers {_layers(report)}{length}   data "
+        f"teacher {report['teacher']}   plan {report['plan']}   layers {layers}{length}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
     scores = [(who.replace("_", " "), f"{value:.3f}") for who, value in report["validation_accuracy"].items()]
@@ -102,7 +101,3 @@ def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
         + (f", first {left[0]}" if left else "")
         + f"\n{folder} is done: blindformer evaluate {folder} --data {data}"
     )
-
-
-def _layers(report: dict[str, Any]) -> int:
-    return len(report["kept_layers"]) or report["settings"]["layers"] or 1

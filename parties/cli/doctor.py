@@ -9,9 +9,8 @@ from rich.markup import escape
 from typer import Exit, Option
 
 from . import options
-from .output import console, emit, table
+from .output import console, table, tell
 from .progress import Phases
-from .steps import prepare
 
 if TYPE_CHECKING:
     from ..config import Role
@@ -33,7 +32,6 @@ def doctor(
     form: options.Form = "text",
 ) -> None:
     """Check configuration, certificates, machine and peers; exit code 1 if something is broken."""
-    prepare()
     checks: list[Any] = []
     with Phases() as phases:
         phases.begin("examine", 20)
@@ -43,10 +41,7 @@ def doctor(
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)
-    if form == "json":
-        emit({"good": not broken, "checks": [asdict(check) for check in checks]})
-    else:
-        _show(checks)
+    tell(form, {"good": not broken, "checks": [asdict(check) for check in checks]}, lambda: _show(checks))
     if broken:
         raise Exit(1)
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from typer import Option
 
 from ...errors import BlindformerError
+from ...versions import versions
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
-from .output import MB, console, emit, mb, price_table, table
+from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
 from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
 
@@ -53,7 +54,6 @@ def estimate(
         whole = {"--length": length, "--calibrate": calibrate, "--by": by}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
-        from ...versions import versions
         from ..reports.estimate import find_network
         from ..session.parties import PartiesError, numbered
 
@@ -68,12 +68,8 @@ def estimate(
         if tokens is not None:
             if entry.parties is None:
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
-            given = {
-                "slots": tokens,
-                "window": window,
-                "reveal": reveal,
-                "embedding": None if embedding == "client" else embedding,
-            }
+            released = None if embedding == "client" else embedding
+            given = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
             name, used, talk = _conversation(phases, model, plan, given, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             shown = partial(_show_conversation, name, used, protocol, talk)
@@ -95,10 +91,7 @@ def estimate(
             show = partial(_show, by or "layer") if entry.parties else _show_many
             shown = partial(show, loaded, length, compiled.plan.name, protocol, found)
             priced = asdict(found)
-    if form == "json":
-        emit({**head, **priced, "versions": versions()})
-    else:
-        shown()
+    tell(form, {**head, **priced, "versions": versions()}, shown)
 
 
 def _conversation(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from ...errors import BlindformerError
 from . import options
-from .output import console, emit, table
-from .progress import Phases
+from .output import console, table, tell
 from .steps import listed, loading, read_plan, read_system, read_whole, refuse
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.loading.load import Loaded
 
 
 @options.grouped
@@ -66,37 +69,34 @@ def evaluate(
     if data is None:
         refuse(of_data, "belongs to --data, which is not given; leave it out")
     else:
-        refuse(
-            {"--tokens": tokens, "--window": window, "--system": system},
-            "belongs to --text, which is not given; leave it out",
-        )
+        of_text = {"--tokens": tokens, "--window": window, "--system": system}
+        refuse(of_text, "belongs to --text, which is not given; leave it out")
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     with loading(threads, notes=1) as phases:
+        from ...models.loading.load import load
+
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
-        common: dict[str, Any] = {
-            "plan": chosen,
-            "protocols": protocols,
-            "private": private,
-            "timeout": timeout,
-            "progress": phases.step,
-        }
+        common: dict[str, Any] = {"plan": chosen, "protocols": protocols, "private": private, "timeout": timeout}
+        common["progress"] = phases.step
+        found: list[Any]
         if text is not None:
+            from ..local.text_evaluation import evaluate_text
+
             said = None if system is None else read_system(system)
             words = read_whole("--text", text, columns.encoding)
             common |= {"title": str(text), "system": said, "window": window, **({"tokens": tokens} if tokens else {})}
             common["stage"] = lambda stage: phases.note("compile", stage)
-            found = _of_texts(phases, models, words, common)
+            phases.end("load")
+            found = [evaluate_text(load(name), words, **common) for name in models]
         else:
             dataset = columns.read(data or "", seed)
             common |= {"longest": length or 128, "seed": seed, "threads": threads}
-            found = _of_data(phases, models, dataset, teacher, common)
-    if form == "json":
-        emit({"evaluations": [one.to_dict() for one in found]})
-    else:
-        for one in found:
-            (_show if text is None else _show_text)(one)
+            phases.end("load")
+            found = [_of_data(load(name), dataset, teacher, common) for name in models]
+    shown = [partial(_show if text is None else _show_text, one) for one in found]
+    tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
         from ..reports.figures import accuracy_figure, evaluation_page
@@ -108,26 +108,13 @@ def evaluate(
                 report.write_text(evaluation_page(found), encoding="utf-8")
 
 
-def _of_data(phases: Phases, models: list[str], dataset: Any, teacher: str | None, common: dict[str, Any]) -> list[Any]:
+def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:
     from ...models.loading.load import load
     from ..local.evaluation import evaluate as run
 
-    phases.end("load")
-    found = []
-    for name in models:
-        loaded = load(name)
-        own = loaded.folder / "teacher"
-        given = teacher or (str(own) if own.is_dir() else None)
-        found.append(run(loaded, dataset, teacher=None if given is None else load(given), **common))
-    return found
-
-
-def _of_texts(phases: Phases, models: list[str], text: str, common: dict[str, Any]) -> list[Any]:
-    from ...models.loading.load import load
-    from ..local.text_evaluation import evaluate_text
-
-    phases.end("load")
-    return [evaluate_text(load(name), text, **common) for name in models]
+    own = loaded.folder / "teacher"
+    given = teacher or (str(own) if own.is_dir() else None)
+    return run(loaded, dataset, teacher=None if given is None else load(given), **common)
 
 
 def _show_text(found: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from . import options
-from .output import console, emit, mb, price_table, table
+from .output import console, mb, price_table, table, tell
 from .steps import loading
 
 
@@ -31,10 +31,11 @@ def inspect(
             found.programs = found.of_length(length, folder)
         phases.end("load")
         lost = _precision(folder, found, phases.step) if precision else {}
-    if form == "json":
-        emit({**found.to_dict(), **({"precision": lost} if lost else {})})
-        return
-    _show(found, by or "layer")
+    told = {**found.to_dict(), **({"precision": lost} if lost else {})}
+    tell(form, told, lambda: _show(found, by or "layer"), lambda: _show_precision(lost))
+
+
+def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
     for number, layers in lost.items():
         title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
         rows = [

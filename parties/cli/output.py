@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ def emit(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
 
 
-def tell(form: str, value: dict[str, Any], *shown: RenderableType) -> None:
-    """A result: the one JSON object, or what a reader is shown."""
+def tell(form: str, value: dict[str, Any], *shown: RenderableType | Callable[[], None]) -> None:
+    """A result: the one JSON object, or what a reader is shown, or who shows it."""
     if form == "json":
         emit(value)
         return
     for item in shown:
-        console().print(item)
+        if callable(item):
+            item()
+        else:
+            console().print(item)
 
 
 def _plain(value: object) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from ...errors import BlindformerError
+from ...versions import versions
 from ..registry import of_parties
 from . import options
-from .answers import AnsweredItem, answer_table, similarities
+from .answers import answer_table, row_of, similarities
 from .items import raise_if_all, read_items
-from .output import MB, banner, console, emit, good_until, note
+from .output import MB, banner, console, emit, good_until, note, tell
 from .progress import Phases
-from .steps import loading, prepare
+from .steps import loading
 
 
 def party(
@@ -43,9 +46,7 @@ def party(
 
     The first party that owns data asks one query for each text or file it gives; the others give equally many.
     """
-    prepare()
     with loading(threads, notes=1) as phases:
-        from ...protocols.errors import BlindformerError
         from ..config import load_settings
         from ..session.parties import DEALER, PartiesError
 
@@ -84,7 +85,8 @@ def party(
             raise PartiesError(f"--ahead: is for the party that asks, {member.parties.names[member.parties.asker]}")
         phases.end("load")
         listener = member.listen()
-        _announce(member, listener)
+        helpers = "an offline dealer, which sees no input, no weight and no opened value"
+        _banner(member, listener, helpers, member.held.program.hash())
         taken: list[Any] = []
         broken: BlindformerError | None = None
         try:
@@ -124,27 +126,20 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
     phases.end("load")
     listener = member.listen()
     helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
-    _banner(DEALER, member.parties, member.identity, listener, helpers)
+    _banner(member, listener, helpers)
     member.deal(listener, _refused)
-    if form == "json":
-        emit({"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.parties.names)})
-    else:
-        console().print("the session is over; the dealer's seeds and keys are forgotten")
+    told = {"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.parties.names)}
+    tell(form, told, "the session is over; the dealer's seeds and keys are forgotten")
 
 
-def _announce(member: Any, listener: Any) -> None:
-    helpers = "an offline dealer, which sees no input, no weight and no opened value"
-    _banner(member.name, member.parties, member.identity, listener, helpers, member.held.program.hash())
-
-
-def _banner(name: str, parties: Any, identity: Any, listener: Any, helpers: str, program: str = "") -> None:
+def _banner(member: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
     from ..service.running import SECURITY_BITS
 
-    lines = [f"parties  {who_is_who(parties)}", *([f"program  {program[:16]}"] if program else [])]
+    lines = [f"parties  {who_is_who(member.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
-    lines.append(f"{at}   {good_until(identity.expires)}")
-    title = f"{name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
+    lines.append(f"{at}   {good_until(member.identity.expires)}")
+    title = f"{member.name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
     banner(title, PROTOCOL.security, helpers, lines)
 
 
@@ -172,13 +167,11 @@ def _costs(item: Any) -> dict[str, Any]:
 
 
 def _emit(member: Any, taken: list[Any]) -> None:
-    from ...versions import versions
-
     rows = []
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or member.gets_answers:
-            row |= AnsweredItem(item.item, item.value, item.error).row(member.task)
+            row |= row_of(member.task, item)
         rows.append({**row, **_costs(item)})
     emit(
         {
@@ -199,9 +192,7 @@ def _show(member: Any, taken: list[Any]) -> None:
     out, count = console(), len(taken)
     recipient = member.parties.names[member.parties.recipient_rank]
     if member.gets_answers:
-        rows = [
-            AnsweredItem(item.item or f"query {number}", item.value, item.error) for number, item in enumerate(taken, 1)
-        ]
+        rows = [replace(item, item=item.item or f"query {number}") for number, item in enumerate(taken, 1)]
         out.print(answer_table(member.task, rows, similarities(member.task, rows)))
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")

@@ -9,10 +9,11 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
+from ...errors import BlindformerError
 from . import options
 from .items import folder_first
-from .output import console, emit
-from .steps import loading, prepare
+from .output import tell
+from .steps import loading
 
 
 def precompute(
@@ -37,46 +38,27 @@ def precompute(
     form: options.Form = "text",
 ) -> None:
     """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
-    prepare()
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
     with loading(threads, notes=1) as phases:
+        from ..client.client import client_settings
         from ..client.precompute import precompute as make
-        from ..config import load_settings
         from ..registry import served_with
 
-        settings = load_settings(
-            config,
-            served_with("dealer"),
-            **{
-                "parties.server.address": server,
-                "parties.dealer.address": dealer,
-                "session.timeout": timeout,
-                "certificates.folder": certs,
-                "client.folder": folder,
-                "client.cache": cache,
-                "client.spool": spool,
-                "client.wait": wait,
-            },
-        )
+        given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}
+        given |= {"cache": cache, "spool": spool, "wait": wait}
+        settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
         found = make(settings, count, length, phases.step)
-    if form == "json":
-        emit(asdict(found))
-    else:
-        padded = f" of {found.length} tokens" if found.length else ""
-        console().print(
-            f"kept correlations for {found.kept} queries{padded} in {found.seconds:.1f} s; "
-            f"{settings.client.spool} holds {found.left}"
-        )
+    padded = f" of {found.length} tokens" if found.length else ""
+    said = f"kept correlations for {found.kept} queries{padded} in {found.seconds:.1f} s"
+    tell(form, asdict(found), f"{said}; {settings.client.spool} holds {found.left}")
     if found.stopped is not None:
         print(f"blindformer: {found.stopped}", file=sys.stderr)
         raise Exit(1)
 
 
 def _count(words: list[str]) -> int:
-    from ...protocols.errors import BlindformerError
-
     if len(words) != 1 or not (words[0].isascii() and words[0].isdigit() and int(words[0])):
         said = " ".join(words) or "nothing"
         raise BlindformerError(f"precompute: {said}: is no number of queries; give one, 1 or more, after the folder")

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from ...errors import BlindformerError
+from ...versions import versions
 from . import options
-from .answers import AnsweredItem, answer_table, asked, similarities
+from .answers import answer_table, asked, row_of, similarities
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
-from .steps import loading, prepare
+from .steps import loading
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
@@ -69,11 +71,9 @@ def query(
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
-    prepare()
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
     broken: Exception | None = None
     with loading(threads) as phases:
-        from ...protocols.errors import BlindformerError
         from ..client.base import Result
         from ..config import load_settings
         from ..registry import open_client
@@ -144,8 +144,6 @@ def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[t
 
 
 def _number(length: str) -> int | None:
-    from ...protocols.errors import BlindformerError
-
     if length == "auto":
         return None
     if not (length.isascii() and length.isdigit()):
@@ -156,11 +154,7 @@ def _number(length: str) -> int | None:
 def _row(task: str, item: InputItem, result: Any) -> dict[str, Any]:
     row = {**item.place, **asked(task, item.value), **({"length": result.length} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
-    return {**row, **_answered(result).row(task), **retried}
-
-
-def _answered(result: Any) -> AnsweredItem:
-    return AnsweredItem(result.item, result.value, result.error)
+    return {**row, **row_of(task, result), **retried}
 
 
 def _costs(result: Any) -> dict[str, Any]:
@@ -172,8 +166,6 @@ def _costs(result: Any) -> dict[str, Any]:
 
 
 def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
-    from ...versions import versions
-
     part, task = client.part, client.task
     reports = [result.report for _, result in answered if result.report is not None]
     found = {
@@ -186,7 +178,7 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "learned": reports[-1].learned,
         "versions": versions(),
     }
-    pairs = similarities(task, [_answered(result) for _, result in answered], PAIRS_OF)
+    pairs = similarities(task, [result for _, result in answered], PAIRS_OF)
     emit({**found, "similarities": pairs} if pairs else found)
 
 
@@ -198,7 +190,7 @@ def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
-    rows = [_answered(result) for _, result in answered]
+    rows = [result for _, result in answered]
     out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF)))
     reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -9,9 +10,9 @@ from typer import Argument, Exit, Option
 
 from ..registry import DEFAULT, find, of_parties
 from . import options
-from .answers import AnsweredItem, answer_table, asked, similarities
+from .answers import HasAnswer, answer_table, asked, row_of, similarities
 from .items import complain, paired, raise_if_all, read_items
-from .output import console, emit
+from .output import console, tell
 from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
 
 
@@ -48,6 +49,7 @@ def run(
     with loading(threads) as phases:
         from ...models.loading.answers import read_answer
         from ...models.loading.media import word_of
+        from ..client.base import Result
         from ..local.compare import compare, encode_each
 
         loaded, chosen = load_model(phases, model, plan)
@@ -79,14 +81,14 @@ def run(
     task, order = loaded.task, list(encoded)
     word = word_of(task.pipeline)
     errors |= {order[place]: error for place, error in found.errors.items()}
-    answers = {index: AnsweredItem(items[index].value, error=error) for index, error in errors.items()}
+    answers = {index: Result(items[index].value, error=error) for index, error in errors.items()}
     for index, private in zip(order, found.private, strict=True):
         if index not in errors:
             item = items[index].value
             value = read_answer(task, private, encoded[index], item=item if loaded.task.medium is None else None)
-            answers[index] = AnsweredItem(item, value)
+            answers[index] = Result(item, value)
     results = [
-        {**item.place, **asked(task.pipeline, item.value), **answers[index].row(task.pipeline)}
+        {**item.place, **asked(task.pipeline, item.value), **row_of(task.pipeline, answers[index])}
         for index, item in enumerate(items)
     ]
     for index in sorted(errors):
@@ -97,11 +99,9 @@ def run(
     in_order = [answers[index] for index in range(len(items))]
     if pairs := similarities(task.pipeline, in_order):
         summary["similarities"] = pairs
-    if form == "json":
-        emit({**summary, "results": results, "learned": found.reports[-1].learned})
-    else:
-        costs = local.costs(found.reports, "a text" if task.medium is None else task.medium.one)
-        _show(loaded.name, word, task.pipeline, in_order, summary, costs)
+    costs = local.costs(found.reports, "a text" if task.medium is None else task.medium.one)
+    told = {**summary, "results": results, "learned": found.reports[-1].learned}
+    tell(form, told, lambda: _show(loaded.name, word, task.pipeline, in_order, summary, costs))
     if errors:
         raise Exit(1)
 
@@ -138,7 +138,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, word: str, task: str, answers: list[AnsweredItem], summary: dict[str, Any], costs: str) -> None:
+def _show(name: str, word: str, task: str, answers: Sequence[HasAnswer], summary: dict[str, Any], costs: str) -> None:
     out = console()
     out.print(_setting(summary))
     if "recipient" in summary:

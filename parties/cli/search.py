@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from . import options
-from .output import console, emit, mb, table
+from .output import console, mb, table, tell
 from .steps import loading, read_plan
 
 SHOWN = 30  # sensitivities
@@ -37,7 +38,7 @@ def search(
     with loading(threads) as phases:
         from ...models.judging.search import search as run
         from ...models.loading.load import load
-        from ...protocols.errors import BlindformerError, writing
+        from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
         from ..reports.figures import frontier_figure
 
@@ -77,10 +78,8 @@ def search(
         if report is not None:
             with writing(report, "choose another"):
                 report.write_bytes(frontier_figure(found))
-    if form == "json":
-        emit({**found.to_dict(), "network": network, "data": dataset.name, "seed": seed})
-        return
-    _show(found, network)
+    told = {**found.to_dict(), "network": network, "data": dataset.name, "seed": seed}
+    tell(form, told, lambda: _show(found, network))
 
 
 def _show(found: Any, network: str) -> None:

@@ -14,7 +14,6 @@ from ...errors import BlindformerError
 from ..registry import find_served, resolve, served_with
 from . import options
 from .output import banner, good_until
-from .steps import prepare
 
 if TYPE_CHECKING:
     from ..config import Role, Settings
@@ -61,7 +60,6 @@ class Service:
 
         Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
         """
-        prepare()
         from ..config import load_settings
 
         flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,19 +24,12 @@ def conversation_notes(tokens: int | None, window: int | None) -> int:
     return 2 + (COMPILE_NOTES - 1) * len(SIZES) * len(rooms(window or tokens or SLOTS))
 
 
-def prepare() -> None:
-    """Quiet the libraries that write to the terminal uninvited."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
 @contextmanager
 def loading(threads: int | None = None, notes: int = 2) -> Iterator[Phases]:
     """The progress of a command, in its phase `load`: libraries come now, to compute on so many threads.
 
     More threads than cores that are free make torch many times slower.
     """
-    prepare()
     with Phases() as phases:
         phases.begin("load", notes)
         if notes > 1:

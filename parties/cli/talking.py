@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
-from .steps import conversation_notes, loading, prepare, read_plan, read_system
+from .steps import conversation_notes, loading, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -79,56 +78,51 @@ class Talking:
         self, model: str, told: Callable[[str, Any], None], waiting: Waiting
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
-        prepare()
-        with loading(self.threads) as phases:
-            from ...models.generation.folder import found_or_compiled
-            from ...models.loading.load import load
-            from ..config import load_settings
-            from ..local.protocols import find_local
+        with ExitStack() as stack:
+            with loading(self.threads) as phases:
+                from ...models.generation.folder import found_or_compiled
+                from ...models.loading.load import load
+                from ..config import load_settings
+                from ..local.protocols import find_local
 
-            protocol = find_local(self.protocol, self.parties)
-            session = self._session(protocol.entry)
-            answering = self._drawing()
-            if self.reveal == "token":
-                from ...models.generation.sampling import check_of_tokens
+                protocol = find_local(self.protocol, self.parties)
+                session = self._session(protocol.entry)
+                answering = self._drawing()
+                if self.reveal == "token":
+                    from ...models.generation.sampling import check_of_tokens
 
-                said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
-                check_of_tokens(**{**answering, **said})  # before anything is compiled
-            text = None if self.system is None else read_system(self.system)
-            cache = load_settings(self.config).client.cache.expanduser()
-            drafting = None if self.assistant is None else load(self.assistant)  # a name that is wrong is said first
-            phases.end("load")
-            phases.begin("compile", conversation_notes(self.slots, self.window))
-            folder = found_or_compiled(
-                model,
-                cache,
-                plan=None if self.plan is None else read_plan(self.plan),
-                system=text,
-                slots=self.slots,
-                window=self.window,
-                reveal=self.reveal,
-                embedding=self.embedding,
-                stage=lambda stage: phases.note("compile", stage),
-            )
-            phases.end("compile")
-            answering |= self._drafting(folder, drafting)
-            phases.begin("connect", 1)
-            shown: Phases | Waiting = phases
+                    said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
+                    check_of_tokens(**{**answering, **said})  # before anything is compiled
+                text = None if self.system is None else read_system(self.system)
+                cache = load_settings(self.config).client.cache.expanduser()
+                drafting = (
+                    None if self.assistant is None else load(self.assistant)
+                )  # a name that is wrong is said first
+                phases.end("load")
+                phases.begin("compile", conversation_notes(self.slots, self.window))
+                folder = found_or_compiled(
+                    model,
+                    cache,
+                    plan=None if self.plan is None else read_plan(self.plan),
+                    system=text,
+                    slots=self.slots,
+                    window=self.window,
+                    reveal=self.reveal,
+                    embedding=self.embedding,
+                    stage=lambda stage: phases.note("compile", stage),
+                )
+                phases.end("compile")
+                answering |= self._drafting(folder, drafting)
+                phases.begin("connect", 1)
+                shown: Phases | Waiting = phases
 
-            def progress(phase: str, done: int, total: int) -> None:
-                shown.step(phase, done, total)
+                def progress(phase: str, done: int, total: int) -> None:
+                    shown.step(phase, done, total)
 
-            entered = protocol.talk(folder, told, progress=progress, **session)
-            talk = entered.__enter__()
-            shown = waiting
-            phases.end("connect")
-        try:
+                talk = stack.enter_context(protocol.talk(folder, told, progress=progress, **session))
+                shown = waiting
+                phases.end("connect")
             yield talk, answering
-        except BaseException:
-            if not entered.__exit__(*sys.exc_info()):
-                raise
-        else:
-            entered.__exit__(None, None, None)
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""

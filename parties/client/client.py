@@ -7,7 +7,7 @@ print(result.value, result.report)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +32,10 @@ File = str | Path
 
 # What an argument of a client overrides in the configuration, and its type there.
 _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "server": ("parties.server.address", str),
     "dealer": ("parties.dealer.address", str),
     "helper": ("parties.helper.address", str),
+    "protocol": ("session.protocol", str),
     "topology": ("session.topology", str),
     "timeout": ("session.timeout", float),
     "certificates": ("certificates.folder", Path),
@@ -89,9 +91,10 @@ class Client(BaseClient):
         progress: Progress | None = None,
     ) -> None:
         local = server == LOCAL
-        settings = _settings(
-            self.protocol, server, config, dealer=dealer, helper=helper, topology=topology, folder=folder,
-            certificates=certificates, timeout=timeout, wait=wait, cache=cache, spool=spool,
+        settings = client_settings(
+            config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
+            topology=topology, folder=folder, certificates=certificates, timeout=timeout, wait=wait, cache=cache,
+            spool=spool,
         )  # fmt: skip
         if local and (settings.session.topology != "dealer" or dealer or helper or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
@@ -186,9 +189,10 @@ class EncryptedClient(BaseClient):
         from .https import HttpsTransport
 
         local = server == LOCAL
-        settings = _settings(
-            self.protocol, server, config, folder=folder, certificates=certificates, timeout=timeout, wait=wait
-        )
+        settings = client_settings(
+            config, protocol=self.protocol, server=None if local else server, folder=folder,
+            certificates=certificates, timeout=timeout, wait=wait,
+        )  # fmt: skip
         if local and (certificates or keys):
             raise ClientError('"local" starts a server itself, with new keys: leave certificates and keys out')
         kept = None if keys is None else Path(keys).expanduser()
@@ -214,9 +218,7 @@ def conversation(folder: File, told: Told | None = None, **options: Any) -> Iter
         yield client.conversation(told)
 
 
-def _settings(protocol: str, server: str | None, config: File | None, **given: str | Path | float | None) -> Settings:
-    """The configuration, and what was given over it."""
+def client_settings(config: File | None, protocols: Collection[str] | None = None, /, **given: object) -> Settings:
+    """The configuration, and what was given over it. `protocols`: as of `load_settings`. Errors: ConfigError."""
     over = {_OVERRIDES[name][0]: _OVERRIDES[name][1](value) for name, value in given.items() if value is not None}
-    address = None if server == LOCAL else server
-    file = None if config is None else Path(config)
-    return load_settings(file, **{"session.protocol": protocol, "parties.server.address": address, **over})
+    return load_settings(None if config is None else Path(config), protocols, **over)

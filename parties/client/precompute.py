@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from ...models.artifacts import load_client
@@ -51,6 +52,10 @@ def precompute(
     sessions = SessionTransport(settings, part, cache=settings.client.cache, use_spool="off", progress=progress)
     assert sessions.spool is not None
     kept, stopped = 0, None
+
+    def told(before: int, phase: str, done: int, _: int) -> None:
+        sessions.tell(phase, before + done, count)
+
     deadline = time.monotonic() + settings.client.wait
     try:
         while kept < count and stopped is None:
@@ -58,7 +63,7 @@ def precompute(
             try:
                 party = cast(ClientParty, sessions.connect(chosen).party)
                 try:
-                    party.precompute(count - kept, progress and _counting(progress, kept, count))
+                    party.precompute(count - kept, partial(told, kept))
                 finally:
                     kept = party.kept
             except SlotsBusy as busy:
@@ -75,7 +80,3 @@ def precompute(
     finally:
         sessions.close()
     return Precomputed(number, kept, sessions.spool.left(), time.perf_counter() - started, stopped)
-
-
-def _counting(progress: Progress, before: int, count: int) -> Progress:
-    return lambda phase, done, _: progress(phase, before + done, count)

@@ -19,12 +19,13 @@ from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
-from ..session.client import Answer, ClientParty, UseSpool
+from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
+from ..session.timings import Answer
 from .transport import Reply, Transport
 
 LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from ..session.passes import Told, passes, turn_of
 from .base import ClientError, insist
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ...models.generation.chat import Chat
+    from ...models.artifacts import ClientPart
     from ...models.generation.conversation import Completion, Conversation
+    from ...models.generation.rows import Ahead, Pass
     from ..session.client import ClientParty
     from ..session.helper.owner import OwnerParty
     from .sessions import SessionTransport
@@ -26,23 +28,30 @@ if TYPE_CHECKING:  # importing it takes seconds
 def converse(transport: SessionTransport, told: Told | None = None) -> Conversation:
     """A conversation in a session of its own, and in another one when that is lost. Errors: ClientError, and those of
     a session."""
-    if transport.part.chat is None:
-        raise ClientError(f"{transport.part.folder}: answers whole texts; compile the model with --chat to talk to it")
-    return SessionPasses(transport, transport.part.chat, told).conversation
+    return SessionPasses(transport, told).conversation
+
+
+def conversation_on(
+    part: ClientPart, run: Pass, ahead: Ahead | None = None, folder: str | Path | None = None
+) -> Conversation:
+    """With a language model whose passes `run` runs. `ahead`: told of what most likely comes next. `folder`: as it was
+    named. Errors: ClientError for a model that answers whole texts."""
+    from ...models.generation.conversation import Conversation
+
+    if part.chat is None:
+        raise ClientError(f"{folder or part.folder}: answers whole texts; compile the model with --chat to talk to it")
+    length = part.for_length()
+    return Conversation(part.chat, length.program, run, next(iter(length.parts.values())).tensors, ahead)
 
 
 class SessionPasses:
     """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
     again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
 
-    def __init__(self, transport: SessionTransport, chat: Chat, told: Told | None) -> None:
-        from ...models.generation.conversation import Conversation
-
+    def __init__(self, transport: SessionTransport, told: Told | None) -> None:
         self.transport, self.told = transport, told
+        self.conversation = conversation_on(transport.part, self.run, self._ahead)
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"
-        self.conversation = Conversation(
-            chat, self.part.program, self.run, next(iter(self.part.parts.values())).tensors, self._ahead
-        )
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
         insist(transport, self._connect, self._party, self._lost)
 

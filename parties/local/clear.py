@@ -14,9 +14,9 @@ from ...models.artifacts import load_client, load_server
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
-from ..client.base import ClientError
-from ..session.timings import Timings
-from .session import LocalAnswer, LocalSession
+from ..client.talk import conversation_on
+from ..session.timings import Answer, Timings
+from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
@@ -28,12 +28,12 @@ class ClearSession(LocalSession):
     def __init__(self, compiled: Compiled, **options: Any) -> None:
         self.compiled, self.open = compiled, True
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
         """One query. Errors: ProgramError, RangeError (wrong inputs) and AnswerOutOfRange."""
         started, compiled = time.perf_counter(), self.compiled
         engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
         outputs = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)
-        return LocalAnswer(outputs, Timings(online_s=time.perf_counter() - started), {})
+        return Answer(outputs, Timings(online_s=time.perf_counter() - started))
 
     def close(self) -> None:
         self.open = False
@@ -42,12 +42,7 @@ class ClearSession(LocalSession):
 @contextmanager
 def conversation(folder: str | Path, told: Any = None, **options: Any) -> Iterator[Conversation]:
     """With a language model in this process, as parties would compute it. Errors: ArtifactError."""
-    from ...models.generation.conversation import Conversation
     from ...models.generation.rows import run_clear
 
     part, served = load_client(folder), load_server(folder).for_length()
-    if part.chat is None:
-        raise ClientError(f"{folder}: answers whole texts; compile the model with --chat to talk to it")
-    length = part.for_length()
-    run = run_clear(length.parts, served.weights)
-    yield Conversation(part.chat, length.program, run, next(iter(length.parts.values())).tensors)
+    yield conversation_on(part, run_clear(part.for_length().parts, served.weights), folder=folder)

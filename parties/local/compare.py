@@ -24,7 +24,7 @@ from ..reports.report import Report
 from ..session.online import Progress
 from ..session.parties import Parties
 from ..session.timings import rss_mb
-from .launcher import LocalParties
+from .launcher import LocalParties, bounded
 from .protocols import find_local
 from .queries import ask_all
 
@@ -49,7 +49,6 @@ class Comparison:
     reports: list[Report]
     plaintext_s: float
     texts: int = 1
-    compile_s: float = 0.0
     seen: dict[str, Any] | None = None
     errors: dict[int, BlindformerError] = field(default_factory=dict)
 
@@ -191,13 +190,11 @@ def _plaintext(
 ) -> tuple[list[dict[str, Tensor]], float]:
     """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads."""
     names = list(compiled.program.outputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     if trained:
         approximate(loaded.model, compiled.plan)
     try:
         results, seconds = [], []
-        with torch.no_grad():
+        with bounded(threads), torch.no_grad():
             loaded.model(**inputs[0])
             for item in inputs:
                 started = time.perf_counter()
@@ -206,7 +203,6 @@ def _plaintext(
                 found = tensors_of(output)
                 results.append({name: found[name] for name in names})
     finally:
-        torch.set_num_threads(before)
         if trained:
             restore(loaded.model)
     return results, statistics.median(seconds)

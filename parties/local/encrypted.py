@@ -17,8 +17,9 @@ from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
 from ..launch import LOCAL
 from ..session.online import Progress
-from ..session.timings import Timings
-from .session import LocalAnswer, LocalSession
+from ..session.timings import Answer, Timings
+from .queries import rows_of
+from .session import LocalSession
 
 
 class LocalEncrypted(LocalSession):
@@ -37,10 +38,10 @@ class LocalEncrypted(LocalSession):
             raise
         self._part, self.open = self._client.part.for_length(), True
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
         """The model's outputs for inputs [texts, ...], or fewer. `more` says nothing here: nothing is made ahead."""
         taken = {name: inputs[name] for name in self._part.program.inputs}
-        rows = self._rows(taken)
+        rows = [taken] if self._part.texts == 1 else rows_of(taken, len(next(iter(taken.values()))))
         reply = self._client.ask([Question(0, self._part, row) for row in rows])
         answers, report = [reply.outputs(place) for place in range(len(rows))], reply.report
         self.setup_s, self.setup_bytes = max(self.setup_s, report.setup_s), max(self.setup_bytes, report.setup_bytes)
@@ -51,13 +52,7 @@ class LocalEncrypted(LocalSession):
             peak_rss_mb=report.peak_rss_mb["client"],
         )
         outputs = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
-        return LocalAnswer(outputs, timings, {})
-
-    def _rows(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        if self._part.texts == 1:
-            return [inputs]
-        count = len(next(iter(inputs.values())))
-        return [{name: value[n : n + 1] for name, value in inputs.items()} for n in range(count)]
+        return Answer(outputs, timings)
 
     def close(self) -> None:
         self.open = False

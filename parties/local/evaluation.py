@@ -29,9 +29,9 @@ from ...versions import versions
 from ..registry import reference, sessions
 from ..reports.evaluation import Evaluation
 from ..session.online import Progress
+from ..session.timings import Answer
 from .protocols import LocalProtocol, find_local
 from .queries import ask_all
-from .session import LocalAnswer
 
 PROTOCOLS = ("torch", reference(), *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
@@ -81,18 +81,17 @@ def evaluate(
     def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Predictions]) -> None:
         found[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
 
+    def taught(p: Callable[[int, int], None], plan: Plan | None = None) -> Predictions:
+        assert teacher is not None
+        return _renamed(torch_answers(teacher, test, longest, plan, progress=p), teacher, loaded)
+
     reference = TEACHER if teacher is not None else EXACT
     if teacher is not None:
-        run(TEACHER, "torch", lambda p: _renamed(torch_answers(teacher, test, longest, progress=p), teacher, loaded))
+        run(TEACHER, "torch", taught)
     if "torch" in protocols:
         if teacher is not None:
             own = _fitted(teacher, fitted.replace(ranges={}, fits={}), fitting, lengths)
-            name = UNTOUCHED
-            run(
-                name,
-                "torch",
-                lambda p: _renamed(torch_answers(teacher, test, longest, own, progress=p), teacher, loaded),
-            )
+            run(UNTOUCHED, "torch", lambda p: taught(p, own))
         run(APPROXIMATED, "torch", lambda p: torch_answers(loaded, test, longest, fitted, progress=p))
     if teacher is None:
         run(EXACT, "torch", lambda p: torch_answers(loaded, test, longest, progress=p))
@@ -198,7 +197,7 @@ def _private_answers(
         inputs = [encode(loaded, [texts[positions[place]]], length) for place in places]
         with local.open(compiled, **options) as session:
             for asked in ask_all(session, inputs, texts_of(compiled.program)):
-                if isinstance(asked.answer, LocalAnswer):
+                if isinstance(asked.answer, Answer):
                     count, timings = len(asked.outputs), asked.answer.timings
                     seconds["online"] += [timings.online_s / count] * count
                     seconds["offline"] += [timings.offline_s / count] * count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
 
 
+@dataclass
 class LocalTalk:
     """`conversation` compiles once and opens a session; after `close` it opens another.
 
@@ -30,21 +32,16 @@ class LocalTalk:
     Errors: GenerationError, those of `compile` and of a session.
     """
 
-    def __init__(
-        self,
-        model: nn.Module | Loaded,
-        tokenizer: Any,
-        plan: Plan | str,
-        protocol: LocalProtocol,
-        texts: Sequence[Mapping[str, Any]],
-        compiled: Mapping[str, Any],
-        opened: Mapping[str, Any],
-    ) -> None:
-        self.model, self.tokenizer, self.plan, self.protocol = model, tokenizer, plan, protocol
-        self.texts, self.compiled, self.opened = texts, compiled, opened
-        self._folder: TemporaryDirectory[str] | None = None
-        self._undo = ExitStack()
-        self._talk: Conversation | None = None
+    model: nn.Module | Loaded
+    tokenizer: Any
+    plan: Plan | str
+    protocol: LocalProtocol
+    texts: Sequence[Mapping[str, Any]]
+    compiled: Mapping[str, Any]
+    opened: Mapping[str, Any]
+    _folder: TemporaryDirectory[str] | None = None
+    _undo: ExitStack = field(default_factory=ExitStack)
+    _talk: Conversation | None = None
 
     def conversation(self) -> Conversation:
         if self._folder is None:

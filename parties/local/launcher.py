@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
+from ..client.client import client_settings
 from ..client.sessions import SessionTransport
-from ..config import load_settings
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
 from ..launch.services import LocalServices
 from ..service.limits import cores
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
 from ..session.online import Progress
-from ..session.timings import Timings
-from .session import LocalAnswer, LocalSession
+from ..session.timings import Answer, Timings
+from .session import LocalSession
 
 
 @dataclass
@@ -132,13 +132,8 @@ class LocalParties(LocalSession):
         part = part or load_client(self._services.folder)
         self._part = part.for_length(length)
         self._sessions = SessionTransport(
-            load_settings(
-                **{
-                    "parties.server.address": self._services.addresses["server"],
-                    "parties.dealer.address": self._services.addresses["dealer"],
-                    "certificates.folder": self._services.certificates,
-                    "session.timeout": float(timeout),
-                }
+            client_settings(
+                None, **self._services.addresses, certificates=self._services.certificates, timeout=timeout
             ),
             part,
             progress=progress,
@@ -158,7 +153,7 @@ class LocalParties(LocalSession):
         assert isinstance(self._party, ClientParty)
         return self._party.server.meter.overhead
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
         if not self.open:
             raise LaunchError("client", "the session is closed", "open a new one")
         sources = self._part.encode_inputs(inputs)
@@ -166,7 +161,7 @@ class LocalParties(LocalSession):
             answer = self._party.query(sources, self.progress, more)
             if self._audit:
                 self.seen = self._services.seen()
-        return LocalAnswer(decode_outputs(self._part.program, answer.outputs), answer.timings, answer.others)
+        return replace(answer, outputs=decode_outputs(self._part.program, answer.outputs))
 
     def close(self) -> None:
         """Say goodbye, and end the services."""

@@ -7,13 +7,13 @@ state belongs to a process, and the data may have several owners.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,18 +24,22 @@ from ...protocols.channel import Meter
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ..certificates.issuing import make_certificates
+from ..client.talk import conversation_on
 from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
 from ..launch.services import A_DAY
 from ..service.local_options import LocalOptions
 from ..service.party import PASS
 from ..session.online import Progress
 from ..session.parties import DEALER, Parties
-from ..session.timings import Timings
-from .session import LocalAnswer, LocalSession
+from ..session.timings import Answer, Timings
+from .session import LocalSession
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Conversation
 
 
 @dataclass
-class PartiesAnswer(LocalAnswer):
+class PartiesAnswer(Answer):
     """`timings`: of all parties together; `by_party`: of each."""
 
     by_party: dict[str, Timings] = field(default_factory=dict)
@@ -182,3 +186,45 @@ def _together(found: list[Timings]) -> Timings:
 
 start_first_party = partial(LocalMembers, first_party=True)
 """INSECURE: the first party is the dealer, too."""
+
+
+# A conversation: passes are queries of the session, which keeps the state.
+
+Told = Callable[[str, PartiesAnswer], None]
+
+
+class MembersTalk:
+    """Runs the passes of one conversation. An error ends the session, and its state; the next pass starts the parties
+    again, and what was said is read again under fresh masks."""
+
+    def __init__(self, folder: Path, start: Callable[[], LocalMembers], told: Told | None) -> None:
+        self.conversation = conversation_on(load_client(folder), self._run, folder=folder)
+        self._start, self._told, self.session = start, told, start()
+
+    def _run(self, part: str, inputs: Mapping[str, Tensor], following: object) -> Mapping[str, Tensor]:
+        if not self.session.open:
+            self.session = self._start()
+            self.conversation.rows.read_again()
+        try:
+            answer = self.session.query(inputs, part=part)
+        except BaseException:
+            self.session.close()  # else its state would not be what the conversation takes it for
+            raise
+        if self._told:
+            self._told(part, answer)
+        return answer.outputs
+
+
+@contextmanager
+def conversation(
+    folder: str | Path, told: Told | None = None, *, parties: Parties, **options: Any
+) -> Iterator[Conversation]:
+    """With a language model in the first party's hands; the party that asks talks. `options`: those of LocalMembers.
+
+    Errors: ClientError, LaunchError, ArtifactError.
+    """
+    talk = MembersTalk(Path(folder), partial(LocalMembers, Path(folder), parties, **options), told)
+    try:
+        yield talk.conversation
+    finally:
+        talk.session.close()

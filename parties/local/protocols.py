@@ -14,7 +14,8 @@ from ..launch import LOCAL
 from ..registry import ProtocolEntry, RunsHere, find, of_parties, resolve, runs_here, talking
 from ..reports.report import AnsweredQuery, Report
 from ..session.parties import Parties, PartiesError, numbered
-from .session import LocalAnswer, LocalSession
+from ..session.timings import Answer
+from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
@@ -67,7 +68,7 @@ class LocalProtocol:
         fill = resolve(self._runs.texts)(compiled) if self._runs.texts and count > 1 else 1
         return compiled if min(count, fill) == 1 else make(min(count, fill))
 
-    def report(self, compiled: Compiled, session: LocalSession, answer: LocalAnswer) -> Report:
+    def report(self, compiled: Compiled, session: LocalSession, answer: Answer) -> Report:
         setup = {"setup_s": session.setup_s, "setup_bytes": session.setup_bytes, "parties": self.parties}
         query = AnsweredQuery(compiled.program, compiled.plan.name, answer.timings, answer.others, **setup)
         return resolve(self._runs.report)(query)

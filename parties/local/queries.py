@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...models.compile import AnswerOutOfRange
 from ...protocols.errors import BlindformerError
-from .session import LocalAnswer, LocalSession
+from ..session.timings import Answer
+from .session import LocalSession
 
 Inputs = dict[str, Tensor]
 
@@ -20,7 +21,7 @@ class AskedTogether:
     """Inputs that went together: the outputs of each, and the query's answer; or why there is none."""
 
     outputs: list[dict[str, Tensor]]
-    answer: LocalAnswer | BlindformerError
+    answer: Answer | BlindformerError
 
 
 def ask_all(session: LocalSession, inputs: Sequence[Inputs], texts: int) -> Iterator[AskedTogether]:
@@ -52,6 +53,9 @@ def _together(items: list[Inputs]) -> Inputs:
 
 def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
     """The outputs of a query for so many texts, of which `count` were asked, by text."""
-    if texts == 1:
-        return [outputs]
-    return [{name: value[n : n + 1] for name, value in outputs.items()} for n in range(count)]
+    return [outputs] if texts == 1 else rows_of(outputs, count)
+
+
+def rows_of(values: Inputs, count: int) -> list[Inputs]:
+    """The first `count` rows of tensors, by row."""
+    return [{name: value[n : n + 1] for name, value in values.items()} for n in range(count)]

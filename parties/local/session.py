@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
-from ..session.timings import Timings
-
-
-@dataclass
-class LocalAnswer:
-    """One query: decoded outputs by name, the client's timings, and what the other parties say of themselves."""
-
-    outputs: dict[str, Tensor]
-    timings: Timings
-    others: dict[str, float]
+from ..session.timings import Answer
 
 
 class LocalSession(ABC):
@@ -29,7 +19,7 @@ class LocalSession(ABC):
     setup_bytes = 0
 
     @abstractmethod
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
         """Run one query. `more`: another one follows, so its correlations may be made meanwhile."""
 
     @abstractmethod

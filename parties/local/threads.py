@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
 
 from ...models.compile import Compiled, decode_outputs
-from ...models.program.pricing import Network
 from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
@@ -25,10 +25,10 @@ from ..session.meeting import my_hello, new_session
 from ..session.online import Progress
 from ..session.seeds import MemorySeeds
 from ..session.server import ServerParty
+from ..session.timings import Answer
 from ..session.weights import Served
 from ..transport.memory import MemoryChannel, memory_pair
-from ..transport.shaping import ShapedChannel
-from .session import LocalAnswer, LocalSession
+from .session import LocalSession
 
 IDLE_SECONDS = 86400.0
 T = TypeVar("T")
@@ -38,13 +38,12 @@ class PartyThreads:
     """Threads of this process, channels in memory between them, and a dealer that they dial.
 
     timeout       seconds of silence allowed on a channel
-    network       what to imitate between the parties
     failures      whose thread has failed, and how
     dealer_slots  may the dealer compute now
     """
 
-    def __init__(self, timeout: float, network: Network | None = None) -> None:
-        self.timeout, self.network = timeout, network
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
         self.channels: list[MemoryChannel] = []
         self.threads: list[threading.Thread] = []
         self.failures: list[tuple[str, BaseException]] = []
@@ -55,9 +54,7 @@ class PartyThreads:
         """The ends of a connection: party `a`'s and party `b`'s."""
         pair = memory_pair(a, b, self.timeout)
         self.channels += pair
-        if self.network is None:
-            return pair
-        return ShapedChannel(pair[0], self.network), ShapedChannel(pair[1], self.network)
+        return pair
 
     def start(self, work: Callable[[], None], party: str) -> None:
         """Do a party's work in a thread of its own."""
@@ -104,15 +101,9 @@ class ThreadParties(PartyThreads, LocalSession):
     """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's."""
 
     def __init__(
-        self,
-        compiled: Compiled,
-        *,
-        threads: int = 1,
-        timeout: float = 120,
-        progress: Progress | None = None,
-        network: Network | None = None,
+        self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
     ) -> None:
-        super().__init__(timeout, network)
+        super().__init__(timeout)
         self.open = True
         self.compiled, self.progress = compiled, progress
         program, session = compiled.program, new_session()
@@ -138,14 +129,14 @@ class ThreadParties(PartyThreads, LocalSession):
         self.setup_s = time.perf_counter() - started
         self.setup_bytes = self.client.setup_bytes
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> LocalAnswer:
+    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
         sources = self.compiled.encode_inputs(inputs)
         try:
             answer = self._try(lambda: self.client.query(sources, self.progress, more))
         except BaseException:
             self.open = False
             raise
-        return LocalAnswer(decode_outputs(self.compiled.program, answer.outputs), answer.timings, answer.others)
+        return replace(answer, outputs=decode_outputs(self.compiled.program, answer.outputs))
 
     def close(self) -> None:
         self.open = False

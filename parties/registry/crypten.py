@@ -14,5 +14,5 @@ ENTRY = ProtocolEntry(
         check="..protocols.crypten.versions:check_versions",
     ),
     price=".reports.estimate:price_of_parties",
-    talks=".local.members_talk:conversation",
+    talks=".local.members:conversation",
 )

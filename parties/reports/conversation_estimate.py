@@ -137,14 +137,6 @@ def parts_of_reading(program: Program, tokens: int) -> list[str]:
 
 
 def _sum(tokens: int, behind: int, parts: list[str], priced: Mapping[str, Estimate]) -> TokensEstimate:
-    found = [priced[name] for name in parts]
-    return TokensEstimate(
-        tokens=tokens,
-        behind=behind,
-        parts=parts,
-        rounds=sum(one.rounds for one in found),
-        online_bytes=sum(one.online_bytes for one in found),
-        offline_bytes=sum(one.offline_bytes for one in found),
-        online_s=sum(one.online_s for one in found),
-        offline_s=sum(one.offline_s for one in found),
-    )
+    names = ("rounds", "online_bytes", "offline_bytes", "online_s", "offline_s")
+    sums = {name: sum(getattr(priced[part], name) for part in parts) for name in names}
+    return TokensEstimate(tokens, behind, parts, **sums)

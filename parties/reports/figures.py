@@ -20,14 +20,14 @@ class FigureError(BlindformerError):
     """A picture that cannot be drawn."""
 
 
-def new_figure(width: float = 7.0, height: float = 4.5) -> tuple[Any, Any]:
+def new_figure() -> tuple[Any, Any]:
     """A matplotlib figure without a window, and its axes. Errors: FigureError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise FigureError("matplotlib is not installed, which draws: pip install 'blindformer[plots]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 

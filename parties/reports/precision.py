@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ...models.artifacts import ArtifactError, ClientLength, ServerLength, load_client, load_server
 from ...models.artifacts.client import together
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.loading.calibration_texts import calibration_texts
-from ...models.program.program import Program
 from ...protocols.ckks.facts import facts_from
 
 
-@dataclass
 class _Both:
     """A program with the parts of both sides: what a compiled model is."""
 
-    client: ClientLength
-    server: ServerLength
-
-    @property
-    def program(self) -> Program:
-        return self.server.program
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        return self.server.weights
-
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        return self.server.constants
-
-    def encode_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self.client.encode_inputs(inputs)
+    def __init__(self, client: ClientLength, server: ServerLength) -> None:
+        self.program, self.weights, self.constants = server.program, server.weights, server.constants
+        self.encode_inputs = client.encode_inputs
 
 
 def precision(

@@ -53,12 +53,15 @@ class Stopping(BaseException):
 class Control:
     """A child's line to its supervisor. Admission (session/compute_slots.py) is `slot`. Used by the main thread."""
 
-    def __init__(self, sock: socket.socket, party: str = "server", keepalive: float = 20.0) -> None:
-        """`party`: how errors name this side. `keepalive`: seconds between signs of life to a peer that waits."""
-        self.party, self.keepalive = party, keepalive
+    party = "server"
+    """How errors name this side."""
+    keepalive = 20.0
+    """Seconds between signs of life to a peer that waits."""
+    left: Callable[[], int | None] = staticmethod(lambda: None)
+    """How many correlations made ahead are left."""
+
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.left: Callable[[], int | None] = lambda: None
-        """How many correlations made ahead are left."""
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._working = False
         self._stop = False

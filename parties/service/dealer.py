@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
+from ..files import whole_file
 from ..session.dealer import DealerParty, left_for, receive_seed
 from ..session.meeting import meet_as_dealer
 from ..transport.tls import TlsChannel
@@ -89,14 +89,12 @@ class FilePrograms:
         return program if program.hash() == hash else None
 
     def put(self, program: Program) -> None:
-        part = self.folder / f"{secrets.token_hex(8)}.part"
         with contextlib.suppress(OSError):  # a full disk: then it is sent again
             known = sorted(self.folder.glob("*.json"), key=os.path.getmtime)
             for old in known[: len(known) - PROGRAMS + 1]:
                 old.unlink(missing_ok=True)
-            part.write_text(program.to_json())
-            part.replace(self.folder / f"{program.hash()}.json")
-        part.unlink(missing_ok=True)
+            with whole_file(self.folder / f"{program.hash()}.json") as stream:
+                stream.write(program.to_json().encode())
 
 
 def _load_ahead() -> None:

@@ -73,7 +73,7 @@ class Identity:
         return self._ends.timestamp()
 
     def revoked(self, serial: str) -> bool:
-        """Whether the list in force holds a certificate. `serial`: hex (TlsChannel.serial)."""
+        """Whether the list in force holds a certificate. `serial`: hex (transport.tls.PeerCertificate)."""
         return self._list is not None and int(serial, 16) in self._list.serials
 
     def warning(self) -> str:

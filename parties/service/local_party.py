@@ -40,7 +40,10 @@ def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
         threading.Thread(target=_deal_beside, args=(settings,), daemon=True).start()
     member = Member(settings, name)
     member.give_files(files)
-    ready = partial(_say_ready, member)
+
+    def ready() -> None:
+        say("ready", setup_s=member.setup_s, setup_bytes=member.setup_bytes)
+
     report = partial(_report, member, Path(options.scratch))
     member.take_part(member.listen(), report, idle=IDLE_SECONDS, progress=_progress, ready=ready)
 
@@ -68,10 +71,6 @@ def _watch_stdin(scratch: str) -> Iterator[str]:
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     return iter(lines.get, None)
-
-
-def _say_ready(member: Member) -> None:
-    say("ready", setup_s=member.setup_s, setup_bytes=member.setup_bytes)
 
 
 def _progress(phase: str, done: int, total: int) -> None:

@@ -20,6 +20,7 @@ from ...models.loading.errors import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
+from ..certificates.issuing import ROLES
 from ..config import Address, Settings
 from ..session.gathering import Place, deal_among
 from ..session.held import GB, AheadLimits
@@ -27,18 +28,18 @@ from ..session.joining import join, load_held
 from ..session.meeting import Refused
 from ..session.messages import Turn
 from ..session.online import Progress
-from ..session.parties import DEALER
-from ..session.party import Party, PartyAnswer
+from ..session.parties import DEALER, Parties, PartiesError
+from ..session.party import Party
 from ..session.passes import turn_of
-from ..session.timings import Timings
+from ..session.timings import Answer, Timings
 from ..transport.tls import Listener
 from .identity import Identity
-from .party_settings import addresses_of, listening, parties_of
 from .running import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
 PASS = "pass"  # in a file's metadata
+MODEL, DATA = "model", "data"  # what a party may own
 
 
 @dataclass
@@ -66,6 +67,30 @@ class _OwnInput:
     turn: Turn | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+def parties_of(settings: Settings) -> Parties:
+    """The parties of [crypten.parties], in order. Errors: PartiesError."""
+    sections = settings.crypten.parties
+    names = tuple(sections)
+    owners: dict[str, str] = {}
+    for number, (name, section) in enumerate(sections.items()):
+        where = f"crypten.parties.{name}"
+        if name in ROLES:
+            raise PartiesError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
+        if section.address is None and number < len(sections) - 1:
+            raise PartiesError(f"{where}: has no address, and the parties after it dial it; write address = ")
+        if MODEL in section.owns and number:
+            raise PartiesError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
+        for item in section.owns:
+            if item in owners:
+                raise PartiesError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
+            owners[item] = name
+    answering = [name for name, section in sections.items() if section.answers]
+    if len(answering) > 1:
+        raise PartiesError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
+    owners.pop(MODEL, None)
+    return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
 class Member:
@@ -136,7 +161,9 @@ class Member:
         """For the parties after this one. Errors: StartError."""
         if self.rank == self.parties.size - 1:
             return None
-        sock = bind(self._listen or listening(self.section), BACKLOG)
+        at = self._listen or self.section.listen or self.section.address
+        assert at is not None
+        sock = bind(at, BACKLOG)
         return Listener(sock, self.identity.accepting, self.settings.session.timeout)
 
     def take_part(
@@ -166,8 +193,9 @@ class Member:
             refused,
             AheadLimits(settings.crypten.ahead, int(settings.crypten.ahead_gb * GB)),
         )
-        dealer = settings.parties.dealer.address
-        with join(place, self.held, addresses_of(settings), listener, dealer) as joined:
+        sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
+        dialled = {rank: section.address for rank, section in sections if section.address is not None}
+        with join(place, self.held, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
@@ -177,7 +205,7 @@ class Member:
                 self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
                 report(self._taken(answer))
 
-    def _one_query(self, party: Party, idle: float | None, progress: Progress | None) -> PartyAnswer | None:
+    def _one_query(self, party: Party, idle: float | None, progress: Progress | None) -> Answer | None:
         if not party.asks:
             return party.follow(idle, self._next, progress)
         self._now = next(self._given, None)
@@ -196,7 +224,7 @@ class Member:
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
         return self._now.values
 
-    def _taken(self, answer: PartyAnswer) -> QueryResult:
+    def _taken(self, answer: Answer) -> QueryResult:
         now = self._now or _OwnInput()
         found = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
@@ -267,14 +295,15 @@ def _pass_of(file: str) -> str:
 class DealerMember:
     """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
-    def __init__(self, settings: Settings, *, listen: Address | None = None) -> None:
+    name = DEALER
+
+    def __init__(self, settings: Settings) -> None:
         self.settings, self.parties = settings, parties_of(settings)
         self.identity = Identity(settings.certificates.folder, DEALER)
-        self._listen = listen
 
     def listen(self) -> Listener:
         """Errors: StartError."""
-        sock = bind(self._listen or self.settings.dealer.listen, BACKLOG)
+        sock = bind(self.settings.dealer.listen, BACKLOG)
         return Listener(sock, self.identity.accepting, self.settings.session.timeout)
 
     def deal(self, listener: Listener, refused: Refused = lambda error: None) -> None:

@@ -61,10 +61,6 @@ class Quota:
             db.executescript(f"{_SCHEMA} PRAGMA user_version = {_FORMAT};")
         self.close()
 
-    @property
-    def words(self) -> str:
-        return f"{self.each} texts in {span(self.period)} for each certificate's name, counted in {self.file}"
-
     def check(self, name: str, texts: int) -> None:
         """Errors: LimitReached if so many more are too many now."""
         with self._open() as db:
@@ -131,4 +127,6 @@ def quota_of(mine: ServerSection, texts: int) -> Quota | None:
 
 def quota_in_words(quota: Quota | None) -> str:
     """For the start of a service."""
-    return "none: a certificate may ask as much as it likes (--queries-each)" if quota is None else quota.words
+    if quota is None:
+        return "none: a certificate may ask as much as it likes (--queries-each)"
+    return f"{quota.each} texts in {span(quota.period)} for each certificate's name, counted in {quota.file}"

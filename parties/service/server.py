@@ -10,7 +10,6 @@ from typing import Any
 
 from ...models.artifacts import load_server
 from ...models.artifacts.circuits import texts_of
-from ...models.artifacts.server import ServerLength, ServerPart
 from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
@@ -54,7 +53,9 @@ class ServerService(SessionService):
         if self.helped:  # all sessions are the helper's: it sees to it that its clients share them
             self.limits = self.limits.model_copy(update={"share": 1.0})
         part = load_server(mine.folder)
-        parts = [self._handed_over(item) for item in part.values()]
+        parts = list(part.values())
+        if self.helped:  # the same model with another seat (models/program/two_server.py)
+            parts = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file))
         self.programs = list(self.served)
         if self.helped:
@@ -64,7 +65,8 @@ class ServerService(SessionService):
         self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
         self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share)
         self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
-        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {_lengths(part)}"
+        lengths = ", ".join(map(str, sorted(part.lengths)))
+        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.telling(channel):
@@ -75,10 +77,6 @@ class ServerService(SessionService):
 
     def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"
-
-    def _handed_over(self, part: ServerLength) -> ServerLength:
-        """For two servers it is the same model with another seat (models/program/two_server.py)."""
-        return replace(part, program=for_two_servers(part.program)) if self.helped else part
 
     def _session(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         control.left = self.left
@@ -105,7 +103,7 @@ class ServerService(SessionService):
             self.local.shaped(channel),
             dial,
             session=hello.session,
-            client_id=channel.fingerprint,
+            client_id=channel.certificate.fingerprint,
             admission=control,
             spool=self.spool,
             outside=outside,
@@ -132,13 +130,9 @@ class ServerService(SessionService):
 
         def count() -> None:
             try:
-                quota.spend(channel.name, texts)
+                quota.spend(channel.certificate.name, texts)
             except LimitReached as limit:
                 control.tell(Limited(what=str(limit)))
                 raise
 
         return count
-
-
-def _lengths(part: ServerPart) -> str:
-    return ", ".join(str(length) for length in sorted(part.lengths))

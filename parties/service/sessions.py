@@ -26,7 +26,7 @@ from .control import Answered
 from .host import Host
 from .local_options import LocalOptions
 from .running import StartedService
-from .supervisor import Supervisor
+from .supervisor import supervise
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
@@ -45,7 +45,7 @@ class SessionService(StartedService, ServedSessions):
         self.config = settings.shared_hash()
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
-        Supervisor(self, host).run(ready)
+        supervise(self, host, ready)
 
     def work(self, sock: socket.socket, control: Control) -> None:
         """To a peer with a good certificate of one of `roles`; a probe (transport/probe.py) is answered here."""
@@ -56,7 +56,7 @@ class SessionService(StartedService, ServedSessions):
         with self.telling(channel):
             first = channel.recv_message(FIRST_LIMIT)
             if is_probe(first):
-                control.probing(channel.peer, channel.fingerprint)
+                control.probing(channel.peer, channel.certificate.fingerprint)
                 answer_probe(channel, first, my_facts(self.role, self.config, self.programs))
                 channel.close()
                 return
@@ -67,7 +67,8 @@ class SessionService(StartedService, ServedSessions):
         raise NotImplementedError
 
     def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
-        control.introduce(channel.peer, channel.fingerprint, channel.serial, hello.session, hello.program)
+        shown = channel.certificate
+        control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
 
     def telling(self, *channels: Channel) -> AbstractContextManager[None]:
         return error_on_close(self.role, lambda: channels)

@@ -16,31 +16,22 @@ from .children import Children, ServedSessions
 from .host import Host
 
 
-class Supervisor:
-    """`run` serves until the host is told to stop and every child is gone. `ready` is called once signals are heard."""
+def supervise(service: ServedSessions, host: Host, ready: Callable[[], None]) -> None:
+    """Serve until the host is told to stop and every child is gone. `ready` is called once signals are heard."""
+    selector, limits = selectors.DefaultSelector(), host.limits
+    children = Children(service, host, selector)
 
-    def __init__(self, service: ServedSessions, host: Host) -> None:
-        self._service, self._host = service, host
-        self._selector = selectors.DefaultSelector()
-        self._children = Children(service, host, self._selector)
+    def watch(source: Any, look: Callable[[], None]) -> None:
+        selector.register(source, selectors.EVENT_READ, look)
 
-    def run(self, ready: Callable[[], None]) -> None:
-        limits = self._host.limits
-        # A line to each child, be it a session's, a relay's, in the handshake or a measurement.
-        lines = 2 * limits.sessions + limits.handshakes + limits.probes
-        gc.collect()
-        gc.freeze()  # a collection in a child would write to every page that it shares with the others
-        forget = self._selector.unregister
-        with self._host.serving(self._children, self._service.identity, lines, self._watch, forget):
-            ready()
-            while not self._host.over:
-                self._turn()
-
-    def _turn(self) -> None:
-        for key, _ in self._selector.select(self._host.tick):
-            if self._selector.get_map().get(key.fd) is key:  # not gone by an earlier event of this turn
-                key.data()
-        self._host.turn()
-
-    def _watch(self, source: Any, ready: Callable[[], None]) -> None:
-        self._selector.register(source, selectors.EVENT_READ, ready)
+    # A line to each child, be it a session's, a relay's, in the handshake or a measurement.
+    lines = 2 * limits.sessions + limits.handshakes + limits.probes
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to every page that it shares with the others
+    with host.serving(children, service.identity, lines, watch, selector.unregister):
+        ready()
+        while not host.over:
+            for key, _ in selector.select(host.tick):
+                if selector.get_map().get(key.fd) is key:  # not gone by an earlier event of this turn
+                    key.data()
+            host.turn()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
-import secrets
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files import whole_file
 from .weights import CatalogueLine, as_tensor
 
 
@@ -41,17 +40,10 @@ class MaskedCache:
     def keep(self, line: CatalogueLine, content: bytes | bytearray) -> None:
         """Warns, and goes on without, where the disk does not take it."""
         path = self.folder / line.id
-        part = path.with_name(f"{line.id}.{secrets.token_hex(4)}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+            with whole_file(path, 0o666, durable=True) as stream:
+                stream.write(content)
         except OSError as error:
             warnings.warn(
                 f"{path}: masked weights cannot be kept ({error.strerror}); they are downloaded again next time",

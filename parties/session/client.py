@@ -25,26 +25,16 @@ from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead
 from .blocks import TurnBlock
-from .cache import MaskedCache
 from .keys import masks, query_key
 from .messages import Announce, Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
 from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
 from .spool.agree import Missing, Proposals, Ref
-from .timings import Timings
+from .timings import Answer
 
 UseSpool = Literal["auto", "only", "off"]
 CLOSE_TIMEOUT = 5.0
-
-
-@dataclass
-class Answer:
-    """A query's result: ring integers by output name, this party's timings, and what the others reported of theirs."""
-
-    outputs: dict[str, Tensor]
-    timings: Timings
-    others: dict[str, float]
 
 
 @dataclass
@@ -103,7 +93,7 @@ class ClientParty:
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
         self.seed = new_seed()
-        self.weights = ReceivedWeights(server, program, None if cache is None else MaskedCache(cache))
+        self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
         self.setup_bytes = 0  # of masked weights that were downloaded
         self.kept = 0  # correlations made ahead

@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -37,6 +36,7 @@ from .timings import peak_rss_mb
 from .tuples import TupleDealer
 from .weights import WeightMasks, read_keys
 
+PROGRAM_BYTES, VALUE_BYTES = 16 * 2**20, 2 * 2**30  # of a program from a server: its JSON, and its largest value
 T = TypeVar("T")
 
 
@@ -63,14 +63,6 @@ class MemoryPrograms:
         self._kept[program.hash()] = program
         while len(self._kept) > self.limit:
             self._kept.popitem(last=False)
-
-
-@dataclass(frozen=True)
-class ProgramLimits:
-    """What a program from a server may ask of a dealer. Bytes: of its JSON, and of its largest value."""
-
-    program_bytes: int = 16 * 2**20
-    value_bytes: int = 2 * 2**30
 
 
 def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
@@ -102,13 +94,12 @@ class DealerParty:
         digest: str,
         others: Callable[[], Sequence[bytes]],
         programs: Programs | None = None,
-        limits: ProgramLimits | None = None,
         admission: ComputeSlots | None = None,
         owners: Callable[[Program], Owners] | None = None,
     ) -> None:
         self.leader, self.digest, self.others, self.owners = leader, digest, others, owners
         self.programs = programs or MemoryPrograms()
-        self.limits, self.admission = limits or ProgramLimits(), admission or Unlimited()
+        self.admission = admission or Unlimited()
 
     def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
         """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
@@ -122,7 +113,7 @@ class DealerParty:
         self.leader.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
         self.leader.send_message({"dealing": True})
-        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, self.limits.value_bytes)
+        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, VALUE_BYTES)
         least, states = 0, KeptStates()
         for message in requests(self.leader, idle):
             if tuples is not None and "tuple" in message:
@@ -149,7 +140,7 @@ class DealerParty:
     def _fetch_program(self) -> Program:
         """The program from the leader: bounded, and the one whose hash all parties named."""
         self.leader.send_message({"need": "program"})
-        program = receive_program(self.leader, self.digest, self.limits, self._correlations)
+        program = receive_program(self.leader, self.digest, self._correlations)
         self.programs.put(program)
         return program
 
@@ -162,10 +153,10 @@ class DealerParty:
         return found
 
 
-def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Callable[[Program], object]) -> Program:
+def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:
     """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
     size = server.recv_message().get("program")
-    if not isinstance(size, int) or not 0 < size <= limits.program_bytes:
+    if not isinstance(size, int) or not 0 < size <= PROGRAM_BYTES:
         raise _unfit(server, f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
     text = bytes(server.recv(size))
     if hashlib.sha256(text).hexdigest() != digest:
@@ -174,7 +165,7 @@ def receive_program(server: Channel, digest: str, limits: ProgramLimits, use: Ca
         program = Program.from_json(text)
         parts = [program.part(name) for name in program.parts or ("",)]
         largest = max((8 * _numbers(part, item) for part in parts for item in part.instructions), default=0)
-        if largest > limits.value_bytes:
+        if largest > VALUE_BYTES:
             raise _unfit(server, "has a program with values that are too large for this dealer")
         if not all(_reads_what_it_keeps(part) for part in parts):
             raise _unfit(server, "has a program that keeps rows without end")

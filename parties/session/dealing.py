@@ -44,7 +44,7 @@ class RemoteDealer:
         says of them. Errors: `SlotsBusy`, too."""
         turn = turn or Turn()
         self._ask(number, turn)
-        tapes = self.served.lead_runs(key, self.channel, self.served.correlations(turn.part, turn.runs), states)
+        tapes = self.served.lead(key, self.channel, self.served.correlations(turn.part, turn.runs), states)
         return tapes, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:

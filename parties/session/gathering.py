@@ -41,10 +41,6 @@ from .messages import SAME_VERSION, read_seed
 from .parties import DEALER, LEADER, Parties
 
 
-def _ignore(error: PeerError) -> None:
-    """Nobody wants to know."""
-
-
 @dataclass(frozen=True)
 class Place:
     """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
@@ -59,7 +55,7 @@ class Place:
     wait: float = 60.0
     timeout: float = 60.0
     config: str = ""
-    refused: Refused = _ignore
+    refused: Refused = lambda error: None
     limits: AheadLimits = field(default_factory=AheadLimits)
 
     @property
@@ -180,7 +176,7 @@ def deal_among(
     timeout: float = 60.0,
     idle: float | None = None,
     config: str = "",
-    refused: Refused = _ignore,
+    refused: Refused = lambda error: None,
 ) -> None:
     """The dealer's whole session: every party comes and leaves its seed, then the leader has it deal, until it says
     goodbye. Closes `listener`.

@@ -31,17 +31,16 @@ def load_held(
     The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
     them all. Errors: ArtifactError, PartiesError, ProgramError.
     """
-    client = None
+    client, weights = None, {}
     if rank == LEADER:
-        server = load_server(folder).for_length(length)
-        held = PartyModel(server.program, server.constants, server.weights, server.parts)
+        part = load_server(folder).for_length(length)
+        weights = part.weights
     elif parties.reads(rank) or "helper" not in parts_of(folder):
         client = load_client(folder)
         part = client.for_length(length)
-        held = PartyModel(part.program, part.constants, parts=part.parts)
     else:
-        helper = load_helper(folder).for_length(length)
-        held = PartyModel(helper.program, helper.constants, parts=helper.parts)
+        part = load_helper(folder).for_length(length)
+    held = PartyModel(part.program, part.constants, weights, part.parts)
     parties.check_conversation(held.program)
     owners = parties.owns_data(held.program)
     if client is None and (parties.reads(rank) or rank in owners):

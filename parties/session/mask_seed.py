@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 
 from ...protocols.errors import BlindformerError
 from ...protocols.seeds import SEED_BYTES, new_seed
-from .spool.keys import sync_folder
+from ..files import whole_file
 
 _OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
 
@@ -36,18 +35,9 @@ def load_secret(path: Path | str) -> bytes:
 
 def _make(path: Path) -> None:
     """Complete and closed to others from the first moment it has its name. FileExistsError if another was faster."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(new_seed().hex().encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(part, path)  # unlike a rename, this replaces nobody's
-            sync_folder(path.parent)
-        finally:
-            part.unlink()
+        with whole_file(path, durable=True, new=True) as stream:
+            stream.write(new_seed().hex().encode() + b"\n")
     except FileExistsError:
         raise
     except OSError as error:

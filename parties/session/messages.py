@@ -43,7 +43,14 @@ class Turn(Message):
         return {} if self == Turn() else {"turn": self.model_dump()}
 
 
-class Ask(Message):
+class _Turns(Message):
+    """What speaks of turns, and leaves those out that are as usual."""
+
+    def message(self) -> dict[str, Any]:
+        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
+
+
+class Ask(_Turns):
     """The client asks for a query, on correlations of the spool or live ones (None).
 
     `more`: another query follows; `then`: on which correlations. `turn`, `following`: what it and that one run.
@@ -56,9 +63,6 @@ class Ask(Message):
     turn: Turn = Turn()
     following: Turn = Turn()
 
-    def message(self) -> dict[str, Any]:
-        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
-
 
 class Announce(Message):
     """The client is going to ask for query `announce`, which runs `turn`: its correlations may be made now."""
@@ -67,15 +71,12 @@ class Announce(Message):
     turn: Turn = Turn()
 
 
-class Handed(Message):
+class Handed(_Turns):
     """A query of a data owner who takes no part, as it tells the helper: `more`, `turn`, `following` as of `Ask`."""
 
     more: Annotated[bool, Field(strict=True)] = False
     turn: Turn = Turn()
     following: Turn = Turn()
-
-    def message(self) -> dict[str, Any]:
-        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
 
 
 class Precompute(Message):

@@ -38,7 +38,7 @@ from .messages import Turn, amount, hear, hear_of, out_of_place, patient, read, 
 from .online import Progress, run_online
 from .parties import LEADER, Parties
 from .set_up import ReceivedWeights, send_weights
-from .timings import Timings
+from .timings import Answer
 from .tuples import tuple_masks
 from .weights import Served, constants_of
 
@@ -51,14 +51,6 @@ class PartyModel:
     constants: Mapping[str, Tensor] = field(repr=False)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     parts: Mapping[str, ProgramPart] = field(default_factory=dict, repr=False)
-
-
-@dataclass
-class PartyAnswer:
-    """`outputs`: ring integers by name at the recipient, None elsewhere. Bytes are this party's, to and from all."""
-
-    outputs: dict[str, Any]
-    timings: Timings
 
 
 class Party:
@@ -122,9 +114,7 @@ class Party:
 
     # At the party that asks.
 
-    def ask(
-        self, values: Mapping[str, Tensor], progress: Progress | None = None, turn: Turn | None = None
-    ) -> PartyAnswer:
+    def ask(self, values: Mapping[str, Tensor], progress: Progress | None = None, turn: Turn | None = None) -> Answer:
         """A query, with this party's values of it. The other parties `follow`. `turn`: of a program with parts."""
         number, self._next, turn = self._next, self._next + 1, turn or Turn()
         self._say({"query": number, **turn.message()})
@@ -149,7 +139,7 @@ class Party:
         idle: float | None,
         values: Callable[[int], Mapping[str, Tensor]],
         progress: Progress | None = None,
-    ) -> PartyAnswer | None:
+    ) -> Answer | None:
         """The next query that the asking party starts; None once it says goodbye.
 
         `idle`: seconds it may be silent before; `values`: this party's own, for the query of this number.
@@ -175,7 +165,7 @@ class Party:
 
     # At all.
 
-    def _answer(self, number: int, turn: Turn, values: Mapping[str, Tensor], progress: Progress | None) -> PartyAnswer:
+    def _answer(self, number: int, turn: Turn, values: Mapping[str, Tensor], progress: Progress | None) -> Answer:
         program, started, dealt = self.held.program.part(turn.part), time.perf_counter(), self._dealt_bytes()
         tape = self._tapes.take(number, turn)
         self.states.truncate(turn.rows)
@@ -197,7 +187,7 @@ class Party:
         outputs, timings = run_online(program, engine, wire, self.mesh.channels.values(), progress)
         self._rows = turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
-        return PartyAnswer(outputs, timings)
+        return Answer(outputs, timings)
 
     def _make(self, number: int, turn: Turn) -> Tape:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""

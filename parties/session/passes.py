@@ -9,10 +9,11 @@ from torch import Tensor
 from ...models.generation.parts import size_of
 from ...models.generation.rows import Part, Pass, room, window
 from ...models.program.program import Program
-from .client import Answer, ClientParty
+from .client import ClientParty
 from .helper.owner import OwnerParty
 from .messages import Turn
 from .online import Progress
+from .timings import Answer
 
 Told = Callable[[str, Answer], None]
 """Called after each pass, with its part's name."""

@@ -40,14 +40,9 @@ class MemorySeeds:
     """Seeds within one process: at most `limit`, of which one owner has `each`, for `seconds`. A session is never
     seeded twice, used or not. Where room is short, the oldest of whoever has most goes."""
 
-    def __init__(
-        self,
-        limit: int = 256,
-        each: int = 64,
-        seconds: float = 600.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.limit, self.each, self.seconds = limit, each, seconds
+    limit, each, seconds = 256, 64, 600.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._kept: OrderedDict[str, KeptSeed] = OrderedDict()
         self._had: OrderedDict[str, None] = OrderedDict()

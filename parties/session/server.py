@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from .ahead import Ahead
 from .blocks import TurnBlock, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
+from .helper.owner_shares import OwnerShares
 from .keys import query_key
 from .messages import Announce, Ask, Precompute, Turn, amount, hear, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, run_online
@@ -32,22 +33,10 @@ from .spool import Spool, SpoolError
 from .spool.agree import Missing, Ref, answer_proposal
 from .spool.ledger import Entry
 from .timings import Timings
-from .weights import Served
+from .weights import Served, constants_of
 
 CLOSE_TIMEOUT = 5.0
 T = TypeVar("T")
-
-
-class Outside(Protocol):
-    """An owner of the data who takes no part: it sends this party shares of its inputs, and gets shares of results."""
-
-    def shares(self, number: int, part: str = "") -> Mapping[str, Tensor]:
-        """This party's shares of the inputs of a query, by name. `part`: of a program that has several."""
-        ...
-
-    def answer(self, number: int, shares: Mapping[str, Tensor], part: str = "") -> None:
-        """This party's shares of the results, by output name."""
-        ...
 
 
 @dataclass
@@ -83,7 +72,7 @@ class ServerParty:
         client_id: str = "",
         admission: ComputeSlots | None = None,
         spool: Spool | None = None,
-        outside: Outside | None = None,
+        outside: OwnerShares | None = None,
         wire: Callable[[Channel], Wire] = over_channel,
         count: Callable[[], None] | None = None,
     ) -> None:
@@ -216,13 +205,13 @@ class ServerParty:
             return None
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
-            values = {**values, **self.outside.shares(ask.query, ask.turn.part)}
-        program, constants = self.program.part(ask.turn.part), self.served.constants_of(ask.turn.part, ask.turn.rows)
+            values = {**values, **self.outside.shares(ask.turn.part)}
+        program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
         engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states)
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
-            self.outside.answer(ask.query, outputs, ask.turn.part)
+            self.outside.answer(outputs, ask.turn.part)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
@@ -301,7 +290,8 @@ class ServerParty:
             started = time.perf_counter()
             taken = spool.fetch(entry)
             replay = cast(Channel, Replay(memoryview(taken.corrections)))
-            return ServerTape(self.served.lead(taken.key, replay), time.perf_counter() - started, {})
+            (tape,) = self.served.lead(taken.key, replay, self.served.correlations())
+            return ServerTape(tape, time.perf_counter() - started, {})
 
         return self._begin(load, "spool")
 

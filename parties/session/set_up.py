@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -38,13 +39,14 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 
 
 class ReceivedWeights:
-    """The masked weights that `leader` sends, with those that `cache` has. `masked`: by name; `id`: of them all;
+    """The masked weights that `leader` sends, with those in the folder `cache`. `masked`: by name; `id`: of them all;
     `offer`: the leader's message; `downloaded`: bytes. Errors of all methods: `PeerError`."""
 
-    def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None) -> None:
+    def __init__(self, leader: Channel, program: Program, cache: Path | None = None) -> None:
         self.masked: dict[str, Tensor] = {}
         self.id, self.downloaded, self.offer = "", 0, dict[str, Any]()
-        self._leader, self._cache, self._shapes = leader, cache, program.weight_shapes()
+        self._leader, self._shapes = leader, program.weight_shapes()
+        self._cache = None if cache is None else MaskedCache(cache)
 
     def receive(self, waiting: Waiting | None = None, progress: Callable[[int, int], None] | None = None) -> None:
         """Get all weights. `progress` is told how many of those to download are done."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.artifacts import load_helper, load_server
+from ...models.artifacts import ServerLength, load_helper, load_server
 from ...models.program.program import Program
 from ...models.program.shared_io import with_shared_io
 from ...protocols.crypten.versions import CryptenError
@@ -151,11 +151,9 @@ def _parties(addresses: Mapping[str, str]) -> tuple[Parties, dict[str, tuple[str
 def _held(folder: str | Path | None, rank: int, length: int | None) -> PartyModel:
     if folder is None:
         return PartyModel(Program(), {})
-    if rank == LEADER:
-        server = load_server(folder).for_length(length)
-        return PartyModel(with_shared_io(server.program, FRACTION_BITS), server.constants, server.weights)
-    public = load_helper(folder).for_length(length)
-    return PartyModel(with_shared_io(public.program, FRACTION_BITS), public.constants)
+    part = (load_server if rank == LEADER else load_helper)(folder).for_length(length)
+    weights = part.weights if isinstance(part, ServerLength) else {}
+    return PartyModel(with_shared_io(part.program, FRACTION_BITS), part.constants, weights)
 
 
 __all__ = ["TensorSession", "deal", "meet"]

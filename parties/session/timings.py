@@ -1,9 +1,10 @@
-"""What a query took."""
+"""What came of a query, and what it took."""
 
 from __future__ import annotations
 
 import resource
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,18 @@ class Timings:
     offline_bytes: int = 0
     peak_rss_mb: float = 0.0
     ahead: bool = False
+
+
+@dataclass
+class Answer:
+    """A query's answer at one party: the outputs by name, its timings, and what others say of themselves.
+
+    Outputs are ring integers (None at a party that learns nothing), or of a session that decodes them float32.
+    """
+
+    outputs: dict[str, Any]
+    timings: Timings
+    others: dict[str, float] = field(default_factory=dict)
 
 
 def peak_rss_mb() -> float:

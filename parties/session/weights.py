@@ -187,19 +187,10 @@ class Served:
     def correlations(self, part: str = "", runs: int = 1) -> Correlations:
         return Correlations(self.program.part(part), self.owners, runs)
 
-    def constants_of(self, part: str, rows: int) -> Mapping[str, Tensor]:
-        """As the function."""
-        return constants_of(self, part, rows)
-
-    def lead(self, key: bytes, dealt: Channel) -> Tape:
-        """The leader's correlations of a query, with masks of this key, on the corrections that are dealt."""
-        (tape,) = self.lead_runs(key, dealt, self.correlations())
-        return tape
-
-    def lead_runs(
+    def lead(
         self, key: bytes, dealt: Channel, correlations: Correlations, states: KeptStates | None = None
     ) -> list[Tape]:
-        """The same of several runs."""
+        """The leader's correlations of a query, run by run, with masks of this key, on the corrections dealt."""
         return correlations.tapes(correlations.lead(masks(key), Corrections(dealt, correlations.layout), states))
 
     def prepare(self) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from ...protocols.channel import Buffer
+from ...protocols.channel import Buffer, Channel
 from ...protocols.errors import (
     BlindformerError,
     PeerDisagrees,
@@ -85,11 +85,7 @@ def error_message(error: Exception) -> dict[str, Any]:
     return {"error": {"kind": type(error).__name__, "what": printable(str(error))}}
 
 
-class SendsMessages(Protocol):
-    def send_message(self, message: dict) -> None: ...
-
-
-def say_why(channel: SendsMessages, error: BlindformerError) -> None:
+def say_why(channel: Channel, error: BlindformerError) -> None:
     """Tell the peer why we stop, if it still listens. Raises nothing: the caller's error is the one that counts."""
     with contextlib.suppress(PeerError):
         channel.send_message(error_message(error))

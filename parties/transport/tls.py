@@ -6,6 +6,7 @@ alternative names, see certificates/issuing.py), so a client's certificate canno
 
 from __future__ import annotations
 
+import hashlib
 import select
 import socket
 import ssl
@@ -32,21 +33,7 @@ class TlsChannel(StreamChannel):
     def __init__(self, wire: TlsWire, peer: str, timeout: float = 60) -> None:
         super().__init__(wire, peer, timeout)
         self._tls_wire = wire
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the peer's certificate, hex: who it is, whatever it says."""
-        return self._tls_wire.fingerprint()
-
-    @property
-    def serial(self) -> str:
-        """Of the peer's certificate, hex: what a list of revoked ones names."""
-        return self._tls_wire.serial()
-
-    @property
-    def name(self) -> str:
-        """In the peer's certificate: who it is for, whatever its key and number."""
-        return name_of(self._tls_wire.certificate()) or self.fingerprint
+        self.certificate = PeerCertificate(wire.tls)
 
     def _check_usable(self, sending: bool, receiving: bool) -> None:
         super()._check_usable(sending, receiving)
@@ -65,9 +52,20 @@ def role_of(certificate: Mapping[str, Any]) -> str | None:
     return roles[0] if len(roles) == 1 else None
 
 
-def name_of(certificate: Mapping[str, Any]) -> str:
-    """The subject of a certificate as `getpeercert` gives it: commonName=blindformer alice."""
-    return ", ".join(f"{kind}={value}" for part in certificate.get("subject", ()) for kind, value in part)
+class PeerCertificate:
+    """What the certificate that a peer has shown, and that is verified, says of it. Each is text.
+
+    fingerprint   its SHA-256 (DER), hex: who the peer is, whatever it says
+    serial        the number that its CA gave it, hex: what a list of revoked ones names
+    name          who it is for, whatever its key and number: commonName=blindformer alice
+    """
+
+    def __init__(self, tls: ssl.SSLObject) -> None:
+        said: Mapping[str, Any] = tls.getpeercert() or {}
+        subject = [f"{kind}={value}" for part in said.get("subject", ()) for kind, value in part]
+        self.fingerprint = hashlib.sha256(tls.getpeercert(True) or b"").hexdigest()
+        self.serial = str(said.get("serialNumber", "0")).lower()
+        self.role, self.name = role_of(said), ", ".join(subject) or self.fingerprint
 
 
 class Listener:
@@ -293,7 +291,7 @@ def _shake_hands(wire: TlsWire, role: str, seconds: float) -> None:
 
 def _introduce(wire: TlsWire, name: str, expect_roles: Collection[str] | None, timeout: float) -> TlsChannel:
     """The channel of a peer whose certificate is verified, once its role is the expected one."""
-    role = role_of(wire.certificate())
+    role = PeerCertificate(wire.tls).role
     if role is not None and (expect_roles is None or role in expect_roles):
         return TlsChannel(wire, role, timeout)
     shown = f"the certificate of a {role}" if role else "a certificate without a role"

@@ -8,7 +8,6 @@ two processes: 0.9 GB/s against 1.2 GB/s each way.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import ssl
 import time
@@ -103,7 +102,7 @@ class TlsWire(PlainWire):
         """`host` is the name the peer's certificate must carry, on the side that dials; None on the other."""
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._pending = memoryview(b"")  # ciphertext the socket has not taken yet
         self.records = 0  # sent, all under one key
         self._said_anything = False
@@ -116,7 +115,7 @@ class TlsWire(PlainWire):
         """
         while True:
             try:
-                self._tls.do_handshake()
+                self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 self.flush()
                 if not self._fill():
@@ -135,22 +134,10 @@ class TlsWire(PlainWire):
     def has_output(self) -> bool:
         return len(self._pending) > 0 or self._outgoing.pending > 0
 
-    def certificate(self) -> dict:
-        """The peer's verified certificate, as `ssl.SSLSocket.getpeercert` gives it."""
-        return self._tls.getpeercert() or {}
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the peer's verified certificate (DER), hex: who the peer is, as far as TLS knows."""
-        return hashlib.sha256(self._tls.getpeercert(True) or b"").hexdigest()
-
-    def serial(self) -> str:
-        """The number that its CA gave the certificate, hex."""
-        return str(self.certificate().get("serialNumber", "0")).lower()
-
     def write(self, data: memoryview) -> int:
         if not self.flush():
             return 0
-        count = self._tls.write(data)
+        count = self.tls.write(data)
         self.records += -(-count // RECORD_BYTES)
         self.flush()
         return count
@@ -169,7 +156,7 @@ class TlsWire(PlainWire):
     def read_into(self, view: memoryview) -> int:
         while True:
             try:
-                return cast(int, self._tls.read(len(view), cast(bytearray, view)))  # typeshed knows no memoryview here
+                return cast(int, self.tls.read(len(view), cast(bytearray, view)))  # typeshed knows no memoryview here
             except ssl.SSLWantReadError:
                 if not self._fill():
                     return -1
@@ -181,7 +168,7 @@ class TlsWire(PlainWire):
 
     def close(self, linger: float) -> None:
         with contextlib.suppress(OSError):  # want-read is one: we do not wait for the peer's goodbye
-            self._tls.unwrap()
+            self.tls.unwrap()
         with contextlib.suppress(OSError):
             self.flush()
         super().close(linger)

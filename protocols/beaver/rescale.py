@@ -84,9 +84,9 @@ class Rescale(Primitive):
         if online.leader:
             mine += 1 << (left - 2)
         (theirs,) = yield [Swap(mine, x.shape, wire_bytes(left))]
-        terms = correlation.low, correlation.wrap
-        public, wrapped, share = extended(mine, theirs, *(term.value for term in terms), left, online.leader)
-        return Share(key, share, width, opened=Opened(public, (None, wrapped), terms, "scaled"))
+        low, wrap = correlation.low, correlation.wrap
+        public, wrapped, share = extended(mine, theirs, low.value, wrap.value, left, online.leader)
+        return Share(key, share, width, opened=Opened(public, (None, wrapped), (low, wrap), "scaled"))
 
     def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64, early: bool = False) -> Cost:
         left, count = ring - bits, size(shape)

@@ -1,4 +1,4 @@
-"""Pairs of connected channels, one fixture for every transport."""
+"""Pairs of connected channels, one fixture for every transport; and models that several rooms ask."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
+from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +20,18 @@ def certificates(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     make_certificates(folder, keep_ca_key=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_classifier) -> Loaded:
+    return load(tiny_classifier)
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory) -> Path:
+    """A language model, compiled for conversations of 48 tokens in passes of 1 and 8."""
+    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
+    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...transport.frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
-from ...transport.tls import name_of, role_of
+from ...transport.tls import PeerCertificate
 from .connections import IncomingConnection, IncomingConnections
 
 _OTHER_PROTOCOL = pack_message(
@@ -39,11 +38,9 @@ class ClientProtocol(H11Protocol):
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         assert tls is not None
-        shown: bytes = tls.getpeercert(binary_form=True)
-        said = tls.getpeercert()
-        peer = hashlib.sha256(shown).hexdigest()
-        who = {"peer": peer, "role": role_of(said), "serial": said["serialNumber"], "name": name_of(said) or peer}
-        take_place = partial(self._connections.take_place, self._connection, peer)
+        shown = PeerCertificate(tls)
+        who = {"peer": shown.fingerprint, "role": shown.role, "serial": shown.serial, "name": shown.name}
+        take_place = partial(self._connections.take_place, self._connection, shown.fingerprint)
         self.app_state |= {**who, "connection": self._connection.number, "take_place": take_place}
         self._connections.arrived(self._connection, transport)
 

@@ -17,12 +17,11 @@ from ....protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, 
 from ....protocols.channel import Channel, Meter
 from ....protocols.errors import PeerError
 from ....protocols.streams import new_seed
-from ..client import Answer
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet, my_hello, new_session, tell
 from ..messages import Announce, Handed, Turn, Waiting, amount, hear, hear_of
 from ..online import Progress
-from ..timings import Timings, peak_rss_mb
+from ..timings import Answer, Timings, peak_rss_mb
 
 REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
             "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip

@@ -25,15 +25,18 @@ class OwnerShares:
         self.owner, self.program = owner, program
         self._count = 0
 
-    def shares(self, number: int, part: str = "") -> Mapping[str, Tensor]:
-        """This party's shares of the inputs. Errors: those of the channel; `PeerProtocolError`."""
+    def shares(self, part: str = "") -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name. `part`: of a program that has several.
+
+        Errors: those of the channel; `PeerProtocolError`.
+        """
         message, layout = self.owner.recv_message(), input_layout(self.program.part(part))
         if message.get("query") != self._count or message.get("part", "") != part:
             raise PeerProtocolError(self.owner.peer, "sent no shares for this query", "open a new session")
         return unpack_shares(self.owner.recv(layout_bytes(layout)), layout)
 
-    def answer(self, number: int, shares: Mapping[str, Tensor], part: str = "") -> None:
-        """Give the owner this party's shares of the results."""
+    def answer(self, shares: Mapping[str, Tensor], part: str = "") -> None:
+        """Give the owner this party's shares of the results, by output name."""
         self.owner.send_message({"answer": self._count})
         self.owner.send(pack_shares(shares, answer_layout(self.program.part(part))))
         self._count += 1

@@ -14,10 +14,11 @@ from ....protocols.channel import Channel
 from ....protocols.errors import PeerError, PeerGone
 from ..ahead import Ahead
 from ..blocks import may_run, rows_of_a_run
-from ..client import Answer, ClientParty
+from ..client import ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
 from ..messages import Announce, Handed, Seed, Turn, amount, out_of_place, read, read_number, refusing, requests
 from ..online import OnQuery
+from ..timings import Answer
 from ..weights import PublicPart, constants_of
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ....protocols.seeds import SEED_BYTES
+from ...files import sync_folder
 
 _NONE = bytes(SEED_BYTES)
 
@@ -64,12 +65,3 @@ class Keys:
 
 def _at(slot: int) -> int:
     return SEED_BYTES * (slot - 1)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new, renamed or removed name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .keys import sync_folder
+from ...files import sync_folder, whole_file
 from .ledger import SpoolError
 
 SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else
@@ -28,30 +28,19 @@ class Store:
 
         Errors: `SpoolError` when the disk does not take it; those of `frames`.
         """
-        path = self.folder / name
-        part = path.with_name(path.name + ".part")
-        size, digest = 0, hashlib.sha256()
+        path, size, digest = self.folder / name, 0, hashlib.sha256()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
+            with whole_file(path, durable=True) as stream:
                 for frame in frames:
                     stream.write(frame)
                     digest.update(frame)
                     size += len(frame)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-            sync_folder(path.parent)
             sync_folder(self.folder)
         except OSError as error:
-            part.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             what = f"cannot be written ({error.strerror}); free space, or use another folder"
             raise SpoolError(path, what) from None
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
         return size, digest.hexdigest()
 
     def open_once(self, name: str, size: int, sha256: str) -> mmap.mmap | bytes:

@@ -9,11 +9,8 @@ from contextlib import ExitStack
 import blindformer as bf
 import psutil
 import pytest
-from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.local import clear
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment, eventually
 
 TOKENS = 6
@@ -21,21 +18,8 @@ TIMEOUT = 5.0  # seconds of silence
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
-
-
-@pytest.fixture(scope="module")
-def wanted(folder):
-    """What is answered to some messages, one after the other."""
-    with clear.conversation(folder) as talk:
-        return [talk.say(text, max_new_tokens=TOKENS).tokens for text in ("Hi", "Ho")]
-
-
-@pytest.fixture(scope="module")
-def deployed(folder, tmp_path_factory):
-    with Deployment(tmp_path_factory.mktemp("site"), folder, timeout=TIMEOUT) as site:
+def deployed(chat_folder, tmp_path_factory):
+    with Deployment(tmp_path_factory.mktemp("site"), chat_folder, timeout=TIMEOUT) as site:
         yield site
 
 
@@ -102,12 +86,12 @@ def test_while_a_server_is_away_each_message_is_one_line_and_then_it_goes_on(sit
         assert client.chat(messages, max_new_tokens=TOKENS).tokens == wanted[0]
 
 
-def test_two_talk_at_once_and_a_third_waits_for_a_session(folder, wanted, tmp_path):
+def test_two_talk_at_once_and_a_third_waits_for_a_session(chat_folder, wanted, tmp_path):
     """Two conversations share one worker, pass by pass; who finds neither a worker nor a place in the queue asks
     again."""
     limits = {"--sessions": "2", "--share": "1", "--workers": "1", "--queue": "0"}
     seen = {name: [] for name in ("one", "other", "third")}
-    with Deployment(tmp_path, folder, server=limits) as site, ThreadPoolExecutor(3) as pool, ExitStack() as stack:
+    with Deployment(tmp_path, chat_folder, server=limits) as site, ThreadPoolExecutor(3) as pool, ExitStack() as stack:
 
         def client(name, **options):
             progress = lambda phase, done, total: seen[name].append(phase)  # noqa: E731

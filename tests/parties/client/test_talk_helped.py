@@ -7,31 +7,15 @@ import json
 import blindformer as bf
 import psutil
 import pytest
-from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.local import clear
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.parties.service.helped import Helped
 
 TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
-
-
-@pytest.fixture(scope="module")
-def wanted(folder):
-    """What is answered to some messages, one after the other."""
-    with clear.conversation(folder) as talk:
-        return [talk.say(text, max_new_tokens=TOKENS).tokens for text in ("Hi", "Ho")]
-
-
-@pytest.fixture(scope="module")
-def site(folder, tmp_path_factory):
-    with Helped(tmp_path_factory.mktemp("site"), folder, **{"--queries-each": "60", "--state": "state"}) as site:
+def site(chat_folder, tmp_path_factory):
+    with Helped(tmp_path_factory.mktemp("site"), chat_folder, **{"--queries-each": "60", "--state": "state"}) as site:
         yield site
 
 
@@ -41,8 +25,8 @@ def where(site):
 
 
 @pytest.fixture
-def client(site, folder, where):
-    with bf.Client(topology="helper", folder=folder / "client", certificates=site.certificates, **where) as client:
+def client(site, chat_folder, where):
+    with bf.Client(topology="helper", folder=chat_folder / "client", certificates=site.certificates, **where) as client:
         yield client
 
 
@@ -60,10 +44,10 @@ def test_a_lost_session_is_read_again_in_a_new_one(site, client, wanted, lost):
     assert (again.tokens, bool(again.retried)) == (wanted[1], True)
 
 
-def test_the_command_talks_through_them(call, site, folder, where, wanted):
+def test_the_command_talks_through_them(call, site, chat_folder, where, wanted):
     words = ("--topology", "helper", "--server", where["server"], "--helper", where["helper"])
     options = (*words, "--certs", site.certificates, "--max-new-tokens", TOKENS, "--format", "json")
-    code, out, errors = call("generate", folder / "client", "Hi", *options)
+    code, out, errors = call("generate", chat_folder / "client", "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
 

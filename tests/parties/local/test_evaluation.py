@@ -10,10 +10,9 @@ from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.evaluation import evaluate
-from blindformer.parties.local.session import LocalAnswer
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
-from blindformer.parties.session.timings import Timings
+from blindformer.parties.session.timings import Answer, Timings
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 
@@ -119,7 +118,7 @@ class Recorded:
         compiled = self.compiled
         engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
         outputs = compiled.decode(interpret(compiled.program, engine).outputs)
-        return LocalAnswer(outputs, Timings(online_s=3.0), {})
+        return Answer(outputs, Timings(online_s=3.0), {})
 
 
 def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):

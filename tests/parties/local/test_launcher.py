@@ -18,7 +18,6 @@ import pytest
 import torch
 from blindformer.models.artifacts import ArtifactError, save
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import ProgramError
@@ -28,24 +27,9 @@ from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LocalParties, run_local
 from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.parties.local.conftest import TEXTS
 
-TEXTS = ("how is my password ?", "not good , bad !")
 COMMANDS = {"dealer": "dealer", "server": "serve"}
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_classifier):
-    return load(tiny_classifier)
-
-
-@pytest.fixture(scope="module")
-def compiled(loaded):
-    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
-
-
-@pytest.fixture(scope="module")
-def folder(compiled, tmp_path_factory):
-    return save(compiled, tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="module")

@@ -14,33 +14,14 @@ import pytest
 if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
 
-from blindformer.models.artifacts import save
-from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price_among
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.members import LocalMembers
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.clear import ClearEngine
-
-TEXTS = ("how is my password ?", "not good , bad !")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_classifier):
-    return load(tiny_classifier)
-
-
-@pytest.fixture(scope="module")
-def compiled(loaded):
-    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
-
-
-@pytest.fixture(scope="module")
-def folder(compiled, tmp_path_factory):
-    return save(compiled, tmp_path_factory.mktemp("compiled"))
+from blindformer.tests.parties.local.conftest import TEXTS
 
 
 @pytest.mark.slow

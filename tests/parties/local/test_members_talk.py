@@ -15,12 +15,11 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
-from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.program.pricing import price_among
 from blindformer.parties.client.base import ClientError
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.local import clear
-from blindformer.parties.local.members_talk import MembersTalk, conversation
+from blindformer.parties.local.members import MembersTalk, conversation
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 
@@ -33,22 +32,17 @@ def model(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
 
 
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
-
-
 @pytest.fixture
-def wanted(folder):
+def wanted(chat_folder):
     """What the reference says."""
-    with clear.conversation(folder) as talk:
+    with clear.conversation(chat_folder) as talk:
         yield talk
 
 
 @pytest.mark.slow
-def test_three_parties_say_what_clear_says_at_the_declared_price(folder, wanted):
-    program, passes = load_client(folder).for_length().program, []
-    with conversation(folder, lambda *told: passes.append(told), parties=NAMES, timeout=60) as talk:
+def test_three_parties_say_what_clear_says_at_the_declared_price(chat_folder, wanted):
+    program, passes = load_client(chat_folder).for_length().program, []
+    with conversation(chat_folder, lambda *told: passes.append(told), parties=NAMES, timeout=60) as talk:
         for text, options in (("Hi", {}), ("Ho, and more than eight", {"prompt_lookup_num_tokens": 3})):
             assert talk.say(text, **GREEDY, **options).tokens == wanted.say(text, **GREEDY, **options).tokens
     assert {name for name, _ in passes} == {"1@48", "8@48"}
@@ -64,8 +58,8 @@ def test_three_parties_say_what_clear_says_at_the_declared_price(folder, wanted)
 
 
 @pytest.mark.slow
-def test_after_a_loss_the_next_message_goes_on_with_parties_that_are_started_again(folder, wanted):
-    with conversation(folder, parties=NAMES, timeout=30) as talk:
+def test_after_a_loss_the_next_message_goes_on_with_parties_that_are_started_again(chat_folder, wanted):
+    with conversation(chat_folder, parties=NAMES, timeout=30) as talk:
         assert talk.say("Hi", **GREEDY).tokens == wanted.say("Hi", **GREEDY).tokens
         for victim in ("alice", "carol", "dealer"):
             owner, read = talk.rows.run.__self__, list(talk.messages)
@@ -87,8 +81,8 @@ def test_a_private_model_generates_among_parties(model):
         assert torch.equal(private.generate(ids, **GREEDY), wanted)
 
 
-def test_who_talks_owns_the_data_and_gets_the_answers(folder):
-    program = load_client(folder).for_length().program
+def test_who_talks_owns_the_data_and_gets_the_answers(chat_folder):
+    program = load_client(chat_folder).for_length().program
     NAMES.check_conversation(program)
     Parties(NAMES.names, data="carol").check_conversation(program)
     for parties in (Parties(NAMES.names, recipient="alice"), Parties(NAMES.names, {"input_ids": "carol"}, "bob")):

@@ -20,11 +20,6 @@ TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_classifier):
-    return bf.load(tiny_classifier)
-
-
-@pytest.fixture(scope="module")
 def batches(loaded):
     return [loaded.encode(text, 16) for text in TEXTS]
 

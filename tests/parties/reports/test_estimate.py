@@ -6,7 +6,6 @@ import json
 
 import pytest
 from blindformer.models.artifacts import save
-from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network, price
 from blindformer.parties.local.compare import compile_text
 from blindformer.parties.local.launcher import LocalParties
@@ -90,11 +89,6 @@ def test_parties_that_wait_for_each_other_are_a_bug():
 
 
 # The rehearsal: every party's own moves.
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_classifier):
-    return load(tiny_classifier)
 
 
 @pytest.fixture(scope="module")

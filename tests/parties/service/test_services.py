@@ -381,13 +381,13 @@ def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
 def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):
     with client(site, part) as before:
         before.ask()
-        old = before.server.fingerprint
+        old = before.server.certificate.fingerprint
         add_certificate(site.certificates, "client", days=7, force=True)
         renew_certificates(site.certificates, days=7, within=99, names=["server"])
         site.server.wait_for("certificates-reloaded")  # by itself
         assert "in 7 days; renew it" in site.server.wait_for("certificate-ends")["what"]
         with client(site, part) as after:
-            assert after.server.fingerprint != old
+            assert after.server.certificate.fingerprint != old
             check(after.ask(), expected[8])
         check(before.ask(), expected[8])  # the open session goes on
     key = site.certificates / "server.key"

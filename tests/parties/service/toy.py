@@ -19,7 +19,7 @@ from blindformer.parties.service.host import Host
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
-from blindformer.parties.service.supervisor import Supervisor
+from blindformer.parties.service.supervisor import supervise
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 
@@ -136,7 +136,7 @@ def main() -> None:
     host = Host(listener, ServiceLimits(**options), log, Metrics(), exporter, lifeline)
     addresses = [listener.getsockname(), exporter.address if exporter else ("", 0)]
     address, metrics = (f"{host}:{port}" for host, port in addresses)
-    Supervisor(Toy(), host).run(lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))
+    supervise(Toy(), host, lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))
 
 
 if __name__ == "__main__":

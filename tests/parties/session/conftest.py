@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from blindformer.tests.parties.session.site import Site, small_case
@@ -20,3 +21,10 @@ def site(case: Case) -> Iterator[Site]:
     yield site
     for channel in site.channels:
         channel.close()
+
+
+@pytest.fixture
+def owner_of():
+    """`owner_of(site, **options)`: a data owner whose session ends with the test."""
+    with ExitStack() as stack:
+        yield lambda site, **options: stack.enter_context(site.owner(**options))

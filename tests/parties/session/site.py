@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.local.threads import PartyThreads
-from blindformer.parties.session.client import Answer, ClientParty
+from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.parties.session.helper.owner_shares import OwnerShares
@@ -18,7 +19,7 @@ from blindformer.parties.session.helper.party import HelperParty
 from blindformer.parties.session.meeting import new_session, tell
 from blindformer.parties.session.online import OnQuery
 from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.timings import Timings
+from blindformer.parties.session.timings import Answer, Timings
 from blindformer.parties.session.weights import Served
 from blindformer.parties.transport.memory import MemoryChannel
 from blindformer.protocols.channel import Channel
@@ -246,3 +247,14 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Site:
             site.answers.append(party.query(case.client, more=number + 1 < queries))
     site.end()
     return site
+
+
+def assert_fresh(site: Site) -> None:
+    """Of two equal queries of a data owner with two servers: what each has received is uniform, and not the same."""
+    for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
+        frames = [p for p in site.received[receiver, sender] if p[:1] != b"{"]
+        one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
+        assert one != other
+        if len(one) > 4000:
+            counts = np.bincount(np.frombuffer(one + other, np.uint8), minlength=256)
+            assert ((counts - counts.mean()) ** 2).sum() / counts.mean() < 255 + 8 * (2 * 255) ** 0.5

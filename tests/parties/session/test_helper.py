@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from contextlib import ExitStack
 
-import numpy as np
 import pytest
 import torch
 from blindformer.models.compile import decode_outputs
@@ -21,7 +19,7 @@ from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefused
 from blindformer.tests.models.conftest import make
-from blindformer.tests.parties.session.site import ROLES, Site, Turnstile
+from blindformer.tests.parties.session.site import ROLES, Site, Turnstile, assert_fresh
 from blindformer.tests.protocols.programs import Case, handed_over
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,13 +36,6 @@ def item():
 @pytest.fixture
 def site(case):
     return Site(handed_over(case))
-
-
-@pytest.fixture
-def owner_of():
-    """`owner_of(site, **options)`: a data owner whose session ends with the test."""
-    with ExitStack() as stack:
-        yield lambda site, **options: stack.enter_context(site.owner(**options))
 
 
 def exactly(item, batch) -> torch.Tensor:
@@ -89,13 +80,7 @@ def test_what_each_party_receives_is_uniform_and_fresh_in_every_query(item, owne
     owner = owner_of(site)
     for _ in range(2):
         owner.query(item.compiled.encode_inputs(item.batches[0]))
-    for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
-        frames = [p for p in site.received[receiver, sender] if p[:1] != b"{"]
-        one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
-        assert one != other
-        if len(one) > 4000:
-            counts = np.bincount(np.frombuffer(one + other, np.uint8), minlength=256)
-            assert ((counts - counts.mean()) ** 2).sum() / counts.mean() < 255 + 8 * (2 * 255) ** 0.5
+    assert_fresh(site)
     messages = [json.loads(p) for p in site.received["helper", "owner"]]
     seeds = [message["seed"] for message in messages if "seed" in message]
     assert len(set(seeds)) == 2
@@ -238,7 +223,7 @@ def test_any_message_of_an_owner_is_a_query_a_goodbye_or_a_typed_error(message):
     program = for_two_servers(make("bert-labels", "fast").compiled.program)
     for run in (
         lambda channel: HelperParty(channel, Session(program)).serve(idle=5),
-        lambda channel: OwnerShares(channel, program).shares(0),
+        lambda channel: OwnerShares(channel, program).shares(),
     ):
         mine, owner = memory_pair("helper", "client", timeout=5)
         owner.send_message(message)

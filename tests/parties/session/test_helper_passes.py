@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
@@ -15,14 +13,7 @@ from blindformer.parties.session.messages import Turn
 from blindformer.parties.session.passes import passes, turn_of
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
-from blindformer.tests.parties.session.site import Site
-
-
-@pytest.fixture
-def owner_of():
-    """`owner_of(site)`: a data owner whose session ends with the test."""
-    with ExitStack() as stack:
-        yield lambda site: stack.enter_context(site.owner())
+from blindformer.tests.parties.session.site import Site, assert_fresh
 
 
 @pytest.fixture
@@ -51,13 +42,7 @@ def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compil
     text = some(9).tolist()
     for _ in range(2):
         Rows(compiled.program, passes(owner_of(talks), compiled.parts), PREFIX).read(text)
-    for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
-        frames = [p for p in talks.received[receiver, sender] if p[:1] != b"{"]
-        one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
-        assert one != other
-        if len(one) > 4000:
-            counts = np.bincount(np.frombuffer(one + other, np.uint8), minlength=256)
-            assert ((counts - counts.mean()) ** 2).sum() / counts.mean() < 255 + 8 * (2 * 255) ** 0.5
+    assert_fresh(talks)
 
 
 @pytest.mark.parametrize(

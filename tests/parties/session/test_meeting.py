@@ -64,7 +64,7 @@ def test_a_client_finds_the_server_and_its_program(listener, certificates, serve
     assert part is served[CASE.program.hash()]
     assert said == mine
     assert (channel.timeout, theirs.timeout) == (20, 20)
-    assert len(theirs.fingerprint) == 64
+    assert len(theirs.certificate.fingerprint) == 64
     channel.send_message({"it": "works"})
     assert theirs.recv_message() == {"it": "works"}
     for end in (channel, theirs):

@@ -256,7 +256,7 @@ def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certific
         name: hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / f"{name}.pem").read_text())).hexdigest()
         for name in ("server", "client")
     }
-    assert (server.fingerprint, client.fingerprint) == (own["client"], own["server"])
+    assert (server.certificate.fingerprint, client.certificate.fingerprint) == (own["client"], own["server"])
     server.send(b"ok")
     assert client.recv(2) == b"ok"
     server.close()

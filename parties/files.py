@@ -1,0 +1,41 @@
+"""Files that are whole when they have their name, on the disk when they have to be, and never open to more than they
+should be."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path, mode: int = 0o600, *, durable: bool = False, new: bool = False) -> Iterator[BinaryIO]:
+    """A stream to write to: at the end of the block all of it is at `path`, after an error nothing.
+
+    `durable`: it survives a power cut from then on. `new`: FileExistsError if something is there already.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        (os.link if new else os.replace)(part, path)  # unlike a rename, a link replaces nobody's
+        if durable:
+            sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new, renamed or removed name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
