@@ -7,7 +7,7 @@ opened once, whatever number of products, powers and comparisons read it.
 
 Three kinds of opening:
     plain   one mask, uniform over the ring
-    scaled  after an exact rescale: the low part, plus a wrap bit times 2^(w-s) that counts where c has no top bit
+    scaled  after a rescale to more bits: the low part, plus a wrap bit times 2^k that counts where c has no top bit
     bit     a shared bit, masked by a random bit: x = e + (1 - 2 e) * beta
 """
 
