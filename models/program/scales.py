@@ -2,8 +2,9 @@
 
 A product adds scales, a power of two moves the scale, a sum aligns scales by a free left shift. The ring holds 62
 bits of magnitude; `headroom` of them are kept free, since inputs may pass what calibration saw. A rescale is placed
-where the next operation would not fit otherwise; and where a value is opened elementwise anyway, because there it is
-free: the rescale's opening serves the products, powers and comparisons that follow.
+where the next operation would not fit otherwise; where a value is opened elementwise anyway, because there it is
+free: the rescale's opening serves the products, powers and comparisons that follow; and after a product of matrices
+that is larger than its factors, if all its readers take fewer bits.
 
 `fraction`: the fractional bits that a rescaled value keeps. Values that are small, or bounded away from zero because
 they are about to be divided by, keep that many significant bits instead.

@@ -1,8 +1,9 @@
 """How much of the ring each value needs: the low bits that its readers use. The rest neither travels nor is corrected.
 
-A rescale of z opens z modulo 2^w, and |z| < 2^(w-2) is known from calibration (with headroom), so z is only needed
-modulo 2^w; and what z is a sum or product of, too. Walking backwards gives each value's width. Readers that reduce it:
-    rescale   its own w              less     the comparison's bits
+A rescale of z by s bits needs z modulo 2^(w+s), if readers take w bits of its result; or, with an opening, modulo 2^v
+where |z| < 2^(v-2) is known from calibration (with headroom). What z is a sum or product of is needed to no more, too.
+Walking backwards gives each value's width. Readers that reduce it:
+    rescale   w + s, or v            less     the comparison's bits
     shift     minus the shift        reveal   the answer's own size, sign included, and the bits that it drops
 Everything else (sums, products, rearrangements) needs its arguments to the width of its result. So each operation says
 (protocols/operations/, `demand` and `limit`).
