@@ -57,7 +57,7 @@ def exp(at: Scaler, node: Node) -> None:
     assert table.value is not None
     number, scale = at.lowered(x)
     rows = at.precision.fraction - 1  # which are rounded down; the dealer's numbers are not
-    fraction = rows - 3 + math.ceil(math.log2(float(table.value.max())))
+    fraction = rows - 2 + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
     at.emit(node, [number, at.source(table, rows)], rows + fraction, bounded=True, **place)
