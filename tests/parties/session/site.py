@@ -252,7 +252,7 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Site:
 def assert_fresh(site: Site) -> None:
     """Of two equal queries of a data owner with two servers: what each has received is uniform, and not the same."""
     for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
-        frames = [p for p in site.received[receiver, sender] if p[:1] != b"{"]
+        frames = [p for p in site.received[receiver, sender] if p[:2] != b'{"']
         one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
         assert one != other
         if len(one) > 4000:

@@ -65,7 +65,7 @@ def test_an_owner_s_work_is_small(item, owner_of):
     owner = owner_of(site)
     answer = owner.query(item.compiled.encode_inputs(item.batches[0]))
     assert owner.setup_bytes == 0
-    tensors = {key: sum(len(p) for p in payloads if p[:1] != b"{") for key, payloads in site.received.items()}
+    tensors = {key: sum(len(p) for p in payloads if p[:2] != b'{"') for key, payloads in site.received.items()}
     assert tensors["server", "owner"] == traffic.to_server
     assert tensors["helper", "owner"] == 0
     assert tensors["owner", "helper"] == tensors["owner", "server"] == traffic.from_each
