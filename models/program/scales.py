@@ -286,8 +286,9 @@ class Scaler:
             self.finest[id(node)] = max((self._read_at(node, r) for r in readers.get(id(node), [])), default=math.inf)
 
     def _read_at(self, node: Node, reader: Node) -> float:
+        """Fractional bits at which a reader takes the node; inf: all that there are."""
         operation = operations().get(reader.op)
-        if operation and (operation.opened or operation.scales == "product"):
+        if operation and operation.opened:
             return self.target(node)
         return self.finest[id(reader)] if operation and (operation.rearranges or operation.signs) else math.inf
 

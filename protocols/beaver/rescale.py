@@ -54,7 +54,8 @@ class Rescale(Primitive):
         ring: int = 64,
         early: bool = False,
     ) -> Trace:
-        left, result = ring - bits, Trace(key, shape, width, born_open=early)
+        left = ring - bits
+        result = Trace(key, shape, width, born_open=early and width <= left)
         if width > left:
             mine, extra = offline.source.uniform(f"{key}/r", shape, wire_bytes(left)), mask_bytes(width, left)
             above = offline.source.derived(f"{key}/above", shape, lambda: mine >> left, extra)

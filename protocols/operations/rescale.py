@@ -45,9 +45,15 @@ def _demand(bits: Bits, attributes: Attributes) -> int:
     return bits.ring
 
 
+def _problem(attributes: Attributes) -> str:
+    if type(attributes.get("early", False)) is not bool:
+        return "a rescale that is early by something else than a yes or no"
+    return "" if attributes.get("ring", 64) - attributes["bits"] >= 2 else "a rescale that leaves too few bits to open"
+
+
 def _limit(width: int, attributes: Attributes) -> float:
     ring = attributes.get("ring", 64)
     return math.inf if width <= ring - attributes["bits"] else 2.0 ** (ring - 2)
 
 
-rescale = Operation("rescale", SHARED, _rescaled, by_chance=True, demand=_demand, limit=_limit)
+rescale = Operation("rescale", SHARED, _rescaled, by_chance=True, check=_problem, demand=_demand, limit=_limit)

@@ -130,6 +130,14 @@ BAD = {
         lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(bits="7"),
         r"program: instruction \d+: rescale of a number of bits that no ring has",
     ),
+    "a rescale that leaves nothing": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(bits=20, ring=21),
+        r"program: instruction \d+: a rescale that leaves too few bits to open",
+    ),
+    "a rescale that is early by a word": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "rescale")["attributes"].update(early="no"),
+        r"program: instruction \d+: a rescale that is early by something else than a yes or no",
+    ),
     "a table that no memory holds": (
         lambda d: next(x for x in d["instructions"] if x["op"] == "lookup")["attributes"].update(
             bits=60, low=2, drop=0
