@@ -27,14 +27,14 @@ def whole_file(path: Path, mode: int = 0o600, *, durable: bool = False, new: boo
                 os.fsync(stream.fileno())
         (os.link if new else os.replace)(part, path)  # unlike a rename, a link replaces nobody's
         if durable:
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a new, renamed or removed name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content survive a power cut, or a new, renamed or removed name in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ...errors import first_line
+from ...files import sync
 from ...versions import versions
 from ..compile import Compiled
 from ..encrypted import Chosen
@@ -163,9 +164,9 @@ def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
         "files": describe_files(part),
     }
     for file in found["files"]:
-        _flush(part / file)
+        sync(part / file)  # a machine that goes down must not leave an empty file in its place
     _write_json(part / VERSIONS, found)
-    _flush(part / VERSIONS)
+    sync(part / VERSIONS)
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -186,21 +187,12 @@ def _swap(draft: Path, root: Path) -> None:
         if (root / name).exists():
             (root / name).rename(replaced / name)
         (draft / name).rename(root / name)
-    _flush(root)
+    sync(root)
 
 
 def _write_json(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Onto the disk, not only into its cache: a machine that goes down must not leave an empty file in its place."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _reason(error: Exception) -> str:

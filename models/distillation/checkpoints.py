@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...files import sync
 from ...protocols.errors import writing
 from .settings import DistillError
 
@@ -72,8 +73,7 @@ def write(file: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None
     try:
         with storing(str(file)):
             save_file({n: t.contiguous() for n, t in tensors.items()}, fresh, {"state": json.dumps(state)})
-            with fresh.open("rb") as handle:
-                os.fsync(handle.fileno())
+            sync(fresh)
             os.replace(fresh, file)
     finally:
         fresh.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ...files import whole_file
 from ...protocols.errors import BlindformerError
-from ..files import whole_file
 from ..transport.tls import ROLE_URI
 
 CA, CA_KEY = "ca.pem", "ca.key"

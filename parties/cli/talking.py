@@ -95,9 +95,8 @@ class Talking:
                     check_of_tokens(**{**answering, **said})  # before anything is compiled
                 text = None if self.system is None else read_system(self.system)
                 cache = load_settings(self.config).client.cache.expanduser()
-                drafting = (
-                    None if self.assistant is None else load(self.assistant)
-                )  # a name that is wrong is said first
+                # A name that is wrong is said first.
+                drafting = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 phases.begin("compile", conversation_notes(self.slots, self.window))
                 folder = found_or_compiled(

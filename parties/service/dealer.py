@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ...files import whole_file
 from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..files import whole_file
 from ..session.dealer import DealerParty, left_for, receive_seed
 from ..session.meeting import meet_as_dealer
 from ..transport.tls import TlsChannel

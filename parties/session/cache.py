@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import whole_file
+from ...files import whole_file
 from .weights import CatalogueLine, as_tensor
 
 

@@ -10,9 +10,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from ...files import whole_file
 from ...protocols.errors import BlindformerError
 from ...protocols.seeds import SEED_BYTES, new_seed
-from ..files import whole_file
 
 _OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
 

@@ -126,11 +126,11 @@ class Network:
 
 @dataclass
 class Row:
-    """One row of a query. `group`: the hidden units that stay, of which `inputs` are read, each times a factor.
+    """One row of a query. `group`: the hidden units that stay, of which an input is `read`, times a factor.
     `fed`: the unit that the last layer is fed alone."""
 
     group: int | None = None
-    inputs: tuple[tuple[int, int], ...] = ()  # (input, factor)
+    read: tuple[int, int] | None = None  # (input, factor)
     fed: int | None = None
 
 
@@ -170,22 +170,20 @@ class Copy:
         """Every input into every group, twice: all of the weights, then what is left of each."""
         # Room for a bias: 31 / 32 of what the bit that the ReLU reads leaves for a value of either sign.
         factors = 31 << self.net.read - 6 - WEIGHT, 1 << self.net.read - 1 - REST
-        left = [Row(g, ((i, factor),)) for factor in factors for i in range(self.ins) for g in range(len(self.groups))]
+        left = [Row(g, (i, factor)) for factor in factors for i in range(self.ins) for g in range(len(self.groups))]
         while left:
             rows, left = left[: self.rows], left[self.rows :]
             for row, answer in zip(rows, self.query(rows), strict=True):
                 self.solve(row, answer)
 
     def solve(self, row: Row, answer: Tensor) -> None:
-        """What a row tells of the weights from its inputs to its group."""
+        """What a row tells of the weights from its input to its group."""
         assert row.group is not None
-        units = self.groups[row.group]
+        assert row.read is not None
+        (i, factor), units = row.read, self.groups[row.group]
         change = (answer - self.bases[row.group]) * 2.0**self.net.rounded
         found = torch.linalg.solve(self.last[units].double().T, change)
-        for i, factor in row.inputs:
-            value = (found / factor).round()
-            found = found - value * factor
-            self.first[i, units] += value.long()
+        self.first[i, units] += (found / factor).round().long()
 
     def query(self, rows: list[Row]) -> Tensor:
         """Answers [rows, N] of a query of these rows, as real numbers; rows that are missing are asked for nothing."""
@@ -195,7 +193,8 @@ class Copy:
         for number, row in enumerate(rows):
             if row.group is not None:
                 shift[number, self.groups[row.group]] = 1 << net.read - 2
-            for i, factor in row.inputs:
+            if row.read is not None:
+                i, factor = row.read
                 x[number, i] = factor << net.dropped
                 shift[number] -= self.first[i] * factor
             if row.fed is not None:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ....files import sync
 from ....protocols.seeds import SEED_BYTES
-from ...files import sync_folder
 
 _NONE = bytes(SEED_BYTES)
 
@@ -30,7 +30,7 @@ class Keys:
             os.pwrite(file, key, _at(slot))
             os.fsync(file)
         if made:
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def read(self, slot: int) -> bytes | None:
         """None if there is none (any more)."""

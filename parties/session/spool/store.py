@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ...files import sync_folder, whole_file
+from ....files import sync, whole_file
 from .ledger import SpoolError
 
 SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else
@@ -36,7 +36,7 @@ class Store:
                     stream.write(frame)
                     digest.update(frame)
                     size += len(frame)
-            sync_folder(self.folder)
+            sync(self.folder)
         except OSError as error:
             path.unlink(missing_ok=True)
             what = f"cannot be written ({error.strerror}); free space, or use another folder"

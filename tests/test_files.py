@@ -1,0 +1,41 @@
+"""Files that are whole or not there, and open to nobody else."""
+
+import pytest
+from blindformer.files import sync, whole_file
+
+
+def test_a_file_has_its_name_when_it_is_whole_and_its_mode_from_the_first_byte(tmp_path):
+    path = tmp_path / "key"
+    with whole_file(path, durable=True) as stream:
+        (part,) = tmp_path.iterdir()
+        assert part.stat().st_mode & 0o777 == 0o600
+        assert not path.exists()
+        stream.write(b"one")
+    assert path.read_bytes() == b"one"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_after_an_error_the_old_one_is_there_and_nothing_else(tmp_path, new):
+    path = tmp_path / "key"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), whole_file(path, new=new) as stream:
+        stream.writelines([b"half", None])
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_replaces_nobodys(tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError), whole_file(path, new=True) as stream:
+        stream.write(b"mine")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_not_there_cannot_be_synced(tmp_path):
+    sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "nothing")
