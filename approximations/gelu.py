@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .erf import exact_erf
 from .fourier import SOURCE, even, fit_series, gated
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import define_elementwise
@@ -40,7 +40,7 @@ define_elementwise(
 
 
 def _even_part(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * torch.erf(torch.from_numpy(x / math.sqrt(2))).numpy()
+    return 0.5 * x * exact_erf(x / math.sqrt(2))
 
 
 def _tail(x: float) -> float:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from blindformer.approximations import CalibrationError, choices, find, find_kind, polynomial
+from blindformer.approximations import CalibrationError, Plan, choices, find, find_kind, polynomial
+from blindformer.approximations.fourier import fit_series
+from blindformer.approximations.overrides import Overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +45,16 @@ def relative(found, log_low, width, spaced, **options):
 def test_stated_error_holds_and_is_tight(found, dtype):
     measured = error(found, *found.domain, dtype)
     assert 0.75 * found.error < measured <= found.error
+
+
+@pytest.mark.parametrize("found", [a for a in STATED if a.fit], ids=named)
+def test_a_fit_within_an_approximated_model_is_the_fit_outside(found):
+    outside = found.constants(None, {})
+    fit_series.cache_clear()
+    with Overrides(Plan.preset("faithful")).inside("layer"):
+        within = found.constants(None, {})
+    fit_series.cache_clear()
+    assert within == outside
 
 
 @pytest.mark.parametrize(
