@@ -115,18 +115,24 @@ def levels(
     return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first, power)
 
 
-@torch.library.custom_op("blindformer::which_cell", mutates_args=())
-def which_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
-    """Of x [..., 1] the cell: [..., cells], one 1 and zeros. Cells as of `lookup`; parties may find the next one."""
-    return (((x - start) / width).floor() % cells == torch.arange(cells, device=x.device)).to(x.dtype)
+@torch.library.custom_op("blindformer::tail_counts", mutates_args=())
+def tail_counts(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
+    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it: [..., cells]. Cells as
+    of `lookup`; parties may find the next one."""
+    cell = ((x - start) / width).floor() % cells
+    reached = cell.unsqueeze(-1) >= torch.arange(cells, device=x.device)
+    return (reached if keep is None else reached & keep.unsqueeze(-1).bool()).sum(-2, dtype=x.dtype)
 
 
-@which_cell.register_fake
-def _(x: Tensor, start: float, width: float, cells: int) -> Tensor:
+@tail_counts.register_fake
+def _(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], cells))
 
 
-which_cell.register_autograd(lambda ctx, gradient: (torch.zeros_like(gradient[..., :1]), None, None, None))
+tail_counts.register_autograd(
+    lambda ctx, gradient: (gradient.new_zeros(ctx.shape), None, None, None, None),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "shape", inputs[0].shape),
+)
 
 
 @torch.library.custom_op("blindformer::exp_by_cell", mutates_args=())

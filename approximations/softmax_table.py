@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .attention import none_kept
-from .primitives import above, exp_by_cell, which_cell
+from .primitives import above, exp_by_cell, tail_counts
 from .registry import Constants, approximation
 from .softmax import MOST, Parts, gap_of, maximum
 
@@ -61,11 +60,7 @@ def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> T
     """No more than CELL from the largest of each row [..., keys] that is kept."""
     cells = _power_of_two((high - low) / CELL + 3)
     start = CELL * round((low + high) / 2 / CELL - cells / 2)  # as much room below as above
-    which = which_cell(x.unsqueeze(-1), start, CELL, cells)
-    counts = (which if keep is None else which * keep.unsqueeze(-1)).sum(-2, keepdim=True)
-    order = torch.arange(cells, device=x.device)
-    above_each = (order[:, None] > order[:-1]).to(x.dtype)
-    reached = (counts.transpose(-1, -2) * above_each).sum(-2)  # how many lie in cell 1 or above, in cell 2 or above ...
+    reached = tail_counts(x, keep, start, CELL, cells)[..., 1:]
     return start + CELL * above(reached, 0.5).sum(-1, keepdim=True)
 
 

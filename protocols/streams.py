@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
 from .seeds import SEED_BYTES, new_seed
-from .wire import elements, unpack
+from .wire import elements, held_in, unpack
 
 __all__ = ["SEED_BYTES", "Stream", "derive", "new_seed"]
 
@@ -37,8 +37,8 @@ class Stream:
         # HKDF needs a 32-byte pseudo-random key for expansion alone: extract once, expand per array.
         self._key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
 
-    def integers(self, label: str, shape: tuple[int, ...], width: int = 8) -> Tensor:
-        """int64 tensor whose low `width` bytes are uniform; those above are the sign's."""
+    def integers(self, label: str, shape: tuple[int, ...], width: int = 8, narrow: bool = False) -> Tensor:
+        """Integers whose low `width` bytes are uniform; those above are the sign's."""
         size = elements(shape) * width
         drawn = bytearray(size)
         if size:
@@ -47,7 +47,7 @@ class Stream:
             cipher = Cipher(algorithms.AES(made[:_KEY_BYTES]), modes.CTR(made[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
             cipher.update_into(_zeros(size), drawn)
-        return unpack(drawn, 0, shape, width)
+        return unpack(drawn, 0, shape, width, held_in(width, narrow))
 
 
 _ZEROS = bytes(1 << 24)

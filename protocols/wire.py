@@ -33,9 +33,10 @@ def wire_bytes(bits: int) -> int:
     return (min(bits, 64) + 7) // 8
 
 
-def narrowest(bits: int) -> torch.dtype:
-    """The smallest type of integers that holds the low `bits` bits."""
-    return next(dtype for dtype in (torch.int8, torch.int16, torch.int32, torch.int64) if 8 * dtype.itemsize >= bits)
+def held_in(width: int, narrow: bool = True) -> torch.dtype:
+    """int64; or the smallest type of integers that holds `width` bytes."""
+    types = (torch.int8, torch.int16, torch.int32) if narrow else ()
+    return next((dtype for dtype in types if dtype.itemsize >= width), torch.int64)
 
 
 def elements(shape: tuple[int, ...]) -> int:
@@ -76,20 +77,22 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
 
 
 @kernel(twins.unpack)
-def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor:
-    """The int64 tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified."""
+def unpack(
+    data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """The tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified."""
     count = elements(shape)
     if not count:
-        return torch.zeros(shape, dtype=torch.int64)
+        return torch.zeros(shape, dtype=dtype)
     total: Tensor | None = None
     shift = 0
-    for dtype in _PLANES[width]:
-        length = count * dtype.itemsize
+    for part in _PLANES[width]:
+        length = count * part.itemsize
         raw = torch.frombuffer(data, dtype=torch.uint8, count=length, offset=at)
-        aligned = (raw.data_ptr() % dtype.itemsize) == 0
-        plane = (raw if aligned else raw.clone()).view(dtype).to(torch.int64)
+        aligned = (raw.data_ptr() % part.itemsize) == 0
+        plane = (raw if aligned else raw.clone()).view(part).to(torch.int64)
         total = plane if total is None else total.add_(plane, alpha=1 << shift)
         at += length
-        shift += 8 * dtype.itemsize
+        shift += 8 * part.itemsize
     assert total is not None
-    return total.view(shape)
+    return total.view(shape).to(dtype)

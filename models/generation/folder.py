@@ -14,6 +14,7 @@ from ..artifacts import ArtifactError, load_client, save
 from ..artifacts.layout import VERSIONS
 from ..building import own_plan
 from ..loading.load import Loaded, load, locate
+from ..program.program import ProgramError
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -77,7 +78,7 @@ def found_or_compiled(
     try:
         load_client(folder)
         return folder
-    except ArtifactError:
+    except (ArtifactError, ProgramError):  # none, or of another version
         return compile_chat_folder(load(model), folder, plan=plan, stage=stage, **options)
 
 

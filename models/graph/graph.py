@@ -183,10 +183,11 @@ class Builder:
         finally:
             self.searching = False
 
-    def one_hot(self, x: Node, start: float, width: float, cells: int) -> Node:
-        """Which cell x [..., 1] is in: [..., cells], one 1 and zeros. Cells as of `lookup`."""
-        assert x.shape[-1] == 1
-        return self.node("one_hot", x, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
+    def tail_counts(self, x: Node, keep: Node | None, start: float, width: float, cells: int) -> Node:
+        """How many of x [..., n] that a public `keep` keeps lie in a cell or above it: [..., cells]. Cells as of
+        `lookup`."""
+        args = [x] if keep is None else [x, keep]
+        return self.node("tail_counts", *args, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
 
     def exp(self, x: Node, start: float, width: float, cells: int) -> Node:
         """e^x in the last cells, where it is not nearly 0; 0 in all others. Cells as of `lookup`."""

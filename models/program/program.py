@@ -20,7 +20,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
 from ...protocols.rounds import Graph
 
-FORMAT = 2  # 2: results are rounded before they are revealed
+FORMAT = 3  # 3: counts of cells
 
 
 class ProgramError(BlindformerError):

@@ -182,10 +182,10 @@ def _numbers(program: Program, item: Instruction) -> int:
     numbers, bits, low = elements(item.shape), item.attributes.get("bits"), item.attributes.get("low")
     if item.op == "fourier":
         return numbers * elements(program.instructions[item.args[1]].shape)
-    if low is None or item.op == "one_hot":
+    if low is None:
         return numbers
     if item.op != "lookup":
-        return numbers << bits - low
+        return max([numbers, *(elements(program.instructions[arg].shape) for arg in item.args)]) << bits - low
     cells, columns = program.instructions[item.args[1]].shape
     if cells != 1 << bits - low:
         raise ValueError(item)

@@ -24,7 +24,6 @@ from ..kernels import twins
 from ..kernels.library import kernel
 from ..operations.fourier import WAVE, rounded, turns
 from ..rounds import Step
-from ..wire import narrowest
 from .context import Offline, Online, Public
 from .lookup import DealerNumbers
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
@@ -49,8 +48,8 @@ class Fourier(Primitive):
                 torch.mul(turned[..., n - 1], once, out=turned[..., n])
             return torch.view_as_real(turned).mul_(2.0**fraction).round_().long()
 
-        share = offline.source.derived(key, (*x.shape, count, 2), made, mask_bytes(width))
-        offline.keep(key, DealerNumbers(share.to(narrowest(width))))
+        share = offline.source.derived(key, (*x.shape, count, 2), made, mask_bytes(width), narrow=True)
+        offline.keep(key, DealerNumbers(share))
         return Trace(key, shape, width)
 
     def run(

@@ -5,9 +5,9 @@ dropped are taken off c and rho alike. With high and low parts c = c_H 2^f + c_L
 cell c_H - r_H at place c_L - r_L, which is negative where a carry was missed: the row above, read below its start.
 With e_j = 1 for j = r_H and 0 for all others, the dealer shares, for every cell j,
 
-    one_hot   e_j               the result is these numbers, in another order: cell c is e_(c_H - c)
-    lookup    e_j (-r_L)^i      sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
-    exp       e_j e^(-r_L)      sum_j [e_j e^(-r_L)] table(c_H - j, c_L)
+    tail_counts   e_j               for cell c the sum, of all that are counted, of [e_(c_H - i)] for i from c on
+    lookup        e_j (-r_L)^i      sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
+    exp           e_j e^(-r_L)      sum_j [e_j e^(-r_L)] table(c_H - j, c_L)
 
 all of them linear with public coefficients, so that each party computes its share alone.
 
@@ -29,7 +29,6 @@ from ..kernels import twins
 from ..kernels.library import kernel
 from ..operations.lookup import between
 from ..rounds import Step
-from ..wire import narrowest
 from .context import Offline, Online, Public
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes
@@ -85,8 +84,8 @@ def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, w
         rows = high[..., None, None].expand(*x.shape, 1, numbers)
         return torch.zeros(shape, dtype=torch.int64).scatter_(-2, rows, of_rest(rest)[..., None, :])
 
-    share = offline.source.derived(key, shape, made, mask_bytes(width))
-    offline.keep(key, DealerNumbers(share.to(narrowest(width))))
+    share = offline.source.derived(key, shape, made, mask_bytes(width), narrow=True)
+    offline.keep(key, DealerNumbers(share))
 
 
 class Lookup(Primitive):
@@ -112,22 +111,25 @@ class Lookup(Primitive):
         return plain_openings(x, but=("scaled",))
 
 
-class OneHot(Primitive):
-    op = "one_hot"
+class TailCounts(Primitive):
+    op = "tail_counts"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, **place: int) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *keep: Public, **place: int
+    ) -> Trace:
         _correlate(offline, key, x, _Place(**place), 1, width, lambda rest: torch.ones_like(rest)[..., None])
         return Trace(key, shape, width)
 
-    def run(self, online: Online, key: str, width: int, x: Share, **place: int) -> Step:
+    def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
         numbers = online.tape.take(key, DealerNumbers).numbers
-        return Share(key, read_one_hot(opened.public, numbers, **place), width)
+        kept = keep[0].tensor.expand(opened.public.shape).contiguous() if keep else None
+        return Share(key, read_tail_counts(opened.public, kept, numbers, **place), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, **place: int) -> Cost:
-        return Cost(ring_opening_cost(x), size(shape) * mask_bytes(width))
+    def cost(self, shape: Shape, width: int, x: Trace, *keep: Public, **place: int) -> Cost:
+        return Cost(ring_opening_cost(x), size(x.shape) * _Place(**place).cells * mask_bytes(width))
 
-    def opens(self, x: Trace, **place: int) -> list[Opening]:
+    def opens(self, x: Trace, *keep: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
@@ -183,11 +185,13 @@ def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int,
     return total
 
 
-@kernel(twins.read_one_hot)
-def read_one_hot(x: Tensor, numbers: Tensor, start: int, bits: int, low: int) -> Tensor:
-    """As `one_hot` has it above: x [..., 1] -> [..., cells]."""
+@kernel(twins.read_tail_counts)
+def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor:
+    """As `tail_counts` has it above: x [..., n] -> [..., cells]."""
     cell, _ = _Place(start, bits, low).rotated(x)
-    return numbers[..., 0].gather(-1, cell).squeeze(-2).long()
+    kept = numbers[..., 0] if keep is None else numbers[..., 0] * (keep != 0)[..., None]
+    counts = kept.gather(-1, cell).sum(-2, dtype=torch.int64)
+    return counts.flip(-1).cumsum(-1).flip(-1)
 
 
 @kernel(twins.read_exponential)

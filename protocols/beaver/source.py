@@ -21,9 +21,10 @@ from torch import Tensor
 from ..channel import Channel
 from ..errors import CorrelationError
 from ..streams import Stream
-from ..wire import elements, pack_into, unpack
+from ..wire import elements, held_in, pack_into, unpack
 
 Shape = tuple[int, ...]
+Made = Callable[[], Tensor]
 FRAME = 1 << 18  # bytes up to which small corrections share a frame
 
 
@@ -39,15 +40,15 @@ class Source(Protocol):
         """A uniform value known to `owner` ("client" or "server") alone; the other party gets zeros."""
         ...
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
-        """Shares of a value computed from others."""
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         """Like `uniform`, as bit planes shared by exclusive or."""
         ...
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         """Like `derived`, as bit planes shared by exclusive or."""
         ...
 
@@ -74,12 +75,12 @@ class Corrections:
         if self._at == len(self._frame):
             self.channel.send(self._frame)
 
-    def read(self, shape: Shape, width: int) -> Tensor:
+    def read(self, shape: Shape, width: int, narrow: bool = False) -> Tensor:
         size = elements(shape) * width
         self._check(size)
         if self._at == len(self._frame):
             self._frame, self._at = self.channel.recv(next(self._frames)), 0
-        out = unpack(self._frame, self._at, shape, width)
+        out = unpack(self._frame, self._at, shape, width, held_in(width, narrow))
         self._at += size
         return out
 
@@ -123,7 +124,7 @@ class DealerSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return (self.client if owner == "client" else self.server).integers(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
         self.corrections.write(out, width, self.client.integers(label, shape, width))
         return out
@@ -131,7 +132,7 @@ class DealerSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.server.integers(label, shape) ^ self.client.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         out = value()
         self.corrections.write(out ^ self.client.integers(label, shape), 8)
         return out
@@ -151,13 +152,13 @@ class ClientSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "client" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.stream.integers(label, shape, width, narrow)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.stream.integers(label, shape)
 
 
@@ -175,13 +176,13 @@ class ServerSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "server" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
-        return self.corrections.read(shape, width)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.corrections.read(shape, width, narrow)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.corrections.read(shape, 8)
 
 
@@ -199,7 +200,7 @@ class CountingSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = self.uniform(label, shape)
         self.layout.append(out.numel() * width)
         return out
@@ -207,5 +208,5 @@ class CountingSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.derived(label, shape, value)

@@ -7,7 +7,7 @@ and v - s_1 - ... - s_{N-1} at the leader; without the dealer, any N - 1 of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add, xor
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..beaver.source import ClientSource, Corrections, CountingSource, ServerSource, Shape, Source
+from ..beaver.source import ClientSource, Corrections, CountingSource, Made, ServerSource, Shape, Source
 from ..streams import Stream
 
 
@@ -87,7 +87,7 @@ class ManyDealer:
     def others(self, label: str, shape: Shape, owner: int) -> Tensor:
         return reduce(add, (s.integers(label, shape) for rank, s in enumerate(self.streams) if rank != owner))
 
-    def derived(self, label: str, shape: Shape, value: Callable[[], Tensor], width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
         self.corrections.write(reduce(torch.sub, self._shares(label, shape, width)[1:], out), width)
         return out
@@ -95,7 +95,7 @@ class ManyDealer:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return reduce(xor, self._shares(label, shape))
 
-    def derived_bits(self, label: str, shape: Shape, value: Callable[[], Tensor]) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         out = value()
         self.corrections.write(reduce(xor, self._shares(label, shape)[1:], out), 8)
         return out

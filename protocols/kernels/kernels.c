@@ -69,17 +69,29 @@ void pack(const u64 *x, const u64 *minus, size_t n, int width, char *out)
     }
 }
 
-void unpack(const char *in, size_t n, int width, u64 *out)
+/* To integers of `size` bytes. */
+void unpack(const char *in, size_t n, int width, int size, char *out)
 {
-    for (int left = width, shift = 0; left;) {
-        int bytes = plane(left);
+    if (width == size) {
+        memcpy(out, in, n * size);
+        return;
+    }
+    u64 value[BLOCK];
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t length = n - at < BLOCK ? n - at : BLOCK;
+        const char *from = in;
+        for (int left = width, shift = 0; left;) {
+            int bytes = plane(left);
 #define JOIN(type) \
     if (shift) \
-        for (size_t i = 0; i < n; i++) out[i] += (u64)(i64)((type *)in)[i] << shift; \
+        for (size_t i = 0; i < length; i++) value[i] += (u64)(i64)((type *)from)[at + i] << shift; \
     else \
-        for (size_t i = 0; i < n; i++) out[i] = (u64)(i64)((type *)in)[i];
-        FOR_TYPE(bytes, JOIN)
-        in += n * bytes, shift += 8 * bytes, left -= bytes;
+        for (size_t i = 0; i < length; i++) value[i] = (u64)(i64)((type *)from)[at + i];
+            FOR_TYPE(bytes, JOIN)
+            from += n * bytes, shift += 8 * bytes, left -= bytes;
+        }
+#define STORE(type) for (size_t i = 0; i < length; i++) ((type *)out)[at + i] = value[i];
+        FOR_TYPE(size, STORE)
     }
 }
 
@@ -245,18 +257,25 @@ INLINE void transpose(u64 *x)
             }
 }
 
-/* numbers: [n, cells], `size` bytes each, in the order of the cells: out. */
-void one_hot(const u64 *x, const void *numbers, int size, size_t n, u64 start, int bits, int low, u64 *out)
+/* numbers: [rows, n, cells], `size` bytes each, which are turned to the order of cells and added where `keep` is not 0:
+ * out [rows, cells], of a cell and those above it. */
+void tail_counts(const u64 *x, const u64 *keep, const void *numbers, int size, size_t rows, size_t n, u64 start, int bits, int low,
+                 u64 *out)
 {
     u64 cells = (u64)1 << (bits - low);
-    for (size_t i = 0; i < n; i++) {
-        u64 cell = ((x[i] - start) & low_bits(bits)) >> low;
+    for (size_t r = 0; r < rows; r++, out += cells) {
+        for (u64 j = 0; j < cells; j++) out[j] = 0;
+        for (size_t i = r * n; i < (r + 1) * n; i++) {
+            if (keep && !keep[i]) continue;
+            u64 cell = ((x[i] - start) & low_bits(bits)) >> low;
 #define TURNED(type) { \
     const type *number = (const type *)numbers + cells * i; \
-    for (u64 j = 0; j <= cell; j++) out[cells * i + j] = (u64)(i64)number[cell - j]; \
-    for (u64 j = cell + 1; j < cells; j++) out[cells * i + j] = (u64)(i64)number[cells + cell - j]; \
+    for (u64 j = 0; j <= cell; j++) out[j] += (u64)(i64)number[cell - j]; \
+    for (u64 j = cell + 1; j < cells; j++) out[j] += (u64)(i64)number[cells + cell - j]; \
 }
-        FOR_TYPE(size, TURNED)
+            FOR_TYPE(size, TURNED)
+        }
+        for (u64 j = cells - 1; j > 0; j--) out[j - 1] += out[j];
     }
 }
 

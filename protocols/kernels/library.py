@@ -39,7 +39,7 @@ _TYPES = {"a": _Array, "n": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_in
 # By kernel, what it takes: arrays, sizes, ints and numbers modulo 2^64.
 _TAKES = {
     "pack": "aania",
-    "unpack": "ania",
+    "unpack": "aniia",
     "divide": "aniiia",
     "extend": "aaaaniiaaa",
     "sum_products": "aaina",
@@ -47,7 +47,7 @@ _TAKES = {
     "fourier": "aaiiaiainiua",
     "exponential": "aaiiainuiiia",
     "lookup": "aaiainuiiia",
-    "one_hot": "aainuiia",
+    "tail_counts": "aaainnuiia",
     "to_planes": "aniia",
     "from_plane": "ana",
     "compare_blocks": "aaniuaa",

@@ -29,12 +29,14 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
     return end
 
 
-def unpack(data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int) -> Tensor | None:
-    out = torch.empty(shape, dtype=torch.int64)
+def unpack(
+    data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int, dtype: torch.dtype = torch.int64
+) -> Tensor | None:
+    out = torch.empty(shape, dtype=dtype)
     count = out.numel()
     if not count or at < 0 or at + count * width > len(data):
         return None
-    call("unpack", torch.frombuffer(data, dtype=torch.uint8).data_ptr() + at, count, width, out)
+    call("unpack", torch.frombuffer(data, dtype=torch.uint8).data_ptr() + at, count, width, dtype.itemsize, out)
     return out
 
 
@@ -113,13 +115,13 @@ def read_table(
     return out
 
 
-def read_one_hot(x: Tensor, numbers: Tensor, start: int, bits: int, low: int) -> Tensor | None:
+def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor | None:
     cells = 1 << bits - low
-    if not whole(x) or not _whole_numbers(numbers, (*x.shape, cells, 1)):
+    if not x.dim() or not whole(x, keep, like=x) or not _whole_numbers(numbers, (*x.shape, cells, 1)):
         return None
-    out = torch.empty(*x.shape, cells, dtype=torch.int64)
-    call("one_hot", x, numbers, numbers.itemsize, x.numel(), start, bits, low, out)
-    return out.squeeze(-2)
+    out = torch.empty(*x.shape[:-1], cells, dtype=torch.int64)
+    call("tail_counts", x, keep, numbers, numbers.itemsize, out.numel() // cells, x.shape[-1], start, bits, low, out)
+    return out
 
 
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:

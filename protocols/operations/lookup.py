@@ -11,7 +11,8 @@ So a table of reals at scale s, in units of a cell, gives results at scale s + f
 a masked x up to a carry: they may read the next place, and the row above, at v - 2^f. A table must allow for both.
 All tables that are read on one opening see the same carry into the cell; the reference takes none.
 
-one_hot: which cell x [..., 1] is in: [..., cells] of zeros and one 1, up to the same carry.
+tail_counts: how many of x [..., n] lie in a cell or above it: [..., cells], each of x up to a carry of its own; where
+there is a second argument [..., n], which is public, of those at which it is not 0.
 
 exp: e^x times 2^(fraction + the table's scale), e^x being what the table says at the start of x's cell, times
 e^(rate v / 2^f). Its rows [rows, points + 1] are of the last cells, at equal distances up to the cell's end; in cells
@@ -54,14 +55,17 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
     return result
 
 
-def _one_hot(x: Tensor, start: int, bits: int, low: int, carries: tuple[int, int] = (0, 0)) -> Tensor:
-    cell = (x - start & (1 << bits) - 1) + carries[0] * ((1 << low) - 1) >> low & (1 << bits - low) - 1
-    return (cell == torch.arange(1 << bits - low, device=x.device)).to(x.dtype)
+def _tail_counts(x: Tensor, keep: Tensor | None = None, *, start: int, bits: int, low: int) -> Tensor:
+    return _tails((x - start & (1 << bits) - 1) >> low, keep, 1 << bits - low).to(x.dtype)
 
 
-def _one_hot_of_reals(x: Tensor, start: float, width: float, cells: int) -> Tensor:
-    cell = ((x - start) / width).floor() % cells
-    return (cell == torch.arange(cells, device=x.device)).to(x.dtype)
+def _tail_counts_of_reals(x: Tensor, keep: Tensor | None = None, *, start: float, width: float, cells: int) -> Tensor:
+    return _tails(((x - start) / width).floor() % cells, keep, cells).to(x.dtype)
+
+
+def _tails(cell: Tensor, keep: Tensor | None, cells: int) -> Tensor:
+    reached = cell.unsqueeze(-1) >= torch.arange(cells, device=cell.device)
+    return (reached if keep is None else reached & keep.bool().unsqueeze(-1)).sum(-2)
 
 
 def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -> Tensor:
@@ -133,5 +137,5 @@ def _table(name: str, compute: Reference, real: Reference, **facts: Any) -> Oper
 
 
 lookup = _table("lookup", _lookup, _on_reals, shared=1)
-one_hot = _table("one_hot", _one_hot, _one_hot_of_reals)
+tail_counts = _table("tail_counts", _tail_counts, _tail_counts_of_reals, shared=1)
 exp = _table("exp", _exp, _exp_of_reals, shared=1)

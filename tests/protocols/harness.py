@@ -197,7 +197,7 @@ class Relay:
     def write(self, tensor: Tensor, width: int, minus: Tensor | None = None) -> None:
         self.waiting.append(sign_extend(tensor.clone() if minus is None else tensor - minus, 8 * width))
 
-    def read(self, shape: tuple[int, ...], width: int) -> Tensor:
+    def read(self, shape: tuple[int, ...], width: int, narrow: bool = False) -> Tensor:
         return self.waiting.pop(0).view(shape)
 
 

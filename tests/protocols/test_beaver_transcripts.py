@@ -55,7 +55,7 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
             fraction=9,
         ),
         d("less", z, threshold=50, bits=20, drop=6),
-        d("sum", d("one_hot", d("reshape", z, sizes=[64, 32, 1]), start=-5, bits=12, low=9), dims=[2], keepdim=False),
+        d("sum", d("tail_counts", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
     ]
     found = [d("rescale", d("mul", each, y), bits=9) for each in read]
     return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow, *found)
@@ -155,12 +155,12 @@ def test_a_broken_protocol_is_caught(monkeypatch, mask, bits, caught):
     """With masks of so many bits, or (None) one mask for every opening of a kind."""
     honest = Stream.integers
 
-    def broken(self, label, shape, width=8):
+    def broken(self, label, shape, *held):
         if not label.endswith(mask):
-            return honest(self, label, shape, width)
+            return honest(self, label, shape, *held)
         if bits is None:
-            return honest(self, "one for all", shape, width)
-        return honest(self, label, shape, width) & ((1 << bits) - 1)
+            return honest(self, "one for all", shape, *held)
+        return honest(self, label, shape, *held) & ((1 << bits) - 1)
 
     monkeypatch.setattr(Stream, "integers", broken)
     if mask == "/zero":
@@ -199,10 +199,10 @@ def test_no_mask_is_drawn_twice(monkeypatch):
     """
     honest, drawn = Stream.integers, Counter()
 
-    def counted(self, label, shape, width=8):
+    def counted(self, label, shape, *held):
         if label != "B":
             drawn[threading.current_thread().name == "blindformer dealer", self._key, label] += 1
-        return honest(self, label, shape, width)
+        return honest(self, label, shape, *held)
 
     monkeypatch.setattr(Stream, "integers", counted)
     run_session(CASES["one_value_many_readers"](), queries=2)

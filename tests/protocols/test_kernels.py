@@ -10,6 +10,7 @@ from blindformer.protocols.beaver.compare import _terms, tree
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.kernels.library import kernels, library
 from blindformer.protocols.operations.fourier import POINTS, WAVE
+from blindformer.protocols.wire import held_in
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,7 +40,8 @@ def _pack(draw: Draw, n: int) -> tuple[object, ...]:
 
 def _unpack(draw: Draw, n: int) -> tuple[object, ...]:
     width, at = draw(st.integers(1, 8)), draw(st.integers(0, 9))
-    return (bytearray(uniform(at + n * width, dtype=torch.int8).numpy().tobytes()), at, (n,), width)
+    dtype = held_in(width, draw(st.booleans()))
+    return bytearray(uniform(at + n * width, dtype=torch.int8).numpy().tobytes()), at, (n,), width, dtype
 
 
 def _divided(draw: Draw, n: int) -> tuple[object, ...]:
@@ -82,9 +84,12 @@ def _read_table(draw: Draw, n: int) -> tuple[object, ...]:
     return uniform(n), uniform(1 << cells, count), narrow(draw, n, 1 << cells, count), *place
 
 
-def _read_one_hot(draw: Draw, n: int) -> tuple[object, ...]:
+def _read_tail_counts(draw: Draw, n: int) -> tuple[object, ...]:
     cells, low = draw(st.integers(0, 6)), draw(st.integers(0, 20))
-    return uniform(n, 1), narrow(draw, n, 1, 1 << cells, 1), draw(st.integers(-999, 999)), cells + low, low
+    rows = draw(st.integers(1, 3))
+    keep = draw(st.sampled_from([None, uniform(rows, n) & 1]))
+    numbers = narrow(draw, rows, n, 1 << cells, 1)
+    return uniform(rows, n), keep, numbers, draw(st.integers(-999, 999)), cells + low, low
 
 
 def _to_planes(draw: Draw, n: int) -> tuple[object, ...]:
@@ -130,7 +135,7 @@ DRAWN = {
             "read_series",
             "read_exponential",
         ),
-        "read_one_hot",
+        "read_tail_counts",
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
@@ -166,6 +171,8 @@ def test_a_table_that_does_not_fit_is_left_to_torch() -> None:
         ("read_exponential", (x, uniform(2, 1025), uniform(5, 16, 1)), place),  # finer than its cells
         ("read_table", (x, uniform(8, 3), uniform(5, 16, 3)), place),
         ("read_table", (x, uniform(16, 3), uniform(5, 16, 2)), place),
+        ("read_tail_counts", (x, None, uniform(5, 8, 1)), place),
+        ("read_tail_counts", (x, uniform(4), uniform(5, 16, 1)), place),
         ("compare_blocks", (uniform(12, 2), 1, uniform(2, 16, 2)), {}),
         ("matmul", (uniform(2, 3), torch.ones(3, 4, dtype=torch.uint8)), {}),
     ):

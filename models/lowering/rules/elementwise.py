@@ -121,9 +121,15 @@ def levels(
     return lowering.builder.levels(lowering.as_node(x), tables, widths, first, power)
 
 
-@rule("which_cell")
-def which_cell(lowering: Lowering, x: Operand, start: float, width: float, cells: int) -> Node:
-    return lowering.builder.one_hot(lowering.as_node(x), start, width, cells)
+@rule("tail_counts")
+def tail_counts(lowering: Lowering, x: Operand, keep: Operand | None, start: float, width: float, cells: int) -> Node:
+    b, node = lowering.builder, lowering.as_node(x)
+    mask = None if keep is None else lowering.as_node(keep)
+    if mask is None or mask.owner == "public":
+        return b.tail_counts(node, mask, start, width, cells)
+    each = b.tail_counts(b.reshape(node, (*node.shape, 1)), None, start, width, cells)  # who counts is private
+    kept = lowering.as_node(lowering.apply("aten.unsqueeze.default", mask if keep is None else keep, -1))
+    return b.sum(b.mul(each, kept), [-2], keepdim=False)
 
 
 @rule("exp_by_cell")

@@ -44,10 +44,10 @@ def lookup(at: Scaler, node: Node) -> None:
         at.open_early(node, at.number[id(node)])
 
 
-@scale_rule("one_hot")
-def one_hot(at: Scaler, node: Node) -> None:
+@scale_rule("tail_counts")
+def tail_counts(at: Scaler, node: Node) -> None:
     number, scale = at.lowered(node.args[0])
-    at.emit(node, [number], 0, **_place(node, scale))
+    at.emit(node, [number, *(at.source(keep, 0) for keep in node.args[1:])], 0, **_place(node, scale))
 
 
 @scale_rule("exp")

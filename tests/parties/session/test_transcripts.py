@@ -59,11 +59,11 @@ class Recording(Site):
         return pair
 
     def drawing(self, draw: Callable) -> Callable:
-        def integers(stream: Stream, label: str, shape: tuple[int, ...], width: int = 8) -> torch.Tensor:
+        def integers(stream: Stream, label: str, shape: tuple[int, ...], *held: int) -> torch.Tensor:
             name = hashlib.sha256(stream._key).hexdigest()[:16]
             with self._lock:
                 self._drawn.setdefault(name, Counter())[f"{label} {tuple(shape)}"] += 1
-            return draw(stream, label, shape, width)
+            return draw(stream, label, shape, *held)
 
         return integers
 

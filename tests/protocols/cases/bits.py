@@ -126,12 +126,12 @@ def lookup(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
 
 
 @program((12, 6), (20, 14), (7, 7))
-def one_hot(d: Draft, data: Data, of: tuple[int, int]) -> None:
+def tail_counts(d: Draft, data: Data, of: tuple[int, int]) -> None:
     bits, low = of
-    for x in (hidden(d, data, 3, 40, 1, bits=bits + 2), scaled(d, data, 3, 40, 1, bits=bits + 2, drop=10)):
-        where = d("one_hot", x, start=-3, bits=bits, low=low)
-        d("sum", where, dims=[1], keepdim=False, width=16)
-        d("mul", where, x)
+    for x in (hidden(d, data, 3, 2, 20, bits=bits + 2), scaled(d, data, 3, 2, 20, bits=bits + 2, drop=10)):
+        counts = d("tail_counts", x, start=-3, bits=bits, low=low)
+        d("tail_counts", x, d.constant(data.bits(2, 20)), start=5, bits=bits, low=low, width=16)
+        d("mul", counts, d("sum", x, dims=[2], keepdim=True))
 
 
 @program((24, 8), (12, 7), (30, 1))
