@@ -3,6 +3,7 @@
     python -m bench.generation --model smollm2 --cache 128 --tokens 32 --format json
     python -m bench.generation --model smollm2 --cache 32 --tokens 4 --rtt 20 --bandwidth 200
     python -m bench.generation --model smollm2 --prompts 20 --tokens 64 --protocol clear
+    python -m bench.generation --model smollm2 --prompts 20 --quotes --drafts 7 --protocol clear
 
 README.md says what each figure means.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from blindformer.models.generation.chat import SLOTS
-from blindformer.models.generation.conversation import Conversation
+from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.judging.perplexity import compared
@@ -38,7 +39,7 @@ from torch import Tensor
 from .commands import PLANS, Say, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
 from .site import conversation_with
-from .text import PROMPTS, QUERIES
+from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
 GPT2 = "gpt2"
@@ -183,7 +184,12 @@ class Greedy(Measured):
     plan: str
     protocol: str
     prompts: int
+    quotes: bool
+    drafts: int
     tokens: int
+    passes: int
+    drafts_accepted: int
+    answers: list[str]
     positions: int
     agree_top1: float
     same_answers: int
@@ -192,10 +198,12 @@ class Greedy(Measured):
 
 
 def answer(
-    model: str, *, prompts: int = 20, tokens: int = 64, plan: str = "faithful", protocol: str = DEFAULT,
-    timeout: float = 600, say: Say | None = None,
+    model: str, *, prompts: int = 20, quotes: bool = False, tokens: int = 64, plan: str = "faithful",
+    protocol: str = DEFAULT, drafts: int = 0, timeout: float = 600, say: Say | None = None,
 ) -> Greedy:  # fmt: skip
     """Answer messages of ours with at most `tokens` tokens each, and compare each token with torch's at its place.
+
+    quotes   ask for what the message itself says
 
     Errors: BlindformerError, one line.
     """
@@ -203,35 +211,41 @@ def answer(
     torch.set_num_threads(1)
     about, home = provenance(), load_settings(None).client.cache.expanduser()
     source, folder = _compiled(model, home, plan, SLOTS, say)
-    agree, divergence, seconds, same = list[Tensor](), list[Tensor](), 0.0, 0
+    agree, divergence, replies = list[Tensor](), list[Tensor](), list[Completion]()
+    messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
+    drafted: dict[str, Any] = {"prompt_lookup_num_tokens": drafts} if drafts else {}
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
     with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
         kept, head = _kept(talk), talk.decoder.head
-        for number, prompt in enumerate(PROMPTS[:prompts], 1):
-            say(f"answer {number} of {min(prompts, len(PROMPTS))}")
+        for number, prompt in enumerate(messages[:prompts], 1):
+            say(f"answer {number} of {min(prompts, len(messages))}")
             plain = getattr(talk.chat.tokenizer, "chat_template", None) is None
             ids = talk.chat.text(prompt) if plain else talk.chat.prompt([{"role": "user", "content": prompt}])
-            reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False)
+            reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **drafted)
             whole = [*ids, *reply.tokens]
             found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
             alike, apart = compared(found if head is None else found @ head.T, wanted)
             agree.append(alike)
             divergence.append(apart)
-            same += bool(alike.all())
-            seconds += reply.seconds
+            replies.append(reply)
     return Greedy(
         model=model,
         weights=_weights(model),
         plan=plan,
         protocol=protocol,
         prompts=len(agree),
+        quotes=quotes,
+        drafts=drafts,
         tokens=tokens,
+        passes=sum(reply.passes - reply.prompt_passes for reply in replies),
+        drafts_accepted=sum(reply.drafts_accepted for reply in replies),
+        answers=[reply.text for reply in replies],
         positions=sum(map(len, agree)),
         agree_top1=torch.cat(agree).double().mean().item(),
-        same_answers=same,
+        same_answers=sum(bool(alike.all()) for alike in agree),
         kl=torch.cat(divergence).mean().item(),
-        wall_s_per_token=seconds / sum(map(len, agree)),
+        wall_s_per_token=sum(reply.seconds for reply in replies) / sum(map(len, agree)),
         **about,
     )
 
@@ -325,6 +339,7 @@ def greedy_table(found: Greedy) -> Table:
     grid = Table(title=f"{found.model}, plan {found.plan}, protocol {found.protocol}", show_header=False)
     rows = {
         "messages": f"{found.prompts}, answered with at most {found.tokens} tokens each",
+        "passes": f"{found.passes} for {found.positions} tokens, {found.drafts_accepted} from drafts",
         "likeliest token as float32": f"{found.agree_top1:.4f} of {found.positions} places",
         "answers that are float32's own": f"{found.same_answers}",
         "KL from float32": f"{found.kl:.2e}",
@@ -342,6 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
     prompts = f"short messages to answer instead, at most {len(PROMPTS)}: how often the likeliest token is float32's"
     options.add_argument("--prompts", type=int, help=prompts)
+    options.add_argument("--quotes", action="store_true", help="with --prompts: messages that ask to be repeated")
     options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--protocol", choices=talking(), default=DEFAULT)
@@ -361,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise GenerationError(f"--prompts: give 1 to {len(PROMPTS)}")
         if chosen.prompts is not None and network is not None:
             raise GenerationError("--rtt and --bandwidth: change no token; leave them or --prompts out")
-        left_out = ("format", "model", "rtt", "bandwidth", *(("cache", "drafts") if chosen.prompts else ("prompts",)))
+        left_out = ("format", "model", "rtt", "bandwidth", *(("cache",) if chosen.prompts else ("prompts", "quotes")))
         given = {name: value for name, value in vars(chosen).items() if name not in left_out}
         if chosen.prompts is None:
             publish(measure(chosen.model, **given, network=network, say=say), chosen.format, table)

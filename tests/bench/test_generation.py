@@ -67,7 +67,7 @@ def test_a_network_is_both_numbers_and_has_parties(model, tmp_path, monkeypatch,
 
 def test_short_messages_are_answered_as_float32_would(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(generation, "SLOTS", 96)
+    monkeypatch.setattr(generation, "SLOTS", 128)
     words = ["--model", str(model), "--prompts", "2", "--tokens", "5", "--protocol", "clear", "--format", "json"]
     assert generation.main(words) == 0
     found = json.loads(capsys.readouterr().out)
@@ -75,6 +75,11 @@ def test_short_messages_are_answered_as_float32_would(model, tmp_path, monkeypat
     assert found["agree_top1"] >= 0.9
     assert found["same_answers"] >= 1
     assert 0 < found["kl"] < 1e-3
+    assert (found["passes"], found["drafts_accepted"]) == (8, 0)
+    assert generation.main([*words, "--quotes", "--drafts", "3"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["quotes"], again["positions"], len(again["answers"])) == (True, 10, 2)
+    assert again["passes"] + again["drafts_accepted"] == 8
     assert generation.main([*words[:3], "99"]) == 1
     assert "--prompts: give 1 to 20" in capsys.readouterr().err
     assert generation.main([*words, "--rtt", "20", "--bandwidth", "9"]) == 1
