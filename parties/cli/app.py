@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ...versions import my_version
+from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
     compile,
@@ -36,7 +36,6 @@ app = typer.Typer(
     name="blindformer",
     help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
     no_args_is_help=True,
-    add_completion=False,
     suggest_commands=False,  # click does it
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,14 +80,18 @@ app.add_typer(certs.app, name="certs")
 
 def _say_version(asked: bool) -> None:
     if asked:
-        print(f"blindformer {my_version()}")
+        others = (f"{name} {number}" for name, number in versions().items() if name != "blindformer")
+        print(f"blindformer {my_version()}, protocol {PROTOCOL} ({', '.join(others)})")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Print the versions that matter and exit."
+        ),
     ] = False,
 ) -> None:
     """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""

@@ -185,7 +185,7 @@ class EncryptedClient(BaseClient):
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
         if find_spec("tenseal") is None:
-            raise CkksError("protocol ckks: tenseal is missing; install blindformer[he]")
+            raise CkksError("protocol ckks: tenseal is missing; run: pip install 'blindformer[he]'")
         from .https import HttpsTransport
 
         local = server == LOCAL
