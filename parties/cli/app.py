@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     name="blindformer",
     help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
     no_args_is_help=True,
-    suggest_commands=False,  # click does it
+    suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

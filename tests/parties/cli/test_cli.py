@@ -172,7 +172,7 @@ def test_certificates(call, tmp_path):
     assert "server.key" not in call("certs", "show", folder)[1]
 
 
-@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
+@pytest.mark.parametrize("what", ["models", "protocols", "approximations", "plans"])
 def test_lists(call, what):
     code, out, _ = call("list", what, "--format", "json")
     assert code == 0
