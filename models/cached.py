@@ -18,6 +18,7 @@ from .building import own_plan
 from .generation.rows import room
 from .loading.errors import LoadError
 from .loading.load import PACKAGED, Loaded, load, locate
+from .program.program import ProgramError
 
 Stage = Callable[[str], None]
 _FOLDER = "compiled"  # in the cache
@@ -50,7 +51,7 @@ def cached(
     try:
         load_client(folder)
         return folder
-    except ArtifactError:
+    except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
         return make(load(model), folder, plan)
 
 
@@ -100,6 +101,6 @@ def _compiled(folder: Path) -> KnownModel:
         lengths = tuple(rooms or (length for length in about["lengths"] if length))
         task = "text-generation" if rooms else about["pipeline"]
         return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder))
-    except (ArtifactError, KeyError) as error:
+    except (ArtifactError, ProgramError, KeyError) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"
-        return KnownModel(folder.name, where=str(folder), problem=problem)
+        return KnownModel(folder.name.rpartition("-")[0] or folder.name, where=str(folder), problem=problem)

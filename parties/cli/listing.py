@@ -47,7 +47,8 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _model_in_words(bytes: int, where: str, problem: str, **row: Any) -> dict[str, Any]:
-    return {**row, "MB": mb(bytes, 0) if bytes else "", "where": problem or where.replace(str(Path.home()), "~", 1)}
+    told = [where.replace(str(Path.home()), "~", 1), problem]
+    return {**row, "MB": mb(bytes, 0) if bytes else "", "where": ": ".join(filter(None, told))}
 
 
 def _protocols() -> list[dict[str, Any]]:

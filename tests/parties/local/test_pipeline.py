@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import blindformer as bf
@@ -191,6 +194,12 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     assert str(again.part.folder.parent) == found.where
     assert make(None, found.where).task == "text-classification"
     assert known_models(cache) == listed
+    (old,) = Path(found.where).glob("client/lengths/16/program.json")
+    old.write_text(re.sub(r'"format":\d+', '"format":0', old.read_text()))
+    for file in Path(found.where).glob("*/versions.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "files": {}}))
+    assert "compile the model again" in {model.where: model for model in known_models(cache)}[found.where].problem
+    make("text-classification", tiny_classifier)  # compiles it again
     (cache / "compiled" / "cut" / "client").mkdir(parents=True)
     code, out, _ = call("list", "models")
     assert code == 0
