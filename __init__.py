@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .parties.client.base import Result
     from .parties.client.client import Client, EncryptedClient
     from .parties.local.launcher import LocalParties, run_local
+    from .parties.local.pipeline import pipeline
     from .parties.local.private import PrivateModel, make_private
     from .parties.reports.estimate import Estimate, estimate
     from .parties.reports.report import Report
@@ -53,6 +54,7 @@ _HOMES = {
     "load": ".models.loading.load",
     "load_data": ".models.data",
     "make_private": ".parties.local.private",
+    "pipeline": ".parties.local.pipeline",
     "restore": ".approximations",
     "run_local": ".parties.local.launcher",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "load",
     "load_data",
     "make_private",
+    "pipeline",
     "restore",
     "run_local",
 ]

@@ -78,7 +78,7 @@ def federate(
     engine: Annotated[
         str,
         Option(
-            click_type=options.one_of("here", "ray"),
+            **options.one_of("here", "ray"),
             help="Who plays the clients: this process, one by one, or Ray's workers.",
         ),
     ] = "here",

@@ -60,7 +60,7 @@ class Encrypted:
             from ..protocols.ckks.evaluator import Evaluator
             from ..protocols.ckks.keys import ClientKeys
         except ImportError as error:
-            raise CkksError(f"protocol ckks: {error.name} is missing; install blindformer[he]") from None
+            raise CkksError(f"protocol ckks: {error.name} is missing; run: pip install 'blindformer[he]'") from None
         self.compiled = compiled
         self.circuit, self.parameters = chosen or circuit_for(compiled)
         self.keys = ClientKeys(self.circuit.ends(), self.parameters)

@@ -79,7 +79,7 @@ def process(command: str, folder: Path) -> dict[str, Any]:
     bench = name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench.")
     if not bench and name != "blindformer":
         raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
-    words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer.parties.cli", *arguments]
+    words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     return {"args": words, "cwd": ROOT if bench else folder, "env": environment, "text": True}
 

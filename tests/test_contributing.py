@@ -82,7 +82,7 @@ def test_a_data_set_is_loaded_by_its_name(contributed, tmp_path):
 
 
 def test_list_knows_them(contributed):
-    found = run_copy(contributed, "-m", "blindformer.parties.cli", "list", "approximations")
+    found = run_copy(contributed, "-m", "blindformer", "list", "approximations")
     assert re.search(r"silu\W+hard\b", found.stdout), found.stdout + found.stderr
     assert re.search(r"mish\W+cut\b", found.stdout)
 

@@ -171,6 +171,17 @@ def test_the_plan_of_the_approximations_page_works(tmp_path, monkeypatch):
     assert names["Plan"].load(tmp_path) == names["plan"]
 
 
+def test_the_pipeline_of_the_models_page_answers(tiny_classifier, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (text,) = [b.text for b in blocks("python") if "pipeline" in b.words]
+    known = f'{str(tiny_classifier)!r}, calibration=["good", "my password is lost ."], lengths=[8]'
+    text = text.replace('"./my-model"', known).replace("nobody reads this", "good").replace('"one"', '"bad"')
+    exec(compile(text, "models.md", "exec"), {})
+    alone, *_, empty, _ = capsys.readouterr().out.splitlines()
+    assert "'score': " in alone
+    assert empty == "a text is empty: write something, or leave it out"
+
+
 def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
     from blindformer.models.generation.folder import compile_chat_folder
     from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
@@ -221,13 +232,3 @@ def test_changelog_names_this_version():
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-def test_every_package_is_in_the_wheel():
-    import tomllib
-
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    rooms = ("protocols", "approximations", "models", "parties", "federated")
-    files = [ROOT / "__init__.py", *(file for room in rooms for file in ROOT.glob(f"{room}/**/__init__.py"))]
-    found = {".".join(("blindformer", *file.parent.relative_to(ROOT).parts)) for file in files}
-    assert sorted(listed) == sorted(found)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.metadata
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import blindformer as bf
 import pytest
+from blindformer.versions import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,6 +74,7 @@ def test_one_except_catches_a_bad_plan():
 def test_the_version_is_said_once_and_everywhere():
     installed = importlib.metadata.version("blindformer")
     assert bf.__version__ == installed
-    command = [sys.executable, "-m", "blindformer.parties.cli", "--version"]
+    command = [sys.executable, "-m", "blindformer", "--version"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout == f"blindformer {installed}\n"
+    said, torch, python = found.stdout, importlib.metadata.version("torch"), platform.python_version()
+    assert said.startswith(f"blindformer {installed}, protocol {PROTOCOL} (python {python}, torch {torch}, ")

@@ -137,6 +137,7 @@ class ClientPart:
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
+        item = self.task.item(item)
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
             inputs = self.task.encode_file(item, part.samples)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...approximations import Plan
-from ...versions import versions
-from ..artifacts import ArtifactError, load_client, save
-from ..artifacts.layout import VERSIONS
+from ..artifacts import save
 from ..building import own_plan
-from ..loading.load import Loaded, load, locate
-from ..program.program import ProgramError
+from ..cached import cached, is_compiled
+from ..loading.load import Loaded, load
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -62,30 +58,15 @@ def found_or_compiled(
 
     Errors: as `compile_chat_folder`.
     """
-    given = Path(model).expanduser()
-    if (given / "client").is_dir() or (given / VERSIONS).is_file():
+    if is_compiled(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
         if found := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {found} out, or give the model's own folder")
-        return given
-    if stage:
-        stage("the model")
-    name, place = locate(model)
-    plan = own_plan(place) if plan is None else plan
-    options = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
+        return Path(model).expanduser()
+    options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
-    folder = cache / "compiled" / _key(name, place, plan, options)
-    try:
-        load_client(folder)
-        return folder
-    except (ArtifactError, ProgramError):  # none, or of another version
-        return compile_chat_folder(load(model), folder, plan=plan, stage=stage, **options)
 
+    def make(loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+        return compile_chat_folder(loaded, folder, plan=plan, stage=stage, **options)
 
-def _key(name: str, place: Path, plan: Plan | str, options: dict[str, Any]) -> str:
-    """Names the model's files, the options, and the versions that they were compiled with."""
-    files = [place] if place.is_file() else sorted(place.glob("*.*"))
-    marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    made = json.dumps([str(place), marks, chosen, options, versions("transformers", "torch")])
-    return f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+    return cached(model, cache, make, plan, options, stage)

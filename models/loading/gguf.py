@@ -37,7 +37,9 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
                 file.parent, gguf_file=file.name, dtype="float32", **FILES_ALONE
             )
     except ImportError as error:
-        raise LoadError(f"{file}: needs the library gguf; run: pip install gguf ({first_line(error)})") from None
+        raise LoadError(
+            f"{file}: needs the library gguf; run: pip install 'blindformer[llm]' ({first_line(error)})"
+        ) from None
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
         raise LoadError(f"{file}: cannot be read ({first_line(error)}); download it again") from error
     if hasattr(model.config, "quantization_config"):  # its weights are not quantised any more

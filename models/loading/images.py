@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ...errors import first_line
@@ -13,12 +14,22 @@ from .errors import InputError
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def open_image(image: Any) -> Any:
-    """A PIL image in RGB, from a file or as it is. Errors: InputError."""
+def pillow() -> Any:
+    """PIL.Image. Errors: InputError without Pillow."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
+    return Image
+
+
+def open_image(image: Any) -> Any:
+    """A PIL image in RGB, from a file or as it is; pixels in a tensor or an array stay so. Errors: InputError."""
+    if isinstance(image, Tensor | np.ndarray):
+        return image
+    pillow()
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as opened:
@@ -29,13 +40,9 @@ def open_image(image: Any) -> Any:
             raise InputError(f"{image}: is no image that can be read ({first_line(error)})") from None
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
-    raise InputError(f"an image is a file's path or a PIL image, not {type(image).__name__}")
+    raise InputError(f"an image is a file's path, a PIL image or a tensor, not {type(image).__name__}")
 
 
 def image_of(pixels: Tensor) -> Any:
     """A PIL image of grey levels, uint8 [H, W]. Errors: InputError without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
-    return Image.fromarray(pixels.numpy())
+    return pillow().fromarray(pixels.numpy())

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from .task import Item, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
-PACKAGED = f"{MINILM} or {SMOLLM2}"
+PACKAGED = {MINILM: "sentence-embedding", SMOLLM2: "text-generation"}
+"""Models whose weights come in packages, with their tasks."""
+_PACKAGED = " or ".join(PACKAGED)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
     "ForSequenceClassification": "classifier",
@@ -68,6 +70,14 @@ class Loaded:
         """What a client needs to feed this model and to read its answers, without the model."""
         scores = score_function(getattr(self.model, "config", None))
         return Task(self.name, self.kind, self.processor, self.positions, self.labels, scores)
+
+    def without_head(self) -> Loaded:
+        """The encoder in it, whose answer is its hidden states. Of a model of texts; the head is lost to this one."""
+        model: Any = self.model
+        if isinstance(model, MaskedToken):
+            model.hook.remove()
+        inner = model.model if isinstance(model, SentenceEncoder | NextToken | MaskedToken) else model
+        return replace(self, model=inner.base_model, kind="encoder", labels={})
 
     def plan(self) -> Plan | None:
         """The plan in the model's folder, which a distilled student comes with. Errors: PlanError."""
@@ -130,23 +140,30 @@ def load(name: str | Path) -> Loaded:
     """
     title, folder = locate(name)
     if folder.is_file():
-        model, tokenizer = read_gguf(folder)
-        positions = positions_of(model, model.config, tokenizer)
-        return Loaded(title, folder, NextToken.of(model), "causal", tokenizer, positions)
+        return loaded_with(*read_gguf(folder), "causal", title, folder)
     config = _config(folder)
     kind, cls = _kind(folder, config)
     model = _model(folder, config, kind, cls)
     processor = None if kind == "tensors" else read_processor(folder, kind)
+    return loaded_with(model, processor, kind, title, folder)
+
+
+def loaded_with(model: nn.Module, processor: Any, kind: str, name: str = "", folder: Path | None = None) -> Loaded:
+    """A model of transformers with what feeds it. `kind`: what it answers (Task.kind). `name`: default: its class's.
+
+    Errors: LoadError for a sentence encoder that pools in another way.
+    """
+    config, cls = getattr(model, "config", None), type(model).__name__
     positions = positions_of(model, config, processor)
     if kind == "sentence":
-        model = SentenceEncoder(model, _pooling(folder))
+        model = SentenceEncoder(model, _pooling(folder or Path()))
     elif kind == "causal":
         model = NextToken.of(model)
     elif kind == "masked":
         model = MaskedToken.of(model, getattr(processor, "mask_token_id", None))
     labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
-    labels = labels if "Classification" in cls.__name__ else {}
-    return Loaded(title, folder, model.eval(), kind, processor, positions, labels)
+    labels = labels if "Classification" in cls else {}
+    return Loaded(name or cls, folder or Path(), model.eval(), kind, processor, positions, labels)
 
 
 def locate(name: str | Path) -> tuple[str, Path]:
@@ -173,7 +190,7 @@ def _folder(name: str) -> Path:
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED}")
+        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {_PACKAGED}")
     return _download(name)
 
 
@@ -192,7 +209,7 @@ def _download(name: str) -> Path:
             "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
         )
         raise LoadError(
-            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {PACKAGED}"
+            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {_PACKAGED}"
         ) from None
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def open_sound(sound: Any, rate: int) -> np.ndarray:
 
     Channels are averaged. Errors: InputError.
     """
+    if isinstance(sound, Mapping):  # as transformers' pipelines and data sets have them
+        if sound.get("sampling_rate", rate) != rate:
+            raise InputError(
+                f"a sound has {sound['sampling_rate']} samples a second, the model takes {rate}; resample it"
+            )
+        sound = sound.get("raw", sound.get("array", ()))
     if not isinstance(sound, str | Path):
         samples = np.asarray(sound, dtype=np.float32)
         if samples.ndim != 1 or not samples.size:

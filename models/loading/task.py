@@ -7,18 +7,21 @@ the one in the clear. All of it happens at the client.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ...errors import first_line
 from .errors import InputError
-from .images import open_image
+from .images import open_image, pillow
 from .media import MEDIA, Medium
 from .sounds import open_sound
 
-Item = str | tuple[str, str]  # a text, or two that are read together: a question and what it is about
+Item = str | tuple[str, str] | Mapping[str, Any]
+"""A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""
 USUAL_LABELS = 5  # as many as transformers' image- and audio-classification give
 _PIPELINES = {
     "sentence": "sentence-embedding",
@@ -65,8 +68,21 @@ class Task:
         return MEDIA.get(self.kind)
 
     # --- in ----------------------------------------------------------------------------------------------------------
+    def item(self, given: Any) -> Any:
+        """What a dictionary holds, with the names that transformers' pipelines have: a text, or a pair of texts.
+        Anything else, and what a tokenizer made, stays as it is. Errors: InputError."""
+        if not isinstance(given, Mapping) or self.medium is not None or "input_ids" in given:
+            return given
+        names = ("question", "context") if self.kind == "span" else ("text", "text_pair")
+        if not given.keys() <= {*names} or names[0] not in given:
+            wanted = ", ".join(f'"{name}"' for name in names)
+            raise InputError(f"a dictionary holds {wanted} here, and not {', '.join(map(repr, given)) or 'nothing'}")
+        return tuple(given[name] for name in names) if names[1] in given else given[names[0]]
+
     def tokens(self, item: Item) -> int:
         """Tokens of a text or a pair of texts, special ones included."""
+        if (ids := self._ids(item)) is not None:
+            return ids.shape[-1]
         with _TOKENIZING:
             return len(self._tokenizer()(*self._written(item), verbose=False)["input_ids"])
 
@@ -86,6 +102,9 @@ class Task:
     def encoding(self, item: Item, length: int, truncate: bool = False) -> Any:
         """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must."""
         with _TOKENIZING:
+            if self._ids(item) is not None:
+                options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+                return self._tokenizer().pad(item, padding_side="right", **options)
             return self._tokenizer()(
                 *self._written(item),
                 padding="max_length",
@@ -117,9 +136,15 @@ class Task:
         if self.medium is None:
             raise InputError(f"{self.name}: takes texts, not files of images or sounds")
         if self.processor is None:
+            if self.kind == "image":
+                pillow()  # without it, transformers loads no image processor
             raise InputError(f"{self.name}: came without what makes numbers of {self.medium.word}s; give it tensors")
         if self.kind == "image":
-            return dict(self.processor(images=open_image(item), return_tensors="pt"))
+            image = open_image(item)
+            try:
+                return dict(self.processor(images=image, return_tensors="pt"))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"image: cannot be used ({first_line(error)}); give a file or a PIL image") from None
         rate = self.processor.sampling_rate
         sound = open_sound(item, rate)
         if samples and len(sound) > samples:
@@ -144,9 +169,18 @@ class Task:
             raise InputError(f"{self.name}: has no tokenizer, so it takes no text; give a text model")
         return self.processor
 
+    def _ids(self, item: Item) -> Tensor | None:
+        """Token ids [1, tokens] of what a tokenizer made; None of a text. Errors: InputError."""
+        if not isinstance(item, Mapping) or "input_ids" not in item:
+            return None
+        ids = torch.as_tensor(item["input_ids"])
+        if ids.ndim != 2 or len(ids) != 1:
+            raise InputError(f"input_ids: are of shape {list(ids.shape)}; give one text's, [1, tokens]")
+        return ids
+
     def _written(self, item: Item) -> tuple[str, ...]:
         """The texts of an item: one, or the two of a pair."""
-        texts = item if isinstance(item, tuple) else (item,)
+        texts: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
         if len(texts) > 2 or not all(isinstance(text, str) for text in texts):
             if isinstance(item, tuple):
                 raise InputError("a pair of texts is two strings in a tuple; give just these")

@@ -29,7 +29,7 @@ def main() -> None:
     from .app import app
 
     try:
-        app()
+        app(prog_name="blindformer")  # however it was started: shells complete that name
     except BlindformerError as error:
         print(f"blindformer: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...versions import my_version
+from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
     compile,
@@ -36,8 +37,7 @@ app = typer.Typer(
     name="blindformer",
     help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
     no_args_is_help=True,
-    add_completion=False,
-    suggest_commands=False,  # click does it
+    suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -81,14 +81,18 @@ app.add_typer(certs.app, name="certs")
 
 def _say_version(asked: bool) -> None:
     if asked:
-        print(f"blindformer {my_version()}")
+        others = (f"{name} {number}" for name, number in versions().items() if name != "blindformer")
+        print(f"blindformer {my_version()}, protocol {PROTOCOL} ({', '.join(others)})")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Print the versions that matter and exit."
+        ),
     ] = False,
 ) -> None:
     """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""

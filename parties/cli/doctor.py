@@ -23,7 +23,7 @@ def doctor(
     party: Annotated[
         str | None,
         Option(
-            click_type=options.one_of("server", "client", "dealer", "helper"),
+            **options.one_of("server", "client", "dealer", "helper"),
             help="Which party this machine is (default: whose key is here).",
         ),
     ] = None,

@@ -1,14 +1,16 @@
-"""`blindformer list`: the protocols, approximations and plans that exist."""
+"""`blindformer list`: the models of this machine, and the protocols, approximations and plans that exist."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument
 
 from . import options
 from .options import PLANS, PRIVATE_PLANS
-from .output import table, tell
+from .output import mb, table, tell
 from .steps import loading
 
 
@@ -16,20 +18,37 @@ def list_names(
     what: Annotated[
         str,
         Argument(
-            click_type=options.one_of("protocols", "approximations", "plans"),
-            help="protocols, approximations or plans.",
+            **options.one_of("models", "protocols", "approximations", "plans"),
+            help="models, protocols, approximations or plans.",
         ),
     ],
     form: options.Form = "text",
 ) -> None:
-    """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
+    """List models of this machine (what packages bring, what is compiled), protocols (who is in it, what it protects),
+    approximations (error, needs) or plans (their choices)."""
+    listed = {"models": _models, "protocols": _protocols, "approximations": _approximations, "plans": _plans}
     with loading(notes=1):
-        rows = {"protocols": _protocols, "approximations": _approximations, "plans": _plans}[what]()
+        rows = listed[what]()
     told = {what: rows}
     if what == "plans":  # few plans with many choices: one column each
         rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
+    elif what == "models":
+        rows = [_model_in_words(**row) for row in rows]
     headings = (name.replace("_", " ") for name in rows[0])
     tell(form, told, table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
+
+
+def _models() -> list[dict[str, Any]]:
+    from ...models.cached import known_models
+    from ..config import load_settings
+
+    found = known_models(load_settings().client.cache.expanduser())
+    return [{**asdict(model), "lengths": list(model.lengths)} for model in found]
+
+
+def _model_in_words(bytes: int, where: str, problem: str, **row: Any) -> dict[str, Any]:
+    told = [where.replace(str(Path.home()), "~", 1), problem]
+    return {**row, "MB": mb(bytes, 0) if bytes else "", "where": ": ".join(filter(None, told))}
 
 
 def _protocols() -> list[dict[str, Any]]:

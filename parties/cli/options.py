@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from click import Choice
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from ..registry import in_words, priced, runs_here, served
 
@@ -19,13 +18,19 @@ PLANS = (*PRIVATE_PLANS, "exact")
 _PRESET = f"A preset ({', '.join(PRIVATE_PLANS)}) or a plan's JSON file"
 
 
-def one_of(*known: str) -> Any:
-    """`click_type` of an option with these values."""
-    return Choice(known)
+def one_of(*known: str) -> dict[str, Any]:
+    """Of an option or an argument that takes these values: what checks, shows and completes them."""
+
+    def parse(value: str) -> str:
+        if value not in known:
+            raise BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}.")
+        return value
+
+    return {"parser": parse, "metavar": f"[{'|'.join(known)}]", "autocompletion": lambda: list(known)}
 
 
 # Output.
-Form = Annotated[str, Option("--format", click_type=one_of("text", "json"), help="text, or one JSON object on stdout.")]
+Form = Annotated[str, Option("--format", **one_of("text", "json"), help="text, or one JSON object on stdout.")]
 
 # Models and plans.
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm or smollm2.")]
@@ -35,12 +40,12 @@ Embedding = Annotated[str, Option(help="client: the embedding block is released 
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 By = Annotated[
     str | None,
-    Option(click_type=one_of("layer", "operation"), help="A row for each layer (default) or operation."),
+    Option(**one_of("layer", "operation"), help="A row for each layer (default) or operation."),
 ]
 Reveal = Annotated[
     str | None,
     Option(
-        click_type=one_of("scores", "token"),
+        **one_of("scores", "token"),
         help="Of a conversation: scores of all words, the client draws (default); or the next token alone.",
     ),
 ]
@@ -59,13 +64,13 @@ Calibrate = Annotated[
 Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
-Runs = Annotated[str, Option("--protocol", click_type=one_of(*runs_here()), help=f"{in_words(runs_here())}.")]
-Priced = Annotated[str, Option("--protocol", click_type=one_of(*priced()), help=f"{in_words(priced())}.")]
+Runs = Annotated[str, Option("--protocol", **one_of(*runs_here()), help=f"{in_words(runs_here())}.")]
+Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"{in_words(priced())}.")]
 Served = Annotated[
     str | None,
     Option(
         "--protocol",
-        click_type=one_of(*served()),
+        **one_of(*served()),
         help=f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')}.",
     ),
 ]
@@ -106,7 +111,7 @@ Helper = Annotated[str | None, Option(help="host:port, with --topology helper.")
 Topology = Annotated[
     str | None,
     Option(
-        click_type=one_of("dealer", "helper"),
+        **one_of("dealer", "helper"),
         help="dealer; or helper: a second server computes, this side splits its data.",
     ),
 ]

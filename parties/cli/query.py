@@ -50,7 +50,7 @@ def query(
     use_spool: Annotated[
         str | None,
         Option(
-            click_type=options.one_of("auto", "only", "off"),
+            **options.one_of("auto", "only", "off"),
             help="auto: correlations made ahead first; only those; off: live ones.",
         ),
     ] = None,
@@ -65,7 +65,7 @@ def query(
         str,
         Option(
             "--format",
-            click_type=options.one_of("text", "json", "jsonl"),
+            **options.one_of("text", "json", "jsonl"),
             help="text; json: one object; jsonl: one object a line, each when it is there.",
         ),
     ] = "text",

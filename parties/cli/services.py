@@ -41,9 +41,7 @@ class Service:
     query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
     metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
     grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
-    log_format: Annotated[
-        str | None, Option(click_type=options.one_of("text", "json"), help="text or json, on stderr.")
-    ] = None
+    log_format: Annotated[str | None, Option(**options.one_of("text", "json"), help="text or json, on stderr.")] = None
     # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
     local: options.Local = None

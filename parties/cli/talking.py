@@ -34,7 +34,7 @@ class Talking:
 
     protocol: Annotated[
         str,
-        Option(click_type=options.one_of(*talking()), help=f"{in_words(talking())}."),
+        Option(**options.one_of(*talking()), help=f"{in_words(talking())}."),
     ] = DEFAULT
     parties: options.Parties = 2
     plan: Annotated[

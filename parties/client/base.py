@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 
 from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
-from ...models.loading.task import USUAL_LABELS
 from ...protocols.ckks.sealed import SealedError
-from ...protocols.errors import BlindformerError, PeerGone
+from ...protocols.errors import BlindformerError, PeerError, PeerGone
+from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
-from .transport import Reply, Transport
+from .forms import DEFAULTS, generated, in_form
+from .transport import ClientError, Reply, Transport
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Conversation
+    from ..session.passes import Told
 
 T = TypeVar("T")
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
-
-
-class ClientError(BlindformerError):
-    """A client that is asked for something it cannot do."""
 
 
 @dataclass
@@ -86,6 +88,7 @@ class BaseClient(ABC):
     """A client with the client's part of a model, and a way to ask."""
 
     protocol: str
+    _talk: Conversation | None = None
 
     def __init__(self, transport: Transport, length: int | None) -> None:
         """`length`: what texts are padded to (None: the least that fits)."""
@@ -94,11 +97,13 @@ class BaseClient(ABC):
             self._whole_texts()
             self.part.for_length(length)
         self._transport = transport
+        self.held = ExitStack()  # what ends with this client
+        self._talking = threading.Lock()  # one conversation answers one text at a time
 
     @property
     def task(self) -> str:
         """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
-        return self.part.task.pipeline
+        return "text-generation" if self.part.talks else self.part.task.pipeline
 
     def query(self, item: Any, *, top_k: int | None = None) -> Result:
         """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
@@ -184,6 +189,7 @@ class BaseClient(ABC):
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
         self._transport.close()
+        self.held.close()
 
     @abstractmethod
     def costs(self, reports: list[Report]) -> str:
@@ -194,9 +200,9 @@ class BaseClient(ABC):
     def who(self) -> str:
         """Whom a user has to trust, and how far."""
 
-    def __call__(self, inputs: Any, *, top_k: int | None = None) -> Any:
-        """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, an image, or a
-        list of them.
+    def __call__(self, inputs: Any = None, *, top_k: int | None = None, **options: Any) -> Any:
+        """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, a dictionary of
+        either, an image or a sound; for a list of them a list, for an iterator or a data set an iterator.
 
         text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
         image-classification   the five likeliest labels (or `top_k`); of a list, a list each; so audio-classification
@@ -204,18 +210,47 @@ class BaseClient(ABC):
         sentence-embedding     one list of floats, of length one; of a list, a list of them
         next-token, fill-mask  [{"score", "token", "token_str"}], of a mask with "sequence"; of a list, a list each
         token-classification   [{"entity", "score", "index", "word", "start", "end"}]; of a list, a list each
-        question-answering     {"score", "start", "end", "answer"}; of a list, one each. With `top_k`: a list each
+        question-answering     {"score", "start", "end", "answer"}; of a list, one each. With `top_k`: a list each.
+                               Also client(question="...", context="...")
+        text-generation        [{"generated_text"}] for a text or a chat; of a list, a list each. `options`:
+                               return_full_text, and transformers' own of `generate`, such as max_new_tokens
+
+        One of many that has no answer leaves those of the others: its error stands in its place.
         """
-        many = isinstance(inputs, list)
-        default = {
-            "text-classification": 1,
-            **dict.fromkeys(("image-classification", "audio-classification"), USUAL_LABELS),
-        }.get(self.task)
-        values = [result.value for result in self.query_many(inputs if many else [inputs], top_k=top_k or default)]
-        alone = {"text-classification": many, "question-answering": True}.get(self.task, False)
-        if alone and top_k is None:
-            values = [value[0] if isinstance(value, list) else value for value in values]
-        return values if many else values[0]
+        if not self.part.talks:
+            if inputs is not None and options:
+                raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
+            inputs = options if inputs is None else inputs
+
+        def answers(items: list[Any]) -> list[Any]:
+            found = dict(self.stream(items, top_k=top_k or DEFAULTS.get(self.task)))
+            return [found[n].value if found[n].error is None else found[n].error for n in range(len(items))]
+
+        def texts(items: list[Any]) -> list[Any]:
+            return [self._generated(item, options) for item in items]
+
+        return in_form(self.task, texts if self.part.talks else answers, inputs, top_k)
+
+    def _generated(self, item: Any, options: dict[str, Any]) -> Any:
+        """Errors of one text alone are returned, as its answer; that of a session, which all have, is raised."""
+        try:
+            with self._talking:
+                return generated(self.talk, item, **options)
+        except PeerError:
+            raise
+        except BlindformerError as error:
+            return error
+
+    def conversation(self, told: Told | None = None) -> Conversation:
+        """With a language model. Errors: BlindformerError where the protocol keeps no state between queries."""
+        find_talking(self.protocol)
+        raise NotImplementedError
+
+    @property
+    def talk(self) -> Conversation:
+        """The one conversation that `chat` and text-generation keep."""
+        self._talk = self._talk or self.conversation()
+        return self._talk
 
     def __enter__(self) -> Self:
         return self

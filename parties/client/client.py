@@ -20,9 +20,11 @@ from ..launch import LOCAL
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.client import UseSpool
 from ..session.online import Progress
-from .base import BaseClient, ClientError
+from .base import BaseClient
+from .forms import answer_to
 from .sessions import SessionTransport
-from .talk import answer_to, converse, streamed
+from .talk import converse, streamed
+from .transport import ClientError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -70,7 +72,6 @@ class Client(BaseClient):
     """
 
     protocol = "beaver"
-    _talk: Conversation | None = None
 
     def __init__(
         self,
@@ -125,9 +126,7 @@ class Client(BaseClient):
         `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
         prompt_lookup_num_tokens.
         """
-        assert isinstance(self._transport, SessionTransport)
-        self._talk = self._talk or converse(self._transport)
-        return (streamed if stream else answer_to)(self._talk, messages, **options)
+        return (streamed if stream else answer_to)(self.talk, messages, **options)
 
     @property
     def who(self) -> str:
@@ -185,7 +184,7 @@ class EncryptedClient(BaseClient):
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
         if find_spec("tenseal") is None:
-            raise CkksError("protocol ckks: tenseal is missing; install blindformer[he]")
+            raise CkksError("protocol ckks: tenseal is missing; run: pip install 'blindformer[he]'")
         from .https import HttpsTransport
 
         local = server == LOCAL

@@ -14,8 +14,8 @@ from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from ..session.spool import SpoolError
-from .base import ClientError
 from .sessions import SessionTransport
+from .transport import ClientError
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ...protocols.errors import PeerError
 from ..session.passes import Told, passes, turn_of
-from .base import ClientError, insist
+from .base import insist
+from .forms import answer_to
+from .transport import ClientError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.artifacts import ClientPart
-    from ...models.generation.conversation import Completion, Conversation
+    from ...models.generation.conversation import Conversation
     from ...models.generation.rows import Ahead, Pass
     from ..session.client import ClientParty
     from ..session.helper.owner import OwnerParty
@@ -93,14 +95,6 @@ class SessionPasses:
 
     def _lost(self, error: BaseException) -> bool:
         return self.transport.lost(self.part, error, self.name)
-
-
-def answer_to(talk: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:
-    """The answer to the last of these messages, which may be those of another conversation. Errors: ClientError."""
-    if not messages or messages[-1].get("role") != "user":
-        raise ClientError('messages: the last one must be the user\'s: {"role": "user", "content": "..."}')
-    talk.messages = [dict(message) for message in messages[:-1]]
-    return talk.say(str(messages[-1].get("content", "")), **options)
 
 
 def streamed(talk: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Iterator[str]:

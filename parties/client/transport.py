@@ -12,12 +12,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...errors import BlindformerError
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ..config import Address, Role, Settings
 from ..launch.services import LocalServices
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
+
+
+class ClientError(BlindformerError):
+    """A client that is asked for something it cannot do."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ def peers(role: Role, topology: str) -> tuple[Role, ...]:
 def files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
     missing = [name for name in LIBRARIES[role] if find_spec(name) is None]
     if missing:
-        yield Check("libraries", "bad", f"{', '.join(missing)} missing", "install blindformer[he]")
+        yield Check("libraries", "bad", f"{', '.join(missing)} missing", "run: pip install 'blindformer[he]'")
     try:
         found = _circuits(getattr(settings, role).folder, role, programs)
         for facts in found:

@@ -31,7 +31,7 @@ STOP_SECONDS = 5.0
 FAILED_SECONDS = 1.0  # the same after a failure
 SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the cause before naming one
 BACKLOG = 128
-COMMAND = "blindformer.parties.cli"
+COMMAND = "blindformer"
 BUSY = "see what keeps this machine busy, or allow a longer timeout"
 SAID = "stopped and said: "  # of a peer that passes on what ended its session
 

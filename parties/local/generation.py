@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ class LocalTalk:
         return folder
 
     def _loaded(self) -> Loaded:
-        from ...models.loading.load import Loaded, positions_of
+        from ...models.loading.load import Loaded, loaded_with
 
         if isinstance(self.model, Loaded):
             return self.model
@@ -73,5 +72,4 @@ class LocalTalk:
                 f"{type(self.model).__name__}: comes without a tokenizer, which tells what begins a text; give "
                 "make_private(..., tokenizer=tokenizer), or a folder's name as the model"
             )
-        model, most = self.model, positions_of(self.model, getattr(self.model, "config", None), self.tokenizer)
-        return Loaded(type(model).__name__, Path(), model, "causal", self.tokenizer, most)
+        return loaded_with(self.model, self.tokenizer, "causal")

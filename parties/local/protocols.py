@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...models.compile import Compiled
 from ...protocols.errors import BlindformerError
 from ..launch import LOCAL
-from ..registry import ProtocolEntry, RunsHere, find, of_parties, resolve, runs_here, talking
+from ..registry import ProtocolEntry, RunsHere, find, find_talking, of_parties, resolve, runs_here
 from ..reports.report import AnsweredQuery, Report
 from ..session.parties import Parties, PartiesError, numbered
 from ..session.timings import Answer
@@ -50,9 +50,7 @@ class LocalProtocol:
 
         Errors: BlindformerError.
         """
-        if not self.entry.talks:
-            others = " or ".join(talking())
-            raise BlindformerError(f"protocol {self.entry.name}: keeps no state between queries; use {others}")
+        find_talking(self.entry.name)
         if self.entry.parties is None:
             options["parties"] = self.parties
         if self.entry.served:

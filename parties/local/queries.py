@@ -44,14 +44,14 @@ def ask_all(session: LocalSession, inputs: Sequence[Inputs], texts: int) -> Iter
                 lost, queries = lost + sum(map(len, queries)), []
             yield AskedTogether([{} for _ in range(lost)], error)
         else:
-            yield AskedTogether(_apart(answer.outputs, texts, len(items)), answer)
+            yield AskedTogether(apart(answer.outputs, texts, len(items)), answer)
 
 
 def _together(items: list[Inputs]) -> Inputs:
     return items[0] if len(items) == 1 else {name: torch.cat([item[name] for item in items]) for name in items[0]}
 
 
-def _apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
+def apart(outputs: dict[str, Tensor], texts: int, count: int) -> list[dict[str, Tensor]]:
     """The outputs of a query for so many texts, of which `count` were asked, by text."""
     return [outputs] if texts == 1 else rows_of(outputs, count)
 

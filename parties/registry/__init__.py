@@ -164,6 +164,11 @@ def find_served(name: str) -> ServedBy:
     return found
 
 
+def find_talking(name: str) -> ProtocolEntry:
+    """Errors: BlindformerError, naming what there is."""
+    return _one_of(talking(), name, "keeps no state between queries")
+
+
 def resolve(named: Named) -> Any:
     """What "module:name" stands for, or the module. What is resolved stays as it is."""
     if not isinstance(named, str):

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...models.artifacts import ArtifactError, ClientLength, ServerLength, load_client, load_server
+from ...models.artifacts import ArtifactError, load_client, load_server
 from ...models.artifacts.client import together
+from ...models.artifacts.compiled import compiled_of
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.loading.calibration_texts import calibration_texts
 from ...protocols.ckks.facts import facts_from
-
-
-class _Both:
-    """A program with the parts of both sides: what a compiled model is."""
-
-    def __init__(self, client: ClientLength, server: ServerLength) -> None:
-        self.program, self.weights, self.constants = server.program, server.weights, server.constants
-        self.encode_inputs = client.encode_inputs
 
 
 def precision(
@@ -36,5 +29,5 @@ def precision(
     number = next(number for number, item in client.lengths.items() if item is mine)
     chosen = (texts or calibration_texts(mine.texts))[: mine.texts]
     questions = [client.encode(text, number, truncate=True) for text in client.task.typical(chosen)]
-    encrypted = Encrypted(_Both(mine, its), (circuit_in(its, facts), facts.parameters))
+    encrypted = Encrypted(compiled_of(mine, its, server.plan), (circuit_in(its, facts), facts.parameters))
     return encrypted.precision_by_layer(together(questions))

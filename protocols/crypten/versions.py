@@ -51,7 +51,7 @@ def check_versions() -> None:
     """Errors: CryptenError unless the installed CrypTen is one of CHECKED_CRYPTEN. Warns of an unchecked torch."""
     found = installed("crypten")
     if found is None:
-        raise CryptenError("crypten: is not installed; install it with `pip install blindformer[crypten]`")
+        raise CryptenError("crypten: is not installed; run: pip install 'blindformer[crypten]'")
     if found not in CHECKED_CRYPTEN:
         known = " or ".join(CHECKED_CRYPTEN)
         raise CryptenError(f"crypten {found}: was not checked with this version of blindformer; install {known}")

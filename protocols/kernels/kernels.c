@@ -3,7 +3,7 @@
  * Numbers are modulo 2^64; arrays are contiguous, and an output is no input. Nothing branches on a share or a mask, and
  * no index is made of one: what is looked up is public (opened under a mask).
  *
- * It is built once for each level of processors (pyproject.toml); loops are written so that compilers vectorize them. */
+ * It is built once for each level of processors (setup.py); loops are written so that compilers vectorize them. */
 
 #include <stddef.h>
 #include <stdint.h>

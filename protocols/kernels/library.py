@@ -20,7 +20,7 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_BUILDS = {"AVX512": "_kernels_v4", "AVX2": "_kernels_v3"}  # pyproject.toml; by what torch says of the processor
+_BUILDS = {"AVX512": "_kernels_v4", "AVX2": "_kernels_v3"}  # setup.py; by what torch says of the processor
 
 
 class _Array:

@@ -45,7 +45,7 @@ def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
     """Flower logs every step, and sets its level when it is imported."""
     private = ["--dp", "example", "--sample", "0.05"]
     options = [*QUICK, "--rounds", "1", "--hidden", "8", *private, "--format", "json", "--out", tmp_path / "out"]
-    command = [sys.executable, "-P", "-m", "blindformer.parties.cli", "federate", *map(str, options)]
+    command = [sys.executable, "-P", "-m", "blindformer", "federate", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stderr == ""
     assert json.loads(done.stdout)["epsilon"] == pytest.approx(8.0, abs=0.1)

@@ -80,7 +80,7 @@ def call(contributed, tmp_path):
     """`call(*words)` gives exit code, output and errors of the copy's command line."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        done = run_copy(contributed, "-m", "blindformer.parties.cli", *words, cwd=tmp_path)
+        done = run_copy(contributed, "-m", "blindformer", *words, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -149,7 +149,10 @@ def test_the_checked_versions_pass_in_silence(installed):
 
 @pytest.mark.parametrize(
     ("other", "line"),
-    [("0.4.0", r"crypten 0.4.0: was not checked .*; install 0.4.1"), (None, r"crypten: is not installed; install it")],
+    [
+        ("0.4.0", r"crypten 0.4.0: was not checked .*; install 0.4.1"),
+        (None, r"crypten: is not installed; run: pip install"),
+    ],
 )
 def test_another_crypten_is_refused(installed, other, line):
     installed["crypten"] = other

@@ -136,7 +136,9 @@ def main(arguments: list[str]) -> int:
             sock.sendall(pack_message({"failed": str(error)}))
             return 1
         except ImportError as error:
-            sock.sendall(pack_message({"failed": f"protocol ckks: {error.name} is missing; install blindformer[he]"}))
+            sock.sendall(
+                pack_message({"failed": f"protocol ckks: {error.name} is missing; run: pip install 'blindformer[he]'"})
+            )
             return 1
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the service is gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -171,7 +172,7 @@ def test_certificates(call, tmp_path):
     assert "server.key" not in call("certs", "show", folder)[1]
 
 
-@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
+@pytest.mark.parametrize("what", ["models", "protocols", "approximations", "plans"])
 def test_lists(call, what):
     code, out, _ = call("list", what, "--format", "json")
     assert code == 0
@@ -232,13 +233,25 @@ def test_env(call):
 
 
 def test_help_is_quick_and_usage_errors_are_not_bugs():
-    command = [sys.executable, "-m", "blindformer.parties.cli"]
+    command = [sys.executable, "-m", "blindformer"]
     found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=20, check=True)
     assert "estimate" in found.stdout
     found = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=20, check=False)
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
     assert found.stderr.count("Did you mean") == 1
+
+
+def test_shells_can_complete_commands(tmp_path):
+    """`--install-completion` writes the script where bash reads it; asked for what a word begins, it names commands."""
+    command = [sys.executable, "-m", "blindformer"]
+    told = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    subprocess.run([*command, "--install-completion", "bash"], env=told, capture_output=True, timeout=20, check=True)
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert "complete -o default -F _blindformer_completion blindformer" in script.read_text()
+    asked = {"_BLINDFORMER_COMPLETE": "complete_bash", "COMP_WORDS": "blindformer est", "COMP_CWORD": "1"}
+    found = subprocess.run(command, env={**told, **asked}, capture_output=True, text=True, timeout=20, check=True)
+    assert found.stdout.split() == ["estimate"]
 
 
 def once(function):

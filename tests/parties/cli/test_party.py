@@ -73,7 +73,7 @@ class Site:
     def start(self, name: str, *arguments: object) -> None:
         words = ["party", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "blindformer.parties.cli", *words],
+            [sys.executable, "-m", "blindformer", *words],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

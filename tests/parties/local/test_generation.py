@@ -118,5 +118,5 @@ def test_what_generate_needs_is_said(model, tokenizer, folder):
         bf.make_private(model).generate(torch.tensor([[1, 9]]))
     with pytest.raises(PrivateError, match="where='processes'"):
         bf.make_private(folder, where="threads").generate(torch.tensor([[1, 9]]))
-    with pytest.raises(BlindformerError, match="protocol ckks: keeps no state between queries; use "):
+    with pytest.raises(BlindformerError, match="protocol ckks: keeps no state between queries; choose one of "):
         bf.make_private(folder, "he", "ckks", generation=ROOM).generate(torch.tensor([[1, 9]]))

@@ -239,7 +239,7 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "blindformer.parties.cli", *words]
+    return [sys.executable, "-m", "blindformer", *words]
 
 
 def start_service(*words: str, folder: Path | None = None, options: dict[str, str]) -> Running:

@@ -154,7 +154,7 @@ def test_a_folder_that_is_for_sessions(made):
 def test_libraries_that_are_missing(config, monkeypatch):
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "uvicorn" else name)
     row = found(config(), "server")["libraries"]
-    assert (row.found, row.fix) == ("uvicorn missing", "install blindformer[he]")
+    assert (row.found, row.fix) == ("uvicorn missing", "run: pip install 'blindformer[he]'")
 
 
 def test_a_server_without_room_for_keys(made, monkeypatch):

@@ -1,0 +1,106 @@
+"""Models that were compiled before: found again by their files, the options, and the versions that compiled them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..approximations import Plan
+from ..versions import versions
+from .artifacts import ArtifactError, load_client
+from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
+from .artifacts.layout import versions as versions_of
+from .building import own_plan
+from .generation.rows import room
+from .loading.errors import LoadError
+from .loading.load import PACKAGED, Loaded, load, locate
+from .program.program import ProgramError
+
+Stage = Callable[[str], None]
+_FOLDER = "compiled"  # in the cache
+
+
+def is_compiled(model: str | Path) -> bool:
+    """Whether `model` names what compile wrote, DIR or DIR/client."""
+    given = Path(model).expanduser()
+    return (given / "client").is_dir() or (given / VERSIONS).is_file()
+
+
+def cached(
+    model: str | Path,
+    cache: Path,
+    make: Callable[[Loaded, Path, Plan | str], Path],
+    plan: Plan | str | None,
+    options: Mapping[str, Any],
+    stage: Stage | None = None,
+) -> Path:
+    """The folder in `cache` with this model compiled so, which `make(loaded, folder, plan)` writes if it is not there.
+    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
+
+    Errors: LoadError, and those of `make`.
+    """
+    if stage:
+        stage("the model")
+    name, place = locate(model)
+    plan = own_plan(place) if plan is None else plan
+    folder = cache / _FOLDER / _key(name, place, plan, options)
+    try:
+        load_client(folder)
+        return folder
+    except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
+        return make(load(model), folder, plan)
+
+
+def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
+    files = [place] if place.is_file() else sorted(place.glob("*.*"))
+    marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
+    made = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch")])
+    return f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model on this machine. `lengths`: tokens of a text that it is compiled for, or of a conversation; empty: it is
+    not compiled yet, or takes images or sounds. `problem`: why it cannot be used, and the remedy."""
+
+    name: str
+    task: str = ""
+    plan: str = ""
+    lengths: tuple[int, ...] = ()
+    bytes: int = 0
+    where: str = ""
+    problem: str = ""
+
+
+def known_models(cache: Path) -> list[KnownModel]:
+    """What packages bring, and what was compiled into `cache`. Sizes and names are as written: nothing is checked."""
+    compiled = sorted((cache / _FOLDER).glob("*")) if (cache / _FOLDER).is_dir() else []
+    return [*(_packaged(name, task) for name, task in PACKAGED.items()), *map(_compiled, compiled)]
+
+
+def _packaged(name: str, task: str) -> KnownModel:
+    try:
+        _, place = locate(name)
+    except LoadError as error:
+        return KnownModel(name, task, problem=str(error).removeprefix(f"{name}: "))
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    return KnownModel(name, task, bytes=sum(file.stat().st_size for file in files), where=str(place))
+
+
+def _compiled(folder: Path) -> KnownModel:
+    try:
+        parts = parts_of(folder)
+        size = sum(file["bytes"] for part in parts.values() for file in versions_of(part)["files"].values())
+        about, programs = read_json(parts["client"] / "client.json"), read_programs(parts["client"])
+        rooms = {room(program) for program in programs.values() if program.parts}
+        lengths = tuple(rooms or (length for length in about["lengths"] if length))
+        task = "text-generation" if rooms else about["pipeline"]
+        return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder))
+    except (ArtifactError, ProgramError, KeyError) as error:
+        problem = str(error).partition(": ")[2] or "is damaged; compile again"
+        return KnownModel(folder.name.rpartition("-")[0] or folder.name, where=str(folder), problem=problem)

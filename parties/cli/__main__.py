@@ -1,5 +1,0 @@
-"""`python -m blindformer.parties.cli`: the same as the command `blindformer`."""
-
-from . import main
-
-main()

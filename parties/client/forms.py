@@ -1,0 +1,77 @@
+"""The forms of transformers' pipelines: what they are asked, and how they answer for one, for many and for a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from ...models.loading.errors import InputError
+from ...models.loading.task import USUAL_LABELS
+from ...protocols.errors import BlindformerError
+from .transport import ClientError
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Completion, Conversation
+
+Ask = Callable[[list[Any]], list[Any]]
+"""For each of several items its value, or the error that it alone has."""
+
+DEFAULTS = {"text-classification": 1, "image-classification": USUAL_LABELS, "audio-classification": USUAL_LABELS}
+"""How many labels, where nobody says."""
+
+
+def in_form(task: str, ask: Ask, inputs: Any, top_k: int | None) -> Any:
+    """What the pipeline of a task returns for one item, for a list of them, or for an iterator or a data set, whose
+    answers are an iterator, too: each is asked when it is read.
+
+    The error of one of many stands in its place; that of a single item is raised.
+    """
+    if isinstance(inputs, Dataset):
+        inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
+    if isinstance(inputs, Iterator):
+        return (_of_many(task, ask([item])[0], top_k) for item in inputs)
+    if isinstance(inputs, list) and not _is_chat(inputs):
+        values = [_of_many(task, value, top_k) for value in ask(inputs)]
+        return values[0] if task == "fill-mask" and len(values) == 1 else values
+    (value,) = ask([inputs])
+    if isinstance(value, BlindformerError):
+        raise value
+    listed = task == "text-classification" and not isinstance(inputs, Mapping)
+    return value if listed else _of_many(task, value, top_k)
+
+
+def _of_many(task: str, value: Any, top_k: int | None) -> Any:
+    """The one label or span, where not several were asked for."""
+    alone = top_k is None and task in ("text-classification", "question-answering") and isinstance(value, list)
+    return value[0] if alone and value else value
+
+
+def generated(talk: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:
+    """What text-generation returns for a text, or for a chat: a list of messages. A model with a chat template takes a
+    text for the first message. `options`: transformers' own of `generate`."""
+    full: Any
+    if _is_chat(inputs):
+        reply = answer_to(talk, inputs, **options).text
+        full = [*inputs, {"role": "assistant", "content": reply}]
+    elif not isinstance(inputs, str):
+        raise InputError(f"a text is a string, or a chat's list of messages, not {type(inputs).__name__}")
+    else:
+        templated = getattr(talk.chat.tokenizer, "chat_template", None) is not None
+        found = answer_to(talk, [{"role": "user", "content": inputs}], **options) if templated else None
+        reply = (found or talk.complete(inputs, **options)).text
+        full = inputs + reply
+    return [{"generated_text": full if return_full_text else reply}]
+
+
+def answer_to(talk: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:
+    """The answer to the last of these messages, which may be those of another conversation. Errors: ClientError."""
+    if not messages or messages[-1].get("role") != "user":
+        raise ClientError('messages: the last one must be the user\'s: {"role": "user", "content": "..."}')
+    talk.messages = [dict(message) for message in messages[:-1]]
+    return talk.say(str(messages[-1].get("content", "")), **options)
+
+
+def _is_chat(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], Mapping) and "role" in inputs[0]

@@ -1,0 +1,33 @@
+"""What pyproject.toml cannot say: packages are all folders with an __init__.py, and how the kernels are built.
+
+The kernels are loaded by ctypes and use nothing of Python, so one wheel of a platform serves every version of Python.
+Where one of them cannot be built, torch computes the same; BLINDFORMER_KERNELS=torch builds none, for a wheel that runs
+on every platform.
+"""
+
+import os
+
+from setuptools import Extension, find_packages, setup
+
+# By level of processors: the plain one, and two of x86-64 (protocols/kernels/library.py).
+LEVELS = {"_kernels": [], "_kernels_v3": ["-march=x86-64-v3"], "_kernels_v4": ["-march=x86-64-v4"]}
+
+setup(
+    script_name="setup.py",  # so that this file is no module of the package, whoever runs it
+    packages=["blindformer", *(f"blindformer.{name}" for name in find_packages(exclude=["bench*", "tests*"]))],
+    package_dir={"blindformer": "."},
+    package_data={"blindformer": ["py.typed"]},
+    ext_modules=[]
+    if os.environ.get("BLINDFORMER_KERNELS") == "torch"
+    else [
+        Extension(
+            f"blindformer.protocols.kernels.{name}",
+            ["protocols/kernels/kernels.c"],
+            extra_compile_args=["-O3", "-fwrapv", *level],
+            optional=True,
+            py_limited_api=True,
+        )
+        for name, level in LEVELS.items()
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,207 @@
+"""`bf.pipeline` stands in for transformers' own: it takes the same, and gives the same, one by one and together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import blindformer as bf
+import pytest
+import torch
+import transformers
+from blindformer.models.cached import known_models
+from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.load import PACKAGED
+from blindformer.parties.local.pipeline import TASKS
+from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.models.loading.test_task import nested
+from PIL import Image
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+MADE = {"protocol": "clear", "lengths": [16], "calibration": TEXTS}  # the tiny models know few words
+TOLERANCE = 5e-3
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """An empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder := tmp_path_factory.mktemp("home")))
+        yield folder
+
+
+@pytest.fixture
+def make():
+    """`make(task, model, ...)` is a pipeline, which ends with the test."""
+    made = []
+
+    def new(task: str | None, model: Any, **options: Any):
+        made.append(bf.pipeline(task, model=model, **{**MADE, **options}))
+        return made[-1]
+
+    yield new
+    for pipe in made:
+        pipe.close()
+
+
+def plain(found: Any) -> Any:
+    """transformers' answer with Python's own numbers."""
+    if isinstance(found, dict):
+        return {name: plain(value) for name, value in found.items()}
+    return [plain(one) for one in found] if isinstance(found, list) else getattr(found, "item", lambda: found)()
+
+
+def alike(mine, theirs, *asked: Any, **options: Any) -> None:
+    """Each of them alone, all in a list, and all from an iterator."""
+    for inputs in (*asked, list(asked), list(asked[:1])):
+        nested(mine(inputs, **options), plain(theirs(inputs, **options)), TOLERANCE)
+    nested(list(mine(iter(asked), **options)), plain(list(theirs((one for one in asked), **options))), TOLERANCE)
+
+
+# --- each task -------------------------------------------------------------------------------------------------------
+def test_text_classification(make, tiny_classifier):
+    mine = make("sentiment-analysis", tiny_classifier)
+    theirs = transformers.pipeline("text-classification", str(tiny_classifier))
+    asked = TEXTS[0], {"text": "how good ?", "text_pair": "bad"}, {"text": TEXTS[1]}
+    alike(mine, theirs, *asked)
+    alike(mine, theirs, *asked, top_k=2)
+    encoded = AutoTokenizer.from_pretrained(tiny_classifier)(TEXTS[0], return_tensors="pt")
+    assert mine(encoded) == mine({"text": TEXTS[0]})
+    assert mine.task == "text-classification"
+
+
+@pytest.mark.parametrize("task", ["fill-mask", "token-classification"])
+def test_tasks_of_tokens(make, tiny_heads, task):
+    folder = tiny_heads(TASKS[task])
+    asked = ["how [MASK] my password ?", "[MASK] good !"] if task == "fill-mask" else ["how unheard is it", TEXTS[1]]
+    alike(make(task, folder), transformers.pipeline(task, str(folder)), *asked)
+
+
+@pytest.mark.parametrize("kind", ["features", "encoder", "masked"])
+def test_feature_extraction_takes_any_model_of_texts_without_its_head(make, request, tiny_heads, kind):
+    folder = tiny_heads(kind) if kind == "masked" else request.getfixturevalue(f"tiny_{kind}")
+    alike(make("feature-extraction", folder), transformers.pipeline("feature-extraction", str(folder)), *TEXTS[:2])
+
+
+def test_image_classification(make, tiny_vision, pictures):
+    files = [str(file) for file in sorted(pictures.iterdir())[:2]]
+    mine = make("image-classification", tiny_vision, lengths=None, calibration=[pictures])
+    theirs = transformers.pipeline("image-classification", str(tiny_vision))
+    alike(mine, theirs, *files, Image.open(files[0]))
+    pixels = torch.arange(16 * 16 * 3, dtype=torch.uint8).reshape(3, 16, 16)
+    nested(mine(pixels, top_k=2), theirs(pixels, top_k=2), TOLERANCE)
+    with pytest.raises(InputError, match="image: cannot be used"):
+        mine(torch.zeros(2, 2, 2, 2, 2))
+
+
+def test_question_answering(make, tiny_heads):
+    """As transformers had it, up to its version 4."""
+    mine, question, context = make("question-answering", tiny_heads("span")), "what is it ?", "it is not my password ."
+    found = mine(question=question, context=context)
+    assert found.keys() == {"score", "start", "end", "answer"}
+    assert found["answer"] == context[found["start"] : found["end"]]
+    assert mine([{"question": question, "context": context}]) == [found] == [mine((question, context))]
+    assert mine({"question": question, "context": context}, top_k=2)[0] == found
+
+
+def test_text_generation(make, tmp_path):
+    folder = tiny_llama(tmp_path)
+    mine = make("text-generation", folder, calibration=None, generation={"slots": 32})
+    theirs = transformers.pipeline("text-generation", str(folder))
+    for options in (GREEDY, {**GREEDY, "return_full_text": False}):
+        wanted = theirs("<s>Hello", **options)[0]["generated_text"].removeprefix("<s>")
+        assert mine("Hello", **options) == [{"generated_text": wanted}]
+    assert [len(found) for found in mine(["Hello", "Hi"], **GREEDY)] == [1, 1]
+
+
+def test_text_generation_in_a_chat(make, tmp_path):
+    folder = tiny_llama(tmp_path, TEMPLATE)
+    mine, chat = make(None, folder, calibration=None, generation={"slots": 32}), [{"role": "user", "content": "Hello"}]
+    wanted = transformers.pipeline("text-generation", str(folder))(chat, **GREEDY)
+    assert mine(chat, **GREEDY) == wanted
+    assert (
+        mine([chat, 3, "Hello", ""], return_full_text=False, **GREEDY)[::2]
+        == [[{"generated_text": wanted[0]["generated_text"][-1]["content"]}]] * 2
+    )
+    assert [str(found).partition(":")[0] for found in mine([3, ""], **GREEDY)] == [
+        "a text is a string, or a chat's list of messages, not int", "message",
+    ]  # fmt: skip
+
+
+# --- many, and errors ------------------------------------------------------------------------------------------------
+def test_through_parties_a_bad_item_leaves_the_others(make, tiny_classifier):
+    mine = make("text-classification", tiny_classifier, protocol="beaver")
+    theirs = transformers.pipeline("text-classification", str(tiny_classifier))
+    asked = [TEXTS[0], "", 3, {"txt": "good"}, "good " * 40, TEXTS[1]]
+    for found in (mine(asked), list(mine(iter(asked)))):
+        nested([found[0], found[-1]], theirs([TEXTS[0], TEXTS[1]]), TOLERANCE)
+        assert [type(one) for one in found[1:-1]] == [InputError] * 4
+    assert [str(one).partition(":")[0] for one in found[1:4]] == [
+        "a text is empty",
+        "a text is a string, not int",
+        'a dictionary holds "text", "text_pair" here, and not \'txt\'',
+    ]
+    with pytest.raises(InputError, match="a text is empty"):
+        mine("")
+    assert mine([]) == []
+
+
+def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
+    module = AutoModelForSequenceClassification.from_pretrained(tiny_classifier)
+    mine = make("text-classification", module, tokenizer=AutoTokenizer.from_pretrained(tiny_classifier))
+    assert mine(TEXTS[0])[0].keys() == {"label", "score"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "summarization"}, "^task 'summarization': is not known; choose one of feature-extraction, "),
+        ({"task": "fill-mask"}, "answers text-classification, not fill-mask; leave the task out, or give another"),
+        ({"model": None}, "^model: give a model's folder, a Hugging Face id, minilm or smollm2$"),
+        ({"model": "./nowhere"}, "^./nowhere: there is no such folder; give a model's folder"),
+        ({"model": torch.nn.Linear(1, 1), "task": None}, "^Linear: is a module; give its task and its tokenizer"),
+        ({"protocol": "secret"}, "^protocol secret: no session runs on it; choose one of beaver"),
+        ({"protocol": "ckks", "task": "text-generation"}, "^protocol ckks: keeps no state between queries; "),
+        ({"server": "there:1"}, "^protocol clear: its parties run on this machine here; leave server out"),
+        ({"server": "there:1", "protocol": "beaver"}, "^server there:1: is asked with the client's part of what "),
+    ],
+)
+def test_what_cannot_be_is_one_line(tiny_classifier, options, words):
+    asked = {"task": "text-classification", "model": tiny_classifier, **MADE, **options}
+    with pytest.raises(bf.BlindformerError, match=words) as caught:
+        bf.pipeline(**asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_option_of_another_task_is_refused(make, tiny_classifier):
+    with pytest.raises(bf.BlindformerError, match="max_new_tokens: is not an option of text-classification"):
+        make("text-classification", tiny_classifier)(TEXTS[0], max_new_tokens=3)
+
+
+# --- compiled once ---------------------------------------------------------------------------------------------------
+def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
+    make("text-classification", tiny_classifier)
+    cache = home / ".cache" / "blindformer"
+    listed = known_models(cache)
+    assert [model.name for model in listed[: len(PACKAGED)]] == list(PACKAGED)
+    (found,) = [model for model in listed if model.task == "text-classification" and model.lengths == (16,)]
+    assert (found.name, found.plan) == (tiny_classifier.name, "faithful")
+    again = make("text-classification", tiny_classifier)
+    assert str(again.part.folder.parent) == found.where
+    assert make(None, found.where).task == "text-classification"
+    assert known_models(cache) == listed
+    (old,) = Path(found.where).glob("client/lengths/16/program.json")
+    old.write_text(re.sub(r'"format":\d+', '"format":0', old.read_text()))
+    for file in Path(found.where).glob("*/versions.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "files": {}}))
+    assert "compile the model again" in {model.where: model for model in known_models(cache)}[found.where].problem
+    make("text-classification", tiny_classifier)  # compiles it again
+    (cache / "compiled" / "cut" / "client").mkdir(parents=True)
+    code, out, _ = call("list", "models")
+    assert code == 0
+    assert ["text-classification", "faithful", "16"] in [line.split()[1:4] for line in out.splitlines()]
+    assert any("holds no compiled model" in model.problem for model in known_models(cache))

