@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
+from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served
 
 Role = Literal["server", "client", "dealer", "helper"]
@@ -96,6 +97,10 @@ def _dialled(value: Any) -> Address:
     return address
 
 
+def _served(value: Any) -> Any:
+    return value if value == LOCAL else _dialled(value)
+
+
 def _path(value: Any, info: ValidationInfo) -> Path:
     """Absolute; a relative one is relative to the file's folder (to the working folder if there is no file)."""
     if not isinstance(value, str | Path) or not str(value):
@@ -112,6 +117,7 @@ def _deployed(value: Any) -> str:
 
 Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)]
 Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
+Served = Annotated[Address | Literal["local"], BeforeValidator(_served), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
@@ -228,6 +234,32 @@ class ClientSection(_Section):
     """Seconds to go on asking a server that is busy."""
 
 
+class GatewayModel(_Section):
+    """One model of the gateway, [gateway.models.NAME]; what is not said is as in [parties] and [certificates]."""
+
+    folder: Folder
+    server: Served | None = None
+    """Or "local": a server and a dealer on this machine, while the gateway runs."""
+    dealer: Dialled | None = None
+    helper: Dialled | None = None
+    certificates: Folder | None = None
+
+
+class GatewaySection(_Section):
+    """The OpenAI API on the client's machine. Without models it offers the one of [client]."""
+
+    listen: Listening = Address("127.0.0.1", 8080)
+    key: Folder = Path("~/.config/blindformer/gateway.key")
+    """The file with the key that callers show; made if it is not there."""
+    hosts: tuple[str, ...] = Field(default=(), strict=False)
+    """Names that it is called by, besides localhost: behind a proxy."""
+    queue: int = Field(default=64, ge=0, le=100_000)
+    """Requests that may wait for a model; beyond that callers are told when to come back."""
+    conversations: int = Field(default=1, ge=1, le=64)
+    """Conversations that are kept of a language model, and answered at once: each has a session and masked weights."""
+    models: dict[str, GatewayModel] = {}
+
+
 class PartySection(_Section):
     """One party of protocol `crypten`. `address`: where those after it dial it; the last is dialled by nobody."""
 
@@ -269,6 +301,7 @@ class Settings(_Section):
     dealer: DealerSection
     helper: HelperSection
     client: ClientSection
+    gateway: GatewaySection
     crypten: CryptenSection
     _file: Path | None = PrivateAttr(default=None)
 

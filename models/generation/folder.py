@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...approximations import Plan
-from ...versions import versions
-from ..artifacts import ArtifactError, load_client, save
-from ..artifacts.layout import VERSIONS
-from ..building import own_plan
+from ..artifacts import save
+from ..building import compile_folder, own_plan
+from ..kept import compiled_already, is_whole, kept_folder
+from ..loading.errors import LoadError
 from ..loading.load import Loaded, load, locate
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
@@ -61,30 +60,52 @@ def found_or_compiled(
 
     Errors: as `compile_chat_folder`.
     """
-    given = Path(model).expanduser()
-    if (given / "client").is_dir() or (given / VERSIONS).is_file():
+    if given := compiled_already(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
         if found := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {found} out, or give the model's own folder")
         return given
     if stage:
         stage("the model")
-    name, place = locate(model)
-    plan = own_plan(place) if plan is None else plan
     options = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
-    folder = cache / "compiled" / _key(name, place, plan, options)
-    try:
-        load_client(folder)
+    folder, plan = kept_folder(model, cache, plan, options)
+    if is_whole(folder):
         return folder
-    except ArtifactError:
-        return compile_chat_folder(load(model), folder, plan=plan, stage=stage, **options)
+    return compile_chat_folder(load(model), folder, plan=plan, stage=stage, **options)
 
 
-def _key(name: str, place: Path, plan: Plan | str, options: dict[str, Any]) -> str:
-    """Names the model's files, the options, and the versions that they were compiled with."""
-    files = [place] if place.is_file() else sorted(place.glob("*.*"))
-    marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    made = json.dumps([str(place), marks, chosen, options, versions("transformers", "torch")])
-    return f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+def talks(model: str | Path) -> bool:
+    """Whether a model that is not loaded is a language model, by its configuration. Errors: LoadError."""
+    _, place = locate(model)
+    if place.is_file():
+        return True
+    try:
+        kinds = json.loads((place / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+
+
+def found_or_compiled_as_it_is(
+    model: str | Path, cache: Path, *, plan: Plan | str | None = None, stage: Stage | None = None
+) -> Path:
+    """The same of a model of any kind: a language model for conversations, every other one for whole texts.
+
+    Errors: as `compile_chat_folder`; LoadError for a model that takes no texts.
+    """
+    if given := compiled_already(model):
+        return given
+    talking = {"system": None, "slots": SLOTS, "window": None, "reveal": "scores", "embedding": "client"}
+    chat, whole = (kept_folder(model, cache, plan, options) for options in (talking, {}))
+    for folder, _ in (chat, whole):  # to load a model only in order to see what it is takes long
+        if is_whole(folder):
+            return folder
+    if stage:
+        stage("the model")
+    loaded = load(model)
+    if loaded.task.medium is not None:
+        raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
+    if loaded.kind == "causal":
+        return compile_chat_folder(loaded, chat[0], plan=chat[1], stage=stage, **talking)
+    return compile_folder(loaded, whole[0], plan=whole[1], stage=stage)
