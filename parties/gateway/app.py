@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from ..service.https.bodies import Bodies
@@ -21,7 +22,18 @@ from .guard import Guard
 from .models import Answered, Offered, OfferedModel
 from .page import page
 from .problems import ApiError, as_api_error
-from .replies import STILL_THERE, Completions, StopTexts, embeddings, event, finish_of, model_object, models, usage
+from .replies import (
+    EXTRA,
+    STILL_THERE,
+    Completions,
+    StopTexts,
+    embeddings,
+    event,
+    finish_of,
+    model_object,
+    models,
+    usage,
+)
 from .requests import (
     ChatRequest,
     ClassifyRequest,
@@ -111,6 +123,9 @@ def make_app(gateway: Gateway) -> Guard:
 
         return route
 
+    def afterwards(model: OfferedModel) -> BackgroundTask:
+        return BackgroundTask(offered.prepare, model)
+
     async def run(model: OfferedModel, work: Callable[[Job[Answered]], Answered]) -> Answered:
         """What the work gives. Who leaves ends it."""
         started = time.perf_counter()
@@ -131,7 +146,7 @@ def make_app(gateway: Gateway) -> Guard:
             if asked.stream:
                 await job.begun(FIRST_SECONDS)
                 streaming = stream(job, until, said, asked.stream_options.include_usage, started)
-                return Streamed(streaming, job, media_type="text/event-stream")
+                return Streamed(streaming, job, media_type="text/event-stream", background=afterwards(model))
             text = "".join([until.feed(piece) async for piece in job.pieces()]) + until.rest()
             answered = await job.result()
         except BaseException:
@@ -140,7 +155,8 @@ def make_app(gateway: Gateway) -> Guard:
         if gateway.stopping:
             raise ApiError(503, "the gateway stopped meanwhile; ask again", kind="server_error", retry_after=5)
         gateway.count(answered, time.perf_counter() - started)
-        return JSONResponse(said.whole(text, finish_of(answered, until.over), answered))
+        whole = said.whole(text, finish_of(answered, until.over), answered)
+        return JSONResponse(whole, background=afterwards(model))
 
     async def stream(
         job: Job[Answered], until: StopTexts, said: Completions, with_usage: bool, started: float
@@ -178,14 +194,14 @@ def make_app(gateway: Gateway) -> Guard:
         offered.find(asked.model)
         model = offered.only(asked.model, lambda model: model.embeds, "embeddings")
         answered = await run(model, lambda job: model.ask(job, asked.input))
-        return JSONResponse(embeddings(model, answered, asked.encoding_format))
+        return JSONResponse(embeddings(model, answered, asked.encoding_format), background=afterwards(model))
 
     async def classify(body: Any) -> Response:
         asked = ClassifyRequest.read(body)
         model = offered.only(asked.model, lambda model: model.part.kind == "classifier", "classification")
         answered = await run(model, lambda job: model.ask(job, asked.input, asked.top_k))
         said = {"model": model.name, "results": answered.values, "usage": usage(answered)}
-        return JSONResponse({**said, "blindformer": answered.travelled.to_dict()})
+        return JSONResponse({**said, EXTRA: answered.travelled.to_dict()}, background=afterwards(model))
 
     for path, work in {
         "/v1/chat/completions": chat,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -102,6 +103,7 @@ class OfferedModel:
         self.line = Line(self.at_once, queue)
         self._seats = [Seat() for _ in range(self.at_once)] if self.talks else []
         self._free, self._turn = list(self._seats), threading.Lock()
+        self._last, self._length = next(iter(self._seats), Seat()), min(self.part.lengths)  # of the last request
 
     # --- what it is --------------------------------------------------------------------------------------------------
     @property
@@ -133,10 +135,10 @@ class OfferedModel:
         try:
             if self.talks:
                 with self._seated([]) as seat:
-                    self._conversation(seat).prepare()
+                    self._conversation(seat)
             else:
                 self.client.connect()
-                self.client.prepare()
+            self.prepare()
             self.state = "ready"
         except BlindformerError as error:
             self.state = str(error)
@@ -167,27 +169,39 @@ class OfferedModel:
                 cached = len(ids) - talk.rows.asked
                 return Answered(seat.travelled, len(ids), cached, completion=reply)
             finally:
-                seat.job = None
-                if seat.talk is not None:
-                    seat.talk.prepare()
+                seat.job, self._last = None, seat
 
     def ask(self, job: Job[Answered], texts: Sequence[str], top_k: int | None = None) -> Answered:
         """The model's answers for texts. Errors: BlindformerError, for the first text that has one."""
         found = Answered(tokens=sum(self._tokens(text, at, len(texts)) for at, text in enumerate(texts)))
         values: dict[int, Any] = {}
-        last = None
         for index, result in self.client.stream(texts, top_k=top_k):
             if result.error is not None:
                 raise result.error
-            values[index], last = result.value, result
+            values[index], self._length = result.value, result.length
             found.travelled.add_report(result.report)
             found.travelled.retried = result.retried or found.travelled.retried
             if job.stopped:
                 return found
         found.values = [values[index] for index in range(len(texts))]
-        if last is not None and not self.line.waiting:
-            self.client.prepare(last.length)
         return found
+
+    def prepare(self) -> None:
+        """While nobody asks, the parties make what the next request needs if it is like the last."""
+        if not self.talks:
+            self.client.prepare(self._length)
+            return
+        with self._turn:
+            seat = self._last
+            if seat not in self._free:
+                return
+            self._free.remove(seat)
+        try:
+            if seat.talk is not None:
+                seat.talk.prepare()
+        finally:
+            with self._turn:
+                self._free.append(seat)
 
     def _room(self, prefix: int) -> int:
         from ...models.generation.rows import room
@@ -228,6 +242,7 @@ class Offered:
     def __init__(self, settings: Settings) -> None:
         """Errors: those of clients."""
         mine, self.models = settings.gateway, dict[str, OfferedModel]()
+        self._pool: ThreadPoolExecutor | None = None
         sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
         try:
             for name, section in sections.items():
@@ -268,12 +283,32 @@ class Offered:
         job.on_end(self._jobs.discard)
         return job
 
+    async def open(self, model: OfferedModel) -> None:
+        """Requests wait meanwhile."""
+        await self._between(model, model.open)
+
+    async def prepare(self, model: OfferedModel) -> None:
+        """After an answer has been sent: who waits for one must not wait for this. Errors are the next request's."""
+        if model.line.running == 0:
+            with suppress(BlindformerError):
+                await self._between(model, model.prepare)
+
+    async def _between(self, model: OfferedModel, work: Callable[[], None]) -> None:
+        """In a thread, with a place in the line."""
+        await model.line.enter()
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future.add_done_callback(lambda _: model.line.leave(model.line.seconds))
+        await asyncio.shield(future)
+
     def stop(self) -> None:
         """End what runs, after the step that it is at."""
         for job in list(self._jobs):
             job.stop()
 
     def close(self) -> None:
+        """When what runs has ended."""
+        if self._pool is not None:
+            self._pool.shutdown()
         for model in self.models.values():
             model.client.close()
 

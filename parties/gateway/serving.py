@@ -112,21 +112,21 @@ def serve(
                 control(server)
             if told:
                 told(Listening(address, place))
-            for model in offered.models.values():
-                threading.Thread(target=_open, args=(model, opened), daemon=True).start()
-            asyncio.run(_serve(server, listener))
+            asyncio.run(_serve(server, listener, offered, opened))
         finally:
             offered.close()
 
 
-async def _serve(server: GatewayServer, listener: socket.socket) -> None:
+async def _serve(server: GatewayServer, listener: socket.socket, offered: Offered, opened: Opened | None) -> None:
+    async def open_one(model: OfferedModel) -> None:
+        await offered.open(model)
+        if opened:
+            opened(model)
+
+    opening = [asyncio.create_task(open_one(model)) for model in offered.models.values()]
     await server.serve([listener])
-
-
-def _open(model: OfferedModel, opened: Opened | None) -> None:
-    model.open()
-    if opened:
-        opened(model)
+    for task in opening:
+        task.cancel()
 
 
 def _any(host: str) -> bool:
