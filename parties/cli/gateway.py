@@ -116,7 +116,7 @@ class _Said:
         """`at`: gateway.serving.Listening."""
         self._at = at
         aside().print(f"[bold]Blindformer gateway[/]   {at.url}/v1   a page for people: {at.url}/")
-        aside().print(f"key      {at.key_place}", markup=False)
+        aside().print(f"key      {at.key_place}", markup=False, soft_wrap=True)
         if at.exposed:
             note("other machines can reach this address, and the key travels in the clear; put a TLS proxy before it")
 

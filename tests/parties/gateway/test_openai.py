@@ -9,6 +9,7 @@ import pytest
 import torch
 from blindformer.models.loading.load import load
 from blindformer.parties.local import clear
+from blindformer.tests.pages import blocks
 from blindformer.tests.parties.gateway.conftest import TEXTS
 from blindformer.tests.parties.service.harness import eventually
 
@@ -144,6 +145,20 @@ def test_who_stops_reading_ends_the_answer_and_frees_the_place(client, gateway):
     eventually(lambda: line.running == 0, "the place is free")
     rows = gateway.server._gateway.offered.models["tiny"]._seats[0].talk.rows
     assert len(rows.ids) < rows.prefix + rows.slots - 5
+
+
+def test_python_of_the_gateways_page_runs(gateway, capsys, tmp_path):
+    (tmp_path / "key").write_text(gateway.key)
+    (text,) = [block.text for block in blocks("python") if "gateway" in block.words]
+    for there, here in {
+        "~/.config/blindformer/gateway.key": str(tmp_path / "key"),
+        "http://127.0.0.1:8080": gateway.url,
+        "smollm2": "tiny",
+        "minilm": "sentences",
+    }.items():
+        text = text.replace(there, here)
+    exec(compile(text, "gateway.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("32\n")
 
 
 def test_fifty_at_once_are_all_answered(client):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from blindformer.models.building import compile_folder
+from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.parties.service.harness import eventually
 
@@ -74,7 +75,8 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
     assert said.read_text().endswith("stopped\n")
 
 
-def test_a_party_that_cannot_be_reached_is_said_and_asked_again(sentence_folder, certificates, tmp_path):
+def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
+    monkeypatch.setattr(meeting, "RETRY_SECONDS", 0.0)
     section = {
         "folder": sentence_folder,
         "server": "localhost:1",

@@ -1,0 +1,159 @@
+"""What the gateway adds to a query: the same text, alternately by `Client` and over HTTP from another process.
+
+    python -m bench.gateway --model minilm --count 40
+
+One gateway, one session, both parties on this machine. After each answer the next query's correlations are made ahead,
+and `pause` seconds are waited, so that both ways find them made.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import http.client
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from blindformer.models.generation.folder import found_or_compiled_as_it_is
+from blindformer.parties.client.base import BaseClient
+from blindformer.parties.config import Address, load_settings
+from blindformer.parties.gateway import serving
+from blindformer.parties.gateway.models import OfferedModel
+from rich.table import Table
+
+from .commands import Say, publish, run_command
+from .provenance import Measured, provenance
+
+TEXT, NAME = "I forgot my login.", "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class AddedByGateway(Measured):
+    """Medians, in seconds; `added` is their difference, in seconds and as a part of the direct one."""
+
+    model: str
+    count: int
+    pause: float
+    direct_s: float
+    gateway_s: float
+    added_s: float
+    added: float
+
+
+def ask_over_http(pipe: Connection, address: Address, key: str) -> None:
+    """In a process of its own: a request, and its seconds, for each word that comes."""
+    connection = http.client.HTTPConnection(*address)
+    body, headers = json.dumps({"model": NAME, "input": TEXT}), {"authorization": f"Bearer {key}"}
+    while pipe.recv():
+        started = time.perf_counter()
+        connection.request("POST", "/v1/embeddings", body, headers)
+        reply = connection.getresponse()
+        reply.read()
+        pipe.send(time.perf_counter() - started if reply.status == 200 else None)
+
+
+@contextmanager
+def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
+    """A gateway with this model: its client, and what a request over HTTP takes."""
+    listening: list[serving.Listening] = []
+    servers: list[serving.GatewayServer] = []
+    met: list[OfferedModel] = []
+    ready = threading.Event()
+
+    def opened(model: OfferedModel) -> None:
+        met.append(model)
+        ready.set()
+
+    with tempfile.TemporaryDirectory() as folder:
+        key, cache = Path(folder) / "key", load_settings().client.cache
+        section = {"folder": found_or_compiled_as_it_is(model, cache).absolute(), "server": "local"}
+        flags = {"gateway.listen": "127.0.0.1:0", "gateway.key": key, "gateway.models": {NAME: section}}
+        settings = load_settings(None, **flags)
+        thread = threading.Thread(target=serving.serve, args=(settings, listening.append, opened, servers.append))
+        thread.start()
+        mine, theirs = get_context("spawn").Pipe()
+        try:
+            ready.wait()
+            words = (theirs, listening[0].address, key.read_text().strip())
+            asker = get_context("spawn").Process(target=ask_over_http, args=words, daemon=True)
+            asker.start()
+
+            def over_http() -> float:
+                mine.send(True)
+                return mine.recv()
+
+            yield met[0].client, over_http
+            mine.send(False)
+            asker.join()
+        finally:
+            servers[0].stop()
+            thread.join()
+
+
+def measured(model: str, count: int, pause: float, say: Say) -> tuple[list[float], list[float]]:
+    """Seconds of queries by the client, and over HTTP."""
+    direct, over_http = [], []
+    say("compile, start")
+    with offered(model) as (client, ask):
+        for number in range(count + 2):
+            say(f"query {number + 1} of {count + 2}")
+            time.sleep(pause)
+            started = time.perf_counter()
+            length = client.query(TEXT).length
+            direct.append(time.perf_counter() - started)
+            client.prepare(length)
+            time.sleep(pause)
+            over_http.append(ask())
+    return direct[2:], over_http[2:]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__.splitlines()[0])
+    options.add_argument("--model", default="minilm", help="an encoder, as `blindformer up` takes it")
+    options.add_argument("--count", type=int, default=40, help="queries each way (default 40)")
+    options.add_argument("--pause", type=float, default=0.7, help="seconds before each (default 0.7)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    given = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        torch.set_num_threads(1)
+        about = provenance("fastapi", "uvicorn")
+        direct, over_http = (statistics.median(some) for some in measured(given.model, given.count, given.pause, say))
+        added = over_http - direct
+        found = AddedByGateway(
+            **about,
+            model=given.model,
+            count=given.count,
+            pause=given.pause,
+            direct_s=direct,
+            gateway_s=over_http,
+            added_s=added,
+            added=added / direct,
+        )
+        publish(found, given.format, table)
+
+    return run_command("bench.gateway", work)
+
+
+def table(found: AddedByGateway) -> Table:
+    made = Table(box=None, title=f"{found.model}, {found.count} queries each way, {found.pause:g} s before each")
+    for name in ("by Client", "through the gateway", "added"):
+        made.add_column(name, justify="right")
+    shown = f"{1000 * found.added_s:.1f} ms, {found.added:.1%}"
+    made.add_row(f"{1000 * found.direct_s:.1f} ms", f"{1000 * found.gateway_s:.1f} ms", shown)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
