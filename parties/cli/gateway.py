@@ -91,6 +91,7 @@ def up(
             )
             folders[name] = {"folder": made.absolute(), "server": LOCAL}
         phases.end("load")
+    note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
 
 
@@ -116,7 +117,7 @@ class _Said:
         """`at`: gateway.serving.Listening."""
         self._at = at
         aside().print(f"[bold]Blindformer gateway[/]   {at.url}/v1   a page for people: {at.url}/")
-        aside().print(f"key      {at.key_place}", markup=False, soft_wrap=True)
+        aside().print(f"key      {at.key_place}", markup=False)
         if at.exposed:
             note("other machines can reach this address, and the key travels in the clear; put a TLS proxy before it")
 

@@ -15,11 +15,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
+from ...errors import BlindformerError
 from ..service.https.bodies import Bodies
 from ..service.logs import Log
 from ..service.metrics import Metrics
 from .guard import Guard
-from .models import Answered, Offered, OfferedModel
+from .models import Offered, OfferedModel, RequestAnswer
 from .page import page
 from .problems import ApiError, as_api_error
 from .replies import (
@@ -75,7 +76,7 @@ class Gateway:
         )
         return found
 
-    def count(self, answered: Answered, seconds: float) -> None:
+    def count(self, answered: RequestAnswer, seconds: float) -> None:
         travelled = answered.travelled
         self.metrics.add("queries", max(len(answered.values), 1))
         self.metrics.add("bytes", travelled.sent_bytes, "sent")
@@ -89,7 +90,10 @@ class Gateway:
         async with self.bodies.lingering(request):
             body = await self.bodies.all(request, MOST_BYTES)
         try:
-            return json.loads(body)
+            found = json.loads(body)
+            if b"\\ud" in body.lower():  # half a character, which no tokenizer takes
+                json.dumps(found, ensure_ascii=False).encode()
+            return found
         except (ValueError, RecursionError):
             raise ApiError(400, "the body is not JSON; send it with content-type application/json") from None
 
@@ -99,6 +103,7 @@ def make_app(gateway: Gateway) -> Guard:
     app = FastAPI(title="Blindformer gateway", docs_url=None, redoc_url=None, openapi_url=None)
     offered, metrics = gateway.offered, gateway.metrics
 
+    @app.exception_handler(BlindformerError)
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return gateway.problem(error).response()
@@ -126,7 +131,7 @@ def make_app(gateway: Gateway) -> Guard:
     def afterwards(model: OfferedModel) -> BackgroundTask:
         return BackgroundTask(offered.prepare, model)
 
-    async def run(model: OfferedModel, work: Callable[[Job[Answered]], Answered]) -> Answered:
+    async def run(model: OfferedModel, work: Callable[[Job[RequestAnswer]], RequestAnswer]) -> RequestAnswer:
         """What the work gives. Who leaves ends it."""
         started = time.perf_counter()
         job = await offered.begin(model, work)
@@ -159,7 +164,7 @@ def make_app(gateway: Gateway) -> Guard:
         return JSONResponse(whole, background=afterwards(model))
 
     async def stream(
-        job: Job[Answered], until: StopTexts, said: Completions, with_usage: bool, started: float
+        job: Job[RequestAnswer], until: StopTexts, said: Completions, with_usage: bool, started: float
     ) -> AsyncIterator[bytes]:
         """Events, as the answer comes. An error is the last one."""
         try:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.generation.conversation import Completion, Conversation
+from ...protocols.errors import PeerError
 from ..client.base import BaseClient
 from ..client.client import Client
 from ..config import GatewayModel, Settings
 from ..launch import LOCAL
+from ..launch.processes import LaunchError
 from ..registry import find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.timings import Answer
@@ -61,7 +63,7 @@ class Travelled:
 
 
 @dataclass
-class Answered:
+class RequestAnswer:
     """Values of texts, in their order, or a completion; and the tokens that were read. `cached`: of these, how many the
     conversation had read before."""
 
@@ -77,7 +79,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.talk: Conversation | None = None
-        self.job: Job[Answered] | None = None
+        self.job: Job[RequestAnswer] | None = None
         self.travelled = Travelled()
 
     def told(self, part: str, answer: Answer) -> None:
@@ -132,16 +134,13 @@ class OfferedModel:
     # --- what it does, in a job's thread -----------------------------------------------------------------------------
     def open(self) -> None:
         """Meet the other parties before anybody asks. Errors go into `state`: the next request tries again."""
-        try:
+        with suppress(BlindformerError), self._noted():
             if self.talks:
                 with self._seated([]) as seat:
                     self._conversation(seat)
             else:
                 self.client.connect()
             self.prepare()
-            self.state = "ready"
-        except BlindformerError as error:
-            self.state = str(error)
 
     def prompt(self, make: Callable[[Any], list[int]], param: str) -> list[int]:
         """The tokens that `make` makes of the model's chat. Errors: ApiError."""
@@ -156,33 +155,34 @@ class OfferedModel:
             raise too_long(len(ids), most, param, "answers included; begin a new conversation, or compile for more")
         return ids
 
-    def answer(self, job: Job[Answered], ids: Sequence[int], options: Mapping[str, Any]) -> Answered:
+    def answer(self, job: Job[RequestAnswer], ids: Sequence[int], options: Mapping[str, Any]) -> RequestAnswer:
         """What comes after these tokens, in the conversation that has read most of them. Errors: BlindformerError."""
-        with self._seated(ids) as seat:
+        with self._noted(), self._seated(ids) as seat:
             seat.job, seat.travelled = job, Travelled()
             try:
                 talk = self._conversation(seat)
                 if job.stopped:
-                    return Answered()
+                    return RequestAnswer()
                 reply = talk.answer(ids, job.say, **options)
                 seat.travelled.retried = reply.retried
                 cached = len(ids) - talk.rows.asked
-                return Answered(seat.travelled, len(ids), cached, completion=reply)
+                return RequestAnswer(seat.travelled, len(ids), cached, completion=reply)
             finally:
                 seat.job, self._last = None, seat
 
-    def ask(self, job: Job[Answered], texts: Sequence[str], top_k: int | None = None) -> Answered:
+    def ask(self, job: Job[RequestAnswer], texts: Sequence[str], top_k: int | None = None) -> RequestAnswer:
         """The model's answers for texts. Errors: BlindformerError, for the first text that has one."""
-        found = Answered(tokens=sum(self._tokens(text, at, len(texts)) for at, text in enumerate(texts)))
+        found = RequestAnswer(tokens=sum(self._tokens(text, at, len(texts)) for at, text in enumerate(texts)))
         values: dict[int, Any] = {}
-        for index, result in self.client.stream(texts, top_k=top_k):
-            if result.error is not None:
-                raise result.error
-            values[index], self._length = result.value, result.length
-            found.travelled.add_report(result.report)
-            found.travelled.retried = result.retried or found.travelled.retried
-            if job.stopped:
-                return found
+        with self._noted():
+            for index, result in self.client.stream(texts, top_k=top_k):
+                if result.error is not None:
+                    raise result.error
+                values[index], self._length = result.value, result.length
+                found.travelled.add_report(result.report)
+                found.travelled.retried = result.retried or found.travelled.retried
+                if job.stopped:
+                    return found
         found.values = [values[index] for index in range(len(texts))]
         return found
 
@@ -217,6 +217,16 @@ class OfferedModel:
         if tokens > (most := max(self.part.lengths)):
             raise too_long(tokens, most, param, "shorten it, split it, or compile for a greater length")
         return tokens
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Whether the other parties answer goes into `state`."""
+        try:
+            yield
+            self.state = "ready"
+        except (PeerError, LaunchError) as error:
+            self.state = str(error)
+            raise
 
     @contextmanager
     def _seated(self, ids: Sequence[int]) -> Iterator[Seat]:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from .models import Answered, OfferedModel
+from .models import OfferedModel, RequestAnswer
 from .problems import ApiError
 
 EXTRA = "blindformer"  # the one field that this API does not have: what the request cost, and what left this machine
@@ -54,7 +54,7 @@ class Completions:
             "model": model,
         }
 
-    def whole(self, text: str, finish: str, answered: Answered) -> dict[str, Any]:
+    def whole(self, text: str, finish: str, answered: RequestAnswer) -> dict[str, Any]:
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
         return {
             **self._head,
@@ -71,7 +71,7 @@ class Completions:
     def piece(self, text: str) -> bytes:
         return self._event([self._choice({"content": text} if self._chat else text)])
 
-    def last(self, finish: str, answered: Answered, with_usage: bool) -> bytes:
+    def last(self, finish: str, answered: RequestAnswer, with_usage: bool) -> bytes:
         ending = self._choice({} if self._chat else "", finish)
         events = self._event([ending], **{EXTRA: answered.travelled.to_dict()})
         return events + (self._event([], usage=usage(answered)) if with_usage else b"") + DONE
@@ -89,13 +89,13 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def finish_of(answered: Answered, cut: bool) -> str:
+def finish_of(answered: RequestAnswer, cut: bool) -> str:
     """`cut`: at a text to stop at."""
     finish = "stop" if answered.completion is None else answered.completion.finish
     return "stop" if cut or finish != "length" else "length"
 
 
-def usage(answered: Answered) -> dict[str, Any]:
+def usage(answered: RequestAnswer) -> dict[str, Any]:
     found = {"prompt_tokens": answered.tokens, "total_tokens": answered.tokens}
     if answered.completion is None:
         return found
@@ -108,7 +108,7 @@ def usage(answered: Answered) -> dict[str, Any]:
     }
 
 
-def embeddings(model: OfferedModel, answered: Answered, form: str) -> dict[str, Any]:
+def embeddings(model: OfferedModel, answered: RequestAnswer, form: str) -> dict[str, Any]:
     """Errors: ApiError for an answer that is not one list of numbers."""
     rows = [_vector(model, value) for value in answered.values]
     data = [

@@ -62,7 +62,7 @@ def test_bodies_are_bounded_and_have_to_be_json(gateway):
         status, _, rest = sock.makefile("rb").read().partition(b"\r\n")
         assert b" 413 " in status
         assert json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
-    for body in (b"", b"{", b"[1]", b'"x"', b"[" * 100_000, b"\xff"):
+    for body in (b"", b"{", b"[1]", b'"x"', b"[" * 100_000, b"\xff", b'{"x": "\\ud800"}'):
         found = gateway.http.post("/v1/embeddings", content=body)
         assert (found.status_code, found.json()["error"]["type"]) == (400, "invalid_request_error")
     assert gateway.http.get("/v1/nothing").status_code == 404
