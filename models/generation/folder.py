@@ -96,16 +96,14 @@ def found_or_compiled_as_it_is(
     """
     if given := compiled_already(model):
         return given
-    talking = {"system": None, "slots": SLOTS, "window": None, "reveal": "scores", "embedding": "client"}
-    chat, whole = (kept_folder(model, cache, plan, options) for options in (talking, {}))
-    for folder, _ in (chat, whole):  # to load a model only in order to see what it is takes long
-        if is_whole(folder):
-            return folder
+    if talks(model):
+        return found_or_compiled(model, cache, plan=plan, stage=stage)
+    folder, plan = kept_folder(model, cache, plan, {})
+    if is_whole(folder):
+        return folder
     if stage:
         stage("the model")
     loaded = load(model)
     if loaded.task.medium is not None:
         raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-    if loaded.kind == "causal":
-        return compile_chat_folder(loaded, chat[0], plan=chat[1], stage=stage, **talking)
-    return compile_folder(loaded, whole[0], plan=whole[1], stage=stage)
+    return compile_folder(loaded, folder, plan=plan, stage=stage)

@@ -80,8 +80,10 @@ def up(
     folders: dict[str, dict[str, Any]] = {}
     with loading(threads, notes=1) as phases:
         from ...models.generation.folder import found_or_compiled_as_it_is
-        from ..config import load_settings
+        from ..config import Address, load_settings
+        from ..service.running import bind
 
+        bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = load_settings().client.cache
         chosen = None if plan is None else read_plan(plan)
         for name, given in zip(names, model, strict=True):
@@ -161,7 +163,10 @@ def _called(given: str) -> str:
 def _deployment(models: Mapping[str, str]) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own."""
     from ...models.generation.folder import talks
+    from ...models.kept import compiled_already
 
+    if found := next((model for model in models.values() if compiled_already(model)), None):
+        raise BlindformerError(f"{found}: is compiled already; give the model's own folder to --print-config")
     dealer, make = "dealer.example.org:7444", []
     serve, sections = [], []
     for number, (name, model) in enumerate(models.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import traceback
@@ -22,7 +23,7 @@ from ..service.metrics import Metrics
 from .guard import Guard
 from .models import Offered, OfferedModel, RequestAnswer
 from .page import page
-from .problems import ApiError, as_api_error
+from .problems import SERVER, ApiError, as_api_error
 from .replies import (
     EXTRA,
     STILL_THERE,
@@ -77,6 +78,10 @@ class Gateway:
         return found
 
     def count(self, answered: RequestAnswer, seconds: float) -> None:
+        """Errors: ApiError where the answer was ended by the gateway's own end."""
+        if not answered.whole:
+            what = "the gateway stopped meanwhile; ask again when it has started"
+            raise ApiError(503, what, kind=SERVER, retry_after=5)
         travelled = answered.travelled
         self.metrics.add("queries", max(len(answered.values), 1))
         self.metrics.add("bytes", travelled.sent_bytes, "sent")
@@ -86,7 +91,7 @@ class Gateway:
     async def read(self, request: Request) -> Any:
         """A body's JSON. Errors: ApiError, Refusal."""
         if self.stopping:
-            raise ApiError(503, "the gateway stops; ask again when it has started", kind="server_error", retry_after=5)
+            raise ApiError(503, "the gateway stops; ask again when it has started", kind=SERVER, retry_after=5)
         async with self.bodies.lingering(request):
             body = await self.bodies.all(request, MOST_BYTES)
         try:
@@ -157,8 +162,6 @@ def make_app(gateway: Gateway) -> Guard:
         except BaseException:
             job.stop()
             raise
-        if gateway.stopping:
-            raise ApiError(503, "the gateway stopped meanwhile; ask again", kind="server_error", retry_after=5)
         gateway.count(answered, time.perf_counter() - started)
         whole = said.whole(text, finish_of(answered, until.over), answered)
         return JSONResponse(whole, background=afterwards(model))
@@ -175,11 +178,9 @@ def make_app(gateway: Gateway) -> Guard:
                 elif text := until.feed(piece):
                     yield said.piece(text)
             answered = await job.result()
-            if gateway.stopping:
-                raise ApiError(503, "the gateway stopped meanwhile; ask again", kind="server_error")
+            gateway.count(answered, time.perf_counter() - started)
             if text := until.rest():
                 yield said.piece(text)
-            gateway.count(answered, time.perf_counter() - started)
             yield said.last(finish_of(answered, until.over), answered, with_usage)
         except Exception as error:
             yield event(gateway.problem(error).body())
@@ -187,12 +188,14 @@ def make_app(gateway: Gateway) -> Guard:
     async def chat(body: Any) -> Response:
         asked = ChatRequest.read(body)
         model, messages = offered.find(asked.model), alternating(asked.messages)
-        return await complete(asked, model, model.prompt(lambda chat: chat.prompt(messages), "messages"), chat=True)
+        ids = await asyncio.to_thread(model.prompt, lambda chat: chat.prompt(messages), "messages")
+        return await complete(asked, model, ids, chat=True)
 
     async def text(body: Any) -> Response:
         asked = CompletionRequest.read(body)
         model = offered.find(asked.model)
-        return await complete(asked, model, model.prompt(lambda chat: chat.text(asked.prompt[0]), "prompt"), chat=False)
+        ids = await asyncio.to_thread(model.prompt, lambda chat: chat.text(asked.prompt[0]), "prompt")
+        return await complete(asked, model, ids, chat=False)
 
     async def embed(body: Any) -> Response:
         asked = EmbeddingsRequest.read(body)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.generation.conversation import Completion, Conversation
+from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
 from ..client.client import Client
@@ -65,13 +66,14 @@ class Travelled:
 @dataclass
 class RequestAnswer:
     """Values of texts, in their order, or a completion; and the tokens that were read. `cached`: of these, how many the
-    conversation had read before."""
+    conversation had read before. `whole`: it was not ended before."""
 
     travelled: Travelled = field(default_factory=Travelled)
     tokens: int = 0
     cached: int = 0
     values: list[Any] = field(default_factory=list)
     completion: Completion | None = None
+    whole: bool = False
 
 
 class Seat:
@@ -121,15 +123,25 @@ class OfferedModel:
 
     def about(self) -> dict[str, Any]:
         """Beside what the OpenAI API says of a model."""
-        program = next(iter(self.part.lengths.values())).program
         return {
             "task": self.task,
             "protocol": self.client.protocol,
             "plan": self.part.about["plan"],
             "lengths": list(self.part.lengths),
             "state": self.state,
-            "learned": who_learned_what(program) if self.client.protocol == "beaver" else {},
+            "learned": self._learned(),
         }
+
+    def _learned(self) -> dict[str, str]:
+        """By party, of a session."""
+        if self.client.protocol != "beaver":
+            return {}
+        program = next(iter(self.part.lengths.values())).program
+        helped = self.client.settings.session.topology == "helper"
+        found = who_learned_what(for_two_servers(program) if helped else program)
+        if self.talks:
+            found["public"] += "; how many tokens each pass of a conversation reads and keeps, and when it comes"
+        return found
 
     # --- what it does, in a job's thread -----------------------------------------------------------------------------
     def open(self) -> None:
@@ -166,7 +178,8 @@ class OfferedModel:
                 reply = talk.answer(ids, job.say, **options)
                 seat.travelled.retried = reply.retried
                 cached = len(ids) - talk.rows.asked
-                return RequestAnswer(seat.travelled, len(ids), cached, completion=reply)
+                whole = reply.finish != "interrupted"
+                return RequestAnswer(seat.travelled, len(ids), cached, completion=reply, whole=whole)
             finally:
                 seat.job, self._last = None, seat
 
@@ -183,7 +196,7 @@ class OfferedModel:
                 found.travelled.retried = result.retried or found.travelled.retried
                 if job.stopped:
                     return found
-        found.values = [values[index] for index in range(len(texts))]
+        found.values, found.whole = [values[index] for index in range(len(texts))], True
         return found
 
     def prepare(self) -> None:
