@@ -10,9 +10,8 @@ and `pause` seconds are waited, so that both ways find them made.
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
-import http.client
-import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,14 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.parties.client.base import BaseClient
-from blindformer.parties.config import Address, load_settings
+from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
 from blindformer.parties.gateway.models import OfferedModel
 from rich.table import Table
@@ -36,6 +33,7 @@ from .commands import Say, publish, run_command
 from .provenance import Measured, provenance
 
 TEXT, NAME = "I forgot my login.", "measured"
+ASKER = Path(__file__).with_name("http_asker.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +47,6 @@ class AddedByGateway(Measured):
     gateway_s: float
     added_s: float
     added: float
-
-
-def ask_over_http(pipe: Connection, address: Address, key: str) -> None:
-    """In a process of its own: a request, and its seconds, for each word that comes."""
-    connection = http.client.HTTPConnection(*address)
-    body, headers = json.dumps({"model": NAME, "input": TEXT}), {"authorization": f"Bearer {key}"}
-    while pipe.recv():
-        started = time.perf_counter()
-        connection.request("POST", "/v1/embeddings", body, headers)
-        reply = connection.getresponse()
-        reply.read()
-        pipe.send(time.perf_counter() - started if reply.status == 200 else None)
 
 
 @contextmanager
@@ -82,20 +68,20 @@ def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
         settings = load_settings(None, **flags)
         thread = threading.Thread(target=serving.serve, args=(settings, listening.append, opened, servers.append))
         thread.start()
-        mine, theirs = get_context("spawn").Pipe()
         try:
             ready.wait()
-            words = (theirs, listening[0].address, key.read_text().strip())
-            asker = get_context("spawn").Process(target=ask_over_http, args=words, daemon=True)
-            asker.start()
+            words = [str(ASKER), *map(str, listening[0].address), NAME, TEXT]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            with subprocess.Popen([sys.executable, *words], **pipes) as asker:
+                assert asker.stdin is not None
+                assert asker.stdout is not None
+                asker.stdin.write(key.read_text())
 
-            def over_http() -> float:
-                mine.send(True)
-                return mine.recv()
+                def over_http() -> float:
+                    asker.stdin.write("\n")
+                    return float(asker.stdout.readline())
 
-            yield met[0].client, over_http
-            mine.send(False)
-            asker.join()
+                yield met[0].client, over_http
         finally:
             servers[0].stop()
             thread.join()

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import ipaddress
 import json
-import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,12 +30,11 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
+from .addresses import FORM, Address, parse_address
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served
 
 Role = Literal["server", "client", "dealer", "helper"]
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-_FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
 
 
 class ConfigError(BlindformerError):
@@ -49,44 +46,11 @@ class ConfigError(BlindformerError):
         super().__init__(problems[0] + more)
 
 
-class Address(NamedTuple):
-    """Where a party is dialled, or listens. A tuple, so that it unpacks as (host, port)."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """`host:port`; an IPv6 host stands in brackets. Port 0 (a free one) is for listening.
-
-    Errors: ValueError, one line.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5:
-        raise ValueError(_FORM)
-    if int(port) > 65535:
-        raise ValueError(f"port {port} does not exist; ports are 1 to 65535")
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    try:
-        six = ipaddress.ip_address(host.partition("%")[0]).version == 6
-    except ValueError:
-        if bracketed or not _HOST_NAME.fullmatch(host) or len(host) > 253:
-            raise ValueError(_FORM) from None
-    else:
-        if six != bracketed:
-            raise ValueError("an IPv6 host stands in brackets, and no other does; " + _FORM)
-    return Address(host, int(port))
-
-
 def _listening(value: Any) -> Address:
     if isinstance(value, tuple) and len(value) == 2:
         return Address(*value)
     if not isinstance(value, str):
-        raise ValueError(_FORM)
+        raise ValueError(FORM)
     return parse_address(value)
 
 
