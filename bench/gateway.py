@@ -73,13 +73,14 @@ def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
             words = [str(ASKER), *map(str, listening[0].address), NAME, TEXT]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
             with subprocess.Popen([sys.executable, *words], **pipes) as asker:
-                assert asker.stdin is not None
-                assert asker.stdout is not None
-                asker.stdin.write(key.read_text())
+                ask, said = asker.stdin, asker.stdout
+                assert ask is not None
+                assert said is not None
+                ask.write(key.read_text())
 
                 def over_http() -> float:
-                    asker.stdin.write("\n")
-                    return float(asker.stdout.readline())
+                    ask.write("\n")
+                    return float(said.readline())
 
                 yield met[0].client, over_http
         finally:
@@ -105,7 +106,7 @@ def measured(model: str, count: int, pause: float, say: Say) -> tuple[list[float
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(prog="python -m bench.gateway", description="What the gateway adds to a query.")
     options.add_argument("--model", default="minilm", help="an encoder, as `blindformer up` takes it")
     options.add_argument("--count", type=int, default=40, help="queries each way (default 40)")
     options.add_argument("--pause", type=float, default=0.7, help="seconds before each (default 0.7)")

@@ -265,8 +265,8 @@ class Offered:
     def __init__(self, settings: Settings) -> None:
         """Errors: those of clients."""
         mine, self.models = settings.gateway, dict[str, OfferedModel]()
-        self._pool: ThreadPoolExecutor | None = None
         sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
+        self._pool = ThreadPoolExecutor(len(sections) * mine.conversations, "gateway")
         try:
             for name, section in sections.items():
                 client = _client(settings, section)
@@ -275,7 +275,6 @@ class Offered:
         except BaseException:
             self.close()
             raise
-        self._pool = ThreadPoolExecutor(sum(model.at_once for model in self.models.values()), "gateway")
         self._jobs: set[Job[Any]] = set()
 
     def find(self, name: str) -> OfferedModel:
@@ -330,8 +329,7 @@ class Offered:
 
     def close(self) -> None:
         """When what runs has ended."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
         for model in self.models.values():
             model.client.close()
 
