@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -34,6 +36,17 @@ def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway,
     assert found.count("200") >= 3
     assert (model.line.running, model.line.waiting) == (0, 0)
     assert ask(0) == "200"
+
+
+def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
+    """Which takes 40 ms on a connection that is kept."""
+    connection, seconds = http.client.HTTPConnection(gateway.url.removeprefix("http://")), []
+    for _ in range(10):
+        started = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds[1:]) < 0.03
 
 
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
