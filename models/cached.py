@@ -60,7 +60,7 @@ def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
     made = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch")])
-    return f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+    return f"{name.replace('/', '--')}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import ipaddress
 import json
-import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,11 +30,11 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
+from .addresses import FORM, Address, parse_address
+from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served
 
 Role = Literal["server", "client", "dealer", "helper"]
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-_FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
 
 
 class ConfigError(BlindformerError):
@@ -48,44 +46,11 @@ class ConfigError(BlindformerError):
         super().__init__(problems[0] + more)
 
 
-class Address(NamedTuple):
-    """Where a party is dialled, or listens. A tuple, so that it unpacks as (host, port)."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """`host:port`; an IPv6 host stands in brackets. Port 0 (a free one) is for listening.
-
-    Errors: ValueError, one line.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5:
-        raise ValueError(_FORM)
-    if int(port) > 65535:
-        raise ValueError(f"port {port} does not exist; ports are 1 to 65535")
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    try:
-        six = ipaddress.ip_address(host.partition("%")[0]).version == 6
-    except ValueError:
-        if bracketed or not _HOST_NAME.fullmatch(host) or len(host) > 253:
-            raise ValueError(_FORM) from None
-    else:
-        if six != bracketed:
-            raise ValueError("an IPv6 host stands in brackets, and no other does; " + _FORM)
-    return Address(host, int(port))
-
-
 def _listening(value: Any) -> Address:
     if isinstance(value, tuple) and len(value) == 2:
         return Address(*value)
     if not isinstance(value, str):
-        raise ValueError(_FORM)
+        raise ValueError(FORM)
     return parse_address(value)
 
 
@@ -94,6 +59,10 @@ def _dialled(value: Any) -> Address:
     if address.port == 0:
         raise ValueError("port 0 cannot be dialled; ports are 1 to 65535")
     return address
+
+
+def _served(value: Any) -> Any:
+    return value if value == LOCAL else _dialled(value)
 
 
 def _path(value: Any, info: ValidationInfo) -> Path:
@@ -112,6 +81,7 @@ def _deployed(value: Any) -> str:
 
 Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)]
 Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
+Served = Annotated[Address | Literal["local"], BeforeValidator(_served), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
@@ -228,6 +198,32 @@ class ClientSection(_Section):
     """Seconds to go on asking a server that is busy."""
 
 
+class GatewayModel(_Section):
+    """One model of the gateway, [gateway.models.NAME]; what is not said is as in [parties] and [certificates]."""
+
+    folder: Folder
+    server: Served | None = None
+    """Or "local": a server and a dealer on this machine, while the gateway runs."""
+    dealer: Dialled | None = None
+    helper: Dialled | None = None
+    certificates: Folder | None = None
+
+
+class GatewaySection(_Section):
+    """The OpenAI API on the client's machine. Without models it offers the one of [client]."""
+
+    listen: Listening = Address("127.0.0.1", 8080)
+    key: Folder = Path("~/.config/blindformer/gateway.key")
+    """The file with the key that callers show; made if it is not there."""
+    hosts: tuple[str, ...] = Field(default=(), strict=False)
+    """Names that it is called by, besides localhost: behind a proxy."""
+    queue: int = Field(default=64, ge=0, le=100_000)
+    """Requests that may wait for a model; beyond that callers are told when to come back."""
+    conversations: int = Field(default=1, ge=1, le=64)
+    """Conversations that are kept of a language model, and answered at once: each has a session and masked weights."""
+    models: dict[str, GatewayModel] = {}
+
+
 class PartySection(_Section):
     """One party of protocol `crypten`. `address`: where those after it dial it; the last is dialled by nobody."""
 
@@ -269,6 +265,7 @@ class Settings(_Section):
     dealer: DealerSection
     helper: HelperSection
     client: ClientSection
+    gateway: GatewaySection
     crypten: CryptenSection
     _file: Path | None = PrivateAttr(default=None)
 

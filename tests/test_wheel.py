@@ -35,8 +35,9 @@ def contents(wheel: Path) -> set[str]:
 
 
 def sources() -> set[str]:
-    """What the wheel has to hold: all Python files of the rooms and beside them, in packages or not."""
-    files = [*ROOT.glob("*.py"), *(file for room in ROOMS for file in ROOT.glob(f"{room}/**/*.py"))]
+    """What the wheel has to hold: all Python files and pages of the rooms and beside them, in packages or not."""
+    kinds = [f"{room}/**/*.{kind}" for room in ROOMS for kind in ("py", "html")]
+    files = [file for kind in ("*.py", *kinds) for file in ROOT.glob(kind)]
     names = {f"blindformer/{file.relative_to(ROOT).as_posix()}" for file in files if file.name != "setup.py"}
     return {*names, "blindformer/py.typed"}
 

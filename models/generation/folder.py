@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...approximations import Plan
 from ..artifacts import save
-from ..building import own_plan
+from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
-from ..loading.load import Loaded, load
+from ..loading.errors import LoadError
+from ..loading.load import Loaded, load, locate
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -70,3 +72,35 @@ def found_or_compiled(
         return compile_chat_folder(loaded, folder, plan=plan, stage=stage, **options)
 
     return cached(model, cache, make, plan, options, stage)
+
+
+def talks(model: str | Path) -> bool:
+    """Whether a model that is not loaded is a language model, by its configuration. Errors: LoadError."""
+    _, place = locate(model)
+    if place.is_file():
+        return True
+    try:
+        kinds = json.loads((place / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+
+
+def found_or_compiled_as_it_is(
+    model: str | Path, cache: Path, *, plan: Plan | str | None = None, stage: Stage | None = None
+) -> Path:
+    """The same of a model of any kind: a language model for conversations, every other one for whole texts.
+
+    Errors: as `compile_chat_folder`; LoadError for a model that takes no texts.
+    """
+    if is_compiled(model):
+        return Path(model).expanduser()
+    if talks(model):
+        return found_or_compiled(model, cache, plan=plan, stage=stage)
+
+    def make(loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+        if loaded.task.medium is not None:
+            raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
+        return compile_folder(loaded, folder, plan=plan, stage=stage)
+
+    return cached(model, cache, make, plan, {}, stage)

@@ -18,6 +18,7 @@ from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerError, PeerGone
+from ..config import Address
 from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
@@ -185,6 +186,20 @@ class BaseClient(ABC):
             raise ClientError(
                 f"{self.part.folder}: is compiled for conversations; use chat or generate, or compile without --chat"
             )
+
+    def addresses(self) -> dict[str, Address]:
+        """Where the other parties are, by role."""
+        return self._transport.addresses()
+
+    def connect(self) -> None:
+        """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
+        transport, part = self._transport, next(iter(self.part.lengths.values()))
+        with transport.turn:
+            insist(transport, lambda: transport.connect(part), lambda: None, lambda error: transport.lost(part, error))
+
+    def prepare(self, length: int | None = None) -> None:
+        """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
+        self._transport.prepare(self.part.lengths[min(self.part.lengths) if length is None else length])
 
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""

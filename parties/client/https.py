@@ -115,7 +115,7 @@ class HttpsTransport(Transport):
         part = questions[0].part
         facts, api = self._facts[part.program.hash()], self.api()
         keyed = self.keyed[facts.program]
-        started, before = time.perf_counter(), api.sent + api.received
+        started, before = time.perf_counter(), Meter(sent=api.sent, received=api.received)
         values = real_values(part, sources_of(questions))
         body = pack("request", facts.program, keyed.keys.sealed_request(values))
         answer: bytes | None = None
@@ -133,7 +133,7 @@ class HttpsTransport(Transport):
         timings = Timings(
             online_s=time.perf_counter() - started,
             rounds=1,
-            online=Meter(sent=api.sent + api.received - before),
+            online=Meter(sent=api.sent - before.sent, received=api.received - before.received),
             peak_rss_mb=rss_mb(),
         )
         query = AnsweredQuery(part.program, self.part.about["plan"], timings, {}, keyed.seconds, keyed.bytes)

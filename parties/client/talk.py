@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -12,7 +11,6 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...protocols.errors import PeerError
 from ..session.passes import Told, passes, turn_of
 from .base import insist
 from .forms import answer_to
@@ -86,9 +84,8 @@ class SessionPasses:
 
     def _ahead(self, part: str, rows: int) -> None:
         """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
-        if self.transport.is_open(self.part, self.name) and not self._behind:
-            with suppress(PeerError):
-                self._party().announce(turn_of(self.part.program, part, rows))
+        if not self._behind:
+            self.transport.announce(self.part, turn_of(self.part.program, part, rows), self.name)
 
     def _party(self) -> ClientParty | OwnerParty:
         return self.transport.connect(self.part, self.name).party

@@ -16,6 +16,7 @@ from ...errors import BlindformerError
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ..config import Address, Role, Settings
 from ..launch.services import LocalServices
+from ..registry import find_served
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
@@ -71,6 +72,9 @@ class Transport(ABC):
     def lost(self, part: ClientLength, error: BaseException) -> bool:
         """Drop what an error of `ask` has spoilt. Whether another attempt may succeed."""
 
+    def prepare(self, part: ClientLength) -> None:  # noqa: B027
+        """Begin what the next question of a length needs, where that can be."""
+
     def make_room(self) -> bool:
         """Give up something of another length, for a server that is busy. Whether there was anything."""
         return False
@@ -101,6 +105,14 @@ class Transport(ABC):
     def address(self, role: Role) -> Address:
         services = self._start()
         return services.addresses[role] if services else self.settings.address(role)
+
+    def addresses(self) -> dict[str, Address]:
+        """Of the parties that are dialled, by role; none of this machine that were not started."""
+        if self._local is not None:
+            return dict(self._services.addresses) if self._services else {}
+        helpers = find_served(self.settings.session.protocol).helpers
+        roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers else [])]
+        return {role: self.settings.address(role) for role in roles}
 
     def certificates(self) -> Path:
         services = self._start()

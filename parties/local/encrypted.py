@@ -48,7 +48,7 @@ class LocalEncrypted(LocalSession):
         timings = Timings(
             online_s=report.online_s,
             rounds=1,
-            online=Meter(sent=report.online_bytes),
+            online=Meter(sent=report.sent_bytes, received=report.online_bytes - report.sent_bytes),
             peak_rss_mb=report.peak_rss_mb["client"],
         )
         outputs = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}

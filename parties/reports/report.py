@@ -56,7 +56,8 @@ def declared(program: Program) -> dict[str, Any]:
 
 @dataclass
 class Report:
-    """One query. Seconds are the client's; bytes are payload, both ways. `made_ahead`: its correlations were, so that
+    """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
+    (where it is known). `made_ahead`: its correlations were, so that
     nothing of them travelled in it. `str(report)` is a readable text."""
 
     model: str
@@ -67,6 +68,7 @@ class Report:
     setup_s: float = 0.0
     offline_bytes: int = 0
     online_bytes: int = 0
+    sent_bytes: int = 0
     setup_bytes: int = 0
     rounds: int = 0
     made_ahead: bool = False
@@ -154,6 +156,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
         "beaver",
         who_learned_what(query.program, timings),
         online_bytes=timings.online.sent + timings.online.received,
+        sent_bytes=timings.online.sent,
         peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
         layers=layers(price(query.program).rows),
     )
@@ -213,7 +216,8 @@ def encrypted_report(query: AnsweredQuery) -> Report:
         "released to the client": ", ".join(query.program.released) or "nothing",
         "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
     }
-    return query.report("ckks", learned)
+    online = query.timings.online
+    return query.report("ckks", learned, online_bytes=online.sent + online.received, sent_bytes=online.sent)
 
 
 def clear_report(query: AnsweredQuery) -> Report:

@@ -1,0 +1,146 @@
+"""What the gateway adds to a query: the same text, alternately by `Client` and over HTTP from another process.
+
+    python -m bench.gateway --model minilm --count 40
+
+One gateway, one session, both parties on this machine. After each answer the next query's correlations are made ahead,
+and `pause` seconds are waited, so that both ways find them made.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from blindformer.models.generation.folder import found_or_compiled_as_it_is
+from blindformer.parties.client.base import BaseClient
+from blindformer.parties.config import load_settings
+from blindformer.parties.gateway import serving
+from blindformer.parties.gateway.models import OfferedModel
+from rich.table import Table
+
+from .commands import Say, publish, run_command
+from .provenance import Measured, provenance
+
+TEXT, NAME = "I forgot my login.", "measured"
+ASKER = Path(__file__).with_name("http_asker.py")
+
+
+@dataclass(frozen=True, slots=True)
+class AddedByGateway(Measured):
+    """Medians, in seconds; `added` is their difference, in seconds and as a part of the direct one."""
+
+    model: str
+    count: int
+    pause: float
+    direct_s: float
+    gateway_s: float
+    added_s: float
+    added: float
+
+
+@contextmanager
+def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
+    """A gateway with this model: its client, and what a request over HTTP takes."""
+    listening: list[serving.Listening] = []
+    servers: list[serving.GatewayServer] = []
+    met: list[OfferedModel] = []
+    ready = threading.Event()
+
+    def opened(model: OfferedModel) -> None:
+        met.append(model)
+        ready.set()
+
+    with tempfile.TemporaryDirectory() as folder:
+        key, cache = Path(folder) / "key", load_settings().client.cache
+        section = {"folder": found_or_compiled_as_it_is(model, cache).absolute(), "server": "local"}
+        flags = {"gateway.listen": "127.0.0.1:0", "gateway.key": key, "gateway.models": {NAME: section}}
+        settings = load_settings(None, **flags)
+        thread = threading.Thread(target=serving.serve, args=(settings, listening.append, opened, servers.append))
+        thread.start()
+        try:
+            ready.wait()
+            words = [str(ASKER), *map(str, listening[0].address), NAME, TEXT]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            with subprocess.Popen([sys.executable, *words], **pipes) as asker:
+                ask, said = asker.stdin, asker.stdout
+                assert ask is not None
+                assert said is not None
+                ask.write(key.read_text())
+
+                def over_http() -> float:
+                    ask.write("\n")
+                    return float(said.readline())
+
+                yield met[0].client, over_http
+        finally:
+            servers[0].stop()
+            thread.join()
+
+
+def measured(model: str, count: int, pause: float, say: Say) -> tuple[list[float], list[float]]:
+    """Seconds of queries by the client, and over HTTP."""
+    direct, over_http = [], []
+    say("compile, start")
+    with offered(model) as (client, ask):
+        for number in range(count + 2):
+            say(f"query {number + 1} of {count + 2}")
+            time.sleep(pause)
+            started = time.perf_counter()
+            length = client.query(TEXT).length
+            direct.append(time.perf_counter() - started)
+            client.prepare(length)
+            time.sleep(pause)
+            over_http.append(ask())
+    return direct[2:], over_http[2:]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.gateway", description="What the gateway adds to a query.")
+    options.add_argument("--model", default="minilm", help="an encoder, as `blindformer up` takes it")
+    options.add_argument("--count", type=int, default=40, help="queries each way (default 40)")
+    options.add_argument("--pause", type=float, default=0.7, help="seconds before each (default 0.7)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    given = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        torch.set_num_threads(1)
+        about = provenance("fastapi", "uvicorn")
+        direct, over_http = (statistics.median(some) for some in measured(given.model, given.count, given.pause, say))
+        added = over_http - direct
+        found = AddedByGateway(
+            **about,
+            model=given.model,
+            count=given.count,
+            pause=given.pause,
+            direct_s=direct,
+            gateway_s=over_http,
+            added_s=added,
+            added=added / direct,
+        )
+        publish(found, given.format, table)
+
+    return run_command("bench.gateway", work)
+
+
+def table(found: AddedByGateway) -> Table:
+    made = Table(box=None, title=f"{found.model}, {found.count} queries each way, {found.pause:g} s before each")
+    for name in ("by Client", "through the gateway", "added"):
+        made.add_column(name, justify="right")
+    shown = f"{1000 * found.added_s:.1f} ms, {found.added:.1%}"
+    made.add_row(f"{1000 * found.direct_s:.1f} ms", f"{1000 * found.gateway_s:.1f} ms", shown)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""The models that the gateway offers: each a client of its own, with the requests that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from ...errors import BlindformerError
+from ...models.generation.conversation import Completion, Conversation
+from ...models.program.two_server import for_two_servers
+from ...protocols.errors import PeerError
+from ..client.base import BaseClient
+from ..client.client import Client
+from ..config import GatewayModel, Settings
+from ..launch import LOCAL
+from ..launch.processes import LaunchError
+from ..registry import find_served, open_client
+from ..reports.report import Report, who_learned_what
+from ..session.timings import Answer
+from .problems import ApiError, as_api_error, too_long
+from .turns import Job, Line
+
+T = TypeVar("T")
+VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers
+
+
+@dataclass
+class Travelled:
+    """What a request cost, at this side: bytes that left for the server, bytes that came, and rounds. `offline_bytes`
+    went from the dealer to the server; of `passes` through the model."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    offline_bytes: int = 0
+    rounds: int = 0
+    passes: int = 0
+    retried: str = ""
+
+    def add_pass(self, answer: Answer) -> None:
+        online = answer.timings.online
+        self._add(online.sent, online.received, answer.timings.offline_bytes, answer.timings.rounds)
+
+    def add_report(self, report: Report | None) -> None:
+        if report is not None:
+            received = report.online_bytes - report.sent_bytes
+            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds)
+
+    def _add(self, sent: int, received: int, offline: int, rounds: int) -> None:
+        self.sent_bytes += sent
+        self.received_bytes += received
+        self.offline_bytes += offline
+        self.rounds += rounds
+        self.passes += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        return found if self.retried else {name: value for name, value in found.items() if name != "retried"}
+
+
+@dataclass
+class RequestAnswer:
+    """Values of texts, in their order, or a completion; and the tokens that were read. `cached`: of these, how many the
+    conversation had read before. `whole`: it was not ended before."""
+
+    travelled: Travelled = field(default_factory=Travelled)
+    tokens: int = 0
+    cached: int = 0
+    values: list[Any] = field(default_factory=list)
+    completion: Completion | None = None
+    whole: bool = False
+
+
+class Seat:
+    """A conversation, and the request that it answers now, if any."""
+
+    def __init__(self) -> None:
+        self.talk: Conversation | None = None
+        self.job: Job[RequestAnswer] | None = None
+        self.travelled = Travelled()
+
+    def told(self, part: str, answer: Answer) -> None:
+        """After each pass. A request that was left ends here."""
+        self.travelled.add_pass(answer)
+        if self.talk is not None and self.job is not None and self.job.stopped:
+            self.talk.stop()
+
+    def common(self, ids: Sequence[int]) -> int:
+        """How many of these tokens its conversation has read."""
+        read = [] if self.talk is None else self.talk.rows.ids
+        return next((at for at, (old, new) in enumerate(zip(read, ids, strict=False)) if old != new), len(read))
+
+
+class OfferedModel:
+    """One model by its name. `state`: "starting", "ready", or what is wrong."""
+
+    def __init__(self, name: str, client: BaseClient, queue: int, conversations: int = 1) -> None:
+        self.name, self.client, self.part = name, client, client.part
+        self.created, self.state = int(time.time()), "starting"
+        self.talks = self.part.talks
+        self.at_once = conversations if self.talks else 1
+        self.line = Line(self.at_once, queue)
+        self._seats = [Seat() for _ in range(self.at_once)] if self.talks else []
+        self._free, self._turn = list(self._seats), threading.Lock()
+        self._last, self._length = next(iter(self._seats), Seat()), min(self.part.lengths)  # of the last request
+
+    # --- what it is --------------------------------------------------------------------------------------------------
+    @property
+    def task(self) -> str:
+        return "chat" if self.talks else self.client.task
+
+    @property
+    def embeds(self) -> bool:
+        return not self.talks and (
+            self.part.kind == "sentence"
+            or any(name in part.program.outputs for part in self.part.lengths.values() for name in VECTORS)
+        )
+
+    def about(self) -> dict[str, Any]:
+        """Beside what the OpenAI API says of a model."""
+        return {
+            "task": self.task,
+            "protocol": self.client.protocol,
+            "plan": self.part.about["plan"],
+            "lengths": list(self.part.lengths),
+            "state": self.state,
+            "learned": self._learned(),
+        }
+
+    def _learned(self) -> dict[str, str]:
+        """By party, of a session."""
+        if self.client.protocol != "beaver":
+            return {}
+        program = next(iter(self.part.lengths.values())).program
+        helped = self.client.settings.session.topology == "helper"
+        found = who_learned_what(for_two_servers(program) if helped else program)
+        if self.talks:
+            found["public"] += "; how many tokens each pass of a conversation reads and keeps, and when it comes"
+        return found
+
+    # --- what it does, in a job's thread -----------------------------------------------------------------------------
+    def open(self) -> None:
+        """Meet the other parties before anybody asks. Errors go into `state`: the next request tries again."""
+        with suppress(BlindformerError), self._noted():
+            if self.talks:
+                with self._seated([]) as seat:
+                    self._conversation(seat)
+            else:
+                self.client.connect()
+            self.prepare()
+
+    def prompt(self, make: Callable[[Any], list[int]], param: str) -> list[int]:
+        """The tokens that `make` makes of the model's chat. Errors: ApiError."""
+        if self.part.chat is None:
+            raise ApiError(400, f"model {self.name}: does not talk, it is for {self.task}", param="model")
+        try:
+            ids = make(self.part.chat)
+        except BlindformerError as error:
+            raise as_api_error(error, param) from None
+        most = self._room(len(self.part.chat.prefix))
+        if len(ids) >= most:
+            raise too_long(len(ids), most, param, "answers included; begin a new conversation, or compile for more")
+        return ids
+
+    def answer(self, job: Job[RequestAnswer], ids: Sequence[int], options: Mapping[str, Any]) -> RequestAnswer:
+        """What comes after these tokens, in the conversation that has read most of them. Errors: BlindformerError."""
+        with self._noted(), self._seated(ids) as seat:
+            seat.job, seat.travelled = job, Travelled()
+            try:
+                talk = self._conversation(seat)
+                if job.stopped:
+                    return RequestAnswer()
+                reply = talk.answer(ids, job.say, **options)
+                seat.travelled.retried = reply.retried
+                cached = len(ids) - talk.rows.asked
+                whole = reply.finish != "interrupted"
+                return RequestAnswer(seat.travelled, len(ids), cached, completion=reply, whole=whole)
+            finally:
+                seat.job, self._last = None, seat
+
+    def ask(self, job: Job[RequestAnswer], texts: Sequence[str], top_k: int | None = None) -> RequestAnswer:
+        """The model's answers for texts. Errors: BlindformerError, for the first text that has one."""
+        found = RequestAnswer(tokens=sum(self._tokens(text, at, len(texts)) for at, text in enumerate(texts)))
+        values: dict[int, Any] = {}
+        with self._noted():
+            for index, result in self.client.stream(texts, top_k=top_k):
+                if result.error is not None:
+                    raise result.error
+                values[index], self._length = result.value, result.length
+                found.travelled.add_report(result.report)
+                found.travelled.retried = result.retried or found.travelled.retried
+                if job.stopped:
+                    return found
+        found.values, found.whole = [values[index] for index in range(len(texts))], True
+        return found
+
+    def prepare(self) -> None:
+        """While nobody asks, the parties make what the next request needs if it is like the last."""
+        if not self.talks:
+            self.client.prepare(self._length)
+            return
+        with self._turn:
+            seat = self._last
+            if seat not in self._free:
+                return
+            self._free.remove(seat)
+        try:
+            if seat.talk is not None:
+                seat.talk.prepare()
+        finally:
+            with self._turn:
+                self._free.append(seat)
+
+    def _room(self, prefix: int) -> int:
+        from ...models.generation.rows import room
+
+        return prefix + room(self.part.for_length().program)
+
+    def _tokens(self, text: str, at: int, count: int) -> int:
+        param = f"input[{at}]" if count > 1 else "input"
+        try:
+            tokens = self.part.task.tokens(text)
+        except BlindformerError as error:
+            raise as_api_error(error, "input") from None
+        if tokens > (most := max(self.part.lengths)):
+            raise too_long(tokens, most, param, "shorten it, split it, or compile for a greater length")
+        return tokens
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Whether the other parties answer goes into `state`."""
+        try:
+            yield
+            self.state = "ready"
+        except (PeerError, LaunchError) as error:
+            self.state = str(error)
+            raise
+
+    @contextmanager
+    def _seated(self, ids: Sequence[int]) -> Iterator[Seat]:
+        """A free conversation: there are as many as requests at once."""
+        with self._turn:
+            seat = max(self._free, key=lambda seat: (seat.common(ids), seat.talk is None))
+            self._free.remove(seat)
+        try:
+            yield seat
+        finally:
+            with self._turn:
+                self._free.append(seat)
+
+    def _conversation(self, seat: Seat) -> Conversation:
+        assert isinstance(self.client, Client)
+        seat.talk = seat.talk or self.client.conversation(seat.told)
+        return seat.talk
+
+
+class Offered:
+    """All models by name, and the threads that ask them."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Errors: those of clients."""
+        mine, self.models = settings.gateway, dict[str, OfferedModel]()
+        sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
+        self._pool = ThreadPoolExecutor(len(sections) * mine.conversations, "gateway")
+        try:
+            for name, section in sections.items():
+                client = _client(settings, section)
+                name = name or client.part.name
+                self.models[name] = OfferedModel(name, client, mine.queue, mine.conversations)
+        except BaseException:
+            self.close()
+            raise
+        self._jobs: set[Job[Any]] = set()
+
+    def find(self, name: str) -> OfferedModel:
+        """Errors: ApiError."""
+        if name not in self.models:
+            what = f"model {name[:100]!r}: is not offered here; give one of {', '.join(self.models)}"
+            raise ApiError(404, what, param="model", code="model_not_found")
+        return self.models[name]
+
+    def only(self, name: str, wanted: Callable[[OfferedModel], bool], what: str) -> OfferedModel:
+        """The model of this name, or the only one that does `what`. Errors: ApiError."""
+        if name:
+            found = self.find(name)
+            if not wanted(found):
+                raise ApiError(400, f"model {name}: does not do {what}, it is for {found.task}", param="model")
+            return found
+        fitting = [model for model in self.models.values() if wanted(model)]
+        if len(fitting) != 1:
+            names = ", ".join(model.name for model in fitting) or "none is offered"
+            raise ApiError(400, f"model: name one that does {what}: {names}", param="model")
+        return fitting[0]
+
+    async def begin(self, model: OfferedModel, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Wait for a place at the model, and begin. Errors: ApiError where too many wait."""
+        await model.line.enter()
+        job = Job(model.line, self._pool, work)
+        self._jobs.add(job)
+        job.on_end(self._jobs.discard)
+        return job
+
+    async def open(self, model: OfferedModel) -> None:
+        """Requests wait meanwhile."""
+        await self._between(model, model.open)
+
+    async def prepare(self, model: OfferedModel) -> None:
+        """After an answer has been sent: who waits for one must not wait for this. Errors are the next request's."""
+        if model.line.running == 0:
+            with suppress(BlindformerError):
+                await self._between(model, model.prepare)
+
+    async def _between(self, model: OfferedModel, work: Callable[[], None]) -> None:
+        """In a thread, with a place in the line."""
+        await model.line.enter()
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future.add_done_callback(lambda _: model.line.leave(model.line.seconds))
+        await asyncio.shield(future)
+
+    def stop(self) -> None:
+        """End what runs, after the step that it is at."""
+        for job in list(self._jobs):
+            job.stop()
+
+    def close(self) -> None:
+        """When what runs has ended."""
+        self._pool.shutdown()
+        for model in self.models.values():
+            model.client.close()
+
+
+def _client(settings: Settings, section: GatewayModel) -> BaseClient:
+    local = section.server == LOCAL
+    given: dict[str, Any] = {"folder": section.folder, "timeout": settings.session.timeout}
+    if not local:
+        folder = section.certificates or settings.certificates.folder
+        given |= {"dealer": _said(section.dealer), "helper": _said(section.helper), "certificates": folder}
+        given |= {"config": settings.file, "wait": settings.client.wait, "cache": settings.client.cache}
+        if settings.session.topology != "dealer":
+            given["topology"] = settings.session.topology
+    served = find_served(settings.session.protocol)
+    if not served.helpers:  # a protocol without a dealer
+        given = {name: value for name, value in given.items() if name not in ("dealer", "helper", "cache")}
+    return open_client(settings.session.protocol, LOCAL if local else _said(section.server), **given)
+
+
+def _said(address: object) -> str | None:
+    return None if address is None else str(address)

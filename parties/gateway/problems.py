@@ -1,0 +1,76 @@
+"""Why a request is refused, as the OpenAI API says it: a status and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from ...errors import BlindformerError
+from ...models.compile import AnswerOutOfRange
+from ...models.generation.decoder import GenerationError
+from ...models.loading.errors import InputError
+from ...protocols.errors import PeerError
+from ..launch.processes import LaunchError
+from ..service.https.refusals import Refusal
+from ..session.compute_slots import LimitReached, SlotsBusy
+
+INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
+LONGEST_WAIT = 600.0  # seconds that a client is told to wait, at most
+
+
+class ApiError(BlindformerError):
+    """`status`: of the HTTP reply. `param`: the field of the request. `retry_after`: seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        what: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status, self.kind, self.param, self.code, self.retry_after = status, kind, param, code, retry_after
+        super().__init__(what)
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["retry-after"] = f"{math.ceil(min(max(self.retry_after, 1.0), LONGEST_WAIT))}"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def too_long(tokens: int, most: int, param: str, remedy: str) -> ApiError:
+    what = f"{param}: {tokens} tokens, and the model takes {most}; {remedy}"
+    return ApiError(400, what, param=param, code="context_length_exceeded")
+
+
+def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
+    """What the API says of an error. A bug is not described: its message may hold what was asked.
+
+    `param`: the field that a text which the model refuses came in.
+    """
+    said = str(error)
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Refusal):
+        return ApiError(error.status, said, retry_after=error.retry_after)
+    if isinstance(error, InputError | GenerationError):
+        return ApiError(400, said, param=param, code="refused_by_model")
+    if isinstance(error, AnswerOutOfRange):
+        return ApiError(400, said, param=param, code="answer_out_of_range")
+    if isinstance(error, LimitReached):
+        return ApiError(429, said, kind=LIMITED, code="rate_limit_exceeded", retry_after=error.retry_after)
+    if isinstance(error, SlotsBusy):
+        return ApiError(503, said, kind=SERVER, code="server_busy", retry_after=error.retry_after)
+    if isinstance(error, PeerError | LaunchError):
+        return ApiError(502, said, kind=SERVER, code="party_unavailable")
+    if isinstance(error, BlindformerError):
+        return ApiError(500, said, kind=SERVER)
+    return ApiError(500, "the gateway failed; its log names the place", kind=SERVER, code="internal_error")

@@ -1,0 +1,185 @@
+"""What may be asked, in the OpenAI API's terms. What it knows and is not done here is refused, never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .problems import ApiError
+
+R = TypeVar("R", bound="ApiRequest")
+MOST_TEXTS = 2048  # of one request, as that API has it
+MOST_STOPS = 4
+
+# Parameters of that API without a use here, with the values that ask for nothing. An absent one and null do not either.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "dimensions": (),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+# Notes of the caller's own, which stay on this machine and change no answer.
+NOTES = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+
+
+def _as_text(value: Any) -> Any:
+    """A message's content may be given in parts, which are texts here."""
+    if not isinstance(value, list):
+        return value
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        raise ValueError("holds parts that are not text; send text only")
+    return "\n".join(str(part.get("text", "")) for part in value)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_texts(value: Any) -> Any:
+    """Tokens are of a tokenizer that the caller chose, and nobody here knows."""
+    found = _as_list(value)
+    if isinstance(found, list) and any(isinstance(item, int | list) for item in found):
+        raise ValueError("holds tokens; send text (in LangChain: check_embedding_ctx_length=False)")
+    return found
+
+
+class Lenient(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class ChatMessage(Lenient):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_as_text)]
+
+
+class StreamOptions(Lenient):
+    include_usage: bool = False
+
+
+class ApiRequest(BaseModel):
+    """A request's body. `read` makes one of bytes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @classmethod
+    def read(cls: type[R], body: Any) -> R:
+        """Errors: ApiError, for the first thing that is wrong with it."""
+        if not isinstance(body, dict):
+            raise ApiError(400, "the body is not a JSON object; send one, with content-type application/json")
+        given = {name: value for name, value in body.items() if value is not None and name not in NOTES}
+        for name in (given.keys() & NEUTRAL.keys()) - cls.model_fields.keys():
+            value = given.pop(name)
+            if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in NEUTRAL[name]):
+                what = f"{name}: is not supported here; leave it out"
+                raise ApiError(400, what, param=name, code="unsupported_parameter")
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise _explain(error.errors()[0]) from None
+
+
+class Sampling(ApiRequest):
+    """How an answer is drawn, and where it ends. `top_k`, `repetition_penalty`: not that API's, but of its kin."""
+
+    model: str
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], BeforeValidator(_as_list)] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    def options(self) -> dict[str, Any]:
+        """Those of `Conversation.answer`. Errors: ApiError."""
+        if len(self.stop) > MOST_STOPS:
+            raise ApiError(400, f"stop: {len(self.stop)} texts; give at most {MOST_STOPS}", param="stop")
+        drawn = self.temperature > 0
+        found: dict[str, Any] = {
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+            "do_sample": drawn,
+        }
+        if drawn:
+            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return found | ({"stop_strings": self.stop} if self.stop else {})
+
+
+class ChatRequest(Sampling):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class CompletionRequest(Sampling):
+    prompt: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=1)]
+    max_tokens: Annotated[int | None, Field(ge=1)] = 16  # that API's default
+
+
+class EmbeddingsRequest(ApiRequest):
+    model: str
+    input: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=MOST_TEXTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class ClassifyRequest(ApiRequest):
+    """Not that API's. `model`: the only classifier unless there are several."""
+
+    model: str = ""
+    input: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=MOST_TEXTS)]
+    top_k: Annotated[int | None, Field(ge=1)] = None
+
+
+def alternating(messages: list[ChatMessage]) -> list[dict[str, str]]:
+    """The messages as models take them: user and assistant in turns, the user first and last.
+
+    The system prompt is the model owner's, and part of what is compiled. A caller's own goes into the user's next
+    message, in front. Errors: ApiError.
+    """
+    found: list[dict[str, str]] = []
+    for message in messages:
+        role = "assistant" if message.role == "assistant" else "user"
+        if found and found[-1]["role"] == role:
+            found[-1]["content"] += f"\n\n{message.content}"
+        else:
+            found.append({"role": role, "content": message.content})
+    if found[0]["role"] != "user" or messages[-1].role != "user":
+        raise ApiError(400, "messages: begin and end with the user's; add one", param="messages")
+    if not all(message["content"].strip() for message in found):
+        raise ApiError(400, "messages: one is empty; write something, or leave it out", param="messages")
+    return found
+
+
+def _explain(fault: Any) -> ApiError:
+    """One line for what pydantic found, without the value."""
+    place = [str(step) for step in fault["loc"] if not str(step).startswith("function-")]
+    name = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        return ApiError(400, f"{name}: is not a parameter of this request", param=name, code="unknown_parameter")
+    if fault["type"] == "missing":
+        return ApiError(400, f"{name}: is missing; give it", param=name, code="missing_required_parameter")
+    what = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("List should", "should")
+    return ApiError(400, f"{name}: {what}", param=place[0] if place else None, code="invalid_value")

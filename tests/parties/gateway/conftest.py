@@ -1,0 +1,55 @@
+"""A gateway in a thread, before tiny models whose parties are processes of this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from blindformer.models.building import compile_folder
+from blindformer.parties.config import load_settings
+from blindformer.parties.gateway import serving
+from blindformer.tests.parties.service.harness import eventually
+
+TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+
+
+@contextmanager
+def running(key: Path, models: dict[str, dict[str, Any]], **flags: Any) -> Iterator[Any]:
+    """`url`, `key`, and `http`: a client with the key."""
+    heard, servers = [], []
+    settings = load_settings(
+        None, **{"gateway.listen": "127.0.0.1:0", "gateway.key": key, "gateway.models": models, **flags}
+    )
+    thread = threading.Thread(target=serving.serve, args=(settings, heard.append, None, servers.append))
+    thread.start()
+    try:
+        eventually(lambda: heard or not thread.is_alive(), "the gateway listens")
+        secret = key.read_text().strip()
+        with httpx.Client(base_url=heard[0].url, headers={"authorization": f"Bearer {secret}"}, timeout=60) as http:
+            yield SimpleNamespace(url=heard[0].url, key=secret, http=http, server=servers[0])
+    finally:
+        for server in servers:
+            server.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def sentence_folder(tiny_encoder, tmp_path_factory) -> Path:
+    return compile_folder(tiny_encoder, tmp_path_factory.mktemp("sentences"), lengths=[16], calibration=TEXTS)
+
+
+@pytest.fixture(scope="session")
+def gateway(chat_folder, sentence_folder, tmp_path_factory):
+    """A language model `tiny` and an encoder `sentences`."""
+    models = {"tiny": chat_folder, "sentences": sentence_folder}
+    sections = {name: {"folder": folder, "server": "local"} for name, folder in models.items()}
+    with running(tmp_path_factory.mktemp("gateway") / "key", sections) as found:
+        eventually(lambda: found.http.get("/health").status_code == 200, "all parties have met")
+        yield found

@@ -1,0 +1,185 @@
+"""The `openai` package against the gateway: its own objects, streams and errors, and the models' own answers."""
+
+from __future__ import annotations
+
+import threading
+
+import openai
+import pytest
+import torch
+from blindformer.models.loading.load import load
+from blindformer.parties.local import clear
+from blindformer.tests.pages import blocks
+from blindformer.tests.parties.gateway.conftest import TEXTS
+from blindformer.tests.parties.service.harness import eventually
+
+HI = {"role": "user", "content": "Hi"}
+
+
+@pytest.fixture(scope="module")
+def client(gateway):
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def here(chat_folder):
+    """The same model in one process, in the clear."""
+    with clear.conversation(chat_folder) as talk:
+        yield talk
+
+
+def test_a_conversation_goes_on_and_what_was_read_is_not_read_again(client, here):
+    first = client.chat.completions.create(model="tiny", messages=[HI], max_tokens=4)
+    expected = here.say("Hi", max_new_tokens=4)
+    (choice,) = first.choices
+    assert (choice.message.content, choice.finish_reason) == (expected.text, "length")
+    assert (first.usage.completion_tokens, first.usage.total_tokens) == (4, first.usage.prompt_tokens + 4)
+    assert first.blindformer["sent_bytes"] > 0
+    assert first.blindformer["rounds"] > 0
+    more = [HI, {"role": "assistant", "content": choice.message.content}, {"role": "user", "content": "Ho"}]
+    second = client.chat.completions.create(model="tiny", messages=more, max_completion_tokens=3)
+    assert second.choices[0].message.content == here.say("Ho", max_new_tokens=3).text
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+    other = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Zz"}], max_tokens=1)
+    assert other.usage.prompt_tokens_details.cached_tokens < first.usage.prompt_tokens
+
+
+def test_a_stream_has_the_same_words_its_end_and_its_usage(client):
+    asked = {"model": "tiny", "messages": [HI], "max_tokens": 5}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+def test_a_text_is_continued_and_ends_before_a_text_to_stop_at(client, here):
+    expected = here.complete("abc", max_new_tokens=12).text
+    found = client.completions.create(model="tiny", prompt="abc", max_tokens=12)
+    assert found.choices[0].text == expected
+    stop = expected[3:5]
+    cut = client.completions.create(model="tiny", prompt="abc", max_tokens=12, stop=[stop])
+    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (expected[: expected.index(stop)], "stop")
+    drawn = [
+        client.completions.create(model="tiny", prompt="abc", max_tokens=6, temperature=1.5, top_p=0.9, seed=7)
+        for _ in range(2)
+    ]
+    assert drawn[0].choices == drawn[1].choices
+
+
+def test_a_callers_system_prompt_goes_before_the_users_message(client):
+    one = [{"role": "system", "content": "Be kind."}, HI]
+    parts = [{"type": "text", "text": "Be kind."}, {"type": "text", "text": ""}, {"type": "text", "text": "Hi"}]
+    found = [
+        client.chat.completions.create(model="tiny", messages=messages, max_tokens=3)
+        for messages in (one, [{"role": "user", "content": parts}])
+    ]
+    assert found[0].choices == found[1].choices
+
+
+@pytest.mark.parametrize("form", [openai.omit, "float"])
+def test_embeddings_are_the_models_own(client, tiny_encoder, form):
+    """The package asks for base64 where nothing is said."""
+    found = client.embeddings.create(model="sentences", input=TEXTS[:2], encoding_format=form)
+    loaded = load(tiny_encoder)
+    with torch.no_grad():
+        clear = [loaded.model(**loaded.encode(text, 16))["sentence_embedding"][0] for text in TEXTS[:2]]
+    assert [item.index for item in found.data] == [0, 1]
+    for item, truth in zip(found.data, clear, strict=True):
+        assert torch.tensor(item.embedding).allclose(torch.nn.functional.normalize(truth, dim=0), atol=2e-3)
+    assert found.usage.prompt_tokens == sum(loaded.task.tokens(text) for text in TEXTS[:2])
+
+
+LONG = "x" * 100
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "kind", "param", "code"),
+    [
+        ("chat", {"n": 2}, openai.BadRequestError, "n", "unsupported_parameter"),
+        ("chat", {"tools": [{"type": "function"}]}, openai.BadRequestError, "tools", "unsupported_parameter"),
+        ("chat", {"logprobs": True}, openai.BadRequestError, "logprobs", "unsupported_parameter"),
+        ("chat", {"extra_body": {"colour": 1}}, openai.BadRequestError, "colour", "unknown_parameter"),
+        ("chat", {"temperature": 3}, openai.BadRequestError, "temperature", "invalid_value"),
+        ("chat", {"model": "gpt-5"}, openai.NotFoundError, "model", "model_not_found"),
+        ("chat", {"model": "sentences"}, openai.BadRequestError, "model", None),
+        ("chat", {"messages": []}, openai.BadRequestError, "messages", "invalid_value"),
+        ("chat", {"messages": [{"role": "user", "content": " "}]}, openai.BadRequestError, "messages", None),
+        ("chat", {"messages": [{"role": "user", "content": LONG}], "stream": True}, openai.BadRequestError, "messages",
+         "context_length_exceeded"),
+        ("embeddings", {"input": "good " * 30}, openai.BadRequestError, "input", "context_length_exceeded"),
+        ("embeddings", {"input": ""}, openai.BadRequestError, "input", "refused_by_model"),
+        ("embeddings", {"input": [1, 2]}, openai.BadRequestError, "input", "invalid_value"),
+        ("embeddings", {"model": "tiny"}, openai.BadRequestError, "model", None),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_that_apis_error(client, what, more, kind, param, code):
+    asks = {
+        "chat": (client.chat.completions.create, {"model": "tiny", "messages": [HI]}),
+        "embeddings": (client.embeddings.create, {"model": "sentences", "input": "good"}),
+    }
+    ask, asked = asks[what]
+    with pytest.raises(kind) as refused:
+        ask(**{**asked, **more})
+    assert (refused.value.param, refused.value.code) == (param, code)
+    assert refused.value.body["type"] == "invalid_request_error"
+    assert LONG not in str(refused.value)
+
+
+def test_neutral_values_of_what_is_not_supported_are_taken(client):
+    neutral = {"n": 1, "logprobs": False, "presence_penalty": 0, "user": "me", "response_format": {"type": "text"}}
+    assert client.chat.completions.create(model="tiny", messages=[HI], max_tokens=1, **neutral).choices
+
+
+def test_who_stops_reading_ends_the_answer_and_frees_the_place(client, gateway):
+    line = gateway.server._gateway.offered.models["tiny"].line
+    with client.chat.completions.create(model="tiny", messages=[HI], stream=True) as stream:
+        next(iter(stream))
+        assert line.running == 1
+    eventually(lambda: line.running == 0, "the place is free")
+    rows = gateway.server._gateway.offered.models["tiny"]._seats[0].talk.rows
+    assert len(rows.ids) < rows.prefix + rows.slots - 5
+
+
+def test_python_of_the_gateways_page_runs(gateway, capsys, tmp_path):
+    (tmp_path / "key").write_text(gateway.key)
+    (text,) = [block.text for block in blocks("python") if "gateway" in block.words]
+    for there, here in {
+        "~/.config/blindformer/gateway.key": str(tmp_path / "key"),
+        "http://127.0.0.1:8080": gateway.url,
+        "smollm2": "tiny",
+        "minilm": "sentences",
+    }.items():
+        text = text.replace(there, here)
+    exec(compile(text, "gateway.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("32\n")
+
+
+def test_fifty_at_once_are_all_answered(client):
+    found, asked = [], {"model": "tiny", "messages": [HI], "max_tokens": 1}
+    threads = [
+        threading.Thread(target=lambda: found.append(client.chat.completions.create(**asked))) for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 50
+    assert len({reply.choices[0].message.content for reply in found}) == 1
+
+
+def test_models_are_listed_and_what_happens_is_measured(client, gateway):
+    assert [(model.id, model.blindformer["task"]) for model in client.models.list()] == [
+        ("tiny", "chat"),
+        ("sentences", "sentence-embedding"),
+    ]
+    assert client.models.retrieve("tiny").id == "tiny"
+    text = gateway.http.get("/metrics").text
+    assert "blindformer_queries_total" in text
+    assert 'blindformer_bytes_total{direction="sent"}' in text

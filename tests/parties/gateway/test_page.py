@@ -1,0 +1,71 @@
+"""The page in a real browser: a conversation with what left this machine beside it, an error, a reload."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        # The sandbox needs a user who is not root.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, gateway):
+    """The page with the key in its fragment, and what its console says: nothing, where its policy lets all run."""
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.set_default_timeout(20_000)
+    page.goto(f"{gateway.url}/#key={gateway.key}")
+    page.wait_for_selector("#model option", state="attached")
+    yield page
+    assert [line for line in said if "status of 4" not in line] == []
+    context.close()
+
+
+def test_a_conversation_by_keyboard_and_what_left_this_machine(page, gateway):
+    page.keyboard.type("Hi")
+    page.keyboard.press("Enter")
+    api.expect(page.locator("#travelled tr")).to_have_count(5, timeout=60_000)
+    assert re.search(r"to the server\s*[\d.]+ [kM]?B", page.inner_text("#travelled"))
+    assert page.inner_text("#said p.user") == "Hi"
+    assert "learns nothing about the text" in page.inner_text("#learned")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.keyboard.type("x" * 60)
+    page.keyboard.press("Enter")
+    api.expect(page.locator("#error")).to_contain_text("tokens, and the model takes")
+    assert page.input_value("#text") == "x" * 60
+
+
+def test_the_key_is_in_memory_only(page, gateway):
+    assert gateway.key not in page.url
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    page.reload()
+    api.expect(page.locator("#key")).to_be_focused()
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    api.expect(page.locator("#error")).to_contain_text("key: is wrong")
+    page.fill("#key", gateway.key)
+    page.keyboard.press("Enter")
+    api.expect(page.locator("#text")).to_be_focused()
+
+
+def test_texts_are_compared(page):
+    page.select_option("#model", "sentences")
+    page.fill("#texts", "not good .\nhow bad !")
+    page.click("text=Compare")
+    api.expect(page.locator("#cosines tr")).to_have_count(3)
+    assert page.locator("#cosines td").first.inner_text() == "1.000"

@@ -1,0 +1,137 @@
+"""The gateway as a service: bounded, measured, ended in order; and the one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from blindformer.models.building import compile_folder
+from blindformer.parties.session import meeting
+from blindformer.tests.parties.gateway.conftest import TEXTS, running
+from blindformer.tests.parties.service.harness import eventually
+
+
+def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway, monkeypatch):
+    model = gateway.server._gateway.offered.models["sentences"]
+    monkeypatch.setattr(model.line, "most", 2)
+
+    def ask(number: int) -> str:
+        found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": "good"})
+        if found.status_code == 429:
+            assert int(found.headers["retry-after"]) >= 1
+            assert found.json()["error"]["code"] == "rate_limit_exceeded"
+        return str(found.status_code)
+
+    with ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(ask, range(64)))
+    assert set(found) == {"200", "429"}
+    assert found.count("200") >= 3
+    assert (model.line.running, model.line.waiting) == (0, 0)
+    assert ask(0) == "200"
+
+
+def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
+    """Which takes 40 ms on a connection that is kept."""
+    connection, seconds = http.client.HTTPConnection(gateway.url.removeprefix("http://")), []
+    for _ in range(10):
+        started = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds[1:]) < 0.03
+
+
+def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
+    services = gateway.server._gateway.offered.models["sentences"].client._transport._services
+    os.kill(services.processes["server"], signal.SIGKILL)
+    found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
+    assert len(found["data"]) == 2
+    assert found["blindformer"]["retried"]
+
+
+def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_classifier, tmp_path):
+    """As a process: what it says, what it answers, and that nothing is left of it."""
+    folder = compile_folder(tiny_classifier, tmp_path / "calm", lengths=[16], calibration=TEXTS)
+    key, said = tmp_path / "key", tmp_path / "said"
+    command = [
+        sys.executable,
+        "-m",
+        "blindformer.parties.cli",
+        "up",
+        str(folder),
+        "--port",
+        "0",
+        "--key-file",
+        str(key),
+    ]
+    with said.open("w") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            ready = eventually(lambda: re.search(r"^ask it   (.*)$", said.read_text(), re.MULTILINE), said.read_text)
+            children = psutil.Process(process.pid).children(recursive=True)
+            shown = subprocess.run(ready[1], shell=True, capture_output=True, text=True, check=True)
+            assert '"results":[[{"label":"' in shown.stdout
+            assert key.read_text().strip() not in said.read_text() + shown.stdout
+            assert len(children) >= 2
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert said.read_text().endswith("stopped\n")
+
+
+def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
+    monkeypatch.setattr(meeting, "RETRY_SECONDS", 0.0)
+    section = {
+        "folder": sentence_folder,
+        "server": "localhost:1",
+        "dealer": "localhost:1",
+        "certificates": certificates,
+    }
+    with running(tmp_path / "key", {"far": section}, **{"client.wait": 0.0}) as gateway:
+        asked = {"model": "far", "input": "good"}
+        found = gateway.http.post("/v1/embeddings", json=asked)
+        assert (found.status_code, found.json()["error"]["code"]) == (502, "party_unavailable")
+        assert "server: " in found.json()["error"]["message"]
+        assert gateway.http.get("/health").json() == {"healthy": False, "models": {"far": "unavailable"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gateway"], "give the client's part of a compiled folder, or --config FILE that names models"),
+        (["gateway", "missing"], "missing"),
+        (["gateway", "--server", "a:1"], "give its folder, too"),
+        (["gateway", "{folder}", "--listen", "nowhere"], 'gateway.listen = "nowhere": should be "host:port"'),
+        (["gateway", "{folder}", "--server", "local", "--listen", "192.0.2.1:1"], "cannot listen there"),
+        (["up", "{folder}", "{folder}"], "two models are called"),
+        (["up", "missing/model/name"], "missing/model/name"),
+    ],
+)
+def test_what_cannot_start_is_one_line(call, sentence_folder, tmp_path, words, said):
+    words = [word.format(folder=sentence_folder) for word in words]
+    code, out, err = call(*words, "--key-file", tmp_path / "key")
+    assert (code, out) == (1, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):
+    from blindformer.parties.config import load_settings
+
+    code, out, _ = call("up", tiny_encoder, tiny_causal, "--print-config")
+    file = tmp_path / "blindformer.toml"
+    file.write_text(out)
+    models = load_settings(file).gateway.models
+    assert (code, set(models)) == (0, {tiny_encoder.name, tiny_causal.name})
+    assert str(models[tiny_causal.name].server) == "server.example.org:7453"
+    assert f"compile {tiny_causal} --chat --out compiled/{tiny_causal.name}" in out
+    assert f"compile {tiny_encoder} --out" in out
