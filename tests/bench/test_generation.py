@@ -53,6 +53,7 @@ def test_on_a_network_each_round_waits(model, tmp_path, monkeypatch):
         assert generation.main([*words, "--format", "json"]) == 0
     found = json.loads(stdout.getvalue())
     assert (found["rtt_s"], found["bandwidth"]) == (0.02, 2e8)
+    assert found["online_bytes_per_token"] > 0
     # Where one party speaks twice in a row, the second message is on its way with the first.
     assert found["online_s_per_token"] > 0.8 * found["rounds_per_token"] * found["rtt_s"] / 2
 
