@@ -100,8 +100,6 @@ def serve(
     mine = settings.gateway
     key, place = find_key(mine.key)
     with bind(mine.listen, BACKLOG) as listener:
-        # asyncio sets it only for sockets that say their protocol: a body would wait 40 ms for its head's ACK.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         offered = Offered(settings)
         try:
             address = Address(*listener.getsockname()[:2])
