@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -23,20 +24,34 @@ SURE = 2  # passes without drafts that tell what they take
 LOSS = 1 / 16  # of the time that tokens take without drafts: what wrong drafts may cost
 
 
+@dataclass
+class DraftTimes:
+    """What the passes of a conversation took. `plain`: seconds of each without drafts; `spent`, `came`: seconds of all
+    with drafts, and the tokens that came of them."""
+
+    plain: list[float] = field(default_factory=list)
+    spent: float = 0.0
+    came: int = 0
+
+    @property
+    def pay(self) -> bool:
+        """Whether tokens of drafts come no slower than others; or a 16th of the others' time has not gone to them."""
+        if len(self.plain) < SURE:
+            return False
+        return self.spent <= median(self.plain) * (self.came + LOSS * len(self.plain))
+
+
 class PayingDrafts(CandidateGenerator):
     """The drafts of another generator, as many as one pass reads, and only while they pay.
 
-    Drafts pay while their tokens come no slower than tokens without drafts do; beyond that, wrong drafts may cost a
-    16th of the time of the tokens without. `always`: draft at every place, so that nothing depends on time or on what
-    was read before. `accepted`: tokens that came without a pass of their own.
+    `times`: those of the conversation. `always`: draft at every place, so that nothing depends on time or on what was
+    read before. `accepted`: tokens that came without a pass of their own.
     """
 
-    def __init__(self, drafter: Any, rows: Rows, always: bool = False) -> None:
-        self.drafter, self.rows, self.always = drafter, rows, always
+    def __init__(self, drafter: Any, rows: Rows, times: DraftTimes, always: bool = False) -> None:
+        self.drafter, self.rows, self.times, self.always = drafter, rows, times, always
         self.accepted = 0
         self._began, self._drafted, self._first, self._before = 0.0, 0, True, 0
-        self._plain: list[float] = []  # seconds of passes without drafts
-        self._spent, self._came = 0.0, 0  # seconds of drafts and the tokens that came of them
 
     def get_candidates(self, input_ids: Tensor, **more: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """The tokens so far and drafts after them [1, n + drafts], and the drafter's logits where it has any."""
@@ -44,7 +59,7 @@ class PayingDrafts(CandidateGenerator):
         count = input_ids.shape[1]
         unread = count - len(self.rows.ids)
         room = self.rows.slots if self.always else self.rows.spare(unread, fill=self._first)
-        if room and (self.always or self._first or self._pay()):
+        if room and (self.always or self._first or self.times.pay):
             with huggingface():  # it warns of how it calls itself
                 found, logits = self.drafter.get_candidates(input_ids, **more)
             self._drafted = min(room, found.shape[1] - count)
@@ -62,15 +77,10 @@ class PayingDrafts(CandidateGenerator):
             self._drafted = 0
             return
         if self._drafted or self._before:  # the pass after drafts pays, too, for what was prepared in vain
-            self._spent += took
-            self._came += num_matches + 1
+            self.times.spent += took
+            self.times.came += num_matches + 1
         else:
-            self._plain.append(took)
-
-    def _pay(self) -> bool:
-        if len(self._plain) < SURE:
-            return False
-        return self._spent <= median(self._plain) * (self._came + LOSS * len(self._plain))
+            self.times.plain.append(took)
 
 
 def assistant(model: str | Path | Loaded | nn.Module, chat: Chat) -> Any:

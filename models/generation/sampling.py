@@ -11,7 +11,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedCon
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .decoder import GenerationError
-from .drafts import PayingDrafts
+from .drafts import DraftTimes, PayingDrafts
 from .noise import HOTTEST, Noise
 from .rows import Rows
 
@@ -81,6 +81,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.rows, self.head, self.generation_config = rows, head, defaults
         self.drafts: PayingDrafts | None = None  # of the last answer
+        self.draft_times = DraftTimes()
         self.place = torch.nn.Parameter(torch.zeros(0), requires_grad=False)  # `generate` asks for a device
 
     def prepare_inputs_for_generation(
@@ -107,7 +108,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         parent: Any = super()
         drafter = parent._get_candidate_generator(generation_config, *given, **options)
         # A seed draws the same again only if nothing depends on time.
-        self.drafts = PayingDrafts(drafter, self.rows, always=bool(generation_config.do_sample))
+        self.drafts = PayingDrafts(drafter, self.rows, self.draft_times, always=bool(generation_config.do_sample))
         return self.drafts
 
     def answer(self, ids: Tensor, **options: Any) -> Tensor:

@@ -1,11 +1,13 @@
 """Drafts change no token, save passes while they are right, and cost little when they are not."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from blindformer.models.generation import drafts
 from blindformer.models.generation.chat import Chat
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.models.generation.drafts import PayingDrafts, assistant
+from blindformer.models.generation.drafts import DraftTimes, PayingDrafts, assistant
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
@@ -100,6 +102,18 @@ def test_drafts_that_are_never_right_cost_a_tenth_at_most(private, wanted, monke
     assert alone < private.spent() - alone < alone / 0.9
 
 
+def test_what_drafts_cost_in_one_answer_counts_in_the_next(private, monkeypatch):
+    monkeypatch.setattr("transformers.generation.utils.PromptLookupCandidateGenerator", lambda **options: Wrong())
+    monkeypatch.setitem(COSTS, 8, 9.0)
+    ends = [0.0]
+    for _ in range(3):
+        private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=7, **OPTIONS)
+        private.rows.crop(0)
+        ends.append(private.spent())
+    first, second, third = (after - before for before, after in pairwise(ends))
+    assert second == third < first
+
+
 def test_drafts_that_are_right_fill_every_pass(private):
     class Right(CandidateGenerator):
         def get_candidates(self, input_ids, **more):
@@ -108,7 +122,7 @@ def test_drafts_that_are_right_fill_every_pass(private):
     plain = private.answer(PROMPT, do_sample=False, **OPTIONS)
     private.rows.crop(0)
     before = private.rows.passes
-    private._get_candidate_generator = lambda *given, **options: PayingDrafts(Right(), private.rows)
+    private._get_candidate_generator = lambda *given, **options: PayingDrafts(Right(), private.rows, DraftTimes())
     private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=7, **OPTIONS)
     # The question, with drafts in its last places; what passes without drafts take; then 8 tokens a pass.
     assert private.rows.passes - before == 2 + 2 + 2
