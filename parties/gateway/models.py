@@ -20,7 +20,7 @@ from ..client.client import Client
 from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
-from ..registry import find_served, open_client
+from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.timings import Answer
 from .problems import ApiError, as_api_error, too_long
@@ -134,7 +134,7 @@ class OfferedModel:
 
     def _learned(self) -> dict[str, str]:
         """By party, of a session."""
-        if self.client.protocol != "beaver":
+        if self.client.protocol != DEFAULT:
             return {}
         program = next(iter(self.part.lengths.values())).program
         helped = self.client.settings.session.topology == "helper"

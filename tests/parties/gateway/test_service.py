@@ -64,7 +64,7 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
     command = [
         sys.executable,
         "-m",
-        "blindformer.parties.cli",
+        "blindformer",
         "up",
         str(folder),
         "--port",

@@ -88,7 +88,7 @@ def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, mo
     for consume in (
         lambda: dict(client.stream(["", *TEXTS[:3]])),
         lambda: next(client.stream(TEXTS[:3])),
-        lambda: client(TEXTS[:3]),
+        lambda: client.query_many(TEXTS[:3]),
     ):
         (good, expected), (found, requests) = ask(consume, []), ask(consume, [0])
         assert good is not None
