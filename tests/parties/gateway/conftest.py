@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,12 @@ from blindformer.parties.gateway import serving
 from blindformer.tests.parties.service.harness import eventually
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
+
+
+def stacks() -> str:
+    """Where every thread is."""
+    frames = sys._current_frames().items()
+    return "\n".join(f"thread {number}\n{''.join(traceback.format_stack(frame))}" for number, frame in frames)
 
 
 @contextmanager
@@ -36,8 +44,8 @@ def running(key: Path, models: dict[str, dict[str, Any]], **flags: Any) -> Itera
     finally:
         for server in servers:
             server.stop()
-        thread.join(60)
-        assert not thread.is_alive()
+        thread.join(150)
+        assert not thread.is_alive(), stacks()
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +53,7 @@ def sentence_folder(tiny_encoder, tmp_path_factory) -> Path:
     return compile_folder(tiny_encoder, tmp_path_factory.mktemp("sentences"), lengths=[16], calibration=TEXTS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # other tests fork this process
 def gateway(chat_folder, sentence_folder, tmp_path_factory):
     """A language model `tiny` and an encoder `sentences`."""
     models = {"tiny": chat_folder, "sentences": sentence_folder}
