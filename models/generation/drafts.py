@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
@@ -59,7 +59,7 @@ class PayingDrafts(CandidateGenerator):
         count = input_ids.shape[1]
         unread = count - len(self.rows.ids)
         room = self.rows.slots if self.always else self.rows.spare(unread, fill=self._first)
-        if room and (self.always or self._first or self.times.pay):
+        if room and (self._first or (_likely(self.drafter, input_ids[0]) and (self.always or self.times.pay))):
             with huggingface():  # it warns of how it calls itself
                 found, logits = self.drafter.get_candidates(input_ids, **more)
             self._drafted = min(room, found.shape[1] - count)
@@ -81,6 +81,13 @@ class PayingDrafts(CandidateGenerator):
             self.times.came += num_matches + 1
         else:
             self.times.plain.append(took)
+
+
+def _likely(drafter: Any, ids: Tensor) -> bool:
+    """Prompt look-up takes what followed one equal token. That is mostly wrong; what followed two is mostly right."""
+    if not isinstance(drafter, PromptLookupCandidateGenerator):
+        return True
+    return bool(((ids[:-2] == ids[-2]) & (ids[1:-1] == ids[-1])).any())
 
 
 def assistant(model: str | Path | Loaded | nn.Module, chat: Chat) -> Any:
