@@ -185,7 +185,8 @@ def _numbers(program: Program, item: Instruction) -> int:
     if low is None:
         return numbers
     if item.op != "lookup":
-        return max([numbers, *(elements(program.instructions[arg].shape) for arg in item.args)]) << bits - low
+        read = elements(program.instructions[item.args[0]].shape) if item.args else numbers
+        return max(numbers, read << bits - low)
     cells, columns = program.instructions[item.args[1]].shape
     if cells != 1 << bits - low:
         raise ValueError(item)

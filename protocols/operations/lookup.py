@@ -65,7 +65,7 @@ def _tail_counts_of_reals(x: Tensor, keep: Tensor | None = None, *, start: float
 
 def _tails(cell: Tensor, keep: Tensor | None, cells: int) -> Tensor:
     reached = cell.unsqueeze(-1) >= torch.arange(cells, device=cell.device)
-    return (reached if keep is None else reached & keep.bool().unsqueeze(-1)).sum(-2)
+    return (reached if keep is None else reached & keep.expand(cell.shape).bool().unsqueeze(-1)).sum(-2)
 
 
 def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -> Tensor:

@@ -39,6 +39,7 @@ def test_a_name_that_was_made_to_point_here_is_refused(gateway, host):
     [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://localhost:3000"},
         {"sec-fetch-site": "cross-site"},
     ],
