@@ -12,7 +12,7 @@ from ..artifacts import save
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
 from ..loading.errors import LoadError
-from ..loading.load import Loaded, load, locate
+from ..loading.load import KINDS, Loaded, load, locate
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -83,7 +83,8 @@ def talks(model: str | Path) -> bool:
         kinds = json.loads((place / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False
-    return any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+    causal = tuple(ending for ending, kind in KINDS.items() if kind == "causal")
+    return any(str(kind).endswith(causal) for kind in kinds)
 
 
 def found_or_compiled_as_it_is(

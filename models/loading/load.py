@@ -29,7 +29,7 @@ PACKAGED = {MINILM: "sentence-embedding", SMOLLM2: "text-generation"}
 """Models whose weights come in packages, with their tasks."""
 _PACKAGED = " or ".join(PACKAGED)
 _WEIGHTS = ("*.safetensors", "*.bin")
-_KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
+KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
     "ForSequenceClassification": "classifier",
     "ForTokenClassification": "tokens",
     "ForQuestionAnswering": "span",
@@ -248,7 +248,7 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
         )
     taken = inspect.signature(cls.forward).parameters if name else {}
     hears = bool({"input_values", "input_features"} & set(taken))
-    for ending, kind in _KINDS.items():
+    for ending, kind in KINDS.items():
         if name.endswith(ending):
             return ("sound" if hears and kind == "classifier" else kind), cls
     if not name:

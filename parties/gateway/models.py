@@ -226,7 +226,7 @@ class OfferedModel:
         try:
             tokens = self.part.task.tokens(text)
         except BlindformerError as error:
-            raise as_api_error(error, "input") from None
+            raise ApiError(400, f"{param}: {error}", param="input", code="refused_by_model") from None
         if tokens > (most := max(self.part.lengths)):
             raise too_long(tokens, most, param, "shorten it, split it, or compile for a greater length")
         return tokens

@@ -181,5 +181,7 @@ def _explain(fault: Any) -> ApiError:
         return ApiError(400, f"{name}: is not a parameter of this request", param=name, code="unknown_parameter")
     if fault["type"] == "missing":
         return ApiError(400, f"{name}: is missing; give it", param=name, code="missing_required_parameter")
+    if fault["type"] == "too_short":
+        return ApiError(400, f"{name}: is empty; give at least one", param=place[0], code="invalid_value")
     what = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("List should", "should")
     return ApiError(400, f"{name}: {what}", param=place[0] if place else None, code="invalid_value")

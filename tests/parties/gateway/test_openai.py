@@ -115,6 +115,7 @@ LONG = "x" * 100
          "context_length_exceeded"),
         ("embeddings", {"input": "good " * 30}, openai.BadRequestError, "input", "context_length_exceeded"),
         ("embeddings", {"input": ""}, openai.BadRequestError, "input", "refused_by_model"),
+        ("embeddings", {"input": []}, openai.BadRequestError, "input", "invalid_value"),
         ("embeddings", {"input": [1, 2]}, openai.BadRequestError, "input", "invalid_value"),
         ("embeddings", {"model": "tiny"}, openai.BadRequestError, "model", None),
     ],
