@@ -4,11 +4,13 @@
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
+import multiprocessing
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from blindformer.parties.tuning import tune_process
 from blindformer.protocols.errors import BlindformerError
@@ -20,6 +22,8 @@ from .workloads import WORKLOADS
 
 PLANS = ("faithful", "fast")
 Say = Callable[[str], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def seconds(value: float) -> str:
@@ -57,6 +61,23 @@ def run_command(name: str, work: Callable[[Say], None]) -> int:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
     return 0
+
+
+def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` returns in a new process: the memory that it takes is not this one's, nor this one's its own.
+
+    Arguments and result are pickled. Errors: BlindformerError, one line.
+    """
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=start, initializer=tune_process) as pool:
+        return pool.submit(_in_one_line, call, *args, **kwargs).result()
+
+
+def _in_one_line(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return call(*args, **kwargs)
+    except BlindformerError as error:
+        raise BlindformerError(str(error)) from None  # others may take more than a text, and do not pickle
 
 
 def repeated(module: str, arguments: list[str] | None) -> str:

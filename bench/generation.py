@@ -36,7 +36,7 @@ from blindformer.parties.session.timings import peak_rss_mb
 from rich.table import Table
 from torch import Tensor
 
-from .commands import PLANS, Say, megabytes, publish, run_command, seconds
+from .commands import PLANS, Say, apart, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
 from .site import conversation_with
 from .text import CALIBRATION, PROMPTS, QUERIES
@@ -252,9 +252,9 @@ def answer(
 
 def _compiled(model: str, home: Path, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
     """The model's own folder or name, and the one it is compiled in."""
-    say("load")
+    say("compile, unless it is in the cache: some minutes")
     source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
-    return source, found_or_compiled(source, home, plan=plan, slots=slots, stage=lambda stage: say(f"compile: {stage}"))
+    return source, apart(found_or_compiled, source, home, plan=plan, slots=slots)
 
 
 def _weights(model: str) -> str:

@@ -25,7 +25,7 @@ from blindformer.parties.local.launcher import LocalRun, run_local
 from rich.table import Table
 from torch import Tensor, nn
 
-from .commands import Say, megabytes, parser, publish, run_command, seconds
+from .commands import Say, apart, megabytes, parser, publish, run_command, seconds
 from .provenance import Measured, provenance
 from .workloads import Batch, Workload, build
 
@@ -159,13 +159,9 @@ def measure(
 
 
 def ask_privately(folder: Path, work: Workload, timeout: float, say: Say, **options: Any) -> LocalRun:
-    """All queries of the workload in one session. `options`: of run_local."""
-    say("private")
-
-    def progress(phase: str, done: int, total: int) -> None:
-        say(f"private: {phase} {done}/{total}")
-
-    return run_local(folder, work.queries, threads=1, timeout=timeout, progress=progress, **options)
+    """All queries of the workload in one session, whose client is a process of its own. `options`: of run_local."""
+    say(f"private: {len(work.queries)} queries")
+    return apart(run_local, folder, work.queries, threads=1, timeout=timeout, **options)
 
 
 def plaintext_seconds(model: nn.Module, batch: Batch, runs: int = 9) -> float:

@@ -49,13 +49,19 @@ Step = Generator[list[Swap], list[Any], Any]
 Wire = Callable[[list[Swap]], list[Tensor | None]]
 
 
-def over_channel(channel: Channel) -> Wire:
-    """The wire of a real session: one frame per direction and round; an empty direction sends nothing."""
+HEAD = 1024  # bytes
+
+
+def over_channel(channel: Channel, head: bytearray | None = None) -> Wire:
+    """The wire of a real session: one frame per direction and round; an empty direction sends nothing. `head`: gets the
+    first `HEAD` bytes that are sent."""
 
     def exchange(swaps: list[Swap]) -> list[Tensor | None]:
         outgoing = sum(s.send_bytes for s in swaps)
         incoming = sum(s.expect_bytes for s in swaps)
         message = pack(((s.send, s.width) for s in swaps if s.send is not None), outgoing)
+        if head is not None and len(head) < HEAD:
+            head.extend(message[: HEAD - len(head)])
         if outgoing and incoming:
             data = channel.exchange(message, incoming)
         elif outgoing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,30 @@ def pillow() -> Any:
 
 
 def open_image(image: Any) -> Any:
-    """A PIL image in RGB, from a file or as it is; pixels in a tensor or an array stay so. Errors: InputError."""
+    """A PIL image in RGB, from a file (its path, or its bytes in a BytesIO) or as it is; pixels in a tensor or an array
+    stay so. Errors: InputError."""
     if isinstance(image, Tensor | np.ndarray):
         return image
     pillow()
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(image, str | Path):
+    if isinstance(image, str | Path | BytesIO):
+        name = "the image" if isinstance(image, BytesIO) else image
         try:
             with Image.open(image) as opened:
                 return ImageOps.exif_transpose(opened).convert("RGB")
         except FileNotFoundError:
             raise InputError(f"{image}: there is no such file; give an image's path") from None
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise InputError(f"{image}: is no image that can be read ({first_line(error)})") from None
+            raise InputError(f"{name}: is no image that can be read ({_reason(error)})") from None
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     raise InputError(f"an image is a file's path, a PIL image or a tensor, not {type(image).__name__}")
+
+
+def _reason(error: BaseException) -> str:
+    """Without the address of what was to be read."""
+    return first_line(error).partition(" <_io.")[0]
 
 
 def image_of(pixels: Tensor) -> Any:

@@ -206,7 +206,7 @@ def make_app(gateway: Gateway) -> Guard:
 
     async def classify(body: Any) -> Response:
         asked = ClassifyRequest.read(body)
-        model = offered.only(asked.model, lambda model: model.part.kind == "classifier", "classification")
+        model = offered.only(asked.model, lambda model: model.classifies, "classification")
         answered = await run(model, lambda job: model.ask(job, asked.input, asked.top_k))
         said = {"model": model.name, "results": answered.values, "usage": usage(answered)}
         return JSONResponse({**said, EXTRA: answered.travelled.to_dict()}, background=afterwards(model))

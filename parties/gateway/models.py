@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from typing import Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.generation.conversation import Completion, Conversation
+from ...models.loading.errors import InputError
+from ...models.loading.images import open_image
 from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
@@ -33,34 +38,36 @@ VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numb
 @dataclass
 class Travelled:
     """What a request cost, at this side: bytes that left for the server, bytes that came, and rounds. `offline_bytes`
-    went from the dealer to the server; of `passes` through the model."""
+    went from the dealer to the server; of `passes` through the model. `head`: the first bytes that left in the last."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
     offline_bytes: int = 0
     rounds: int = 0
     passes: int = 0
+    head: bytes = b""
     retried: str = ""
 
     def add_pass(self, answer: Answer) -> None:
-        online = answer.timings.online
-        self._add(online.sent, online.received, answer.timings.offline_bytes, answer.timings.rounds)
+        took = answer.timings
+        self._add(took.online.sent, took.online.received, took.offline_bytes, took.rounds, took.sent_head)
 
     def add_report(self, report: Report | None) -> None:
         if report is not None:
             received = report.online_bytes - report.sent_bytes
-            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds)
+            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head)
 
-    def _add(self, sent: int, received: int, offline: int, rounds: int) -> None:
+    def _add(self, sent: int, received: int, offline: int, rounds: int, head: bytes) -> None:
         self.sent_bytes += sent
         self.received_bytes += received
         self.offline_bytes += offline
         self.rounds += rounds
         self.passes += 1
+        self.head = head
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self)
-        return found if self.retried else {name: value for name, value in found.items() if name != "retried"}
+        found = {**asdict(self), "head": base64.b64encode(self.head).decode()}
+        return {name: value for name, value in found.items() if value or name not in ("head", "retried")}
 
 
 @dataclass
@@ -120,6 +127,10 @@ class OfferedModel:
             self.part.kind == "sentence"
             or any(name in part.program.outputs for part in self.part.lengths.values() for name in VECTORS)
         )
+
+    @property
+    def classifies(self) -> bool:
+        return self.part.kind == "classifier" or self.task == "image-classification"
 
     def about(self) -> dict[str, Any]:
         """Beside what the OpenAI API says of a model."""
@@ -184,11 +195,15 @@ class OfferedModel:
                 seat.job, self._last = None, seat
 
     def ask(self, job: Job[RequestAnswer], texts: Sequence[str], top_k: int | None = None) -> RequestAnswer:
-        """The model's answers for texts. Errors: BlindformerError, for the first text that has one."""
-        found = RequestAnswer(tokens=sum(self._tokens(text, at, len(texts)) for at, text in enumerate(texts)))
+        """The model's answers for texts; of a model of images, for these as data URLs. Errors: BlindformerError, for
+        the first one that has one."""
+        if self.part.task.medium is None:
+            found, items = RequestAnswer(tokens=sum(self._tokens(*one, len(texts)) for one in enumerate(texts))), texts
+        else:
+            found, items = RequestAnswer(), [self._image(*one, len(texts)) for one in enumerate(texts)]
         values: dict[int, Any] = {}
         with self._noted():
-            for index, result in self.client.stream(texts, top_k=top_k):
+            for index, result in self.client.stream(items, top_k=top_k):
                 if result.error is not None:
                     raise result.error
                 values[index], self._length = result.value, result.length
@@ -221,8 +236,19 @@ class OfferedModel:
 
         return prefix + room(self.part.for_length().program)
 
-    def _tokens(self, text: str, at: int, count: int) -> int:
-        param = f"input[{at}]" if count > 1 else "input"
+    def _image(self, at: int, url: str, count: int) -> Any:
+        """What a data URL holds. A file's name would be read on this machine, for whoever asks."""
+        param, (head, _, data) = _place(at, count), url.partition(",")
+        try:
+            if not re.fullmatch(r"data:image/[\w.+-]+;base64", head):
+                raise InputError('is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)')
+            return open_image(BytesIO(base64.b64decode(data, validate=True)))
+        except (InputError, ValueError) as error:
+            what = error if isinstance(error, InputError) else "its base64 is broken"
+            raise ApiError(400, f"{param}: {what}", param="input", code="invalid_image") from None
+
+    def _tokens(self, at: int, text: str, count: int) -> int:
+        param = _place(at, count)
         try:
             tokens = self.part.task.tokens(text)
         except BlindformerError as error:
@@ -257,6 +283,10 @@ class OfferedModel:
         assert isinstance(self.client, Client)
         seat.talk = seat.talk or self.client.conversation(seat.told)
         return seat.talk
+
+
+def _place(at: int, count: int) -> str:
+    return f"input[{at}]" if count > 1 else "input"
 
 
 class Offered:

@@ -57,7 +57,7 @@ def declared(program: Program) -> dict[str, Any]:
 @dataclass
 class Report:
     """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
-    (where it is known). `made_ahead`: its correlations were, so that
+    (where it is known), with `sent_head` first. `made_ahead`: its correlations were, so that
     nothing of them travelled in it. `str(report)` is a readable text."""
 
     model: str
@@ -75,9 +75,11 @@ class Report:
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     learned: dict[str, str] = field(default_factory=dict)
+    sent_head: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but `sent_head`, which is for the eye."""
+        return {name: value for name, value in asdict(self).items() if name != "sent_head"}
 
     def __str__(self) -> str:
         lines = [
@@ -157,6 +159,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
         who_learned_what(query.program, timings),
         online_bytes=timings.online.sent + timings.online.received,
         sent_bytes=timings.online.sent,
+        sent_head=timings.sent_head,
         peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
         layers=layers(price(query.program).rows),
     )

@@ -142,7 +142,9 @@ class ClientParty:
         constants = self.constants if constants is None else constants
         self.states.truncate(agreed.turn.rows)
         engine = OnlineEngine("client", agreed.tape, Ring(program.ring), sources, constants, self.states)
-        outputs, timings = run_online(program, engine, over_channel(self.server), [self.server], progress)
+        head = bytearray()
+        outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
+        timings.sent_head = bytes(head)
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
         if ready["ready"] != agreed.number:
             raise other_query(self.server)

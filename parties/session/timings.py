@@ -16,7 +16,8 @@ class Timings:
     """Seconds and traffic of one query at one party. `online` and `offline` are bytes sent and received.
 
     `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead (`ahead`, at
-    the client), and then nothing of them travelled in the query.
+    the client), and then nothing of them travelled in the query. `sent_head`: the first bytes that left for the server,
+    at a client of one.
     """
 
     offline_s: float = 0.0
@@ -26,6 +27,7 @@ class Timings:
     offline_bytes: int = 0
     peak_rss_mb: float = 0.0
     ahead: bool = False
+    sent_head: bytes = b""
 
 
 @dataclass

@@ -53,10 +53,15 @@ def sentence_folder(tiny_encoder, tmp_path_factory) -> Path:
     return compile_folder(tiny_encoder, tmp_path_factory.mktemp("sentences"), lengths=[16], calibration=TEXTS)
 
 
+@pytest.fixture(scope="session")
+def picture_folder(tiny_vision, pictures, tmp_path_factory) -> Path:
+    return compile_folder(tiny_vision, tmp_path_factory.mktemp("pictured"), calibration=[pictures])
+
+
 @pytest.fixture(scope="package")  # other tests fork this process
-def gateway(chat_folder, sentence_folder, tmp_path_factory):
-    """A language model `tiny` and an encoder `sentences`."""
-    models = {"tiny": chat_folder, "sentences": sentence_folder}
+def gateway(chat_folder, sentence_folder, picture_folder, tmp_path_factory):
+    """A language model `tiny`, an encoder `sentences`, and a classifier `pictures`."""
+    models = {"tiny": chat_folder, "sentences": sentence_folder, "pictures": picture_folder}
     sections = {name: {"folder": folder, "server": "local"} for name, folder in models.items()}
     with running(tmp_path_factory.mktemp("gateway") / "key", sections) as found:
         eventually(lambda: found.http.get("/health").status_code == 200, "all parties have met")

@@ -6,6 +6,8 @@ import re
 import shutil
 
 import pytest
+import torch
+from blindformer.tests.conftest import PICTURED
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -61,6 +63,18 @@ def test_the_key_is_in_memory_only(page, gateway):
     page.fill("#key", gateway.key)
     page.keyboard.press("Enter")
     api.expect(page.locator("#text")).to_be_focused()
+
+
+def test_images_are_dropped_and_the_server_sees_noise(page, pictures):
+    page.select_option("#model", "pictures")
+    api.expect(page.locator("#files")).to_be_focused()
+    page.set_input_files("#files", sorted(pictures.iterdir())[:2])
+    api.expect(page.locator("#pictures table tr")).to_have_count(2 * len(PICTURED))
+    shown = "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
+    dots = torch.tensor(page.evaluate(shown)).reshape(-1, 4)[:, 0]
+    assert 90 < dots.double().mean() < 165
+    page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    api.expect(page.locator("#error")).to_contain_text("a.png: input: the image: is no image that can be read")
 
 
 def test_texts_are_compared(page):

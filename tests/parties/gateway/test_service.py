@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import re
@@ -17,6 +18,7 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.parties.service.harness import eventually
+from transformers import pipeline
 
 
 def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway, monkeypatch):
@@ -37,6 +39,23 @@ def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway,
     # What the next request needs may still be made.
     eventually(lambda: (model.line.running, model.line.waiting) == (0, 0), "all places are free")
     assert ask(0) == "200"
+
+
+def test_images_are_classified_and_files_of_this_machine_are_not_read(gateway, pictures, tiny_vision):
+    file = min(pictures.iterdir())
+    image, half = (f"data:image/png;base64,{base64.b64encode(b).decode()}" for b in (file.read_bytes(), b"half"))
+    found = gateway.http.post("/classify", json={"model": "pictures", "input": image, "top_k": 1}).json()
+    (expected,) = pipeline("image-classification", str(tiny_vision))(str(file), top_k=1)
+    assert found["results"][0][0]["label"] == expected["label"]
+    assert len(base64.b64decode(found["blindformer"]["head"])) == 1024
+    for given, what in {
+        str(file): 'input: is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)',
+        image[:-2] + "!!": "input: its base64 is broken",
+        half: "input: the image: is no image that can be read",
+    }.items():
+        refused = gateway.http.post("/classify", json={"model": "pictures", "input": given})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith(what)
 
 
 def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
