@@ -95,6 +95,10 @@ class Program(BaseModel):
             raise ProgramError(f"program {self.model}: has no part {name!r}; it has {', '.join(self.parts) or 'none'}")
         return self.parts[name]
 
+    def all_released(self) -> list[str]:
+        """Names of the model's parameters that its parts release to clients."""
+        return sorted({name for each in (self, *self.parts.values()) for name in each.released})
+
     def hash(self) -> str:
         """Content hash, hex. Two parties with the same hash run the same instructions."""
         return self._digest

@@ -118,7 +118,6 @@ def inspect(folder: str | Path) -> Inspection:
     if not programs:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
-    whole = [item for program in programs.values() for item in (program, *program.parts.values())]
     if first.parts:
         passes = [(size_of(name), behind(first, name), part) for name, part in first.parts.items()]
         listed = [_priced(*its) for its in sorted(passes, key=lambda its: its[:2])]
@@ -131,7 +130,7 @@ def inspect(folder: str | Path) -> Inspection:
         plan_hash=first.plan,
         parts=parts,
         programs=listed,
-        released=tuple(sorted({name for item in whole for name in item.released})),
+        released=tuple(sorted({name for program in programs.values() for name in program.all_released()})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
         slots=room(first),

@@ -168,7 +168,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
 def who_learned_what(program: Program, timings: Timings | None = None) -> dict[str, str]:
     """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
-    released = ", ".join(program.released) or "nothing"
+    released = ", ".join(program.all_released()) or "nothing"
     dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
     if is_for_two_servers(program):
         seats = {
@@ -216,7 +216,7 @@ def encrypted_report(query: AnsweredQuery) -> Report:
     learned = {
         "server": "received ciphertexts and evaluation keys; learns their sizes and times",
         "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",
-        "released to the client": ", ".join(query.program.released) or "nothing",
+        "released to the client": ", ".join(query.program.all_released()) or "nothing",
         "public": "the model's architecture, the circuit's levels and rotations, and the padded length",
     }
     online = query.timings.online

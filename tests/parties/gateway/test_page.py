@@ -45,6 +45,7 @@ def test_a_conversation_by_keyboard_and_what_left_this_machine(page, gateway):
     assert re.search(r"to the server\s*[\d.]+ [kM]?B", page.inner_text("#travelled"))
     assert page.inner_text("#said p.user") == "Hi"
     assert "learns nothing about the text" in page.inner_text("#learned")
+    assert re.search(r"released to the client\s*\w+\.", page.inner_text("#learned"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.keyboard.type("x" * 60)
     page.keyboard.press("Enter")
