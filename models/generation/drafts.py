@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DRAFTS = 7  # of an assistant, with the token before them a full pass of 8
 SURE = 2  # passes without drafts that tell what they take
 LOSS = 1 / 16  # of the time that tokens take without drafts: what wrong drafts may cost
+EQUAL, EQUAL_AT_FIRST = 2, 4  # tokens that were there before, so that what followed them then is worth a try
 
 
 @dataclass
@@ -32,6 +33,11 @@ class DraftTimes:
     plain: list[float] = field(default_factory=list)
     spent: float = 0.0
     came: int = 0
+
+    @property
+    def equal(self) -> int:
+        """Tokens that look-up asks for. A wrong try takes as long as some tokens, so it asks for more until one paid."""
+        return EQUAL if self.came and self.spent <= median(self.plain) * self.came else EQUAL_AT_FIRST
 
     @property
     def pay(self) -> bool:
@@ -50,6 +56,8 @@ class PayingDrafts(CandidateGenerator):
 
     def __init__(self, drafter: Any, rows: Rows, times: DraftTimes, always: bool = False) -> None:
         self.drafter, self.rows, self.times, self.always = drafter, rows, times, always
+        if isinstance(drafter, PromptLookupCandidateGenerator):  # what follows the longest of them
+            drafter.max_matching_ngram_size = EQUAL_AT_FIRST
         self.accepted = 0
         self._began, self._drafted, self._first, self._before = 0.0, 0, True, 0
 
@@ -59,7 +67,8 @@ class PayingDrafts(CandidateGenerator):
         count = input_ids.shape[1]
         unread = count - len(self.rows.ids)
         room = self.rows.slots if self.always else self.rows.spare(unread, fill=self._first)
-        if room and (self._first or (_likely(self.drafter, input_ids[0]) and (self.always or self.times.pay))):
+        equal = EQUAL if self.always else self.times.equal
+        if room and (self._first or (_likely(self.drafter, input_ids[0], equal) and (self.always or self.times.pay))):
             with huggingface():  # it warns of how it calls itself
                 found, logits = self.drafter.get_candidates(input_ids, **more)
             self._drafted = min(room, found.shape[1] - count)
@@ -83,11 +92,11 @@ class PayingDrafts(CandidateGenerator):
             self.times.plain.append(took)
 
 
-def _likely(drafter: Any, ids: Tensor) -> bool:
-    """Prompt look-up takes what followed one equal token. That is mostly wrong; what followed two is mostly right."""
+def _likely(drafter: Any, ids: Tensor, equal: int) -> bool:
+    """Prompt look-up takes what followed one equal token, which is mostly wrong: whether `equal` ones are there."""
     if not isinstance(drafter, PromptLookupCandidateGenerator):
         return True
-    return bool(((ids[:-2] == ids[-2]) & (ids[1:-1] == ids[-1])).any())
+    return len(ids) > equal and bool((ids.unfold(0, equal, 1)[:-1] == ids[-equal:]).all(-1).any())
 
 
 def assistant(model: str | Path | Loaded | nn.Module, chat: Chat) -> Any:

@@ -7,13 +7,13 @@ import torch
 from blindformer.models.generation import drafts
 from blindformer.models.generation.chat import Chat
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.models.generation.drafts import DraftTimes, PayingDrafts, assistant
+from blindformer.models.generation.drafts import DraftTimes, PayingDrafts, _likely, assistant
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
 from blindformer.tests.models.generation.folders import byte_tokenizer, tiny_llama
 from transformers import AutoConfig
-from transformers.generation import CandidateGenerator
+from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 
 OPTIONS = {"max_new_tokens": 24, "pad_token_id": 0, "eos_token_id": None}
 PROMPT = torch.cat([torch.tensor(PREFIX), some(10)])
@@ -63,6 +63,7 @@ def test_what_was_said_drafts_and_changes_no_token(private, monkeypatch):
     wanted = private.answer(LOOPS, **options).tolist()
     before = private.rows.passes
     private.rows.crop(0)
+    private.draft_times = DraftTimes([1.0, 1.0, 1.0], spent=1.0, came=2)  # they paid before
     assert private.answer(LOOPS, prompt_lookup_num_tokens=4, **options).tolist() == wanted
     assert private.drafts.accepted > 0
     assert private.rows.passes - before == len(wanted) + 1 - private.drafts.accepted  # two of the question
@@ -112,6 +113,16 @@ def test_what_drafts_cost_in_one_answer_counts_in_the_next(private, monkeypatch)
         ends.append(private.spent())
     first, second, third = (after - before for before, after in pairwise(ends))
     assert second == third < first
+
+
+def test_look_up_asks_for_more_equal_tokens_until_it_paid():
+    ids = torch.tensor([1, 2, 3, 4, 9, 2, 3, 4])
+    drafter = PromptLookupCandidateGenerator(num_output_tokens=2, max_length=99)
+    assert [_likely(drafter, ids, equal) for equal in (2, 3, 4, 8, 9)] == [True, True, False, False, False]
+    assert [DraftTimes([1.0] * 3, spent, came).equal for spent, came in ((0.0, 0), (5.0, 6), (9.0, 1))] == [4, 2, 4]
+    PayingDrafts(drafter, Rows.__new__(Rows), DraftTimes())
+    longest = drafter.get_candidates(torch.tensor([[3, 4, 7, 1, 2, 3, 4, 8, 5, 1, 2, 3, 4]]))[0]
+    assert longest[0, -2:].tolist() == [8, 5]  # and not what followed the first 3, 4
 
 
 def test_drafts_that_are_right_fill_every_pass(private):
