@@ -66,7 +66,7 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
             # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
             magnitude = magnitude[args[0].abs() <= domain]
             low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
-            if node.op in ("exp", "fourier"):  # what they may be at all, which is little: so their values are bounded
+            if node.op in ("exp", "fourier") and id(node) not in found:  # what they may be at all, which is little
                 high = max(high, float(compute(node, [_all_within(domain), *args[1:]]).abs().max()))
         if not magnitude.numel() and not high:
             return

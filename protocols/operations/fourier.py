@@ -57,10 +57,13 @@ def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int) -
 
 
 def _on_reals(x: Tensor, table: Tensor, wave: Tensor, period: float, domain: float = 0.0) -> Tensor:
-    total = torch.zeros_like(x)
-    for n, (a, b) in enumerate(table):
-        angle = x * (2 * math.pi * n / period)
-        total = total + a * angle.cos() + b * angle.sin()
+    angle = x * (2 * math.pi / period)
+    cosine, sine = angle.cos(), angle.sin()
+    before, now = (torch.ones_like(x), torch.zeros_like(x)), (cosine, sine)
+    total = torch.zeros_like(x) + table[0, 0]
+    for a, b in table[1:]:
+        total += a * now[0] + b * now[1]
+        before, now = now, (2 * cosine * now[0] - before[0], 2 * cosine * now[1] - before[1])
     return total
 
 
