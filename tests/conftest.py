@@ -226,3 +226,31 @@ def contributed(tmp_path_factory):
     from blindformer.tests.contributing import copy_with_snippets
 
     return copy_with_snippets(tmp_path_factory.mktemp("contributed"))
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """`parse(command)` fails if a command, as the pages show it, would not be accepted. Nothing is run."""
+    import shlex
+
+    import typer
+    from blindformer.parties.cli.app import app
+    from blindformer.tests.pages import leaves
+
+    root, called = typer.main.get_command(app), []
+    for leaf in leaves(root).values():
+        leaf.callback = lambda **given: called.append(given)
+
+    def check(command: str) -> None:
+        name, *arguments = shlex.split(command)
+        if name == "blindformer":
+            root(arguments, standalone_mode=False)
+            assert called, command
+            called.clear()
+            return
+        assert (name, arguments[0]) == ("python", "-m"), command
+        module = __import__(arguments[1], fromlist=["main"])
+        monkeypatch.setattr(module, "run_command", lambda name, work: 0)
+        assert module.main(arguments[2:]) == 0
+
+    return check

@@ -150,6 +150,13 @@ def as_shown(printed: str, expected: str) -> str:
     return "\n".join([*now[:head], "...", *now[len(now) - tail :]])
 
 
+def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command that does something, by its words."""
+    if not hasattr(command, "commands"):
+        return {path: command}
+    return {k: v for name, inner in command.commands.items() for k, v in leaves(inner, (*path, name)).items()}
+
+
 def table() -> str:
     """The table of docs/approximations.md, from the registry."""
     from blindformer.approximations import choices

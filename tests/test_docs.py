@@ -16,14 +16,13 @@ is run in parties/cli/test_cli.py.
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, TABLE, alike, as_shown, blocks, shown, table
+from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, TABLE, alike, as_shown, blocks, leaves, shown, table
 
 
 def _cases() -> list[Any]:
@@ -53,38 +52,6 @@ def test_every_console_block_says_how_it_is_tested():
     for block in blocks("console"):
         assert block.mode, f"{block.page.name}: write {', '.join(MODES)} after console:\n{block.text}"
         assert block.commands, f"{block.page.name}: a console block without a command:\n{block.text}"
-
-
-def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command that does something, by its words."""
-    if not hasattr(command, "commands"):
-        return {path: command}
-    return {k: v for name, inner in command.commands.items() for k, v in leaves(inner, (*path, name)).items()}
-
-
-@pytest.fixture
-def parse(monkeypatch):
-    """`parse(command)` fails if a command of the pages would not be accepted. Nothing is run."""
-    import typer
-    from blindformer.parties.cli.app import app
-
-    root, called = typer.main.get_command(app), []
-    for leaf in leaves(root).values():
-        leaf.callback = lambda **given: called.append(given)
-
-    def check(command: str) -> None:
-        name, *arguments = shlex.split(command)
-        if name == "blindformer":
-            root(arguments, standalone_mode=False)
-            assert called, command
-            called.clear()
-            return
-        assert (name, arguments[0]) == ("python", "-m"), command
-        module = __import__(arguments[1], fromlist=["main"])
-        monkeypatch.setattr(module, "run_command", lambda name, work: 0)
-        assert module.main(arguments[2:]) == 0
-
-    return check
 
 
 def test_commands_that_are_not_run_are_accepted(parse, monkeypatch):

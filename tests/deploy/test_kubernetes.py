@@ -1,0 +1,200 @@
+"""The manifests: their schemas take them, all that they name exists, pods are confined, and commands are ours."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from blindformer.tests.deploy.files import DEPLOY, SETTINGS, USER, commands, documents, images, settings
+
+KUBERNETES = DEPLOY / "kubernetes"
+CERT_MANAGER = "cert-manager.io/v1"
+# What a Certificate may say (cert-manager has no schema in a package).
+SPEC = {
+    *("commonName", "dnsNames", "duration", "isCA", "issuerRef", "privateKey", "renewBefore", "secretName"),
+    *("uris", "usages"),
+}
+USAGES = {"server": {"server auth", "client auth"}, "dealer": {"server auth"}, "client": {"client auth"}}
+
+
+def resources(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize would apply of a folder, without its labels and namespace."""
+    (found,) = documents(folder / "kustomization.yaml")
+    made = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": given["name"]}, "files": given["files"]}
+        for given in found.get("configMapGenerator", ())
+    ]
+    for name in found.get("resources", ()):
+        path = folder / name
+        made += resources(path.resolve()) if path.is_dir() else documents(path)
+    return made
+
+
+@cache
+def everything() -> list[dict[str, Any]]:
+    return resources(KUBERNETES / "trial")
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {found["metadata"]["name"]: found for found in everything() if found["kind"] == kind}
+
+
+PODS = {name: found["spec"]["template"] for kind in ("Deployment", "Job") for name, found in of_kind(kind).items()}
+each_pod = pytest.mark.parametrize("name", PODS)
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+
+
+def secrets(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [volume["secret"]] if "secret" in volume else []
+    return found + [source["secret"] for source in volume.get("projected", {}).get("sources", ())]
+
+
+def test_the_schemas_of_kubernetes_take_them():
+    ours = [found for found in everything() if found["apiVersion"] != CERT_MANAGER and found["kind"] != "ConfigMap"]
+    assert len(ours) > 10
+    for found in ours:
+        kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kustomize_takes_them():
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; the other tests read the manifests")
+    done = subprocess.run(["kubectl", "kustomize", KUBERNETES / "trial"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nkind: ") == len(everything())
+
+
+def test_every_manifest_belongs_to_a_kustomization():
+    for folder in (path.parent for path in KUBERNETES.rglob("kustomization.yaml")):
+        (found,) = documents(folder / "kustomization.yaml")
+        files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+        assert files == {name for name in found["resources"] if "/" not in name}, folder.name
+
+
+@each_pod
+def test_what_a_pod_names_exists(name):
+    spec = PODS[name]["spec"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounted = {mount["name"] for container in containers(PODS[name]) for mount in container["volumeMounts"]}
+    assert mounted == set(volumes)
+    issued = {found["spec"]["secretName"] for found in of_kind("Certificate").values()}
+    for volume in volumes.values():
+        if "configMap" in volume:
+            assert volume["configMap"]["name"] in of_kind("ConfigMap")
+        if "persistentVolumeClaim" in volume:
+            assert volume["persistentVolumeClaim"]["claimName"] in of_kind("PersistentVolumeClaim")
+        for secret in secrets(volume):
+            assert secret.get("optional") or secret.get("name", secret.get("secretName")) in issued
+    for container in containers(PODS[name]):
+        ports = {port["name"] for port in container.get("ports", ())}
+        probes = [
+            container[probe] for probe in ("startupProbe", "livenessProbe", "readinessProbe") if probe in container
+        ]
+        assert {probe["httpGet"]["port"] for probe in probes} <= ports
+        assert {probe["httpGet"]["path"] for probe in probes} <= {"/healthz", "/readyz"}
+
+
+@each_pod
+def test_images_and_commands_are_ours(name, parse):
+    found = []
+    for container in containers(PODS[name]):
+        assert container["image"] in images()
+        command, arguments = container.get("command", []), container.get("args", [])
+        if arguments:
+            found += commands(command, arguments)
+    assert found
+    for command in found:
+        parse(command)
+        assert "compile" in command or f"--config {SETTINGS}" in command
+
+
+@each_pod
+def test_pods_are_confined(name):
+    spec = PODS[name]["spec"]
+    context = spec["securityContext"]
+    assert (context["runAsNonRoot"], context["runAsUser"], context["fsGroup"]) == (True, USER, USER)
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec["automountServiceAccountToken"]
+    for container in containers(PODS[name]):
+        own = container["securityContext"]
+        assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+
+
+def test_the_user_is_that_of_the_image():
+    assert f"USER {USER}:{USER}" in (DEPLOY / "Dockerfile").read_text()
+
+
+@each_pod
+def test_a_policy_says_what_a_pod_may_reach(name):
+    labels = PODS[name]["metadata"]["labels"]
+    (policy,) = [
+        found["spec"]
+        for found in of_kind("NetworkPolicy").values()
+        if found["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    ]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert opened == {
+        port["containerPort"] for container in containers(PODS[name]) for port in container.get("ports", ())
+    }
+    dials = {"server": {7444}, "ask": {7443, 7444}}.get(name, set())
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} - {53} == dials
+
+
+@pytest.mark.parametrize("role", ["server", "dealer"])
+def test_settings_ports_services_and_certificates_agree(role):
+    own, address, pod = getattr(settings(), role), settings().address(role), PODS[role]
+    (container,) = pod["spec"]["containers"]
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
+        "private": own.listen.port,
+        "metrics": own.metrics.port,
+    }
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(own.metrics.port)
+    service = of_kind("Service")[address.host]["spec"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(address.port, "private")]
+    assert address.host in of_kind("Certificate")[role]["spec"]["dnsNames"]
+    paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for path in (own, settings().certificates):
+        for key in ("folder", "spool", "state"):
+            found = getattr(path, key, None)
+            assert found is None or any(found.is_relative_to(there) for there in paths), found
+
+
+@pytest.mark.parametrize("role", USAGES)
+def test_certificates_are_of_one_role_and_lie_where_the_party_looks(role):
+    spec = of_kind("Certificate")[role]["spec"]
+    assert spec["uris"] == [f"blindformer:role:{role}"]
+    assert set(spec["usages"]) == {"digital signature", *USAGES[role]}
+    pod = PODS["ask" if role == "client" else role]["spec"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "certs"]
+    assert volume.get("projected", volume.get("secret"))["defaultMode"] == 0o440
+    first = secrets(volume)[0]
+    assert first.get("name", first.get("secretName")) == spec["secretName"]
+    given = {item["key"]: item["path"] for item in first["items"]}
+    assert given == {"ca.crt": "ca.pem", "tls.crt": f"{role}.pem", "tls.key": f"{role}.key"}
+    # Kubernetes opens keys to the volume's group, which is said to be as good as systemd's credentials.
+    (container,) = pod["containers"]
+    folder = str(settings().certificates.folder)
+    assert {"name": "CREDENTIALS_DIRECTORY", "value": folder} in container["env"]
+    assert folder in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_certificates_are_issued_by_issuers_that_exist():
+    for name, found in of_kind("Certificate").items():
+        assert found["apiVersion"] == CERT_MANAGER
+        assert set(found["spec"]) <= SPEC, name
+        assert found["spec"]["issuerRef"]["name"] in of_kind("Issuer")
+    signing = of_kind("Issuer")["blindformer"]["spec"]["ca"]["secretName"]
+    assert of_kind("Certificate")["ca"]["spec"]["secretName"] == signing
