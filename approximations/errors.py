@@ -6,7 +6,7 @@ from ..errors import BlindformerError
 
 
 class ApproximationError(BlindformerError, ValueError):
-    """Base of every error of this folder."""
+    """Base of the errors of approximations and plans."""
 
 
 class PlanError(ApproximationError):

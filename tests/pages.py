@@ -1,7 +1,7 @@
 """The documentation's pages: their blocks, what their commands print, and the tables that the code makes.
 
-`python tests/pages.py` writes what the commands print, and the tables, into the pages (test_docs.py says how blocks are
-marked).
+`python tests/pages.py` writes what the commands print, and what the code makes, into the pages (test_docs.py says how
+blocks are marked). With `--tables` it runs no command.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blindformer.tests.reference import renewed
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "bench" / "README.md"]
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODES = ("same", "alike", "runs", "parses")
 SERVICES = ("dealer", "serve", "helper")  # commands that run until they are stopped
 PORT = re.compile(r"(?<=:)(?:74\d\d|91\d\d)\b")
-TABLE = re.compile(r"(?<=<!-- approximations:start -->\n).*?(?=<!-- approximations:end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -157,28 +158,8 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
     return {k: v for name, inner in command.commands.items() for k, v in leaves(inner, (*path, name)).items()}
 
 
-def table() -> str:
-    """The table of docs/approximations.md, from the registry."""
-    from blindformer.approximations import choices
-
-    lines = [
-        "| kind | name | largest error | thresholds | options | source |",
-        "|---|---|---|---|---|---|",
-    ]
-    for found in choices():
-        if found.function is None:
-            continue
-        stated = ""
-        if found.error is not None and found.domain is not None:
-            stated = f"{found.error:g} on [{found.domain[0]:g}, {found.domain[1]:g}]"
-        name = f"`{found.name}`" + (" (distil)" if found.needs_distillation else "")
-        options = ", ".join(found.options())
-        lines.append(f"| {found.kind} | {name} | {stated} | {found.comparisons} | {options} | {found.source} |")
-    return "\n".join(lines) + "\n"
-
-
-def write() -> None:
-    """Bring the pages up to date."""
+def write(tables_only: bool) -> None:
+    """Bring the pages up to date: what commands print, and what the code makes."""
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
 
@@ -192,12 +173,11 @@ def write() -> None:
                 text += f"{command.shell}$ {command.words}\n" + (f"{now}\n" if now else "")
             return f"```{match[1]}{match[2]}\n{text}```"
 
-        after = FENCE.sub(renew, before)
-        after = TABLE.sub(lambda _: table(), after)
+        after = renewed(before if tables_only else FENCE.sub(renew, before))
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(ROOT)} renewed")
 
 
 if __name__ == "__main__":
-    write()
+    write(tables_only="--tables" in sys.argv)

@@ -21,7 +21,10 @@ LONGEST_WAIT = 600.0  # seconds that a client is told to wait, at most
 
 
 class ApiError(BlindformerError):
-    """`status`: of the HTTP reply. `param`: the field of the request. `retry_after`: seconds."""
+    """A request that the gateway does not answer.
+
+    `status`: of the HTTP reply. `param`: the field of the request. `retry_after`: seconds.
+    """
 
     def __init__(
         self,

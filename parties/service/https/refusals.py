@@ -7,7 +7,10 @@ from ...transport.faults import NEW_CERTIFICATE
 
 
 class Refusal(BlindformerError):
-    """`status`: of the HTTP reply. `retry_after`: seconds, where asking again helps."""
+    """A request of encrypted queries that is not answered.
+
+    `status`: of the HTTP reply. `retry_after`: seconds, where asking again helps.
+    """
 
     def __init__(self, status: int, what: str, retry_after: float | None = None) -> None:
         self.status, self.retry_after = status, retry_after

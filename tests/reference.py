@@ -1,0 +1,135 @@
+"""The pages' parts that the code makes: the table of approximations, the Python reference, the classes of errors."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("protocols", "approximations", "models", "parties", "federated")
+WIDTH = 100
+
+
+def approximations() -> str:
+    """The table of docs/approximations.md, from the registry."""
+    from blindformer.approximations import choices
+
+    lines = [
+        "| kind | name | largest error | thresholds | options | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in choices():
+        if found.function is None:
+            continue
+        stated = ""
+        if found.error is not None and found.domain is not None:
+            stated = f"{found.error:g} on [{found.domain[0]:g}, {found.domain[1]:g}]"
+        name = f"`{found.name}`" + (" (distil)" if found.needs_distillation else "")
+        options = ", ".join(found.options())
+        lines.append(f"| {found.kind} | {name} | {stated} | {found.comparisons} | {options} | {found.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def python() -> str:
+    """All that `blindformer.__all__` names: functions, then classes with their methods. Signatures and docstrings."""
+    import blindformer as bf
+
+    found = {name: getattr(bf, name) for name in bf.__all__}
+    parts = [_documented(f"bf.{name}", value, "##") for name, value in found.items() if not inspect.isclass(value)]
+    for name, value in found.items():
+        if inspect.isclass(value):
+            parts.append(_documented(f"bf.{name}", value, "##"))
+            parts += [_documented(f"{name}.{own}", method, "###") for own, method in _methods(value)]
+    return "\n".join(parts)
+
+
+def errors() -> str:
+    """A row for each class of errors that a user may catch, indented below the one that it is a kind of."""
+    kinds: dict[str, list[tuple[str, str, str]]] = {}
+    for path in [ROOT / "errors.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.bases:
+                said = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                where = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+                kinds.setdefault(ast.unparse(node.bases[0]), []).append((node.name, said, where))
+
+    def rows(base: str, depth: int) -> Iterator[str]:
+        for name, said, where in sorted(kinds.get(base, ())):
+            yield f"| {'&nbsp;' * 4 * depth}`{name}` | {said} | `blindformer.{where}` |"
+            yield from rows(name, depth + 1)
+
+    head = ["| class | means | module |", "|---|---|---|"]
+    return "\n".join([*head, *rows("BlindformerError", 0)]) + "\n"
+
+
+GENERATED = {"approximations": approximations, "python": python, "errors": errors}
+PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)
+
+
+def renewed(page: str) -> str:
+    """A page with its generated parts as the code makes them now."""
+    return PART.sub(lambda match: match[1] + GENERATED[match[2]](), page)
+
+
+def _methods(cls: type) -> list[tuple[str, Any]]:
+    """Public ones of the class and of those that it is made of here, with a docstring."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("blindformer."):
+            found |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
+    shown = {name: getattr(value, "__func__", value) for name, value in found.items()}
+    return [
+        (name, value)
+        for name, value in sorted(shown.items())
+        if (inspect.isfunction(value) or isinstance(value, property)) and value.__doc__
+    ]
+
+
+def _documented(title: str, value: Any, heading: str) -> str:
+    text = [f"{heading} `{title}`", ""]
+    if not isinstance(value, property) and (signature := _signature(value)):
+        text += ["```python", _wrapped(f"{title.removeprefix('bf.')}{signature}"), "```", ""]
+    for paragraph in inspect.getdoc(value).split("\n\n"):
+        columns = re.search(r"^\s|\S {2,}\S", paragraph, re.MULTILINE)
+        text += ["```text", paragraph, "```", ""] if columns else [paragraph.replace("``", "`"), ""]
+    return "\n".join(text)
+
+
+def _signature(value: Any) -> str:
+    """As it is written: annotations are not evaluated."""
+    if inspect.isclass(value) and value.__init__ in (object.__init__, Exception.__init__):
+        return ""
+    source = inspect.unwrap(value.__init__ if inspect.isclass(value) else value)
+    try:
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(source))).body
+    except (OSError, TypeError, SyntaxError):  # a dataclass's own, a model's of pydantic
+        return ""
+    assert isinstance(node, ast.FunctionDef)
+    everything = node.args
+    if everything.args and everything.args[0].arg in ("self", "cls"):
+        everything.args.pop(0)
+    returned = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
+    return f"({ast.unparse(everything)}){returned}"
+
+
+def _wrapped(signature: str) -> str:
+    """A parameter a line, if it is long."""
+    if len(signature) <= WIDTH:
+        return signature
+    head, _, rest = signature.partition("(")
+    parts, depth = [""], 0
+    for character in rest:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    tail = rest[sum(map(len, parts)) + len(parts) - 1 :]
+    return "\n".join([f"{head}(", *(f"    {part.strip()}," for part in parts), tail])
