@@ -7,6 +7,7 @@
 # make bench    the README's figures, one JSON object a line
 # make data     public data sets that no Python package ships, into the user's cache
 # make docs     what commands print, into the pages that show it
+# make site     the pages as a site, in site/
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
 #               pyproject.toml, setup.py or the C file changes.
 #
@@ -26,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo chat test lowest fuzz lint bench data docs setup clean help
+.PHONY: demo chat test lowest fuzz lint bench data docs site setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -106,5 +107,8 @@ data: $(READY)
 docs: $(READY)
 	$(BIN)/python tests/pages.py
 
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) site *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -15,7 +15,9 @@ is run in parties/cli/test_cli.py.
 
 from __future__ import annotations
 
+import ast
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,7 +25,7 @@ from typing import Any
 
 import pytest
 from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, alike, as_shown, blocks, leaves, shown
-from blindformer.tests.reference import GENERATED
+from blindformer.tests.reference import GENERATED, ROOMS
 
 
 def _cases() -> list[Any]:
@@ -95,6 +97,20 @@ def test_what_the_code_makes_is_as_the_code_is(page):
     assert GENERATED[page]() in text, "run: .venv/bin/python tests/pages.py --tables"
 
 
+def test_messages_of_the_errors_page_are_the_codes():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").split("## By class")[0]
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
+    strings = "\n".join(
+        node.value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    said = [part for text in re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) for part in text.split("...") if part]
+    assert len(said) > 20
+    assert [part for part in said if part not in strings] == []
+
+
 @pytest.fixture
 def readme_python(tiny_encoder, tmp_path):
     """The page's Python with a small model, which knows few words, for MiniLM, and this machine for three."""
@@ -149,6 +165,23 @@ def test_the_pipeline_of_the_models_page_answers(tiny_classifier, tmp_path, caps
     alone, *_, empty, _ = capsys.readouterr().out.splitlines()
     assert "'score': " in alone
     assert empty == "a text is empty: write something, or leave it out"
+
+
+def test_python_of_the_guides_runs(tiny_encoder, tiny_classifier, tmp_path, capsys, monkeypatch):
+    import blindformer as bf
+
+    guides = {word: block.text for block in blocks("python") for word in block.words if word in ("search", "classify")}
+    for name, model, text in (
+        ("search", tiny_encoder, "my password is lost ."),
+        ("classify", tiny_classifier, "good ."),
+    ):
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree("compiled", ignore_errors=True)
+        bf.compile_folder(model, "compiled", lengths=(16,), calibration=[text])
+        exec(compile(guides[name], f"{name}.md", "exec"), {})
+    found, labels = capsys.readouterr().out.splitlines()
+    assert found in guides["search"]
+    assert labels.count("'score': ") == 2
 
 
 def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
