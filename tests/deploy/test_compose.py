@@ -108,3 +108,11 @@ def test_the_gateway_can_be_reached_from_this_machine_only():
     port = settings().gateway.listen.port
     assert published == {"gateway": [f"127.0.0.1:{port}:{port}"]}
     assert f"http://127.0.0.1:{port}/health" in SERVICES["gateway"]["healthcheck"]["test"][-1]
+
+
+def test_the_build_gets_every_package():
+    """.dockerignore lists what is taken."""
+    taken = {line[1:] for line in (DEPLOY.parent / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    rooms = {path.parent.name for path in DEPLOY.parent.glob("*/__init__.py")} - {"bench", "tests"}
+    beside = {path.name for path in DEPLOY.parent.glob("*.py")}
+    assert taken >= rooms | beside | {"pyproject.toml", "py.typed", "README.md", "LICENSE"}
