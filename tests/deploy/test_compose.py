@@ -74,7 +74,7 @@ def test_only_the_server_gets_the_weights():
     weights = {name for name in PARTIES for what, _ in mounts(name).values() if what == "compiled-server"}
     assert weights == {"server"}
     assert "/compiled" not in mounts("dealer")
-    # Nor are they in an image that others run.
+    # The image of the parties holds none.
     assert {SERVICES[name]["image"] for name in PARTIES} == {"blindformer"}
 
 
