@@ -36,7 +36,7 @@ class DraftTimes:
 
     @property
     def equal(self) -> int:
-        """Tokens that look-up asks for. A wrong try takes as long as some tokens, so it asks for more until one paid."""
+        """Tokens that look-up asks for. A wrong try takes as long as some tokens: it asks for more until one paid."""
         return EQUAL if self.came and self.spent <= median(self.plain) * self.came else EQUAL_AT_FIRST
 
     @property

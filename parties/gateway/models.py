@@ -45,7 +45,7 @@ class Travelled:
     offline_bytes: int = 0
     rounds: int = 0
     passes: int = 0
-    head: bytes = b""
+    head: str = ""
     retried: str = ""
 
     def add_pass(self, answer: Answer) -> None:
@@ -57,7 +57,7 @@ class Travelled:
             received = report.online_bytes - report.sent_bytes
             self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head)
 
-    def _add(self, sent: int, received: int, offline: int, rounds: int, head: bytes) -> None:
+    def _add(self, sent: int, received: int, offline: int, rounds: int, head: str) -> None:
         self.sent_bytes += sent
         self.received_bytes += received
         self.offline_bytes += offline
@@ -66,8 +66,7 @@ class Travelled:
         self.head = head
 
     def to_dict(self) -> dict[str, Any]:
-        found = {**asdict(self), "head": base64.b64encode(self.head).decode()}
-        return {name: value for name, value in found.items() if value or name not in ("head", "retried")}
+        return {name: value for name, value in asdict(self).items() if value or name not in ("head", "retried")}
 
 
 @dataclass

@@ -12,8 +12,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +21,7 @@ from typing import Any
 
 from ...protocols.errors import BlindformerError
 from ..config import Address
+from .fork_server import ForkServer, shared
 
 Line = dict[str, Any]
 
@@ -31,7 +30,6 @@ STOP_SECONDS = 5.0
 FAILED_SECONDS = 1.0  # the same after a failure
 SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the cause before naming one
 BACKLOG = 128
-COMMAND = "blindformer"
 BUSY = "see what keeps this machine busy, or allow a longer timeout"
 SAID = "stopped and said: "  # of a peer that passes on what ended its session
 
@@ -52,46 +50,49 @@ class PartyProcess:
         self, words: Sequence[str], sockets: Sequence[int], scratch: Path, hear: Callable[[Line | None], None]
     ) -> None:
         self.last_line, self.ended = "", False
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
-        # -P: a folder that happens to be the working directory must not shadow modules.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", COMMAND, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            pass_fds=sockets,
-            env={**os.environ, "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"},
-            start_new_session=True,
-        )
+        (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
+        self._stdin, self._stderr = os.fdopen(ours, "w"), os.fdopen(theirs, errors="replace")
+        self._server: ForkServer | None = (server := shared())
+        self._code: int | None = None
+        env = {**os.environ, "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"}
+        try:
+            # In a session of its own: Ctrl-C reaches the caller alone, which then ends the others in order.
+            self.pid = server.fork(words, stdin, stderr, sockets, env)
+        except OSError as error:
+            raise LaunchError(words[0], f"could not be started ({error})", "run again") from None
+        finally:
+            os.close(stdin)
+            os.close(stderr)
         self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[0]}")
         self._reader.start()
 
+    def code(self, seconds: float | None = 0.0) -> int | None:
+        """How it ended, as subprocess.Popen says it; None if it has not."""
+        server = self._server
+        if server is not None and (code := server.code(self.pid, seconds)) is not None:
+            self._code, self._server = code, None  # a fork server that nobody holds ends
+        return self._code
+
     def tell(self, text: str) -> None:
-        assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # its death is reported by the reader
-            self.process.stdin.write(text + "\n")
-            self.process.stdin.flush()
+            self._stdin.write(text + "\n")
+            self._stdin.flush()
 
     def let_go(self) -> None:
         """Tell it to end."""
-        assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self._stdin.close()
 
     def end(self, seconds: float) -> None:
         """Gone when this returns; `seconds`: to end by itself."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.code(seconds) is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.code(None)
         self._reader.join(STOP_SECONDS)
 
     def _read(self, hear: Callable[[Line | None], None]) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as stream:
+        with self._stderr as stream:
             for text in stream:
                 try:
                     line = json.loads(text)
@@ -100,7 +101,7 @@ class PartyProcess:
                 else:
                     if isinstance(line, dict):
                         hear(line)
-        self.process.wait()
+        self.code(None)
         self.ended = True
         hear(None)
 
@@ -118,12 +119,12 @@ class PartyProcesses:
     @property
     def processes(self) -> dict[str, int]:
         """Pids by role."""
-        return {role: running.process.pid for role, running in self._running.items()}
+        return {role: running.pid for role, running in self._running.items()}
 
     @property
     def alive(self) -> bool:
         """Whether none has ended."""
-        return all(running.process.poll() is None for running in self._running.values())
+        return all(running.code() is None for running in self._running.values())
 
     def close(self, seconds: float = STOP_SECONDS) -> None:
         """End the processes and remove the scratch folder. `seconds`: to end by themselves. Safe to call twice."""
@@ -188,5 +189,5 @@ class PartyProcesses:
 
     def _killed(self) -> dict[str, str]:
         """The signal that has ended it, by role."""
-        codes = {role: running.process.poll() or 0 for role, running in self._running.items()}
+        codes = {role: running.code() or 0 for role, running in self._running.items()}
         return {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}

@@ -75,7 +75,7 @@ class Report:
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     learned: dict[str, str] = field(default_factory=dict)
-    sent_head: bytes = field(default=b"", repr=False)
+    sent_head: str = field(default="", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but `sent_head`, which is for the eye."""

@@ -13,9 +13,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
@@ -29,6 +31,7 @@ SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
 class LocalOptions:
     """`scratch`: a folder of the launcher's, removed when the party ends and the launcher is gone.
 
+    launcher  its process: whoever makes these options
     threads   torch threads of each session
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
     audit     FOR TESTS: after each query, a line on stderr says whether what the server has opened looks uniform
@@ -37,6 +40,7 @@ class LocalOptions:
     """
 
     scratch: str = ""
+    launcher: int = field(default_factory=os.getpid)
     threads: int = 1
     any_ring: bool = False
     audit: bool = False
@@ -58,7 +62,7 @@ class LocalOptions:
             if not Path(found.scratch).name.startswith(SCRATCH):
                 raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
             if not keep:
-                atexit.register(_remove, found.scratch, os.getppid())
+                atexit.register(_remove, found.scratch, found.launcher)
         return found
 
     def words(self) -> list[str]:
@@ -93,12 +97,12 @@ def say(event: str, **what: Any) -> None:
 
 def _remove(scratch: str, launcher: int) -> None:
     """As long as the launcher lives it removes the folder itself, and others may be reading there."""
-    if os.getppid() != launcher or _is_ending(launcher):
+    if not psutil.pid_exists(launcher) or _is_ending(launcher):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_ending(process: int) -> bool:
-    """Whether it was killed, though it is a parent still: Linux closes its files a moment before (PF_EXITING)."""
+    """Whether it was killed, though it is there still: Linux closes its files a moment before (PF_EXITING)."""
     with suppress(OSError, ValueError, IndexError):
         after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return bool(int(after_name[6]) & 0x4)

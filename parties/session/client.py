@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -144,7 +145,7 @@ class ClientParty:
         engine = OnlineEngine("client", agreed.tape, Ring(program.ring), sources, constants, self.states)
         head = bytearray()
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
-        timings.sent_head = bytes(head)
+        timings.sent_head = base64.b64encode(head).decode()
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
         if ready["ready"] != agreed.number:
             raise other_query(self.server)

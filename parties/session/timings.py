@@ -17,7 +17,7 @@ class Timings:
 
     `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead (`ahead`, at
     the client), and then nothing of them travelled in the query. `sent_head`: the first bytes that left for the server,
-    at a client of one.
+    at a client of one, in base64.
     """
 
     offline_s: float = 0.0
@@ -27,7 +27,7 @@ class Timings:
     offline_bytes: int = 0
     peak_rss_mb: float = 0.0
     ahead: bool = False
-    sent_head: bytes = b""
+    sent_head: str = ""
 
 
 @dataclass

@@ -179,6 +179,7 @@ def test_models_are_listed_and_what_happens_is_measured(client, gateway):
     assert [(model.id, model.blindformer["task"]) for model in client.models.list()] == [
         ("tiny", "chat"),
         ("sentences", "sentence-embedding"),
+        ("pictures", "image-classification"),
     ]
     assert client.models.retrieve("tiny").id == "tiny"
     text = gateway.http.get("/metrics").text

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -44,20 +43,22 @@ def nothing_left(monkeypatch, tmp_path):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("TMPDIR", str(scratch))
+    before = _services()
     yield
     deadline = time.monotonic() + 10
-    while (_services(scratch) or list(scratch.iterdir())) and time.monotonic() < deadline:
+    while (_services() - before or list(scratch.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert _services(scratch) == []
+    assert _services() <= before
     assert list(scratch.iterdir()) == []
 
 
-def _services(scratch: Path) -> list[int]:
-    """Services whose certificates lie in `scratch`, and their sessions' processes, alive (or not waited for)."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        if any(str(scratch) in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
-            found.append(process.pid)
+def _services() -> set[psutil.Process]:
+    """Services that this process or one of its own started, and their sessions' processes, alive or not waited for."""
+    mine, found = os.environ.get("PYTEST_XDIST_WORKER"), set[psutil.Process]()
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["name"] in COMMANDS.values() and process.environ().get("PYTEST_XDIST_WORKER") == mine:
+                found.add(process)
     return found
 
 
@@ -102,9 +103,9 @@ def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
 
     def kill() -> None:
         killed.append(time.monotonic())
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # a zombie of another test, for one
-                if COMMANDS[role] in child.cmdline():
+                if child.name() == COMMANDS[role]:
                     child.kill()
 
     def on_progress(phase: str, done: int, total: int) -> None:
@@ -236,7 +237,9 @@ def test_when_the_launcher_itself_dies_the_parties_follow(folder, how):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "open\n"
-    assert len(psutil.Process(parent.pid).children(recursive=True)) == 4  # two services, each with a session's process
+    assert (
+        len(psutil.Process(parent.pid).children(recursive=True)) == 5
+    )  # two services, their sessions, and what forked them
     parent.send_signal(how)
     parent.wait(10)
     parent.stdout.close()

@@ -73,8 +73,8 @@ def test_when_the_launcher_itself_dies_the_parties_follow(folder):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         scratch = Path(owner.stdout.readline().strip())
-        parties = psutil.Process(owner.pid).children()
-        assert (len(parties), scratch.is_dir()) == (3, True)
+        parties = psutil.Process(owner.pid).children(recursive=True)
+        assert ([party.name() for party in parties].count("party"), scratch.is_dir()) == (3, True)
         owner.kill()
     _, alive = psutil.wait_procs(parties, timeout=30)
     assert (alive, scratch.exists()) == ([], False)
