@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from ..cli import main
 
-_READ_AT_IMPORT = ("BLINDFORMER_", "CUDA", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH")  # variables, as they begin
+_READ_AT_IMPORT = ("BLINDFORMER_", "LD_", "MKL_", "OMP_", "PYTHON")  # variables, as they begin
 _HIGH = 512  # descriptors up to here may be asked for
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()
