@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .models.building import compile_folder
     from .models.compile import Compiled, compile
     from .models.data import load_data
-    from .models.distillation import distill
+    from .models.distillation import distill, train_head
     from .models.loading.load import Loaded, load
     from .parties.client.base import Result
     from .parties.client.client import Client, EncryptedClient
@@ -57,6 +57,7 @@ _HOMES = {
     "pipeline": ".parties.local.pipeline",
     "restore": ".approximations",
     "run_local": ".parties.local.launcher",
+    "train_head": ".models.distillation",
 }
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "pipeline",
     "restore",
     "run_local",
+    "train_head",
 ]
 
 

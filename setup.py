@@ -16,7 +16,11 @@ setup(
     script_name="setup.py",  # so that this file is no module of the package, whoever runs it
     packages=["blindformer", *(f"blindformer.{name}" for name in find_packages(exclude=["bench*", "tests*"]))],
     package_dir={"blindformer": "."},
-    package_data={"blindformer": ["py.typed"], "blindformer.parties.gateway": ["page.html"]},
+    package_data={
+        "blindformer": ["py.typed"],
+        "blindformer.parties.gateway": ["page.html"],
+        "blindformer.models.students": ["*/*"],
+    },
     ext_modules=[]
     if os.environ.get("BLINDFORMER_KERNELS") == "torch"
     else [

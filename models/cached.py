@@ -89,7 +89,9 @@ def _packaged(name: str, task: str) -> KnownModel:
     except LoadError as error:
         return KnownModel(name, task, problem=str(error).removeprefix(f"{name}: "))
     files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
-    return KnownModel(name, task, bytes=sum(file.stat().st_size for file in files), where=str(place))
+    plan = own_plan(place)
+    chosen = "" if isinstance(plan, str) else plan.name
+    return KnownModel(name, task, chosen, bytes=sum(file.stat().st_size for file in files), where=str(place))
 
 
 def _compiled(folder: Path) -> KnownModel:

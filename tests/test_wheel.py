@@ -37,7 +37,7 @@ def contents(wheel: Path) -> set[str]:
 def sources() -> set[str]:
     """What the wheel has to hold: all Python files and pages of the rooms and beside them, in packages or not."""
     kinds = [f"{room}/**/*.{kind}" for room in ROOMS for kind in ("py", "html")]
-    files = [file for kind in ("*.py", *kinds) for file in ROOT.glob(kind)]
+    files = [file for kind in ("*.py", "models/students/*/*", *kinds) for file in ROOT.glob(kind) if file.is_file()]
     names = {f"blindformer/{file.relative_to(ROOT).as_posix()}" for file in files if file.name != "setup.py"}
     return {*names, "blindformer/py.typed"}
 

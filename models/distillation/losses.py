@@ -29,6 +29,12 @@ def state_loss(student: States, teacher: States, attention_weight: float) -> tup
     return total, parts
 
 
+def embedding_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The squared error of sentence embeddings [texts, H], relative to the teacher's variance."""
+    found = _relative(student, teacher)
+    return found, {"embedding": found.item()}
+
+
 def _mean_relative(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return torch.stack([_relative(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
 

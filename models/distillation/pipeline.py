@@ -17,18 +17,23 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, load_data
 from ..loading.calibration_texts import calibration_texts
+from ..loading.heads import SentenceEncoder
 from ..loading.huggingface import huggingface
-from ..loading.load import Loaded, load
-from .augment import UNLABELLED, with_variants
+from ..loading.load import Loaded, load, package_of
+from ..loading.sentence import save_sentence_encoder
+from ..loading.students import save_student
+from .augment import UNLABELLED, passages, with_variants
 from .batches import by_private_length, in_order, pixels, tokenise
 from .checkpoints import check_new, locked, storing
 from .compact import compact_student, freeze, in_clear
+from .embeddings import cosines, embeddings_of, spearman
 from .images import IMAGES, VIT, new_vit
 from .ranges import RangePenalty, extremes, observed
-from .settings import DistillSettings
+from .refit import refit
+from .settings import EMBEDDINGS, DistillError, DistillSettings
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import check_modules, in_training, layer_count, settled, spread, with_layers
-from .teacher import classifier_of, freeze_embeddings, is_classifier, judged, teacher_stage
+from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
 from .training import Progress, Stage, train
 
 REPORT = "distillation.json"
@@ -36,6 +41,8 @@ TEACHER = "teacher"
 _WORK = ".distillation"
 _CALIBRATION = 256  # training texts that ranges are first measured on, beside the built-in ones
 _FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut short, an answer in a hundred was refused
+_REFIT = 1500  # texts that a student of embeddings is refitted on
+_EACH_PASSAGE = 32  # texts: one passage of several for so many
 _LONGEST = 128  # tokens of these, however short the texts of training were cut
 
 
@@ -58,6 +65,7 @@ def distill(
     plan: Plan | str = "fast",
     *,
     transfer: str | Path | Dataset | None = None,
+    embeddings: bool = False,
     progress: Progress | None = None,
     say: Say | None = None,
     **settings: Any,
@@ -69,6 +77,8 @@ def distill(
     data       a data set, or what `load_data` takes
     out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
     transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
+    embeddings teach a sentence encoder's embeddings, for no task: the labels are not looked at. The student of a
+               packaged model is stored as what differs from it
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
@@ -80,12 +90,16 @@ def distill(
     run: type[_Pipeline] = _Pipeline
     if teacher == VIT:
         run, chosen = _OfImages, DistillSettings(**{**IMAGES, **settings})
+    elif embeddings:
+        run, chosen = _OfSentences, DistillSettings(**{**EMBEDDINGS, **settings})
     with locked(out):
         loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
         return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
 
 
 class _Pipeline:
+    measure = "accuracy"
+
     def __init__(
         self,
         loaded: Loaded,
@@ -106,9 +120,7 @@ class _Pipeline:
     def run(self) -> Distilled:
         check_new(self.out, self.work)
         self.work.mkdir(exist_ok=True)
-        given = is_classifier(self.loaded)
-        if given:
-            self.data = self.data.matched(self.loaded.labels)
+        given = self._is_given()
         self.train, self.validation = self._read(self.data.train), self._read(self.data.validation)
         teacher = self.loaded.model if given else self._untrained()
         compact = self._is_compact()
@@ -120,6 +132,7 @@ class _Pipeline:
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
+        self._start(teacher, student)
         student.requires_grad_(True)
         self._freeze(student, compact)
         self.train = self._extended()
@@ -130,10 +143,24 @@ class _Pipeline:
             if self.settings.hidden_epochs:
                 with _eager_attention(teacher, student):
                     self._train(student, hidden_stage(pupil), about)
-            self._train(student, logit_stage(pupil), about)
+            if not pupil.embeds:
+                self._train(student, logit_stage(pupil), about)
         return self._finish(teacher, student, kept)
 
-    # --- texts: a run of images differs in these -------------------------------------------------------------------
+    # --- texts: runs of images and of embeddings differ in these ---------------------------------------------------
+    def _is_given(self) -> bool:
+        """Whether the teacher is a classifier for these labels, whose order is then the model's."""
+        if is_classifier(self.loaded):
+            self.data = self.data.matched(self.loaded.labels)
+            return True
+        return False
+
+    def _start(self, teacher: nn.Module, student: nn.Module) -> None:
+        """The student starts with its teacher's weights."""
+
+    def _judge(self, model: nn.Module) -> float:
+        return judged(model, self.validation)["accuracy"]
+
     def _read(self, examples: Examples) -> Any:
         return tokenise(self.loaded, examples, self.settings.length)
 
@@ -190,14 +217,13 @@ class _Pipeline:
     def _finish(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> Distilled:
         self.say("calibrate")
         with torch.no_grad():
-            before = judged(teacher, self.validation)["accuracy"]
-            trained = judged(student, self.validation)["accuracy"]
+            before, trained = self._judge(teacher), self._judge(student)
         restore(student)
         plan = calibrate(student, self._calibration(_FINAL, _LONGEST), self.plan)
         left = out_of_range(student, [self.validation.batch(i) for i in in_order(self.validation.lengths, 32)], plan)
         approximate(student, plan)
         with torch.no_grad():
-            final = judged(student, self.validation)["accuracy"]
+            final = self._judge(student)
         restore(student)
         report = {
             "teacher": self.loaded.name,
@@ -207,7 +233,7 @@ class _Pipeline:
             "plan": self.plan.name,
             "kept_layers": kept,
             "settings": self.settings.model_dump(),
-            "validation_accuracy": {"teacher": before, "student_in_training": trained, "student": final},
+            f"validation_{self.measure}": {"teacher": before, "student_in_training": trained, "student": final},
             "sites_out_of_range": sorted(left),
             "history": self.history,
         }  # fmt: skip
@@ -227,6 +253,12 @@ class _Pipeline:
                 plan.save(folder)
             if report is not None:
                 (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            self._save_model(model, folder, plan)
+
+    def _save_model(self, model: nn.Module, folder: Path, plan: Plan | None) -> None:
+        if isinstance(model, SentenceEncoder):
+            save_sentence_encoder(model, folder)
+        else:
             model.save_pretrained(folder)  # type: ignore[operator]
 
     def _calibration(self, count: int = _CALIBRATION, longest: int = 0) -> list[dict[str, Tensor]]:
@@ -258,6 +290,50 @@ class _OfImages(_Pipeline):
     def _calibration(self, count: int = _CALIBRATION, longest: int = 0) -> list[dict[str, Tensor]]:
         few = pixels(self.data.train.subset(count, self.settings.seed))
         return [few.batch(indices) for indices in in_order(few.lengths, 32)]
+
+
+class _OfSentences(_Pipeline):
+    """A sentence encoder and a student of its shape, which starts from refitted layers and learns its states."""
+
+    measure = "spearman"
+
+    def _is_given(self) -> bool:
+        if not isinstance(self.loaded.model, SentenceEncoder):
+            raise DistillError(f"{self.loaded.name}: is no sentence encoder, so it has no embeddings to teach")
+        if self.settings.layers or self.settings.hidden:
+            raise DistillError("layers, hidden: a student of embeddings has its teacher's shape; leave them out")
+        return True
+
+    def _start(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.say("refit")
+        some = self._with_passages(self.data.train.subset(_REFIT, self.settings.seed))
+        refit(teacher, student, [some.batch(indices) for indices in in_order(some.lengths, 32)])
+
+    def _freeze(self, model: nn.Module, compact: bool) -> None:
+        freeze_tables(model)
+
+    def _extended(self) -> Any:
+        """The training texts, variants of them, and passages of several."""
+        some = self.data.train.subset(self.settings.texts or len(self.data.train), self.settings.seed)
+        return self._with_passages(with_variants(some, self.settings.augment, self.settings.seed))
+
+    def _with_passages(self, some: Examples) -> Any:
+        longer = passages(some.texts, len(some) // _EACH_PASSAGE, self.settings.seed)
+        return self._read(Examples(some.texts + longer, [UNLABELLED] * (len(some) + len(longer))))
+
+    def _save_model(self, model: nn.Module, folder: Path, plan: Plan | None) -> None:
+        base = package_of(self.loaded.folder)
+        if plan is None or base is None:
+            super()._save_model(model, folder, plan)
+            return
+        save_student(folder, model, base, self.loaded.model, plan, self.validation.batch([0]))
+        model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+
+    def _judge(self, model: nn.Module) -> float:
+        """Spearman's correlation with the teacher's cosines, over pairs of validation texts."""
+        ours, theirs = (embeddings_of(m, self.validation) for m in (model, self.loaded.model))
+        half = len(self.validation) // 2
+        return spearman(*(cosines(e[:half], e[half : 2 * half]) for e in (ours, theirs)))
 
 
 @contextmanager

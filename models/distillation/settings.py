@@ -18,9 +18,14 @@ COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate":
 """Defaults for a compact student: it shares no states with its teacher, and learns fast."""
 
 
+EMBEDDINGS: dict[str, Any] = {"hidden_epochs": 1, "augment": 0, "batch": 64}
+"""Defaults for a student of embeddings: its many texts need no variants, and no second epoch."""
+
+
 class DistillSettings(BaseModel):
     """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
 
+    texts            the most texts of training, drawn with the seed (default: all)
     layers           layers of the student, as many as the teacher's unless given; spread evenly, the last one kept
     hidden           features of a compact student, fewer than its teacher has; `heads`: of its attention, `inner`: of
                      its feed-forward (twice as many unless given). It starts from random layers and learns
@@ -40,6 +45,7 @@ class DistillSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
+    texts: int | None = Field(default=None, ge=1)
     layers: int | None = Field(default=None, ge=1)
     hidden: int | None = Field(default=None, ge=8)
     heads: int = Field(default=4, ge=1)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..loading.heads import SentenceEncoder
 from .batches import Tokens, in_order
-from .losses import answer_loss, state_loss
+from .losses import answer_loss, embedding_loss, state_loss
 from .ranges import RangePenalty, blame, extremes
 from .settings import DistillSettings
 from .states import TeacherStates, states_of
@@ -38,6 +39,7 @@ class Pupil:
         self.student, self.teacher, self.kept = student, teacher, kept
         self.train, self.validation, self.settings, self.start = train, validation, settings, start
         self.penalty = RangePenalty()
+        self.embeds = type(student) is SentenceEncoder
 
     def known(self, tokens: Tokens, deep: bool) -> TeacherStates:
         """The teacher's states on some texts."""
@@ -54,13 +56,21 @@ class Pupil:
 
 
 def hidden_stage(pupil: Pupil) -> Stage:
-    """Embeddings, hidden states and attention, layer by layer. The models must let their attention be looked at."""
+    """Embeddings, hidden states and attention, layer by layer. The models must let their attention be looked at.
+
+    Of sentence encoders the hidden states and the sentence's embedding.
+    """
     settings, train, validation = pupil.settings, pupil.train, pupil.validation
     known, known_validation = pupil.known(train, deep=True), pupil.known(validation, deep=True)
 
     def compare(tokens: Tokens, teacher: TeacherStates, indices: Sequence[int]) -> Found:
         batch = tokens.batch(indices)
-        return state_loss(states_of(pupil.student, batch, True), teacher(indices, batch), settings.attention_weight)
+        ours, theirs = states_of(pupil.student, batch, True), teacher(indices, batch)
+        loss, parts = state_loss(ours, theirs, settings.attention_weight)
+        if not pupil.embeds:
+            return loss, parts
+        answers, more = embedding_loss(ours.logits, theirs.logits)
+        return loss + answers, parts | more
 
     def validate() -> dict[str, float]:
         sums: dict[str, float] = {}

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..loading.heads import SentenceEncoder
 from .batches import Tokens, in_order
 
 
 @dataclass
 class States:
-    """logits [texts, C]; hidden: embeddings and each layer's output, [N, H]; attention: each layer's, [P, A]."""
+    """logits [texts, C], or a sentence encoder's answers, [texts, H]; hidden: embeddings and each layer's output,
+    [N, H]; attention: each layer's, [P, A]."""
 
     logits: Tensor
     hidden: list[Tensor] = field(default_factory=list)
@@ -24,11 +26,16 @@ class States:
 
 
 def states_of(model: nn.Module, batch: dict[str, Tensor], deep: bool) -> States:
-    """`deep`: hidden states and attention, too. A model that keeps its attention to itself gives none."""
+    """`deep`: hidden states and attention, too. A model that keeps its attention to itself gives none; a sentence
+    encoder is not asked for it."""
+    mask = batch.get("attention_mask", torch.ones(())).bool()
+    if isinstance(model, SentenceEncoder):
+        found = model.model(**batch, output_hidden_states=True)
+        (answers,) = model.answer(model.pooled(found.last_hidden_state, batch["attention_mask"])).to_tuple()
+        return States(answers, [h[mask] for h in found.hidden_states])
     if not deep:
         return States(model(**batch).logits)
     found = model(**batch, output_hidden_states=True, output_attentions=True)
-    mask = batch["attention_mask"].bool()
     pairs = mask[:, :, None] & mask[:, None, :]
     attention = [a.permute(0, 2, 3, 1)[pairs] for a in (found.attentions or ()) if a is not None]
     return States(found.logits, [h[mask] for h in found.hidden_states], attention)

@@ -58,6 +58,13 @@ def freeze_embeddings(model: nn.Module) -> None:
     model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[operator, union-attr]
 
 
+def freeze_tables(model: nn.Module) -> None:
+    """Leave all tables of embeddings as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.requires_grad_(False)
+
+
 def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings) -> Stage:
     """Plain fine-tuning with cross entropy; the epoch of the best validation accuracy counts."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ Z = 1.959964  # standard deviations on either side that hold 95% of a normal dis
 RESAMPLES = 1000
 REFUSED = -1  # the prediction of an answer that the client refuses as out of range; it counts as wrong
 OUTPUT = "logits"
+OUTPUTS = {"classifier": OUTPUT, "image": OUTPUT, "sentence": "sentence_embedding"}
+"""What is judged of a model, by its kind."""
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
 
@@ -147,7 +149,7 @@ def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, l
     """
     if loaded.kind == "image":
         return {0: list(range(len(texts)))}
-    if loaded.kind != "classifier":
+    if loaded.kind not in OUTPUTS:
         raise EvaluationError(f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill`")
     longest = min(longest, loaded.positions or longest)
     lengths = [bucket for bucket in BUCKETS if bucket < longest] + [longest]
@@ -206,7 +208,26 @@ def compile_bucket(
     """
     groups = [some if len(some) == rows else (some * rows)[:rows] for some in _groups(list(texts), rows)]
     batches = [encode(loaded, group, length) for group in groups]
-    return compile(loaded.model, batches, plan, outputs=[OUTPUT], embedding=embedding, name=loaded.name)
+    return compile(loaded.model, batches, plan, outputs=[OUTPUTS[loaded.kind]], embedding=embedding, name=loaded.name)
+
+
+def clear_outputs(
+    loaded: Loaded, texts: Sequence[Any], longest: int, plan: Plan, calibration: Sequence[Any], *, rows: int = 16
+) -> Iterator[tuple[int, Tensor | None, float]]:
+    """(position, output [1, ...], seconds) of each text in fixed point, on the reference protocol: what every private
+    run computes but for roundings. None: an answer that a client refuses as out of range."""
+    output = OUTPUTS[loaded.kind]
+    for length, positions in by_bucket(loaded, texts, longest).items():
+        compiled = compile_bucket(loaded, length, plan, calibration, rows=rows)
+        for some in _groups(positions, rows):
+            padded = (some * rows)[:rows]
+            started = time.perf_counter()
+            sources = compiled.encode_inputs(encode(loaded, [texts[i] for i in padded], length))
+            engine = ClearEngine({**sources, **compiled.weights, **compiled.constants})
+            result = interpret(compiled.program, engine).outputs[output]
+            seconds = (time.perf_counter() - started) / len(some)
+            for row, i in enumerate(some):
+                yield i, _decoded(compiled, output, result[row : row + 1]), seconds
 
 
 def clear_answers(
@@ -219,29 +240,21 @@ def clear_answers(
     rows: int = 16,
     progress: Progress | None = None,
 ) -> Predictions:
-    """The answers in fixed point, on the reference protocol: what every private run computes but for roundings."""
+    """A classifier's answers in fixed point (`clear_outputs`)."""
     predicted, seconds = {}, []
-    for length, positions in by_bucket(loaded, texts, longest).items():
-        compiled = compile_bucket(loaded, length, plan, calibration, rows=rows)
-        for some in _groups(positions, rows):
-            padded = (some * rows)[:rows]
-            started = time.perf_counter()
-            sources = compiled.encode_inputs(encode(loaded, [texts[i] for i in padded], length))
-            engine = ClearEngine({**sources, **compiled.weights, **compiled.constants})
-            result = interpret(compiled.program, engine).outputs[OUTPUT]
-            seconds += [(time.perf_counter() - started) / len(some)] * len(some)
-            for row, i in enumerate(some):
-                predicted[i] = _class(compiled, result[row : row + 1])
-            if progress:
-                progress(len(predicted), len(texts))
+    for i, logits, took in clear_outputs(loaded, texts, longest, plan, calibration, rows=rows):
+        predicted[i] = REFUSED if logits is None else int(logits.argmax())
+        seconds.append(took)
+        if progress:
+            progress(len(predicted), len(texts))
     return Predictions(predicted, {"clear": _median(seconds)})
 
 
-def _class(compiled: Compiled, result: Tensor) -> int:
+def _decoded(compiled: Compiled, output: str, result: Tensor) -> Tensor | None:
     try:
-        return int(decode_outputs(compiled.program, {OUTPUT: result})[OUTPUT].argmax())
+        return decode_outputs(compiled.program, {output: result})[output]
     except AnswerOutOfRange:
-        return REFUSED
+        return None
 
 
 def _groups(items: list[Item], size: int) -> list[list[Item]]:

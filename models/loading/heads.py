@@ -34,18 +34,41 @@ class SentenceEncoder(nn.Module):
         self.config = model.config
         self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> SentenceEmbedding:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> ModelOutput:
         kwargs: dict[str, Any] = (
             {"token_type_ids": token_type_ids} if self._takes_types and token_type_ids is not None else {}
         )
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        return self.answer(self.pooled(hidden, attention_mask))
+
+    def answer(self, embedding: Tensor) -> ModelOutput:
+        return SentenceEmbedding(embedding)
+
+    def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """[batch, hidden] of the last hidden states [batch, tokens, hidden]."""
         if self.pooling == "cls":
-            return SentenceEmbedding(hidden[:, 0])
+            return hidden[:, 0]
         mask = attention_mask.to(hidden.dtype)
         weights = mask / mask.sum(1, keepdim=True)
-        return SentenceEmbedding((hidden * weights[..., None]).sum(1))
+        return (hidden * weights[..., None]).sum(1)
+
+
+@dataclass
+class SentenceLogits(ModelOutput):
+    """`logits`: [batch, classes]."""
+
+    logits: Tensor | None = None
+
+
+class SentenceClassifier(SentenceEncoder):
+    """A sentence encoder with a linear head on what it pools."""
+
+    def __init__(self, encoder: SentenceEncoder, head: nn.Linear) -> None:
+        super().__init__(encoder.model, encoder.pooling)
+        self.classifier = head
+
+    def answer(self, embedding: Tensor) -> ModelOutput:
+        return SentenceLogits(self.classifier(embedding))
 
 
 class NextToken(nn.Module):

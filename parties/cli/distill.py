@@ -27,11 +27,18 @@ def distill(
     ] = None,
     heads: Annotated[int | None, Option(min=1, help="Heads of a compact student (4).")] = None,
     transfer: Annotated[str | None, Option(help="More texts, which the teacher answers: as --data takes them.")] = None,
+    embeddings: Annotated[
+        bool, Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count.")
+    ] = False,
+    texts: Annotated[int | None, Option(min=1, help="Most texts to train on, with --embeddings.")] = None,
     seed: options.Seed = 0,
     length: Annotated[int, Option(min=8, help="Tokens that training texts are cut to.")] = 64,
     teacher_epochs: Annotated[int | None, Option(min=1, help="Most epochs of fine-tuning the teacher.")] = None,
     hidden_epochs: Annotated[
         int | None, Option(min=0, help="Most epochs of the first stage: states and attention.")
+    ] = None,
+    hidden_rate: Annotated[
+        float | None, Option(min=0, help="Highest learning rate of the first stage (default: 4e-4).")
     ] = None,
     logit_epochs: Annotated[
         int | None, Option(min=1, help="Most epochs of the second stage: answers and labels.")
@@ -53,6 +60,8 @@ def distill(
         "logit_epochs": logit_epochs,
         "augment": augment,
         "heads": heads,
+        "texts": texts,
+        "hidden_rate": hidden_rate,
     }
     with loading(threads, notes=1) as phases:
         from ...models.distillation import TrainingStep
@@ -73,6 +82,7 @@ def distill(
             out,
             chosen,
             transfer=transfer,
+            embeddings=embeddings,
             progress=show,
             seed=seed,
             layers=layers,
@@ -93,8 +103,9 @@ def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
         f"teacher {report['teacher']}   plan {report['plan']}   layers {layers}{length}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
-    scores = [(who.replace("_", " "), f"{value:.3f}") for who, value in report["validation_accuracy"].items()]
-    out.print(table("on validation", "accuracy", right=(1,), rows=scores))
+    measure = next(name for name in report if name.startswith("validation_"))
+    scores = [(who.replace("_", " "), f"{value:.3f}") for who, value in report[measure].items()]
+    out.print(table("on validation", measure.removeprefix("validation_"), right=(1,), rows=scores))
     left = report["sites_out_of_range"]
     out.print(
         f"\n{len(left)} call sites leave their calibrated range on validation"

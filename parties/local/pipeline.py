@@ -17,7 +17,7 @@ from ...models.artifacts import load_client
 from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled
 from ...models.generation.folder import compile_chat_folder, found_or_compiled
-from ...models.loading.load import PACKAGED, Loaded, load, loaded_with
+from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
 from ..client.base import BaseClient
 from ..client.transport import ClientError
@@ -84,7 +84,7 @@ def pipeline(
     if task == GENERATION:
         find_talking(protocol)
     if model is None:
-        raise ClientError(f"model: give a model's folder, a Hugging Face id, {' or '.join(PACKAGED)}")
+        raise ClientError(f"model: give a model's folder, a Hugging Face id, {PACKAGED_NAMES}")
     if server != LOCAL and not local.entry.served:
         raise ClientError(f"protocol {protocol}: its parties run on this machine here; leave server out")
     kept = TemporaryDirectory(prefix="blindformer-")

@@ -46,4 +46,8 @@ def test_what_is_wrong_is_counted_and_named():
 
 def test_a_folder_that_is_not_there_is_one_line(capsys):
     assert main(["--model", "./nowhere"]) == 1
-    assert capsys.readouterr().err.strip().endswith("give a model's folder, a hub id like org/name, minilm or smollm2")
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("give a model's folder, a hub id like org/name, minilm, minilm-fast or smollm2")
+    )

@@ -1,0 +1,182 @@
+"""A student's start: linear layers that give what the teacher's give, from what the student's functions make of inputs.
+
+Layer by layer, in the order in which they run, a linear layer's weight W and bias are replaced by the least squares
+solution min ||X (W + D)^T - Y||^2 + ridge ||D||^2: X [tokens, inputs] is what it reads in the student, Y [tokens,
+outputs] what it gives in the teacher. So the next linear layer undoes GELU's parabola as far as it can, before any step
+of training. It is the layer-wise reconstruction of post-training quantisation (E. Frantar, D. Alistarh,
+arXiv:2208.11580), for other functions instead of coarser weights.
+
+A square stands in place of softmax's exponential. (1 + x/5)^2 is flatter, so queries are made larger by GAIN, but no
+more than keeps scores below a limit: a large negative score has a large square. Keys lose their mean: softmax does not
+see it, a square does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .settings import DistillError
+from .student import layer_count, stack_of
+
+GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
+SPREAD = 4.0  # of a head's scores, a standard deviation: a third of what they may be (softmax's limit)
+RIDGE = 1e-3  # of the mean square of an input
+_QUERIES, _KEYS = ("query", "q_proj", "q_lin"), ("key", "k_proj", "k_lin")
+Batch = dict[str, Tensor]
+Progress = Callable[[int, int], None]
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Enough(DistillError):
+    """Raised in a forward that has shown what it was to show."""
+
+
+def refit(
+    teacher: nn.Module, student: nn.Module, batches: Sequence[Batch], progress: Progress | None = None
+) -> dict[str, tuple[float, float]]:
+    """Refit the linear layers of a student's stack of layers in place. Both models have the same modules.
+
+    batches: of the model's inputs; some ten thousand tokens, several for each input of the widest layer.
+    `progress(done, total)` is called after each layer of the stack. Returns, by linear layer, the relative squared
+    error of its result (before, after).
+
+    Errors: DistillError for a model without a list of layers.
+    """
+    count = layer_count(student)
+    path = stack_of(student, count)
+    seen = [batch["attention_mask"].bool() for batch in batches]
+    errors: dict[str, tuple[float, float]] = {}
+    with torch.no_grad():
+        theirs, ours = (_first_calls(model, path, batches) for model in (teacher, student))
+        for number in range(count):
+            layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
+            taught = _tamed(_results(layer, theirs, seen), student.config.num_attention_heads)  # type: ignore[union-attr]
+            for group in _groups(layer, theirs[0]):
+                read = _inputs(copy, ours, group[0], seen)
+                for name in group:
+                    errors[f"{path}.{number}.{name}"] = _fit(copy.get_submodule(name), read, taught[name])
+            theirs, ours = _next(layer, theirs), _next(copy, ours)
+            if progress:
+                progress(number + 1, count)
+    return errors
+
+
+def _tamed(taught: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far."""
+    ends = {name.rpartition(".")[2]: name for name in taught}
+    query, key = (next((ends[end] for end in known if end in ends), None) for known in (_QUERIES, _KEYS))
+    if query is None or key is None:
+        return taught
+    q, k = taught[query], taught[key] - taught[key].mean(0)
+    if q.shape != k.shape:
+        return taught
+    by_head = [value.unflatten(-1, (heads, -1)) for value in (q, k)]
+    moments = [torch.einsum("nhi,nhj->hij", value, value) / len(value) for value in by_head]
+    spread = ((moments[0] * moments[1]).sum((1, 2)) / moments[0].shape[-1]).sqrt()
+    gain = (SPREAD / spread).clamp(max=GAIN)
+    return {**taught, key: k, query: (by_head[0] * gain[:, None]).flatten(1)}
+
+
+def _fit(linear: Any, x: Tensor, y: Tensor) -> tuple[float, float]:
+    middle, goal = x.mean(0), y.mean(0)
+    x, y = x - middle, y - goal
+    moments = x.T @ x
+    ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments))
+    gain = (y * (x @ linear.weight.T)).sum(0) / (x @ linear.weight.T).square().sum(0).clamp_min(1e-12)
+    weight = linear.weight * gain[:, None]
+    left = y - x @ weight.T
+    change = torch.linalg.solve(moments + ridge, x.T @ left)
+    linear.weight.copy_(weight + change.T)
+    if linear.bias is not None:
+        linear.bias.copy_(goal - linear.weight @ middle)
+    size = y.square().mean().clamp_min(1e-12)
+    return float(left.square().mean() / size), float((left - x @ change).square().mean() / size)
+
+
+def _first_calls(model: nn.Module, path: str, batches: Sequence[Batch]) -> list[_Call]:
+    """What the first layer of the stack is called with."""
+    calls: list[_Call] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+        raise _Enough
+
+    hook = model.get_submodule(f"{path}.0").register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for batch in batches:
+            _until_enough(model, (), batch)
+    finally:
+        hook.remove()
+    return calls
+
+
+def _next(layer: nn.Module, calls: Sequence[_Call]) -> list[_Call]:
+    """The same calls of the next layer, which reads this one's result."""
+    made = ((layer(*args, **kwargs), args, kwargs) for args, kwargs in calls)
+    return [((out[0] if isinstance(out, tuple) else out, *args[1:]), kwargs) for out, args, kwargs in made]
+
+
+def _groups(layer: nn.Module, call: _Call) -> list[list[str]]:
+    """The linear layers in the order in which they run, together where they read the same value."""
+    groups: list[tuple[int, list[str]]] = []
+
+    def run(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not groups or groups[-1][0] != args[0].data_ptr():
+            groups.append((args[0].data_ptr(), []))
+        groups[-1][1].append(name)
+
+    hooks = [module.register_forward_pre_hook(partial(run, name)) for name, module in _linears(layer)]
+    layer(*call[0], **call[1])
+    for hook in hooks:
+        hook.remove()
+    return [names for _, names in groups]
+
+
+def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What its linear layers give, [tokens, outputs] by name."""
+    found: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
+
+    def keep(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        found[name].append(out)
+
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in _linears(layer)]
+    for args, kwargs in calls:
+        layer(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return {name: _kept(values, seen) for name, values in found.items()}
+
+
+def _inputs(layer: nn.Module, calls: Sequence[_Call], name: str, seen: Sequence[Tensor]) -> Tensor:
+    """What one of its linear layers reads, [tokens, inputs]."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(args[0])
+        raise _Enough
+
+    hook = layer.get_submodule(name).register_forward_pre_hook(keep)
+    for args, kwargs in calls:
+        _until_enough(layer, args, kwargs)
+    hook.remove()
+    return _kept(found, seen)
+
+
+def _until_enough(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with suppress(_Enough):
+        module(*args, **kwargs)
+
+
+def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _kept(values: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
+    """Of values [texts, tokens, ...] those of tokens that are not padding."""
+    return torch.cat([value[mask] for value, mask in zip(values, seen, strict=True)])

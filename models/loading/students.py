@@ -1,0 +1,124 @@
+"""A student of a packaged model, stored as what differs from it: weights of 8 bits as integers.
+
+A folder holds student.safetensors, plan.json and config.json. Its tensors are named as the loaded model's parameters. A
+weight W [outputs, inputs] of few bits is diag(1 / gain) n 2^e: integers n (int8), exponents e [outputs, 1] (int8) and,
+where a norm's gain is folded into it on secrets, that gain [inputs]: so it is stored as it is computed with, exactly.
+The students that come with this package are the folders of models/students.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...approximations import Plan
+from ...approximations.calibrate import in_force
+from ...approximations.linear import AffineParameters, quantise, unfold
+from .errors import LoadError
+
+FILE = "student.safetensors"
+PACKAGED = Path(__file__).parents[1] / "students"
+_EXPONENTS, _GAIN = ".exponents", ".gain"
+
+
+def packaged_students() -> dict[str, Path]:
+    """The students that come with this package: their folders by name."""
+    return {file.parent.name: file.parent for file in sorted(PACKAGED.glob(f"*/{FILE}"))}
+
+
+def is_student(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def save_student(
+    folder: Path, model: nn.Module, base: str, exact: nn.Module, plan: Plan, example: dict[str, Tensor]
+) -> None:
+    """Write what differs between a model that computes with a plan and the packaged one, `exact`, that `base` names.
+
+    example: a batch of the model's inputs, to see which norm each linear layer reads.
+    """
+    theirs, ours = dict(exact.named_parameters()), {n: p.detach().clone() for n, p in model.named_parameters()}
+    kept, tensors = [name for name, value in ours.items() if not torch.equal(value, theirs[name])], {}
+    for path, norm in _weights_read(model, plan, example).items():
+        name, bias = f"{path}.weight", f"{path}.bias"
+        if name not in kept or bias not in kept:
+            continue
+        weight, gain = ours.pop(name), None if norm is None else norm.gain.detach()
+        integers, exponents = quantise(weight if gain is None else weight * gain, 8)
+        tensors |= {name: integers.to(torch.int8), name + _EXPONENTS: exponents.to(torch.int8)}
+        if gain is not None:
+            tensors[name + _GAIN] = gain.float().contiguous()
+        if norm is not None and norm.shift is not None:  # computed with the weight as it was before it was rounded
+            ours[bias] += (weight - _weight(tensors, name)) @ norm.shift.detach()
+    tensors |= {name: ours[name].float().contiguous() for name in kept if name in ours}
+    save_file(tensors, folder / FILE, {"base": base, "digest": _digest(exact, kept)})
+
+
+def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
+    """What `load` makes of the packaged model, with the student's weights in it.
+
+    Errors: LoadError for a damaged file, or if the package holds other weights than the student's teacher had.
+    """
+    file = folder / FILE
+    try:
+        with safe_open(file, framework="pt") as stored:
+            about = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        base, digest = about["base"], about["digest"]
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
+    loaded = load(base)
+    parameters = dict(loaded.model.named_parameters())
+    names = [name for name in tensors if not name.endswith((_EXPONENTS, _GAIN))]
+    if _digest(loaded.model, names) != digest or not set(names) <= set(parameters):
+        raise LoadError(
+            f"{folder.name}: the package of {base} holds other weights than its teacher had; install the version that "
+            "blindformer[demo] names"
+        )
+    with torch.no_grad():
+        for name in names:
+            parameters[name].copy_(_weight(tensors, name))
+    return loaded
+
+
+def _weight(tensors: dict[str, Tensor], name: str) -> Tensor:
+    value = tensors[name]
+    if name + _EXPONENTS not in tensors:
+        return value
+    folded = value * torch.exp2(tensors[name + _EXPONENTS].float())
+    gain = tensors.get(name + _GAIN)
+    return folded if gain is None else unfold(folded, gain)
+
+
+def _weights_read(model: nn.Module, plan: Plan, example: dict[str, Tensor]) -> dict[str, AffineParameters | None]:
+    """The layers whose weights the plan gives 8 bits, by path, with the norm that they read."""
+    found: dict[str, AffineParameters | None] = {}
+
+    def keep(path: str, x: Tensor, weight: Tensor, axis: int, norm: AffineParameters | None, bits: int) -> None:
+        if bits == 8 and axis == 0:
+            found[path] = norm
+
+    with in_force(model, plan) as overrides, torch.no_grad():
+        overrides.reader = keep
+        try:
+            model(**example)
+        finally:
+            overrides.reader = None
+    return found
+
+
+def _digest(model: nn.Module, without: Any) -> str:
+    """Of the weights that the student has from the packaged model."""
+    made, left = hashlib.sha256(), set(without)
+    for name, value in model.named_parameters():
+        if name not in left:
+            made.update(name.encode())
+            made.update(value.detach().contiguous().numpy().tobytes())
+    return made.hexdigest()

@@ -1,0 +1,109 @@
+"""A student of embeddings: refitted layers, then its teacher's states; no labels are looked at."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from blindformer.approximations import Plan, approximate
+from blindformer.approximations.calibrate import in_force
+from blindformer.models.compile import compile
+from blindformer.models.distillation import DistillError, distill
+from blindformer.models.distillation.augment import passages
+from blindformer.models.distillation.batches import in_order, tokenise
+from blindformer.models.distillation.embeddings import cosines, embeddings_of, spearman
+from blindformer.models.distillation.refit import refit
+from blindformer.models.distillation.student import in_training
+from blindformer.models.loading.load import load
+
+from ..conftest import clear
+
+SHORT = {"batch": 16, "hidden_rate": 1e-3, "hidden_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def sentences(encoder, tmp_path_factory):
+    """The encoder's folder with mean pooling."""
+    folder = shutil.copytree(encoder, tmp_path_factory.mktemp("sentences") / "encoder")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(sentences, data, tmp_path_factory):
+    return distill(sentences, data, tmp_path_factory.mktemp("student") / "out", embeddings=True, **SHORT)
+
+
+def test_refitted_layers_are_nearer_to_their_teachers(sentences, data):
+    loaded = load(sentences)
+    tokens = tokenise(loaded, data.train, 64)
+    batches = [tokens.batch(indices) for indices in in_order(tokens.lengths, 32)]
+    untouched = approximate(copy.deepcopy(loaded.model), in_training(Plan.preset("fast")))
+    pupil = copy.deepcopy(untouched)
+    errors = refit(loaded.model, pupil, batches)
+    assert len(errors) == 6 * 2
+    assert all(after <= before for before, after in errors.values())
+    theirs, before, after = (embeddings_of(model, tokens) for model in (loaded.model, untouched, pupil))
+    assert (after - theirs).square().mean() < 0.5 * (before - theirs).square().mean()
+
+
+def test_the_student_finds_alike_what_its_teacher_does(student, sentences, data):
+    teacher, pupil = load(sentences), load(student.folder)
+    assert pupil.kind == "sentence"
+    assert student.report["validation_spearman"]["teacher"] == pytest.approx(1.0)
+    tokens, plan = tokenise(teacher, data.test, 64), pupil.plan()
+    with in_force(teacher.model, plan.replace(ranges={}, fits={})):
+        untouched = embeddings_of(teacher.model, tokens)
+    with in_force(pupil.model, plan):
+        ours = embeddings_of(pupil.model, tokens)
+    theirs = embeddings_of(teacher.model, tokens)
+    assert cosines(ours, theirs).mean() > cosines(untouched, theirs).mean()
+    half = len(tokens) // 2
+    pairs = [cosines(found[:half], found[half : 2 * half]) for found in (theirs, ours, untouched)]
+    assert spearman(pairs[0], pairs[1]) > max(0.8, spearman(pairs[0], pairs[2]))
+
+
+def test_parties_compute_what_torch_does(student, data):
+    loaded, plan = load(student.folder), student.plan
+    batches = loaded.examples(data.test.texts[:8], 16)
+    compiled = compile(loaded.model, batches, plan)
+    with in_force(loaded.model, plan), torch.no_grad():
+        expected = loaded.model(**batches[0]).sentence_embedding
+    torch.testing.assert_close(clear(compiled, batches[0])["sentence_embedding"], expected, atol=0.02, rtol=0.02)
+
+
+def test_its_tables_are_its_teachers(student, sentences):
+    ours, theirs = (dict(load(folder).model.named_parameters()) for folder in (student.folder, sentences))
+    tables = [name for name in theirs if "embeddings.weight" in name]
+    assert len(tables) == 3
+    assert all(torch.equal(ours[name], theirs[name]) for name in tables)
+
+
+def test_what_has_no_embeddings_to_teach_is_refused(tiny_classifier, sentences, data, tmp_path):
+    with pytest.raises(DistillError, match="is no sentence encoder"):
+        distill(tiny_classifier, data, tmp_path / "a", embeddings=True)
+    with pytest.raises(DistillError, match="has its teacher's shape"):
+        distill(sentences, data, tmp_path / "b", embeddings=True, layers=1)
+
+
+def test_passages_are_of_the_texts_and_repeat_with_the_seed():
+    made = passages(["a b", "c"], 5, seed=1)
+    assert made == passages(["a b", "c"], 5, seed=1)
+    assert {word for text in made for word in text.split()} <= {"a", "b", "c"}
+    assert all(len(text.split()) >= 2 for text in made)
+
+
+def test_the_order_of_values_is_all_that_spearman_sees():
+    values = torch.tensor([0.1, 0.4, 0.2, 0.9])
+    assert spearman(values, values.exp()) == pytest.approx(1.0)
+    assert spearman(values, -values) == pytest.approx(-1.0)
+
+
+def test_the_report_says_what_it_was_made_with(student):
+    told = json.loads((student.folder / "distillation.json").read_text())
+    assert told["plan"] == "fast"
+    assert set(told["validation_spearman"]) == {"teacher", "student_in_training", "student"}

