@@ -247,8 +247,6 @@ class _Pipeline:
         # A run that is cut off here is repeated from its checkpoints: their folder goes last.
         with storing(str(folder)), huggingface():
             folder.mkdir(exist_ok=True)
-            if self.loaded.processor is not None:
-                self.loaded.processor.save_pretrained(folder)
             if plan is not None:
                 plan.save(folder)
             if report is not None:
@@ -256,6 +254,8 @@ class _Pipeline:
             self._save_model(model, folder, plan)
 
     def _save_model(self, model: nn.Module, folder: Path, plan: Plan | None) -> None:
+        if self.loaded.processor is not None:
+            self.loaded.processor.save_pretrained(folder)
         if isinstance(model, SentenceEncoder):
             save_sentence_encoder(model, folder)
         else:

@@ -32,13 +32,12 @@ def distill(
     ] = False,
     texts: Annotated[int | None, Option(min=1, help="Most texts to train on, with --embeddings.")] = None,
     seed: options.Seed = 0,
-    length: Annotated[int, Option(min=8, help="Tokens that training texts are cut to.")] = 64,
+    length: Annotated[
+        int | None, Option(min=8, help="Tokens that training texts are cut to (64; 128 with --embeddings).")
+    ] = None,
     teacher_epochs: Annotated[int | None, Option(min=1, help="Most epochs of fine-tuning the teacher.")] = None,
     hidden_epochs: Annotated[
         int | None, Option(min=0, help="Most epochs of the first stage: states and attention.")
-    ] = None,
-    hidden_rate: Annotated[
-        float | None, Option(min=0, help="Highest learning rate of the first stage (default: 4e-4).")
     ] = None,
     logit_epochs: Annotated[
         int | None, Option(min=1, help="Most epochs of the second stage: answers and labels.")
@@ -61,7 +60,7 @@ def distill(
         "augment": augment,
         "heads": heads,
         "texts": texts,
-        "hidden_rate": hidden_rate,
+        "length": length,
     }
     with loading(threads, notes=1) as phases:
         from ...models.distillation import TrainingStep
@@ -87,7 +86,6 @@ def distill(
             seed=seed,
             layers=layers,
             hidden=hidden,
-            length=length,
             bfloat16=bfloat16,
             **{name: value for name, value in given.items() if value is not None},
         )

@@ -33,7 +33,7 @@ def one_of(*known: str) -> dict[str, Any]:
 Form = Annotated[str, Option("--format", **one_of("text", "json"), help="text, or one JSON object on stdout.")]
 
 # Models and plans.
-Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm or smollm2.")]
+Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
 Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
 Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]

