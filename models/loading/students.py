@@ -54,7 +54,7 @@ def save_student(
         integers, exponents = quantise(weight if gain is None else weight * gain, 8)
         tensors |= {name: integers.to(torch.int8), name + _EXPONENTS: exponents.to(torch.int8)}
         if gain is not None:
-            tensors[name + _GAIN] = gain.float().contiguous()
+            tensors[name + _GAIN] = gain.float().clone()  # one of several layers that read a norm
         if norm is not None and norm.shift is not None:  # computed with the weight as it was before it was rounded
             ours[bias] += (weight - _weight(tensors, name)) @ norm.shift.detach()
     tensors |= {name: ours[name].float().contiguous() for name in kept if name in ours}
