@@ -1,7 +1,7 @@
 """A classifier from a sentence encoder and labelled texts: a linear head on embeddings that stay as they are.
 
-Logistic regression on the pooled vectors as the model's plan computes them, each feature made of mean 0 and variance 1;
-that is folded into the head's weights afterwards. Of several penalties the one with the least cross entropy on
+Logistic regression on the pooled vectors as the model's plan computes them, each feature made of mean 0 and variance 1
+(less if it hardly varies); that is folded into the head's weights afterwards. Of several penalties the one with the least cross entropy on
 validation texts counts.
 """
 
@@ -22,6 +22,7 @@ from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, load_data
 from ..loading.heads import SentenceClassifier, SentenceEncoder
+from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
 from ..loading.sentence import save_sentence_encoder
 from .batches import tokenise
@@ -32,6 +33,7 @@ from .settings import DistillError
 REPORT = "head.json"
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights of standardised features
 LONGEST = 128
+_LEAST = 0.1  # of the mean standard deviation: a feature that hardly varies would get a weight that has no fixed point
 
 
 @dataclass
@@ -79,7 +81,7 @@ def train_head(
             "seed": seed,
             "length": length,
         }
-        with storing(str(out)):
+        with storing(str(out)), huggingface():
             _save(loaded, encoder, head, dataset.labels, out)
             if plan is not None:
                 plan.replace(bits={**plan.bits, "classifier": FULL_BITS}).save(out)
@@ -105,7 +107,8 @@ def _chosen(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], cla
 def logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> nn.Linear:
     """The linear map [H] -> [classes] of least cross entropy plus `penalty` times the sum of its squared weights, for
     standardised features. x [texts, H], y [texts]."""
-    mean, spread = x.mean(0), x.std(0).clamp_min(1e-6)
+    mean, spread = x.mean(0), x.std(0)
+    spread = spread.clamp_min(_LEAST * spread.mean())
     scaled = (x - mean) / spread
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)

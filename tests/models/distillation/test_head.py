@@ -58,6 +58,12 @@ def test_classes_that_a_plane_divides_are_divided():
     assert (logistic(x, y, 2, 1e-4)(x).argmax(-1) == y).float().mean() > 0.97
 
 
+def test_a_feature_that_hardly_varies_gets_no_large_weight():
+    torch.manual_seed(0)
+    x = torch.randn(200, 5) * torch.tensor([1.0, 1.0, 1e-6, 1.0, 1.0])
+    assert logistic(x, (x[:, 2] > 0).long(), 2, 1e-4).weight.abs().max() < 20.0
+
+
 def test_what_cannot_have_a_head_is_refused(trained, tiny_encoder, tiny_classifier, data, tmp_path):
     with pytest.raises(DistillError, match="is no sentence encoder, whose embeddings a head reads; give minilm-fast"):
         train_head(tiny_classifier, data, tmp_path / "a")
