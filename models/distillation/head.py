@@ -1,8 +1,8 @@
 """A classifier from a sentence encoder and labelled texts: a linear head on embeddings that stay as they are.
 
 Logistic regression on the pooled vectors as the model's plan computes them, each feature made of mean 0 and variance 1
-(less if it hardly varies); that is folded into the head's weights afterwards. Of several penalties the one with the least cross entropy on
-validation texts counts.
+(less if it hardly varies); that is folded into the head's weights afterwards. Of several penalties the one with the
+least cross entropy on validation texts counts.
 """
 
 from __future__ import annotations
