@@ -45,8 +45,8 @@ class DistillSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
-    texts: int | None = Field(default=None, ge=1)
     layers: int | None = Field(default=None, ge=1)
+    texts: int | None = Field(default=None, ge=1)
     hidden: int | None = Field(default=None, ge=8)
     heads: int = Field(default=4, ge=1)
     inner: int | None = Field(default=None, ge=8)
