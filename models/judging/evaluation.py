@@ -142,6 +142,14 @@ def _agreement(ours: Predictions, theirs: Predictions) -> Interval:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
+def check_classifier(loaded: Loaded) -> None:
+    """Errors: EvaluationError for a model that classifies no texts."""
+    if loaded.kind != "classifier":
+        raise EvaluationError(
+            f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill` or `head`"
+        )
+
+
 def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, list[int]]:
     """Positions of the texts by the length they are padded to, the shortest first. Longer ones are cut.
 
@@ -149,8 +157,8 @@ def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, l
     """
     if loaded.kind == "image":
         return {0: list(range(len(texts)))}
-    if loaded.kind not in OUTPUTS:
-        raise EvaluationError(f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill`")
+    if loaded.kind != "sentence":
+        check_classifier(loaded)
     longest = min(longest, loaded.positions or longest)
     lengths = [bucket for bucket in BUCKETS if bucket < longest] + [longest]
     found: dict[int, list[int]] = {}

@@ -26,7 +26,7 @@ from ...protocols.errors import BlindformerError
 from ..compile import Compiled
 from ..data import Examples
 from ..loading.load import Loaded
-from .evaluation import Interval, by_bucket, compile_bucket, encode, wilson
+from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
 from .removal import mixers, without_head, without_layer
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -163,7 +163,7 @@ def search(
     """
     if metric not in METRICS:
         raise SearchError(f"metric {metric}: choose {' or '.join(METRICS)}")
-    by_bucket(loaded, validation.texts[:1], length)  # refuses what is no classifier
+    check_classifier(loaded)
     base = Plan.preset(base) if isinstance(base, str) else base
     judge = _Judge(loaded, validation, calibration, length, base)
     say = progress or (lambda what, done, total: None)

@@ -60,13 +60,13 @@ def test_a_score_counts_refusals_as_wrong_and_compares_what_both_answered():
     )
 
 
-def test_a_text_goes_to_the_least_bucket_that_holds_it_and_is_cut_at_the_longest(tiny_classifier, tiny_encoder):
+def test_a_text_goes_to_the_least_bucket_that_holds_it_and_is_cut_at_the_longest(tiny_classifier, tiny_features):
     loaded = load(tiny_classifier)
     assert by_bucket(loaded, TEXTS, 20) == {16: [0, 1, 2, 3, 5], 20: [4]}
     assert by_bucket(loaded, TEXTS, 64) == {16: [0, 1, 2, 3, 5], 32: [4]}
     assert encode(loaded, TEXTS, 20)["input_ids"].shape == (6, 20)
     with pytest.raises(EvaluationError, match="no classifier"):
-        by_bucket(load(tiny_encoder), TEXTS, 16)
+        by_bucket(load(tiny_features), TEXTS, 16)
 
 
 @pytest.mark.parametrize("plan", ["faithful", "fast"])
