@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .settings import DistillError
 from .student import layer_count, stack_of
 
 GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
@@ -33,7 +32,7 @@ Progress = Callable[[int, int], None]
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _Enough(DistillError):
+class _Enough(Exception):
     """Raised in a forward that has shown what it was to show."""
 
 
