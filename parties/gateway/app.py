@@ -227,6 +227,11 @@ def make_app(gateway: Gateway) -> Guard:
     async def one(name: str) -> Response:
         return JSONResponse(model_object(offered.find(name)))
 
+    @app.get("/seen/{name:path}")
+    async def seen(name: str) -> JSONResponse:
+        """What the server got, to look at: the first bytes of the last pass."""
+        return JSONResponse({"head": offered.find(name).seen})
+
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether it answers, and whether each model's parties do."""

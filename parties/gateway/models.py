@@ -66,7 +66,9 @@ class Travelled:
         self.head = head
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value or name not in ("head", "retried")}
+        """All but `head`, which is for the eye (`OfferedModel.seen`)."""
+        found = {name: value for name, value in asdict(self).items() if name != "head"}
+        return found if self.retried else {name: value for name, value in found.items() if name != "retried"}
 
 
 @dataclass
@@ -111,6 +113,7 @@ class OfferedModel:
         self.talks = self.part.talks
         self.at_once = conversations if self.talks else 1
         self.line = Line(self.at_once, queue)
+        self.seen = ""  # the first bytes that the server got of the last pass, in base64
         self._seats = [Seat() for _ in range(self.at_once)] if self.talks else []
         self._free, self._turn = list(self._seats), threading.Lock()
         self._last, self._length = next(iter(self._seats), Seat()), min(self.part.lengths)  # of the last request
@@ -187,6 +190,7 @@ class OfferedModel:
                     return RequestAnswer()
                 reply = talk.answer(ids, job.say, **options)
                 seat.travelled.retried = reply.retried
+                self.seen = seat.travelled.head
                 cached = len(ids) - talk.rows.asked
                 whole = reply.finish != "interrupted"
                 return RequestAnswer(seat.travelled, len(ids), cached, completion=reply, whole=whole)
@@ -207,7 +211,7 @@ class OfferedModel:
                     raise result.error
                 values[index], self._length = result.value, result.length
                 found.travelled.add_report(result.report)
-                found.travelled.retried = result.retried or found.travelled.retried
+                found.travelled.retried, self.seen = result.retried or found.travelled.retried, found.travelled.head
                 if job.stopped:
                     return found
         found.values, found.whole = [values[index] for index in range(len(texts))], True
