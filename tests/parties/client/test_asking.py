@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ def ask(transport: Scripted):
 @pytest.fixture(autouse=True)
 def slept(monkeypatch):
     naps = []
-    monkeypatch.setattr(base.time, "sleep", naps.append)
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append))
     return naps
 
 

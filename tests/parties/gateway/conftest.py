@@ -58,7 +58,7 @@ def picture_folder(tiny_vision, pictures, tmp_path_factory) -> Path:
     return compile_folder(tiny_vision, tmp_path_factory.mktemp("pictured"), calibration=[pictures])
 
 
-@pytest.fixture(scope="package")  # other tests fork this process
+@pytest.fixture(scope="session")
 def gateway(chat_folder, sentence_folder, picture_folder, tmp_path_factory):
     """A language model `tiny`, an encoder `sentences`, and a classifier `pictures`."""
     models = {"tiny": chat_folder, "sentences": sentence_folder, "pictures": picture_folder}

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.certificates.authority import CertificateError
@@ -26,7 +27,8 @@ def folder(tmp_path):
 def watched(folder, monkeypatch):
     """`look()` is a look at the files of the server, and gives the lines that it logs."""
     out, now = io.StringIO(), [1000.0]
-    monkeypatch.setattr(identities.time, "monotonic", lambda: now[0])
+    # Its clock alone: an event loop of another thread that read this one would sleep until tomorrow.
+    monkeypatch.setattr(identities, "time", SimpleNamespace(monotonic=lambda: now[0]))
     taken = []
     renewal = Renewal(Identity(folder, "server"), Log("server", "json", out), lambda: taken.append(1))
 
