@@ -1,0 +1,63 @@
+"""Commands forked from one process: their descriptors, environment and folder, how they end, and whose they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import psutil
+import pytest
+from blindformer.parties.launch.fork_server import ForkServer, shared
+
+
+@pytest.fixture
+def run(forks):
+    """`run(words, **env)`: the process's number, and its stderr as a file."""
+    opened = []
+
+    def start(words, same=(), **env):
+        (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
+        pid = forks.fork(words, stdin, stderr, same, {**os.environ, **env})
+        os.close(stdin)
+        os.close(stderr)
+        opened.append(os.fdopen(ours, "w"))
+        opened.append(said := os.fdopen(theirs))
+        return pid, said
+
+    yield start
+    for file in opened:
+        file.close()
+
+
+def test_it_ends_as_the_command_line_does(run, forks, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pid, said = run(["inspect", "nowhere"])
+    assert said.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
+    assert forks.code(pid) == 1
+    pid, said = run(["inspect", "--help"])
+    assert (said.read(), forks.code(pid)) == ("", 0)
+
+
+def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run, forks):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pid, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
+        process = psutil.Process(pid)
+        assert os.getsid(pid) == pid
+        assert forks.code(pid, 0.0) is None
+        process.send_signal(signal.SIGKILL)
+        assert forks.code(pid) == -signal.SIGKILL
+
+
+def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
+    assert shared() is forks
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert shared() is not forks
+
+
+def test_one_that_is_gone_says_so():
+    server = ForkServer()
+    server._process.kill()
+    with pytest.raises(OSError, match=r"ended|pipe"):
+        server.fork(["env"], 0, 2, [], {})
+    assert server.code(1) == 0
