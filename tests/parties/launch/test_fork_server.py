@@ -9,6 +9,7 @@ import socket
 import psutil
 import pytest
 from blindformer.parties.launch.fork_server import ForkServer, shared
+from blindformer.tests.parties.service.harness import eventually
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run, forks):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pid, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
         process = psutil.Process(pid)
-        assert os.getsid(pid) == pid
+        eventually(lambda: os.getsid(pid) == pid, "it has a session of its own")
         assert forks.code(pid, 0.0) is None
         process.send_signal(signal.SIGKILL)
         assert forks.code(pid) == -signal.SIGKILL
