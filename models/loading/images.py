@@ -13,6 +13,8 @@ from ...errors import first_line
 from .errors import InputError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # those of the endings: for others Pillow starts programs
+_MOST = 50_000_000  # pixels: a small file may say that it holds gigabytes
 
 
 def pillow() -> Any:
@@ -35,7 +37,9 @@ def open_image(image: Any) -> Any:
     if isinstance(image, str | Path | BytesIO):
         name = "the image" if isinstance(image, BytesIO) else image
         try:
-            with Image.open(image) as opened:
+            with Image.open(image, formats=_FORMATS) as opened:
+                if opened.width * opened.height > _MOST:
+                    raise InputError(f"{name}: has more than {_MOST // 10**6} million pixels; make it smaller")
                 return ImageOps.exif_transpose(opened).convert("RGB")
         except FileNotFoundError:
             raise InputError(f"{image}: there is no such file; give an image's path") from None

@@ -24,13 +24,13 @@ from ...approximations.linear import AffineParameters, quantise, unfold
 from .errors import LoadError
 
 FILE = "student.safetensors"
-PACKAGED = Path(__file__).parents[1] / "students"
+STUDENTS = Path(__file__).parents[1] / "students"
 _EXPONENTS, _GAIN = ".exponents", ".gain"
 
 
 def packaged_students() -> dict[str, Path]:
     """The students that come with this package: their folders by name."""
-    return {file.parent.name: file.parent for file in sorted(PACKAGED.glob(f"*/{FILE}"))}
+    return {file.parent.name: file.parent for file in sorted(STUDENTS.glob(f"*/{FILE}"))}
 
 
 def is_student(folder: Path) -> bool:

@@ -45,7 +45,7 @@ class ForkServer:
                 start_new_session=True,
             )
         self._asking, self._news = threading.Lock(), threading.Condition()
-        self._pid, self._gone, self._codes = 0, False, dict[int, int]()
+        self._pid, self.gone, self._codes = 0, False, dict[int, int]()
         thread = threading.Thread(target=_listen, args=(weakref.ref(self), self._socket), daemon=True)
         thread.start()
         weakref.finalize(self, _end, self._socket, self._process, thread)
@@ -57,22 +57,22 @@ class ForkServer:
         with self._asking, self._news:
             self._pid = 0
             _send(self._socket, asked, [stdin, stderr, *same])
-            self._news.wait_for(lambda: self._pid or self._gone)
-            if self._gone:
+            self._news.wait_for(lambda: self._pid or self.gone)
+            if self.gone:
                 raise ConnectionError("the fork server has ended")
             return self._pid
 
     def code(self, pid: int, seconds: float | None = None) -> int | None:
         """How a process ended, as subprocess.Popen says it; None if it has not, after so many seconds."""
         with self._news:
-            self._news.wait_for(lambda: pid in self._codes or self._gone, seconds)
-            return self._codes.get(pid, 0 if self._gone else None)
+            self._news.wait_for(lambda: pid in self._codes or self.gone, seconds)
+            return self._codes.get(pid, 0 if self.gone else None)
 
     def heard(self, line: dict[str, int] | None) -> None:
         """What the other end says; None when it has ended: then nobody knows how the processes will."""
         with self._news:
             if line is None:
-                self._gone = True
+                self.gone = True
             elif "code" in line:
                 self._codes[line["pid"]] = line["code"]
             else:
@@ -86,7 +86,7 @@ def shared() -> ForkServer:
     read = sorted(item for item in os.environ.items() if item[0].startswith(_READ_AT_IMPORT))
     with _STARTING:
         found = _SHARED.get(key := (os.getpid(), *read))
-        if found is None:
+        if found is None or found.gone:
             found = _SHARED[key] = ForkServer()
         return found
 
@@ -144,7 +144,7 @@ def serve(ours: socket.socket) -> None:
                 _become(asked, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-            _send(ours, {"pid": pid}, [])
+            _say(ours, {"pid": pid})
 
 
 def _reap(ours: socket.socket) -> None:
@@ -153,7 +153,13 @@ def _reap(ours: socket.socket) -> None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            _send(ours, {"pid": pid, "code": os.waitstatus_to_exitcode(status)}, [])
+            _say(ours, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _say(ours: socket.socket, said: Mapping[str, int]) -> None:
+    """Whoever asked may be gone meanwhile, and then nothing is left to do."""
+    with contextlib.suppress(ConnectionError):
+        _send(ours, said, [])
 
 
 def _receive(ours: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:

@@ -13,7 +13,7 @@ from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
 from blindformer.models.loading.errors import LoadError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.students import FILE, PACKAGED, packaged_students, read_student, save_student
+from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors.torch import load_file
 
 from ..conftest import clear
@@ -68,7 +68,7 @@ def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
 
 def test_the_students_of_this_package_are_small_and_bring_their_plans():
     assert set(packaged_students()) == {"minilm-fast"}
-    folder = PACKAGED / "minilm-fast"
+    folder = STUDENTS / "minilm-fast"
     assert sum(file.stat().st_size for file in Path(folder).iterdir()) < MOST_BYTES
     assert Plan.load(folder).name == "fast"
     assert Plan.load(folder).ranges

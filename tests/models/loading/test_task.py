@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
@@ -189,12 +190,16 @@ def test_wrong_inputs_are_explained(tmp_path):
     text, images = Task("m", "classifier"), Task("m", "image")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     (tmp_path / "empty").mkdir()
+    script = BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # for which Pillow would start Ghostscript
+    image.new("1", (10_000, 6_000)).save(huge := BytesIO(), "PNG")
     for ask, words in (
         (lambda: text.encode_text("good", 8), "has no tokenizer"),
         (lambda: images.encode_file(tmp_path / "none.png"), "came without what makes numbers of images"),
         (lambda: text.encode_file(tmp_path), "takes texts, not files of images or sounds"),
         (lambda: open_image(3), "a file's path, a PIL image or a tensor, not int"),
         (lambda: open_image(tmp_path / "cut.png"), r"cut\.png: is no image that can be read"),
+        (lambda: open_image(script), "the image: is no image that can be read"),
+        (lambda: open_image(huge), "the image: has more than 50 million pixels"),
         (lambda: media_files("image", [tmp_path / "none"]), "there is no such file"),
         (lambda: media_files("image", [tmp_path / "empty"]), "holds no images"),
     ):

@@ -62,3 +62,11 @@ def test_one_that_is_gone_says_so():
     with pytest.raises(OSError, match=r"ended|pipe"):
         server.fork(["env"], 0, 2, [], {})
     assert server.code(1) == 0
+
+
+def test_after_one_that_is_gone_comes_another(forks, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    first = shared()
+    first._process.kill()
+    eventually(lambda: first.gone, "its end is heard")
+    assert shared() is not first
