@@ -8,7 +8,7 @@ import socket
 
 import psutil
 import pytest
-from blindformer.parties.launch.fork_server import ForkServer, shared
+from blindformer.parties.launch.fork_server import ForkServer, _say, shared
 from blindformer.tests.parties.service.harness import eventually
 
 
@@ -70,3 +70,11 @@ def test_after_one_that_is_gone_comes_another(forks, monkeypatch):
     first._process.kill()
     eventually(lambda: first.gone, "its end is heard")
     assert shared() is not first
+
+
+def test_nothing_is_said_where_the_caller_has_left():
+    """Not a traceback on its terminal either: a process often ends just as its caller does."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        _say(ours, {"pid": 1, "code": 0})
