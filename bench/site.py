@@ -138,7 +138,7 @@ def deploy(
     timeout          seconds that any party may be silent
     """
     compiled = folder / "compiled"
-    with Deployment(folder, compiled, server, dealer, timeout) as deployment:
+    with Deployment(folder, compiled, server, dealer, timeout, apart=True) as deployment:
         yield (
             deployment,
             Site(

@@ -8,6 +8,7 @@ import signal
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines to what commands print
 

@@ -21,12 +21,13 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..cli import main
 
 _READ_AT_IMPORT = ("BLINDFORMER_", "LD_", "MKL_", "OMP_", "PYTHON")  # variables, as they begin
-_HIGH = 512  # descriptors up to here may be asked for
+_FIRST = 3  # descriptor after stderr
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()
 
@@ -50,13 +51,16 @@ class ForkServer:
         thread.start()
         weakref.finalize(self, _end, self._socket, self._process, thread)
 
-    def fork(self, words: Sequence[str], stdin: int, stderr: int, same: Sequence[int], env: Mapping[str, str]) -> int:
-        """The pid of a process that runs a command of the command line, in a session of its own. `same`: descriptors
-        that it has under the numbers that they have here."""
-        asked = {"words": list(words), "same": list(same), "env": dict(env), "cwd": os.getcwd()}
+    def fork(
+        self, words: Sequence[str], files: Mapping[int, int], env: Mapping[str, str], cwd: str | Path | None = None
+    ) -> int:
+        """The pid of a process that runs a command of the command line, in a session of its own. `files`: a descriptor
+        of this process by the number that it has there; without them stdin and
+        stdout are empty, and stderr the fork server's."""
+        asked = {"words": list(words), "files": list(files), "env": dict(env), "cwd": str(cwd or Path.cwd())}
         with self._asking, self._news:
             self._pid = 0
-            _send(self._socket, asked, [stdin, stderr, *same])
+            _send(self._socket, asked, list(files.values()))
             self._news.wait_for(lambda: self._pid or self.gone)
             if self.gone:
                 raise ConnectionError("the fork server has ended")
@@ -178,10 +182,11 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _HIGH) for descriptor in descriptors]
-    os.closerange(3, _HIGH)
-    for descriptor, number in zip(high, (0, 2, *asked["same"]), strict=True):
-        os.dup2(descriptor, number, inheritable=number in (0, 2))
+    free = 1 + max(*map(int, os.listdir("/dev/fd")), *asked["files"])
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, free) for descriptor in descriptors]
+    os.closerange(_FIRST, free)
+    for descriptor, number in zip(high, asked["files"], strict=True):
+        os.dup2(descriptor, number, inheritable=number < _FIRST)
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(asked["env"])

@@ -57,7 +57,7 @@ class PartyProcess:
         env = {**os.environ, "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"}
         try:
             # In a session of its own: Ctrl-C reaches the caller alone, which then ends the others in order.
-            self.pid = server.fork(words, stdin, stderr, sockets, env)
+            self.pid = server.fork(words, {0: stdin, 2: stderr, **{number: number for number in sockets}}, env)
         except OSError as error:
             raise LaunchError(words[0], f"could not be started ({error})", "run again") from None
         finally:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
+from blindformer.tests.parties.service.harness import Forked
 from safetensors.torch import save_file
 
 if importlib.util.find_spec("crypten") is None:
@@ -72,22 +70,15 @@ class Site:
 
     def start(self, name: str, *arguments: object) -> None:
         words = ["party", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "blindformer", *words],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        with (self.folder / f"{name}.out").open("w") as out, (self.folder / f"{name}.log").open("w") as errors:
+            self.processes[name] = Forked(words, {1: out.fileno(), 2: errors.fileno()}, self.folder)
 
     def end(self) -> dict[str, tuple[int, str, str]]:
         """Exit code, stdout and stderr of each."""
         found = {}
         for name, process in self.processes.items():
-            out, errors = process.communicate(timeout=400)
-            found[name] = process.returncode, out, errors
+            code = process.wait(400)
+            found[name] = code, *((self.folder / f"{name}.{what}").read_text() for what in ("out", "log"))
         return found
 
 

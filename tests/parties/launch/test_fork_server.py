@@ -19,7 +19,7 @@ def run(forks):
 
     def start(words, same=(), **env):
         (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
-        pid = forks.fork(words, stdin, stderr, same, {**os.environ, **env})
+        pid = forks.fork(words, {0: stdin, 2: stderr, **{number: number for number in same}}, {**os.environ, **env})
         os.close(stdin)
         os.close(stderr)
         opened.append(os.fdopen(ours, "w"))
@@ -60,7 +60,7 @@ def test_one_that_is_gone_says_so():
     server = ForkServer()
     server._process.kill()
     with pytest.raises(OSError, match=r"ended|pipe"):
-        server.fork(["env"], 0, 2, [], {})
+        server.fork(["env"], {}, {})
     assert server.code(1) == 0
 
 

@@ -21,12 +21,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.launch.fork_server import shared
 
 PATIENCE = 60.0  # seconds for anything to happen on a machine that is busy
 FEW_FILES = 256  # that a process may open
@@ -52,29 +53,61 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
+class Forked:
+    """A command of the command line as a process that need not import torch: what tests ask of subprocess.Popen."""
+
+    def __init__(self, words: Sequence[str], files: Mapping[int, int], cwd: Path | None = None) -> None:
+        """`files`: as `ForkServer.fork`."""
+        self._server = shared()
+        self.pid = self._server.fork(words, files, os.environ, cwd)
+
+    def poll(self) -> int | None:
+        return self._server.code(self.pid, 0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if (code := self._server.code(self.pid, timeout)) is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Running:
-    """A service as a process: `words` is its command, its log (JSON lines) comes on stderr."""
+    """A service as a process: `words` are of the command line, or a command of their own (`program`); its log (JSON
+    lines) comes on stderr."""
 
     def __init__(
-        self, words: list[str], cwd: Path | None = None, lifeline: bool = False, files: int | None = None
+        self,
+        words: list[str],
+        cwd: Path | None = None,
+        lifeline: bool = False,
+        files: int | None = None,
+        program: bool = False,
     ) -> None:
-        """`lifeline`: its stdin is a pipe, `process.stdin`, and not empty. `files`: so many may each process open."""
+        """`lifeline`: it has one, `lifeline`, on its stdin. `files`: so many may each process open."""
         self.words = words
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []  # lines of stderr that are no log: there should be none
         self._read = 0  # lines of the log that `wait_for` has passed
         self._news = threading.Condition()
         self._ended = False
-        self.process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        if files:  # before it has imported anything
+        (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
+        self.lifeline, self._stderr = os.fdopen(ours, "w"), os.fdopen(theirs)
+        if not lifeline:
+            self.lifeline.close()
+        if program:
+            self.process = subprocess.Popen(words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
+        else:
+            self.process = Forked(words, {0: stdin, 2: stderr}, cwd)
+        os.close(stdin)
+        os.close(stderr)
+        if files:  # before it serves
             psutil.Process(self.process.pid).rlimit(resource.RLIMIT_NOFILE, (files, files))
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -174,8 +207,7 @@ class Running:
             raise AssertionError(f"did not end in {patience:g} seconds\n{self.tail()}") from None
         eventually(lambda: not self.orphans(), f"{self.orphans()} outlive {self.words}")
         self._thread.join(PATIENCE)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._stderr.close()
         return code
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -203,8 +235,7 @@ class Running:
         self._thread.join(PATIENCE)
 
     def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for text in self.process.stderr:
+        for text in self._stderr:
             try:
                 line = json.loads(text)
             except ValueError:
@@ -242,12 +273,11 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "blindformer", *words]
 
 
-def start_service(*words: str, folder: Path | None = None, options: dict[str, str]) -> Running:
-    """A service that is ready. `options`: of its command line."""
+def start_service(*words: str, folder: Path | None = None, options: dict[str, str], apart: bool = False) -> Running:
+    """A service that is ready. `options`: of its command line; `apart`: it shares no memory with others."""
     listening = {"--listen": "127.0.0.1:0", "--log-format": "json", **options}
-    running = Running(
-        command(*words, *(word for option in listening.items() for word in option)), folder, files=FEW_FILES
-    )
+    said = [*words, *(word for option in listening.items() for word in option)]
+    running = Running(command(*said) if apart else said, folder, files=FEW_FILES, program=apart)
     try:
         running.wait_for("ready", patience=2 * PATIENCE)
     except BaseException:
@@ -278,8 +308,9 @@ class Deployment:
         server: dict[str, str] | None = None,
         dealer: dict[str, str] | None = None,
         timeout: float = 20,
+        apart: bool = False,
     ) -> None:
-        self.folder, self.compiled, self.timeout = folder, compiled, timeout
+        self.folder, self.compiled, self.timeout, self.apart = folder, compiled, timeout, apart
         self.certificates = folder / "certificates"
         if not self.certificates.exists():
             make_certificates(self.certificates, keep_ca_key=True)
@@ -322,7 +353,7 @@ class Deployment:
             **self._options[role],
             **{f"--{name.replace('_', '-')}": value for name, value in more.items()},
         }
-        running = start_service(*words.get(role, [role]), folder=self.folder, options=options)
+        running = start_service(*words.get(role, [role]), folder=self.folder, options=options, apart=self.apart)
         if not more:
             self._services[role] = running
         return running

@@ -358,10 +358,10 @@ def test_a_service_that_cannot_start_says_why_in_one_line(site):
         assert done.stderr.count("\n") == 1
 
 
-def test_memory_stays_bounded_under_a_crowd_of_strangers(site, part, expected):
+def test_memory_stays_bounded_under_a_crowd_of_strangers(tmp_path, compiled, part, expected):
     """All that strangers can make it hold at once: as many that wait as may, and all places in the handshake."""
     hello = tls_hello()
-    with client(site, part) as mine:
+    with Deployment(tmp_path, compiled, apart=True) as site, client(site, part) as mine:
         mine.ask()  # what a session costs is not what strangers cost
         eventually(lambda: len(site.server.children()) == 1, "no other session is left")
         idle = site.server.memory()

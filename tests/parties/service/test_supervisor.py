@@ -25,7 +25,9 @@ def start():
     started: list[Running] = []
 
     def make(**options) -> Running:
-        running = Running([sys.executable, "-P", str(TOY), json.dumps(options)], lifeline="lifeline" in options)
+        running = Running(
+            [sys.executable, "-P", str(TOY), json.dumps(options)], lifeline="lifeline" in options, program=True
+        )
         started.append(running)
         running.wait_for("ready")
         return running
@@ -232,9 +234,8 @@ def test_it_ends_with_whoever_holds_its_lifeline(start, tmp_path):
     toy = start(lifeline=True, grace=1000)
     peer = Peer(toy)
     assert peer.ask(f"query 1 {tmp_path / 'never'}") == "go 1"
-    assert toy.process.stdin is not None
     toy.children()
-    toy.process.stdin.close()
+    toy.lifeline.close()
     assert toy.wait() == 0
     assert peer.closed
 
