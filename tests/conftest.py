@@ -14,6 +14,7 @@ os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines 
 
 import pytest
 import torch
+from blindformer.parties.launch.fork_server import shared
 from blindformer.parties.tuning import keep_freed_memory
 from hypothesis import settings
 
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: none of these is left to one worker at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks():
+    """One for all tests: else each that starts parties of this machine imports torch again."""
+    return shared()
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"

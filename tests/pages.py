@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from blindformer.tests.forked import Forked
 from blindformer.tests.reference import renewed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,41 +75,45 @@ def blocks(language: str = "") -> list[Block]:
     return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if language in ("", m[1])]
 
 
-def process(command: str, folder: Path) -> dict[str, Any]:
-    """How a command of the pages is started, in `folder` (benchmarks: in the repository)."""
+def start(command: str, folder: Path, out: IO[str], log: IO[str]) -> Forked | subprocess.Popen[bytes]:
+    """A command of the pages, in `folder` (benchmarks: in the repository)."""
     name, *arguments = shlex.split(command)
-    bench = name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench.")
-    if not bench and name != "blindformer":
-        raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
-    words = [sys.executable, *arguments] if bench else [sys.executable, "-m", "blindformer", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-    return {"args": words, "cwd": ROOT if bench else folder, "env": environment, "text": True}
+    if name == "blindformer":
+        return Forked(arguments, {1: out.fileno(), 2: log.fileno()}, folder, NO_COLOR="1")
+    if name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench."):
+        environment = {**os.environ, "NO_COLOR": "1"}
+        return subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=log, cwd=ROOT, env=environment)
+    raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
 
 
 def run(command: str, folder: Path) -> str:
     """What a command prints on stdout."""
-    done = subprocess.run(**process(command, folder), capture_output=True, timeout=500, check=False)
-    if done.returncode:
-        raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stderr}")
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        code = start(command, folder, out, log).wait(500)
+        out.seek(0)
+        log.seek(0)
+        if code:
+            raise AssertionError(f"{command}: exit code {code}\n{log.read()}")
+        return "".join(f"{line.rstrip()}\n" for line in out)
 
 
 @contextmanager
 def serving(command: str, folder: Path) -> Iterator[str]:
     """What a service says of itself before it serves. Ctrl-C has to end it in order."""
     said = folder / f"{len(list(folder.iterdir()))}.said"
-    with said.open("w") as log, subprocess.Popen(**process(command, folder), stdout=log, stderr=log) as service:
-        try:
-            deadline = time.monotonic() + 120
-            while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
-                assert service.poll() is None, f"{command}: exit code {service.returncode}\n{said.read_text()}"
-                assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
-                time.sleep(0.05)
-            yield banner[0]
-            service.send_signal(signal.SIGINT)
-            assert service.wait(60) == 0, f"{command}: exit code {service.returncode}\n{said.read_text()}"
-        finally:
-            service.kill()
+    with said.open("w") as log:
+        service = start(command, folder, log, log)
+    try:
+        deadline = time.monotonic() + 120
+        while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
+            assert service.poll() is None, f"{command}: exit code {service.poll()}\n{said.read_text()}"
+            assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
+            time.sleep(0.05)
+        yield banner[0]
+        service.send_signal(signal.SIGINT)
+        assert (code := service.wait(60)) == 0, f"{command}: exit code {code}\n{said.read_text()}"
+    finally:
+        service.kill()
 
 
 def write_files(page: Path, folder: Path) -> None:

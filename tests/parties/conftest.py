@@ -10,16 +10,9 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.launch.fork_server import shared
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
-
-
-@pytest.fixture(scope="session", autouse=True)
-def forks():
-    """One for all tests: else each that starts parties of this machine imports torch again."""
-    return shared()
 
 
 @pytest.fixture(scope="session")

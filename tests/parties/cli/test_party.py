@@ -16,7 +16,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
-from blindformer.tests.parties.service.harness import Forked
+from blindformer.tests.forked import Forked
 from safetensors.torch import save_file
 
 if importlib.util.find_spec("crypten") is None:

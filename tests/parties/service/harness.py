@@ -21,13 +21,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.launch.fork_server import shared
+from blindformer.tests.forked import Forked
 
 PATIENCE = 60.0  # seconds for anything to happen on a machine that is busy
 FEW_FILES = 256  # that a process may open
@@ -51,31 +51,6 @@ def runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-class Forked:
-    """A command of the command line as a process that need not import torch: what tests ask of subprocess.Popen."""
-
-    def __init__(self, words: Sequence[str], files: Mapping[int, int], cwd: Path | None = None) -> None:
-        """`files`: as `ForkServer.fork`."""
-        self._server = shared()
-        self.pid = self._server.fork(words, files, os.environ, cwd)
-
-    def poll(self) -> int | None:
-        return self._server.code(self.pid, 0.0)
-
-    def wait(self, timeout: float | None = None) -> int:
-        if (code := self._server.code(self.pid, timeout)) is None:
-            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
-        return code
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 class Running:
