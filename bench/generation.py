@@ -195,6 +195,7 @@ class Greedy(Measured):
     same_answers: int
     kl: float
     wall_s_per_token: float
+    drafts_speed: float | None
 
 
 def answer(
@@ -204,6 +205,7 @@ def answer(
     """Answer messages of ours with at most `tokens` tokens each, and compare each token with torch's at its place.
 
     quotes   ask for what the message itself says
+    drafts   tokens to guess; each message is answered without them, too, in turns before and after
 
     Errors: BlindformerError, one line.
     """
@@ -211,7 +213,7 @@ def answer(
     torch.set_num_threads(1)
     about, home = provenance(), load_settings(None).client.cache.expanduser()
     source, folder = _compiled(model, home, plan, SLOTS, say)
-    agree, divergence, replies = list[Tensor](), list[Tensor](), list[Completion]()
+    agree, divergence, replies, plain = list[Tensor](), list[Tensor](), list[Completion](), list[Completion]()
     messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
     drafted: dict[str, Any] = {"prompt_lookup_num_tokens": drafts} if drafts else {}
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
@@ -219,16 +221,17 @@ def answer(
         kept, head = _kept(talk), talk.decoder.head
         for number, prompt in enumerate(messages[:prompts], 1):
             say(f"answer {number} of {min(prompts, len(messages))}")
-            plain = getattr(talk.chat.tokenizer, "chat_template", None) is None
-            ids = talk.chat.text(prompt) if plain else talk.chat.prompt([{"role": "user", "content": prompt}])
-            reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **drafted)
-            whole = [*ids, *reply.tokens]
+            asked = [{"role": "user", "content": prompt}]
+            ids = talk.chat.prompt(asked) if talk.chat.tokenizer.chat_template else talk.chat.text(prompt)
+            for ask in ([{}, drafted] if number % 2 else [drafted, {}])[: 1 + bool(drafts)]:
+                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **ask)
+                (replies if ask == drafted else plain).append(reply)
+            whole = [*ids, *replies[-1].tokens]
             found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
             alike, apart = compared(found if head is None else found @ head.T, wanted)
             agree.append(alike)
             divergence.append(apart)
-            replies.append(reply)
     return Greedy(
         model=model,
         weights=_weights(model),
@@ -245,9 +248,16 @@ def answer(
         agree_top1=torch.cat(agree).double().mean().item(),
         same_answers=sum(bool(alike.all()) for alike in agree),
         kl=torch.cat(divergence).mean().item(),
-        wall_s_per_token=sum(reply.seconds for reply in replies) / sum(map(len, agree)),
+        wall_s_per_token=_after_question(replies),
+        drafts_speed=_after_question(plain) / _after_question(replies) if drafts else None,
         **about,
     )
+
+
+def _after_question(replies: list[Completion]) -> float:
+    """Seconds for each token after the first of its answer."""
+    spent = sum(reply.seconds - reply.prefill_s for reply in replies)
+    return spent / max(1, sum(len(reply.tokens) - 1 for reply in replies))
 
 
 def _compiled(model: str, home: Path, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
@@ -315,7 +325,6 @@ def table(found: Generation) -> Table:
     title = f"{found.model}, {found.cache} tokens of text, plan {found.plan}, protocol {found.protocol}"
     if found.rtt_s is not None and found.bandwidth is not None:
         title += f", on {found.rtt_s * 1e3:g} ms, {found.bandwidth / 1e6:g} Mbit/s"
-    grid = Table(title=title, show_header=False)
     rows = {
         "a token, in the clear": seconds(found.plaintext_s_per_token),
         "a token, online": seconds(found.online_s_per_token),
@@ -330,13 +339,10 @@ def table(found: Generation) -> Table:
         "KL from float32": f"{found.kl:.2e}",
         "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
     }
-    for name, value in rows.items():
-        grid.add_row(name, value)
-    return grid
+    return _grid(title, rows)
 
 
 def greedy_table(found: Greedy) -> Table:
-    grid = Table(title=f"{found.model}, plan {found.plan}, protocol {found.protocol}", show_header=False)
     rows = {
         "messages": f"{found.prompts}, answered with at most {found.tokens} tokens each",
         "passes": f"{found.passes} for {found.positions} tokens, {found.drafts_accepted} from drafts",
@@ -345,8 +351,15 @@ def greedy_table(found: Greedy) -> Table:
         "KL from float32": f"{found.kl:.2e}",
         "a token, waited for": seconds(found.wall_s_per_token),
     }
-    for name, value in rows.items():
-        grid.add_row(name, value)
+    if found.drafts_speed is not None:
+        rows["beside the same without drafts"] = f"{found.drafts_speed:.2f} times as fast"
+    return _grid(f"{found.model}, plan {found.plan}, protocol {found.protocol}", rows)
+
+
+def _grid(title: str, rows: dict[str, str]) -> Table:
+    grid = Table(title=title, show_header=False)
+    for row in rows.items():
+        grid.add_row(*row)
     return grid
 
 

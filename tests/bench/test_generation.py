@@ -76,11 +76,12 @@ def test_short_messages_are_answered_as_float32_would(model, tmp_path, monkeypat
     assert found["agree_top1"] >= 0.9
     assert found["same_answers"] >= 1
     assert 0 < found["kl"] < 1e-3
-    assert (found["passes"], found["drafts_accepted"]) == (8, 0)
+    assert (found["passes"], found["drafts_accepted"], found["drafts_speed"]) == (8, 0, None)
     assert generation.main([*words, "--quotes", "--drafts", "3"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["quotes"], again["positions"], len(again["answers"])) == (True, 10, 2)
     assert again["passes"] + again["drafts_accepted"] == 8
+    assert again["drafts_speed"] > 0
     assert generation.main([*words[:3], "99"]) == 1
     assert "--prompts: give 1 to 20" in capsys.readouterr().err
     assert generation.main([*words, "--rtt", "20", "--bandwidth", "9"]) == 1
