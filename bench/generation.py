@@ -105,9 +105,8 @@ def measure(
     """
     say = say or (lambda stage: None)
     torch.set_num_threads(1)
-    about, home = provenance(), load_settings(None).client.cache.expanduser()
     slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
-    source, folder = _compiled(model, home, plan, slots, say)
+    about, (source, folder) = provenance(), _compiled(model, plan, slots, say)
     told = Told()
     with _talking(folder, told, protocol, network, timeout) as talk:
         ids = _text(talk, cache)
@@ -118,8 +117,8 @@ def measure(
         prefill = time.perf_counter() - started
         told.spent.passes.clear()
         say(f"private: {tokens} tokens")
-        drafted: dict[str, Any] = {"prompt_lookup_num_tokens": drafts} if drafts else {}
-        reply = talk.answer(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **drafted)
+        options: dict[str, Any] = {"min_new_tokens": tokens, "prompt_lookup_num_tokens": drafts or None}
+        reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **options)
         memory, prefix, head = max(told.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
     whole = [*ids, *reply.tokens]
@@ -211,11 +210,9 @@ def answer(
     """
     say = say or (lambda stage: None)
     torch.set_num_threads(1)
-    about, home = provenance(), load_settings(None).client.cache.expanduser()
-    source, folder = _compiled(model, home, plan, SLOTS, say)
-    agree, divergence, replies, plain = list[Tensor](), list[Tensor](), list[Completion](), list[Completion]()
+    about, (source, folder) = provenance(), _compiled(model, plan, SLOTS, say)
+    judged, replies, plain = list[tuple[Tensor, Tensor]](), list[Completion](), list[Completion]()
     messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
-    drafted: dict[str, Any] = {"prompt_lookup_num_tokens": drafts} if drafts else {}
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
     with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
         kept, head = _kept(talk), talk.decoder.head
@@ -223,31 +220,30 @@ def answer(
             say(f"answer {number} of {min(prompts, len(messages))}")
             asked = [{"role": "user", "content": prompt}]
             ids = talk.chat.prompt(asked) if talk.chat.tokenizer.chat_template else talk.chat.text(prompt)
-            for ask in ([{}, drafted] if number % 2 else [drafted, {}])[: 1 + bool(drafts)]:
-                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **ask)
-                (replies if ask == drafted else plain).append(reply)
+            for some in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
+                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=some)
+                (replies if some or not drafts else plain).append(reply)
             whole = [*ids, *replies[-1].tokens]
             found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
-            alike, apart = compared(found if head is None else found @ head.T, wanted)
-            agree.append(alike)
-            divergence.append(apart)
+            judged.append(compared(found if head is None else found @ head.T, wanted))
+    agree, divergence = (torch.cat(values).double() for values in zip(*judged, strict=True))
     return Greedy(
         model=model,
         weights=_weights(model),
         plan=plan,
         protocol=protocol,
-        prompts=len(agree),
+        prompts=len(replies),
         quotes=quotes,
         drafts=drafts,
         tokens=tokens,
         passes=sum(reply.passes - reply.prompt_passes for reply in replies),
         drafts_accepted=sum(reply.drafts_accepted for reply in replies),
         answers=[reply.text for reply in replies],
-        positions=sum(map(len, agree)),
-        agree_top1=torch.cat(agree).double().mean().item(),
-        same_answers=sum(bool(alike.all()) for alike in agree),
-        kl=torch.cat(divergence).mean().item(),
+        positions=len(agree),
+        agree_top1=agree.mean().item(),
+        same_answers=sum(bool(alike.all()) for alike, _ in judged),
+        kl=divergence.mean().item(),
         wall_s_per_token=_after_question(replies),
         drafts_speed=_after_question(plain) / _after_question(replies) if drafts else None,
         **about,
@@ -256,13 +252,13 @@ def answer(
 
 def _after_question(replies: list[Completion]) -> float:
     """Seconds for each token after the first of its answer."""
-    spent = sum(reply.seconds - reply.prefill_s for reply in replies)
-    return spent / max(1, sum(len(reply.tokens) - 1 for reply in replies))
+    return sum(r.seconds - r.prefill_s for r in replies) / max(1, sum(len(r.tokens) - 1 for r in replies))
 
 
-def _compiled(model: str, home: Path, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
+def _compiled(model: str, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
     """The model's own folder or name, and the one it is compiled in."""
     say("compile, unless it is in the cache: some minutes")
+    home = load_settings(None).client.cache.expanduser()
     source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
     return source, apart(found_or_compiled, source, home, plan=plan, slots=slots)
 
@@ -351,7 +347,7 @@ def greedy_table(found: Greedy) -> Table:
         "KL from float32": f"{found.kl:.2e}",
         "a token, waited for": seconds(found.wall_s_per_token),
     }
-    if found.drafts_speed is not None:
+    if found.drafts:
         rows["beside the same without drafts"] = f"{found.drafts_speed:.2f} times as fast"
     return _grid(f"{found.model}, plan {found.plan}, protocol {found.protocol}", rows)
 
