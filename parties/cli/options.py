@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 from typer import Argument, BadParameter, Option
 
 from ..registry import in_words, priced, runs_here, served
+from .output import note
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
@@ -144,7 +145,10 @@ class Columns:
         from ...models.data import load_data
 
         text, label = self.text_column, self.label_column
-        return load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        found = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        if left := ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count):
+            note(f"{found.name}: rows left out: {left}")
+        return found
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -90,6 +90,11 @@ def test_what_has_no_embeddings_to_teach_is_refused(tiny_classifier, sentences, 
         distill(sentences, data, tmp_path / "b", embeddings=True, layers=1)
 
 
+def test_a_student_is_no_teacher(student, data, tmp_path):
+    with pytest.raises(DistillError, match="was trained for plan fast, and a teacher computes with torch's own"):
+        distill(student.folder, data, tmp_path / "a", embeddings=True)
+
+
 def test_passages_are_of_the_texts_and_repeat_with_the_seed():
     made = passages(["a b", "c"], 5, seed=1)
     assert made == passages(["a b", "c"], 5, seed=1)

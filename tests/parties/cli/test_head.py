@@ -22,9 +22,10 @@ ROWS = [f"it is {'good' if i % 2 else 'bad'} {'the ' * (i // 2)},{['no', 'yes'][
 
 
 def test_a_file_becomes_a_classifier(call, tiny_encoder, tmp_path):
-    file = table(tmp_path / "rows.csv", ROWS)
-    code, printed, _ = call(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
+    file = table(tmp_path / "rows.csv", [*ROWS, ROWS[0]])
+    code, printed, said = call(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
     assert code == 0
+    assert "note: rows.csv: rows left out: 1 duplicate" in said
     found = json.loads(printed)
     assert found["folder"] == str(tmp_path / "out")
     assert found["data"]["labels"] == ["no", "yes"]
