@@ -37,11 +37,11 @@ Bits = Annotated[int, Field(ge=8, le=16)]
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
-_COARSE = {"name": "table", "options": {"tolerance": 2.0**-9}}
+_COARSE = {"name": "table", "options": {"tolerance": 2.0**-10}}
 _OF_STUDENTS = {"linear_bits": 8, "reciprocal": _COARSE, "rsqrt": _COARSE, "layer_norm": _COARSE}
 PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": _OF_STUDENTS, "he": {}, EXACT: {}}
-"""What each preset sets besides the kinds' choices, which the kinds say themselves. A student is trained with what its
-tables say, so a few of a thousand parts do not matter, and cost the dealer a third of the numbers."""
+"""What each preset sets besides the kinds' choices, which the kinds say themselves. To a student, one part in a
+thousand does not matter: its weights have 8 bits."""
 
 
 class Plan(BaseModel):

@@ -29,7 +29,7 @@ from .registry import Constants, approximation
 
 BEYOND, STRETCH = 2.0, 2.0**0.5
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
-_A_LEVEL, _MOST_LEVELS = 1500.0, 12
+_A_LEVEL = 1500.0
 
 
 def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE, level: float = 200.0) -> Constants:
@@ -50,14 +50,13 @@ def _fit(power: float, low: float, high: float, tolerance: float, level: float) 
         for first in (4, 8, 16, 32):
             if _error(power, first - 1, degree) > tolerance:
                 continue
-            for cells in (c for c in (16, 32, 64, 128, 256, 512, 1024) if c > first):
+            for cells in (64, 128, 256, 512, 1024):
                 top = math.ceil(math.log2(BEYOND * high * cells / (cells - 1)))
                 least = (first - 1) / cells * 2.0**top
                 levels = 1 + max(0, math.ceil(math.log(least * STRETCH / low, cells / first)))
                 numbers = levels * cells * (degree + 2)
                 found.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
-    found = [one for one in found if one[1] <= _MOST_LEVELS]
-    if not found:
+    if not found or min(found)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
     _, *chosen = min(found)
     return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
