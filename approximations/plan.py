@@ -37,11 +37,8 @@ Bits = Annotated[int, Field(ge=8, le=16)]
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
-_COARSE = {"name": "table", "options": {"tolerance": 2.0**-10}}
-_OF_STUDENTS = {"linear_bits": 8, "reciprocal": _COARSE, "rsqrt": _COARSE, "layer_norm": _COARSE}
-PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": _OF_STUDENTS, "he": {}, EXACT: {}}
-"""What each preset sets besides the kinds' choices, which the kinds say themselves. To a student, one part in a
-thousand does not matter: its weights have 8 bits."""
+PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": {"linear_bits": 8}, "he": {}, EXACT: {}}
+"""What each preset sets besides the kinds' choices, which the kinds say themselves."""
 
 
 class Plan(BaseModel):
@@ -105,7 +102,7 @@ class Plan(BaseModel):
         student, too, with sums and products only. ``exact``: torch's own functions."""
         if name not in PRESETS:
             raise PlanError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
-        return cls(name=name, **{**_preset(name), **PRESETS[name]})
+        return cls(name=name, **PRESETS[name], **_preset(name))
 
     def chosen(self) -> list[tuple[str, Choice]]:
         """Every kind with its choice, then those of the overrides."""
@@ -161,13 +158,8 @@ class Plan(BaseModel):
         return any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
     def same_functions(self, other: Plan) -> bool:
-        """Whether both choose alike for every module. Ranges and fits do not count, nor how well a fit is to follow a
-        function that a student is not trained with."""
-        mine, others = (
-            [(kind, choice if find(kind, choice.name).needs_distillation else choice.name) for kind, choice in chosen]
-            for chosen in (self.chosen(), other.chosen())
-        )
-        return list(self.overrides) == list(other.overrides) and mine == others
+        """Whether both choose alike for every module, ranges and fits aside."""
+        return self.overrides == other.overrides and self.chosen() == other.chosen()
 
     def trained_fits(self) -> dict[str, Constants]:
         """The fits of approximations that a student is trained with: to fit them again would undo the training."""

@@ -104,11 +104,6 @@ def test_presets():
     assert all(a.function is not None and a.comparisons == 0 for a in found)  # polynomials only
     assert {choice.name for _, choice in presets["exact"].chosen()} == {"exact"}
     assert presets["faithful"].same_functions(Plan())
-    fast = presets["fast"]
-    assert fast.reciprocal.options["tolerance"] > 2.0**-14
-    assert fast.same_functions(fast.replace(reciprocal="table", layer_norm="table"))
-    assert not fast.same_functions(fast.replace(reciprocal="goldschmidt"))
-    assert not fast.same_functions(fast.replace(softmax={"name": "2quad", "options": {"shift": 4.0}}))
 
 
 def test_describe_has_a_row_for_everything():
