@@ -14,8 +14,9 @@ from ..approximations import Plan, calibrate
 from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from .artifacts import save
-from .compile import TRACING, CalibrationWarning, Compiled, compile
+from .compile import CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
+from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
 from .loading.errors import LoadError
 from .loading.load import Loaded, load

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ..protocols.ring import Ring
 from .graph.graph import Node, order
 from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
-from .loading.accepted import module_of
+from .loading.accepted import TRACING, module_of
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from .loading.load import Loaded
 
 Progress = Callable[[str], None]
-TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
 
 
 @dataclass

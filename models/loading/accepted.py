@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ..lowering.problems import LoweringError
 if TYPE_CHECKING:  # importing it takes a while, and who gives a module has no need of it
     from .load import Loaded
 
+TRACING = threading.RLock()  # torch.export patches modules for all threads, and a plan is in force in a shared model
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "bitsandbytes")
 
 
@@ -40,6 +42,12 @@ def module_of(model: nn.Module | Loaded | str | Path) -> nn.Module:
         module = inner
     if isinstance(module, torch.jit.ScriptModule):
         raise LoweringError("model: is scripted (torch.jit), so it cannot be traced; give the module it was made from")
+    with TRACING:  # while another thread traces it, its parameters are not its own
+        _check_floating(module)
+    return module
+
+
+def _check_floating(module: nn.Module) -> None:
     for name, part in module.named_modules():
         whole = all(type(p.data) is Tensor and p.is_floating_point() for p in part.parameters(recurse=False))
         if not whole or type(part).__module__.startswith(_QUANTISED):
@@ -47,4 +55,3 @@ def module_of(model: nn.Module | Loaded | str | Path) -> nn.Module:
                 f"{name or 'model'}: is quantised, and only a model in floating point can be compiled; give that one, "
                 "and let the plan quantise: Plan(linear_bits=8)"
             )
-    return module
