@@ -202,7 +202,7 @@ def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "hamlet.txt").write_text("Who's there? Nay, answer me: stand and unfold yourself.")
     (text,) = [b.text for b in blocks("python") if "judged" in b.words]
-    exec(compile(text.replace('"smollm2"', repr(str(model))).replace("240", "32"), "generation.md", "exec"), {})
+    exec(compile(text.replace("240", "32").replace('"smollm2"', repr(str(model))), "generation.md", "exec"), {})
     perplexity, agreement = map(float, capsys.readouterr().out.split())
     assert perplexity > 1
     assert agreement > 0.9
