@@ -23,11 +23,16 @@ class Forked:
         self.pid = self._server.fork(words, files, {**os.environ, **environment}, cwd)
 
     def poll(self) -> int | None:
-        return self._server.code(self.pid, 0.0)
+        return self._code(0.0)
 
     def wait(self, timeout: float | None = None) -> int:
-        if (code := self._server.code(self.pid, timeout)) is None:
+        if (code := self._code(timeout)) is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+        return code
+
+    def _code(self, seconds: float | None) -> int | None:
+        code = self._server.code(self.pid, seconds)
+        assert not self._server.gone, "the fork server has ended, so nobody knows how its processes do"
         return code
 
     def send_signal(self, number: int) -> None:

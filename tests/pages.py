@@ -27,6 +27,7 @@ from blindformer.tests.reference import renewed
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "bench" / "README.md"]
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PLAIN = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}  # of what the pages run
 MODES = ("same", "alike", "runs", "parses")
 SERVICES = ("dealer", "serve", "helper")  # commands that run until they are stopped
 PORT = re.compile(r"(?<=:)(?:74\d\d|91\d\d)\b")
@@ -79,9 +80,9 @@ def start(command: str, folder: Path, out: IO[str], log: IO[str]) -> Forked | su
     """A command of the pages, in `folder` (benchmarks: in the repository)."""
     name, *arguments = shlex.split(command)
     if name == "blindformer":
-        return Forked(arguments, {1: out.fileno(), 2: log.fileno()}, folder, NO_COLOR="1")
+        return Forked(arguments, {1: out.fileno(), 2: log.fileno()}, folder, **PLAIN)
     if name == "python" and arguments[:1] == ["-m"] and arguments[1].startswith("bench."):
-        environment = {**os.environ, "NO_COLOR": "1"}
+        environment = {**os.environ, **PLAIN}
         return subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=log, cwd=ROOT, env=environment)
     raise ValueError(f"a page runs {command!r}: only blindformer and the benchmarks are run for the pages")
 

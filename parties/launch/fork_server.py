@@ -55,8 +55,8 @@ class ForkServer:
         self, words: Sequence[str], files: Mapping[int, int], env: Mapping[str, str], cwd: str | Path | None = None
     ) -> int:
         """The pid of a process that runs a command of the command line, in a session of its own. `files`: a descriptor
-        of this process by the number that it has there; without them stdin and
-        stdout are empty, and stderr the fork server's."""
+        of this process by the number that it has there; without them stdin and stdout are /dev/null, and stderr is the
+        fork server's."""
         asked = {"words": list(words), "files": list(files), "env": dict(env), "cwd": str(cwd or Path.cwd())}
         with self._asking, self._news:
             self._pid = 0

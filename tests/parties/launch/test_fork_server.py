@@ -50,6 +50,14 @@ def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run, forks):
         assert forks.code(pid) == -signal.SIGKILL
 
 
+def test_it_starts_where_few_files_may_be_open():
+    server = ForkServer()
+    psutil.Process(server._process.pid).rlimit(psutil.RLIMIT_NOFILE, (256, 256))
+    with open(os.devnull) as nothing:
+        assert server.code(server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ), 60) == 0
+    assert not server.gone
+
+
 def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
     assert shared() is forks
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

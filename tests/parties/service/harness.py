@@ -77,7 +77,10 @@ class Running:
         if not lifeline:
             self.lifeline.close()
         if program:
-            self.process = subprocess.Popen(words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd, env=env
+            )
         else:
             self.process = Forked(words, {0: stdin, 2: stderr}, cwd)
         os.close(stdin)
