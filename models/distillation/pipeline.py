@@ -92,14 +92,14 @@ def distill(
         run, chosen = _OfImages, DistillSettings(**{**IMAGES, **settings})
     elif embeddings:
         run, chosen = _OfSentences, DistillSettings(**{**EMBEDDINGS, **settings})
+    loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
+    own = None if teacher == VIT else loaded.plan()
+    if own is not None and own.needs_distillation():
+        raise DistillError(
+            f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
+            "give the model that taught it"
+        )
     with locked(out):
-        loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
-        own = None if teacher == VIT else loaded.plan()
-        if own is not None and own.needs_distillation():
-            raise DistillError(
-                f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
-                "give the model that taught it"
-            )
         return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
 
 

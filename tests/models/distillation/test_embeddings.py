@@ -93,6 +93,7 @@ def test_what_has_no_embeddings_to_teach_is_refused(tiny_classifier, sentences, 
 def test_a_student_is_no_teacher(student, data, tmp_path):
     with pytest.raises(DistillError, match="was trained for plan fast, and a teacher computes with torch's own"):
         distill(student.folder, data, tmp_path / "a", embeddings=True)
+    assert not (tmp_path / "a").exists()
 
 
 def test_passages_are_of_the_texts_and_repeat_with_the_seed():
