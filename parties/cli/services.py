@@ -84,6 +84,7 @@ class ServerOptions:
     """Of section [server], by their names there."""
 
     spool: Annotated[Path | None, Option(help="Keep correlations made ahead in this folder.")] = None
+    database: options.Database = None
     queries_each: Annotated[int | None, Option(help="Texts that one certificate's name may ask in a period.")] = None
     queries_period: Annotated[float | None, Option(help="The period, in seconds (default: a day).")] = None
     state: Annotated[Path | None, Option(help="Count them in this folder, over restarts.")] = None

@@ -15,12 +15,13 @@ from .output import mb, table, tell
 
 def spool(
     folder: Annotated[Path, Argument(help="A server's, a helper's or a client's spool.")],
+    database: options.Database = None,
     form: options.Form = "text",
 ) -> None:
     """Correlations that are ready, were used, were skipped because the other party has them no more, or were broken."""
     from ..session.spool import Spool
 
-    found = Spool(folder, must_exist=True)
+    found = Spool(folder, database=database, must_exist=True)
     rows, used = found.rows(), len(found.ledger.audit())
     ready = sum(row.ready for row in rows)
     shown = [

@@ -11,25 +11,28 @@ clock that is set back frees nothing.
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from sqlalchemy import Column, Connection, Double, Integer, MetaData, Table, Text, delete, select
 
 from ...protocols.errors import BlindformerError
 from ..config import ServerSection
+from ..database import Database
 from ..session.compute_slots import LimitReached, span
 
 FILE = "queries.sqlite"
 SLOTS = 48
-LOCK_SECONDS = 30.0
 _FORMAT = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS asked (name TEXT NOT NULL, at REAL NOT NULL, texts INTEGER NOT NULL, PRIMARY KEY (name, at));
-"""
+_TABLES = MetaData()
+_ASKED = Table(
+    "asked",
+    _TABLES,
+    Column("name", Text, primary_key=True),
+    Column("at", Double, primary_key=True),
+    Column("texts", Integer, nullable=False),
+)
 
 
 class QuotaError(BlindformerError):
@@ -37,56 +40,42 @@ class QuotaError(BlindformerError):
 
 
 class Quota:
-    """`each`: texts of one name in `period` seconds, counted in `folder`. Made before a fork, used after it.
+    """`each`: texts of one name in `period` seconds, counted in `where`: a folder, or the Postgres database (URL) of
+    all replicas. Made before a fork, used after it.
 
     Errors of all methods: `QuotaError`.
     """
 
-    def __init__(self, folder: Path, each: int, period: float, clock: Callable[[], float] = time.time) -> None:
-        self.file, self.each, self.period = folder / FILE, each, period
+    def __init__(self, where: Path | str, each: int, period: float, clock: Callable[[], float] = time.time) -> None:
+        self.each, self.period = each, period
         self._slot, self._clock = period / SLOTS, clock
-        self._lock = threading.Lock()
-        self._mine: tuple[int, sqlite3.Connection | None] = (0, None)  # the process that opened it
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            what = f"cannot be written ({error.strerror})"
-            raise QuotaError(f"{self.file}: {what}; give server.state a folder of this service") from None
-        with self._open() as db:
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, _FORMAT):
-                raise QuotaError(f"{self.file}: has format {found}, this version reads {_FORMAT}; use another folder")
-            db.execute("PRAGMA journal_mode = WAL")  # one sync a commit
-            db.executescript(f"{_SCHEMA} PRAGMA user_version = {_FORMAT};")
-        self.close()
+        place = where / FILE if isinstance(where, Path) else where
+        self.database = Database(place, _TABLES, "queries", _FORMAT, self._fails)
+        with self.database.read():
+            pass
+
+    def _fails(self, what: str) -> QuotaError:
+        return QuotaError(f"{self.database.name}: {what}; without it no query is answered")
 
     def check(self, name: str, texts: int) -> None:
         """Errors: LimitReached if so many more are too many now."""
-        with self._open() as db:
+        with self.database.read() as db:
             self._room(db, name, texts)
 
     def spend(self, name: str, texts: int) -> None:
         """Count so many more; on the disk when this returns. Errors: LimitReached, and nothing is counted."""
         now = self._clock()
-        with self._open() as db, db:  # commits, or rolls back
-            db.execute("BEGIN IMMEDIATE")
+        one = self.database.insert(_ASKED).values(name=name, at=now // self._slot * self._slot, texts=texts)
+        total = {"texts": _ASKED.c.texts + one.excluded.texts}
+        with self.database.write(lock=f"queries of {name}") as db:
             self._room(db, name, texts)
-            db.execute("DELETE FROM asked WHERE at <= ?", (now - self.period - self._slot,))
-            change = "INSERT INTO asked VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET texts = texts + excluded.texts"
-            db.execute(change, (name, now // self._slot * self._slot, texts))
+            db.execute(delete(_ASKED).where(_ASKED.c.at <= now - self.period - self._slot))
+            db.execute(one.on_conflict_do_update(index_elements=[_ASKED.c.name, _ASKED.c.at], set_=total))
 
-    def close(self) -> None:
-        """Opened again when it is needed."""
-        pid, db = self._mine
-        if db is not None and pid == os.getpid():
-            db.close()
-        self._mine = (0, None)
-
-    def _room(self, db: sqlite3.Connection, name: str, texts: int) -> None:
+    def _room(self, db: Connection, name: str, texts: int) -> None:
         now = self._clock()
-        query = "SELECT at, texts FROM asked WHERE name = ? AND at > ? ORDER BY at"
-        rows = db.execute(query, (name, now - self.period - self._slot)).fetchall()
+        query = select(_ASKED.c.at, _ASKED.c.texts).where(_ASKED.c.name == name)
+        rows = db.execute(query.where(_ASKED.c.at > now - self.period - self._slot).order_by(_ASKED.c.at)).all()
         over = sum(count for _, count in rows) + texts - self.each
         for at, count in rows:
             if over <= 0:
@@ -97,29 +86,16 @@ class Quota:
         if over > 0:
             raise QuotaError(f"server.queries_each = {self.each}: one request carries {texts} texts; raise it")
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                pid, db = self._mine
-                if db is None or pid != os.getpid():  # SQLite's connections do not outlive a fork
-                    db = sqlite3.connect(self.file, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
-                    db.execute("PRAGMA synchronous = FULL")
-                    self._mine = (os.getpid(), db)
-                yield db
-        except sqlite3.Error as error:
-            fix = "see whether the disk is full or the file damaged; without it all counts start anew"
-            raise QuotaError(f"{self.file}: cannot be used ({error}); {fix}") from None
-
 
 def quota_of(mine: ServerSection, texts: int) -> Quota | None:
     """The limit of a server whose requests carry `texts`; None if there is none. Errors: `QuotaError`."""
     if mine.queries_each is None:
         return None
-    if mine.state is None:
+    where = mine.database or mine.state
+    if where is None:
         what = "server.queries_each: is counted over restarts, and no folder for that is given"
         raise QuotaError(f"{what}; set server.state, or say --state")
-    made = Quota(mine.state, mine.queries_each, mine.queries_period)
+    made = Quota(where, mine.queries_each, mine.queries_period)
     if texts > made.each:
         raise QuotaError(f"server.queries_each = {made.each}: one request carries {texts} texts; raise it")
     return made
@@ -129,4 +105,4 @@ def quota_in_words(quota: Quota | None) -> str:
     """For the start of a service."""
     if quota is None:
         return "none: a certificate may ask as much as it likes (--queries-each)"
-    return f"{quota.each} texts in {span(quota.period)} for each certificate's name, counted in {quota.file}"
+    return f"{quota.each} texts in {span(quota.period)} for each certificate's name, counted in {quota.database.name}"

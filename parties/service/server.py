@@ -63,7 +63,8 @@ class ServerService(SessionService):
         for served in self.served.values():
             served.prepare()
         self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
-        self.spool = None if mine.spool is None else Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share)
+        if mine.spool is not None:
+            self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
         self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.parties.postgres import Postgres, find_programs
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,17 @@ def certificates(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     make_certificates(folder, keep_ca_key=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres for the tests of this process."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("Postgres is not installed; Debian has it: apt-get install postgresql")
+    server = Postgres(programs)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
-"""What is left in a spool and what was used, in SQLite: a correlation is marked as used, durably, before it is used.
+"""What is left in a spool and what was used, in SQLite or Postgres: marked as used, durably, before it is used.
 
 `take` reads the key, commits that it is used, overwrites it in its own file (keys.py) and only then returns it. So
 neither a crash nor a second process can use it again: at worst it is lost. A crash between the commit and the
-overwriting leaves the key of a query that is marked; the next that opens the ledger overwrites it. Each operation opens
-the files anew, so that a ledger may be shared by threads, by processes, and across a fork.
+overwriting leaves the key of a query that is marked; the next that opens the ledger overwrites it. Replicas of a server
+share a ledger in Postgres and the folder with keys and files: whichever commits first has it, and no other.
 
 KeptStates of a query's correlation:
     ready     both parties have it, as far as this one knows
@@ -15,37 +15,78 @@ KeptStates of a query's correlation:
 from __future__ import annotations
 
 import os
-import sqlite3
+import secrets
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
+from ....files import whole_file
 from ....protocols.errors import BlindformerError, CorrelationError
 from ....versions import PROTOCOL
+from ...database import Database
 from .keys import Keys
 
+SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is
 FORMAT = PROTOCOL  # what is stored is of the masks that one protocol draws: under another it would give wrong answers
-LOCK_SECONDS = 30.0  # for another process that writes
-_ANOTHER = "give another folder and precompute again, or use what is here with the version that made it"
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    session TEXT PRIMARY KEY, program TEXT NOT NULL, weights TEXT NOT NULL, peer TEXT NOT NULL, created REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS queries (
-    slot INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES sessions, number INTEGER NOT NULL, state TEXT NOT NULL,
-    file TEXT, bytes INTEGER NOT NULL, sha256 TEXT, created REAL NOT NULL, used REAL, doubted REAL,
-    UNIQUE (session, number)
-) STRICT;
-CREATE TABLE IF NOT EXISTS audit (
-    tag TEXT PRIMARY KEY, session TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL
-) STRICT;
-"""
+_TABLES = MetaData()
+_SESSIONS = Table(
+    "sessions",
+    _TABLES,
+    Column("session", Text, primary_key=True),
+    *(Column(name, Text, nullable=False) for name in ("program", "weights", "peer")),
+    Column("created", Double, nullable=False),
+)
+_QUERIES = Table(
+    "queries",
+    _TABLES,
+    Column("slot", Integer, primary_key=True),
+    Column("session", Text, ForeignKey(_SESSIONS.c.session), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("file", Text),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text),
+    Column("created", Double, nullable=False),
+    *(Column(name, Double) for name in ("used", "doubted")),
+    UniqueConstraint("session", "number"),
+)
+_AUDIT = Table(
+    "audit",
+    _TABLES,
+    Column("tag", Text, primary_key=True),
+    Column("session", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
+)
+_FOLDER = Table("folder", _TABLES, Column("id", Text, primary_key=True))  # of a ledger that replicas share
+_STATES = ("ready", "used", "skipped", "broken")
+_READY = _QUERIES.c.state == "ready"
 
 
 class SpoolError(BlindformerError):
@@ -93,43 +134,56 @@ class LedgerRow:
 
 
 class Ledger:
-    """One party's ledger in the file `path`. Errors of all methods: `SpoolError`."""
+    """One party's ledger. Errors of all methods: `SpoolError`.
 
-    def __init__(self, path: Path) -> None:
+    path    its file; the keys lie beside it
+    shared  instead of the file, a Postgres database (URL) for all replicas of a server, which share that folder, too
+    """
+
+    def __init__(self, path: Path, shared: str | None = None) -> None:
         self.path, self.keys = path, Keys(path.with_name("keys"))
-        self._checked = False
+        self.database = Database(shared or path, _TABLES, "ledger", FORMAT, self._fails, self._prepare)
+
+    def _fails(self, what: str) -> SpoolError:
+        return SpoolError(self.database.name, what)
 
     def open_session(self, session: str, program: str, weights: str, peer: str) -> None:
         """`peer`: the fingerprint of the client's certificate, at the server."""
-        with self._write() as db:
-            try:
-                row = (session, program, weights, peer, time.time())
-                db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", row)
-            except sqlite3.IntegrityError:
-                raise SpoolError(self.path, "this session is in it already; start a new session") from None
+        row = {"session": session, "program": program, "weights": weights, "peer": peer, "created": time.time()}
+        with self.database.write() as db:
+            new = self.database.insert(_SESSIONS).values(row).on_conflict_do_nothing()
+            if db.execute(new.returning(_SESSIONS.c.session)).one_or_none() is None:
+                raise self._fails("this session is in it already; start a new session")
 
     def add(self, entry: Entry) -> None:
         """Ready from now on. Durable when this returns."""
-        with self._write() as db:
-            slot = db.execute(
-                "INSERT INTO queries VALUES (NULL, ?, ?, 'ready', ?, ?, ?, ?, NULL, NULL)",
-                (entry.session, entry.number, entry.file, entry.bytes, entry.sha256, time.time()),
-            ).lastrowid
-            assert slot is not None
+        row = {
+            "session": entry.session,
+            "number": entry.number,
+            "state": "ready",
+            "file": entry.file,
+            "bytes": entry.bytes,
+            "sha256": entry.sha256,
+            "created": time.time(),
+        }
+        with self.database.write() as db:
+            slot = db.execute(_QUERIES.insert().values(row).returning(_QUERIES.c.slot)).scalar_one()
             self.keys.write(slot, entry.key)
 
     def take(self, session: str, number: int) -> Entry | None:
         """Mark one as used and hand it out; None if it is not ready (any more). Errors: `CorrelationError`, too."""
-        with self._write() as db:
-            query = "SELECT slot, file, bytes, sha256 FROM queries WHERE session = ? AND number = ? AND state = 'ready'"
-            row = db.execute(query, (session, number)).fetchone()
+        found = select(_QUERIES.c.slot, _QUERIES.c.file, _QUERIES.c.bytes, _QUERIES.c.sha256).where(
+            _QUERIES.c.session == session, _QUERIES.c.number == number, _READY
+        )
+        with self.database.write() as db:
+            row = db.execute(found.with_for_update()).one_or_none()
             if row is None:
                 return None
             slot, *rest = row
             key = self.keys.read(slot)
             fresh = key is not None and self._audit(db, key, session, number)
-            change = "UPDATE queries SET state = ?, used = ? WHERE slot = ?"
-            db.execute(change, ("used" if fresh else "broken", time.time(), slot))
+            state = {"state": "used" if fresh else "broken", "used": time.time()}
+            db.execute(update(_QUERIES).where(_QUERIES.c.slot == slot).values(state))
         if key is None:
             return None
         self._wipe([slot])
@@ -142,45 +196,45 @@ class Ledger:
 
         Errors: `CorrelationError` if they were used before.
         """
-        with self._write() as db:
+        with self.database.write() as db:
             fresh = self._audit(db, key, session, number)
         if not fresh:
             raise self._used_before()
 
-    def _audit(self, db: sqlite3.Connection, key: bytes, session: str, number: int) -> bool:
+    def _audit(self, db: Connection, key: bytes, session: str, number: int) -> bool:
         """Whether this is the first use of the key; noted if so."""
-        note = (audit_tag(key), session, number, time.time())
-        return db.execute("INSERT INTO audit VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", note).rowcount == 1
+        note = {"tag": audit_tag(key), "session": session, "number": number, "at": time.time()}
+        new = self.database.insert(_AUDIT).values(note).on_conflict_do_nothing()
+        return db.execute(new.returning(_AUDIT.c.tag)).one_or_none() is not None
 
     def _used_before(self) -> CorrelationError:
         return CorrelationError(
-            f"{self.path}: says that these correlations were used before; masks are used once: make new ones"
+            f"{self.database.name}: says that these correlations were used before; masks are used once: make new ones"
         )
 
     def mark_broken(self, session: str, number: int) -> None:
-        with self._write() as db:
-            db.execute("UPDATE queries SET state = 'broken' WHERE session = ? AND number = ?", (session, number))
+        chosen = (_QUERIES.c.session == session, _QUERIES.c.number == number)
+        with self.database.write() as db:
+            db.execute(update(_QUERIES).where(*chosen).values(state="broken"))
 
     def doubt(self, session: str, first: int, end: int | None) -> None:
         """Note that the other party has not what is ready here of the numbers from `first` to `end` (not included;
         None: all). Another process may just be using it, so it is given up no sooner than by `give_up`."""
-        where = "session = ? AND state = 'ready' AND doubted IS NULL AND number >= ? AND number < ?"
-        with self._write() as db:
-            chosen = (time.time(), session, first, 2**62 if end is None else end)
-            db.execute(f"UPDATE queries SET doubted = ? WHERE {where}", chosen)
+        chosen = [_QUERIES.c.session == session, _READY, _QUERIES.c.doubted.is_(None), _QUERIES.c.number >= first]
+        if end is not None:
+            chosen.append(_QUERIES.c.number < end)
+        with self.database.write() as db:
+            db.execute(update(_QUERIES).where(*chosen).values(doubted=time.time()))
 
     def give_up(self, seconds: float) -> list[str]:
         """Skip what nobody is going to use, and has not for `seconds`: what the other party has not, and numbers below
         one that was used (they are proposed in order). Returns its files."""
-        where = """
-            WHERE state = 'ready' AND (doubted <= ?1 OR EXISTS (
-                SELECT 1 FROM queries AS later WHERE later.session = queries.session
-                AND later.number > queries.number AND later.used <= ?1
-            ))"""
-        chosen = (time.time() - seconds,)
-        with self._write() as db:
-            rows = db.execute(f"SELECT slot, file FROM queries {where}", chosen).fetchall()
-            db.execute(f"UPDATE queries SET state = 'skipped' {where}", chosen)
+        before, later = time.time() - seconds, _QUERIES.alias("later")
+        same = and_(later.c.session == _QUERIES.c.session, later.c.number > _QUERIES.c.number, later.c.used <= before)
+        passed = or_(_QUERIES.c.doubted <= before, exists().where(same))
+        skip = update(_QUERIES).where(_READY, passed).values(state="skipped")
+        with self.database.write() as db:
+            rows = db.execute(skip.returning(_QUERIES.c.slot, _QUERIES.c.file)).all()
         self._wipe([slot for slot, _ in rows])
         return [file for _, file in rows if file is not None]
 
@@ -188,109 +242,85 @@ class Ledger:
         try:
             self.keys.wipe(slots)
         except OSError as error:
-            raise SpoolError(self.keys.path, _explain(error)) from None
+            what = f"cannot be written ({error.strerror}); see whether the folder is there and may be written to"
+            raise SpoolError(self.keys.path, what) from None
 
     def next_ready(self, session: str, at_least: int = 0) -> int | None:
-        query = "SELECT MIN(number) FROM queries WHERE session = ? AND state = 'ready' AND number >= ?"
-        with self._read() as db:
-            return db.execute(query, (session, at_least)).fetchone()[0]
+        chosen = (_QUERIES.c.session == session, _READY, _QUERIES.c.number >= at_least)
+        with self.database.read() as db:
+            return db.execute(select(func.min(_QUERIES.c.number)).where(*chosen)).scalar()
 
     def sessions(self, program: str, weights: str) -> list[str]:
         """Sessions that hold something ready for a program and its weights, the oldest first."""
-        query = """
-            SELECT session FROM sessions WHERE program = ? AND weights = ? AND EXISTS (
-                SELECT 1 FROM queries WHERE queries.session = sessions.session AND state = 'ready'
-            ) ORDER BY created, session"""
-        with self._read() as db:
-            return [row[0] for row in db.execute(query, (program, weights))]
+        left = exists().where(_QUERIES.c.session == _SESSIONS.c.session, _READY)
+        chosen = (_SESSIONS.c.program == program, _SESSIONS.c.weights == weights, left)
+        query = select(_SESSIONS.c.session).where(*chosen).order_by(_SESSIONS.c.created, _SESSIONS.c.session)
+        with self.database.read() as db:
+            return list(db.execute(query).scalars())
 
     def find(self, session: str) -> tuple[str, str, str] | None:
         """(program, weights, peer) of a session."""
-        with self._read() as db:
-            return db.execute("SELECT program, weights, peer FROM sessions WHERE session = ?", (session,)).fetchone()
+        query = select(_SESSIONS.c.program, _SESSIONS.c.weights, _SESSIONS.c.peer)
+        with self.database.read() as db:
+            row = db.execute(query.where(_SESSIONS.c.session == session)).one_or_none()
+        return None if row is None else (row[0], row[1], row[2])
 
     def files(self) -> set[str]:
         """Files of all that is ready."""
-        with self._read() as db:
-            return {row[0] for row in db.execute("SELECT file FROM queries WHERE state = 'ready' AND file NOT NULL")}
+        with self.database.read() as db:
+            return set(db.execute(select(_QUERIES.c.file).where(_READY, _QUERIES.c.file.is_not(None))).scalars())
 
     def ready(self, peer: str | None = None) -> tuple[int, int]:
         """(how many are ready, bytes of their files), of one peer's or all."""
-        query = """
-            SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM queries JOIN sessions USING (session)
-            WHERE state = 'ready' AND (?1 IS NULL OR peer = ?1)"""
-        with self._read() as db:
-            return db.execute(query, (peer,)).fetchone()
+        query = select(func.count(), _sum(_QUERIES.c.bytes)).select_from(_QUERIES).join(_SESSIONS).where(_READY)
+        if peer is not None:
+            query = query.where(_SESSIONS.c.peer == peer)
+        with self.database.read() as db:
+            count, size = db.execute(query).one()
+            return count, size
 
     def rows(self) -> list[LedgerRow]:
-        counts = ", ".join(f"SUM(state = '{state}')" for state in ("ready", "used", "skipped", "broken"))
-        query = f"""
-            SELECT session, program, weights, peer, sessions.created, {counts}, SUM((state = 'ready') * bytes)
-            FROM sessions LEFT JOIN queries USING (session) GROUP BY session ORDER BY sessions.created, session"""
-        with self._read() as db:
-            return [LedgerRow(*row[:5], *(value or 0 for value in row[5:])) for row in db.execute(query)]
+        counts = [_sum(case((_QUERIES.c.state == state, 1), else_=0)) for state in _STATES]
+        size, order = _sum(case((_READY, _QUERIES.c.bytes), else_=0)), (_SESSIONS.c.created, _SESSIONS.c.session)
+        names = [field.name for field in fields(LedgerRow)]
+        query = select(*_SESSIONS.c, *counts, size).join(_QUERIES, isouter=True).group_by(*_SESSIONS.c).order_by(*order)
+        with self.database.read() as db:
+            return [LedgerRow(**dict(zip(names, row, strict=True))) for row in db.execute(query)]
 
     def audit(self) -> list[tuple[str, str, int]]:
         """(tag, session, number) of all correlations used, spooled and live, in order."""
-        with self._read() as db:
-            return db.execute("SELECT tag, session, number FROM audit ORDER BY at, rowid").fetchall()
+        query = select(_AUDIT.c.tag, _AUDIT.c.session, _AUDIT.c.number).order_by(_AUDIT.c.at)
+        with self.database.read() as db:
+            return [(tag, session, number) for tag, session, number in db.execute(query)]
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk when this ends without an error."""
-        with self._read() as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
+    def _prepare(self, db: Connection) -> None:
+        """That ledger and folder belong together; and wipe keys that a crash has left. Nobody is adding now."""
+        self._check_folder(db)
+        if self.keys.path.exists():
+            if os.name == "posix" and self.keys.path.stat().st_mode & 0o077:
+                raise SpoolError(self.keys.path, f"can be read by others; run: chmod 600 {self.keys.path}")
+            ready = set(db.execute(select(_QUERIES.c.slot).where(_READY)).scalars())
+            self.keys.wipe(self.keys.filled() - ready)
 
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._create()
-            with closing(sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)) as db:
-                # A journal that is deleted (the default) may come back after a power cut unless its folder is synced,
-                # and undo the last commit: that would be a mask used twice. A truncated one cannot.
-                db.execute("PRAGMA journal_mode = TRUNCATE")
-                db.execute("PRAGMA synchronous = EXTRA")
-                db.execute("PRAGMA foreign_keys = ON")
-                if not self._checked:
-                    self._prepare(db)
-                yield db
-        except (sqlite3.Error, OSError) as error:
-            raise SpoolError(self.path, _explain(error)) from None
-
-    def _create(self) -> None:
-        if not self._checked:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            for path in (self.path, self.keys.path):
-                if os.name == "posix" and path.exists() and path.stat().st_mode & 0o077:
-                    raise SpoolError(path, f"can be read by others; run: chmod 600 {path}")
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, FORMAT):
-            raise SpoolError(self.path, f"has format {found}, this version reads {FORMAT}; {_ANOTHER}")
-        if not found:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-        if self._left_behind(db):
-            db.execute("BEGIN IMMEDIATE")  # nobody is adding now
-            self.keys.wipe(self._left_behind(db))
-            db.execute("COMMIT")
-        self._checked = True
-
-    def _left_behind(self, db: sqlite3.Connection) -> set[int]:
-        """Keys that a crash has left: of what is not ready."""
-        filled = self.keys.filled()
-        return filled - {row[0] for row in db.execute("SELECT slot FROM queries WHERE state = 'ready'")}
+    def _check_folder(self, db: Connection) -> None:
+        """Two ledgers of one folder would each hand out what is there; one ledger of two has keys that are not."""
+        mark = self.path.with_name(SHARED)
+        if self.database.file:
+            if mark.exists():
+                raise SpoolError(mark.parent, "has its ledger in a database; give that, too (server.database)")
+            return
+        if self.path.exists():
+            raise SpoolError(mark.parent, "has a ledger of its own; give replicas a folder that is new, and empty")
+        mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError), whole_file(mark, durable=True, new=True) as stream:
+            stream.write(secrets.token_hex(16).encode())
+        mine, noted = mark.read_text(), db.execute(select(_FOLDER.c.id)).scalar()
+        if noted is None:
+            db.execute(_FOLDER.insert().values(id=mine))
+        elif noted != mine:
+            what = f"is the ledger of another folder than {mark.parent}; mount that one at every replica (server.spool)"
+            raise self._fails(what)
 
 
-def _explain(error: sqlite3.Error | OSError) -> str:
-    text = str(error)
-    if "full" in text or getattr(error, "errno", None) == 28:
-        return "the disk is full; free space, then go on: what is in the ledger stays good"
-    if "locked" in text:
-        return "another process holds it; see what uses this folder"
-    if "malformed" in text or "not a database" in text:
-        return "is damaged; move the folder away and precompute again (never restore an old copy on both sides)"
-    return f"cannot be used ({text}); see whether the folder is there and may be written to"
+def _sum(values: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.coalesce(func.sum(values), 0), BigInteger)

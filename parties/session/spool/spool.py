@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .ledger import Entry, Ledger, LedgerRow, SpoolError
+from .ledger import SHARED, Entry, Ledger, LedgerRow, SpoolError
 from .store import Store
 
 LEDGER = "ledger.sqlite"
@@ -25,17 +25,26 @@ class SpoolEntry:
 class Spool:
     """Correlations made ahead, in `folder`. It may be shared by threads, by processes, and across a fork.
 
-    `limit_bytes`: the most that its files may take together, of which one client may fill `share`. `must_exist`: do not
-    make one, only look at it. Errors of all methods: `SpoolError`.
+    limit_bytes   the most that its files may take together, of which one client may fill `share`
+    database      where replicas share the folder: the Postgres database (URL) with their ledger
+    must_exist    do not make one, only look at it
+
+    Errors of all methods: `SpoolError`.
     """
 
     def __init__(
-        self, folder: Path | str, limit_bytes: int | None = None, share: float = 1.0, *, must_exist: bool = False
+        self,
+        folder: Path | str,
+        limit_bytes: int | None = None,
+        share: float = 1.0,
+        *,
+        database: str | None = None,
+        must_exist: bool = False,
     ) -> None:
         self.folder, self.limit_bytes, self.share = Path(folder), limit_bytes, share
-        if must_exist and not (self.folder / LEDGER).is_file():
+        if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
             raise SpoolError(self.folder, "holds no correlations made ahead; `blindformer precompute` makes them")
-        self.ledger = Ledger(self.folder / LEDGER)
+        self.ledger = Ledger(self.folder / LEDGER, database)
         self.store = Store(self.folder)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:

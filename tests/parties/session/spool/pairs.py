@@ -24,9 +24,9 @@ def add_both(server: Spool, client: Spool, number: int, session: str = SESSION) 
     client.add(session, number, key_of("client", session, number))
 
 
-def make_pair(root: Path, count: int, session: str = SESSION) -> tuple[Spool, Spool]:
+def make_pair(root: Path, count: int, session: str = SESSION, database: str | None = None) -> tuple[Spool, Spool]:
     """(server's spool, client's spool) with `count` queries made ahead."""
-    server, client = Spool(root / "server"), Spool(root / "client")
+    server, client = Spool(root / "server", database=database), Spool(root / "client")
     server.begin(session, PROGRAM, WEIGHTS, CLIENT)
     client.begin(session, PROGRAM, WEIGHTS)
     for number in range(count):

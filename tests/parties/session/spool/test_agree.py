@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,9 @@ from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import ledger as ledgers
 from blindformer.parties.session.spool import store as stores
 from blindformer.parties.session.spool.agree import Missing, Proposals, Ref, answer_proposal
+from blindformer.tests.parties.postgres import Postgres
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, add_both, key_of, make_pair
+from blindformer.tests.parties.statements import at_each_statement
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,6 +27,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 
 def converse(server: Spool, client: Spool, proposals: Proposals | None = None) -> Iterator[Ref | None]:
@@ -134,33 +137,30 @@ def test_a_session_the_server_does_not_know_is_left_alone(tmp_path):
     assert client.left() == 1
 
 
-class Crash(BaseException):
+class Crash(Exception):
     """The process ends here."""
 
 
 @contextmanager
-def dying(at: int | None) -> Iterator[None]:
-    """The process dies at the `at`-th point where its state on the disk changes; None: it does not."""
+def dying(at: int | None, gone: bool = False) -> Iterator[None]:
+    """The process dies at the `at`-th point where its state on the disk changes; None: it does not. `gone`: instead the
+    database can no more be reached, from there on, whether it has heard the last statement or not."""
     left = at
 
     def point() -> None:
         nonlocal left
         if left is not None:
             left -= 1
-            if left < 0:
+            if left < 0 and not gone:
                 raise Crash
 
-    class Mortal(sqlite3.Connection):
-        def execute(self, sql, *parameters):
-            changes = sql.startswith(("BEGIN", "COMMIT", "INSERT", "UPDATE"))
-            if changes:
-                point()
-            result = super().execute(sql, *parameters)
-            if changes:
-                point()
-            return result
+    def statement(sql: str) -> None:
+        if sql.startswith(("BEGIN", "COMMIT", "INSERT", "UPDATE")):
+            point()
+            if left is not None and left < 0:
+                raise OperationalError(sql, {}, OSError("connection lost"))
 
-    connect, replace, unlink = sqlite3.connect, Path.replace, Path.unlink
+    replace, unlink = Path.replace, Path.unlink
     fsync, pwrite = stores.os.fsync, stores.os.pwrite
 
     def mortal(call):
@@ -172,14 +172,13 @@ def dying(at: int | None) -> Iterator[None]:
 
         return run
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledgers.sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Mortal))
+    with pytest.MonkeyPatch.context() as patch, at_each_statement(statement, statement):
         patch.setattr(stores.os, "fsync", mortal(fsync))
         patch.setattr(stores.os, "pwrite", mortal(pwrite))
         patch.setattr(secrets_.os, "fsync", mortal(fsync))
         patch.setattr(Path, "replace", mortal(replace))
         patch.setattr(Path, "unlink", mortal(unlink))
-        with suppress(Crash):
+        with suppress(Crash, *([SpoolError] if gone else [])):
             yield
 
 
@@ -190,6 +189,8 @@ class AtMostOnce(RuleBasedStateMachine):
     """Any number of client and server processes over one pair of folders. One side, drawn at first, may be put back to
     an old copy of itself, again and again; the other one may not."""
 
+    shared: Postgres | None = None  # the store of two replicas
+
     def __init__(self) -> None:
         super().__init__()
         fast = Path("/dev/shm")
@@ -197,21 +198,26 @@ class AtMostOnce(RuleBasedStateMachine):
         self.conversations: list[Iterator[Ref | None]] = []
         self.used: Counter[Ref] = Counter()
         self.copies = self.restored = 0
+        self.snapshots: list[str] = []
 
     @initialize(side=st.sampled_from(["server", "client"]), count=st.integers(2, 4))
     def begin(self, side: str, count: int) -> None:
-        self.server, self.client = make_pair(self.root, count)
+        self.url = None if self.shared is None else self.shared.new()
+        self.server, self.client = make_pair(self.root, count, database=self.url)
+        self.replicas = [self.server]
+        if self.url is not None:
+            self.replicas.append(Spool(self.server.folder, database=self.url))
         self.made = count
         self.side = {"server": self.server, "client": self.client}[side]
 
-    @rule(which=st.integers(0, 3), steps=st.integers(1, 8), at=POINTS)
-    def talk(self, which: int, steps: int, at: int | None) -> None:
+    @rule(which=st.integers(0, 3), steps=st.integers(1, 8), at=POINTS, gone=st.booleans())
+    def talk(self, which: int, steps: int, at: int | None, gone: bool) -> None:
         """A few steps of one conversation, which may end it; or of a new one."""
         if which >= len(self.conversations):
-            self.conversations.append(converse(self.server, self.client))
+            self.conversations.append(converse(self.replicas[which % len(self.replicas)], self.client))
             which = -1
         conversation = self.conversations.pop(which)
-        with dying(at):
+        with dying(at, gone):
             for _ in range(steps):
                 ref = next(conversation, False)
                 if ref is not None:
@@ -219,26 +225,37 @@ class AtMostOnce(RuleBasedStateMachine):
                     return
             self.conversations.append(conversation)
 
-    @rule(at=POINTS)
-    def precompute(self, at: int | None) -> None:
+    @rule(at=POINTS, gone=st.booleans())
+    def precompute(self, at: int | None, gone: bool) -> None:
         self.made += 1
-        with dying(at):
-            add_both(self.server, self.client, self.made - 1)
+        with dying(at, gone):
+            add_both(self.replicas[self.made % len(self.replicas)], self.client, self.made - 1)
 
     @rule(what=st.sampled_from(["copy", "restore", "kill", "sweep"]), which=st.integers(0, 3), at=POINTS)
     def disturb(self, what: str, which: int, at: int | None) -> None:
         if what == "copy":
             shutil.copytree(self.side.folder, self.root / f"copy-{self.copies}")
+            if self._store is not None:
+                self.snapshots.append(self._store.copy(self.url))
             self.copies += 1
-        elif what == "restore" and self.copies:
-            shutil.rmtree(self.side.folder)
-            shutil.copytree(self.root / f"copy-{which % self.copies}", self.side.folder)
+        elif what == "restore" and self.copies:  # of replicas the folder, the database, or both
+            chosen = which % self.copies
+            if self._store is None or which != 1:
+                shutil.rmtree(self.side.folder)
+                shutil.copytree(self.root / f"copy-{chosen}", self.side.folder)
+            if self._store is not None and which != 0:
+                self._store.restore(self.url, self.snapshots[chosen])
             self.restored += 1
         elif what == "kill":
             del self.conversations[which : which + 1]
         elif what == "sweep":
             with dying(at):
-                (self.server, self.client)[which % 2].sweep(grace=3600 * (which // 2))
+                (self.replicas[-1], self.client)[which % 2].sweep(grace=3600 * (which // 2))
+
+    @property
+    def _store(self) -> Postgres | None:
+        """If it is among what may be put back."""
+        return self.shared if self.side is self.server else None
 
     @invariant()
     def nothing_is_used_twice(self) -> None:
@@ -255,6 +272,11 @@ AtMostOnce.TestCase.settings = settings(
 TestAtMostOnce = AtMostOnce.TestCase
 
 
+def test_two_replicas_of_one_store_use_nothing_twice(postgres, monkeypatch):
+    monkeypatch.setattr(AtMostOnce, "shared", postgres)
+    run_state_machine_as_test(AtMostOnce, settings=settings(AtMostOnce.TestCase.settings, max_examples=15))
+
+
 def test_the_machine_finds_a_ledger_that_hands_out_before_it_marks(monkeypatch):
     """The test above can fail: with a server and a client whose marks come too late, or never."""
     monkeypatch.setattr(Spool, "mark_used", _peek)
@@ -265,8 +287,8 @@ def test_the_machine_finds_a_ledger_that_hands_out_before_it_marks(monkeypatch):
 
 
 def _peek(spool: Spool, session: str, number: int) -> ledgers.Entry | None:
-    with spool.ledger._read() as db:
-        query = "SELECT slot, bytes FROM queries WHERE state = 'ready' AND number = ?"
-        row = db.execute(query, (number,)).fetchone()
+    with spool.ledger.database.read() as db:
+        query = text("SELECT slot, bytes FROM queries WHERE state = 'ready' AND number = :number")
+        row = db.execute(query, {"number": number}).one_or_none()
     key = row and spool.ledger.keys.read(row[0])
     return key and ledgers.Entry(session, number, key, None, row[1], None)

@@ -14,20 +14,30 @@ from pathlib import Path
 
 import pytest
 from blindformer.parties.session.spool import SpoolError, audit_tag
-from blindformer.parties.session.spool import ledger as ledgers
 from blindformer.parties.session.spool.ledger import Entry, Ledger
 from blindformer.protocols.errors import CorrelationError
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
+from blindformer.tests.parties.statements import at_each_statement
 from blindformer.versions import PROTOCOL
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
+
+OURS = ("database.py", "ledger.py", "keys.py")
 
 
-@pytest.fixture
-def ledger(tmp_path) -> Ledger:
-    return filled(tmp_path / "ledger.sqlite", 5)
+@pytest.fixture(params=["SQLite", "Postgres"])
+def ledger(request, tmp_path) -> Ledger:
+    shared = request.getfixturevalue("postgres").new() if request.param == "Postgres" else None
+    return filled(tmp_path / "ledger.sqlite", 5, shared)
 
 
-def filled(path: Path, count: int) -> Ledger:
-    ledger = Ledger(path)
+def again(ledger: Ledger) -> Ledger:
+    """As another process opens it: another replica, or the same after a restart."""
+    return Ledger(ledger.path, None if ledger.database.file else str(ledger.database._where))
+
+
+def filled(path: Path, count: int, shared: str | None = None) -> Ledger:
+    ledger = Ledger(path, shared)
     ledger.open_session(SESSION, PROGRAM, WEIGHTS, CLIENT)
     for number in range(count):
         ledger.add(Entry(SESSION, number, key_of("server", SESSION, number), f"{SESSION}/{number}", 12, "aa"))
@@ -38,7 +48,7 @@ def test_an_entry_is_handed_out_once_with_its_key(ledger):
     entry = ledger.take(SESSION, 2)
     assert entry == Entry(SESSION, 2, key_of("server", SESSION, 2), f"{SESSION}/2", 12, "aa")
     assert ledger.take(SESSION, 2) is None
-    assert Ledger(ledger.path).take(SESSION, 2) is None
+    assert again(ledger).take(SESSION, 2) is None
     assert ledger.take(SESSION, 99) is None
     assert ledger.take("11" * 16, 1) is None
 
@@ -55,18 +65,20 @@ def holders(folder: Path, number: int) -> set[str]:
 
 
 @pytest.mark.parametrize(("act", "after"), [("add", "ready"), ("take", "used"), ("give_up", "skipped")])
-def test_at_every_step_a_key_is_in_its_slot_alone_and_then_nowhere(ledger, tmp_path, act, after):
+def test_at_every_step_a_key_is_in_its_slot_alone_and_then_nowhere(tmp_path, act, after):
     """The folder as a crash would leave it, after each line that touches it. The next one that opens a ledger whose
     crash came between mark and wiping wipes."""
+    ledger = filled(tmp_path / "ledger.sqlite", 5)
     number, steps, copy = 5 if act == "add" else 4, [], tmp_path / "copy"
     ledger.doubt(SESSION, 4, None)
 
     def look(frame, event, _):
-        if event != "call" and "spool" in frame.f_code.co_filename:
+        if event != "call" and frame.f_code.co_filename.endswith(OURS):
             shutil.copytree(ledger.path.parent, copy, ignore=shutil.ignore_patterns("copy"))
             held, crashed = holders(copy, number), Ledger(copy / ledger.path.name)
-            with crashed._read() as db:
-                found = db.execute("SELECT state FROM queries WHERE number = ?", (number,)).fetchone()
+            with crashed.database.read() as db:
+                query = text("SELECT state FROM queries WHERE number = :number")
+                found = db.execute(query, {"number": number}).one_or_none()
             steps.append((found[0] if found else None, held, holders(copy, number)))
             shutil.rmtree(copy)
         return look
@@ -148,41 +160,34 @@ def test_a_key_that_was_used_live_cannot_be_taken(ledger):
     assert ledger.next_ready(SESSION, 1) == 2
 
 
-@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "UPDATE", "INSERT INTO audit", "COMMIT"])
-def test_what_fails_on_the_way_is_not_handed_out(ledger, monkeypatch, statement):
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE", "INSERT INTO audit", "COMMIT"])
+def test_what_fails_on_the_way_is_not_handed_out(ledger, statement):
     """And is there again if the transaction did not end."""
 
-    class Failing(sqlite3.Connection):
-        def execute(self, sql, *parameters):
-            if sql.strip().startswith(statement):
-                raise sqlite3.OperationalError("disk I/O error")
-            return super().execute(sql, *parameters)
+    def fail(sql: str) -> None:
+        if sql.startswith(statement):
+            raise OperationalError(sql, {}, OSError("disk I/O error"))
 
-    connect = sqlite3.connect
-    with monkeypatch.context() as patch:
-        patch.setattr(ledgers.sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Failing))
-        with pytest.raises(SpoolError, match=r"ledger.sqlite: cannot be used \(disk I/O error\)"):
-            ledger.take(SESSION, 0)
+    with at_each_statement(fail), pytest.raises(SpoolError, match=r": cannot be used \(disk I/O error\)"):
+        ledger.take(SESSION, 0)
     assert ledger.take(SESSION, 0) is not None
 
 
-def test_a_full_disk_is_said_so_and_loses_nothing(ledger, monkeypatch):
+def test_a_full_disk_is_said_so_and_loses_nothing(tmp_path):
     """SQLite's own error, by a limit on the pages of the file."""
-    connect = sqlite3.connect
+    ledger = filled(tmp_path / "ledger.sqlite", 5)
 
-    def limited(*arguments, **options):
-        db = connect(*arguments, **options)
+    def limit(db, record) -> None:
         db.execute("PRAGMA max_page_count = 1")
-        return db
 
     def fill() -> None:
         for number in range(100, 1000):
             ledger.add(Entry(SESSION, number, key_of("full", SESSION, number), None, 0, None))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ledgers.sqlite3, "connect", limited)
-        with pytest.raises(SpoolError, match="the disk is full; free space"):
-            fill()
+    event.listen(ledger.database._engine, "connect", limit)
+    with pytest.raises(SpoolError, match="the disk is full; free space"):
+        fill()
+    event.remove(ledger.database._engine, "connect", limit)
     assert all(ledger.take(SESSION, number) for number in range(5))
 
 
@@ -190,7 +195,7 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"this is no database, and never was one" * 100)
     path.chmod(0o600)
-    with pytest.raises(SpoolError, match="is damaged; move the folder away"):
+    with pytest.raises(SpoolError, match="is damaged; move it away"):
         Ledger(path).ready()
     newer = filled(tmp_path / "newer.sqlite", 1)
     for version in (99, 1):
@@ -198,7 +203,7 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
             db.execute(f"PRAGMA user_version = {version}")
         kept = newer.path.read_bytes(), newer.keys.path.read_bytes()
         with pytest.raises(
-            SpoolError, match=f"has format {version}, this version reads {PROTOCOL}; give another folder"
+            SpoolError, match=f"has format {version}, this version reads {PROTOCOL}; use another folder"
         ):
             Ledger(newer.path).ready()
         assert (newer.path.read_bytes(), newer.keys.path.read_bytes()) == kept
@@ -227,7 +232,7 @@ def test_threads_that_take_at_once_share_nothing(ledger):
     taken, start = [], threading.Barrier(4)
 
     def take() -> None:
-        mine = Ledger(ledger.path)
+        mine = again(ledger)
         start.wait()
         for number in range(5):
             if mine.take(SESSION, number):
