@@ -14,7 +14,7 @@ Nothing is pickled.
 """
 
 from .circuits import CircuitPart, texts_of
-from .client import ClientLength, ClientPart, Question, load_client
+from .client import ClientLength, ClientPart, Question, load_client, sources_of
 from .helper import HelperLength, HelperPart, load_helper
 from .layout import FORMAT, ArtifactError, load_programs, versions
 from .server import ServerLength, ServerPart, load_server
@@ -36,6 +36,7 @@ __all__ = [
     "load_programs",
     "load_server",
     "save",
+    "sources_of",
     "texts_of",
     "versions",
 ]

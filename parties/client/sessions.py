@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...models.artifacts import ClientLength, ClientPart, Question
+from ...models.artifacts import ClientLength, ClientPart, Question, sources_of
 from ...models.compile import decode_outputs
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone, PeerTimeout
@@ -44,11 +44,12 @@ class OpenSession:
 class SessionReply(Reply):
     """Ring integers, put together from shares here."""
 
-    question: Question
+    part: ClientLength
     answer: Answer
 
     def outputs(self, place: int) -> dict[str, Tensor]:
-        return decode_outputs(self.question.part.program, self.answer.outputs)
+        rows = slice(place, place + 1) if self.part.texts > 1 else slice(None)
+        return decode_outputs(self.part.program, {name: value[rows] for name, value in self.answer.outputs.items()})
 
 
 class SessionTransport(Transport):
@@ -77,6 +78,9 @@ class SessionTransport(Transport):
         self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
         self._open: dict[str, OpenSession] = {}
 
+    def per_request(self, part: ClientLength) -> int:
+        return part.texts
+
     def connect(self, part: ClientLength, name: str = "") -> OpenSession:
         """`name`: of a conversation, whose session keeps its state and nobody else's."""
         key = part.program.hash() + name
@@ -90,9 +94,9 @@ class SessionTransport(Transport):
         return part.program.hash() + name in self._open
 
     def ask(self, questions: list[Question], more: bool) -> SessionReply:
-        (question,) = questions
-        opened = self.connect(question.part)
-        answer = opened.party.query(question.sources(), self.progress, more)
+        part = questions[0].part
+        opened = self.connect(part)
+        answer = opened.party.query(sources_of(questions), self.progress, more)
         query = AnsweredQuery(
             opened.party.program,
             self.part.about["plan"],
@@ -101,7 +105,7 @@ class SessionTransport(Transport):
             opened.setup_s,
             opened.party.setup_bytes,
         )
-        return SessionReply(two_party_report(query), question=question, answer=answer)
+        return SessionReply(two_party_report(query), part=part, answer=answer)
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
         if isinstance(error, SpoolError):  # the session lives on, and so do other correlations
