@@ -146,6 +146,9 @@ class ServiceSection(_Section):
     grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
     """Seconds that running queries have to finish when the process is told to stop."""
     log_format: Literal["text", "json"] = "text"
+    replicas: int | None = Field(default=None, ge=1, le=1000)
+    """So many of it, as processes of a Ray cluster (RAY_ADDRESS); `listen` tells sessions where to go. None: this
+    process serves."""
 
 
 class ServerSection(ServiceSection):

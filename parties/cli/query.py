@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from ...errors import BlindformerError
 from ...versions import versions
 from . import options
 from .answers import answer_table, asked, row_of, similarities
+from .bulk import answer_rows
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import loading
@@ -60,6 +62,13 @@ def query(
     wait: options.Wait = None,
     timeout: options.ClientTimeout = None,
     threads: options.OwnThreads = 1,
+    out: Annotated[
+        Path | None, Option(help="Answer every row of a table into this one: .parquet, .csv, .tsv or .jsonl.")
+    ] = None,
+    sessions: Annotated[int, Option(min=1, max=1024, help="With --out: sessions at once.")] = 1,
+    engine: Annotated[
+        str, Option(**options.one_of("local", "ray"), help="With --out: who asks; ray: a cluster's processes.")
+    ] = "local",
     any_ring: options.AnyRing = False,
     form: Annotated[
         str,
@@ -79,10 +88,10 @@ def query(
         from ..registry import open_client
 
         phases.note("load", "the model's client part")
-        with open_client(
+        opened = partial(
+            open_client,
             load_settings(config, **{"session.protocol": protocol}).session.protocol,
             server,
-            {"layer": lambda layer: phases.note("online", layer)},
             dealer=dealer,
             helper=helper,
             folder=folder,
@@ -97,8 +106,14 @@ def query(
             use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
-            progress=phases.step,
-        ) as client:
+        )
+        if out is not None:
+            if text or pair:
+                raise BlindformerError(f"--out {out}: is for the rows of --file; leave texts and --pair out")
+            phases.end("load")
+            answer_rows(phases, opened, file or [], out, field, sessions, engine, form)
+            return
+        with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
             items = paired(read_items(client.part.kind, text, file or [], field), pair or [])
             phases.end("load")
             results: dict[int, Any] = {}

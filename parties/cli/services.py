@@ -17,9 +17,11 @@ from .output import banner, good_until
 
 if TYPE_CHECKING:
     from ..config import Role, Settings
+    from ..registry import Named
     from ..service.running import StartedService
 
-ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
+REPLICAS = 2
+ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local", "engine"}  # no settings of a service's own section
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Service:
     query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
     metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
     grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
+    engine: Annotated[
+        str | None, Option(**options.one_of("local", "ray"), help="ray: as replicas, processes of a Ray cluster.")
+    ] = None
+    replicas: Annotated[int | None, Option(help="With --engine ray: how many (default: 2).")] = None
     log_format: Annotated[str | None, Option(**options.one_of("text", "json"), help="text or json, on stderr.")] = None
     # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
@@ -61,6 +67,7 @@ class Service:
         from ..config import load_settings
 
         flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)
+        flags["replicas"] = self.replicas or (REPLICAS if self.engine == "ray" else None)
         shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
         found = load_settings(
             self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in flags.items()}
@@ -70,11 +77,18 @@ class Service:
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
         return found
 
-    def run(self, kind: type[StartedService], settings: Settings, any_ring: bool = False) -> None:
-        """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
+    def run(self, kind: type[StartedService], settings: Settings, front: Named = "", any_ring: bool = False) -> None:
+        """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready. `front`:
+        what serves through replicas (package.module:class, as the registry names things)."""
         from ..service.local_options import LocalOptions
         from ..service.running import run
 
+        if getattr(settings, kind.role).replicas is not None:
+            if self.engine == "local" or not front:
+                raise BlindformerError(
+                    f"{kind.role}.replicas: are of --engine ray, for serve and dealer in sessions; leave them out"
+                )
+            kind = resolve(front)
         said = show if getattr(settings, kind.role).log_format == "text" else None
         run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
 
@@ -109,7 +123,8 @@ def server(
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
     settings = given.settings("server", None, {"folder": folder, **vars(own)}, **shared)
-    given.run(resolve(find_served(settings.session.protocol).service), settings, any_ring=any_ring)
+    entry = find_served(settings.session.protocol)
+    given.run(resolve(entry.service), settings, entry.front, any_ring=any_ring)
 
 
 @options.grouped
@@ -118,7 +133,7 @@ def dealer(given: Service) -> None:
     settings = given.settings("dealer", served_with("dealer"), {})
     from ..service.dealer import DealerService
 
-    given.run(DealerService, settings)
+    given.run(DealerService, settings, ".replicas.front:DealerFront")
 
 
 @options.grouped

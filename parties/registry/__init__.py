@@ -27,6 +27,7 @@ class ServedBy:
     """How long-lived services answer clients.
 
     client, service   classes
+    front             what stands before several of it on a cluster; empty: there are never several
     checks            a module of the doctor's own checks (doctor.examine.Checks)
     words             what is asked, in help
     helpers           roles that a server needs beside it
@@ -37,6 +38,7 @@ class ServedBy:
     checks: str
     words: str
     helpers: tuple[str, ...] = ()
+    front: Named = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ ENTRY = ProtocolEntry(
     served=ServedBy(
         client=".client.client:Client",
         service=".service.server:ServerService",
+        front=".replicas.front:ServerFront",
         checks=".doctor.sessions",
         words="sessions with a dealer",
         helpers=("dealer",),

@@ -55,6 +55,9 @@ class ServedSessions(Protocol):
         """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
         raise ValueError("a report that nobody here answers")
 
+    def renewed(self) -> None:
+        """In the supervisor: certificates were read again, on SIGHUP or because they have changed."""
+
     def gauges(self) -> Mapping[str, float]:
         """In the supervisor, every second: values of gauges that only this service knows."""
         return {}
@@ -164,6 +167,7 @@ class Children:
 
     def end_revoked(self) -> None:
         """At once, or when the query that computes is answered."""
+        self._service.renewed()
         for child in list(self._alive.values()):
             if isinstance(child.peer, Introduced) and self._service.identity.revoked(child.peer.serial):
                 self._stop(child, child.peer)

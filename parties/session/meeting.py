@@ -21,11 +21,12 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
-from ..transport.frames import say_why
-from ..transport.handshake import Hello, answer_hello, hello
+from ..addresses import parse_address
+from ..transport.frames import printable, say_why
+from ..transport.handshake import Hello, Moved, answer_hello, hello
 from ..transport.stream import StreamChannel
 from ..transport.tls import dial
-from .messages import SAME_VERSION
+from .messages import hear
 
 Address = tuple[str, int]
 Refused = Callable[[PeerError], None]
@@ -69,8 +70,7 @@ def seed_dealer(
     channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
     try:
         channel.send_message({"seed": seed.hex()})
-        if channel.recv_message().get("seeded") is not True:
-            raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
+        hear(channel, ("seeded",))
     finally:
         channel.close()
 
@@ -139,14 +139,31 @@ def introduce(
     address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
 ) -> tuple[StreamChannel, Hello]:
     """Dial the party `role` and say hello; and what it said. `wait`: seconds for it to listen, if that is up to it.
+    Where there are several of it, the first address says which to dial; that one has to show a certificate of the same
+    role and for the same host.
 
     Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
     """
+    try:
+        return _introduce(address, address[0], context, role, mine, timeout, wait)
+    except Moved as moved:
+        try:
+            return _introduce(parse_address(moved.address), address[0], context, role, mine, timeout, wait)
+        except (Moved, ValueError):
+            what = f"said that it has moved to {printable(moved.address, 60)}, where it is not"
+            raise PeerProtocolError(role, what, "see its replicas") from None
+
+
+def _introduce(
+    address: Address, name: str, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None
+) -> tuple[StreamChannel, Hello]:
     # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
     patience = max(timeout, LOAD_SECONDS, wait or 0.0)
     retry = RETRY_SECONDS if wait is None else wait
     try:
-        channel = dial(*address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience)
+        channel = dial(
+            *address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience, name=name
+        )
     except PeerGone as error:
         if wait is None:
             raise
@@ -155,7 +172,7 @@ def introduce(
     try:
         theirs = hello(channel, mine, role)
         channel.timeout = timeout
-    except PeerError:
+    except (PeerError, Moved):
         channel.close()
         raise
     return channel, theirs

@@ -239,8 +239,10 @@ def dial(
     timeout: float = 60,
     retry_seconds: float = 0,
     handshake_seconds: float = HANDSHAKE_SECONDS,
+    name: str | None = None,
 ) -> TlsChannel:
     """Connect to the party with `expect_role` at `host:port`, trying again for `retry_seconds` while nobody listens.
+    `name`: the host that its certificate is to be for, where that is another.
 
     With TLS 1.3 a peer that turns our certificate down says so only after our side of the handshake is done: that
     `PeerRefused` comes from the channel's first read.
@@ -249,7 +251,7 @@ def dial(
     """
     sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
-        wire = TlsWire(sock, context, host)
+        wire = TlsWire(sock, context, name or host)
         _shake_hands(wire, expect_role, handshake_seconds)
     except BaseException:
         sock.close()

@@ -1,0 +1,189 @@
+"""A job: the rows of a file, asked in pieces over several sessions at once, each answered once.
+
+A piece belongs to one asker until it is done. What is answered is on record before the next row is asked, so that a job
+that was ended, however it was, goes on where it was with the same command. A row whose answer was lost on the way is
+asked again, with other correlations; the output has one answer of each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cluster import connect
+from .askers import Asker, ClientAsker, Interrupted, RayAsker, columns_of
+from .journal import Journal
+from .tables import WRITTEN, BulkError, Row, count_rows, read_rows, write_answers
+
+if TYPE_CHECKING:
+    from ..client.base import BaseClient
+
+PIECE, WHOLE = 1024, 32  # rows of a piece at most; a multiple of the texts that share a query
+REST_SECONDS, PATIENCE = 1.0, 600.0
+ENGINES = ("local", "ray")
+Told = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """`answered`: rows with an answer; `failed`: those with an error, which stands in the output. `resumed`: rows that
+    an earlier run had answered. `seconds`: of this run."""
+
+    rows: int
+    answered: int
+    failed: int
+    resumed: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        return (self.rows - self.resumed) / max(self.seconds, 1e-9)
+
+
+class Job:
+    """One file to answer.
+
+    source     a table (tables.READ), or texts one a line
+    out        the table of answers to write: its ending says which kind. It must not be there
+    make       opens a client; with engine "ray" in another process, so it has to be picklable
+    fields     the column with the text, or the columns of texts that are read together
+    sessions   how many clients ask at once
+    engine     "local": in threads of this process; "ray": in processes of the cluster that Ray finds, or starts here
+    patience   seconds without any answer after which an asker gives up
+    told       called with (rows answered, rows, rows a second)
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        make: Callable[[], BaseClient],
+        *,
+        fields: tuple[str, ...] = ("text",),
+        sessions: int = 1,
+        engine: str = "local",
+        patience: float = PATIENCE,
+        told: Told = lambda done, rows, rate: None,
+    ) -> None:
+        if out.suffix not in WRITTEN:
+            raise BulkError(f"--out {out}: is of no kind that is written; end it in {', '.join(WRITTEN)}")
+        if out.exists():
+            raise BulkError(f"--out {out}: is there already; give another name, or remove it")
+        if engine not in ENGINES:
+            raise BulkError(f"--engine {engine}: is not known; choose one of {', '.join(ENGINES)}")
+        self.source, self.out, self.make, self.fields = source, out, make, fields
+        self.sessions, self.engine, self.patience, self.told = sessions, engine, patience, told
+        self.journal = Journal(out.with_name(f"{out.name}.progress"))
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._done = self._failed = self._resumed = 0
+
+    def run(self) -> JobReport:
+        """Errors: BulkError, and what was answered stays on record."""
+        started = time.monotonic()
+        with ExitStack() as held:
+            if self.engine == "ray":
+                connect()
+            first = ClientAsker(self.make)
+            held.callback(first.close)
+            columns = columns_of(first.client.task)
+            rows = count_rows(self.source, self.fields)
+            if not rows:
+                raise BulkError(f"{self.source}: holds no rows; there is nothing to ask")
+            size = held.enter_context(self._begun(rows, first.client))
+            self._left, self._rows, self._started = self._pieces(size), rows, started
+            askers: list[Asker] = [first] if self.engine == "local" else []
+            while len(askers) < min(self.sessions, -(-rows // size)):
+                askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
+                held.callback(askers[-1].close)
+            self._ask(askers)
+            write_answers(self.out, self.journal.pieces(-(-rows // size)), columns)
+            self.journal.remove()
+        seconds = time.monotonic() - started
+        return JobReport(rows, self._done - self._failed, self._failed, self._resumed, seconds)
+
+    @contextmanager
+    def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
+        """Rows of a piece. Nobody else works on it meanwhile."""
+        status, journal = self.source.stat(), self.journal
+        job = {
+            "source": str(self.source.resolve()),
+            "bytes": status.st_size,
+            "modified": status.st_mtime_ns,
+            "fields": list(self.fields),
+            "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
+        }
+        try:
+            size = journal.begin(job, min(PIECE, -(-rows // (4 * self.sessions * WHOLE)) * WHOLE))
+            with (journal.folder / "job.json").open() as note:
+                fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield size
+        except BlockingIOError:
+            raise BulkError(f"--out {self.out}: another process is at this job; wait for it") from None
+        except OSError as error:
+            raise BulkError(f"{journal.folder}: cannot be used ({error.strerror}); give another --out") from None
+
+    def _pieces(self, size: int) -> Iterator[tuple[int, int, list[Row]]]:
+        """(number of a piece, its first row, its rows)."""
+        rows, piece = read_rows(self.source, self.fields), 0
+        while some := list(islice(rows, size)):
+            yield piece, piece * size, some
+            piece += 1
+
+    def _ask(self, askers: list[Asker]) -> None:
+        with ThreadPoolExecutor(len(askers), thread_name_prefix="blindformer bulk") as pool:
+            working = [pool.submit(self._work, asker) for asker in askers]
+            try:
+                wait(working, return_when=FIRST_EXCEPTION)
+            finally:
+                self._stop.set()
+        for one in working:
+            one.result()
+
+    def _work(self, asker: Asker) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                piece, start, rows = next(self._left, (0, 0, []))
+            if not rows:
+                return
+            answered = self.journal.answered(piece)
+            self._count(len(answered), sum(bool(row.get("error")) for row in answered.values()), resumed=True)
+            if not self.journal.is_done(piece):
+                self._answer(
+                    asker, piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
+                )
+
+    def _answer(self, asker: Asker, piece: int, left: dict[int, Row]) -> None:
+        stream, last = self.journal.open(piece), time.monotonic()
+        with stream:
+            while left and not self._stop.is_set():
+                numbers = list(left)
+                try:
+                    for place, answer in asker.ask([left[number] for number in numbers]):
+                        self.journal.note(stream, {"row": numbers[place], **answer})
+                        del left[numbers[place]]
+                        self._count(1, bool(answer.get("error")))
+                        last = time.monotonic()
+                        if self._stop.is_set():
+                            return
+                except Interrupted as error:
+                    if time.monotonic() - last > self.patience:
+                        raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
+                if left:
+                    self._stop.wait(REST_SECONDS)
+            if not left:
+                self.journal.finish(piece, stream)
+
+    def _count(self, rows: int, failed: int, resumed: bool = False) -> None:
+        with self._lock:
+            self._done, self._failed = self._done + rows, self._failed + failed
+            self._resumed += rows if resumed else 0
+            rate = (self._done - self._resumed) / max(time.monotonic() - self._started, 1e-9)
+            self.told(self._done, self._rows, rate)

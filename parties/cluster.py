@@ -1,0 +1,31 @@
+"""The Ray cluster of bulk jobs and replicas: the one that RAY_ADDRESS names, or one of this machine, for now."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.util import find_spec
+
+from ..protocols.errors import BlindformerError
+
+
+class ClusterError(BlindformerError):
+    """There is no Ray cluster to work on."""
+
+
+def connect() -> None:
+    """Errors: ClusterError."""
+    if find_spec("ray") is None:
+        raise ClusterError("--engine ray: ray is missing; run: pip install 'blindformer[scale]'")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do some day
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({said})") from None

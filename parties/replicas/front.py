@@ -1,0 +1,201 @@
+"""The one address of several replicas: it proves who it is, hears who comes, and says where to go.
+
+All who come to one session, a client and a server to their dealer, a helper and its client to their server, are sent to
+one replica: the first one's is noted in a file of the session's name. It is chosen by lot of two, the one with fewer
+sessions when they were counted last: many who come within a second do not all go to the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...models.artifacts.layout import load_programs
+from ...protocols.errors import PeerProtocolError
+from ..config import Settings, load_settings
+from ..service.child import Control
+from ..service.children import ConnectionKind
+from ..service.dealer import DealerService
+from ..service.host import Host
+from ..service.local_options import LocalOptions
+from ..service.running import StartError
+from ..service.server import HELPERS
+from ..service.sessions import SessionService
+from ..session.compute_slots import SlotsBusy
+from ..session.messages import SAME_VERSION
+from ..transport.handshake import Hello
+from ..transport.tls import TlsChannel
+
+RETRY_SECONDS = 2.0  # where no replica is ready
+FORGET_SECONDS = 600.0  # a session whose parties have not all come by then has ended
+
+
+@dataclass(frozen=True)
+class Place:
+    """A replica's address, and the sessions that it had when they were counted last."""
+
+    address: str
+    sessions: int
+
+
+class Front(SessionService):
+    """Serves as `role`, through replicas. Made before the first fork; the cluster's driver is another process."""
+
+    command: str
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
+        mine = getattr(settings, self.role)
+        self.places, self.assigned = scratch / "replicas.json", scratch / "sessions"
+        self.assigned.mkdir()
+        self._order: dict[str, Any] = {
+            "number": 0,
+            "command": self.command,
+            "settings": as_toml(settings, self.role),
+            "replicas": mine.replicas,
+            "cores": float(mine.workers or 1),
+            "grace": mine.grace,
+            "file": str(self.places),
+        }
+        self._swept = time.monotonic()
+        self._driver = self._start()
+        while not read_places(self.places):
+            if self._driver.poll() is not None:
+                raise StartError("no replica could be started; what is wrong stands above")
+            time.sleep(0.1)
+        self.about = f"{mine.replicas} replicas of a Ray cluster"
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        with self.telling(channel):
+            try:
+                hello = Hello.model_validate(first)
+            except ValidationError:
+                raise PeerProtocolError(channel.peer, "sent no valid hello", SAME_VERSION) from None
+            if not hello.session:
+                raise PeerProtocolError(channel.peer, "named no session", SAME_VERSION)
+            try:
+                self.introduce(channel, hello, control)
+                place = self._choose(hello.session)
+            except SlotsBusy:  # which is said after a hello
+                channel.send_message(hello.model_copy(update={"role": self.role}).model_dump())
+                raise
+            channel.send_message({"moved": place})
+            channel.close()
+
+    def kind(self, role: str) -> ConnectionKind:
+        return "visit"
+
+    def gauges(self) -> Mapping[str, float]:
+        """And what is due: the driver is started again if it has ended."""
+        if self._driver.poll() is not None:
+            self._driver = self._start()
+        if time.monotonic() > self._swept + FORGET_SECONDS / 10:
+            self._swept = time.monotonic()
+            for path in self.assigned.iterdir():
+                if path.stat().st_mtime < time.time() - FORGET_SECONDS:
+                    path.unlink(missing_ok=True)
+        return {"replicas": len(read_places(self.places))}
+
+    def renewed(self) -> None:
+        """All replicas are replaced, one order after the other: by the model, the certificates and the number of
+        replicas that there are now."""
+        settings = self.settings if self.settings.file is None else load_settings(self.settings.file)
+        count = getattr(settings, self.role).replicas or self._order["replicas"]
+        self._order |= {"number": self._order["number"] + 1, "replicas": count}
+        self._tell()
+
+    def run(self, host: Host, ready: Callable[[], None]) -> None:
+        """As any service; then the replicas finish what they are doing."""
+        try:
+            super().run(host, ready)
+        finally:
+            assert self._driver.stdin is not None
+            self._driver.stdin.close()
+            self._driver.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", f"{__package__}.cluster"]
+        self._driver = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True, cwd="/", start_new_session=True
+        )
+        self._tell()
+        return self._driver
+
+    def _tell(self) -> None:
+        assert self._driver.stdin is not None
+        with suppress(OSError):  # it has ended, which is seen a moment later
+            self._driver.stdin.write(json.dumps(self._order) + "\n")
+            self._driver.stdin.flush()
+
+    def _choose(self, session: str) -> str:
+        """Where the parties of a session meet. Errors: `SlotsBusy` if no replica is ready."""
+        places, noted = read_places(self.places), self.assigned / session
+        if not places:
+            raise SlotsBusy(self.role, RETRY_SECONDS, "no replica is ready")
+        lot = [secrets.choice(places) for _ in range(2)]
+        chosen = min(lot, key=lambda place: place.sessions).address
+        with suppress(FileExistsError):
+            part = self.assigned / f".{secrets.token_hex(8)}"
+            part.write_text(chosen)
+            try:
+                os.link(part, noted)  # whole, and the first one's
+            finally:
+                part.unlink()
+        return noted.read_text()
+
+
+class ServerFront(Front):
+    """Servers of one model."""
+
+    role, command = "server", "serve"
+    roles = ("client", "helper")
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        programs, self.helpers = load_programs(settings.server.folder), HELPERS[settings.session.topology]
+        super().__init__(settings, scratch, local)
+        self.programs = [program.hash() for program in programs.values()]
+
+
+class DealerFront(Front):
+    """Dealers of any program."""
+
+    role = command = "dealer"
+    helpers = DealerService.helpers
+    roles = ("client", "helper", "server")
+
+
+def read_places(file: Path) -> list[Place]:
+    """Replicas that are ready, as the driver said last."""
+    try:
+        return [Place(address, sessions) for address, sessions in json.loads(file.read_text()).items()]
+    except FileNotFoundError:
+        return []
+
+
+def as_toml(settings: Settings, role: str) -> str:
+    """What a replica is started with: these settings, but where it listens."""
+    found = settings.model_dump(mode="json", include={"session", "parties", "certificates", role}, exclude_none=True)
+    for name in ("listen", "metrics", "replicas", "log_format"):
+        found[role].pop(name, None)
+    lines: list[str] = []
+
+    def write(name: str, table: dict[str, Any]) -> None:
+        plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        lines.extend([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())])
+        for key in table.keys() - plain.keys():
+            write(f"{name}.{key}", table[key])
+
+    for name, table in found.items():
+        write(name, table)
+    return "\n".join([*lines, ""])

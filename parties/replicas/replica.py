@@ -1,0 +1,95 @@
+"""One replica, on the node that the cluster gave it: the service's own command, as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 300.0
+LOOK_SECONDS = 5.0
+
+
+class ReplicaError(RuntimeError):
+    """The replica did not start, or has ended."""
+
+
+class Replica:
+    """An actor of the cluster. `command`: serve or dealer. `settings`: its configuration, as TOML. When the actor's
+    process ends, the replica's lifeline does, and it ends, too."""
+
+    def __init__(self, command: str, settings: str) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="blindformer-replica-")
+        config = Path(self._scratch.name, "blindformer.toml")
+        config.write_text(settings)
+        listen = ("--listen", f"{_own_address()}:0", "--metrics", "127.0.0.1:0")
+        words = [sys.executable, "-m", "blindformer", command, "--config", str(config), *listen]
+        self._process = subprocess.Popen(
+            [*words, "--log-format", "json", "--lifeline"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
+        said = self._ready()
+        self.address, self._metrics = said["address"], said["metrics"]
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def look(self) -> tuple[str, int]:
+        """(host:port, open sessions). Errors: ReplicaError."""
+        if self._process.poll() is not None:
+            raise ReplicaError(f"the replica at {self.address} has ended")
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=LOOK_SECONDS) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith("blindformer_sessions "):
+                    return self.address, int(float(line.split()[1]))
+        return self.address, 0
+
+    def drain(self) -> None:
+        """Let running queries finish, then end."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+    def _ready(self) -> dict[str, Any]:
+        assert self._process.stderr is not None
+        last = ""
+        timer = threading.Timer(START_SECONDS, self._process.kill)
+        timer.start()
+        try:
+            for text in self._process.stderr:
+                last = text.strip() or last
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if line.get("event") == "ready":
+                    return line
+        finally:
+            timer.cancel()
+        raise ReplicaError(last.removeprefix("blindformer: ") or "ended without a word")
+
+    def _pass_on(self) -> None:
+        """Its log is the node's."""
+        assert self._process.stderr is not None
+        for text in self._process.stderr:
+            sys.stderr.write(text)
+
+
+def _own_address() -> str:
+    """Where others reach this node."""
+    import ray
+
+    found = ray.util.get_node_ip_address()
+    try:
+        socket.create_server((found, 0)).close()
+    except OSError:
+        return "127.0.0.1"
+    return found
