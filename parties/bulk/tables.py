@@ -29,6 +29,8 @@ def read_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     """
     if file.suffix not in READ:
         raise BulkError(f"{file}: is of no kind that is read; give one of {', '.join(READ)}")
+    if not file.is_file():
+        raise BulkError(f"{file}: there is no such file; give a table")
     with _explained(file):
         for table in _tables(file, fields):
             missing = [name for name in fields if name not in table.column_names]

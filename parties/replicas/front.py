@@ -143,6 +143,9 @@ class Front(SessionService):
         places, noted = read_places(self.places), self.assigned / session
         if not places:
             raise SlotsBusy(self.role, RETRY_SECONDS, "no replica is ready")
+        known = {place.address for place in places}
+        if noted.exists() and noted.read_text() not in known:  # it has ended, and whoever was there has to come again
+            noted.unlink(missing_ok=True)
         lot = [secrets.choice(places) for _ in range(2)]
         chosen = min(lot, key=lambda place: place.sessions).address
         with suppress(FileExistsError):

@@ -20,7 +20,7 @@ from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
 from ...protocols.clear import ShapesEngine
 from ...protocols.crypten.engine import Owners
-from ...protocols.errors import PeerError, PeerProtocolError
+from ...protocols.errors import PeerError, PeerGone, PeerProtocolError
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES
@@ -221,4 +221,5 @@ def _seeds(channel: Channel, step: Callable[[], T]) -> T:
     try:
         return step()
     except SeedError as error:
-        raise PeerProtocolError(channel.peer, "cannot be dealt to", str(error)) from None
+        # As where the dealer was started again meanwhile: a new session is all that it takes.
+        raise PeerGone(channel.peer, "cannot be dealt to", str(error)) from None

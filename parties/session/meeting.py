@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +35,7 @@ SESSION_BYTES = 16
 HELLO_SECONDS = 10.0
 LOAD_SECONDS = 30.0
 RETRY_SECONDS = 5.0  # while nobody listens yet
+MOVES, MOVE_SECONDS = 10, 1.0
 
 
 class HasProgram(Protocol):
@@ -144,14 +146,21 @@ def introduce(
 
     Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
     """
-    try:
-        return _introduce(address, address[0], context, role, mine, timeout, wait)
-    except Moved as moved:
+    for left in reversed(range(MOVES)):
         try:
-            return _introduce(parse_address(moved.address), address[0], context, role, mine, timeout, wait)
+            return _introduce(address, address[0], context, role, mine, timeout, wait)
+        except Moved as moved:
+            there = moved.address
+        try:
+            return _introduce(parse_address(there), address[0], context, role, mine, timeout, wait)
         except (Moved, ValueError):
-            what = f"said that it has moved to {printable(moved.address, 60)}, where it is not"
+            what = f"said that it has moved to {printable(there, 60)}, where it is not"
             raise PeerProtocolError(role, what, "see its replicas") from None
+        except PeerGone:
+            if not left:
+                raise
+            time.sleep(MOVE_SECONDS)  # it has just ended, which is known there in a moment
+    raise AssertionError
 
 
 def _introduce(

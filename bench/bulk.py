@@ -1,0 +1,250 @@
+"""A bulk job through replicas of server and dealer, while the client, a server, a dealer and Postgres are killed.
+
+    python -m bench.bulk --rows 20000
+
+Every command is the one that a deployment runs. README.md says what each figure means.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import torch
+from blindformer.models.building import compile_folder
+from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.local.client import LocalClient
+from blindformer.parties.local.protocols import find_local
+from blindformer.parties.session.spool import Spool
+from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.tests.parties.postgres import Postgres, find_programs
+from pyarrow import parquet
+from rich.table import Table
+
+from .commands import Say, publish, run_command
+from .provenance import Measured, provenance
+
+KILLS = ("client", "server", "dealer", "Postgres", "front")
+WORDS = ["the", "a", "is", "it", "not", "what", "how", "good", "bad", "my", "your", "lost", "found", "red", "blue"]
+TEXTS, DISTINCT, START_SECONDS, STORE_GONE_SECONDS = 8, 200, 120.0, 3.0
+
+
+@dataclass(frozen=True)
+class BulkReport(Measured):
+    """Of one job: README.md."""
+
+    rows: int
+    replicas: int
+    sessions: int
+    kills: dict[str, int]
+    seconds: float
+    per_second: float
+    missing: int
+    twice: int
+    wrong: int
+    used: int
+    reused: int
+
+
+class BulkError(BlindformerError):
+    """The job did not end."""
+
+
+class Deployed:
+    """Replicas of server and dealer, with a ledger in Postgres; and the job's client."""
+
+    def __init__(self, folder: Path, store: Postgres, replicas: int) -> None:
+        self.folder, self.store, self.url, self.replicas = folder, store, store.new(), replicas
+        self.certificates = folder / "certificates"
+        make_certificates(self.certificates)
+        self.log = (folder / "log").open("a")
+        self.addresses: dict[str, str] = {}
+        self.services: dict[str, subprocess.Popen[Any]] = {}
+        self.start("dealer")
+        self.start("server")
+
+    def start(self, role: str) -> None:
+        """From now on it listens where it has listened before."""
+        shared = ["--certs", self.certificates, "--engine", "ray", "--replicas", self.replicas, "--workers", 1]
+        words = ["dealer", *shared]
+        if role == "server":
+            ledger = ["--spool", self.folder / "spool", "--database", self.url]
+            words = ["serve", self.folder / "compiled", "--dealer", self.addresses["dealer"], *ledger, *shared]
+        said = self.folder / f"{role}.log"
+        with said.open("w") as stream:
+            listen = ["--listen", self.addresses.get(role, "127.0.0.1:0"), "--log-format", "json"]
+            self.services[role] = subprocess.Popen([*command(), *map(str, [*words, *listen])], stderr=stream)
+        end = time.monotonic() + START_SECONDS
+        while '"ready"' not in (text := said.read_text()):
+            if self.services[role].poll() is not None or time.monotonic() > end:
+                raise BulkError(f"{role}: did not start: {text[-300:]}")
+            time.sleep(0.1)
+        self.addresses[role] = text.split('"address":')[1].split('"')[1]
+
+    def ask(self, source: Path, out: Path, sessions: int) -> subprocess.Popen[Any]:
+        places = [part for role in ("server", "dealer") for part in (f"--{role}", self.addresses[role])]
+        words = ["query", self.folder / "compiled", "--certs", self.certificates, *places]
+        words += ["--spool", self.folder / "client-spool", "--file", source, "--out", out, "--sessions", sessions]
+        return subprocess.Popen([*command(), *map(str, words)], stderr=self.log, stdout=self.log)
+
+    def kill(self, what: str, client: subprocess.Popen[Any]) -> None:
+        """And start again what nobody else does."""
+        if what == "client":
+            client.kill()
+            client.wait()
+        elif what == "Postgres":
+            self.store.kill()
+            time.sleep(STORE_GONE_SECONDS)
+            self.store.start()
+        elif what == "front":
+            self.services["server"].kill()
+            self.services["server"].wait()
+            self.start("server")
+        else:
+            name = "serve" if what == "server" else what
+            replicas = [one for one in psutil.process_iter() if _runs(one, [name, "--config"]) and _apart(one)]
+            chosen = random.choice(replicas)
+            for process in [chosen, *chosen.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def close(self) -> None:
+        for service in reversed(self.services.values()):
+            service.send_signal(signal.SIGTERM)
+            service.wait()
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", "blindformer"]
+
+
+def _runs(process: psutil.Process, words: list[str]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        found = process.cmdline()
+        return "blindformer" in found and all(word in found for word in words)
+    return False
+
+
+def _apart(process: psutil.Process) -> bool:
+    """Whether it is a supervisor, and not the process of a session."""
+    with contextlib.suppress(psutil.Error):
+        parent = process.parent()
+        return parent is None or not _runs(parent, ["--config"])
+    return False
+
+
+def prepare(folder: Path, rows: int) -> dict[str, str]:
+    """A small classifier, compiled, and a table of texts. Returns the label that `clear` gives each."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=3, id2label={0: "calm", 1: "glad", 2: "cross"}, initializer_range=0.5)
+    BertForSequenceClassification(config).save_pretrained(folder / "model")
+    save_tokenizer(folder / "model")
+    compile_folder(folder / "model", folder / "compiled", lengths=[16], texts=TEXTS)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(DISTINCT)]
+    parquet.write_table(pa.table({"text": [draw.choice(texts) for _ in range(rows)]}), folder / "letters.parquet")
+    with LocalClient(find_local("clear"), folder / "compiled") as client:
+        results = client.query_many(texts, top_k=1)
+    return {text: result.value[0]["label"] for text, result in zip(texts, results, strict=True)}
+
+
+def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, say: Say) -> BulkReport:
+    about = provenance("ray", "sqlalchemy", "pyarrow")
+    programs = find_programs()
+    if programs is None:
+        raise BulkError("Postgres is not installed; Debian has it: apt-get install postgresql")
+    say("compile")
+    labels = prepare(folder, rows)
+    source, out = folder / "letters.parquet", folder / "answers.parquet"
+    store = Postgres(programs)
+    with contextlib.ExitStack() as held:
+        held.callback(store.close)
+        say("start")
+        deployed = Deployed(folder, store, replicas)
+        held.callback(deployed.close)
+        due = [(rows * (number + 1) // (kills + 1), KILLS[number % len(KILLS)]) for number in range(kills)]
+        started, client = time.monotonic(), deployed.ask(source, out, sessions)
+        while (code := client.poll()) != 0:
+            if code is not None:
+                if code != -signal.SIGKILL:
+                    raise BulkError(f"the client ended: {(folder / 'log').read_text()[-300:]}")
+                client = deployed.ask(source, out, sessions)
+            done = sum(1 for _ in answered(out))
+            say(f"{done} of {rows} rows")
+            if due and done >= due[0][0]:
+                deployed.kill(due.pop(0)[1], client)
+            time.sleep(1.0)
+        seconds = time.monotonic() - started
+        ledgers = [Spool(folder / "spool", database=deployed.url), Spool(folder / "client-spool")]
+        uses, killed = [spool.ledger.audit() for spool in ledgers], Counter(KILLS[n % len(KILLS)] for n in range(kills))
+        reused = sum(len(use) - len({(session, number) for _, session, number in use}) for use in uses)
+    table = parquet.read_table(out).to_pylist()
+    seen, texts = Counter(row["row"] for row in table), parquet.read_table(source)["text"].to_pylist()
+    wrong = sum(row["label"] != labels[texts[row["row"]]] for row in table)
+    return BulkReport(
+        rows=rows, replicas=replicas, sessions=sessions, kills=dict(killed),
+        seconds=seconds, per_second=rows / seconds, missing=rows - len(seen),
+        twice=sum(count > 1 for count in seen.values()), wrong=wrong, used=len(uses[0]), reused=reused, **about,
+    )  # fmt: skip
+
+
+def answered(out: Path) -> Iterator[bytes]:
+    """What is on record so far."""
+    for path in out.with_name(f"{out.name}.progress").glob("*.*"):
+        if path.suffix != ".json":
+            with contextlib.suppress(OSError), path.open("rb") as lines:
+                yield from lines
+
+
+def show(found: BulkReport) -> Table:
+    table = Table("rows", "a second", "killed", "missing", "twice", "wrong", "correlations used", "reused")
+    killed = ", ".join(f"{name} {count}" for name, count in found.kills.items())
+    table.add_row(
+        *(f"{found.rows:,}", f"{found.per_second:.1f}", killed or "nobody"),
+        *map(str, (found.missing, found.twice, found.wrong, found.used, found.reused)),
+    )
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m bench.bulk", description=__doc__)
+    options.add_argument("--rows", type=int, default=20000)
+    options.add_argument("--replicas", type=int, default=2, help="of server and dealer each (default 2)")
+    options.add_argument("--sessions", type=int, default=2, help="of the client at once (default 2)")
+    options.add_argument("--kills", type=int, default=5, help="over the job (default 5)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    given = options.parse_args(arguments)
+
+    def work(say: Say) -> None:
+        with tempfile.TemporaryDirectory(prefix="bulk") as folder:
+            found = measure(Path(folder), given.rows, given.replicas, given.sessions, given.kills, say)
+            publish(found, given.format, show)
+            if found.missing or found.twice or found.wrong or found.reused:
+                raise BulkError("a row is missing, there twice or wrong, or a correlation was used twice")
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return run_command("bench.bulk", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Every row is answered once, whatever ends or interrupts the job, and in whatever table it comes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from blindformer.parties.bulk import job as jobs
+from blindformer.parties.bulk.askers import ClientAsker
+from blindformer.parties.bulk.job import Job
+from blindformer.parties.bulk.tables import READ, WRITTEN, BulkError, read_rows
+from blindformer.parties.client.base import Result
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+TEXTS = [f"letter {number}" for number in range(75)]
+GONE = PeerGone("server", "closed the connection", "ask again")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Fake:
+    """A client that answers with the length of a text, and raises what `breaks` holds for its n-th question. Of
+    busy rows it returns SlotsBusy."""
+
+    task = "text-classification"
+
+    def __init__(self, breaks: dict[int, BaseException] | None = None, program: str = "one") -> None:
+        self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: program))})
+        self.breaks, self.asked = breaks or {}, Counter[str]()
+
+    def stream(self, items: list[str], top_k: int) -> Iterator[tuple[int, Result]]:
+        for place in sorted(range(len(items)), key=lambda place: items[place]):  # in an order of its own
+            number, text = self.asked.total(), items[place]
+            self.asked[text] += 1
+            error = self.breaks.get(number)
+            if isinstance(error, SlotsBusy):
+                yield place, Result(text, error=error)
+            elif error is not None:
+                raise error
+            else:
+                yield place, Result(text, [{"label": f"of {text}", "score": float(len(text))}])
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(jobs, "REST_SECONDS", 0.001)
+    monkeypatch.setattr(jobs, "WHOLE", 4)
+
+
+def table_of(folder: Path, kind: str = ".parquet", rows: list | None = None) -> Path:
+    file, texts = folder / f"in{kind}", TEXTS if rows is None else rows
+    table = pa.table({"id": list(range(len(texts))), "text": pa.array(texts, pa.string())})
+    if kind == ".parquet":
+        parquet.write_table(table, file, row_group_size=10)
+    elif kind == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif kind == ".txt":
+        file.write_text("".join(f"{text}\n" for text in texts))
+    else:
+        options = pyarrow.csv.WriteOptions(delimiter="," if kind == ".csv" else "\t")
+        pyarrow.csv.write_csv(table, file, options)
+    return file
+
+
+def answers(out: Path) -> list[dict]:
+    if out.suffix == ".parquet":
+        return parquet.read_table(out).to_pylist()
+    if out.suffix == ".jsonl":
+        return [json.loads(line) for line in out.read_text().splitlines()]
+    parse = pyarrow.csv.ParseOptions(delimiter="," if out.suffix == ".csv" else "\t")
+    return pyarrow.csv.read_csv(out, parse_options=parse).to_pylist()
+
+
+def assert_each_once(out: Path, texts: list[str] = TEXTS) -> None:
+    found = answers(out)
+    assert [row["row"] for row in found] == list(range(len(texts)))
+    assert [row["label"] for row in found] == [f"of {text}" for text in texts]
+    assert not list(out.parent.glob("*.progress"))
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_rows_of_every_kind_are_read(tmp_path, kind):
+    assert list(read_rows(table_of(tmp_path, kind), ("text",))) == TEXTS
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_answers_are_written_in_the_order_of_the_rows(tmp_path, kind):
+    out, client = tmp_path / f"out{kind}", Fake()
+    report = Job(table_of(tmp_path), out, lambda: client).run()
+    assert (report.rows, report.answered, report.failed, report.resumed) == (75, 75, 0, 0)
+    assert_each_once(out)
+
+
+def test_pairs_of_texts_are_rows_of_two_columns(tmp_path):
+    file = tmp_path / "in.csv"
+    file.write_text('question,context\nwho?,"me, and you"\nwhere?,\n')
+    assert list(read_rows(file, ("question", "context"))) == [("who?", "me, and you"), None]
+
+
+def test_a_row_without_a_text_has_its_error_and_the_others_their_answers(tmp_path):
+    out = tmp_path / "out.jsonl"
+    report = Job(table_of(tmp_path, rows=["a", "", None, "b"]), out, Fake).run()
+    assert (report.answered, report.failed) == (2, 2)
+    assert [row.get("error", row.get("label")) for row in answers(out)] == [
+        *("of a", "the row has no text", "the row has no text", "of b"),
+    ]
+
+
+def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):
+    source, out, first, second = table_of(tmp_path), tmp_path / "out.csv", Fake({50: Killed()}), Fake()
+    with pytest.raises(Killed):
+        Job(source, out, lambda: first).run()
+    journal = out.with_name("out.csv.progress")
+    broken = next(iter(journal.glob("*.jsonl")))
+    broken.write_bytes(broken.read_bytes() + b'{"row": 74, "lab')  # as a crash may leave it
+    report = Job(source, out, lambda: second).run()
+    assert report.resumed == 50
+    assert second.asked.total() == 25
+    assert (first.asked & second.asked).total() == 1, "the one that was being asked"
+    assert_each_once(out)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(breaks=st.dictionaries(st.integers(0, 120), st.sampled_from(["gone", "busy", "killed"]), max_size=8),
+       sessions=st.integers(1, 3))  # fmt: skip
+def test_each_row_is_answered_once_however_often_it_is_broken_off(tmp_path_factory, breaks, sessions):
+    folder = tmp_path_factory.mktemp("job")
+    source, out = table_of(folder), folder / "out.parquet"
+    kinds = {"gone": GONE, "busy": SlotsBusy("server", 0.0), "killed": Killed()}
+    client = Fake({number: kinds[kind] for number, kind in breaks.items()})
+    while not out.exists():
+        try:
+            Job(source, out, lambda: client, sessions=sessions).run()
+        except Killed:
+            continue
+    assert_each_once(out)
+
+
+def test_a_job_that_cannot_go_on_keeps_what_it_has(tmp_path):
+    source, out = table_of(tmp_path), tmp_path / "out.parquet"
+    refused = Fake({30: PeerRefused("server", "does not know this certificate", "renew it")})
+    with pytest.raises(BulkError, match="does not know this certificate"):
+        Job(source, out, lambda: refused).run()
+    with pytest.raises(BulkError, match=r"closed the .*; what was answered is kept: the same command goes on"):
+        Job(source, out, lambda: Fake(dict.fromkeys(range(100), GONE)), patience=0.0).run()
+    client = Fake()
+    assert Job(source, out, lambda: client).run().resumed == 30
+    assert_each_once(out)
+
+
+def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
+    source, out = table_of(tmp_path), tmp_path / "out.parquet"
+    with pytest.raises(Killed):
+        Job(source, out, lambda: Fake({5: Killed()})).run()
+    with pytest.raises(BulkError, match=r"is of another job \(another programs\); give another --out, or remove"):
+        Job(source, out, lambda: Fake(program="two")).run()
+
+    class Nosy(Fake):
+        def stream(self, items, top_k):
+            with pytest.raises(BulkError, match="another process is at this job; wait for it"):
+                Job(source, out, Fake).run()
+            return super().stream(items, top_k)
+
+    Job(source, out, Nosy).run()
+    assert_each_once(out)
+    with pytest.raises(BulkError, match="is there already; give another name"):
+        Job(source, out, Fake)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("in.docx", "", "is of no kind that is read; give one of .parquet"),
+        ("in.csv", "id,letter\n1,hi\n", "has no column 'text'; it has id, letter: name one with --field"),
+        ("in.parquet", "hi", "cannot be read or written"),
+        ("in.jsonl", '{"letter": "hi"}\n', "line 1: is no JSON object with 'text'; see --field"),
+        ("in.jsonl", "hi\n", "line 1: is no JSON object"),
+        ("in.txt", "", "holds no rows; there is nothing to ask"),
+        ("none.parquet", None, "none.parquet: there is no such file"),
+    ],
+)
+def test_what_is_no_table_is_said_in_one_line(tmp_path, name, content, problem):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BlindformerError, match=problem):
+        Job(tmp_path / name, tmp_path / "out.csv", Fake).run()
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_what_cannot_be_written_or_is_not_known_is_said_before_anything_is_asked(tmp_path):
+    with pytest.raises(BulkError, match=r"--out .*out.xlsx: is of no kind that is written; end it in .parquet"):
+        Job(table_of(tmp_path), tmp_path / "out.xlsx", Fake)
+    with pytest.raises(BulkError, match="--engine spark: is not known; choose one of local, ray"):
+        Job(table_of(tmp_path), tmp_path / "out.csv", Fake, engine="spark")
+
+
+def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
+    class Encoder(Fake):
+        task = "sentence-embedding"
+
+        def stream(self, items, top_k):
+            return ((place, Result(text, [0.5, -0.25])) for place, text in enumerate(items))
+
+    class Finder(Encoder):
+        task = "question-answering"
+
+    for client, column, value in ((Encoder, "embedding", [0.5, -0.25]), (Finder, "answer", "[0.5, -0.25]")):
+        out = tmp_path / f"{column}.parquet"
+        Job(table_of(tmp_path, rows=["hi"]), out, client).run()
+        assert answers(out) == [{"row": 0, column: value, "error": None}]
+    assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]

@@ -1,0 +1,126 @@
+"""One address of several replicas: all of a session meet at one, and nobody is sent to a stranger."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from blindformer.parties.certificates.contexts import client_context, server_context
+from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.config import load_settings
+from blindformer.parties.replicas.front import ServerFront, as_toml
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.meeting import introduce, new_session
+from blindformer.parties.transport.handshake import Hello, answer_hello
+from blindformer.parties.transport.tls import Listener, listen
+from blindformer.protocols.errors import PeerProtocolError, PeerRefused
+
+HELLO = Hello(blindformer="0", role="client", program="ab", plan="cd", protocol="beaver", session="ef")
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> ServerFront:
+    """Only what chooses; no cluster and no service."""
+    made = object.__new__(ServerFront)
+    made.places, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
+    made.assigned.mkdir()
+    return made
+
+
+def test_all_who_come_to_a_session_meet_at_one_replica(front):
+    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0}))
+    first = {session: front._choose(session) for session in (new_session() for _ in range(40))}
+    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0, "c:1": 0}))
+    assert {session: front._choose(session) for session in first} == first
+    assert set(first.values()) == {"a:1", "b:1"}
+
+
+def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
+    front.places.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
+    found = Counter(front._choose(new_session()) for _ in range(400))
+    assert 250 < found["idle:1"] < 350, "three of four, by lot"
+
+
+def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
+    with pytest.raises(SlotsBusy, match="no replica is ready"):
+        front._choose(new_session())
+    front.places.write_text("{}")
+    with pytest.raises(SlotsBusy, match="no replica is ready"):
+        front._choose(new_session())
+
+
+def test_a_replica_has_the_settings_that_it_was_given_but_where_it_listens(tmp_path):
+    file = tmp_path / "blindformer.toml"
+    file.write_text(
+        '[parties.dealer]\naddress = "dealer.example:1"\n[server]\nfolder = "m\\u00fcll \\"x\\""\nsessions = 7\n'
+        'replicas = 3\nqueries_each = 5\nstate = "state"\n[session]\ntimeout = 3.5\n'
+    )
+    settings = load_settings(file)
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "copy.toml"
+    copy.write_text(as_toml(settings, "server"))
+    found = load_settings(copy)
+    assert found.server == settings.server.model_copy(update={"replicas": None})
+    assert (found.session, found.parties, found.certificates) == (
+        *(settings.session, settings.parties, settings.certificates),
+    )
+    assert found.shared_hash() == settings.shared_hash()
+
+
+def says(listener: Listener, reply: dict | None, aside) -> None:
+    """Answers one hello: with `reply`, or as a server does."""
+
+    def answer() -> None:
+        channel = listener.accept(10.0, ("client",))
+        if reply is None:
+            answer_hello(channel, lambda theirs: theirs.model_copy(update={"role": "server"}), ("client",))
+        else:
+            channel.recv_message()
+            channel.send_message(reply)
+
+    aside(answer)
+
+
+def listening(folder: Path) -> Listener:
+    return listen("127.0.0.1", 0, server_context(folder, "server"))
+
+
+def meet(certificates: Path, listener: Listener) -> Hello:
+    context = client_context(certificates, "client")
+    channel, theirs = introduce(listener.address, context, "server", HELLO, 10.0)
+    channel.close()
+    return theirs
+
+
+def test_a_session_goes_where_it_is_told_to(certificates, aside):
+    with listening(certificates) as front, listening(certificates) as replica:
+        says(front, {"moved": "{}:{}".format(*replica.address)}, aside)
+        says(replica, None, aside)
+        assert meet(certificates, front).role == "server"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "127.0.0.1:0x", "::"])
+def test_what_is_no_address_is_the_fault_of_who_said_it(certificates, aside, where):
+    with listening(certificates) as front:
+        says(front, {"moved": where}, aside)
+        with pytest.raises(PeerProtocolError, match=r"said that it has moved to .*, where it is not"):
+            meet(certificates, front)
+
+
+def test_nobody_is_sent_on_twice(certificates, aside):
+    with listening(certificates) as front, listening(certificates) as other:
+        for listener in (front, other):
+            says(listener, {"moved": "{}:{}".format(*other.address)}, aside)
+        with pytest.raises(PeerProtocolError, match="said that it has moved"):
+            meet(certificates, front)
+
+
+def test_whoever_is_sent_to_shows_a_certificate_of_the_same_deployment(certificates, aside, tmp_path):
+    make_certificates(tmp_path / "strangers")
+    with listening(certificates) as front, listening(tmp_path / "strangers") as stranger:
+        says(front, {"moved": "{}:{}".format(*stranger.address)}, aside)
+        says(stranger, None, aside)
+        with pytest.raises(PeerRefused, match="certificate"):
+            meet(certificates, front)
