@@ -26,6 +26,7 @@ def precompute(
         ),
     ],
     length: Annotated[int | None, Option(help="Of which compiled length (default: the only one).")] = None,
+    sessions: Annotated[int, Option(min=1, max=256, help="So many at once: for replicas, or many cores.")] = 1,
     config: options.Config = None,
     spool: Annotated[Path | None, Option(help="The folder to keep them in.")] = None,
     server: Annotated[str | None, Option(help="host:port.")] = None,
@@ -49,7 +50,7 @@ def precompute(
         given |= {"cache": cache, "spool": spool, "wait": wait}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
-        found = make(settings, count, length, phases.step)
+        found = make(settings, count, length, phases.step, sessions)
     padded = f" of {found.length} tokens" if found.length else ""
     said = f"kept correlations for {found.kept} queries{padded} in {found.seconds:.1f} s"
     tell(form, asdict(found), f"{said}; {settings.client.spool} holds {found.left}")

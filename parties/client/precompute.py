@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from ...models.artifacts import load_client
+from ...models.artifacts import ClientLength, ClientPart, load_client
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
-from ..session.spool import SpoolError
+from ..session.spool import Spool, SpoolError
 from .sessions import SessionTransport
 from .transport import ClientError
 
@@ -31,9 +32,14 @@ class Precomputed:
 
 
 def precompute(
-    settings: Settings, count: int, length: int | None = None, progress: Progress | None = None
+    settings: Settings,
+    count: int,
+    length: int | None = None,
+    progress: Progress | None = None,
+    sessions: int = 1,
 ) -> Precomputed:
     """Make correlations of `count` queries of one compiled length (None: the only one), with the parties of `settings`.
+    `sessions`: so many at once, for a server and a dealer with cores to spare, or with replicas.
 
     A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
 
@@ -49,19 +55,41 @@ def precompute(
     chosen = part.for_length(length)
     number = next(number for number, one in part.lengths.items() if one is chosen)
     started = time.perf_counter()
-    sessions = SessionTransport(settings, part, cache=settings.client.cache, use_spool="off", progress=progress)
-    assert sessions.spool is not None
-    kept, stopped = 0, None
+    shares = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
+    done = dict.fromkeys(range(len(shares)), 0)
+
+    def make(place: int) -> tuple[int, BlindformerError | None]:
+        def told(phase: str, made: int, total: int) -> None:
+            if phase == "precompute":
+                done[place], made, total = made, sum(done.values()) - done[place] + made, count
+            if progress is not None:
+                progress(phase, made, total)
+
+        return _in_one_session(settings, part, chosen, shares[place], told)
+
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="blindformer precompute") as pool:
+        found = list(pool.map(make, range(len(shares))))
+    kept, stopped = sum(made for made, _ in found), next((error for _, error in found if error is not None), None)
+    if stopped is not None and not kept:
+        raise stopped
+    return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)
+
+
+def _in_one_session(
+    settings: Settings, part: ClientPart, chosen: ClientLength, count: int, progress: Progress
+) -> tuple[int, BlindformerError | None]:
+    """How many were kept, and why no more. Errors: PeerError."""
+    transport = SessionTransport(settings, part, cache=settings.client.cache, use_spool="off", progress=progress)
+    kept, deadline = 0, time.monotonic() + settings.client.wait
 
     def told(before: int, phase: str, done: int, _: int) -> None:
-        sessions.tell(phase, before + done, count)
+        progress(phase, before + done, count)
 
-    deadline = time.monotonic() + settings.client.wait
     try:
-        while kept < count and stopped is None:
+        while kept < count:
             before = kept
             try:
-                party = cast(ClientParty, sessions.connect(chosen).party)
+                party = cast(ClientParty, transport.connect(chosen).party)
                 try:
                     party.precompute(count - kept, partial(told, kept))
                 finally:
@@ -70,13 +98,11 @@ def precompute(
                 if kept > before:
                     deadline = time.monotonic() + settings.client.wait
                 try:
-                    sessions.rest(busy, deadline)
+                    transport.rest(busy, deadline)
                 except SlotsBusy as error:
-                    stopped = error
+                    return kept, error
             except SpoolError as error:
-                stopped = error
-        if stopped is not None and not kept:
-            raise stopped
+                return kept, error
     finally:
-        sessions.close()
-    return Precomputed(number, kept, sessions.spool.left(), time.perf_counter() - started, stopped)
+        transport.close()
+    return kept, None
