@@ -68,7 +68,7 @@ class Scale:
             refuse(given, "is of a plan for many users; add --users, or leave it out")
             return
         from ..reports.capacity import parse_queries
-        from ..reports.queueing import need_simpy
+        from ..reports.virtual import need_simpy
 
         refuse({"--tokens": tokens}, "--users plans queries of whole texts, not conversations; leave one of them out")
         refuse(
@@ -92,9 +92,7 @@ class Scale:
             **given(cores=self.cores, utilisation=self.utilisation, core_hour=self.core_hour, gb=self.gb, uplink=uplink)
         )
         grown = max(0.0, grown - price.setup_bytes)  # the masked weights, which a server's sessions share
-        return plan_capacity(
-            price, users, rented, query_bytes=grown, within=self.within, **given(seed=self.seed)
-        )  # fmt: skip
+        return plan_capacity(price, users, rented, query_bytes=grown, **given(within=self.within, seed=self.seed))
 
 
 def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capacity) -> None:
@@ -117,17 +115,19 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capa
     needed = price.offline_bytes * users.a_day / GB
     disk = f"{found.disk_bytes / GB:,.0f} GB" if users.ahead else f"none; a day's queries made ahead: {needed:,.0f} GB"
     late = seen.turned_away + seen.lost
-    out.print(
-        f"network  {found.day_bytes / TB:.3g} TB a day, of which servers and dealers send {found.sent_bytes / TB:.3g} TB; "
-        f"{found.first_bytes / TB:.3g} TB of masked weights, once\n"
-        f"disk     of the servers, for correlations: {disk}\n"
-        f"money    {found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at {rented.core_hour:g} "
-        f"a core-hour and {rented.gb:g} a GB sent, in any unit of money\n"
-        f"busiest  hour, simulated ({found.simulated} of {found.server.machines} servers, a failure of one, "
-        f"{seen.asked:,} queries):\n"
-        f"         answers  p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s, p99 {seen.latency_p99_s:.2f} s; "
-        f"bound of p95 {found.within_s:.2f} s; a query alone {found.alone_s:.2f} s\n"
-        f"         waits    p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, for a worker\n"
-        f"         told to come back {seen.told / seen.asked:.2%}, without an answer {late / seen.asked:.2%}; cores in use "
-        f"{seen.server_utilisation:.0%} at servers, {seen.dealer_utilisation:.0%} at dealers"
-    )
+    lines = {
+        "network": f"{found.day_bytes / TB:.3g} TB a day, of which servers and dealers send "
+        f"{found.sent_bytes / TB:.3g} TB; {found.first_bytes / TB:.3g} TB of masked weights, once",
+        "disk": f"of the servers, for correlations: {disk}",
+        "money": f"{found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at "
+        f"{rented.core_hour:g} a core-hour and {rented.gb:g} a GB sent, in any unit of money",
+        "busiest": f"hour, simulated: {found.simulated} of {found.server.machines} servers, one of which fails for "
+        f"a minute (on average); {seen.asked:,} queries",
+        "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {found.within_s:.2f} s), "
+        f"p99 {seen.latency_p99_s:.2f} s; a query alone {found.alone_s:.2f} s",
+        "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, for a worker",
+        "refused": f"told to come back {seen.told / seen.asked:.2%}; never answered {late / seen.asked:.2%}",
+        "in use": f"cores {seen.server_utilisation:.0%} at servers and {seen.dealer_utilisation:.0%} at dealers; the "
+        f"servers' uplinks {seen.uplink_utilisation:.0%}",
+    }
+    out.print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)

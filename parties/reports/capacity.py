@@ -31,6 +31,7 @@ SIMULATED_QUERIES, SIMULATED_REPLICAS = 5000, 4
 PROMPTLY = 2.0  # the bound of the 95th percentile unless one is given, in latencies of a query to an idle service
 MORE = 1.1  # times as many servers are tried next
 MOST_TRIES = 50
+LEAST_MACHINES = 2  # of each party: one may fail
 RESTART = 1 / 60  # of the time simulated, a server that fails is away: a minute of an hour
 ANSWERED = 0.95  # of the queries, at least
 
@@ -141,6 +142,9 @@ def costs_of(price: Estimate) -> QueryCosts:
         offline_wait=max(0.0, price.offline_s - made),
         online_wait=max(0.0, price.online_s - max(parts["server_online"], client)),
         opening=OPENING_TRIPS * price.rtt_s,
+        up=price.up,
+        down=price.down,
+        offline_bytes=price.offline_bytes,
     )
 
 
@@ -163,7 +167,7 @@ def plan_capacity(
     """
     rented = rented or Machines()
     _check(users, rented)
-    live, stored = costs_of(price), users.stored
+    live, stored = _over_uplink(costs_of(price), rented.uplink), users.stored
     alone = stored * live.stored().latency + (1 - stored) * live.latency
     within = PROMPTLY * live.latency if within is None else within
     if within < alone:
@@ -175,11 +179,11 @@ def plan_capacity(
     # What is made ahead is made evenly, day and night.
     dealt = rate * (1 - stored) + users.a_day * stored / DAY
     dealers = _machines(dealt * live.dealer / work, dealt * price.offline_bytes, rented)
-    least = _machines(
-        rate * live.server / work, max(rate * price.down, rate * price.up + dealt * price.offline_bytes), rented
-    )
+    carried = max(rate * price.down, rate * price.up + dealt * price.offline_bytes)
+    least = _machines(rate * live.server / work, carried, rented)
     fleet = Fleet(
         cores=rented.cores,
+        uplink=rented.uplink,
         workers=_workers(rented.cores, live.held, live.server),
         dealer_workers=_workers(rented.cores, live.held, live.dealer),
     )
@@ -191,16 +195,13 @@ def plan_capacity(
         return PartyNeeds(machines, rented.cores, workers, sessions, held, 8 * bits / machines)
 
     shared = min(MOST_SESSIONS, fleet.sessions * math.ceil(replicas / dealers))
-    entering = rate * price.up + dealt * price.offline_bytes
     sent = users.a_day * (price.down + price.offline_bytes)
     money = 24 * rented.core_hour * rented.cores * (replicas + dealers) + rented.gb * sent / 1e9
     return Capacity(
         users=users,
         rented=rented,
         # A server has its weights and the masked ones.
-        server=needs(
-            replicas, fleet.workers, fleet.sessions, 2.0 * price.setup_bytes, max(rate * price.down, entering)
-        ),
+        server=needs(replicas, fleet.workers, fleet.sessions, 2.0 * price.setup_bytes, carried),
         dealer=needs(dealers, fleet.dealer_workers, shared, 0.0, dealt * price.offline_bytes),
         day_bytes=users.a_day * (price.online_bytes + price.offline_bytes),
         sent_bytes=sent,
@@ -243,9 +244,19 @@ def _check(users: Users, rented: Machines) -> None:
         raise CapacityError(f"{bad[0]} {value:g}: out of range; peak is 1/24 to 1, utilisation below 1, others above 0")
 
 
+def _over_uplink(costs: QueryCosts, uplink: float) -> QueryCosts:
+    """Where the machines' uplink is narrower than the priced network."""
+    online, offline = 8 * max(costs.up, costs.down) / uplink, 8 * costs.offline_bytes / uplink
+    return replace(
+        costs,
+        online_wait=max(costs.online_wait, online),
+        offline_wait=max(costs.offline_wait, offline),
+    )
+
+
 def _machines(busy: float, sent: float, rented: Machines) -> int:
     """`busy`: machines whose cores it takes; `sent`: bytes a second, the busier way."""
-    return max(1, math.ceil(busy), math.ceil(8 * sent / (rented.utilisation * rented.uplink)))
+    return max(LEAST_MACHINES, math.ceil(busy), math.ceil(8 * sent / (rented.utilisation * rented.uplink)))
 
 
 def _workers(cores: int, held: float, computed: float) -> int:

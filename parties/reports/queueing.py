@@ -4,25 +4,22 @@ A query takes here what it takes in parties/session/server.py: it holds a worker
 waits for its correlations, which dealer, server and client make at once (in a session of several queries: while the
 query before runs), then the online phase runs. Who gets a worker, who waits and who is told to come back is decided by
 the services' own rules, parties/service/admission.py. All that computes on a machine shares its cores equally
-(processor sharing); a network only delays.
+(processor sharing), and all that travels there its link; beyond that a network only delays.
 
 Left out: the CPU time of handshakes and of TLS, and failures of dealers. simpy is imported when something is simulated.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from ...protocols.errors import BlindformerError
-from ...protocols.streams import SEED_BYTES, Stream
 from ..client.base import REOPEN_SECONDS
-from ..service.admission import Admission, Busy, Go, News
 from ..service.limits import ServiceLimits
+from .virtual import ComeBack, Computes, Draws, Machine, OwnMachine, QueueingError, SharedRate, Slots, Steps, need_simpy
 
 if TYPE_CHECKING:
     import simpy
@@ -30,17 +27,13 @@ if TYPE_CHECKING:
 SLICES = 8  # of an online phase: in each both parties compute, then the network delays
 WARM_UP = 0.1  # of the time: queries that were asked in it do not count, as the service began empty
 SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/transport.py)
-LEAST = 1e-12  # seconds: computing that is over, but for rounding
-
-
-class QueueingError(BlindformerError):
-    """A service that cannot be simulated."""
 
 
 @dataclass(frozen=True)
 class QueryCosts:
     """What one query takes where nobody else asks. Seconds of CPU by party and phase; `_wait`: seconds that a phase
-    takes beyond computing (the network's); `opening`: of a session, before its first query."""
+    takes beyond computing (the network's); `opening`: of a session, before its first query. Bytes: `up` from the client
+    to the server and `down`, online; `offline_bytes` from the dealer to the server."""
 
     server_offline: float = 0.0
     server_online: float = 0.0
@@ -50,10 +43,17 @@ class QueryCosts:
     offline_wait: float = 0.0
     online_wait: float = 0.0
     opening: float = 0.0
+    up: float = 0.0
+    down: float = 0.0
+    offline_bytes: float = 0.0
 
     @property
     def server(self) -> float:
         return self.server_offline + self.server_online
+
+    @property
+    def client(self) -> float:
+        return self.client_offline + self.client_online
 
     @property
     def held(self) -> float:
@@ -68,7 +68,7 @@ class QueryCosts:
 
     def stored(self) -> QueryCosts:
         """Of a query whose correlations were made ahead."""
-        return replace(self, dealer=0.0, offline_wait=0.0)
+        return replace(self, dealer=0.0, offline_wait=0.0, offline_bytes=0.0)
 
     def times(self, factor: float) -> QueryCosts:
         return QueryCosts(**{name: factor * value for name, value in asdict(self).items()})
@@ -76,21 +76,23 @@ class QueryCosts:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Machines of `cores` cores each: servers (`replicas`), and dealers, each of which deals to some of the servers.
+    """Machines of `cores` cores each (a number or a fraction of one): servers (`replicas`), and dealers, each of which
+    deals to some of the servers.
 
     A client dials any replica that runs. `workers`, `sessions`, `queue`, `share`: settings of each server;
-    `dealer_workers`: of each dealer. `failure_s`: mean seconds until a replica fails; `restart_s`: until it is back.
-    `one_machine`: all parties, clients too, share one machine's cores.
+    `dealer_workers`: of each dealer. `uplink`: of each machine, bits a second each way. `failure_s`: mean seconds until
+    a replica fails; `restart_s`: until it is back. `one_machine`: all parties, clients too, share one machine's cores.
     """
 
     replicas: int = 1
     dealers: int = 1
-    cores: int = 4
+    cores: float = 4
     workers: int = 4
     sessions: int = 32
     queue: int = 64
     share: float = 0.15
     dealer_workers: int = 4
+    uplink: float = math.inf
     failure_s: float = math.inf
     restart_s: float = 60.0
     one_machine: bool = False
@@ -102,7 +104,7 @@ class Traffic:
     with `clients`, so many that ask again as soon as they are answered, each in one session.
 
     `wait`: seconds that a client goes on asking a busy service. `stored`: the part of queries whose correlations were
-    made ahead. `exponential`: a query takes a random multiple of its costs (of mean 1), as theory likes it.
+    made ahead. `factors`: a query takes its costs times one of them, drawn at random; none: its costs.
     """
 
     seconds: float
@@ -110,7 +112,7 @@ class Traffic:
     clients: int = 0
     wait: float = 60.0
     stored: float = 0.0
-    exponential: bool = False
+    factors: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Simulated:
 
     `told`: queries that were told to come back at least once, of which those in `turned_away` gave up; `lost`: a
     replica failed twice under them, or none ran. Latencies: seconds from asking to the answer; waits: from asking until
-    a worker was free. Utilisation: of the cores.
+    a worker was free. Utilisation: of the cores; of the servers' uplinks, the busier way.
     """
 
     asked: int
@@ -137,6 +139,7 @@ class Simulated:
     wait_p95_s: float
     server_utilisation: float
     dealer_utilisation: float
+    uplink_utilisation: float
 
 
 def simulate(costs: QueryCosts, fleet: Fleet, traffic: Traffic, seed: int = 0) -> Simulated:
@@ -146,156 +149,20 @@ def simulate(costs: QueryCosts, fleet: Fleet, traffic: Traffic, seed: int = 0) -
     return _Simulation(costs, fleet, traffic, seed).run()
 
 
-def need_simpy() -> Any:
-    """The library. Errors: QueueingError."""
-    try:
-        import simpy
-    except ImportError:
-        raise QueueingError("simpy is not installed, which simulates; run: pip install 'blindformer[scale]'") from None
-    return simpy
-
-
-class _ComeBack(Exception):
-    """The service is busy: the client asks again in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-
 class _Away(Exception):
     """No replica runs."""
 
 
-class _Draws:
-    """Random numbers that a seed decides."""
-
-    def __init__(self, seed: int) -> None:
-        self._stream = Stream(seed.to_bytes(SEED_BYTES, "big"), "queueing")
-        self._batches, self._left = count(), []
-
-    def uniform(self) -> float:
-        """Below 1, of 53 bits."""
-        if not self._left:
-            drawn = self._stream.integers(str(next(self._batches)), (4096,))
-            self._left = [number / 2**53 for number in ((drawn >> 11) & (2**53 - 1)).tolist()]
-        return self._left.pop()
-
-    def exponential(self, mean: float) -> float:
-        return -mean * math.log(1.0 - self.uniform())
-
-
-class _Computes(Protocol):
-    def work(self, seconds: float) -> simpy.Event: ...
-
-
-class _OwnMachine:
-    """A client's: nobody else computes on it."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-
-    def work(self, seconds: float) -> simpy.Event:
-        return self._env.timeout(seconds)
-
-
-class _Cores:
-    """Cores that jobs of one thread each share equally. A job is over when `_each`, what any job that was here all the
-    time has got, has grown by its seconds."""
-
-    def __init__(self, env: simpy.Environment, cores: int) -> None:
-        self._env, self.cores = env, cores
-        self.busy = 0.0  # core seconds
-        self._each, self._since, self._alarm, self._numbers = 0.0, 0.0, 0, count()
-        self._jobs: list[tuple[float, int, simpy.Event]] = []
-
-    def work(self, seconds: float) -> simpy.Event:
-        """The event of so many CPU seconds being done."""
-        self._advance()
-        done = self._env.event()
-        heapq.heappush(self._jobs, (self._each + seconds, next(self._numbers), done))
-        self._set_alarm()
-        return done
-
-    def drop(self) -> None:
-        """The machine fails: what it computes is lost."""
-        self._advance()
-        self._jobs.clear()
-        self._alarm += 1
-
-    def _speed(self) -> float:
-        return min(1.0, self.cores / len(self._jobs))
-
-    def _advance(self) -> None:
-        if self._jobs:
-            gained = (self._env.now - self._since) * self._speed()
-            self._each += gained
-            self.busy += gained * len(self._jobs)
-        self._since = self._env.now
-
-    def _set_alarm(self) -> None:
-        self._alarm += 1
-        left = max(0.0, self._jobs[0][0] - self._each) / self._speed()
-        alarm = self._env.timeout(left, self._alarm)
-        assert alarm.callbacks is not None
-        alarm.callbacks.append(self._ring)
-
-    def _ring(self, event: simpy.Event) -> None:
-        if event.value != self._alarm:
-            return  # jobs have come or gone since it was set
-        self._advance()
-        self._each = max(self._each, self._jobs[0][0])
-        while self._jobs and self._jobs[0][0] <= self._each + LEAST:
-            heapq.heappop(self._jobs)[2].succeed()
-        if self._jobs:
-            self._set_alarm()
-
-
-class _Slots:
-    """Sessions and workers of one service, by its own rules."""
-
-    def __init__(self, env: simpy.Environment, limits: ServiceLimits) -> None:
-        self._env, self._admission = env, Admission(limits, lambda: env.now)
-        self._queued: dict[int, simpy.Event] = {}
-
-    def open(self, child: int, owner: str) -> None:
-        verdict = self._admission.open(child, owner)
-        if isinstance(verdict, Busy):
-            raise _ComeBack(verdict.seconds)
-
-    def want(self, child: int) -> simpy.Event:
-        """The event of having a worker."""
-        verdict, turn = self._admission.want(child), self._env.event()
-        if isinstance(verdict, Busy):
-            raise _ComeBack(verdict.seconds)
-        if isinstance(verdict, Go):
-            return turn.succeed()
-        self._queued[child] = turn
-        return turn
-
-    def release(self, child: int) -> None:
-        self._tell(self._admission.release(child))
-
-    def leave(self, child: int) -> None:
-        self._queued.pop(child, None)
-        self._tell(self._admission.leave(child))
-
-    def _tell(self, news: News) -> None:
-        for child, verdict in news:
-            if isinstance(verdict, Go):
-                self._queued.pop(child).succeed()
-
-
-@dataclass
-class _Dealer:
-    cores: _Cores
-    slots: _Slots
+class _Dealer(NamedTuple):
+    machine: Machine
+    slots: Slots
 
 
 @dataclass
 class _Replica:
     name: str
-    cores: _Cores
-    slots: _Slots
+    machine: Machine
+    slots: Slots
     dealer: _Dealer
     runs: bool = True
     sessions: dict[int, _Session] = field(default_factory=dict)
@@ -307,41 +174,36 @@ class _Session:
 
     child: int
     replica: _Replica
-    client: _Computes
+    client: Computes
     process: simpy.Process
     ahead: simpy.Process | None = None
     turn: float = 0.0  # when the last query got a worker
-
-
-Steps = Generator["simpy.Event", Any, Any]
 
 
 class _Simulation:
     def __init__(self, costs: QueryCosts, fleet: Fleet, traffic: Traffic, seed: int) -> None:
         self._simpy = need_simpy()
         env = self.env = self._simpy.Environment()
-        self.costs, self.fleet, self.traffic, self.draws = costs, fleet, traffic, _Draws(seed)
+        self.costs, self.fleet, self.traffic, self.draws = costs, fleet, traffic, Draws(seed)
         self._children = count()
-        self._shared = _Cores(env, fleet.cores) if fleet.one_machine else None
+        self._shared = SharedRate(env, fleet.cores) if fleet.one_machine else None
         # A dealer lets as many sessions in as its servers do: a plan sets it so.
         many = min(10_000, fleet.sessions * math.ceil(fleet.replicas / fleet.dealers))
         dealt = ServiceLimits(workers=fleet.dealer_workers, sessions=many, queue=fleet.queue, share=1.0)
-        self.dealers = [_Dealer(self._machine(), _Slots(env, dealt)) for _ in range(fleet.dealers)]
+        self.dealers = [_Dealer(self._machine(), Slots(env, dealt)) for _ in range(fleet.dealers)]
         self.replicas = [
             _Replica(str(number), self._machine(), self._slots(), self.dealers[number % fleet.dealers])
             for number in range(fleet.replicas)
         ]
         self.outcomes: list[tuple[str, float, float, float, bool]] = []  # what, asked, ended, waited, told
 
-    def _machine(self) -> _Cores:
-        return self._shared or _Cores(self.env, self.fleet.cores)
+    def _machine(self) -> Machine:
+        return Machine(self.env, self.fleet.cores, self.fleet.uplink, self._shared)
 
-    def _slots(self) -> _Slots:
+    def _slots(self) -> Slots:
         fleet = self.fleet
-        limits = ServiceLimits(
-            workers=fleet.workers, sessions=fleet.sessions, queue=fleet.queue, share=fleet.share
-        )  # fmt: skip
-        return _Slots(self.env, limits)
+        mine = ServiceLimits(workers=fleet.workers, sessions=fleet.sessions, queue=fleet.queue, share=fleet.share)
+        return Slots(self.env, mine)
 
     def run(self) -> Simulated:
         env, end = self.env, self.traffic.seconds
@@ -350,13 +212,12 @@ class _Simulation:
                 env.process(self._fail(replica))
         everyone = env.process(self._everyone())
         env.run(until=end)
-        used = [self._used([one.cores for one in machines], end) for machines in (self.replicas, self.dealers)]
+        servers, dealers = ([one.machine for one in ones] for ones in (self.replicas, self.dealers))
+        used = [_used(one.cores for one in machines) / end for machines in (servers, dealers)]
+        carried = max(_used(one.entering for one in servers), _used(one.leaving for one in servers)) / end
         if everyone.is_alive:
             env.run(until=everyone)
-        return self._figures(*used)
-
-    def _used(self, machines: Sequence[_Cores], seconds: float) -> float:
-        return sum(one.busy for one in machines) / (seconds * sum(one.cores for one in machines))
+        return self._figures(*used, carried)
 
     def _everyone(self) -> Steps:
         """Until the last client has its answer."""
@@ -367,14 +228,12 @@ class _Simulation:
             if env.now >= traffic.seconds:
                 break
             visits.append(env.process(self._visit(f"{len(visits)}")))
-        for visit in visits:
-            if visit.is_alive:
-                yield visit
+        yield self._simpy.AllOf(env, visits)
 
     def _visit(self, owner: str) -> Steps:
         """A client's one session: a query, or one after the other until the time is over."""
         env, traffic = self.env, self.traffic
-        client = self._shared or _OwnMachine(env)
+        client = self._shared or OwnMachine(env)
         session: _Session | None = None
         while True:
             costs = self._drawn()
@@ -387,14 +246,13 @@ class _Simulation:
                         yield env.timeout(costs.opening)
                     yield from self._query(session, costs, more)
                     outcome = "answered"
-                except _ComeBack as busy:
+                except ComeBack as busy:
                     told = True
                     if (left := deadline - env.now) <= 0:
                         outcome = "turned away"
                     else:
-                        session = yield from self._rest(
-                            session, min(left, busy.seconds * (1 + SPREAD * self.draws.uniform()))
-                        )
+                        later = busy.seconds * (1 + SPREAD * self.draws.uniform())
+                        session = yield from self._rest(session, min(left, later))
                 except _Away:
                     if not lost or env.now + REOPEN_SECONDS > deadline:
                         outcome = "lost"
@@ -413,18 +271,18 @@ class _Simulation:
         costs, traffic = self.costs, self.traffic
         if traffic.stored and self.draws.uniform() < traffic.stored:
             costs = costs.stored()
-        return costs.times(self.draws.exponential(1.0)) if traffic.exponential else costs
+        return costs.times(self.draws.choice(traffic.factors)) if traffic.factors else costs
 
-    def _open(self, owner: str, client: _Computes) -> _Session:
+    def _open(self, owner: str, client: Computes) -> _Session:
         running = [replica for replica in self.replicas if replica.runs]
         if not running:
             raise _Away
-        replica = running[int(self.draws.uniform() * len(running))]
+        replica = self.draws.choice(running)
         child = next(self._children)
         replica.slots.open(child, owner)
         try:
             replica.dealer.slots.open(child, replica.name)
-        except _ComeBack:
+        except ComeBack:
             replica.slots.leave(child)
             raise
         assert self.env.active_process is not None
@@ -459,9 +317,10 @@ class _Simulation:
             raise busy
         if more:
             session.ahead = env.process(self._correlations(session, self._drawn(), aside=True))
+        part, machine = costs.times(1 / SLICES), server.machine
         for _ in range(SLICES):
-            yield server.cores.work(costs.server_online / SLICES) & client.work(costs.client_online / SLICES)
-            yield env.timeout(costs.online_wait / SLICES)
+            yield machine.cores.work(part.server_online) & client.work(part.client_online)
+            yield self._simpy.AllOf(env, [env.timeout(part.online_wait), *machine.carry(part.up, part.down)])
         server.slots.release(session.child)
 
     def _correlations(self, session: _Session, costs: QueryCosts, aside: bool = False) -> Steps:
@@ -473,11 +332,12 @@ class _Simulation:
             if costs.dealer:
                 try:
                     yield dealer.slots.want(session.child)
-                except _ComeBack as busy:
+                except ComeBack as busy:
                     return busy
-                parts.append(dealer.cores.work(costs.dealer))
-            yield self._simpy.AllOf(self.env, [*parts, server.cores.work(costs.server_offline)])
-            yield self.env.timeout(costs.offline_wait)
+                parts.append(dealer.machine.cores.work(costs.dealer))
+            yield self._simpy.AllOf(self.env, [*parts, server.machine.cores.work(costs.server_offline)])
+            carried = [*dealer.machine.carry(leaving=costs.offline_bytes), *server.machine.carry(costs.offline_bytes)]
+            yield self._simpy.AllOf(self.env, [self.env.timeout(costs.offline_wait), *carried])
             if costs.dealer:
                 dealer.slots.release(session.child)
         except self._simpy.Interrupt:
@@ -489,14 +349,14 @@ class _Simulation:
         while True:
             yield self.env.timeout(self.draws.exponential(self.fleet.failure_s))
             replica.runs = False
-            replica.cores.drop()
+            replica.machine.drop()
             for session in list(replica.sessions.values()):
                 self._close(session)
                 session.process.interrupt()
             yield self.env.timeout(self.fleet.restart_s)
             replica.slots, replica.runs = self._slots(), True
 
-    def _figures(self, servers: float, dealers: float) -> Simulated:
+    def _figures(self, servers: float, dealers: float, carried: float) -> Simulated:
         warm = WARM_UP * self.traffic.seconds
         counted = [found for found in self.outcomes if found[1] >= warm]
         answered = [found for found in counted if found[0] == "answered"]
@@ -521,7 +381,14 @@ class _Simulation:
             wait_p95_s=_quantile(waits, 0.95),
             server_utilisation=servers,
             dealer_utilisation=dealers,
+            uplink_utilisation=carried,
         )
+
+
+def _used(parts: Iterable[SharedRate]) -> float:
+    """Seconds in use, of all that could be used at once."""
+    found = list(parts)
+    return sum(one.busy for one in found) / sum(one.cores for one in found)
 
 
 def _mean(values: Sequence[float]) -> float:
