@@ -3,7 +3,7 @@
     python -m bench.capacity --clients 8 --seconds 60
 
 The simulation knows what one client alone cost in the same run, and nothing of many. All parties and clients share the
-cores of this machine in both, less what other processes used while one client asked. README.md says what each figure
+cores of this machine in both, less what other processes used. README.md says what each figure
 means.
 """
 
@@ -73,6 +73,12 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryC
     return replace(costs, online_wait=low), factors
 
 
+def _fleet(found: Load, workers: int) -> Fleet:
+    """This machine, less what other processes used meanwhile: nothing, if it is quiet."""
+    free = max(0.1, cores() - found.others_cores)
+    return Fleet(cores=free, workers=workers, dealer_workers=cores(), one_machine=True)
+
+
 def run(options: argparse.Namespace, say: Say) -> CapacityReport:
     """Errors: BlindformerError."""
     need_simpy()
@@ -81,13 +87,11 @@ def run(options: argparse.Namespace, say: Say) -> CapacityReport:
         say("simulate")
         part = load_server(Path(folder) / "compiled").for_length()
         expected = costs_of(estimate(part.program, "loopback"))
-    # What other processes took while one client asked, they take from many, too.
-    free = max(0.1, cores() - found.single.others_cores)
-    fleet = Fleet(cores=free, workers=options.workers, dealer_workers=cores(), one_machine=True)
-    costs, factors = costs_alone(found.single, expected, fleet)
     measured = {"single": found.single, "many": found.many}
+    fleets = {name: _fleet(load, options.workers) for name, load in measured.items()}
+    costs, factors = costs_alone(found.single, expected, fleets["single"])
     simulated = {
-        name: simulate(costs, fleet, Traffic(load.seconds, clients=load.clients, factors=factors))
+        name: simulate(costs, fleets[name], Traffic(load.seconds, clients=load.clients, factors=factors))
         for name, load in measured.items()
     }
     return CapacityReport(

@@ -28,7 +28,7 @@ from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
 from rich.table import Table
 
-from .clients import Asker, ClientProcess
+from .clients import Asker, ClientProcess, hear
 from .commands import Say, parser, publish, run_command
 from .provenance import Measured, provenance
 from .site import MODELS, SMALL, Site, compile_into, deploy
@@ -148,7 +148,7 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
         with memory:
             for client in crowd:
                 client.tell(end)
-            time.sleep(max(0.0, end - time.monotonic()))
+            hear(crowd, end)
             after, busy = _cpu(deployment, crowd), _busy() - busy
         for client in crowd:
             if not client.finish(PATIENCE) or client.ending is None or client.ending["event"] != "end":

@@ -188,7 +188,8 @@ def plan_capacity(
         dealer_workers=_workers(rented.cores, live.held, live.dealer),
     )
     fleet = replace(fleet, sessions=min(MOST_SESSIONS, max(LEAST_SESSIONS, 2 * fleet.workers)))
-    replicas, simulated, busiest = _enough(live, fleet, least, dealers, rate, stored, within, seed)
+    fleet, simulated, busiest = _enough(live, fleet, least, dealers, rate, stored, within, seed)
+    replicas, dealers = fleet.replicas, fleet.dealers
 
     def needs(machines: int, workers: int, sessions: int, weights: float, bits: float) -> PartyNeeds:
         held = SERVICE_BYTES + weights + sessions * SESSION_BYTES + workers * memory
@@ -266,24 +267,22 @@ def _workers(cores: int, held: float, computed: float) -> int:
 
 def _enough(
     costs: QueryCosts, fleet: Fleet, least: int, dealers: int, rate: float, stored: float, within: float, seed: int
-) -> tuple[int, int, Simulated]:
-    """How many servers keep `within`, how many of them were simulated, and what was seen."""
-    replicas = least
+) -> tuple[Fleet, int, Simulated]:
+    """The fleet that keeps `within`, how many of its servers were simulated, and what was seen."""
+    group = max(1, least // dealers)  # servers that one dealer deals to, at most
+    replicas = max(least, dealers)
     for _ in range(MOST_TRIES):
-        # A client takes any server, so a part of them sees a part of the clients, and waits no less than all would.
-        part = min(replicas, SIMULATED_REPLICAS)
+        dealers = math.ceil(replicas / group)
+        # A client takes any server, so some groups see their part of the clients as if the others were not.
+        groups = min(dealers, max(1, SIMULATED_REPLICAS // group))
+        part = min(replicas, groups * group)
         share = rate * part / replicas
         seconds = min(HOUR, max(SIMULATED_QUERIES / share, 50 * costs.latency))
-        tried = replace(
-            fleet,
-            replicas=part,
-            dealers=max(1, dealers * part // replicas),
-            failure_s=seconds * part,
-            restart_s=RESTART * seconds,
-        )
+        failing = {"failure_s": seconds * part, "restart_s": RESTART * seconds}
+        tried = replace(fleet, replicas=part, dealers=groups, **failing)
         found = simulate(costs, tried, Traffic(seconds, rate=share, stored=stored), seed)
         if found.latency_p95_s <= within and found.answered >= ANSWERED * found.asked:
-            return replicas, part, found
+            return replace(fleet, replicas=replicas, dealers=dealers), part, found
         replicas = max(replicas + 1, math.ceil(MORE * replicas))
     raise CapacityError(
         f"within {within:g} s: {replicas} servers still take {found.latency_p95_s:.2f} s; allow more, or more --cores"
