@@ -47,7 +47,7 @@ class Scale:
     ] = None
     cores: Annotated[int | None, Option(min=1, help="With --users: cores of each machine (default: 4).")] = None
     uplink: Annotated[
-        float | None, Option(min=1, help="With --users: Mbit/s of each machine, each way (default: 1000).")
+        float | None, Option(min=1, help="With --users: Mbit/s of each machine, each way (default: 10000).")
     ] = None
     utilisation: Annotated[
         float | None,
@@ -116,8 +116,8 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capa
     disk = f"{found.disk_bytes / GB:,.0f} GB" if users.ahead else f"none; a day's queries made ahead: {needed:,.0f} GB"
     late = seen.turned_away + seen.lost
     lines = {
-        "network": f"{found.day_bytes / TB:.3g} TB a day, of which servers and dealers send "
-        f"{found.sent_bytes / TB:.3g} TB; {found.first_bytes / TB:.3g} TB of masked weights, once",
+        "network": f"{found.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
+        f"{found.sent_bytes / TB:,.2f} TB; {found.first_bytes / TB:,.2f} TB of masked weights, once",
         "disk": f"of the servers, for correlations: {disk}",
         "money": f"{found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at "
         f"{rented.core_hour:g} a core-hour and {rented.gb:g} a GB sent, in any unit of money",
@@ -125,7 +125,7 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capa
         f"a minute (on average); {seen.asked:,} queries",
         "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {found.within_s:.2f} s), "
         f"p99 {seen.latency_p99_s:.2f} s; a query alone {found.alone_s:.2f} s",
-        "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, for a worker",
+        "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, from asking until a worker is free",
         "refused": f"told to come back {seen.told / seen.asked:.2%}; never answered {late / seen.asked:.2%}",
         "in use": f"cores {seen.server_utilisation:.0%} at servers and {seen.dealer_utilisation:.0%} at dealers; the "
         f"servers' uplinks {seen.uplink_utilisation:.0%}",

@@ -23,8 +23,9 @@ T = TypeVar("T")
 DAY, HOUR = 86400.0, 3600.0
 PER_DAY = {"second": DAY, "minute": 1440.0, "hour": 24.0, "day": 1.0}
 OPENING_TRIPS = 6  # round trips of opening a session: TCP, TLS and the hello, with the dealer and with the server
-# Measured by `python -m bench.load`: a service with nobody in it, and an open session that computes nothing.
-SERVICE_BYTES, SESSION_BYTES = 300e6, 6e6
+# Measured (bench.load's memory_idle_mb, of two services; parties/service/limits.py): a service with nobody in it, and
+# an open session that computes nothing.
+SERVICE_BYTES, SESSION_BYTES = 250e6, 6e6
 MOST_WORKERS, MOST_SESSIONS = 1024, 10_000  # that a service may be set to
 LEAST_SESSIONS = 32  # the service's own default
 SIMULATED_QUERIES, SIMULATED_REPLICAS = 5000, 4
@@ -78,7 +79,7 @@ class Machines:
 
     cores: int = 4
     utilisation: float = 0.6
-    uplink: float = 1e9
+    uplink: float = 1e10
     core_hour: float = 0.05
     gb: float = 0.08
 
@@ -184,8 +185,8 @@ def plan_capacity(
     fleet = Fleet(
         cores=rented.cores,
         uplink=rented.uplink,
-        workers=_workers(rented.cores, live.held, live.server),
-        dealer_workers=_workers(rented.cores, live.held, live.dealer),
+        workers=_workers(rented, rate / max(least, dealers) * live.held),
+        dealer_workers=_workers(rented, dealt / dealers * live.offline),
     )
     fleet = replace(fleet, sessions=min(MOST_SESSIONS, max(LEAST_SESSIONS, 2 * fleet.workers)))
     fleet, simulated, busiest = _enough(live, fleet, least, dealers, rate, stored, within, seed)
@@ -260,9 +261,9 @@ def _machines(busy: float, sent: float, rented: Machines) -> int:
     return max(LEAST_MACHINES, math.ceil(busy), math.ceil(8 * sent / (rented.utilisation * rented.uplink)))
 
 
-def _workers(cores: int, held: float, computed: float) -> int:
-    """Queries at once that keep the cores busy: each holds a worker for longer than it computes."""
-    return min(MOST_WORKERS, max(cores, math.ceil(cores * held / computed)))
+def _workers(rented: Machines, busy: float) -> int:
+    """`busy`: how many are, on average, in the busiest hour; each waits for the network, too."""
+    return min(MOST_WORKERS, max(rented.cores, math.ceil(busy / rented.utilisation)))
 
 
 def _enough(
@@ -277,7 +278,7 @@ def _enough(
         groups = min(dealers, max(1, SIMULATED_REPLICAS // group))
         part = min(replicas, groups * group)
         share = rate * part / replicas
-        seconds = min(HOUR, max(SIMULATED_QUERIES / share, 50 * costs.latency))
+        seconds = min(HOUR, max(SIMULATED_QUERIES / share, 20 * costs.latency))
         failing = {"failure_s": seconds * part, "restart_s": RESTART * seconds}
         tried = replace(fleet, replicas=part, dealers=groups, **failing)
         found = simulate(costs, tried, Traffic(seconds, rate=share, stored=stored), seed)

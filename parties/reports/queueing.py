@@ -13,13 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..client.base import REOPEN_SECONDS
 from ..service.limits import ServiceLimits
-from .virtual import ComeBack, Computes, Draws, Machine, OwnMachine, QueueingError, SharedRate, Slots, Steps, need_simpy
+from .virtual import (
+    ComeBack,
+    Computes,
+    Draws,
+    Machine,
+    OwnMachine,
+    QueryCosts,
+    QueueingError,
+    SharedRate,
+    Slots,
+    Steps,
+    need_simpy,
+)
 
 if TYPE_CHECKING:
     import simpy
@@ -27,51 +39,6 @@ if TYPE_CHECKING:
 SLICES = 8  # of an online phase: in each both parties compute, then the network delays
 WARM_UP = 0.1  # of the time: queries that were asked in it do not count, as the service began empty
 SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/transport.py)
-
-
-@dataclass(frozen=True)
-class QueryCosts:
-    """What one query takes where nobody else asks. Seconds of CPU by party and phase; `_wait`: seconds that a phase
-    takes beyond computing (the network's); `opening`: of a session, before its first query. Bytes: `up` from the client
-    to the server and `down`, online; `offline_bytes` from the dealer to the server."""
-
-    server_offline: float = 0.0
-    server_online: float = 0.0
-    client_offline: float = 0.0
-    client_online: float = 0.0
-    dealer: float = 0.0
-    offline_wait: float = 0.0
-    online_wait: float = 0.0
-    opening: float = 0.0
-    up: float = 0.0
-    down: float = 0.0
-    offline_bytes: float = 0.0
-
-    @property
-    def server(self) -> float:
-        return self.server_offline + self.server_online
-
-    @property
-    def client(self) -> float:
-        return self.client_offline + self.client_online
-
-    @property
-    def held(self) -> float:
-        """Seconds that a query on live correlations holds a worker of an idle service."""
-        offline = max(self.server_offline, self.client_offline, self.dealer) + self.offline_wait
-        return offline + max(self.server_online, self.client_online) + self.online_wait
-
-    @property
-    def latency(self) -> float:
-        """Seconds from asking to the answer, of a session's only query to an idle service."""
-        return self.opening + self.held
-
-    def stored(self) -> QueryCosts:
-        """Of a query whose correlations were made ahead."""
-        return replace(self, dealer=0.0, offline_wait=0.0, offline_bytes=0.0)
-
-    def times(self, factor: float) -> QueryCosts:
-        return QueryCosts(**{name: factor * value for name, value in asdict(self).items()})
 
 
 @dataclass(frozen=True)
@@ -217,7 +184,7 @@ class _Simulation:
         carried = max(_used(one.entering for one in servers), _used(one.leaving for one in servers)) / end
         if everyone.is_alive:
             env.run(until=everyone)
-        return self._figures(*used, carried)
+        return self._figures(used[0], used[1], carried)
 
     def _everyone(self) -> Steps:
         """Until the last client has its answer."""
