@@ -21,7 +21,7 @@ from pathlib import Path
 from blindformer.models.artifacts import load_server
 from blindformer.parties.reports.capacity import costs_of
 from blindformer.parties.reports.estimate import estimate
-from blindformer.parties.reports.queueing import Fleet, QueryCosts, Simulated, Traffic, simulate
+from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, Simulated, simulate
 from blindformer.parties.reports.virtual import need_simpy
 from blindformer.parties.service.limits import cores
 from rich.table import Table
@@ -68,7 +68,7 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryC
     low, high = 0.0, took
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        seen = simulate(replace(costs, online_wait=middle), fleet, Traffic(200 * took, clients=1, factors=factors))
+        seen = simulate(replace(costs, online_wait=middle), fleet, Demand(200 * took, clients=1, factors=factors))
         low, high = (low, middle) if seen.latency_mean_s > took else (middle, high)
     return replace(costs, online_wait=low), factors
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, say: Say) -> CapacityReport:
     fleets = {name: _fleet(load, options.workers) for name, load in measured.items()}
     costs, factors = costs_alone(found.single, expected, fleets["single"])
     simulated = {
-        name: simulate(costs, fleets[name], Traffic(load.seconds, clients=load.clients, factors=factors))
+        name: simulate(costs, fleets[name], Demand(load.seconds, clients=load.clients, factors=factors))
         for name, load in measured.items()
     }
     return CapacityReport(

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ...protocols.errors import BlindformerError
 from ..session.timings import peak_rss_mb, rss_mb
 from .estimate import Estimate
-from .queueing import Fleet, QueryCosts, Simulated, Traffic, simulate
+from .queueing import Demand, Fleet, QueryCosts, Simulated, simulate
 
 T = TypeVar("T")
 DAY, HOUR = 86400.0, 3600.0
@@ -281,7 +281,7 @@ def _enough(
         seconds = min(HOUR, max(SIMULATED_QUERIES / share, 20 * costs.latency))
         failing = {"failure_s": seconds * part, "restart_s": RESTART * seconds}
         tried = replace(fleet, replicas=part, dealers=groups, **failing)
-        found = simulate(costs, tried, Traffic(seconds, rate=share, stored=stored), seed)
+        found = simulate(costs, tried, Demand(seconds, rate=share, stored=stored), seed)
         if found.latency_p95_s <= within and found.answered >= ANSWERED * found.asked:
             return replace(fleet, replicas=replicas, dealers=dealers), part, found
         replicas = max(replicas + 1, math.ceil(MORE * replicas))

@@ -66,7 +66,7 @@ class Fleet:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Demand:
     """Who asks, for `seconds`: `rate` sessions of one query a second, at random (Poisson), each of another client; or,
     with `clients`, so many that ask again as soon as they are answered, each in one session.
 
@@ -109,11 +109,11 @@ class Simulated:
     uplink_utilisation: float
 
 
-def simulate(costs: QueryCosts, fleet: Fleet, traffic: Traffic, seed: int = 0) -> Simulated:
+def simulate(costs: QueryCosts, fleet: Fleet, demand: Demand, seed: int = 0) -> Simulated:
     """The same figures for the same seed. Errors: QueueingError without simpy, or where nobody asks."""
-    if traffic.rate <= 0 and traffic.clients <= 0:
+    if demand.rate <= 0 and demand.clients <= 0:
         raise QueueingError("simulate: nobody asks; give a rate or clients above 0")
-    return _Simulation(costs, fleet, traffic, seed).run()
+    return _Simulation(costs, fleet, demand, seed).run()
 
 
 class _Away(Exception):
@@ -148,10 +148,10 @@ class _Session:
 
 
 class _Simulation:
-    def __init__(self, costs: QueryCosts, fleet: Fleet, traffic: Traffic, seed: int) -> None:
+    def __init__(self, costs: QueryCosts, fleet: Fleet, demand: Demand, seed: int) -> None:
         self._simpy = need_simpy()
         env = self.env = self._simpy.Environment()
-        self.costs, self.fleet, self.traffic, self.draws = costs, fleet, traffic, Draws(seed)
+        self.costs, self.fleet, self.demand, self.draws = costs, fleet, demand, Draws(seed)
         self._children = count()
         self._shared = SharedRate(env, fleet.cores) if fleet.one_machine else None
         # A dealer lets as many sessions in as its servers do: a plan sets it so.
@@ -173,7 +173,7 @@ class _Simulation:
         return Slots(self.env, mine)
 
     def run(self) -> Simulated:
-        env, end = self.env, self.traffic.seconds
+        env, end = self.env, self.demand.seconds
         if math.isfinite(self.fleet.failure_s):
             for replica in self.replicas:
                 env.process(self._fail(replica))
@@ -188,24 +188,24 @@ class _Simulation:
 
     def _everyone(self) -> Steps:
         """Until the last client has its answer."""
-        env, traffic = self.env, self.traffic
-        visits = [env.process(self._visit(f"{number}")) for number in range(traffic.clients)]
-        while traffic.rate:
-            yield env.timeout(self.draws.exponential(1.0 / traffic.rate))
-            if env.now >= traffic.seconds:
+        env, demand = self.env, self.demand
+        visits = [env.process(self._visit(f"{number}")) for number in range(demand.clients)]
+        while demand.rate:
+            yield env.timeout(self.draws.exponential(1.0 / demand.rate))
+            if env.now >= demand.seconds:
                 break
             visits.append(env.process(self._visit(f"{len(visits)}")))
         yield self._simpy.AllOf(env, visits)
 
     def _visit(self, owner: str) -> Steps:
         """A client's one session: a query, or one after the other until the time is over."""
-        env, traffic = self.env, self.traffic
+        env, demand = self.env, self.demand
         client = self._shared or OwnMachine(env)
         session: _Session | None = None
         while True:
             costs = self._drawn()
-            began, deadline, lost, told, outcome = env.now, env.now + traffic.wait, False, False, ""
-            more = traffic.clients > 0
+            began, deadline, lost, told, outcome = env.now, env.now + demand.wait, False, False, ""
+            more = demand.clients > 0
             while not outcome:
                 try:
                     if session is None:
@@ -229,16 +229,16 @@ class _Simulation:
                     session, outcome, lost = None, "lost" if lost else "", True
             waited = session.turn - began if session is not None else 0.0
             self.outcomes.append((outcome, began, env.now, waited, told))
-            if not more or env.now >= traffic.seconds:
+            if not more or env.now >= demand.seconds:
                 break
         if session is not None:
             self._close(session)
 
     def _drawn(self) -> QueryCosts:
-        costs, traffic = self.costs, self.traffic
-        if traffic.stored and self.draws.uniform() < traffic.stored:
+        costs, demand = self.costs, self.demand
+        if demand.stored and self.draws.uniform() < demand.stored:
             costs = costs.stored()
-        return costs.times(self.draws.choice(traffic.factors)) if traffic.factors else costs
+        return costs.times(self.draws.choice(demand.factors)) if demand.factors else costs
 
     def _open(self, owner: str, client: Computes) -> _Session:
         running = [replica for replica in self.replicas if replica.runs]
@@ -324,13 +324,13 @@ class _Simulation:
             replica.slots, replica.runs = self._slots(), True
 
     def _figures(self, servers: float, dealers: float, carried: float) -> Simulated:
-        warm = WARM_UP * self.traffic.seconds
+        warm = WARM_UP * self.demand.seconds
         counted = [found for found in self.outcomes if found[1] >= warm]
         answered = [found for found in counted if found[0] == "answered"]
         latencies = sorted(ended - began for _, began, ended, _, _ in answered)
         waits = sorted(waited for *_, waited, _ in answered)
         inside = sum(
-            what == "answered" and warm <= ended <= self.traffic.seconds for what, _, ended, *_ in self.outcomes
+            what == "answered" and warm <= ended <= self.demand.seconds for what, _, ended, *_ in self.outcomes
         )
         return Simulated(
             asked=len(counted),
@@ -338,7 +338,7 @@ class _Simulation:
             told=sum(told for *_, told in counted),
             turned_away=sum(what == "turned away" for what, *_ in counted),
             lost=sum(what == "lost" for what, *_ in counted),
-            per_second=inside / (self.traffic.seconds - warm),
+            per_second=inside / (self.demand.seconds - warm),
             latency_mean_s=_mean(latencies),
             latency_p50_s=_quantile(latencies, 0.5),
             latency_p95_s=_quantile(latencies, 0.95),

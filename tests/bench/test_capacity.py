@@ -16,7 +16,7 @@ pytest.importorskip("simpy")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from blindformer.parties.reports.queueing import Fleet, QueryCosts, Traffic, simulate
+from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, simulate
 
 from bench import capacity, clients
 
@@ -36,7 +36,7 @@ def test_costs_are_those_of_one_client_alone():
     assert (costs.server_offline, costs.server_online) == pytest.approx((0.02, 0.04))
     assert (costs.client_offline, costs.client_online, costs.dealer) == pytest.approx((0.01, 0.03, 0.02))
     assert sum(factors) / len(factors) == pytest.approx(1)
-    alone = simulate(costs, HERE, Traffic(100.0, clients=1, factors=factors))
+    alone = simulate(costs, HERE, Demand(100.0, clients=1, factors=factors))
     assert alone.latency_mean_s == pytest.approx(0.1, rel=0.03)
 
 
