@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...protocols.errors import PeerGone
 from ..client.base import REOPEN_SECONDS
 from ..service.limits import ServiceLimits
+from ..session.compute_slots import SlotsBusy
 from .virtual import (
-    ComeBack,
     Computes,
     Draws,
     Machine,
@@ -116,10 +117,6 @@ def simulate(costs: QueryCosts, fleet: Fleet, demand: Demand, seed: int = 0) -> 
     return _Simulation(costs, fleet, demand, seed).run()
 
 
-class _Away(Exception):
-    """No replica runs."""
-
-
 class _Dealer(NamedTuple):
     machine: Machine
     slots: Slots
@@ -157,7 +154,7 @@ class _Simulation:
         # A dealer lets as many sessions in as its servers do: a plan sets it so.
         many = min(10_000, fleet.sessions * math.ceil(fleet.replicas / fleet.dealers))
         dealt = ServiceLimits(workers=fleet.dealer_workers, sessions=many, queue=fleet.queue, share=1.0)
-        self.dealers = [_Dealer(self._machine(), Slots(env, dealt)) for _ in range(fleet.dealers)]
+        self.dealers = [_Dealer(self._machine(), Slots(env, "dealer", dealt)) for _ in range(fleet.dealers)]
         self.replicas = [
             _Replica(str(number), self._machine(), self._slots(), self.dealers[number % fleet.dealers])
             for number in range(fleet.replicas)
@@ -170,7 +167,7 @@ class _Simulation:
     def _slots(self) -> Slots:
         fleet = self.fleet
         mine = ServiceLimits(workers=fleet.workers, sessions=fleet.sessions, queue=fleet.queue, share=fleet.share)
-        return Slots(self.env, mine)
+        return Slots(self.env, "server", mine)
 
     def run(self) -> Simulated:
         env, end = self.env, self.demand.seconds
@@ -213,14 +210,14 @@ class _Simulation:
                         yield env.timeout(costs.opening)
                     yield from self._query(session, costs, more)
                     outcome = "answered"
-                except ComeBack as busy:
+                except SlotsBusy as busy:
                     told = True
                     if (left := deadline - env.now) <= 0:
                         outcome = "turned away"
                     else:
-                        later = busy.seconds * (1 + SPREAD * self.draws.uniform())
+                        later = busy.retry_after * (1 + SPREAD * self.draws.uniform())
                         session = yield from self._rest(session, min(left, later))
-                except _Away:
+                except PeerGone:
                     if not lost or env.now + REOPEN_SECONDS > deadline:
                         outcome = "lost"
                     else:
@@ -243,13 +240,13 @@ class _Simulation:
     def _open(self, owner: str, client: Computes) -> _Session:
         running = [replica for replica in self.replicas if replica.runs]
         if not running:
-            raise _Away
+            raise PeerGone("server", "no replica runs", "wait until one is back")
         replica = self.draws.choice(running)
         child = next(self._children)
         replica.slots.open(child, owner)
         try:
             replica.dealer.slots.open(child, replica.name)
-        except ComeBack:
+        except SlotsBusy:
             replica.slots.leave(child)
             raise
         assert self.env.active_process is not None
@@ -299,7 +296,7 @@ class _Simulation:
             if costs.dealer:
                 try:
                     yield dealer.slots.want(session.child)
-                except ComeBack as busy:
+                except SlotsBusy as busy:
                     return busy
                 parts.append(dealer.machine.cores.work(costs.dealer))
             yield self._simpy.AllOf(self.env, [*parts, server.machine.cores.work(costs.server_offline)])

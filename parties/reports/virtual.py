@@ -14,6 +14,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.streams import SEED_BYTES, Stream
 from ..service.admission import Admission, Busy, Go, News
 from ..service.limits import ServiceLimits
+from ..session.compute_slots import SlotsBusy
 
 if TYPE_CHECKING:
     import simpy
@@ -83,13 +84,6 @@ def need_simpy() -> Any:
     except ImportError:
         raise QueueingError("simpy is not installed, which simulates; run: pip install 'blindformer[scale]'") from None
     return simpy
-
-
-class ComeBack(Exception):
-    """The service is busy: the client asks again in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
 
 
 class Draws:
@@ -202,20 +196,20 @@ class Machine:
 class Slots:
     """Sessions and workers of one service, by its own rules."""
 
-    def __init__(self, env: simpy.Environment, limits: ServiceLimits) -> None:
-        self._env, self._admission = env, Admission(limits, lambda: env.now)
+    def __init__(self, env: simpy.Environment, party: str, limits: ServiceLimits) -> None:
+        self._party, self._env, self._admission = party, env, Admission(limits, lambda: env.now)
         self._queued: dict[int, simpy.Event] = {}
 
     def open(self, child: int, owner: str) -> None:
         verdict = self._admission.open(child, owner)
         if isinstance(verdict, Busy):
-            raise ComeBack(verdict.seconds)
+            raise SlotsBusy(self._party, verdict.seconds, verdict.why)
 
     def want(self, child: int) -> simpy.Event:
         """The event of having a worker."""
         verdict, turn = self._admission.want(child), self._env.event()
         if isinstance(verdict, Busy):
-            raise ComeBack(verdict.seconds)
+            raise SlotsBusy(self._party, verdict.seconds, verdict.why)
         if isinstance(verdict, Go):
             return turn.succeed()
         self._queued[child] = turn
