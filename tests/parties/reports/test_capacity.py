@@ -108,9 +108,9 @@ def test_the_busiest_hour_keeps_the_bound():
 
 def test_a_tighter_bound_takes_more_servers():
     many, crowded = replace(USERS, users=100_000), replace(FAST, utilisation=0.95)
-    loose, tight = (plan_capacity(PRICE, many, crowded, within=within) for within in (8.0, 1.3))
+    loose, tight = (plan_capacity(PRICE, many, crowded, within=within) for within in (20.0, 3.5))
     assert tight.server.machines > loose.server.machines
-    assert tight.busiest.latency_p95_s <= 1.3
+    assert tight.busiest.latency_p95_s <= 3.5
 
 
 def test_a_narrow_uplink_takes_more_servers():
