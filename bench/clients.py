@@ -12,9 +12,10 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -155,6 +156,16 @@ class ClientProcess:
             self.process.kill()
         self.process.join()
         self._pipe.close()
+
+
+def hear(crowd: Iterable[ClientProcess], end: float) -> None:
+    """Listen to all until `end` (monotonic): a client whose pipe is full would wait, and ask nothing meanwhile."""
+    pipes: dict[Any, ClientProcess] = {client._pipe: client for client in crowd}
+    while pipes and (seconds := end - time.monotonic()) > 0:
+        for pipe in connection.wait(pipes, seconds):
+            if pipes[pipe].listen(0.0) is None:
+                del pipes[pipe]
+    time.sleep(max(0.0, end - time.monotonic()))
 
 
 def _run(site: Site, work: Work, pipe: Connection, certificate: str) -> None:

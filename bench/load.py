@@ -28,7 +28,7 @@ from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.parties.service.harness import Deployment
 from rich.table import Table
 
-from .clients import Asker, ClientProcess
+from .clients import Asker, ClientProcess, hear
 from .commands import Say, parser, publish, run_command
 from .provenance import Measured, provenance
 from .site import MODELS, SMALL, Site, compile_into, deploy
@@ -43,8 +43,9 @@ class BenchError(BlindformerError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One phase: `clients` at once for `seconds`. Latencies in seconds, from asking to the answer; memory in MB, of all
-    processes of both services together (README.md)."""
+    """One phase: `clients` at once for `seconds`. Latencies in seconds, from asking to the answer;
+    `latency_twentieths_s`: the 5th, 10th ... 95th percentile. `cpu_s`: by party; `others_cores`: cores that all other
+    processes kept busy, this one among them. Memory in MB, of all processes of both services together (README.md)."""
 
     clients: int
     seconds: float
@@ -55,9 +56,12 @@ class Load:
     latency_p50_s: float
     latency_p95_s: float
     latency_max_s: float
+    latency_twentieths_s: list[float]
     fewest: int
     most: int
     cpu_cores: float
+    cpu_s: dict[str, float]
+    others_cores: float
     memory_idle_mb: float
     memory_max_mb: float
     memory_slope_mb_per_minute: float
@@ -139,19 +143,20 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
         for client in crowd:
             if client.wait_for("ready", PATIENCE) is None:
                 raise BenchError(f"a client did not begin: {client.ending}\n{deployment.server.tail()}")
-        began, before = time.monotonic(), _cpu(deployment, crowd)
+        began, before, busy = time.monotonic(), _cpu(deployment, crowd), _busy()
         end = began + seconds
         with memory:
             for client in crowd:
                 client.tell(end)
-            time.sleep(max(0.0, end - time.monotonic()))
-            cpu = _cpu(deployment, crowd) - before
+            hear(crowd, end)
+            after, busy = _cpu(deployment, crowd), _busy() - busy
         for client in crowd:
             if not client.finish(PATIENCE) or client.ending is None or client.ending["event"] != "end":
                 raise BenchError(f"a client failed: {client.ending}\n{deployment.server.tail()}")
     finally:
         for client in crowd:
             client.close()
+    cpu = {role: after[role] - before[role] for role in after}
     answers = [[e for e in client.events if e["event"] == "answered"] for client in crowd]
     inside = [[e for e in each if e["at"] <= end] for each in answers]
     waits = sorted(e["seconds"] for each in inside for e in each)
@@ -169,9 +174,12 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
         latency_p50_s=statistics.median(waits),
         latency_p95_s=cuts[18],
         latency_max_s=waits[-1],
+        latency_twentieths_s=cuts,
         fewest=min(len(each) for each in inside),
         most=max(len(each) for each in inside),
-        cpu_cores=cpu / seconds,
+        cpu_cores=sum(cpu.values()) / seconds,
+        cpu_s=cpu,
+        others_cores=max(0.0, busy - sum(cpu.values())) / seconds,
         memory_idle_mb=idle,
         memory_max_mb=max(values),
         memory_slope_mb_per_minute=_slope(memory.samples),
@@ -179,18 +187,26 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
     )
 
 
-def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> float:
-    """Seconds of CPU that the services' and the clients' processes have used."""
-    services = (deployment.server, deployment.dealer)
-    pids = [running.pid for running in services] + [child.pid for running in services for child in running.children()]
-    total = 0.0
-    for pid in [*pids, *(client.pid for client in crowd)]:
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> dict[str, float]:
+    """Seconds of CPU that the services' and the clients' processes have used, by party."""
+    services = {"server": deployment.server, "dealer": deployment.dealer}
+    pids = {role: [one.pid, *(child.pid for child in one.children())] for role, one in services.items()}
+    pids["client"] = [client.pid for client in crowd]
+    return {role: sum(map(_seconds, found)) for role, found in pids.items()}
+
+
+def _busy() -> float:
+    """Seconds of CPU that all processes of the machine have used."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
+def _seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
 
 
 def _slope(samples: list[tuple[float, float]]) -> float:
@@ -203,18 +219,22 @@ def _slope(samples: list[tuple[float, float]]) -> float:
 
 def run(options: argparse.Namespace, say: Say) -> LoadReport:
     """Both phases. Errors: BlindformerError."""
+    with tempfile.TemporaryDirectory(prefix="blindformer-load-") as folder:
+        return run_in(Path(folder), options, say)
+
+
+def run_in(folder: Path, options: argparse.Namespace, say: Say) -> LoadReport:
+    """As `run`; the compiled model is left in `folder / "compiled"`."""
     about = provenance()
-    with tempfile.TemporaryDirectory(prefix="blindformer-load-") as name:
-        folder = Path(name)
-        say("compile")
-        compile_into(folder / "compiled", options.model, options.length, options.plan)
-        with deploy(folder, server={"--workers": str(options.workers)}, timeout=options.timeout) as (deployment, site):
-            say("one client")
-            single = put_load(deployment, site, 1, options.single_seconds or options.seconds / 2)
-            say(f"{options.clients} clients")
-            many = put_load(deployment, site, options.clients, options.seconds)
-            for running in (deployment.server, deployment.dealer):
-                running.stop()
+    say("compile")
+    compile_into(folder / "compiled", options.model, options.length, options.plan)
+    with deploy(folder, server={"--workers": str(options.workers)}, timeout=options.timeout) as (deployment, site):
+        say("one client")
+        single = put_load(deployment, site, 1, options.single_seconds or options.seconds / 2)
+        say(f"{options.clients} clients")
+        many = put_load(deployment, site, options.clients, options.seconds)
+        for running in (deployment.server, deployment.dealer):
+            running.stop()
     return LoadReport(
         model=options.model,
         length=options.length,
@@ -251,14 +271,18 @@ def table(found: LoadReport) -> Table:
     return grid
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser("python -m bench.load", "One client alone, then many at once.", MODELS)
+def arguments_of(prog: str, description: str) -> argparse.ArgumentParser:
+    options = parser(prog, description, MODELS)
     options.set_defaults(model=SMALL, length=16, timeout=60.0)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
     options.add_argument("--single-seconds", type=float, default=0, help="with one client (default: half of it)")
     options.add_argument("--workers", type=int, default=2, help="queries that compute at once (default 2)")
-    chosen = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = arguments_of("python -m bench.load", "One client alone, then many at once.").parse_args(arguments)
     wrong = 0
 
     def work(say: Say) -> None:

@@ -12,6 +12,7 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import DEFAULT, find, of_parties, resolve
 from . import options
+from .capacity import Scale, show_capacity
 from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
 from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
@@ -20,7 +21,9 @@ ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
 
 
+@options.grouped
 def estimate(
+    *,
     model: options.Model,
     length: Annotated[int | None, Option(min=1, help="Tokens of a text (default: 128).")] = None,
     tokens: Annotated[
@@ -38,13 +41,15 @@ def estimate(
     embedding: options.Embedding = "client",
     reveal: options.Reveal = None,
     by: options.By = None,
+    scale: Scale,
     form: options.Form = "text",
 ) -> None:
     """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
 
     With protocol crypten: bytes of each party, and rounds; no seconds. With --tokens: of a conversation's
-    passes, its prompt and each token of its answer.
+    passes, its prompt and each token of its answer. With --users: what a service for so many users needs.
     """
+    scale.check(tokens, protocol)
     if tokens is None:
         refuse(
             {"--prompt": prompt, "--window": window, "--reveal": reveal},
@@ -54,6 +59,7 @@ def estimate(
         whole = {"--length": length, "--calibrate": calibrate, "--by": by}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
+        from ..reports.capacity import most_memory
         from ..reports.estimate import find_network
         from ..session.parties import PartiesError, numbered
 
@@ -85,12 +91,18 @@ def estimate(
             compiled = make(1)
             phases.end("compile")
             phases.begin("rehearse")
-            found = resolve(entry.price)(compiled, chosen_network, among)
+            found, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
             phases.end("rehearse")
             head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
             show = partial(_show, by or "layer") if entry.parties else _show_many
             shown = partial(show, loaded, length, compiled.plan.name, protocol, found)
             priced = asdict(found)
+            if scale.users is not None:
+                phases.begin("simulate")
+                capacity = scale.plan(found, grown)
+                phases.end("simulate")
+                shown = partial(show_capacity, loaded.name, _size(loaded, length), compiled.plan.name, found, capacity)
+                priced["capacity"] = capacity.to_dict()
     tell(form, {**head, **priced, "versions": versions()}, shown)
 
 

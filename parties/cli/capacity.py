@@ -1,0 +1,133 @@
+"""The options of `blindformer estimate --users`, and what it shows: what a service for many needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from ..registry import DEFAULT
+from .output import MB, console, table
+from .steps import refuse
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..reports.capacity import Capacity
+    from ..reports.estimate import Estimate
+
+GB, TB = 1e9, 1e12
+QUERIES = "20/day"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A service for many users. None: not given."""
+
+    users: Annotated[
+        int | None, Option(min=1, help="Plan a service for so many users: machines, network, disk, money.")
+    ] = None
+    queries: Annotated[
+        str | None, Option(help=f"With --users: queries of each, as 20/day, 3/hour or 2/minute (default: {QUERIES}).")
+    ] = None
+    peak: Annotated[
+        float | None,
+        Option(min=0.042, max=1, help="With --users: part of a day's queries in the busiest hour (default: 0.1)."),
+    ] = None
+    ahead: Annotated[
+        int | None,
+        Option(min=0, help="With --users: queries of each whose correlations are kept on disk (default: 0)."),
+    ] = None
+    within: Annotated[
+        float | None,
+        Option(
+            min=0,
+            help="With --users: seconds that 95% of answers in the busiest hour may take (default: twice what one "
+            "takes alone).",
+        ),
+    ] = None
+    cores: Annotated[int | None, Option(min=1, help="With --users: cores of each machine (default: 4).")] = None
+    uplink: Annotated[
+        float | None, Option(min=1, help="With --users: Mbit/s of each machine, each way (default: 10000).")
+    ] = None
+    utilisation: Annotated[
+        float | None,
+        Option(min=0.01, max=0.99, help="With --users: of cores and uplink in the busiest hour (default: 0.6)."),
+    ] = None
+    core_hour: Annotated[
+        float | None, Option(min=0, help="With --users: price of a core for an hour (default, an example: 0.05).")
+    ] = None
+    gb: Annotated[
+        float | None, Option(min=0, help="With --users: price of 10^9 bytes sent (default, an example: 0.08).")
+    ] = None
+    seed: Annotated[int | None, Option(min=0, help="With --users: of the simulation (default: 0).")] = None
+
+    def check(self, tokens: int | None, protocol: str) -> None:
+        """Before anything slow. Errors: BlindformerError."""
+        if self.users is None:
+            given = {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}
+            refuse(given, "is of a plan for many users; add --users, or leave it out")
+            return
+        from ..reports.capacity import parse_queries
+        from ..reports.virtual import need_simpy
+
+        refuse({"--tokens": tokens}, "--users plans queries of whole texts, not conversations; leave one of them out")
+        refuse(
+            {f"--protocol {protocol}": None if protocol == DEFAULT else protocol},
+            f"has no seconds to plan with; use --protocol {DEFAULT} with --users",
+        )
+        parse_queries(self.queries or QUERIES)
+        need_simpy()
+
+    def plan(self, price: Estimate, grown: float) -> Capacity:
+        """`grown`: bytes that pricing took at most. Errors: CapacityError."""
+        from ..reports.capacity import Machines, Users, parse_queries, plan_capacity
+
+        def given(**values: Any) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if value is not None}
+
+        assert self.users is not None
+        users = Users(self.users, parse_queries(self.queries or QUERIES), **given(peak=self.peak, ahead=self.ahead))
+        uplink = None if self.uplink is None else self.uplink * 1e6
+        rented = Machines(
+            **given(cores=self.cores, utilisation=self.utilisation, core_hour=self.core_hour, gb=self.gb, uplink=uplink)
+        )
+        grown = max(0.0, grown - price.setup_bytes)  # the masked weights, which a server's sessions share
+        return plan_capacity(price, users, rented, query_bytes=grown, **given(within=self.within, seed=self.seed))
+
+
+def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capacity) -> None:
+    out, users, seen, rented = console(), found.users, found.busiest, found.rented
+    out.print(f"[bold]{model}[/]   {size}   plan {plan}   network {price.network}\n")
+    out.print(
+        f"{users.users:,} users, {users.queries:g} queries a day each: {users.a_day:,.0f} a day, "
+        f"{users.a_second:.3g} a second in the busiest hour\n"
+    )
+    rows = [
+        (
+            party, need.machines, need.cores, need.workers, need.sessions, f"{need.memory_bytes / GB:.1f}",
+            f"{need.peak_bits / MB:.0f}",
+        )
+        for party, need in (("server", found.server), ("dealer", found.dealer))
+    ]  # fmt: skip
+    headings = ("party", "machines", "cores", "--workers", "--sessions", "memory GB", "Mbit/s at peak")
+    out.print(table(*headings, right=range(1, len(headings)), rows=rows))
+    out.print("(but for the number of machines: of each machine)\n")
+    needed = price.offline_bytes * users.a_day / GB
+    disk = f"{found.disk_bytes / GB:,.0f} GB" if users.ahead else f"none; a day's queries made ahead: {needed:,.0f} GB"
+    late = seen.turned_away + seen.lost
+    lines = {
+        "network": f"{found.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
+        f"{found.sent_bytes / TB:,.2f} TB; {found.first_bytes / TB:,.2f} TB of masked weights, once",
+        "disk": f"of the servers, for correlations: {disk}",
+        "money": f"{found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at "
+        f"{rented.core_hour:g} a core-hour and {rented.gb:g} a GB sent, in any unit of money",
+        "busiest": f"hour, simulated: {found.simulated} of {found.server.machines} servers, one of which fails for "
+        f"a minute (on average); {seen.asked:,} queries",
+        "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {found.within_s:.2f} s), "
+        f"p99 {seen.latency_p99_s:.2f} s; a query alone {found.alone_s:.2f} s",
+        "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, from asking until a worker is free",
+        "refused": f"told to come back {seen.told / seen.asked:.2%}; never answered {late / seen.asked:.2%}",
+        "in use": f"cores {seen.server_utilisation:.0%} at servers and {seen.dealer_utilisation:.0%} at dealers; the "
+        f"servers' uplinks {seen.uplink_utilisation:.0%}",
+    }
+    out.print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
