@@ -64,7 +64,7 @@ class BulkReport(Measured):
     reused: int
 
 
-class BulkError(BlindformerError):
+class BulkBenchError(BlindformerError):
     """The job did not end."""
 
 
@@ -95,7 +95,7 @@ class Deployed:
         end = time.monotonic() + START_SECONDS
         while '"ready"' not in (text := said.read_text()):
             if self.services[role].poll() is not None or time.monotonic() > end:
-                raise BulkError(f"{role}: did not start: {text[-300:]}")
+                raise BulkBenchError(f"{role}: did not start: {text[-300:]}")
             time.sleep(0.1)
         self.addresses[role] = text.split('"address":')[1].split('"')[1]
 
@@ -172,7 +172,7 @@ def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, s
     about = provenance("ray", "sqlalchemy", "pyarrow")
     programs = find_programs()
     if programs is None:
-        raise BulkError("Postgres is not installed; Debian has it: apt-get install postgresql")
+        raise BulkBenchError("Postgres is not installed; Debian has it: apt-get install postgresql")
     say("compile")
     labels = prepare(folder, rows)
     source, out = folder / "letters.parquet", folder / "answers.parquet"
@@ -187,7 +187,7 @@ def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, s
         while (code := client.poll()) != 0:
             if code is not None:
                 if code != -signal.SIGKILL:
-                    raise BulkError(f"the client ended: {(folder / 'log').read_text()[-300:]}")
+                    raise BulkBenchError(f"the client ended: {(folder / 'log').read_text()[-300:]}")
                 client = deployed.ask(source, out, sessions)
             done = sum(1 for _ in answered(out))
             say(f"{done} of {rows} rows")
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = measure(Path(folder), given.rows, given.replicas, given.sessions, given.kills, say)
             publish(found, given.format, show)
             if found.missing or found.twice or found.wrong or found.reused:
-                raise BulkError("a row is missing, there twice or wrong, or a correlation was used twice")
+                raise BulkBenchError("a row is missing, there twice or wrong, or a correlation was used twice")
 
     os.environ["OMP_NUM_THREADS"] = "1"
     return run_command("bench.bulk", work)

@@ -146,12 +146,15 @@ class ServiceSection(_Section):
     grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
     """Seconds that running queries have to finish when the process is told to stop."""
     log_format: Literal["text", "json"] = "text"
+
+
+class ReplicatedSection(ServiceSection):
     replicas: int | None = Field(default=None, ge=1, le=1000)
     """So many of it, as processes of a Ray cluster (RAY_ADDRESS); `listen` tells sessions where to go. None: this
     process serves."""
 
 
-class ServerSection(ServiceSection):
+class ServerSection(ReplicatedSection):
     folder: Folder = Path("compiled/server")
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
@@ -179,7 +182,7 @@ class ServerSection(ServiceSection):
     """Protocol ckks: processes that share one query's ciphertexts; with few clients, one for each core."""
 
 
-class DealerSection(ServiceSection):
+class DealerSection(ReplicatedSection):
     listen: Listening = Address("127.0.0.1", 7444)
     share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     """Its sessions are held by servers, and often there is one server."""

@@ -46,7 +46,13 @@ BUILTIN = {
     for name, found in vars(builtins).items()
     if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, Warning)
 }
-SIGNALS = {"BrokenControl", "Stopped", "Stopping", "_Enough"}  # between parts of one program, which catch them
+SIGNALS = {
+    "BrokenControl",
+    "MovedTo",
+    "Stopped",
+    "Stopping",
+    "_Enough",
+}  # between parts of one program, which catch them
 
 
 def test_every_error_of_the_package_is_a_blindformer_error():

@@ -22,7 +22,7 @@ class Interrupted(BulkError):
     """What was left of some rows was not answered; asking again may help."""
 
 
-class Asker(Protocol):
+class RowAsker(Protocol):
     """Asks some rows at a time."""
 
     def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:

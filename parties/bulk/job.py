@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cluster import connect
-from .askers import Asker, ClientAsker, Interrupted, RayAsker, columns_of
+from .askers import ClientAsker, Interrupted, RayAsker, RowAsker, columns_of
 from .journal import Journal
 from .tables import WRITTEN, BulkError, Row, count_rows, read_rows, write_answers
 
@@ -48,7 +48,7 @@ class JobReport:
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)
 
 
-class Job:
+class BulkJob:
     """One file to answer.
 
     source     a table (tables.READ), or texts one a line
@@ -99,7 +99,7 @@ class Job:
                 raise BulkError(f"{self.source}: holds no rows; there is nothing to ask")
             size = held.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
-            askers: list[Asker] = [first] if self.engine == "local" else []
+            askers: list[RowAsker] = [first] if self.engine == "local" else []
             while len(askers) < min(self.sessions, -(-rows // size)):
                 askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
                 held.callback(askers[-1].close)
@@ -137,7 +137,7 @@ class Job:
             yield piece, piece * size, some
             piece += 1
 
-    def _ask(self, askers: list[Asker]) -> None:
+    def _ask(self, askers: list[RowAsker]) -> None:
         with ThreadPoolExecutor(len(askers), thread_name_prefix="blindformer bulk") as pool:
             working = [pool.submit(self._work, asker) for asker in askers]
             try:
@@ -147,7 +147,7 @@ class Job:
         for one in working:
             one.result()
 
-    def _work(self, asker: Asker) -> None:
+    def _work(self, asker: RowAsker) -> None:
         while not self._stop.is_set():
             with self._lock:
                 piece, start, rows = next(self._left, (0, 0, []))
@@ -160,7 +160,7 @@ class Job:
                     asker, piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
                 )
 
-    def _answer(self, asker: Asker, piece: int, left: dict[int, Row]) -> None:
+    def _answer(self, asker: RowAsker, piece: int, left: dict[int, Row]) -> None:
         stream, last = self.journal.open(piece), time.monotonic()
         with stream:
             while left and not self._stop.is_set():

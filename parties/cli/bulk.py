@@ -23,7 +23,7 @@ def answer_rows(
     form: str,
 ) -> None:
     """Errors: BlindformerError."""
-    from ..bulk.job import Job
+    from ..bulk.job import BulkJob
     from ..session.compute_slots import span
 
     if len(files) != 1:
@@ -35,7 +35,7 @@ def answer_rows(
         phases.step("query", done, rows)
 
     fields = tuple(name.strip() for name in (field or "text").split(","))
-    found = Job(files[0], out, make, fields=fields, sessions=sessions, engine=engine, told=told).run()
+    found = BulkJob(files[0], out, make, fields=fields, sessions=sessions, engine=engine, told=told).run()
     before = f", {found.resumed:,} of them before" if found.resumed else ""
     failed = f"; {found.failed:,} have an error in its place" if found.failed else ""
     speed = f"{found.per_second:.1f} a second, {span(found.seconds)}"

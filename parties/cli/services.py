@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..service.running import StartedService
 
 REPLICAS = 2
-ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local", "engine"}  # no settings of a service's own section
+ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Service:
     query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
     metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
     grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
-    engine: Annotated[
-        str | None, Option(**options.one_of("local", "ray"), help="ray: as replicas, processes of a Ray cluster.")
-    ] = None
-    replicas: Annotated[int | None, Option(help="With --engine ray: how many (default: 2).")] = None
     log_format: Annotated[str | None, Option(**options.one_of("text", "json"), help="text or json, on stderr.")] = None
     # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
@@ -67,7 +63,6 @@ class Service:
         from ..config import load_settings
 
         flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)
-        flags["replicas"] = self.replicas or (REPLICAS if self.engine == "ray" else None)
         shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
         found = load_settings(
             self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in flags.items()}
@@ -77,17 +72,17 @@ class Service:
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
         return found
 
-    def run(self, kind: type[StartedService], settings: Settings, front: Named = "", any_ring: bool = False) -> None:
+    def run(
+        self, kind: type[StartedService], settings: Settings, front: Named | None = None, any_ring: bool = False
+    ) -> None:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready. `front`:
-        what serves through replicas (package.module:class, as the registry names things)."""
+        what serves through replicas, if there are to be any (empty: this service has none)."""
         from ..service.local_options import LocalOptions
         from ..service.running import run
 
-        if getattr(settings, kind.role).replicas is not None:
-            if self.engine == "local" or not front:
-                raise BlindformerError(
-                    f"{kind.role}.replicas: are of --engine ray, for serve and dealer in sessions; leave them out"
-                )
+        if front is not None and getattr(settings, kind.role).replicas is not None:
+            if not front:
+                raise BlindformerError(f"{kind.role}.replicas: this protocol has none; leave them out")
             kind = resolve(front)
         said = show if getattr(settings, kind.role).log_format == "text" else None
         run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
@@ -109,6 +104,27 @@ class ServerOptions:
     query_processes: Annotated[int | None, Option(help="ckks: processes that share one query (default: 1).")] = None
 
 
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """Of a service that a cluster can have several of."""
+
+    engine: Annotated[
+        str | None, Option(**options.one_of("local", "ray"), help="ray: as replicas, processes of a Ray cluster.")
+    ] = None
+    replicas: Annotated[int | None, Option(help="With --engine ray: how many (default: 2).")] = None
+
+    def front(self, named: Named) -> Named | None:
+        """None: whatever the file says, this process is to serve."""
+        return None if self.engine == "local" else named
+
+    @property
+    def flags(self) -> dict[str, int | None]:
+        """Errors: BlindformerError."""
+        if self.replicas is not None and self.engine != "ray":
+            raise BlindformerError("--replicas: are processes of a Ray cluster; add --engine ray, or leave it out")
+        return {"replicas": self.replicas or (REPLICAS if self.engine == "ray" else None)}
+
+
 @options.grouped
 def server(
     *,
@@ -117,23 +133,24 @@ def server(
     dealer: options.DealtFrom = None,
     topology: Annotated[str | None, Option(help="dealer, or helper: a second server takes the client's seat.")] = None,
     own: ServerOptions,
+    many: ReplicaOptions,
     any_ring: options.AnyRing = False,
     given: Service,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
-    settings = given.settings("server", None, {"folder": folder, **vars(own)}, **shared)
+    settings = given.settings("server", None, {"folder": folder, **vars(own), **many.flags}, **shared)
     entry = find_served(settings.session.protocol)
-    given.run(resolve(entry.service), settings, entry.front, any_ring=any_ring)
+    given.run(resolve(entry.service), settings, many.front(entry.front), any_ring=any_ring)
 
 
 @options.grouped
-def dealer(given: Service) -> None:
+def dealer(*, many: ReplicaOptions, given: Service) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
-    settings = given.settings("dealer", served_with("dealer"), {})
+    settings = given.settings("dealer", served_with("dealer"), many.flags)
     from ..service.dealer import DealerService
 
-    given.run(DealerService, settings, ".replicas.front:DealerFront")
+    given.run(DealerService, settings, many.front(".replicas.front:DealerFront"))
 
 
 @options.grouped

@@ -122,7 +122,7 @@ class Replicas:
         if not self._any:
             sys.exit(f"blindformer: replica: {why}")
         self._again = time.monotonic() + self._backoff.ended()
-        print(f"replica {one.address or 'that was starting'}: {why}; another is started", file=sys.stderr, flush=True)
+        sys.stderr.write(f"blindformer: replica {one.address or 'that was starting'}: {why}; another is started\n")
 
 
 def main() -> None:

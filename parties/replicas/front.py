@@ -42,7 +42,7 @@ FORGET_SECONDS = 600.0  # a session whose parties have not all come by then has 
 
 
 @dataclass(frozen=True)
-class Place:
+class ReplicaPlace:
     """A replica's address, and the sessions that it had when they were counted last."""
 
     address: str
@@ -178,10 +178,10 @@ class DealerFront(Front):
     roles = ("client", "helper", "server")
 
 
-def read_places(file: Path) -> list[Place]:
+def read_places(file: Path) -> list[ReplicaPlace]:
     """Replicas that are ready, as the driver said last."""
     try:
-        return [Place(address, sessions) for address, sessions in json.loads(file.read_text()).items()]
+        return [ReplicaPlace(address, sessions) for address, sessions in json.loads(file.read_text()).items()]
     except FileNotFoundError:
         return []
 

@@ -13,11 +13,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from ...protocols.errors import BlindformerError
+
 START_SECONDS = 300.0
 LOOK_SECONDS = 5.0
 
 
-class ReplicaError(RuntimeError):
+class ReplicaError(BlindformerError):
     """The replica did not start, or has ended."""
 
 

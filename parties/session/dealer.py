@@ -222,4 +222,4 @@ def _seeds(channel: Channel, step: Callable[[], T]) -> T:
         return step()
     except SeedError as error:
         # As where the dealer was started again meanwhile: a new session is all that it takes.
-        raise PeerGone(channel.peer, "cannot be dealt to", str(error)) from None
+        raise PeerGone("client", "cannot be dealt to", str(error)) from None

@@ -24,7 +24,7 @@ from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProto
 from ...versions import spoken_version
 from ..addresses import parse_address
 from ..transport.frames import printable, say_why
-from ..transport.handshake import Hello, Moved, answer_hello, hello
+from ..transport.handshake import Hello, MovedTo, answer_hello, hello
 from ..transport.stream import StreamChannel
 from ..transport.tls import dial
 from .messages import hear
@@ -149,11 +149,11 @@ def introduce(
     for left in reversed(range(MOVES)):
         try:
             return _introduce(address, address[0], context, role, mine, timeout, wait)
-        except Moved as moved:
+        except MovedTo as moved:
             there = moved.address
         try:
             return _introduce(parse_address(there), address[0], context, role, mine, timeout, wait)
-        except (Moved, ValueError):
+        except (MovedTo, ValueError):
             what = f"said that it has moved to {printable(there, 60)}, where it is not"
             raise PeerProtocolError(role, what, "see its replicas") from None
         except PeerGone:
@@ -181,7 +181,7 @@ def _introduce(
     try:
         theirs = hello(channel, mine, role)
         channel.timeout = timeout
-    except (PeerError, Moved):
+    except (PeerError, MovedTo):
         channel.close()
         raise
     return channel, theirs

@@ -49,7 +49,7 @@ class Hello(BaseModel):
     """Of the configuration that all parties share; empty where there is none."""
 
 
-class Moved(Exception):
+class MovedTo(Exception):
     """The peer is the address of several like it: `address` ("host:port") is the one for this session."""
 
     def __init__(self, address: str) -> None:
@@ -60,13 +60,13 @@ class Moved(Exception):
 def hello(channel: Channel, mine: Hello, expect_role: str) -> Hello:
     """Say hello first over a new channel, and return the peer's.
 
-    Errors: `Moved`; `PeerDisagrees` naming the field, on both sides; `PeerRefused` if the peer's role is not
+    Errors: `MovedTo`; `PeerDisagrees` naming the field, on both sides; `PeerRefused` if the peer's role is not
     `expect_role`; `PeerProtocolError` if what it sent is no hello; those of the channel.
     """
     channel.send_message(mine.model_dump())
     reply = channel.recv_message(HELLO_LIMIT)
     if isinstance(address := reply.get("moved"), str):
-        raise Moved(address)
+        raise MovedTo(address)
     theirs = _receive(channel, reply)
     _compare(channel.peer, mine, theirs)
     _check_role(channel, theirs, (expect_role,))

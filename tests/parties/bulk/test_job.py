@@ -13,7 +13,7 @@ import pyarrow.csv
 import pytest
 from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import ClientAsker
-from blindformer.parties.bulk.job import Job
+from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.bulk.tables import READ, WRITTEN, BulkError, read_rows
 from blindformer.parties.client.base import Result
 from blindformer.parties.session.compute_slots import SlotsBusy
@@ -101,7 +101,7 @@ def test_rows_of_every_kind_are_read(tmp_path, kind):
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_answers_are_written_in_the_order_of_the_rows(tmp_path, kind):
     out, client = tmp_path / f"out{kind}", Fake()
-    report = Job(table_of(tmp_path), out, lambda: client).run()
+    report = BulkJob(table_of(tmp_path), out, lambda: client).run()
     assert (report.rows, report.answered, report.failed, report.resumed) == (75, 75, 0, 0)
     assert_each_once(out)
 
@@ -114,7 +114,7 @@ def test_pairs_of_texts_are_rows_of_two_columns(tmp_path):
 
 def test_a_row_without_a_text_has_its_error_and_the_others_their_answers(tmp_path):
     out = tmp_path / "out.jsonl"
-    report = Job(table_of(tmp_path, rows=["a", "", None, "b"]), out, Fake).run()
+    report = BulkJob(table_of(tmp_path, rows=["a", "", None, "b"]), out, Fake).run()
     assert (report.answered, report.failed) == (2, 2)
     assert [row.get("error", row.get("label")) for row in answers(out)] == [
         *("of a", "the row has no text", "the row has no text", "of b"),
@@ -124,11 +124,11 @@ def test_a_row_without_a_text_has_its_error_and_the_others_their_answers(tmp_pat
 def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):
     source, out, first, second = table_of(tmp_path), tmp_path / "out.csv", Fake({50: Killed()}), Fake()
     with pytest.raises(Killed):
-        Job(source, out, lambda: first).run()
+        BulkJob(source, out, lambda: first).run()
     journal = out.with_name("out.csv.progress")
     broken = next(iter(journal.glob("*.jsonl")))
     broken.write_bytes(broken.read_bytes() + b'{"row": 74, "lab')  # as a crash may leave it
-    report = Job(source, out, lambda: second).run()
+    report = BulkJob(source, out, lambda: second).run()
     assert report.resumed == 50
     assert second.asked.total() == 25
     assert (first.asked & second.asked).total() == 1, "the one that was being asked"
@@ -145,7 +145,7 @@ def test_each_row_is_answered_once_however_often_it_is_broken_off(tmp_path_facto
     client = Fake({number: kinds[kind] for number, kind in breaks.items()})
     while not out.exists():
         try:
-            Job(source, out, lambda: client, sessions=sessions).run()
+            BulkJob(source, out, lambda: client, sessions=sessions).run()
         except Killed:
             continue
     assert_each_once(out)
@@ -155,31 +155,31 @@ def test_a_job_that_cannot_go_on_keeps_what_it_has(tmp_path):
     source, out = table_of(tmp_path), tmp_path / "out.parquet"
     refused = Fake({30: PeerRefused("server", "does not know this certificate", "renew it")})
     with pytest.raises(BulkError, match="does not know this certificate"):
-        Job(source, out, lambda: refused).run()
+        BulkJob(source, out, lambda: refused).run()
     with pytest.raises(BulkError, match=r"closed the .*; what was answered is kept: the same command goes on"):
-        Job(source, out, lambda: Fake(dict.fromkeys(range(100), GONE)), patience=0.0).run()
+        BulkJob(source, out, lambda: Fake(dict.fromkeys(range(100), GONE)), patience=0.0).run()
     client = Fake()
-    assert Job(source, out, lambda: client).run().resumed == 30
+    assert BulkJob(source, out, lambda: client).run().resumed == 30
     assert_each_once(out)
 
 
 def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
     source, out = table_of(tmp_path), tmp_path / "out.parquet"
     with pytest.raises(Killed):
-        Job(source, out, lambda: Fake({5: Killed()})).run()
+        BulkJob(source, out, lambda: Fake({5: Killed()})).run()
     with pytest.raises(BulkError, match=r"is of another job \(another programs\); give another --out, or remove"):
-        Job(source, out, lambda: Fake(program="two")).run()
+        BulkJob(source, out, lambda: Fake(program="two")).run()
 
     class Nosy(Fake):
         def stream(self, items, top_k):
             with pytest.raises(BulkError, match="another process is at this job; wait for it"):
-                Job(source, out, Fake).run()
+                BulkJob(source, out, Fake).run()
             return super().stream(items, top_k)
 
-    Job(source, out, Nosy).run()
+    BulkJob(source, out, Nosy).run()
     assert_each_once(out)
     with pytest.raises(BulkError, match="is there already; give another name"):
-        Job(source, out, Fake)
+        BulkJob(source, out, Fake)
 
 
 @pytest.mark.parametrize(
@@ -198,15 +198,15 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path, name, content, problem):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(BlindformerError, match=problem):
-        Job(tmp_path / name, tmp_path / "out.csv", Fake).run()
+        BulkJob(tmp_path / name, tmp_path / "out.csv", Fake).run()
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_what_cannot_be_written_or_is_not_known_is_said_before_anything_is_asked(tmp_path):
     with pytest.raises(BulkError, match=r"--out .*out.xlsx: is of no kind that is written; end it in .parquet"):
-        Job(table_of(tmp_path), tmp_path / "out.xlsx", Fake)
+        BulkJob(table_of(tmp_path), tmp_path / "out.xlsx", Fake)
     with pytest.raises(BulkError, match="--engine spark: is not known; choose one of local, ray"):
-        Job(table_of(tmp_path), tmp_path / "out.csv", Fake, engine="spark")
+        BulkJob(table_of(tmp_path), tmp_path / "out.csv", Fake, engine="spark")
 
 
 def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
@@ -221,6 +221,6 @@ def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
 
     for client, column, value in ((Encoder, "embedding", [0.5, -0.25]), (Finder, "answer", "[0.5, -0.25]")):
         out = tmp_path / f"{column}.parquet"
-        Job(table_of(tmp_path, rows=["hi"]), out, client).run()
+        BulkJob(table_of(tmp_path, rows=["hi"]), out, client).run()
         assert answers(out) == [{"row": 0, column: value, "error": None}]
     assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from blindformer.models.building import compile_folder
-from blindformer.parties.bulk.job import Job
+from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.client import Client
 from blindformer.parties.session.spool import Spool
 from blindformer.tests.parties.service.harness import Running, command, eventually
@@ -86,7 +86,7 @@ def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
             assert ask(4) == right
             eventually(lambda name=name, gone=gone: len(replicas(name) - {gone}) == 2, "another is started", PATIENCE)
 
-        job = Job(
+        job = BulkJob(
             _table(tmp_path),
             tmp_path / "out.jsonl",
             lambda: Client(**address, folder=compiled, certificates=certificates, wait=60.0),
