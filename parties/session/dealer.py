@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
@@ -37,7 +37,6 @@ from .tuples import TupleDealer
 from .weights import WeightMasks, read_keys
 
 PROGRAM_BYTES, VALUE_BYTES = 16 * 2**20, 2 * 2**30  # of a program from a server: its JSON, and its largest value
-T = TypeVar("T")
 
 
 class Programs(Protocol):
@@ -71,7 +70,10 @@ def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
     Errors: `PeerError`, for the caller to tell.
     """
     seed = read_seed(client)
-    _seeds(client, lambda: seeds.put(hello.session, hello.program, seed))
+    try:
+        seeds.put(hello.session, hello.program, seed)
+    except SeedError as error:
+        raise PeerProtocolError(client.peer, "cannot be dealt to", str(error)) from None
     client.send_message({"seeded": True})
 
 
@@ -106,7 +108,11 @@ class DealerParty:
 
         `on_query` is told the number and the seconds of each. Errors: `PeerError`.
         """
-        seeds = [read_seed(self.leader), *_seeds(self.leader, self.others)]
+        mine = read_seed(self.leader)
+        try:
+            seeds = [mine, *self.others()]
+        except SeedError as error:  # as where this dealer was started again meanwhile: a new session is all it takes
+            raise PeerGone("client", "cannot be dealt to", str(error)) from None
         program = self.programs.get(self.digest) or self._fetch_program()
         parts = Ahead(lambda: self._correlations(program), "layout").result([self.leader], "program")
         shapes = program.weight_shapes()
@@ -215,11 +221,3 @@ def _check_shapes(program: Program) -> None:
             raise ValueError(number)
 
     interpret(program, ShapesEngine(sources), observe=observe)
-
-
-def _seeds(channel: Channel, step: Callable[[], T]) -> T:
-    try:
-        return step()
-    except SeedError as error:
-        # As where the dealer was started again meanwhile: a new session is all that it takes.
-        raise PeerGone("client", "cannot be dealt to", str(error)) from None
