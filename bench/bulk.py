@@ -74,7 +74,7 @@ class Deployed:
     def __init__(self, folder: Path, store: Postgres, replicas: int) -> None:
         self.folder, self.store, self.url, self.replicas = folder, store, store.new(), replicas
         self.certificates = folder / "certificates"
-        make_certificates(self.certificates)
+        make_certificates(self.certificates, keep_ca_key=True)
         self.log = (folder / "log").open("a")
         self.addresses: dict[str, str] = {}
         self.services: dict[str, subprocess.Popen[Any]] = {}
@@ -151,21 +151,21 @@ def _apart(process: psutil.Process) -> bool:
     return False
 
 
-def prepare(folder: Path, rows: int) -> dict[str, str]:
-    """A small classifier, compiled, and a table of texts. Returns the label that `clear` gives each."""
+def prepare(folder: Path, rows: int, texts: int = TEXTS) -> dict[str, str]:
+    """A small classifier, compiled for so many texts a query, and a table. Returns the label that `clear` gives."""
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(0)
     config = tiny_config(num_labels=3, id2label={0: "calm", 1: "glad", 2: "cross"}, initializer_range=0.5)
     BertForSequenceClassification(config).save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
-    compile_folder(folder / "model", folder / "compiled", lengths=[16], texts=TEXTS)
+    compile_folder(folder / "model", folder / "compiled", lengths=[16], texts=texts)
     draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(DISTINCT)]
-    parquet.write_table(pa.table({"text": [draw.choice(texts) for _ in range(rows)]}), folder / "letters.parquet")
+    said = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(DISTINCT)]
+    parquet.write_table(pa.table({"text": [draw.choice(said) for _ in range(rows)]}), folder / "letters.parquet")
     with LocalClient(find_local("clear"), folder / "compiled") as client:
-        results = client.query_many(texts, top_k=1)
-    return {text: result.value[0]["label"] for text, result in zip(texts, results, strict=True)}
+        results = client.query_many(said, top_k=1)
+    return {text: result.value[0]["label"] for text, result in zip(said, results, strict=True)}
 
 
 def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, say: Say) -> BulkReport:

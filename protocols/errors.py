@@ -35,6 +35,10 @@ class PeerGone(PeerError):
     """The connection ended before the session did."""
 
 
+class PeerDropped(PeerGone):
+    """The peer hung up before the TLS handshake was over: it speaks no TLS, or it has more visitors than it lets in."""
+
+
 class PeerTimeout(PeerError):
     """The peer sent nothing (or took nothing) for longer than the timeout."""
 

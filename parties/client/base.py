@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
 from ...protocols.ckks.sealed import SealedError
-from ...protocols.errors import BlindformerError, PeerError, PeerGone
+from ...protocols.errors import BlindformerError, PeerDropped, PeerError, PeerGone
 from ..config import Address
 from ..registry import find_talking
 from ..reports.report import Report
@@ -60,13 +61,14 @@ def insist(
     for a server that is busy, which has not taken what was asked. `lost`: drops what an error has spoilt, and says
     whether another attempt may succeed.
 
-    Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over.
+    Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over. So is one
+    that has kept this side waiting before it hung up, as a crowded service does.
     """
     if transport.closed:
         raise ClientError("this client is closed; make a new one")
     deadline, retried = time.monotonic() + transport.settings.client.wait, ""
     while True:
-        connected = False
+        connected, began = False, time.monotonic()
         try:
             connect()
             connected = True
@@ -77,8 +79,9 @@ def insist(
         except BaseException as error:
             again = lost(error) and connected
             in_time = time.monotonic() + REOPEN_SECONDS <= deadline
-            if retried and not connected and isinstance(error, PeerGone) and in_time:
-                time.sleep(REOPEN_SECONDS)
+            crowded = isinstance(error, PeerDropped) and time.monotonic() - began > REOPEN_SECONDS
+            if (retried or crowded) and not connected and isinstance(error, PeerGone) and in_time:
+                time.sleep(REOPEN_SECONDS * (1 + secrets.randbelow(1000) / 1000))
             elif retried or not again:
                 raise
             else:

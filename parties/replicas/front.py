@@ -53,6 +53,10 @@ class Front(SessionService):
     """Serves as `role`, through replicas. Made before the first fork; the cluster's driver is another process."""
 
     command: str
+    bounds: Mapping[str, float] = {
+        "handshakes": 24,
+        "pending_seconds": 30.0,
+    }  # its visits are short, and all of a deployment come to it
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ...protocols.errors import PeerDropped, PeerError, PeerGone, PeerProtocolError, PeerRefused
 from .frames import READ_ITS_MESSAGE
 
 _RENEW = "make new certificates with `blindformer certs`"
@@ -67,7 +67,7 @@ def explain(peer: str, error: OSError, handshaking: bool = False) -> PeerError:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         if handshaking:
             what = "closed the connection during the TLS handshake"
-            return PeerGone(peer, what, "see its own message; " + _SPEAK_TLS)
+            return PeerDropped(peer, what, "see its own message; " + _SPEAK_TLS)
         return PeerGone(peer, "closed the connection", READ_ITS_MESSAGE.format(peer=peer))
     reason = error.reason or "unknown"
     known = _REASONS.get(reason)

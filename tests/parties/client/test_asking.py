@@ -10,7 +10,7 @@ import pytest
 from blindformer.parties.client import base
 from blindformer.parties.client.base import BaseClient, ClientError
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.protocols.errors import PeerGone, PeerRefused
+from blindformer.protocols.errors import PeerDropped, PeerGone, PeerRefused
 
 GONE = PeerGone("server", "closed the connection", "see its log")
 BUSY = SlotsBusy("server", 0.0)
@@ -108,7 +108,22 @@ def test_who_does_not_come_back_in_time_is_gone(slept):
         ask(Scripted(None, GONE, GONE, wait=0.5))
     assert slept == []
     ask(Scripted(None, GONE, GONE))
-    assert slept == [base.REOPEN_SECONDS]
+    assert len(slept) == 1
+    assert base.REOPEN_SECONDS <= slept[0] < 2 * base.REOPEN_SECONDS, "not all at the same moment"
+
+
+def test_a_crowded_service_is_asked_again_and_one_that_hangs_up_at_once_is_not(monkeypatch):
+    """A service that keeps one waiting, and then lets others in, has room for others only."""
+    dropped = PeerDropped("server", "closed the connection during the TLS handshake", "ask again")
+    with pytest.raises(PeerDropped):
+        ask(Scripted(dropped))
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    transport = Scripted(dropped, dropped)
+    assert ask(transport).retried == ""
+    assert transport.did == ["connect", "connect", "connect", "ask"]
+    with pytest.raises(PeerDropped):
+        ask(Scripted(*[dropped] * 100))
 
 
 def test_a_busy_server_is_given_room_before_it_is_waited_for():
