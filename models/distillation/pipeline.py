@@ -30,7 +30,7 @@ from .compact import compact_student, freeze, in_clear
 from .embeddings import cosines, embeddings_of, spearman
 from .images import IMAGES, VIT, new_vit
 from .launch import together
-from .processes import Processes, joined, placed, started
+from .processes import Processes, check_count, joined, placed, started
 from .ranges import extremes, watching
 from .refit import refit
 from .settings import EMBEDDINGS, DistillError, DistillSettings
@@ -91,8 +91,8 @@ def distill(
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = DistillSettings(**settings), Path(out)
-    if processes is not None and started() not in (0, processes):
-        raise DistillError(f"processes {processes}: the launcher has started {started()}; leave the option out")
+    if processes is not None:
+        check_count(processes)
     if processes and processes > 1 and not started():
         again = partial(distill, teacher, data, out, plan, transfer=transfer, embeddings=embeddings, **settings)
         return together(processes, again, progress=progress, say=say)

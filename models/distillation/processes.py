@@ -10,10 +10,12 @@ only, and losses call parts of a model (an encoder without its pooling). Acceler
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +26,7 @@ from .settings import DistillError
 
 T = TypeVar("T")
 
-WORLD, RANK, LOCAL_WORLD = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"  # what launchers say in the environment
+_WORLD, _LOCAL_WORLD = "WORLD_SIZE", "LOCAL_WORLD_SIZE"  # launchers set these in the environment
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` always sets it
 _PATIENCE = timedelta(hours=2)  # the others wait while the first judges and calibrates
 
@@ -70,11 +72,11 @@ class Processes:
         """Replace gradients by their sum over all processes."""
 
     def random_state(self) -> Tensor:
-        """Of the generator that dropout draws from."""
+        """The state of the generator that dropout draws from."""
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 
     def set_random_state(self, state: Tensor) -> None:
-        """Go on drawing where `random_state` was asked for."""
+        """Continue from a state that `random_state` gave."""
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
         else:
@@ -85,24 +87,23 @@ ALONE = Processes()
 
 
 class _Accelerated(Processes):
-    """Those that Accelerate knows. Errors of all methods: ProcessLost."""
+    """The processes of Accelerate. Errors of all methods: ProcessLost."""
 
     def __init__(self) -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
-        threads = torch.get_num_threads()
-        with _together():
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else Accelerate sets another number
+        with _naming_the_lost():
             self._accelerator = Accelerator(
-                cpu=not has_gpus(int(os.environ.get(LOCAL_WORLD, "1"))),
+                cpu=not has_gpus(int(os.environ.get(_LOCAL_WORLD, "1"))),
                 mixed_precision="no",  # the setting bfloat16 says
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             )
-        torch.set_num_threads(threads)  # Accelerate sets another number where OMP_NUM_THREADS is not set
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
         self.device = self._accelerator.device
 
     def total(self, values: Tensor) -> Tensor:
-        with _together():
+        with _naming_the_lost():
             found = self._accelerator.reduce(values.to(self.device), "sum")
             return found.to(values.device)  # type: ignore[union-attr]
 
@@ -110,36 +111,60 @@ class _Accelerated(Processes):
         from accelerate.utils import broadcast_object_list
 
         made: list[Any] = [make() if self.rank == 0 else None]
-        with _together():
+        with _naming_the_lost():
             return broadcast_object_list(made)[0]
 
     def each(self, value: T) -> list[T]:
         from accelerate.utils import gather_object
 
-        with _together():
+        with _naming_the_lost():
             return gather_object([value])
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]  # the same ones everywhere: nobody has no text
+        gradients = [p.grad for p in parameters if p.grad is not None]  # each process has a text, so all have these
         added = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, found in zip(gradients, added.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(found.view_as(gradient))
 
 
 def has_gpus(count: int) -> bool:
-    """Whether each of so many processes of this machine has a GPU to itself; else all train on the CPU."""
+    """Whether each of `count` processes of this machine has a GPU to itself; else all of them train on the CPU."""
     return torch.cuda.device_count() >= count
 
 
 def started() -> int:
-    """How many processes a launcher has started for this training, this one among them; 0 without a launcher."""
-    return int(os.environ.get(WORLD, "1" if _LAUNCHED in os.environ else "0"))
+    """The number of processes that a launcher has started, this one among them; 0 without a launcher."""
+    return int(os.environ.get(_WORLD, "1" if _LAUNCHED in os.environ else "0"))
+
+
+def check_count(count: int) -> None:
+    """Errors: DistillError for a number of processes that cannot be, or that is not the launcher's."""
+    if count < 1:
+        raise DistillError(f"processes {count}: give 1 or more")
+    if started() not in (0, count):
+        raise DistillError(f"processes {count}: the launcher has started {started()}; leave the option out")
 
 
 def check_accelerate() -> None:
     """Errors: DistillError where Accelerate is not installed."""
     if find_spec("accelerate") is None:
         raise DistillError("processes: need the library accelerate; run: pip install 'blindformer[scale]'")
+
+
+def meet(rank: int, count: int, addresses: Path) -> None:
+    """Join the processes of this machine, as one of them, without an open port: they talk over its loopback.
+
+    addresses  a file that all of them write, in a folder of theirs
+    Errors: ProcessLost.
+    """
+    given = {_WORLD: count, _LOCAL_WORLD: count, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in given.items()})
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    backend, place = "nccl" if has_gpus(count) else "gloo", f"file://{addresses}"
+    with _naming_the_lost():
+        torch.distributed.init_process_group(backend, init_method=place, rank=rank, world_size=count, timeout=_PATIENCE)
 
 
 def joined() -> Processes:
@@ -163,8 +188,8 @@ def placed(device: torch.device, *models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """torch's error where a process that it waits for is gone as ours."""
+def _naming_the_lost() -> Iterator[None]:
+    """Turns torch's error where another process has ended into a ProcessLost."""
     try:
         yield
     except RuntimeError as error:

@@ -90,6 +90,8 @@ def train(
     optimizer = torch.optim.AdamW(_groups(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
     batches_an_epoch = -(-len(lengths) // settings.batch)
     total = stage.epochs * batches_an_epoch
+    if len(set(processes.each(fingerprint))) > 1:
+        raise DistillError(f"{file}: the processes have different settings, data or teachers; start all of them alike")
     start = processes.first(lambda: {n: p.detach().cpu() for n, p in parameters.items()})
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -24,6 +24,7 @@ from blindformer.models.distillation.settings import DistillSettings
 from blindformer.models.distillation.stages import Pupil, hidden_stage, logit_stage
 from blindformer.models.distillation.student import in_training, settled, with_layers
 from blindformer.models.distillation.teacher import classifier_of
+from blindformer.models.distillation.training import Stage, train
 from blindformer.models.loading.load import load
 from safetensors.torch import load_file
 
@@ -169,9 +170,22 @@ def test_what_cannot_be_shared_is_refused(encoder, few, tmp_path, monkeypatch):
     with pytest.raises(DistillError, match="processes 2: the launcher has started 3; leave the option out"):
         distill(encoder, few, tmp_path / "out", processes=2)
     monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(DistillError, match="processes 0: give 1 or more"):
+        distill(encoder, few, tmp_path / "out", processes=0)
     monkeypatch.setattr(processes, "find_spec", lambda name: None)
     with pytest.raises(DistillError, match=r"need the library accelerate; run: pip install 'blindformer\[scale\]'"):
         distill(encoder, few, tmp_path / "out", processes=2)
+
+
+def test_processes_with_different_data_do_not_train_together(tmp_path):
+    class Others(Processes):
+        def each(self, value):
+            return [value, "another"]
+
+    model = torch.nn.Linear(1, 1)
+    stage = Stage("teacher", 1, 0.1, lambda *part: (model.weight.sum(), {}), lambda: {"score": 0.0})
+    with pytest.raises(DistillError, match="different settings, data or teachers; start all of them alike"):
+        train(model, stage, [1], DistillSettings(), tmp_path / "file", "one", processes=Others())
 
 
 @pytest.mark.parametrize(("gpus", "count", "taken"), [(0, 1, False), (1, 1, True), (1, 2, False), (8, 8, True)])
