@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,7 +44,9 @@ def together(count: int, work: Callable[..., T], **hear: Callable[[Any], None] |
     given = (count, scratch / "addresses", torch.get_num_threads(), work, [name for name in hear if hear[name]])
     running: dict[Connection, BaseProcess] = {}
     try:
-        # Ctrl-C is for this process only, which then ends the others: they inherit that the signal is blocked.
+        # Ctrl-C is for this process only, which then ends the others: they inherit that the signal is blocked. The
+        # tracker comes first, as its start unblocks the signal.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for rank in range(count):
