@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import DataError, Examples
 from ..loading.load import BUCKETS, Loaded
 
+CPU = torch.device("cpu")
 _PADDED_TO = 8  # lengths are multiples of this: some padding is seen in training, as it is in a private run
 
 
@@ -25,11 +26,13 @@ class Tokens:
     columns  by name of the model's input: one list of numbers a text
     padding  by the same names: what stands in padding positions
     labels   [texts]
+    device   where batches lie
     """
 
     columns: dict[str, list[list[int]]]
     padding: dict[str, int]
     labels: Tensor
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,6 +41,10 @@ class Tokens:
     def lengths(self) -> list[int]:
         return [len(row) for row in self.columns["input_ids"]]
 
+    def on(self, device: torch.device) -> Tokens:
+        """The same, with batches on a device."""
+        return replace(self, device=device)
+
     def content(self) -> str:
         """What tells one set of texts from another."""
         return json.dumps([self.columns["input_ids"], self.labels.tolist()])
@@ -45,16 +52,19 @@ class Tokens:
     def batch(self, indices: Sequence[int], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs for these texts, [texts, length]; default: their longest, rounded up."""
         if length is None:
-            longest = max(len(self.columns["input_ids"][i]) for i in indices)
-            length = -(-longest // _PADDED_TO) * _PADDED_TO
+            length = padded_length(len(self.columns["input_ids"][i]) for i in indices)
         made = {}
         for name, rows in self.columns.items():
             value = torch.full((len(indices), length), self.padding[name], dtype=torch.long)
             for at, i in enumerate(indices):
                 row = rows[i][:length]
                 value[at, : len(row)] = torch.tensor(row)
-            made[name] = value
+            made[name] = value.to(self.device)
         return made
+
+    def labels_of(self, indices: Sequence[int]) -> Tensor:
+        """[texts]"""
+        return self.labels[torch.as_tensor(indices)].to(self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +73,7 @@ class Pixels:
 
     images: Tensor
     labels: Tensor
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,13 +82,21 @@ class Pixels:
     def lengths(self) -> list[int]:
         return [1] * len(self)
 
+    def on(self, device: torch.device) -> Pixels:
+        """The same, with batches on a device."""
+        return replace(self, device=device)
+
     def content(self) -> str:
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest() + json.dumps(self.labels.tolist())
 
     def batch(self, indices: Sequence[int], length: int | None = None) -> dict[str, Tensor]:
         """Grey levels from -1 to 1, [images, 3, H, W]."""
-        grey = self.images[torch.as_tensor(indices, dtype=torch.long)].float() / 127.5 - 1.0
+        grey = self.images[torch.as_tensor(indices, dtype=torch.long)].to(self.device).float() / 127.5 - 1.0
         return {"pixel_values": grey[:, None].expand(-1, 3, -1, -1).contiguous()}
+
+    def labels_of(self, indices: Sequence[int]) -> Tensor:
+        """[images]"""
+        return self.labels[torch.as_tensor(indices)].to(self.device)
 
 
 def pixels(examples: Examples) -> Pixels:
@@ -103,6 +122,11 @@ def tokenise(loaded: Loaded, examples: Examples, length: int) -> Tokens:
     if "token_type_ids" in columns:
         padding["token_type_ids"] = tokenizer.pad_token_type_id
     return Tokens(columns, padding, torch.tensor(examples.labels))
+
+
+def padded_length(lengths: Iterable[int]) -> int:
+    """Tokens that a batch of texts of these lengths is padded to: their longest, rounded up."""
+    return -(-max(lengths) // _PADDED_TO) * _PADDED_TO
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:

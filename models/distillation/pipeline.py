@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from .checkpoints import check_new, locked, storing
 from .compact import compact_student, freeze, in_clear
 from .embeddings import cosines, embeddings_of, spearman
 from .images import IMAGES, VIT, new_vit
-from .ranges import RangePenalty, extremes, observed
+from .launch import together
+from .processes import Processes, check_count, joined, placed, started
+from .ranges import extremes, watching
 from .refit import refit
 from .settings import EMBEDDINGS, DistillError, DistillSettings
 from .stages import Pupil, hidden_stage, logit_stage
@@ -66,6 +69,7 @@ def distill(
     *,
     transfer: str | Path | Dataset | None = None,
     embeddings: bool = False,
+    processes: int | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
     **settings: Any,
@@ -79,11 +83,19 @@ def distill(
     transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
     embeddings teach a sentence encoder's embeddings, for no task: the labels are not looked at. The student of a
                packaged model is stored as what differs from it
+    processes  of this machine that share each batch, each on a GPU of its own where there are as many, else on the CPU
+               (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU). More than
+               one need the extra `scale`
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = DistillSettings(**settings), Path(out)
+    if processes is not None:
+        check_count(processes)
+    if processes and processes > 1 and not started():
+        again = partial(distill, teacher, data, out, plan, transfer=transfer, embeddings=embeddings, **settings)
+        return together(processes, again, progress=progress, say=say)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
@@ -99,8 +111,13 @@ def distill(
             f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
             "give the model that taught it"
         )
-    with locked(out):
-        return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None)).run()
+    team = joined()
+    with locked(out) if team.rank == 0 else nullcontext():
+        if team.count > chosen.batch:
+            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} texts; give at most as many")
+        if team.rank:
+            progress = say = None
+        return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
 
 
 class _Pipeline:
@@ -116,16 +133,16 @@ class _Pipeline:
         settings: DistillSettings,
         progress: Progress | None,
         say: Say,
+        processes: Processes,
     ) -> None:
         self.loaded, self.data, self.transfer, self.out = loaded, data, transfer, out
-        self.settings, self.progress, self.say = settings, progress, say
+        self.settings, self.progress, self.say, self.processes = settings, progress, say, processes
         self.plan = self._for_clients(plan)
         self.work = out / _WORK
         self.history: dict[str, list[dict[str, float]]] = {}
 
     def run(self) -> Distilled:
-        check_new(self.out, self.work)
-        self.work.mkdir(exist_ok=True)
+        self.processes.first(lambda: (check_new(self.out, self.work), self.work.mkdir(exist_ok=True)))
         given = self._is_given()
         self.train, self.validation = self._read(self.data.train), self._read(self.data.validation)
         teacher = self.loaded.model if given else self._untrained()
@@ -143,15 +160,16 @@ class _Pipeline:
         self._freeze(student, compact)
         self.train = self._extended()
         start = extremes(student, self._calibration()[0])
-        pupil = Pupil(student, teacher, kept, self.train, self.validation, self.settings, start)
-        about = _digest(teacher)
-        with _watching(student, pupil.penalty):
+        about, device = _digest(teacher), self.processes.device
+        texts = (self.train.on(device), self.validation.on(device))
+        pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
+        with watching(student, pupil.penalty), placed(device, student, teacher):
             if self.settings.hidden_epochs:
                 with _eager_attention(teacher, student):
                     self._train(student, hidden_stage(pupil), about)
             if not pupil.embeds:
                 self._train(student, logit_stage(pupil), about)
-        return self._finish(teacher, student, kept)
+        return self.processes.first(lambda: self._finish(teacher, student, kept))
 
     # --- texts: runs of images and of embeddings differ in these ---------------------------------------------------
     def _is_given(self) -> bool:
@@ -204,19 +222,23 @@ class _Pipeline:
         return [text for part in parts for text in part.texts if text not in judged_by]
 
     def _fine_tune(self, teacher: nn.Module) -> None:
-        about = _digest(teacher)
+        about, device = _digest(teacher), self.processes.device
         self._freeze(teacher, False)
-        self._train(teacher, teacher_stage(teacher, self.train, self.validation, self.settings), about)
-        if not (self.out / TEACHER / "config.json").exists():
+        texts = (self.train.on(device), self.validation.on(device))
+        with placed(device, teacher):
+            self._train(teacher, teacher_stage(teacher, *texts, self.settings, self.processes), about)
+        if self.processes.rank == 0 and not (self.out / TEACHER / "config.json").exists():
             self._save(teacher, self.out / TEACHER)
 
     def _train(self, model: nn.Module, stage: Stage, about: str) -> None:
         file = self.work / f"{stage.name}.safetensors"
         texts = self.train.content() + self.validation.content()
-        fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about)
+        others = [f"{self.processes.count} processes"] if self.processes.count > 1 else []
+        fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about, *others)
         self.say(stage.name)
+        lengths = self.train.lengths
         self.history[stage.name] = train(
-            model, stage, self.train.lengths, self.settings, file, fingerprint, self.progress
+            model, stage, lengths, self.settings, file, fingerprint, self.progress, self.processes
         )
 
     # --- the result ------------------------------------------------------------------------------------------------
@@ -359,16 +381,6 @@ def _eager_attention(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, way in zip(models, before, strict=True):
             use(model, way)
-
-
-@contextmanager
-def _watching(model: nn.Module, observer: RangePenalty) -> Iterator[None]:
-    overrides = observed(model)
-    overrides.observer = observer
-    try:
-        yield
-    finally:
-        overrides.observer = None
 
 
 def _digest(model: nn.Module) -> str:

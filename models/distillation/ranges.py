@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ...approximations.apply import overrides_of
-from ...approximations.overrides import Overrides
+from ...approximations.overrides import Observer, Overrides
 from ...approximations.registry import find_kind
+from .processes import ALONE, Processes
 from .settings import DistillError
 
 _FAR = 8.0
@@ -26,24 +29,30 @@ class RangePenalty:
     """
 
     def __init__(self) -> None:
-        self.terms: list[Tensor] = []
+        self._seen: list[tuple[Tensor, float | None]] = []
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
+        if not torch.is_grad_enabled():  # judged, not trained
+            return
         value, found = value.float(), find_kind(kind)
         if found.limit is not None:
-            self._add(value.abs() - found.limit)
+            self._seen.append((_cost(value.abs() - found.limit), None))
         if found.spread is not None:
-            logarithm = value.clamp_min(2.0**-20).log2()
-            self._add((logarithm - logarithm.mean().detach()).abs() - found.spread)
+            self._seen.append((value.clamp_min(2.0**-20).log2(), found.spread))
 
-    def _add(self, excess: Tensor) -> None:
-        self.terms.append(torch.relu(excess).square().sum(-1).mean())
+    def take(self, share: float = 1.0, processes: Processes = ALONE) -> Tensor:
+        """The sum since the last call. Zero if nothing was seen. `share`: of the batch, that this process has."""
+        seen, self._seen = self._seen, []
+        means = [logarithm.mean().detach() for logarithm, spread in seen if spread is not None]
+        if means:
+            means = list(processes.total(share * torch.stack(means)))
+        of_all = iter(means)
+        terms = [v if spread is None else _cost((v - next(of_all)).abs() - spread) for v, spread in seen]
+        return share * torch.stack(terms).sum() if terms else torch.zeros(())
 
-    def take(self) -> Tensor:
-        """The sum since the last call. Zero if nothing was seen."""
-        total = torch.stack(self.terms).sum() if self.terms else torch.zeros(())
-        self.terms.clear()
-        return total
+
+def _cost(excess: Tensor) -> Tensor:
+    return torch.relu(excess).square().sum(-1).mean()
 
 
 class Extremes:
@@ -66,15 +75,22 @@ def observed(model: nn.Module) -> Overrides:
     return overrides
 
 
-def extremes(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Least and largest value at every site for one batch."""
-    overrides, found = observed(model), Extremes()
-    before, overrides.observer = overrides.observer, found
+@contextmanager
+def watching(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """With an observer of an approximated model's functions. Errors: DistillError."""
+    overrides = observed(model)
+    before, overrides.observer = overrides.observer, observer
     try:
-        with torch.no_grad():
-            model(**batch)
+        yield
     finally:
         overrides.observer = before
+
+
+def extremes(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Least and largest value at every site for one batch."""
+    found = Extremes()
+    with watching(model, found), torch.no_grad():
+        model(**batch)
     return found.seen
 
 

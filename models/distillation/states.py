@@ -62,7 +62,7 @@ class TeacherStates:
         self._kept: list[States] = []
 
     def __call__(self, indices: Sequence[int], batch: dict[str, Tensor]) -> States:
-        with torch.autocast("cpu", enabled=False):  # what is learned from is exact, however the student computes
+        with torch.autocast(self.tokens.device.type, enabled=False):  # what is learned from is exact
             if not self._keeps:
                 return self._run(batch)
             if not self._kept:  # not earlier: a stage that is done already needs none

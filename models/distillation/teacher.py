@@ -13,6 +13,7 @@ from ..data import DataError
 from ..loading.huggingface import FILES_ALONE, NO_CODE, huggingface
 from ..loading.load import Loaded
 from .batches import Tokens, in_order
+from .processes import ALONE, Processes
 from .settings import DistillError, DistillSettings
 from .training import Stage, accuracy
 
@@ -65,12 +66,15 @@ def freeze_tables(model: nn.Module) -> None:
             module.weight.requires_grad_(False)
 
 
-def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings) -> Stage:
+def teacher_stage(
+    model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings, processes: Processes = ALONE
+) -> Stage:
     """Plain fine-tuning with cross entropy; the epoch of the best validation accuracy counts."""
 
-    def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        logits = model(**tokens.batch(indices)).logits
-        return F.cross_entropy(logits, tokens.labels[torch.as_tensor(indices)]), {}
+    def loss(indices: Sequence[int], length: int) -> tuple[Tensor, dict[str, float]]:
+        logits = model(**tokens.batch(indices, length)).logits
+        (texts,) = processes.totals(len(indices))
+        return F.cross_entropy(logits, tokens.labels_of(indices), reduction="sum") / texts, {}
 
     return Stage(
         "teacher",
@@ -85,8 +89,7 @@ def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings
 def judged(model: nn.Module, tokens: Tokens, size: int = 64) -> dict[str, float]:
     """accuracy, and score: the same with the mean cross entropy to tell equal accuracies apart."""
     pairs = [
-        (model(**tokens.batch(indices)).logits, tokens.labels[torch.as_tensor(indices)])
-        for indices in in_order(tokens.lengths, size)
+        (model(**tokens.batch(indices)).logits, tokens.labels_of(indices)) for indices in in_order(tokens.lengths, size)
     ]
     found = accuracy(pairs)
     entropy = float(F.cross_entropy(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])))

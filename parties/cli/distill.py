@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,14 @@ def distill(
     bfloat16: Annotated[
         bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Processes of this machine that share each batch (1): one for each GPU where there are as many, else "
+            "of the CPU.",
+        ),
+    ] = None,
     threads: options.RepeatableThreads = 1,
     form: options.Form = "text",
 ) -> None:
@@ -62,6 +71,8 @@ def distill(
         "texts": texts,
         "length": length,
     }
+    if int(os.environ.get("RANK", "0")):
+        _keep_quiet()
     with loading(threads, notes=1) as phases:
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
@@ -82,6 +93,7 @@ def distill(
             chosen,
             transfer=transfer,
             embeddings=embeddings,
+            processes=processes,
             progress=show,
             seed=seed,
             layers=layers,
@@ -91,6 +103,13 @@ def distill(
         )
     cut = isinstance(dataset.train.inputs, list)
     tell(form, {"folder": found.folder, **found.report}, lambda: _show(found.folder, found.report, data, cut))
+
+
+def _keep_quiet() -> None:
+    """Of the processes that `accelerate launch` or torchrun has started, the first speaks for all."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
 
 
 def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
