@@ -21,6 +21,8 @@ class EncodedRows(Protocol):
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
 
+    def labels_of(self, indices: Sequence[int]) -> Tensor: ...
+
     def __len__(self) -> int: ...
 
 
@@ -37,6 +39,9 @@ class PixelRows:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return {"pixel_values": self.values[torch.as_tensor(indices, dtype=torch.long)]}
+
+    def labels_of(self, indices: Sequence[int]) -> Tensor:
+        return self.labels[torch.as_tensor(indices, dtype=torch.long)]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -71,7 +71,12 @@ class Database:
     @property
     def name(self) -> str:
         """For messages: no password is in it."""
-        return str(self.file or self.url.set(drivername=POSTGRES).render_as_string(hide_password=True))
+        if self.file:
+            return str(self.file)
+        try:
+            return make_url(str(self._where)).render_as_string(hide_password=True)
+        except (ArgumentError, ValueError):
+            return "server.database"
 
     @contextmanager
     def write(self, lock: str = "") -> Iterator[Connection]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ..client.base import BaseClient, Result
 
 Answer = dict[str, Any]
+REST_SECONDS, PATIENCE = 1.0, 600.0
 _FINAL = (PeerRefused, PeerDisagrees)  # asking again would not help
 
 
@@ -86,6 +89,57 @@ class RayAsker:
 
             ray.get(self._actor.close.remote())
             ray.kill(self._actor)
+
+
+class BatchAnswers:
+    """For `ray.data`, which keeps what it has answered itself, and asks a batch again whose node has died.
+
+    ds.map_batches(BatchAnswers, fn_constructor_args=(make,), batch_size=256, concurrency=4, num_cpus=1)
+
+    make      opens a client; it has to be picklable
+    field     the column with the text; columns `label` and `score`, `embedding` or `answer`, and `error` are added
+    patience  seconds without any answer after which it gives up
+
+    Errors: BulkError.
+    """
+
+    def __init__(self, make: Callable[[], BaseClient], field: str = "text", patience: float = PATIENCE) -> None:
+        self.asker, self.field, self.patience = ClientAsker(make), field, patience
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.field not in batch:
+            raise BulkError(f"field {self.field}: the batch has no such column; it has {', '.join(batch)}")
+        rows = [str(text).strip() or None for text in batch[self.field]]
+        answers: dict[int, Answer] = {}
+        ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
+        names = columns_of(self.asker.client.task)[1:]
+        return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
+
+
+def ask_all(
+    asker: RowAsker,
+    left: dict[int, Row],
+    note: Callable[[int, Answer], None],
+    patience: float,
+    stop: threading.Event | None = None,
+) -> None:
+    """Ask rows, by number, until all are answered; `note` has each answer when it comes, and `left` the others. `stop`:
+    ends it between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
+    last, stop = time.monotonic(), stop or threading.Event()
+    while left and not stop.is_set():
+        numbers = list(left)
+        try:
+            for place, answer in asker.ask([left[number] for number in numbers]):
+                note(numbers[place], answer)
+                del left[numbers[place]]
+                last = time.monotonic()
+                if stop.is_set():
+                    return
+        except Interrupted as error:
+            if time.monotonic() - last > patience:
+                raise BulkError(str(error)) from None
+        if left:
+            stop.wait(REST_SECONDS)
 
 
 def columns_of(task: str) -> tuple[str, ...]:

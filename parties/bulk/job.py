@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cluster import connect
-from .askers import ClientAsker, Interrupted, RayAsker, RowAsker, columns_of
+from .askers import PATIENCE, Answer, ClientAsker, RayAsker, RowAsker, ask_all, columns_of
 from .journal import Journal
 from .tables import WRITTEN, BulkError, Row, count_rows, read_rows, write_answers
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..client.base import BaseClient
 
 PIECE, WHOLE = 1024, 32  # rows of a piece at most; a multiple of the texts that share a query
-REST_SECONDS, PATIENCE = 1.0, 600.0
 ENGINES = ("local", "ray")
 Told = Callable[[int, int, float], None]
 
@@ -103,7 +102,10 @@ class BulkJob:
             while len(askers) < min(self.sessions, -(-rows // size)):
                 askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
                 held.callback(askers[-1].close)
-            self._ask(askers)
+            try:
+                self._ask(askers)
+            except BulkError as error:
+                raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
             write_answers(self.out, self.journal.pieces(-(-rows // size)), columns)
             self.journal.remove()
         seconds = time.monotonic() - started
@@ -161,23 +163,13 @@ class BulkJob:
                 )
 
     def _answer(self, asker: RowAsker, piece: int, left: dict[int, Row]) -> None:
-        stream, last = self.journal.open(piece), time.monotonic()
-        with stream:
-            while left and not self._stop.is_set():
-                numbers = list(left)
-                try:
-                    for place, answer in asker.ask([left[number] for number in numbers]):
-                        self.journal.note(stream, {"row": numbers[place], **answer})
-                        del left[numbers[place]]
-                        self._count(1, bool(answer.get("error")))
-                        last = time.monotonic()
-                        if self._stop.is_set():
-                            return
-                except Interrupted as error:
-                    if time.monotonic() - last > self.patience:
-                        raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
-                if left:
-                    self._stop.wait(REST_SECONDS)
+        with self.journal.open(piece) as stream:
+
+            def note(row: int, answer: Answer) -> None:
+                self.journal.note(stream, {"row": row, **answer})
+                self._count(1, bool(answer.get("error")))
+
+            ask_all(asker, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)
 

@@ -27,7 +27,7 @@ from ..transport.frames import printable, say_why
 from ..transport.handshake import Hello, MovedTo, answer_hello, hello
 from ..transport.stream import StreamChannel
 from ..transport.tls import dial
-from .messages import hear
+from .messages import SAME_VERSION, hear
 
 Address = tuple[str, int]
 Refused = Callable[[PeerError], None]
@@ -72,7 +72,8 @@ def seed_dealer(
     channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
     try:
         channel.send_message({"seed": seed.hex()})
-        hear(channel, ("seeded",))
+        if hear(channel, ("seeded",))["seeded"] is not True:
+            raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
     finally:
         channel.close()
 

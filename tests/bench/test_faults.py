@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.parties.session.spool import Spool
+from sqlalchemy import text
 
 from bench import faults
 from bench.ledgers import audit, watched_spool
@@ -84,8 +85,8 @@ def test_the_audit_finds_more_answers_than_correlations(spools) -> None:
 def test_the_audit_finds_what_could_be_used_again(spools, change: str) -> None:
     server, client = spools
     client.ledger.keys.write(1, bytes([1]) * 32)  # as an old copy of the folder would have it: the key is back, too
-    with client.ledger._write() as db:
-        db.execute(change)
+    with client.ledger.database.write() as db:
+        db.execute(text(change))
     found = audit(server.folder, client.folder, answered=0)
     assert found.reused or found.damaged
 
@@ -99,9 +100,9 @@ def test_the_audit_finds_a_key_under_two_numbers(spools) -> None:
 def test_the_audit_finds_a_second_use(spools) -> None:
     """A ledger that was put back and used: the diary and the other party's ledger know."""
     server, client = spools
-    with client.ledger._write() as db:
-        db.execute("UPDATE queries SET state = 'ready' WHERE number = 0")
-        db.execute("DELETE FROM audit")
+    with client.ledger.database.write() as db:
+        db.execute(text("UPDATE queries SET state = 'ready' WHERE number = 0"))
+        db.execute(text("DELETE FROM audit"))
     client.ledger.keys.write(1, bytes([1]) * 32)
     client.mark_used("a" * 32, 0)
     assert len(audit(server.folder, client.folder, answered=1).reused) == 2  # the key, and the number

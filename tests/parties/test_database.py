@@ -38,6 +38,9 @@ def test_an_address_that_is_none_is_one_line_without_a_password(tmp_path, said, 
     with pytest.raises(ValueError, match=problem) as found:
         read_url(said, ValueError)
     assert "secret" not in str(found.value)
+    with pytest.raises(SpoolError, match=problem) as found:
+        Spool(tmp_path, database=said or "x").left()
+    assert "secret" not in str(found.value)
 
 
 def test_elsewhere_a_certificate_is_checked_and_no_password_is_shown(tmp_path):

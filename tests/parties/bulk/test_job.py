@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
-from blindformer.parties.bulk.askers import ClientAsker
+from blindformer.parties.bulk.askers import BatchAnswers, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.bulk.tables import READ, WRITTEN, BulkError, read_rows
 from blindformer.parties.client.base import Result
@@ -58,7 +59,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(jobs, "REST_SECONDS", 0.001)
+    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
     monkeypatch.setattr(jobs, "WHOLE", 4)
 
 
@@ -224,3 +225,15 @@ def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
         BulkJob(table_of(tmp_path, rows=["hi"]), out, client).run()
         assert answers(out) == [{"row": 0, column: value, "error": None}]
     assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]
+
+
+def test_batches_of_ray_data_get_columns_of_answers():
+    client = Fake({1: GONE, 3: SlotsBusy("server", 0.0)})
+    found = BatchAnswers(lambda: client, "letter")({"letter": ["b", "", "a", "c"], "id": [3, 4, 5, 6]})
+    assert found["id"] == [3, 4, 5, 6]
+    assert found["label"] == ["of b", None, "of a", "of c"]
+    assert found["error"] == [None, "the row has no text", None, None]
+    with pytest.raises(BulkError, match="field text: the batch has no such column; it has letter"):
+        BatchAnswers(lambda: client)({"letter": ["b"]})
+    with pytest.raises(BulkError, match="closed the connection"):
+        BatchAnswers(lambda: Fake(dict.fromkeys(range(9), GONE)), patience=0.0)({"text": ["b"]})

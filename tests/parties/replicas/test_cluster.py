@@ -1,9 +1,9 @@
-"""Replicas on a Ray cluster of two nodes: replaced, killed and drained without a lost query."""
+"""Replicas on a Ray cluster of two nodes: replaced, killed with their node, and drained, without a lost query."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +21,15 @@ TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def lose_node() -> Iterator[Callable[[], None]]:
+    """A cluster of two nodes; what is called kills one of them."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    made.add_node(num_cpus=4)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 6})
+    other = made.add_node(num_cpus=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", made.address)
-        yield
+        yield lambda: made.remove_node(other, allow_graceful=False)
     ray.shutdown()
     made.shutdown()
 
@@ -56,7 +57,7 @@ def _is_replica(process: psutil.Process, name: str) -> bool:
 
 @pytest.mark.slow
 def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
-    cluster, certificates, postgres, tiny_classifier, tmp_path: Path
+    lose_node, certificates, postgres, tiny_classifier, tmp_path: Path
 ):
     compiled, url, spool = tmp_path / "compiled", postgres.new(), tmp_path / "spool"
     compile_folder(tiny_classifier, compiled, lengths=[8])
@@ -85,6 +86,11 @@ def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
             psutil.Process(gone).kill()
             assert ask(4) == right
             eventually(lambda name=name, gone=gone: len(replicas(name) - {gone}) == 2, "another is started", PATIENCE)
+
+        lose_node()
+        assert ask(8) == right * 2
+        for name in ("serve", "dealer"):
+            eventually(lambda name=name: len(replicas(name)) == 2, "those of the node are started elsewhere", PATIENCE)
 
         job = BulkJob(
             _table(tmp_path),

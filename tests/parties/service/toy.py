@@ -76,6 +76,9 @@ class Toy:
     def kind(self, role: str):
         return "visit" if role == "visitor" else "session"
 
+    def renewed(self) -> None:
+        pass
+
     def reply(self, report, peer):
         return {"kept": peer.owner[:2]}
 
