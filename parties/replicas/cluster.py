@@ -90,7 +90,9 @@ class Replicas:
             ray.wait([done for _, done, _ in self._draining], num_returns=len(ends), timeout=max(0.0, *ends))
 
     def _start(self, order: Order) -> Running:
-        actor = ray.remote(num_cpus=order.cores)(Replica).remote(order.command, order.settings)
+        actor = ray.remote(num_cpus=order.cores, scheduling_strategy="SPREAD")(Replica).remote(
+            order.command, order.settings
+        )
         return Running(order, actor, actor.look.remote())
 
     def _drain(self, one: Running) -> None:
