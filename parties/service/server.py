@@ -65,6 +65,8 @@ class ServerService(SessionService):
         self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
         if mine.spool is not None:
             self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
+        if self.spool is not None and mine.database is not None:
+            self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
         self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"
