@@ -135,9 +135,11 @@ def ask_all(
                 last = time.monotonic()
                 if stop.is_set():
                     return
+            why = "the server stays busy"
         except Interrupted as error:
-            if time.monotonic() - last > patience:
-                raise BulkError(str(error)) from None
+            why = str(error)
+        if left and time.monotonic() - last > patience:
+            raise BulkError(why)
         if left:
             stop.wait(REST_SECONDS)
 

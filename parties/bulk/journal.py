@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,8 +51,9 @@ class Journal:
         rows: dict[int, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_bytes().split(b"\n")[:-1]:
-                row = json.loads(line)
-                rows.setdefault(row["row"], row)
+                with suppress(ValueError):  # a power cut may have left zeros
+                    row = json.loads(line)
+                    rows.setdefault(row["row"], row)
         return rows
 
     def open(self, piece: int) -> BinaryIO:

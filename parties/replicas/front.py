@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...models.artifacts.layout import load_programs
-from ...protocols.errors import PeerProtocolError
+from ...protocols.errors import BlindformerError, PeerProtocolError
 from ..config import Settings, load_settings
 from ..service.child import Control
 from ..service.children import ConnectionKind
@@ -38,7 +38,7 @@ from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 
 RETRY_SECONDS = 2.0  # where no replica is ready
-FORGET_SECONDS = 600.0  # a session whose parties have not all come by then has ended
+FORGET_SECONDS = 120.0  # a session whose parties have not all come by then, or in twice the timeout, has ended
 
 
 @dataclass(frozen=True)
@@ -106,21 +106,28 @@ class Front(SessionService):
             self._driver = self._start()
         if time.monotonic() > self._swept + FORGET_SECONDS / 10:
             self._swept = time.monotonic()
+            before = time.time() - max(FORGET_SECONDS, 2 * self.timeout)
             for path in self.assigned.iterdir():
-                if path.stat().st_mtime < time.time() - FORGET_SECONDS:
-                    path.unlink(missing_ok=True)
+                with suppress(OSError):  # a child has just removed it
+                    if path.stat().st_mtime < before:
+                        path.unlink()
         return {"replicas": len(read_places(self.places))}
 
     def renewed(self) -> None:
         """All replicas are replaced, one order after the other: by the model, the certificates and the number of
         replicas that there are now."""
-        settings = self.settings if self.settings.file is None else load_settings(self.settings.file)
-        count = getattr(settings, self.role).replicas or self._order["replicas"]
+        count = self._order["replicas"]
+        if self.settings.file is not None:
+            try:
+                count = getattr(load_settings(self.settings.file), self.role).replicas or count
+            except BlindformerError as error:
+                self._log.error("settings-kept", what=str(error))
         self._order |= {"number": self._order["number"] + 1, "replicas": count}
         self._tell()
 
     def run(self, host: Host, ready: Callable[[], None]) -> None:
         """As any service; then the replicas finish what they are doing."""
+        self._log = host.log
         try:
             super().run(host, ready)
         finally:
@@ -129,7 +136,8 @@ class Front(SessionService):
             self._driver.wait()
 
     def _start(self) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", f"{__package__}.cluster"]
+        self.places.unlink(missing_ok=True)  # what another driver started ends with it
+        words = [sys.executable, "-m", f"{__package__}.driver"]
         self._driver = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True, cwd="/", start_new_session=True
         )

@@ -128,7 +128,7 @@ def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):
         BulkJob(source, out, lambda: first).run()
     journal = out.with_name("out.csv.progress")
     broken = next(iter(journal.glob("*.jsonl")))
-    broken.write_bytes(broken.read_bytes() + b'{"row": 74, "lab')  # as a crash may leave it
+    broken.write_bytes(broken.read_bytes() + b'\0\0\0\n{"row": 74, "lab')  # as a crash may leave it
     report = BulkJob(source, out, lambda: second).run()
     assert report.resumed == 50
     assert second.asked.total() == 25
@@ -237,3 +237,5 @@ def test_batches_of_ray_data_get_columns_of_answers():
         BatchAnswers(lambda: client)({"letter": ["b"]})
     with pytest.raises(BulkError, match="closed the connection"):
         BatchAnswers(lambda: Fake(dict.fromkeys(range(9), GONE)), patience=0.0)({"text": ["b"]})
+    with pytest.raises(BulkError, match="the server stays busy"):
+        BatchAnswers(lambda: Fake(dict.fromkeys(range(9), SlotsBusy("server", 0.0))), patience=0.0)({"text": ["b"]})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
@@ -49,6 +51,35 @@ def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
     front.places.write_text("{}")
     with pytest.raises(SlotsBusy, match="no replica is ready"):
         front._choose(new_session())
+
+
+def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(front, tmp_path, monkeypatch):
+    """What a supervisor does every second, and on SIGHUP, while children come and go."""
+    told, logged, file = [], [], tmp_path / "blindformer.toml"
+    file.write_text("[server]\nreplicas = 2\n")
+    front.settings, front.timeout, front._swept, front._order = (
+        load_settings(file),
+        1.0,
+        0.0,
+        {"number": 0, "replicas": 2},
+    )
+    front._driver = SimpleNamespace(poll=lambda: None)
+    front._log = SimpleNamespace(error=lambda event, what: logged.append(event))
+    front._tell = lambda: told.append((front._order["number"], front._order["replicas"]))
+    old, gone = front.assigned / "ab", front.assigned / "gone"
+    for path in (old, gone):
+        path.write_text("a:1")
+        os.utime(path, (0, 0))
+    look = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: look(path.with_name("none") if path == gone else path, **how))
+    assert front.gauges() == {"replicas": 0}
+    assert not old.exists()
+    file.write_text("[server]\nreplicas = 5\n")
+    front.renewed()
+    file.write_text("[server]\nreplicas = many\n")
+    front.renewed()
+    assert told == [(1, 5), (2, 5)]
+    assert logged == ["settings-kept"]
 
 
 def test_a_replica_has_the_settings_that_it_was_given_but_where_it_listens(tmp_path):

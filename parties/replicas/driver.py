@@ -1,4 +1,4 @@
-"""The cluster's driver: `python -m blindformer.parties.replicas.cluster`, a process apart, as Ray's threads and the
+"""The cluster's driver: `python -m blindformer.parties.replicas.driver`, a process apart, as Ray's threads and the
 forks of a service do not go together.
 
 On stdin an order as a JSON line, and one more for each change; when stdin ends, all replicas are drained. Who is ready,
@@ -11,6 +11,7 @@ that ask again do so in a new one, with new seeds, so nothing of it is used twic
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -130,16 +131,21 @@ class Replicas:
 def main() -> None:
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
 
+    connected = threading.Event()
+
     def read() -> None:
         for line in sys.stdin:
             orders.put(line)
         orders.put("")
+        if not connected.is_set():
+            os._exit(1)  # the cluster may take minutes to say that it is not there
 
     threading.Thread(target=read, daemon=True).start()
     try:
         connect()
     except BlindformerError as error:
         sys.exit(f"blindformer: {error}")
+    connected.set()
     order, replicas = Order(**json.loads(orders.get())), Replicas()
     while True:
         replicas.turn(order)
