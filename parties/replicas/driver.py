@@ -113,7 +113,8 @@ class Replicas:
                     continue
                 self._lost(one, f"said nothing for {SILENT_SECONDS:g} seconds")
             except RayError as error:
-                self._lost(one, " ".join(str(error).split())[-200:])
+                said = " ".join(str(error).split()).rpartition("ReplicaError: ")[-1]  # after Ray's own words, if any
+                self._lost(one, said if len(said) < 400 else f"...{said[-300:]}")
             else:
                 self._backoff.reset()
                 self._any = True
