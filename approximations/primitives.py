@@ -154,10 +154,11 @@ exp_by_cell.register_autograd(
 @torch.library.custom_op("blindformer::fourier", mutates_args=())
 def _fourier(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
     angle = (x if x.dtype == torch.float64 else x.float()) * (2 * math.pi / period)
-    result = torch.zeros_like(angle)
-    for wave, coefficients in ((torch.cos, cosines), (torch.sin, sines)):
+    result, turned = torch.zeros_like(angle), torch.empty_like(angle)
+    for wave, coefficients in ((torch.cos_, cosines), (torch.sin_, sines)):
         for n, coefficient in enumerate(coefficients):
-            result += coefficient * wave(n * angle)
+            if coefficient:
+                result.add_(wave(torch.mul(angle, n, out=turned)), alpha=coefficient)
     return result.to(x.dtype)
 
 

@@ -18,12 +18,12 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from blindformer.cores import cores
 from blindformer.models.artifacts import load_server
 from blindformer.parties.reports.capacity import costs_of
 from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, Simulated, simulate
 from blindformer.parties.reports.virtual import need_simpy
-from blindformer.parties.service.limits import cores
 from rich.table import Table
 
 from .commands import Say, publish, run_command

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from blindformer.parties.service.limits import cores
+from blindformer.cores import cores
 from blindformer.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]

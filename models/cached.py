@@ -17,7 +17,7 @@ from .artifacts.layout import versions as versions_of
 from .building import own_plan
 from .generation.rows import room
 from .loading.errors import LoadError
-from .loading.load import PACKAGED, Loaded, load, locate
+from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 
 Stage = Callable[[str], None]
@@ -33,12 +33,12 @@ def is_compiled(model: str | Path) -> bool:
 def cached(
     model: str | Path,
     cache: Path,
-    make: Callable[[Loaded, Path, Plan | str], Path],
+    make: Callable[[Path, Plan | str], Path],
     plan: Plan | str | None,
     options: Mapping[str, Any],
     stage: Stage | None = None,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(loaded, folder, plan)` writes if it is not there.
+    """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
     `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
 
     Errors: LoadError, and those of `make`.
@@ -52,7 +52,7 @@ def cached(
         load_client(folder)
         return folder
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
-        return make(load(model), folder, plan)
+        return make(folder, plan)
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:

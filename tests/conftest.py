@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
+import shutil
 import signal
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines to what commands print
+if "PYTEST_XDIST_WORKER" not in os.environ:  # what tests compile and download is not left in the user's cache
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="blindformer-home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 import pytest
 import torch
@@ -25,6 +32,7 @@ settings.load_profile("repeatable")
 
 torch.set_num_threads(1)
 keep_freed_memory()
+gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which every full collection walks through
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each room may import of the others (design, section 1).
-SHARED = {"errors", "files", "versions"}  # files beside the rooms, which import nothing of them
+SHARED = {"cores", "errors", "files", "versions"}  # files beside the rooms, which import nothing of them
 MAY_IMPORT = {
     "protocols": set(),
     "approximations": set(),

@@ -68,8 +68,8 @@ def found_or_compiled(
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
 
-    def make(loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
-        return compile_chat_folder(loaded, folder, plan=plan, stage=stage, **options)
+    def make(folder: Path, plan: Plan | str) -> Path:
+        return compile_chat_folder(model, folder, plan=plan, stage=stage, **options)
 
     return cached(model, cache, make, plan, options, stage)
 
@@ -99,7 +99,8 @@ def found_or_compiled_as_it_is(
     if talks(model):
         return found_or_compiled(model, cache, plan=plan, stage=stage)
 
-    def make(loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+    def make(folder: Path, plan: Plan | str) -> Path:
+        loaded = load(model)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
         return compile_folder(loaded, folder, plan=plan, stage=stage)

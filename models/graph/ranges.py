@@ -1,17 +1,20 @@
-"""What calibration sees of every value: its largest and smallest magnitude over real inputs."""
+"""What calibration sees of every value: its largest magnitude over real inputs, of single numbers the smallest, too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, count
 
 import torch
 from torch import Tensor
 
+from ...cores import cores
 from ...protocols.errors import BlindformerError
 from .graph import Node
-from .reference import compute, fixed_values, run
+from .reference import compute, fixed_values, steps
 
 TAIL = 8  # inputs that are needed to tell a tail from chance
 MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
@@ -23,8 +26,8 @@ class CalibrationFailure(BlindformerError):
 
 @dataclass
 class Range:
-    """Magnitudes of one value over `inputs`: `high` the largest, `low` the smallest, `second` the largest but for the
-    input that showed `high`."""
+    """Magnitudes of one value over `inputs`: `high` the largest, `low` the smallest where rows are single numbers (else
+    0), `second` the largest but for the input that showed `high`."""
 
     low: float
     high: float
@@ -44,47 +47,69 @@ class Range:
         return self.high * min(max(1.0, self.high / self.second / 2), MOST)
 
 
+Seen = tuple[Node, float, float, Tensor | None]
+"""A node, the smallest and the largest magnitude of its value, and the ends of the row that it compares, if any."""
+
+
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
-    """Run the graph on every batch (None: the example's own inputs); return the range of each node."""
+    """Run the graph on every batch (None: the example's own inputs), one on each core; return each node's range."""
     found: dict[int, Range] = {}
     rows: dict[int, Tensor] = {}
-
-    def observe(node: Node, value: Tensor, args: list[Tensor]) -> None:
-        magnitude = value.abs()
-        low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
-        if not math.isfinite(high):  # NaN comes through as the largest
-            raise CalibrationFailure(
-                f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
-                "calibrate the plan on more inputs, or choose another approximation for this layer"
-            )
-        if node.op == "lookup":  # what any row may say
-            high = max(high, float(args[1].abs().sum(-1).max()))
-        elif node.search and node.op in ("add", "mul"):  # tables of which one counts
-            high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
-        domain = node.attributes.get("domain", 0.0)
-        if domain:
-            # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
-            magnitude = magnitude[args[0].abs() <= domain]
-            low, high = (float(end) for end in magnitude.aminmax()) if magnitude.numel() else (0.0, 0.0)
-            if node.op in ("exp", "fourier") and id(node) not in found:  # what they may be at all, which is little
-                high = max(high, float(compute(node, [_all_within(domain), *args[1:]]).abs().max()))
-        if not magnitude.numel() and not high:
-            return
-        if node.row:
-            rows[id(node)] = torch.maximum(_ends(args, node.row), rows.get(id(node), torch.zeros(2)))
-        if id(node) in found:
-            found[id(node)].widen(low, high)
-        else:
-            found[id(node)] = Range(low, high)
-
     fixed = fixed_values(nodes)
-    for node in nodes:
-        if id(node) in fixed:
-            observe(node, fixed[id(node)], [])
-    for batch in batches:
-        run(nodes, batch, observe, fixed)
+
+    def run(number: int, batch: Mapping[str, Tensor] | None) -> list[Seen | None]:
+        return [_observed(*step, whole=number == 0) for step in steps(nodes, batch, fixed)]
+
+    known = [_observed(node, fixed[id(node)], [], whole=False) for node in nodes if id(node) in fixed]
+    with ThreadPoolExecutor(cores()) as pool:
+        for seen in chain(known, *pool.map(run, count(), batches)):
+            if seen is None:
+                continue
+            node, low, high, ends = seen
+            if node.search and node.op in ("add", "mul"):  # tables of which one counts
+                high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
+            if ends is not None:
+                rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
+            if id(node) in found:
+                found[id(node)].widen(low, high)
+            else:
+                found[id(node)] = Range(low, high)
     _any_place(nodes, found, rows)
     return found
+
+
+def _observed(node: Node, value: Tensor, args: list[Tensor], whole: bool) -> Seen | None:
+    """What one input shows. `whole`: also all that a function may be on its domain.
+
+    Errors: CalibrationFailure.
+    """
+    single = node.shape[-1:] == (1,)
+    low, high = _magnitudes(value, single)
+    if not math.isfinite(high):  # NaN comes through as the largest
+        raise CalibrationFailure(
+            f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
+            "calibrate the plan on more inputs, or choose another approximation for this layer"
+        )
+    if node.op == "lookup":  # what any row may say
+        high = max(high, float(args[1].abs().sum(-1).max()))
+    numbers = value.numel()
+    if domain := node.attributes.get("domain", 0.0):
+        # Outside its domain a polynomial's result is multiplied by an exact zero: its size there does not matter.
+        inside = args[0].abs() <= domain
+        numbers = int(inside.sum())
+        low, high = _magnitudes(value[inside] if single else value.where(inside, 0.0), single)
+        if whole and node.op in ("exp", "fourier"):  # what they may be at all, which is little
+            high = max(high, float(compute(node, [_all_within(domain), *args[1:]]).abs().max()))
+    ends = _ends(args, node.row) if node.row else None
+    return (node, low, high, ends) if numbers or high else None
+
+
+def _magnitudes(value: Tensor, single: bool) -> tuple[float, float]:
+    """The smallest, of single numbers, and the largest."""
+    if not value.numel():
+        return 0.0, 0.0
+    low, high = (float(end) for end in (value.abs() if single else value).aminmax())
+    return (low, high) if single else (0.0, max(-low, high))
 
 
 def _all_within(domain: float) -> Tensor:

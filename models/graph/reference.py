@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -26,16 +26,14 @@ def fixed_values(nodes: list[Node]) -> dict[int, Tensor]:
     return {id(node): compute(node, []) for node in nodes if node.op in ("weight", "constant")}
 
 
-def run(
-    nodes: list[Node],
-    clients: Mapping[str, Tensor] | None = None,
-    observe: Callable[[Node, Tensor, list[Tensor]], None] | None = None,
-    fixed: Mapping[int, Tensor] | None = None,
-) -> dict[int, Tensor]:
-    """Values of all nodes, float64. `clients`: the client's tensors and states by name (default: the example's).
+def steps(
+    nodes: list[Node], clients: Mapping[str, Tensor] | None = None, fixed: Mapping[int, Tensor] | None = None
+) -> Iterator[tuple[Node, Tensor, list[Tensor]]]:
+    """Each node with its value and its arguments' values, float64, but none of `fixed`: values known already.
 
-    `observe` sees each node with its value and its arguments' values, but none of `fixed`: values known already.
+    `clients`: the client's tensors and states by name (default: the example's). A value is let go after its last use.
     """
+    last = {id(arg): node for node in nodes for arg in node.args}
     values = dict(fixed or {})
     for node in nodes:
         if id(node) in values:
@@ -45,7 +43,14 @@ def run(
             value = clients[node.name].to(torch.float64)
         else:
             value = compute(node, args)
-        values[id(node)] = value
-        if observe:
-            observe(node, value, args)
-    return values
+        yield node, value, args
+        for arg in node.args:
+            if last[id(arg)] is node:
+                values.pop(id(arg), None)
+        if id(node) in last:
+            values[id(node)] = value
+
+
+def run(nodes: list[Node], clients: Mapping[str, Tensor] | None = None) -> dict[int, Tensor]:
+    """Values of all nodes by id, as of `steps`."""
+    return {id(node): value for node, value, _ in steps(nodes, clients)}

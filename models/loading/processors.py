@@ -8,6 +8,7 @@ from typing import Any
 from .huggingface import FILES_ALONE, huggingface, refused
 from .media import MEDIA
 
+_FACTORIES = {"image": "AutoImageProcessor", "sound": "AutoFeatureExtractor"}  # importing one takes a second or two
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -20,8 +21,8 @@ def read_processor(folder: Path, kind: str) -> Any:
         return None  # transformers would make up an empty one, to which every word is unknown
     with huggingface() as transformers:
         try:
-            factories = {"image": transformers.AutoImageProcessor, "sound": transformers.AutoFeatureExtractor}
-            processor = factories.get(kind, transformers.AutoTokenizer).from_pretrained(folder, **FILES_ALONE)
+            factory = getattr(transformers, _FACTORIES.get(kind, "AutoTokenizer"))
+            processor = factory.from_pretrained(folder, **FILES_ALONE)
         except Exception as error:  # no files, or a library they need is missing: the model can still be fed tensors
             if (why := refused(folder, error)) is not None:
                 raise why from None

@@ -39,7 +39,7 @@ def demo(
         loaded.length_for(list(SENTENCES), length)
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
-        compiled = compiler(phases, loaded, length, chosen, None)(1)
+        compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         phases.end("compile")
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]

@@ -19,8 +19,8 @@ def env(form: options.Form = "text") -> None:
     """Versions and machine, for bug reports."""
     import psutil
 
+    from ...cores import cores
     from ...protocols.kernels.library import LEVEL
-    from ..service.limits import cores
 
     found = {
         "python": platform.python_version(),

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ..launch import LOCAL
+from ..launch.fork_server import shared as fork_server
 from . import options
 from .output import aside, note
 from .steps import loading, read_plan
@@ -51,7 +52,9 @@ def gateway(
         )
     else:
         shared["certificates.folder"] = certs
+    forks = fork_server() if server == LOCAL else None  # its libraries come beside our own
     _serve(config, threads, shared)
+    del forks
 
 
 def up(
@@ -78,6 +81,7 @@ def up(
         print(_deployment(dict(zip(names, model, strict=True))), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
+    forks = fork_server()
     with loading(threads, notes=1) as phases:
         from ...models.generation.folder import found_or_compiled_as_it_is
         from ..config import Address, load_settings
@@ -95,6 +99,7 @@ def up(
         phases.end("load")
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
+    del forks
 
 
 def _serve(config: Path | None, threads: int, flags: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def run(
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
         made = {"embedding": embedding, "outputs": listed(outputs)}
-        make = compiler(phases, loaded, size, chosen, calibrate, **made)
+        make = compiler(phases, model, loaded, size, chosen, calibrate, **made)
         compiled = local.compile_for(len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())

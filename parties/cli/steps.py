@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BlindformerError
+from ..launch.fork_server import shared
 from .items import read_lines
 from .options import PRIVATE_PLANS
 from .output import note
@@ -25,11 +26,13 @@ def conversation_notes(tokens: int | None, window: int | None) -> int:
 
 
 @contextmanager
-def loading(threads: int | None = None, notes: int = 2) -> Iterator[Phases]:
+def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -> Iterator[Phases]:
     """The progress of a command, in its phase `load`: libraries come now, to compute on so many threads.
 
-    More threads than cores that are free make torch many times slower.
+    More threads than cores that are free make torch many times slower. `parties`: some will be started on this machine,
+    whose libraries come beside the command's own.
     """
+    forks = shared() if parties else None
     with Phases() as phases:
         phases.begin("load", notes)
         if notes > 1:
@@ -39,6 +42,7 @@ def loading(threads: int | None = None, notes: int = 2) -> Iterator[Phases]:
 
             torch.set_num_threads(threads)
         yield phases
+    del forks  # held until here
 
 
 def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
@@ -56,10 +60,18 @@ def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any
 
 
 def compiler(
-    phases: Phases, loaded: Any, length: int, plan: Any, calibrate: Path | None, **options: Any
+    phases: Phases, model: str, loaded: Any, length: int, plan: Any, calibrate: Path | None, **options: Any
 ) -> Callable[[int], Any]:
-    """`make(rows)` compiles for so many texts or images of one query. Errors: BlindformerError for unreadable texts."""
+    """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
+    takes it from the user's cache afterwards.
+
+    Errors: BlindformerError for unreadable texts.
+    """
+    from ...models.artifacts import ArtifactError, save
+    from ...models.artifacts.compiled import load_compiled
     from ...models.building import compile_files
+    from ...models.cached import cached
+    from ..config import load_settings
     from ..local.compare import compile_text
 
     def stage(name: str) -> None:
@@ -68,8 +80,24 @@ def compiler(
     if loaded.task.medium is not None:
         files = [calibrate] if calibrate else None
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
-    texts = read_texts(calibrate)
-    return lambda rows: compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options)
+    texts, cache = read_texts(calibrate), load_settings().client.cache
+
+    def make(rows: int) -> Any:
+        made: list[Any] = []
+
+        def write(folder: Path, plan: Any) -> Path:
+            made.append(compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options))
+            return save(made[0], folder, loaded)
+
+        named = {"length": length, "rows": rows, "texts": texts, **options}
+        try:
+            return load_compiled(cached(model, cache, write, plan, named))
+        except ArtifactError:
+            if not made:
+                raise
+            return made[0]  # a cache that cannot be written is no reason to answer nothing
+
+    return make
 
 
 def refuse(given: Mapping[str, object], why: str) -> None:

@@ -79,7 +79,7 @@ class Talking:
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
         with ExitStack() as stack:
-            with loading(self.threads) as phases:
+            with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
                 from ..config import load_settings

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...cores import cores
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ...models.artifacts.client import sources_of
 from ...models.encrypted import decode_real, real_values
@@ -30,7 +31,6 @@ from ..certificates.authority import CertificateError, state_of
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, encrypted_report
-from ..service.limits import cores
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from ..session.timings import Timings, rss_mb

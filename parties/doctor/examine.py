@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 
+from ...cores import cores
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CertificateError
@@ -24,7 +25,6 @@ from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
-from ..service.limits import cores
 from ..transport.faults import NEW_CERTIFICATE
 from .checks import Check, failed, shown
 

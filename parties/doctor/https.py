@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...cores import cores
 from ...models.artifacts import ArtifactError
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part
@@ -25,7 +26,6 @@ from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context
 from ..client.http import Api
 from ..config import Role, Settings
-from ..service.limits import cores
 from ..session.compute_slots import SlotsBusy
 from .checks import ANSWER_SECONDS, GB, Check, clock_check, failed, programs_check, room, version_check
 

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BlindformerError
-from ...models.generation.conversation import Completion, Conversation
 from ...models.loading.errors import InputError
 from ...models.loading.images import open_image
 from ...models.program.two_server import for_two_servers
@@ -30,6 +29,9 @@ from ..reports.report import Report, who_learned_what
 from ..session.timings import Answer
 from .problems import ApiError, as_api_error, too_long
 from .turns import Job, Line
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Completion, Conversation
 
 T = TypeVar("T")
 VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers

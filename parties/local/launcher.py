@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...cores import cores
 from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.pricing import Network
@@ -25,7 +26,6 @@ from ..client.client import client_settings
 from ..client.sessions import SessionTransport
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
 from ..launch.services import LocalServices
-from ..service.limits import cores
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
 from ..session.online import Progress

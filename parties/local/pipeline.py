@@ -130,7 +130,8 @@ class _Making:
         if not isinstance(model, str | Path) or self.task is None or options is None:
             return None
         if self.task != GENERATION:
-            return cached(model, cache, self._write, self.plan, {"pipeline": self.task, "options": options})
+            named = {"pipeline": self.task, "options": options}
+            return cached(model, cache, lambda *into: self._write(load(model), *into), self.plan, named)
         if self.calibration is not None:
             return None
         return found_or_compiled(model, cache, plan=self.plan, embedding=self.embedding, **self.generation)

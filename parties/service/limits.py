@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 from pydantic import Field
 
+from ...cores import cores
 from ..config import ServiceSection
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ServiceLimits(ServiceSection):

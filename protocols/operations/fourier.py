@@ -58,12 +58,16 @@ def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int) -
 
 def _on_reals(x: Tensor, table: Tensor, wave: Tensor, period: float, domain: float = 0.0) -> Tensor:
     angle = x * (2 * math.pi / period)
+    # Clenshaw's recurrence ("A note on the summation of Chebyshev series", 1955): two products a term.
     cosine, sine = angle.cos(), angle.sin()
-    before, now = (torch.ones_like(x), torch.zeros_like(x)), (cosine, sine)
-    total = torch.zeros_like(x) + table[0, 0]
-    for a, b in table[1:]:
-        total += a * now[0] + b * now[1]
-        before, now = now, (2 * cosine * now[0] - before[0], 2 * cosine * now[1] - before[1])
+    twice, total = 2 * cosine, torch.full_like(angle, float(table[0, 0]))
+    for terms, first in zip(table[1:].T.tolist(), (cosine, sine), strict=True):
+        now, after = torch.zeros_like(angle), torch.zeros_like(angle)
+        for coefficient in reversed(terms):
+            now, after = after.neg_().addcmul_(twice, now).add_(coefficient), now
+        total.addcmul_(first, now)
+        if first is cosine:
+            total -= after
     return total
 
 

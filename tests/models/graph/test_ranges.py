@@ -8,7 +8,8 @@ import torch
 from blindformer.approximations import Plan, calibrate
 from blindformer.models.building import compile_lengths
 from blindformer.models.compile import CalibrationWarning, check_room, compile
-from blindformer.models.graph.ranges import Range
+from blindformer.models.graph.graph import Node
+from blindformer.models.graph.ranges import Range, measure
 from blindformer.models.loading.calibration_texts import ODD, TEXTS, calibration_texts
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import Instruction, ProgramError
@@ -28,6 +29,16 @@ def test_the_largest_of_all_inputs_but_one_tells_how_far_the_next_may_go():
     assert seen(1, 16, 2, 1, 1, 1, 1, 1) == 64
     assert seen(1, 1e9, 2, 1, 1, 1, 1, 1) == 8e9
     assert seen(1, 16, 2, 1, 1, 1, 1) == 16  # too few to tell
+
+
+def test_inputs_are_measured_alike_on_however_many_cores(monkeypatch):
+    x = Node("client", shape=(4, 1), name="x")
+    nodes = [x, Node("mul", [x, x], shape=(4, 1))]
+    inputs = [{"x": torch.tensor([[float(n)], [2.0], [3.0], [4.0]])} for n in (1, 30, 5, 8, 2, 1, 1, 1, 1)]
+    for many in (1, 4):
+        monkeypatch.setattr("blindformer.models.graph.ranges.cores", lambda many=many: many)
+        found = measure(nodes, inputs)
+        assert found[id(nodes[1])] == Range(1.0, 900.0, 64.0, 9)
 
 
 class Attention(nn.Module):

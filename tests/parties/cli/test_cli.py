@@ -42,6 +42,29 @@ def test_run_a_classifier(call, known, tiny_classifier, protocol):
     assert sum(row["score"] for row in labels) == pytest.approx(1)
 
 
+def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkeypatch):
+    """Another plan, length or calibration is another model; a cache that cannot be written is no error."""
+
+    def results(*more):
+        code, out, said = call("run", tiny_classifier, "how good !", "--protocol", "clear", *more, "--format", "json")
+        assert code == 0, said
+        return json.loads(out)["results"]
+
+    compiled = []
+    compile_text = compare.compile_text
+    monkeypatch.setattr(compare, "compile_text", lambda *a, **o: compiled.append(a) or compile_text(*a, **o))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert results(*known) == results(*known)
+    assert len(compiled) == 1
+    for other in ((), (*known, "--length", 8), (*known, "--plan", "fast")):
+        results(*other)
+    assert len(compiled) == 4
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    results(*known)
+    assert len(compiled) == 5
+
+
 def test_run_and_estimate_agree(call, known, tiny_encoder):
     _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, *known, "--format", "json")
     run = json.loads(out)
