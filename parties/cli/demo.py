@@ -32,7 +32,7 @@ def demo(
     form: options.Form = "text",
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
-    with loading(threads) as phases:
+    with loading(threads, parties=True) as phases:
         from ..local.compare import compare
 
         loaded, chosen = load_model(phases, "minilm", plan)

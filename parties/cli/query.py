@@ -12,6 +12,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...versions import versions
+from ..launch import LOCAL
 from . import options
 from .answers import answer_table, asked, row_of, similarities
 from .bulk import answer_rows
@@ -82,7 +83,7 @@ def query(
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
     broken: Exception | None = None
-    with loading(threads) as phases:
+    with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result
         from ..config import load_settings
         from ..registry import open_client

@@ -46,7 +46,7 @@ def run(
     second the texts.
     """
     local = _local(protocol, parties, recipient, owner or [])
-    with loading(threads) as phases:
+    with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
         from ...models.loading.media import word_of
         from ..client.base import Result
