@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import gc
 import io
 import os
@@ -45,6 +47,14 @@ def pytest_collection_modifyitems(items):
 def forks():
     """One for all tests: else each that starts parties of this machine imports torch again."""
     return shared()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trimmed():
+    """What a file's tests have freed goes back to the machine, which others of them need."""
+    yield
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"

@@ -58,7 +58,7 @@ def test_faithful_is_close_and_restore_is_exact(build, name, attention):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("attention", "preset"),
-    [("sdpa", "faithful"), ("eager", "faithful"), ("sdpa", "fast")],
+    [("eager", "faithful"), ("sdpa", "fast")],
 )
 def test_exported_graph_holds_only_primitives(build, name, attention, preset):
     model, inputs = build(name, attention)

@@ -20,7 +20,7 @@ from bench.ledgers import audit, watched_spool
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("life", "instants"), [("queries", 2), ("conversations", 2)])
+@pytest.mark.parametrize(("life", "instants"), [("queries", 1), ("conversations", 1)])
 def test_a_small_campaign_keeps_every_promise(life: str, instants: int) -> None:
     stdout = io.StringIO()
     with redirect_stdout(stdout):

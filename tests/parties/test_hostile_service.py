@@ -80,7 +80,7 @@ class Besieged:
         most, over = [self.memory()], threading.Event()
 
         def watch() -> None:
-            while not over.wait(0.1):
+            while not over.wait(0.5):  # a look takes some time of a core itself
                 most.append(self.memory())
 
         thread = threading.Thread(target=watch)
