@@ -59,8 +59,14 @@ def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -
     files = [place] if place.is_file() else sorted(place.glob("*.*"))
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    made = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch")])
+    made = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
     return f"{name.replace('/', '--')}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+
+
+def _code() -> int:
+    """When the compiler was changed last, which its developers do within a version."""
+    rooms = [Path(__file__).parents[1] / room for room in ("approximations", "models", "protocols")]
+    return max(file.stat().st_mtime_ns for room in rooms for file in room.rglob("*.py"))
 
 
 @dataclass(frozen=True)
