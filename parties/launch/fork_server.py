@@ -109,6 +109,7 @@ def _listen(server: weakref.ref[ForkServer], ours: socket.socket) -> None:
 def _end(ours: socket.socket, process: subprocess.Popen[bytes], thread: threading.Thread) -> None:
     with contextlib.suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
+    process.terminate()  # it may be importing still
     process.wait()
     if thread is not threading.current_thread():
         thread.join()
