@@ -17,6 +17,7 @@ from .graph import Node
 from .reference import compute, fixed_values, steps
 
 TAIL = 8  # inputs that are needed to tell a tail from chance
+AT_ONCE = 8  # inputs that are measured, each with values of its own
 MOST = 8.0  # the largest factor by which one input's excess over all others widens a range
 
 
@@ -52,7 +53,7 @@ Seen = tuple[Node, float, float, Tensor | None]
 
 
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
-    """Run the graph on every batch (None: the example's own inputs), one on each core; return each node's range."""
+    """Run the graph on every batch (None: the example's own inputs), several at once; return each node's range."""
     found: dict[int, Range] = {}
     rows: dict[int, Tensor] = {}
     fixed = fixed_values(nodes)
@@ -61,7 +62,8 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
         return [_observed(*step, whole=number == 0) for step in steps(nodes, batch, fixed)]
 
     known = [_observed(node, fixed[id(node)], [], whole=False) for node in nodes if id(node) in fixed]
-    with ThreadPoolExecutor(cores()) as pool:
+    free = cores() // torch.get_num_threads()  # torch takes the others by itself
+    with ThreadPoolExecutor(max(1, min(free, AT_ONCE))) as pool:
         for seen in chain(known, *pool.map(run, count(), batches)):
             if seen is None:
                 continue
