@@ -87,6 +87,7 @@ class Besieged:
         thread.start()
         try:
             yield
+            most.append(self.memory())  # an attack may be over before the next look
             self.expect_answers()
         finally:
             over.set()
