@@ -35,7 +35,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py protocols/kernels/kernels.c
+$(READY): pyproject.toml setup.py protocols/kernels/kernels.c protocols/kernels/kernels.h protocols/kernels/matmul.c
 	@set -e; for python in "$(PYTHON)" python3.11 python3.12 python3.13 python3; do \
 	  test -n "$$python" || continue; \
 	  "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \

@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .protocols.kernels.levels import hold_torch
+
 if TYPE_CHECKING:
     from .approximations import Plan, approximate, calibrate, restore
     from .errors import BlindformerError
@@ -86,6 +88,9 @@ __all__ = [
     "run_local",
     "train_head",
 ]
+
+
+hold_torch()  # torch reads its level when it is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,13 @@ import os
 
 from setuptools import Extension, find_packages, setup
 
-# By level of processors: the plain one, and two of x86-64 (protocols/kernels/library.py).
-LEVELS = {"_kernels": [], "_kernels_v3": ["-march=x86-64-v3"], "_kernels_v4": ["-march=x86-64-v4"]}
+# By level of processors: the plain one, and those of x86-64 (protocols/kernels/levels.py).
+LEVELS = {
+    "_kernels": [],
+    "_kernels_v3": ["-march=x86-64-v3"],
+    "_kernels_v4": ["-march=x86-64-v4"],
+    "_kernels_v4_vnni": ["-march=x86-64-v4", "-mavx512vnni"],
+}
 
 setup(
     script_name="setup.py",  # so that this file is no module of the package, whoever runs it
@@ -26,7 +31,8 @@ setup(
     else [
         Extension(
             f"blindformer.protocols.kernels.{name}",
-            ["protocols/kernels/kernels.c"],
+            ["protocols/kernels/kernels.c", "protocols/kernels/matmul.c"],
+            depends=["protocols/kernels/kernels.h"],
             extra_compile_args=["-O3", "-fwrapv", *level],
             optional=True,
             py_limited_api=True,

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from blindformer.cores import cores
+from blindformer.protocols.kernels.levels import instructions, level
 from blindformer.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +36,8 @@ def provenance(*packages: str) -> dict[str, Any]:
 
 def provenance_line(commit: str | None, versions: dict[str, str], machine: dict[str, Any]) -> str:
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, load {machine['load']}"
-    return f"{used}; commit {commit or 'unknown'}; {cpu}"
+    cpu = f"{machine['cpu']}, level {machine['level']}, {machine['cores']} cores"
+    return f"{used}; commit {commit or 'unknown'}; {cpu}, {machine['memory_gb']} GB, load {machine['load']}"
 
 
 def commit() -> str | None:
@@ -55,9 +57,17 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """`load`: runnable processes over the last minute, before we start ours: on a quiet machine well under 1."""
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpu": _cpu(), "cores": cores(), "memory_gb": memory, "load": round(psutil.getloadavg()[0], 2)}
+    """`load`: runnable processes over the last minute, before we start ours: on a quiet machine well under 1. `level`:
+    of our kernels; `torch_level`: that of torch, so of everything in float32."""
+    return {
+        "cpu": _cpu(),
+        "level": level(),
+        "torch_level": torch.backends.cpu.get_cpu_capability(),
+        **instructions(),
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": round(psutil.getloadavg()[0], 2),
+    }
 
 
 def _cpu() -> str:

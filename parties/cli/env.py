@@ -18,9 +18,10 @@ PACKAGES = (
 def env(form: options.Form = "text") -> None:
     """Versions and machine, for bug reports."""
     import psutil
+    import torch
 
     from ...cores import cores
-    from ...protocols.kernels.library import LEVEL
+    from ...protocols.kernels.levels import instructions, level
 
     found = {
         "python": platform.python_version(),
@@ -30,7 +31,9 @@ def env(form: options.Form = "text") -> None:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
         "tls_1_3": ssl.HAS_TLSv1_3,
-        "kernels": LEVEL,
+        "kernels": level(),
+        "torch_level": torch.backends.cpu.get_cpu_capability(),
+        **instructions(),
     }
     packages = {name: installed(name) for name in PACKAGES}
     rows = [(name.replace("_", " "), value) for name, value in found.items()]

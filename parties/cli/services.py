@@ -179,6 +179,7 @@ def helper(
 
 def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
+    from ...protocols.kernels.levels import slow
     from ..service.running import SECURITY_BITS
 
     service, limits, expires = said.service, said.service.limits, said.service.identity.expires
@@ -188,6 +189,8 @@ def show(said: Any) -> None:
         lines.append(f"metrics  http://{said.metrics}/metrics")
     if service.limit:
         lines.append(f"limit  {service.limit}")
+    if why := slow():
+        lines.append(f"slow  {'; '.join(why)}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
     lines.append(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue")
     banner(f"{service.role}[/]   {SECURITY_BITS} bits", service.adversary, service.helpers, lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BlindformerError
+from ...protocols.kernels.levels import slow
 from ..launch.fork_server import shared
 from .items import read_lines
 from .options import PRIVATE_PLANS
@@ -41,6 +42,8 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
             import torch
 
             torch.set_num_threads(threads)
+            if why := slow():
+                note("; ".join(why))
         yield phases
     del forks  # held until here
 

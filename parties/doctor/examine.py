@@ -19,6 +19,7 @@ from cryptography import x509
 
 from ...cores import cores
 from ...protocols.errors import BlindformerError
+from ...protocols.kernels.levels import level, slow
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context, server_context
@@ -158,11 +159,8 @@ def _same_host(dialled: str, named: str) -> bool:
 
 
 def _machine(settings: Settings, role: Role) -> Iterator[Check]:
-    from ...protocols.kernels import library
-
-    if library.LEVEL == "torch":
-        fix = "install a C compiler (Debian: gcc), then blindformer again: queries take half the time"
-        yield Check("kernels", "warning", "not built: torch computes in their place", fix)
+    what, fix = slow() or (level(), "")
+    yield Check("kernels", "warning" if fix else "good", what, fix, {"level": level()})
     count = cores()
     if role == "client":
         yield Check("cores", "good", str(count), figures={"cores": count})

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from ..cli import main
 
-_READ_AT_IMPORT = ("BLINDFORMER_", "LD_", "MKL_", "OMP_", "PYTHON")  # variables, as they begin
+_READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _FIRST = 3  # descriptor after stderr
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()

@@ -45,6 +45,7 @@ class Fields(TypedDict, total=False):
     metrics: str
     adversary: str
     security_bits: int
+    kernels: str
     helpers: str
     limit: str
 

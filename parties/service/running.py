@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...protocols.errors import BlindformerError
+from ...protocols.kernels.levels import level
 from ..config import Address, ServiceSection, Settings
 from .exporter import Exporter
 from .host import Host
@@ -157,6 +158,7 @@ def log_ready(said: Announcement, log: Log) -> None:
         adversary=service.adversary,
         helpers=service.helpers,
         security_bits=SECURITY_BITS,
+        kernels=level(),
         programs=service.programs,
         what=service.about,
         sessions=limits.sessions,

@@ -5,25 +5,11 @@
  *
  * It is built once for each level of processors (setup.py); loops are written so that compilers vectorize them. */
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "kernels.h"
 
-typedef int64_t i64;
-typedef uint64_t u64;
-
-/* Messages promise no alignment. */
-#define WIRE __attribute__((aligned(1), may_alias))
-typedef int8_t WIRE wire8;
-typedef int16_t WIRE wire16;
-typedef int32_t WIRE wire32;
-typedef int64_t WIRE wire64;
-
-enum { BLOCK = 256, LANES = 8, PANEL = 32, DEPTH = 512, ROWS = 6 };
+enum { BLOCK = 256, LANES = 8 };
 
 typedef u64 lanes __attribute__((vector_size(8 * LANES)));
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Up to LANES words; zeros beyond. */
 INLINE void read_lanes(lanes *out, const u64 *x, size_t length)
@@ -40,15 +26,6 @@ INLINE void write_lanes(u64 *out, size_t length, const lanes *x)
 }
 
 INLINE u64 low_bits(int bits) { return bits == 64 ? ~(u64)0 : ((u64)1 << bits) - 1; }
-
-/* The integers, of `bytes` bytes each, as what `use` does with `type`. */
-#define FOR_TYPE(bytes, use) \
-    switch (bytes) { \
-    case 1: use(wire8) break; \
-    case 2: use(wire16) break; \
-    case 4: use(wire32) break; \
-    default: use(wire64) \
-    }
 
 static int plane(int left) { return left == 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
@@ -218,30 +195,42 @@ void exponential(const u64 *x, const i64 *table, int rows, int points, const voi
     }
 }
 
-/* numbers: [n, cells, count], `size` bytes each; table: [cells, count]; count at most 8. */
-void lookup(const u64 *x, const u64 *table, int count, const void *numbers, int size, size_t n, u64 start,
-                   int bits, int low, int drop, u64 *out)
+/* `count` is known where this is inlined: then sums stay in registers. */
+INLINE void lookup_of(int count, const u64 *x, const u64 *table, const void *numbers, int size, size_t n, u64 start,
+                      int bits, int low, int drop, u64 *out)
 {
     int fine = low - drop;
     u64 cells = (u64)1 << (bits - low);
     for (size_t e = 0; e < n; e++) {
         u64 past = ((x[e] - start) & low_bits(bits)) >> drop, cell = past >> fine, rest = past & low_bits(fine);
-        u64 sums[64] = {0}, total = 0;
+        u64 sums[8][8] = {0}, total = 0;
 #define ROWS(type) { \
     const type *number = (const type *)numbers + cells * count * e; \
     for (u64 j = 0; j < cells; j++) { \
         const u64 *row = table + ((cell - j) & (cells - 1)) * count; \
         for (int d = 0; d < count; d++) \
-            for (int i = 0; i <= d; i++) sums[8 * d + i] += (u64)(i64)number[j * count + i] * row[d]; \
+            for (int i = 0; i <= d; i++) sums[d][i] += (u64)(i64)number[j * count + i] * row[d]; \
     } \
 }
         FOR_TYPE(size, ROWS)
         for (int i = 0; i < count; i++) {
             u64 power = 1, binomial = 1;
             for (int d = i; d < count; d++, power *= rest, binomial = binomial * d / (d - i))
-                total += sums[8 * d + i] * power * binomial << fine * (count - 1 - d);
+                total += sums[d][i] * power * binomial << fine * (count - 1 - d);
         }
         out[e] = total;
+    }
+}
+
+/* numbers: [n, cells, count], `size` bytes each; table: [cells, count]; count at most 8. */
+void lookup(const u64 *x, const u64 *table, int count, const void *numbers, int size, size_t n, u64 start,
+                   int bits, int low, int drop, u64 *out)
+{
+    switch (count) {
+    case 1: lookup_of(1, x, table, numbers, size, n, start, bits, low, drop, out); break;
+    case 2: lookup_of(2, x, table, numbers, size, n, start, bits, low, drop, out); break;
+    case 3: lookup_of(3, x, table, numbers, size, n, start, bits, low, drop, out); break;
+    default: lookup_of(count, x, table, numbers, size, n, start, bits, low, drop, out);
     }
 }
 
@@ -354,80 +343,4 @@ void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, in
             total[w] ^= all;
         }
     }
-}
-
-/* out += x y for up to ROWS rows of x and a panel [depth, PANEL] of y: all sums stay in registers. */
-#define TILE(rows) { \
-    lanes sums[rows][PANEL / LANES]; \
-    for (int r = 0; r < rows; r++) memcpy(sums[r], out + r * out_row, sizeof sums[r]); \
-    for (size_t k = 0; k < depth; k++) { \
-        const lanes *y = (const lanes *)(panel + k * PANEL); \
-        for (int r = 0; r < rows; r++) { \
-            lanes factor = (lanes){0} + x[r * x_row + k * x_column]; \
-            for (int v = 0; v < PANEL / LANES; v++) sums[r][v] += factor * y[v]; \
-        } \
-    } \
-    for (int r = 0; r < rows; r++) memcpy(out + r * out_row, sums[r], sizeof sums[r]); \
-}
-
-static void tile(int rows, const u64 *x, size_t x_row, size_t x_column, const u64 *panel, size_t depth, u64 *out,
-                 size_t out_row)
-{
-    switch (rows) {
-    case 1: TILE(1) break;
-    case 2: TILE(2) break;
-    case 3: TILE(3) break;
-    case 4: TILE(4) break;
-    case 5: TILE(5) break;
-    default: TILE(ROWS)
-    }
-}
-
-/* x [rows, inner] by y [inner, columns], whose integers have `size` bytes, into out; distances in elements. panel:
- * (DEPTH + ROWS) PANEL numbers, at an address that LANES of them divide. */
-static void product(const u64 *x, size_t x_row, size_t x_column, const void *y, int size, size_t y_row,
-                    size_t y_column, size_t rows, size_t inner, size_t columns, u64 *panel, u64 *out)
-{
-    u64 *edge = panel + PANEL * DEPTH;
-    memset(out, 0, rows * columns * sizeof *out);
-    for (size_t k = 0; k < inner; k += DEPTH) {
-        size_t depth = inner - k < DEPTH ? inner - k : DEPTH;
-        for (size_t j = 0; j < columns; j += PANEL) {
-            size_t wide = columns - j < PANEL ? columns - j : PANEL;
-#define FILL(type) { \
-    const type *from = (const type *)y + k * y_row + j * y_column; \
-    if (y_column == 1 && wide == PANEL) \
-        for (size_t i = 0; i < depth; i++) \
-            for (size_t c = 0; c < PANEL; c++) panel[i * PANEL + c] = (u64)(i64)from[i * y_row + c]; \
-    else \
-        for (size_t i = 0; i < depth; i++) \
-            for (size_t c = 0; c < PANEL; c++) \
-                panel[i * PANEL + c] = c < wide ? (u64)(i64)from[i * y_row + c * y_column] : 0; \
-}
-            FOR_TYPE(size, FILL)
-            for (size_t r = 0; r < rows; r += ROWS) {
-                int some = rows - r < ROWS ? rows - r : ROWS;
-                const u64 *from = x + r * x_row + k * x_column;
-                u64 *to = out + r * columns + j;
-                if (wide == PANEL) {
-                    tile(some, from, x_row, x_column, panel, depth, to, columns);
-                    continue;
-                }
-                for (int i = 0; i < some; i++) memcpy(edge + i * PANEL, to + i * columns, wide * sizeof *to);
-                tile(some, from, x_row, x_column, panel, depth, edge, PANEL);
-                for (int i = 0; i < some; i++) memcpy(to + i * columns, edge + i * PANEL, wide * sizeof *to);
-            }
-        }
-    }
-}
-
-/* A batch of products. sizes: of two dimensions of the batch, rows, inner, columns; then by dimension of the batch, row
- * and column the distances of x's elements, and of y's. */
-void matmul(const u64 *x, const char *y, int size, const i64 *sizes, u64 *panel, u64 *out)
-{
-    const i64 *rows = sizes + 2, *of_x = sizes + 5, *of_y = sizes + 9;
-    for (i64 a = 0; a < sizes[0]; a++)
-        for (i64 b = 0; b < sizes[1]; b++, out += rows[0] * rows[2])
-            product(x + a * of_x[0] + b * of_x[1], of_x[2], of_x[3], y + size * (a * of_y[0] + b * of_y[1]), size,
-                    of_y[2], of_y[3], rows[0], rows[1], rows[2], panel, out);
 }

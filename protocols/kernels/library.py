@@ -2,25 +2,23 @@
 
 The torch function says what the kernel computes, and is what runs wherever the kernel cannot: without a C compiler at
 the installation, on other devices, for tensors that are not in one piece, and with BLINDFORMER_KERNELS=torch in the
-environment. Both give the same bits (tests/protocols/test_kernels.py).
+environment (levels.py). Both give the same bits (tests/protocols/test_kernels.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from .levels import kernels_of, level
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_BUILDS = {"AVX512": "_kernels_v4", "AVX2": "_kernels_v3"}  # setup.py; by what torch says of the processor
 
 
 class _Array:
@@ -52,7 +50,7 @@ _TAKES = {
     "from_plane": "ana",
     "compare_blocks": "aaniuaa",
     "join": "aiaaina",
-    "matmul": "aaiaaa",
+    "matmul": "aaiiaaa",
 }
 
 
@@ -66,30 +64,19 @@ class Kernel(NamedTuple):
 kernels: dict[str, Kernel] = {}
 
 
-def _found() -> tuple[str, str]:
-    """What computes (a level of processors, or torch), and the library's file."""
-    if os.environ.get("BLINDFORMER_KERNELS") == "torch":
-        return "torch", ""
-    capability = torch.backends.cpu.get_cpu_capability()
-    for level, build in ((capability, _BUILDS.get(capability, "_kernels")), ("plain C", "_kernels")):
-        spec = importlib.util.find_spec(f"{__package__}.{build}")
-        if spec and spec.origin:
-            return level, spec.origin
-    return "torch", ""
-
-
-def _load(file: str) -> ctypes.CDLL | None:
-    if not file:
+def load(level: str) -> ctypes.CDLL | None:
+    """The kernels of a level; None for torch. Errors: LevelError."""
+    file = kernels_of(level)
+    if file is None:
         return None
-    library = ctypes.CDLL(file)
+    loaded = ctypes.CDLL(str(file))
     for name, takes in _TAKES.items():
-        function = getattr(library, name)
+        function = getattr(loaded, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in takes], None
-    return library
+    return loaded
 
 
-LEVEL, _FILE = _found()
-library = _load(_FILE)
+library = load(level())
 
 
 def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -97,13 +84,11 @@ def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P
 
     def of(reference: Callable[P, T]) -> Callable[P, T]:
         kernels[twin.__name__] = Kernel(reference, twin)
-        if library is None:
-            return reference
 
         @functools.wraps(reference)
         def run(*args: P.args, **more: P.kwargs) -> T:
-            found = twin(*args, **more)
-            return reference(*args, **more) if found is None else found
+            result = None if library is None else twin(*args, **more)
+            return reference(*args, **more) if result is None else result
 
         return run
 
@@ -124,6 +109,12 @@ def whole(*tensors: Tensor | None, like: Tensor | None = None) -> bool:
         ):
             return False
     return True
+
+
+def constant(name: str) -> int:
+    """A number that the kernels name."""
+    assert library is not None
+    return ctypes.c_int64.in_dll(library, name).value
 
 
 def call(name: str, *given: object) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .library import LEVEL, call, whole
+from .levels import level
+from .library import call, constant, whole
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
-_PANEL = 32 * (512 + 6)  # numbers in between, of a product of matrices
+# Of ARM there are scalars: products of limbs, through BLAS, should be faster (not measured).
+_ROWS_FOR_BLAS = 16
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -157,20 +159,21 @@ def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) 
     return out
 
 
-def matmul(x: Tensor, y: Tensor) -> Tensor | None:
-    """Only with vectors of 512 bits, which multiply numbers of 64: without these torch is faster."""
-    if LEVEL != "AVX512" or x.dtype is not torch.int64 or y.dtype not in _INTEGERS:
+def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
+    if x.dtype is not torch.int64 or y.dtype not in _INTEGERS:
         return None
     if min(x.dim(), y.dim()) < 2 or not x.is_cpu or not y.is_cpu or x.shape[-1] != y.shape[-2]:
         return None
     shape = (*x.shape[:-1], y.shape[-1])
     if y.dim() == 2:
         x = x.reshape(-1, x.shape[-1])
+    if level() == "aarch64" and x.shape[-2] >= _ROWS_FOR_BLAS:
+        return None
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # torch's own imports sympy: tens of MB in every process
     x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
     dims = [dim for dim, length in enumerate(batch) if length != 1]
     if len(dims) > 2:
-        parts = [matmul(*pair) for pair in zip(x.unbind(dims[0]), y.unbind(dims[0]), strict=True)]
+        parts = [matmul(*pair, bits) for pair in zip(x.unbind(dims[0]), y.unbind(dims[0]), strict=True)]
         return None if any(part is None for part in parts) else torch.stack(parts, dims[0])  # type: ignore[arg-type]
     out = torch.empty(*batch, x.shape[-2], y.shape[-1], dtype=torch.int64)
     if not out.numel():
@@ -179,7 +182,8 @@ def matmul(x: Tensor, y: Tensor) -> Tensor | None:
     sizes = [1] * missing + [batch[dim] for dim in dims] + [*x.shape[-2:], y.shape[-1]]
     for stride in (x.stride(), y.stride()):
         sizes += [0] * missing + [stride[dim] for dim in dims] + [*stride[-2:]]
-    call("matmul", x, y, y.itemsize, torch.tensor(sizes), torch.empty(_PANEL, dtype=torch.int64), out)
+    scratch = torch.empty(constant("matmul_scratch"), dtype=torch.int64)
+    call("matmul", x, y, y.itemsize, bits, torch.tensor(sizes), scratch, out)
     return out.view(shape if y.dim() == 2 else out.shape)
 
 

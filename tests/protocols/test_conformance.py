@@ -12,6 +12,7 @@ import pytest
 import torch
 from blindformer.protocols.base import available, find
 from blindformer.protocols.errors import BlindformerError
+from blindformer.tests import levels
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.programs import Draft, case_of, check, handed_over
 from blindformer.tests.protocols.random_programs import programs
@@ -22,9 +23,16 @@ NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
 INSTALLED = [name for name in available() if (name not in NEEDS or find_spec(NEEDS[name])) and find(name).exact]
 
 
+@pytest.fixture(params=levels.EVERY)
+def level(request):
+    with levels.at(request.param):
+        yield
+
+
 @pytest.fixture(params=INSTALLED)
-def run(request):
-    """run(case) -> outputs by name, on a protocol of so many `parties`; a program that it does not offer is skipped."""
+def run(request, level):
+    """run(case) -> outputs by name, on a protocol of so many `parties`, at each level of processors; a program that the
+    protocol does not offer is skipped."""
     setup = import_module(f"blindformer.tests.protocols.setups.{request.param}")
 
     def checked(case):

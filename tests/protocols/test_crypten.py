@@ -11,6 +11,7 @@ from blindformer.models.program.pricing import price
 from blindformer.protocols.crypten import versions
 from blindformer.protocols.crypten.costs import Moved
 from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersion, check_versions
+from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.cases import CASES
@@ -22,13 +23,13 @@ SIZES = pytest.mark.parametrize("size", [2, 3, 5])
 
 
 class Limbs(Ring):
-    """The products that a CUDA device computes: exact float64 products of 16-bit limbs, here on the CPU."""
+    """The products that a CUDA device computes: exact float64 products of limbs, here on the CPU."""
 
     def matmul(self, x, y):
-        return self.matmul_limbs(x, y)
+        return matmul_limbs(x, y, self.bits)
 
     def linear(self, x, weight, bits=64):
-        return self.matmul_limbs(x, weight)
+        return matmul_limbs(x, weight, bits)
 
 
 @SIZES

@@ -6,7 +6,7 @@ from blindformer.approximations import Plan, calibrate, quantise, round_weights
 from blindformer.models.compile import compile
 from blindformer.models.program.encoding import quantised_scale, weight_scale
 from blindformer.models.program.pricing import price
-from blindformer.protocols.ring import byte_columns
+from blindformer.protocols.matmul import byte_columns
 from blindformer.tests.models.conftest import answer, batches, build, clear
 
 SIXTEEN = Plan.preset("fast").replace(linear_bits=16)

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 from blindformer.parties.local import compare
+from blindformer.protocols.kernels.levels import PLAIN, VARIABLE, level
 from blindformer.tests.pages import alike, as_shown, blocks
 
 SHARED = {
@@ -251,8 +253,26 @@ def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
 def test_env(call):
     code, out, _ = call("env", "--format", "json")
     assert code == 0
-    assert json.loads(out)["packages"]["torch"]
+    shown = json.loads(out)
+    assert shown["packages"]["torch"]
+    assert (shown["kernels"], shown["torch_level"]) == (level(), torch.backends.cpu.get_cpu_capability())
+    assert {type(shown[name]) for name in ("vnni", "aes")} == {bool}
     assert "python" in call("env")[1]
+
+
+def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
+    def env(level):
+        command = [sys.executable, "-m", "blindformer", "env", "--format", "json"]
+        found = {**os.environ, VARIABLE: level}
+        return subprocess.run(command, env=found, capture_output=True, text=True, timeout=60, check=False)
+
+    shown = json.loads(env(PLAIN).stdout)
+    assert shown["kernels"] == PLAIN
+    assert shown["torch_level"] == ("DEFAULT" if PLAIN == "x86-64" else torch.backends.cpu.get_cpu_capability())
+    refused = env("x86-64-v9")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"blindformer: {VARIABLE}=x86-64-v9: no such level; choose one of torch, ")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_help_is_quick_and_usage_errors_are_not_bugs():

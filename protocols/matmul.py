@@ -1,0 +1,111 @@
+"""Products of matrices modulo 2^64, exact: the one place that decides what computes them.
+
+C kernels compute them wherever they were built, at every level (kernels/matmul.c). Elsewhere torch does: with its own
+product of 64-bit integers where that is fast (AVX-512), else with float64 limbs through BLAS, on other devices, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .kernels import twins
+from .kernels.library import kernel
+
+_LIMB = 22  # bits of a signed limb: 2^21 2^21 2^11 is 2^53, up to which a float64 is exact
+_LIMB_BESIDE_BYTES = 32
+_INNER = 1 << 11  # terms that are added up as floats
+
+
+@kernel(twins.matmul)
+def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
+    """x @ y modulo 2^64, right in the low `bits` bits. x of 64 bits (or 32, of a ring of 32), y of 8 to 64."""
+    # FBGEMM multiplies integers of 64 bits with AVX-512; without it, torch has a loop that is 30 times slower.
+    fast = x.is_cpu and y.shape[-1] >= 64 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if fast or x.is_meta:
+        return torch.matmul(x, y.to(x.dtype))
+    return matmul_limbs(x, y, bits)
+
+
+def matmul_limbs(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
+    """`matmul` by exact float64 products of signed limbs, on any device: six of them, or two of bytes for a y of bytes.
+
+    A limb of y takes 8 bytes an element, and lives as long as its products.
+    """
+    inner = x.shape[-1]
+    if inner > _INNER:
+        starts = range(0, inner, _INNER)
+        parts = ((start, min(_INNER, inner - start)) for start in starts)
+        dim = -2 if y.dim() > 1 else -1
+        return sum(matmul_limbs(x.narrow(-1, *part), y.narrow(dim, *part), bits) for part in parts)  # type: ignore[return-value]
+    width = _LIMB_BESIDE_BYTES if y.dtype is torch.int8 else _LIMB
+    of_x = [_limb(x, i, width) for i in range(-(-bits // width))]
+    narrow = y.dtype.itemsize <= 2  # one limb as it is
+    total: Tensor | None = None
+    for j in range(1 if narrow else -(-min(bits, 8 * y.dtype.itemsize) // _LIMB)):
+        right = y.to(torch.float64) if narrow else _limb(y, j, _LIMB)
+        for i, left in enumerate(of_x):
+            shift = width * i + _LIMB * j
+            if shift < bits:
+                part = torch.matmul(left, right).to(torch.int64) << shift
+                total = part if total is None else total.add_(part)
+    assert total is not None
+    return total.to(x.dtype)
+
+
+def _limb(x: Tensor, number: int, width: int) -> Tensor:
+    """Limb `number` of x, signed, as float64: x is the sum of them times 2^(width number), modulo 2^64."""
+    half = 1 << width - 1
+    raised = sum(half << width * i for i in range(number + 1)) % (1 << 64)
+    moved = x.to(torch.int64) + (raised - (1 << 64) if raised >> 63 else raised)
+    return ((moved >> width * number) & (2 * half - 1)).sub_(half).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class ByteColumns:
+    """A matrix of signed bytes [K, N] times a power of two by column, [N] (None: 1)."""
+
+    integers: Tensor
+    shifts: Tensor | None
+
+
+_examined: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> its ByteColumns or None: found once a session
+
+
+def linear(x: Tensor, weight: Tensor, bits: int = 64) -> Tensor:
+    """x @ weight, as `matmul`, for a weight that is used again and again.
+
+    A weight of signed bytes, column by column, is multiplied as bytes, two to three times as fast. These bytes stay in
+    memory beside the weight.
+    """
+    columns = byte_columns(weight)
+    if columns is None:
+        return matmul(x, weight, bits)
+    product = matmul(x, columns.integers, bits)
+    return product if columns.shifts is None else product.__ilshift__(columns.shifts)
+
+
+def byte_columns(weight: Tensor) -> ByteColumns | None:
+    """The matrix as bytes, if every column is some bytes times a power of two. Each tensor is examined once."""
+    if weight not in _examined:
+        _examined[weight] = _as_bytes(weight)
+    return _examined[weight]
+
+
+def _as_bytes(weight: Tensor) -> ByteColumns | None:
+    if weight.dim() != 2 or not weight.numel() or weight.is_meta:
+        return None
+    low, high = weight.amin(0), weight.amax(0)
+    shifts = torch.zeros_like(low, dtype=torch.int32)
+    for _ in range(64):
+        over = (low >> shifts < -128) | (high >> shifts > 127)
+        if not bool(over.any()):
+            break
+        shifts += over
+    if not torch.equal(weight >> shifts << shifts, weight):
+        return None
+    integers = (weight >> shifts).to(torch.int8).contiguous()
+    return ByteColumns(integers, shifts if bool(shifts.any()) else None)

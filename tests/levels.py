@@ -1,0 +1,32 @@
+"""The levels of processors that this machine can run, for tests that hold at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from blindformer.protocols.kernels import library
+from blindformer.protocols.kernels.levels import LEVELS, TORCH, LevelError, kernels_of
+
+
+def _parameter(level: str) -> object:
+    try:
+        kernels_of(level)
+    except LevelError as error:
+        return pytest.param(level, marks=pytest.mark.skip(reason=str(error)))
+    return level
+
+
+KERNELS = [_parameter(level) for level in LEVELS]  # those with kernels
+EVERY = [*KERNELS, TORCH]
+
+
+@contextmanager
+def at(level: str) -> Iterator[None]:
+    """Compute at this level, whatever the processor could do."""
+    before, library.library = library.library, library.load(level)
+    try:
+        yield
+    finally:
+        library.library = before

@@ -1,0 +1,28 @@
+"""Services at each level of processors, and a client at its own: they compute one answer, that of `clear`."""
+
+from __future__ import annotations
+
+import pytest
+from blindformer.models.artifacts import load_server
+from blindformer.parties.client.client import Client
+from blindformer.protocols.kernels.levels import VARIABLE
+from blindformer.tests import levels
+from blindformer.tests.parties.service.answers import check, clear
+from blindformer.tests.parties.service.harness import Deployment
+
+TEXT = "how is my password ?"
+
+
+@pytest.mark.parametrize("level", levels.EVERY)
+def test_parties_of_different_levels_answer_as_clear(level, compiled, part, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, level)
+        site = Deployment(tmp_path, compiled, apart=True).__enter__()
+    try:
+        assert site.server.ready["kernels"] == site.dealer.ready["kernels"] == level
+        address = {"server": "{}:{}".format(*site.server.address), "dealer": "{}:{}".format(*site.dealer.address)}
+        expected = clear(load_server(compiled).for_length(8), part.encode(TEXT, 8).sources())
+        with Client(**address, folder=compiled, certificates=site.certificates) as client:
+            check(client.query(TEXT).outputs, expected)
+    finally:
+        site.__exit__()
