@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .protocols.kernels.levels import hold_torch
+from .levels import hold_torch
 
 if TYPE_CHECKING:
     from .approximations import Plan, approximate, calibrate, restore

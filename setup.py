@@ -6,16 +6,18 @@ on every platform.
 """
 
 import os
+import platform
 
 from setuptools import Extension, find_packages, setup
 
-# By level of processors: the plain one, and those of x86-64 (protocols/kernels/levels.py).
-LEVELS = {
-    "_kernels": [],
-    "_kernels_v3": ["-march=x86-64-v3"],
-    "_kernels_v4": ["-march=x86-64-v4"],
-    "_kernels_v4_vnni": ["-march=x86-64-v4", "-mavx512vnni"],
-}
+# By level of processors: the plain one, and those of x86-64 (levels.py).
+LEVELS: dict[str, list[str]] = {"_kernels": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS |= {
+        "_kernels_v3": ["-march=x86-64-v3"],
+        "_kernels_v4": ["-march=x86-64-v4"],
+        "_kernels_v4_vnni": ["-march=x86-64-v4", "-mavx512vnni"],
+    }
 
 setup(
     script_name="setup.py",  # so that this file is no module of the package, whoever runs it

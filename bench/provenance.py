@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 from blindformer.cores import cores
-from blindformer.protocols.kernels.levels import instructions, level
+from blindformer.levels import instructions, level
 from blindformer.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,17 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..levels import level
 from .kernels import twins
 from .kernels.library import kernel
 
 _LIMB = 22  # bits of a signed limb: 2^21 2^21 2^11 is 2^53, up to which a float64 is exact
 _LIMB_BESIDE_BYTES = 32
 _INNER = 1 << 11  # terms that are added up as floats
+_ROWS_FOR_BLAS = 16  # on ARM, where the kernel has scalars only, from so many rows on (estimated, not measured)
+
+
+def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
+    """x @ y modulo 2^64, right in the low `bits` bits. x of 64 bits (or 32, of a ring of 32), y of 8 to 64."""
+    if level() == "aarch64" and x.dim() > 1 and x.shape[-2] >= _ROWS_FOR_BLAS:
+        return matmul_limbs(x, y, bits)
+    return _matmul(x, y, bits)
 
 
 @kernel(twins.matmul)
-def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
-    """x @ y modulo 2^64, right in the low `bits` bits. x of 64 bits (or 32, of a ring of 32), y of 8 to 64."""
+def _matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     # FBGEMM multiplies integers of 64 bits with AVX-512; without it, torch has a loop that is 30 times slower.
     fast = x.is_cpu and y.shape[-1] >= 64 and torch.backends.cpu.get_cpu_capability() == "AVX512"
     if fast or x.is_meta:

@@ -21,15 +21,18 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what tests compile and download i
     os.environ["HOME"] = tempfile.mkdtemp(prefix="blindformer-home-")
     atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
+import blindformer  # noqa: F401  # before torch: it holds torch to the level that the environment names
 import pytest
 import torch
 from blindformer.parties.launch.fork_server import shared
 from blindformer.parties.tuning import keep_freed_memory
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A run of the suite is repeatable; `make fuzz` draws new examples.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("fuzz", deadline=None)
+# Machines may be slow; and what a fixture gives is made anew for each test, not for each example.
+checks = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("repeatable", derandomize=True, **checks)
+settings.register_profile("fuzz", **checks)
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from blindformer.levels import LEVELS, TORCH, LevelError, kernels_of
 from blindformer.protocols.kernels import library
-from blindformer.protocols.kernels.levels import LEVELS, TORCH, LevelError, kernels_of
 
 
 def _parameter(level: str) -> object:

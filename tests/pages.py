@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blindformer.tests.forked import Forked
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.reference import renewed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,7 @@ def start(command: str, folder: Path, out: IO[str], log: IO[str]) -> Forked | su
 def run(command: str, folder: Path) -> str:
     """What a command prints on stdout."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
-        code = start(command, folder, out, log).wait(500)
+        code = start(command, folder, out, log).wait(PATIENCE)
         out.seek(0)
         log.seek(0)
         if code:
@@ -105,14 +106,14 @@ def serving(command: str, folder: Path) -> Iterator[str]:
     with said.open("w") as log:
         service = start(command, folder, log, log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
             assert service.poll() is None, f"{command}: exit code {service.poll()}\n{said.read_text()}"
             assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
             time.sleep(0.05)
         yield banner[0]
         service.send_signal(signal.SIGINT)
-        assert (code := service.wait(60)) == 0, f"{command}: exit code {code}\n{said.read_text()}"
+        assert (code := service.wait(PATIENCE)) == 0, f"{command}: exit code {code}\n{said.read_text()}"
     finally:
         service.kill()
 

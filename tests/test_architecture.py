@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each room may import of the others (design, section 1).
-SHARED = {"cores", "errors", "files", "versions"}  # files beside the rooms, which import nothing of them
+SHARED = {"cores", "errors", "files", "levels", "versions"}  # files beside the rooms, which import none of them
 MAY_IMPORT = {
     "protocols": set(),
     "approximations": set(),
@@ -78,7 +78,7 @@ def test_imports_point_one_way(room):
         if target not in {room, *MAY_IMPORT[room], *SHARED}
     ]
     assert wrong == []
-    assert [target for shared in SHARED for _, target in imports(ROOT / f"{shared}.py")] == []
+    assert {target for shared in SHARED for _, target in imports(ROOT / f"{shared}.py")} <= {"errors"}
 
 
 def test_imports_inside_the_package_are_relative():

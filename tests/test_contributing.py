@@ -5,6 +5,7 @@ import re
 import subprocess
 
 from blindformer.tests.contributing import PAGE, ROOT, run_copy, snippets
+from blindformer.tests.patience import PATIENCE
 
 CHECKS = {  # word of a snippet -> the test that uses its file
     "approximation": "test_contributing.py::test_an_approximation_and_a_rule_run_on_secrets",
@@ -92,7 +93,9 @@ def test_commands_have_their_targets_and_options():
     targets = set(re.findall(r"^make (\w+)|`make (\w+)`", page, re.MULTILINE))
     names = sorted({name for pair in targets for name in pair if name})
     assert {"setup", "test", "lint", "docs"} <= set(names)
-    done = subprocess.run(["make", "-n", *names], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["make", "-n", *names], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     commands = re.findall(r"^\.venv/bin/python -m pytest ([^#\n]*)", page, re.MULTILINE)
     assert commands

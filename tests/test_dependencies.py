@@ -34,7 +34,6 @@ def of_one(tmp_path, requirement: str, *service: str) -> list[str]:
     return advisories(audit("--requirement", str(tmp_path / "one.txt"), "--no-deps", "--disable-pip", *service))
 
 
-@pytest.mark.timeout(600)
 def test_no_installed_package_has_an_advisory_with_a_remedy(tmp_path):
     """A mirror of the index may answer for packages and know no advisories: so it is asked for a known one first."""
     for service in ("pypi", "osv"):

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, alike, as_shown, blocks, leaves, shown
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.reference import GENERATED, ROOMS
 
 
@@ -214,7 +215,7 @@ def test_the_example_of_the_crypten_page_runs(tmp_path):
     (text,) = [b.text for b in blocks("python") if "tensors" in b.words]
     (tmp_path / "example.py").write_text(text)
     command = [sys.executable, "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 

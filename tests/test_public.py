@@ -12,6 +12,7 @@ from pathlib import Path
 
 import blindformer as bf
 import pytest
+from blindformer.tests.patience import PATIENCE
 from blindformer.versions import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ def test_unknown_names_are_attribute_errors():
 @pytest.mark.parametrize("module", ["blindformer", "blindformer.parties.cli.app"])
 def test_importing_is_light(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'crypten', 'flwr') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert found.stdout.strip() == "[]"
 
 
@@ -81,6 +82,6 @@ def test_the_version_is_said_once_and_everywhere():
     installed = importlib.metadata.version("blindformer")
     assert bf.__version__ == installed
     command = [sys.executable, "-m", "blindformer", "--version"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     said, torch, python = found.stdout, importlib.metadata.version("torch"), platform.python_version()
     assert said.startswith(f"blindformer {installed}, protocol {PROTOCOL} (python {python}, torch {torch}, ")

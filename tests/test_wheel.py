@@ -12,19 +12,22 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from blindformer.levels import LEVELS, PLAIN, TORCH, VARIABLE
+from blindformer.tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("protocols", "approximations", "models", "parties", "federated")
-KERNELS = {f"blindformer/protocols/kernels/{name}.abi3.so" for name in ("_kernels", "_kernels_v3", "_kernels_v4")}
+BUILDS = {level.build for level in LEVELS.values()} if PLAIN == "x86-64" else {LEVELS[PLAIN].build}
+KERNELS = {f"blindformer/protocols/kernels/{name}.abi3.so" for name in BUILDS}
 
 
-def build(folder: Path, **environment: str) -> Path:
+def build(folder: Path, kernels: str = "") -> Path:
     """The wheel of a copy of this tree, with the setuptools that is installed here."""
     left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "shared")
     shutil.copytree(ROOT, folder / "source", ignore=left_out)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     command = [*pip, "--wheel-dir", folder, folder / "source"]
-    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
+    subprocess.run(command, env={**os.environ, VARIABLE: kernels}, check=True, timeout=PATIENCE)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -43,7 +46,7 @@ def sources() -> set[str]:
 
 
 def test_without_kernels_one_wheel_serves_every_platform(tmp_path):
-    wheel = build(tmp_path, BLINDFORMER_KERNELS="torch")
+    wheel = build(tmp_path, TORCH)
     assert wheel.name.endswith("-py3-none-any.whl")
     assert contents(wheel) == sources()
 
@@ -56,16 +59,18 @@ def test_commands_run_from_the_wheel_alone(tmp_path):
     assert "-cp311-abi3-" in wheel.name
     assert contents(wheel) == sources() | KERNELS
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
-    subprocess.run(pip, check=True, timeout=120)
+    subprocess.run(pip, check=True, timeout=PATIENCE)
     shutil.rmtree(tmp_path / "source")
 
     def run(*command: str) -> str:
         told = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, env=told, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, env=told, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = "import blindformer as b; from blindformer.protocols.kernels.library import _FILE; print(b.__file__, _FILE)"
+    where = "import blindformer as b; from blindformer.levels import *; print(b.__file__, kernels_of(level()))"
     assert all(Path(file).is_relative_to(site) for file in run(sys.executable, "-c", where).split())
     said = run(str(site / "bin" / "blindformer"), "--version")
     assert said == run(sys.executable, "-m", "blindformer", "--version")

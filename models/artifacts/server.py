@@ -69,7 +69,7 @@ def load_server(folder: str | Path) -> ServerPart:
         names = read_json(file)
         lengths[number] = ServerLength(
             program,
-            named(held, names["weights"], file, _multiplied(program)),
+            named(held, names["weights"], file, multiplied(program)),
             named(held, names["constants"], file),
             read_circuit(part, number),
             read_parts(program, names.get("parts", {}), held, file),
@@ -77,7 +77,7 @@ def load_server(folder: str | Path) -> ServerPart:
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 
 
-def _multiplied(program: Program) -> set[str]:
+def multiplied(program: Program) -> set[str]:
     """The weights that products of matrices read, and nothing else: these take integers of any width, and a row by a
     matrix takes as long as reading it."""
     found: set[str] = set()

@@ -21,7 +21,7 @@ def env(form: options.Form = "text") -> None:
     import torch
 
     from ...cores import cores
-    from ...protocols.kernels.levels import instructions, level
+    from ...levels import instructions, level
 
     found = {
         "python": platform.python_version(),

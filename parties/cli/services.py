@@ -179,7 +179,7 @@ def helper(
 
 def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
-    from ...protocols.kernels.levels import slow
+    from ...levels import slow
     from ..service.running import SECURITY_BITS
 
     service, limits, expires = said.service, said.service.limits, said.service.identity.expires

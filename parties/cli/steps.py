@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import BlindformerError
-from ...protocols.kernels.levels import slow
+from ...levels import slow
 from ..launch.fork_server import shared
 from .items import read_lines
 from .options import PRIVATE_PLANS
@@ -42,10 +43,16 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
             import torch
 
             torch.set_num_threads(threads)
-            if why := slow():
-                note("; ".join(why))
+            _note_slow()
         yield phases
     del forks  # held until here
+
+
+@cache
+def _note_slow() -> None:
+    """Once a process."""
+    if why := slow():
+        note("; ".join(why))
 
 
 def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography import x509
 
 from ...cores import cores
+from ...levels import level, slow
 from ...protocols.errors import BlindformerError
-from ...protocols.kernels.levels import level, slow
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CertificateError
 from ..certificates.contexts import client_context, server_context

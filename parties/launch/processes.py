@@ -25,7 +25,7 @@ from .fork_server import ForkServer, shared
 
 Line = dict[str, Any]
 
-START_SECONDS = 120.0  # to import torch and load a model, on a machine that is busy
+START_SECONDS = 600.0  # to import torch and load a model, on a machine that is busy
 STOP_SECONDS = 5.0
 FAILED_SECONDS = 1.0  # the same after a failure
 SETTLE_SECONDS = 1.0  # a failure spreads from party to party: wait for the cause before naming one

@@ -27,10 +27,9 @@ from ...files import whole_file
 from ...protocols.errors import BlindformerError
 from ..cluster import connect
 from ..service.backoff import Backoff
-from .replica import START_SECONDS, Replica
+from .replica import SILENT_SECONDS, START_SECONDS, Replica
 
 TURN_SECONDS = 1.0
-SILENT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)

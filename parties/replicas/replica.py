@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ...protocols.errors import BlindformerError
 
 START_SECONDS = 300.0
 LOOK_SECONDS = 5.0
+SILENT_SECONDS = 60.0  # until another takes its place: a busy machine answers late
 
 
 class ReplicaError(BlindformerError):
@@ -43,17 +45,23 @@ class Replica:
         )
         said = self._ready()
         self.address, self._metrics = said["address"], said["metrics"]
+        self._sessions, self._heard = 0, time.monotonic()
         threading.Thread(target=self._pass_on, daemon=True).start()
 
     def look(self) -> tuple[str, int]:
         """(host:port, open sessions). Errors: ReplicaError."""
         if self._process.poll() is not None:
             raise ReplicaError(f"the replica at {self.address} has ended")
-        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=LOOK_SECONDS) as reply:
-            for line in reply.read().decode().splitlines():
-                if line.startswith("blindformer_sessions "):
-                    return self.address, int(float(line.split()[1]))
-        return self.address, 0
+        try:
+            with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=LOOK_SECONDS) as reply:
+                lines = reply.read().decode().splitlines()
+        except OSError:
+            if time.monotonic() - self._heard > SILENT_SECONDS:
+                raise ReplicaError(f"the replica at {self.address} said nothing for {SILENT_SECONDS:g} s") from None
+            return self.address, self._sessions
+        counts = [line.split()[1] for line in lines if line.startswith("blindformer_sessions ")]
+        self._sessions, self._heard = int(float(counts[0])) if counts else 0, time.monotonic()
+        return self.address, self._sessions
 
     def drain(self) -> None:
         """Let running queries finish, then end."""

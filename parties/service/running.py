@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...levels import level
 from ...protocols.errors import BlindformerError
-from ...protocols.kernels.levels import level
 from ..config import Address, ServiceSection, Settings
 from .exporter import Exporter
 from .host import Host

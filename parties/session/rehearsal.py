@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...models.artifacts.server import multiplied
+from ...models.artifacts.tensors import narrowed
 from ...models.program.program import Program
 from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
@@ -25,6 +27,7 @@ from .party import PartyModel
 from .server import ServerParty
 from .weights import Served
 
+WEIGHT_BYTES = 2  # of a weight that is not at hand
 MESSAGE = 64  # bytes of a small JSON message, about
 PATIENCE = 86400.0  # seconds: nobody is waited for here
 
@@ -69,7 +72,7 @@ def rehearse(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        values = {**(weights or _noise(program)), **_zeros(program, "input")}
+        values = {**_held(program, weights or _noise(program)), **_zeros(program, "input")}
         served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
         found = [_rehearse_once(served, Turn(runs=runs)) for _ in range(passes)]
     finally:
@@ -196,7 +199,13 @@ def _zeros(program: Program, op: str) -> dict[str, Tensor]:
     }
 
 
+def _held(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As a server holds them: the bytes of a weight decide how fast it is multiplied."""
+    narrow = multiplied(program)
+    return {name: narrowed(weight) if name in narrow else weight for name, weight in weights.items()}
+
+
 def _noise(program: Program) -> dict[str, Tensor]:
     stream = Stream(new_seed(), "rehearsal weights")
     shapes = {item.attributes["name"]: item.shape for item in program.instructions if item.op == "weight"}
-    return {name: stream.integers(name, shape) for name, shape in shapes.items()}
+    return {name: stream.integers(name, shape, WEIGHT_BYTES) for name, shape in shapes.items()}

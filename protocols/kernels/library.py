@@ -15,7 +15,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .levels import kernels_of, level
+from ...levels import kernels_of, level
 
 P = ParamSpec("P")
 T = TypeVar("T")

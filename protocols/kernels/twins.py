@@ -13,13 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .levels import level
 from .library import call, constant, whole
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
-# Of ARM there are scalars: products of limbs, through BLAS, should be faster (not measured).
-_ROWS_FOR_BLAS = 16
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -167,8 +164,6 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
     shape = (*x.shape[:-1], y.shape[-1])
     if y.dim() == 2:
         x = x.reshape(-1, x.shape[-1])
-    if level() == "aarch64" and x.shape[-2] >= _ROWS_FOR_BLAS:
-        return None
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # torch's own imports sympy: tens of MB in every process
     x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
     dims = [dim for dim, length in enumerate(batch) if length != 1]

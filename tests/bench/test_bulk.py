@@ -13,7 +13,6 @@ pytestmark = pytest.mark.skipif(find_programs() is None, reason="needs Postgres;
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_whose_client_is_killed_has_each_row_once(capsys):
     assert bulk.main(["--rows", "96", "--replicas", "1", "--sessions", "1", "--kills", "1", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -23,7 +22,6 @@ def test_a_job_whose_client_is_killed_has_each_row_once(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_all_of_a_crowd_are_answered(capsys):
     words = ["--clients", "6", "--certificates", "3", "--replicas", "1", "--format", "json"]
     assert crowd.main(words) == 0

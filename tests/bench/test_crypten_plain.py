@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from blindformer.tests.patience import PATIENCE
 
 pytest.importorskip("transformers")
 if importlib.util.find_spec("crypten") is None:  # importorskip would fail: it does not import without our shim
@@ -37,7 +38,7 @@ def inputs(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def result(model: Any, inputs: tuple[torch.Tensor, ...]) -> CryptenResult:
-    return run_crypten(model.state_dict(), SHAPE, inputs[0], inputs[1], timeout=120)
+    return run_crypten(model.state_dict(), SHAPE, inputs[0], inputs[1], timeout=PATIENCE)
 
 
 def children() -> list[psutil.Process]:
@@ -50,7 +51,7 @@ def test_output_is_the_models(result: CryptenResult, inputs: tuple[torch.Tensor,
 
 
 def test_the_mask_counts(model: Any, result: CryptenResult, inputs: tuple[torch.Tensor, ...]) -> None:
-    unmasked = run_crypten(model.state_dict(), SHAPE, inputs[0], timeout=120)
+    unmasked = run_crypten(model.state_dict(), SHAPE, inputs[0], timeout=PATIENCE)
     torch.testing.assert_close(unmasked.output[0], result.output[0], atol=1e-2, rtol=0)
     assert (unmasked.output[1] - result.output[1]).abs().max() > 0.3
     assert unmasked.rounds == result.rounds
@@ -67,7 +68,7 @@ def test_counters_agree(result: CryptenResult) -> None:
 
 def test_a_failing_party_is_one_line_and_leaves_nothing(model: Any, inputs: tuple[torch.Tensor, ...]) -> None:
     with pytest.raises(RuntimeError, match=r"^crypten failed: party \d \(exit 1\): .+$") as caught:
-        run_crypten(model.state_dict(), SHAPE | {"num_attention_heads": 3}, inputs[0], timeout=120)
+        run_crypten(model.state_dict(), SHAPE | {"num_attention_heads": 3}, inputs[0], timeout=PATIENCE)
     assert "\n" not in str(caught.value)
     assert not children()
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 from blindformer.tests.deploy.files import DEPLOY, SETTINGS, commands, documents, images, script, settings
+from blindformer.tests.patience import PATIENCE
 
 FILE = DEPLOY / "compose.yaml"
 (COMPOSE,) = documents(FILE)
@@ -26,7 +27,7 @@ def mounts(name: str) -> dict[str, tuple[str, bool]]:
 
 def test_the_schema_of_compose_takes_it():
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout
 
 

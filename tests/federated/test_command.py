@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from blindformer import Plan
 from blindformer.parties.cli.steps import warn_untrained
+from blindformer.tests.patience import PATIENCE
 
 pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
@@ -46,7 +47,7 @@ def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
     private = ["--dp", "example", "--sample", "0.05"]
     options = [*QUICK, "--rounds", "1", "--hidden", "8", *private, "--format", "json", "--out", tmp_path / "out"]
     command = [sys.executable, "-P", "-m", "blindformer", "federate", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stderr == ""
     assert json.loads(done.stdout)["epsilon"] == pytest.approx(8.0, abs=0.1)
 
@@ -101,7 +102,7 @@ def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
         f"sys.argv = ['blindformer', 'federate', '--data', 'digits', '--out', {str(tmp_path / 'out')!r}]\n"
         "from blindformer.parties.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("run: pip install 'blindformer[federated]'\n")
     assert done.stderr.count("\n") == 1

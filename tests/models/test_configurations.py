@@ -10,6 +10,7 @@ from blindformer.models.lowering.client_graph import run_prelude
 from blindformer.models.program.revealed import FRACTION
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case, check, reveal_all
 
@@ -71,7 +72,7 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
     """Each of the program's values follows from its own arguments in the ring, at the widths that were placed."""
     made = tiny(name, plan)
     case = replace(Case.of(made.compiled, made.batches[1]), program=reveal_all(made.compiled.program))
-    check(case, run_beaver(case, timeout=60).outputs)
+    check(case, run_beaver(case, timeout=PATIENCE).outputs)
 
 
 @every
@@ -80,7 +81,7 @@ def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     what is revealed by a unit of 2^-12 and a half more."""
     made = tiny(name, plan)
     batch = made.batches[1]
-    ran = run_beaver(Case.of(made.compiled, batch), timeout=60)
+    ran = run_beaver(Case.of(made.compiled, batch), timeout=PATIENCE)
     expected = clear(made.compiled, batch)
     for output, got in made.compiled.decode(ran.outputs).items():
         assert (got - expected[output]).abs().max() < UNIT + 1.5 * 2**-FRACTION
@@ -124,7 +125,7 @@ def test_the_embedding_can_stay_with_the_server(tiny, name):
     assert made.compiled.program.released == ()
     for batch in made.batches[:2]:
         expected = made.approximated(batch)
-        ran = run_beaver(Case.of(made.compiled, batch), timeout=60)
+        ran = run_beaver(Case.of(made.compiled, batch), timeout=PATIENCE)
         for output, got in made.compiled.decode(ran.outputs).items():
             assert (got - expected[output]).abs().max() < 2 * UNIT
 
@@ -163,7 +164,7 @@ def test_released_is_the_embedding_block(tiny):
 def test_one_compilation_serves_a_whole_session(tiny):
     made = tiny("distilbert-labels", "fast")
     case = Case.of(made.compiled, made.batches[3])
-    session = run_session(case, queries=2, timeout=60)
+    session = run_session(case, queries=2, timeout=PATIENCE)
     expected = clear(made.compiled, made.batches[3])["logits"]
     for answer in session.answers:
         assert (made.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION

@@ -33,8 +33,9 @@ from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
 from blindformer.tests.parties.hostile import attacks, message, split
-from blindformer.tests.parties.service.harness import PATIENCE, Deployment, crowd, eventually, tls_hello
+from blindformer.tests.parties.service.harness import Deployment, crowd, eventually, tls_hello
 from blindformer.tests.parties.transport.conftest import stranger_context
+from blindformer.tests.patience import PATIENCE
 from hypothesis import HealthCheck, given, settings
 
 from bench.clients import ClientProcess

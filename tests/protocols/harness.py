@@ -27,6 +27,7 @@ from blindformer.protocols.rounds import Swap, Wire, over_channel
 from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
+from blindformer.tests.patience import PATIENCE
 from torch import Tensor
 
 from .lying import Lies, LyingEngine
@@ -182,7 +183,7 @@ def in_threads(roles: list[Callable[[], None]], channels: Iterable[MemoryChannel
 
     for number, role in enumerate(roles):
         threads.start(partial(alone, role), f"role {number}")
-    threads.join(120)
+    threads.join(PATIENCE)
     for _, error in threads.failures:
         raise error
     assert not any(thread.is_alive() for thread in threads.threads)

@@ -28,6 +28,7 @@ from blindformer.protocols.ckks.parameters import (
 from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
 from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.programs import Draft
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +102,7 @@ def in_one_thread(work):
     """In a process of its own: a worker of the tests may have threads, and workers refuse to be forked then."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == 0
 
 

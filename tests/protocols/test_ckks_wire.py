@@ -22,6 +22,7 @@ from blindformer.protocols.ckks.frames import (
 )
 from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
 from blindformer.protocols.ckks.sealed import SealedError, check_sealed
+from blindformer.tests.patience import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,7 +203,7 @@ def test_an_object_within_an_object_does_not_grow_beyond_what_is_read(keys):
 
     process = multiprocessing.get_context("fork").Process(target=load)
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == 0
 
 

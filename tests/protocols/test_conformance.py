@@ -16,7 +16,7 @@ from blindformer.tests import levels
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.programs import Draft, case_of, check, handed_over
 from blindformer.tests.protocols.random_programs import programs
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
@@ -54,7 +54,7 @@ def test_every_value_follows_from_its_arguments(run, name, away):
 
 
 @given(programs(), st.booleans())
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 def test_any_program(run, case, owner_away):
     case = handed_over(case) if owner_away else case
     check(case, run(case), run.parties)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blindformer.tests.patience import PATIENCE
 
 if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
@@ -30,7 +31,7 @@ def test_two_sessions_of_plain_crypten_code_follow_one_another():
         for rank in range(3)
     ]
     try:
-        errors = [party.communicate(timeout=120)[1] for party in parties]
+        errors = [party.communicate(timeout=PATIENCE)[1] for party in parties]
     finally:
         for party in parties:
             party.kill()

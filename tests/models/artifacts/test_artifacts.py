@@ -26,6 +26,7 @@ from blindformer.models.building import compile_files, compile_folder, default_l
 from blindformer.models.loading.errors import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.programs import Case
 from safetensors.torch import load_file
 
@@ -260,7 +261,7 @@ assert load_server(folder).for_length().program == load_client(folder).for_lengt
 
 def test_a_compilation_that_is_killed_or_finds_a_full_disk_leaves_whole_parts_or_none(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     killed, full = done.stdout.splitlines()
     assert killed == "['client', 'helper', 'server'] True"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.checkpoints import locked, read, write
+from blindformer.tests.patience import PATIENCE
 from safetensors.torch import load_file
 
 from .conftest import FAST
@@ -59,7 +60,9 @@ def test_a_run_that_breaks_off_in_every_stage_ends_with_the_same_weights(encoder
     for ends in (("teacher", 3), ("hidden", 6), killed, ("logits", 1), ("logits", 9), None):
         if ends == killed:
             given = pickle.dumps((str(encoder), few, str(tmp_path / "out"), LONGER))
-            done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, timeout=300, check=False, env=os.environ)
+            done = subprocess.run(
+                [sys.executable, "-c", SCRIPT], input=given, timeout=PATIENCE, check=False, env=os.environ
+            )
             assert done.returncode == -signal.SIGKILL
         else:
             seen = []

@@ -26,6 +26,7 @@ from blindformer.models.distillation.student import in_training, settled, with_l
 from blindformer.models.distillation.teacher import classifier_of
 from blindformer.models.distillation.training import Stage, train
 from blindformer.models.loading.load import load
+from blindformer.tests.patience import PATIENCE
 from safetensors.torch import load_file
 
 from .conftest import FAST
@@ -76,7 +77,7 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(encoder, few, make, te
 
     numbers, gradients = step(ALONE)
     assert numbers["ranges"] > 0 or texts == 1
-    given, barrier = [torch.empty(0)] * 2, Barrier(2, timeout=60)
+    given, barrier = [torch.empty(0)] * 2, Barrier(2, timeout=PATIENCE)
     with ThreadPoolExecutor(2) as pool:
         for theirs, added in pool.map(step, [Threads(rank, given, barrier) for rank in range(2)]):
             assert theirs == pytest.approx(numbers, rel=1e-5)
@@ -154,7 +155,7 @@ def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encode
                 command, cwd=tmp_path / str(rank), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    said = [process.communicate(timeout=300) for process in running]
+    said = [process.communicate(timeout=PATIENCE) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert "out is done: blindformer evaluate" in said[0][0]
     assert said[1] == ("", "")

@@ -11,6 +11,7 @@ from blindformer.models.program.pricing import price
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.passes import passes
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
+from blindformer.tests.patience import PATIENCE
 from torch import nn
 
 TEXT = some(300, 5)
@@ -62,7 +63,7 @@ def test_parties_pay_in_each_room_what_is_declared(roomy):
     def told(name, answer):
         costs[name] = (answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received)
 
-    with ThreadParties(roomy, timeout=30) as session:
+    with ThreadParties(roomy, timeout=PATIENCE) as session:
         private, clear = rows_of(roomy, passes(session.client, roomy.parts, told)), rows_of(roomy)
         for text in (TEXT[:57], *TEXT[57:75, None], TEXT[75:137], *TEXT[137:140, None]):
             torch.testing.assert_close(private.read(text.tolist()), clear.read(text.tolist()), rtol=0, atol=3e-2)

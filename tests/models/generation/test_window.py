@@ -8,6 +8,7 @@ from blindformer.models.program.pricing import price
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.passes import passes, turn_of
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
+from blindformer.tests.patience import PATIENCE
 
 TEXT = some(220, 9)
 MODELS = {
@@ -66,7 +67,7 @@ def test_a_conversation_goes_on_past_the_window_at_one_price(rows, wanted, windo
 
 
 def test_rows_that_no_pass_reads_are_dropped(windowed):
-    with ThreadParties(windowed, timeout=30) as session:
+    with ThreadParties(windowed, timeout=PATIENCE) as session:
         Rows(windowed.program, passes(session.client, windowed.parts), PREFIX).read(TEXT.tolist())
         held = [*session.client.states.held.values(), *session.client.prepared.held.values()]
         assert {rows.shape[-2] for rows in held} <= set(range(WINDOW, WINDOW + 128 + 16))
@@ -98,7 +99,7 @@ def test_parties_give_what_clear_gives_at_the_declared_price(windowed, rows):
     def told(name, answer):
         costs.append((name, answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received))
 
-    with ThreadParties(windowed, timeout=30) as session:
+    with ThreadParties(windowed, timeout=PATIENCE) as session:
         private = Rows(windowed.program, passes(session.client, windowed.parts, told), PREFIX)
         for read in (TEXT[:180], *TEXT[180:184, None], TEXT[184:195]):
             close(private.read(read.tolist()), rows.read(read.tolist()))

@@ -8,6 +8,7 @@ from blindformer.approximations import calibrate
 from blindformer.models.compile import compile
 from blindformer.models.lowering.problems import LoweringError
 from blindformer.tests.models.conftest import _CAUSAL, _SIZES, _VIT, answer, batches
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case
 from torch import nn
@@ -143,7 +144,7 @@ def test_families(name, plan):
             if plan == "faithful":
                 assert F.cosine_similarity(value.flatten(), exact[output].flatten(), dim=0) > 0.999
             if number == 1:
-                private = compiled.decode(run_beaver(cases[1], timeout=60).outputs)[output]
+                private = compiled.decode(run_beaver(cases[1], timeout=PATIENCE).outputs)[output]
                 assert (private - value).abs().max() < 2.0**-9 * size
 
 

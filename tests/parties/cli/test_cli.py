@@ -10,9 +10,10 @@ import time
 
 import pytest
 import torch
+from blindformer.levels import PLAIN, VARIABLE, level
 from blindformer.parties.local import compare
-from blindformer.protocols.kernels.levels import PLAIN, VARIABLE, level
 from blindformer.tests.pages import alike, as_shown, blocks
+from blindformer.tests.patience import PATIENCE
 
 SHARED = {
     *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
@@ -264,7 +265,7 @@ def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
     def env(level):
         command = [sys.executable, "-m", "blindformer", "env", "--format", "json"]
         found = {**os.environ, VARIABLE: level}
-        return subprocess.run(command, env=found, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=found, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     shown = json.loads(env(PLAIN).stdout)
     assert shown["kernels"] == PLAIN
@@ -277,9 +278,9 @@ def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
 
 def test_help_is_quick_and_usage_errors_are_not_bugs():
     command = [sys.executable, "-m", "blindformer"]
-    found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=20, check=True)
+    found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "estimate" in found.stdout
-    found = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=20, check=False)
+    found = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
     assert found.stderr.count("Did you mean") == 1
@@ -289,11 +290,13 @@ def test_shells_can_complete_commands(tmp_path):
     """`--install-completion` writes the script where bash reads it; asked for what a word begins, it names commands."""
     command = [sys.executable, "-m", "blindformer"]
     told = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    subprocess.run([*command, "--install-completion", "bash"], env=told, capture_output=True, timeout=20, check=True)
+    subprocess.run(
+        [*command, "--install-completion", "bash"], env=told, capture_output=True, timeout=PATIENCE, check=True
+    )
     (script,) = (tmp_path / ".bash_completions").iterdir()
     assert "complete -o default -F _blindformer_completion blindformer" in script.read_text()
     asked = {"_BLINDFORMER_COMPLETE": "complete_bash", "COMP_WORDS": "blindformer est", "COMP_CWORD": "1"}
-    found = subprocess.run(command, env={**told, **asked}, capture_output=True, text=True, timeout=20, check=True)
+    found = subprocess.run(command, env={**told, **asked}, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert found.stdout.split() == ["estimate"]
 
 
@@ -304,7 +307,6 @@ def once(function):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_demo(call, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
     for name in ("compile_text", "compare"):

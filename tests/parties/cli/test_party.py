@@ -17,6 +17,7 @@ from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.local.compare import compile_text
 from blindformer.tests.forked import Forked
+from blindformer.tests.patience import PATIENCE
 from safetensors.torch import save_file
 
 if importlib.util.find_spec("crypten") is None:
@@ -77,7 +78,7 @@ class Site:
         """Exit code, stdout and stderr of each."""
         found = {}
         for name, process in self.processes.items():
-            code = process.wait(400)
+            code = process.wait(PATIENCE)
             found[name] = code, *((self.folder / f"{name}.{what}").read_text() for what in ("out", "log"))
         return found
 

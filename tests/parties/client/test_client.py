@@ -22,6 +22,7 @@ from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 from blindformer.tests.parties.service.helped import Helped
+from blindformer.tests.patience import PATIENCE
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 LONG = "how good is my red password ? not bad !"  # 11 tokens with the special ones
@@ -91,7 +92,7 @@ def test_far_away_or_here_the_answers_are_the_models_own(site, connect, folder, 
         ask(here)
         mine = [child for child in set(psutil.Process().children(recursive=True)) - before if child.name() in SERVICES]
         assert {child.name() for child in mine} == SERVICES
-    _, alive = psutil.wait_procs(mine, timeout=10)
+    _, alive = psutil.wait_procs(mine, timeout=PATIENCE)
     assert alive == []
 
 
@@ -156,7 +157,7 @@ def test_threads_may_share_a_client(site, connect, aside, classify):
     client = connect(site)
     asked = [aside(client.query, text) for text in [*TEXTS[:2], LONG]]
     for text, found in zip([*TEXTS[:2], LONG], asked, strict=True):
-        nested(found.result(60).value, classify(text, top_k=None), TOLERANCE)
+        nested(found.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
 
 
 def test_masked_weights_travel_once(site, connect):
@@ -264,7 +265,7 @@ def test_a_server_that_comes_back_is_found_again(folder, tmp_path, connect, asid
         site.server.kill()
         back = aside(site.start, "server")
         assert client.query(TEXTS[0]).retried
-        back.result(60)
+        back.result(PATIENCE)
 
 
 # --- settings and errors ---------------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def test_parties_here_end_with_the_process_that_started_them(folder):
         assert len(services) >= 3  # a dealer, a server, and its process for this session
         owner.kill()
         assert owner.stderr.read() == ""
-    _, alive = psutil.wait_procs(services, timeout=30)
+    _, alive = psutil.wait_procs(services, timeout=PATIENCE)
     assert alive == []
 
 

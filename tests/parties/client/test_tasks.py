@@ -16,6 +16,7 @@ from blindformer.parties.client.client import Client
 from blindformer.parties.client.sessions import OpenSession, SessionTransport
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.tests.models.loading.test_task import nested
+from blindformer.tests.patience import PATIENCE
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 TOLERANCE = 2e-3
@@ -29,7 +30,7 @@ class Threads(SessionTransport):
         self.server = load_server(folder)
 
     def _meet(self, part) -> OpenSession:
-        parties = ThreadParties(self.server[part.program.hash()], timeout=60)
+        parties = ThreadParties(self.server[part.program.hash()], timeout=PATIENCE)
         return OpenSession(parties.client, parties.setup_s)
 
 

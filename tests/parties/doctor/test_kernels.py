@@ -8,7 +8,7 @@ def test_a_level_without_fast_kernels_is_a_warning(monkeypatch, tmp_path):
     file = tmp_path / "blindformer.toml"
     file.write_text("")
     for level, status in (("x86-64-v3", "good"), ("x86-64", "warning"), ("torch", "warning")):
-        monkeypatch.setattr("blindformer.protocols.kernels.levels.level", lambda level=level: level)
+        monkeypatch.setattr("blindformer.levels.level", lambda level=level: level)
         monkeypatch.setattr("blindformer.parties.doctor.examine.level", lambda level=level: level)
         (check, *_) = _machine(load_settings(file), "client")
         assert (check.name, check.status, check.figures["level"]) == ("kernels", status, level)

@@ -17,6 +17,7 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
 from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.patience import PATIENCE
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 
@@ -44,7 +45,7 @@ def running(key: Path, models: dict[str, dict[str, Any]], **flags: Any) -> Itera
     finally:
         for server in servers:
             server.stop()
-        thread.join(150)
+        thread.join(PATIENCE)
         assert not thread.is_alive(), stacks()
 
 

@@ -18,6 +18,7 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.patience import PATIENCE
 from transformers import pipeline
 
 
@@ -59,14 +60,19 @@ def test_images_are_classified_and_files_of_this_machine_are_not_read(gateway, p
 
 
 def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
-    """Which takes 40 ms on a connection that is kept."""
-    connection, seconds = http.client.HTTPConnection(gateway.url.removeprefix("http://")), []
-    for _ in range(10):
+    """Which takes 40 ms on a connection that is kept, and none on a new one."""
+
+    def seconds(connection: http.client.HTTPConnection) -> float:
         started = time.perf_counter()
         connection.request("GET", "/health")
         connection.getresponse().read()
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds[1:]) < 0.03
+        return time.perf_counter() - started
+
+    address = gateway.url.removeprefix("http://")
+    kept = http.client.HTTPConnection(address)
+    seconds(kept)
+    new = min(seconds(http.client.HTTPConnection(address)) for _ in range(10))
+    assert min(seconds(kept) for _ in range(10)) < new + 0.03
 
 
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
@@ -101,10 +107,10 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
             assert key.read_text().strip() not in said.read_text() + shown.stdout
             assert len(children) >= 2
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
     assert said.read_text().endswith("stopped\n")
 
 

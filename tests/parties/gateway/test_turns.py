@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from blindformer.parties.gateway.problems import ApiError
 from blindformer.parties.gateway.turns import Gone, Job, Line, while_there
+from blindformer.tests.patience import PATIENCE
 
 
 def run(test) -> None:
@@ -105,7 +106,7 @@ def test_an_error_of_the_work_is_raised_where_it_is_asked_for_and_silence_is_not
         line, wait = Line(1, 0), threading.Event()
 
         def work(job: Job[None]) -> None:
-            wait.wait(10)
+            wait.wait(PATIENCE)
             raise ApiError(400, "no")
 
         await line.enter()

@@ -22,6 +22,7 @@ from blindformer.parties.local import clear
 from blindformer.parties.local.members import MembersTalk, conversation
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.patience import PATIENCE
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 NAMES = numbered(3)
@@ -42,7 +43,7 @@ def wanted(chat_folder):
 @pytest.mark.slow
 def test_three_parties_say_what_clear_says_at_the_declared_price(chat_folder, wanted):
     program, passes = load_client(chat_folder).for_length().program, []
-    with conversation(chat_folder, lambda *told: passes.append(told), parties=NAMES, timeout=60) as talk:
+    with conversation(chat_folder, lambda *told: passes.append(told), parties=NAMES, timeout=PATIENCE) as talk:
         for text, options in (("Hi", {}), ("Ho, and more than eight", {"prompt_lookup_num_tokens": 3})):
             assert talk.say(text, **GREEDY, **options).tokens == wanted.say(text, **GREEDY, **options).tokens
     assert {name for name, _ in passes} == {"1@48", "8@48"}
@@ -59,7 +60,7 @@ def test_three_parties_say_what_clear_says_at_the_declared_price(chat_folder, wa
 
 @pytest.mark.slow
 def test_after_a_loss_the_next_message_goes_on_with_parties_that_are_started_again(chat_folder, wanted):
-    with conversation(chat_folder, parties=NAMES, timeout=30) as talk:
+    with conversation(chat_folder, parties=NAMES, timeout=PATIENCE) as talk:
         assert talk.say("Hi", **GREEDY).tokens == wanted.say("Hi", **GREEDY).tokens
         for victim in ("alice", "carol", "dealer"):
             owner, read = talk.rows.run.__self__, list(talk.messages)
@@ -77,7 +78,7 @@ def test_a_private_model_generates_among_parties(model):
     made = {"slots": 48, "sizes": (1, 8)}
     with bf.make_private(model, protocol="clear", generation=made) as private:
         wanted = private.generate(ids, **GREEDY)
-    with bf.make_private(model, protocol="crypten", parties=3, generation=made, timeout=60) as private:
+    with bf.make_private(model, protocol="crypten", parties=3, generation=made, timeout=PATIENCE) as private:
         assert torch.equal(private.generate(ids, **GREEDY), wanted)
 
 

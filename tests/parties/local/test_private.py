@@ -13,6 +13,7 @@ import torch
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.parties.local.private import InsecureProtocol, PrivateError
 from blindformer.tests.conftest import tiny_config
+from blindformer.tests.patience import PATIENCE
 from torch.utils import _pytree as pytree
 from transformers import BertModel
 
@@ -226,10 +227,9 @@ def test_a_failing_thread_is_the_error_reported(loaded, batches):
     compiled = private.prepare(batches[0])
     compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
     with pytest.raises(KeyError):
-        ThreadParties(compiled, timeout=10)
+        ThreadParties(compiled, timeout=PATIENCE)
 
 
-@pytest.mark.timeout(300)
 def test_minilm_sentences_stay_close():
     loaded = bf.load("minilm")
     calibration = [loaded.encode(text, 16, truncate=True) for text in calibration_texts(16)]

@@ -16,7 +16,6 @@ from blindformer.parties.session.spool import Spool
 from blindformer.tests.parties.service.harness import Running, command, eventually
 
 ray = pytest.importorskip("ray", reason="replicas need Ray: pip install 'blindformer[scale]'")
-PATIENCE = 180.0
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 
 
@@ -37,7 +36,7 @@ def lose_node() -> Iterator[Callable[[], None]]:
 def start(*words: object) -> Running:
     shared = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-format", "json", "--workers", "1")
     running = Running(command(*map(str, (*words, "--engine", "ray", *shared))), program=True)
-    running.wait_for("ready", patience=PATIENCE)
+    running.wait_for("ready")
     return running
 
 
@@ -78,15 +77,15 @@ def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
         with ThreadPoolExecutor(2) as pool:
             asking = [pool.submit(ask, 60) for _ in range(2)]
             server.send(signal.SIGHUP)
-            eventually(lambda: len(now := replicas("serve")) == 2 and not now & first, "replaced", PATIENCE)
+            eventually(lambda: len(now := replicas("serve")) == 2 and not now & first, "replaced")
             assert all(one.result() == right * 15 for one in asking), "a rolling update loses no query"
 
         before = {name: replicas(name) for name in ("serve", "dealer")}
         lose_node()
-        eventually(lambda: before["serve"] - replicas("serve"), "a replica was on that node", PATIENCE)
+        eventually(lambda: before["serve"] - replicas("serve"), "a replica was on that node")
         assert ask(8) == right * 2
         for name in before:
-            eventually(lambda name=name: len(replicas(name)) == 2, "those of the node are started elsewhere", PATIENCE)
+            eventually(lambda name=name: len(replicas(name)) == 2, "those of the node are started elsewhere")
 
         job = BulkJob(
             _table(tmp_path),
@@ -102,7 +101,7 @@ def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
     finally:
         codes = [server.stop(), dealer.stop()]
     assert codes == [0, 0]
-    eventually(lambda: not replicas("serve") | replicas("dealer"), "drained", PATIENCE)
+    eventually(lambda: not replicas("serve") | replicas("dealer"), "drained")
 
 
 def _table(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from blindformer.parties.transport.memory import MemoryChannel
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.models.generation.folders import tiny_llama
+from blindformer.tests.patience import PATIENCE
 
 FAR = Network("far", rtt=0.1, bandwidth=1e6)
 PROMPT = 16
@@ -36,7 +37,7 @@ def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # no
 
     monkeypatch.setattr(MemoryChannel, "recv", counting)
     text = some(PROMPT + 1).tolist()
-    with ThreadParties(compiled, timeout=30) as session:
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
         rows = Rows(
             compiled.program,
             passes(session.client, compiled.parts, lambda name, answer: told.append((name, answer.timings))),

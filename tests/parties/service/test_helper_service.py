@@ -23,6 +23,7 @@ from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.harness import command, eventually
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_the_command_line_asks_two_servers(site, compiled, part, expected):
     words = ["query", str(compiled / "client"), TEXT, "--topology", "helper", "--length", "8", "--format", "json"]
     words += ["--certs", str(site.certificates), "--server", site.server.ready["address"]]
     words += ["--helper", site.helper.ready["address"]]
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)["results"]
     right = part.read(part.encode(TEXT, 8), expected())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from blindformer.levels import VARIABLE
 from blindformer.models.artifacts import load_server
 from blindformer.parties.client.client import Client
-from blindformer.protocols.kernels.levels import VARIABLE
 from blindformer.tests import levels
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.harness import Deployment

@@ -10,7 +10,7 @@ from blindformer.parties.config import ServerSection
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.tests.parties.service.clock import Clock
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DAY = 86400.0
@@ -59,7 +59,7 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, clock):
         assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 @given(steps=st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), min_size=10, max_size=25))
 def test_no_period_holds_more_than_the_limit(tmp_path_factory, steps):
     clock = Clock(1000.0)

@@ -19,6 +19,7 @@ from blindformer.protocols.errors import (
     PeerTimeout,
 )
 from blindformer.tests.models.conftest import make
+from blindformer.tests.patience import PATIENCE
 
 SESSION_ID = "5e" * 16
 
@@ -40,7 +41,7 @@ def test_two_processes_of_one_session_meet_whoever_comes_first(rendezvous, aside
     waiting = aside(rendezvous.meet, SESSION_ID, first, 30)
     while not list(rendezvous.folder.iterdir()):
         threading.Event().wait(0.01)
-    channels = {second: rendezvous.meet(SESSION_ID, second, 30), first: waiting.result(30)}
+    channels = {second: rendezvous.meet(SESSION_ID, second, 30), first: waiting.result(PATIENCE)}
     channels[OWNER].send_message({"hello": 1})
     assert channels[SESSION].recv_message() == {"hello": 1}
     assert (channels[OWNER].peer, channels[SESSION].peer) == ("server", "client")
@@ -51,7 +52,7 @@ def test_both_may_come_at_once(rendezvous, aside):
     for number in range(40):
         session = f"{number:032x}"
         pair = [aside(rendezvous.meet, session, seat, 30) for seat in (OWNER, SESSION)]
-        one, other = (each.result(30) for each in pair)
+        one, other = (each.result(PATIENCE) for each in pair)
         one.send_message({"n": number})
         assert other.recv_message() == {"n": number}
         one.close()
@@ -80,7 +81,7 @@ def test_a_session_has_one_owner(rendezvous, aside):
     with pytest.raises(PeerError):
         rendezvous.meet(SESSION_ID, OWNER, 30)
     with pytest.raises(PeerRefused, match="is in this session already"):
-        first.result(30)
+        first.result(PATIENCE)
 
 
 def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvous, aside):
@@ -100,7 +101,7 @@ def test_the_owner_s_process_passes_on_shares_answers_and_reasons(item, rendezvo
         assert owner.recv_message() == {"answer": number}
         assert owner.recv(traffic.from_each) == bytes([number + 5]) * traffic.from_each
     owner.send_message({"bye": True})
-    assert done.result(30) == 2
+    assert done.result(PATIENCE) == 2
 
 
 def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
@@ -135,7 +136,7 @@ def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
     with pytest.raises(PeerProtocolError, match="sent shares of a query that it had not counted"):
         owner.recv_message()
     with pytest.raises(PeerProtocolError):
-        done.result(30)
+        done.result(PATIENCE)
 
 
 def test_the_owner_hears_why_the_session_s_process_ended(item, aside):
@@ -149,7 +150,7 @@ def test_the_owner_hears_why_the_session_s_process_ended(item, aside):
     with pytest.raises(PeerGone, match="stopped and said: helper: closed the connection; see its message"):
         owner.recv_message()
     with pytest.raises(PeerGone):
-        done.result(30)
+        done.result(PATIENCE)
 
 
 def test_the_session_s_process_hears_that_the_owner_left(item, aside):
@@ -160,7 +161,7 @@ def test_the_session_s_process_hears_that_the_owner_left(item, aside):
     with pytest.raises(PeerGone, match="closed the connection"):
         session.recv_message()
     with pytest.raises(BlindformerError):
-        done.result(30)
+        done.result(PATIENCE)
 
 
 @pytest.mark.parametrize("part", ["1@64", "", 8, ["8@64"], {}])

@@ -15,6 +15,7 @@ from blindformer.parties.session.seeds import MemorySeeds
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Turnstile
+from blindformer.tests.patience import PATIENCE
 
 SESSION, SEED = "0f" * 16, bytes(32)
 
@@ -71,7 +72,7 @@ class Server:
                 self.channel.send(text)
 
     def ended(self) -> Exception | None:
-        self.thread.join(20)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         return self.error
 

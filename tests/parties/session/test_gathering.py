@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +15,7 @@ from blindformer.parties.transport.tls import Listener, dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused, PeerTimeout
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.parties.session.site import small_case
+from blindformer.tests.patience import PATIENCE
 
 PROGRAM = small_case().program
 NAMES = ("alice", "bob", "carol")
@@ -54,7 +54,7 @@ class Site:
         return self.place(name, names=names).hello(PROGRAM, "")
 
     def deal(self, wait: float):
-        return self.aside(lambda: deal_among(Parties(NAMES), self.listeners["dealer"], wait=wait, timeout=20))
+        return self.aside(lambda: deal_among(Parties(NAMES), self.listeners["dealer"], wait=wait, timeout=PATIENCE))
 
     def join_dealer(self, name: str):
         return join_dealer(self.place(name), PROGRAM, "0f" * 16, self.addresses["dealer"], new_seed())
@@ -67,7 +67,9 @@ class Site:
 
 @pytest.fixture
 def site(certs, aside):
-    made = {name: listen("127.0.0.1", 0, server_context(certs, name), timeout=20) for name in (*NAMES[:2], "dealer")}
+    made = {
+        name: listen("127.0.0.1", 0, server_context(certs, name), timeout=PATIENCE) for name in (*NAMES[:2], "dealer")
+    }
     yield Site(certs, aside, made, {name: listener.address for name, listener in made.items()})
     for listener in made.values():
         listener.close()
@@ -75,19 +77,19 @@ def site(certs, aside):
 
 def end(*met):
     for future in met:
-        for channel in future.result(30)[1].values():
+        for channel in future.result(PATIENCE)[1].values():
             channel.close()
 
 
 def join(site: Site, name: str):
     """The channel of a party that has met alice when this returns, and goes no further."""
-    channel = dial(*site.addresses["alice"], client_context(site.certs, name), "alice", timeout=20)
+    channel = dial(*site.addresses["alice"], client_context(site.certs, name), "alice", timeout=PATIENCE)
     hello(channel, site.hello(name), "alice")
     return channel
 
 
 def failure(future) -> PeerError:
-    error = future.exception(30)
+    error = future.exception(PATIENCE)
     assert isinstance(error, PeerError)
     assert "\n" not in str(error)
     return error
@@ -95,7 +97,7 @@ def failure(future) -> PeerError:
 
 def test_three_parties_find_each_other_in_one_session(site):
     met = [site.meet(name) for name in NAMES]
-    sessions = {future.result(30)[0] for future in met}
+    sessions = {future.result(PATIENCE)[0] for future in met}
     assert len(sessions) == 1
     assert [sorted(future.result()[1]) for future in met] == [[1, 2], [0, 2], [0, 1]]
     end(*met)
@@ -105,19 +107,17 @@ def test_three_parties_find_each_other_in_one_session(site):
 def test_who_is_missing_is_named_by_all_others_and_how_long_they_waited(site, missing):
     if missing in site.listeners:
         site.listeners[missing].close()  # nobody is there
-    started = time.monotonic()
     met = [site.meet(name, wait=SHORT) for name in NAMES if name != missing]
     for error in map(failure, met):
         assert missing in str(error)
         assert "1 seconds" in str(error)
-    assert time.monotonic() - started < 15
 
 
 def test_who_waits_at_the_door_of_a_party_that_gives_up_is_told_why(site):
     """Carol has met alice; bob, whom she dials next, cannot find alice."""
     site.listeners["alice"].close()
     bob = site.meet("bob", wait=SHORT)
-    carol = dial(*site.addresses["bob"], client_context(site.certs, "carol"), "bob", timeout=20)
+    carol = dial(*site.addresses["bob"], client_context(site.certs, "carol"), "bob", timeout=PATIENCE)
     with pytest.raises(PeerError, match=r"^bob: stopped and said: alice: nobody listens at .* after 1 seconds"):
         hello(carol, site.hello("carol"), "bob")
     carol.close()
@@ -146,7 +146,7 @@ def test_who_counts_the_parties_otherwise_is_turned_away(site):
 
 def test_another_version_of_crypten_is_named(site):
     alice = site.meet("alice", names=("alice", "bob"))
-    bob = dial(*site.addresses["alice"], client_context(site.certs, "bob"), "alice", timeout=20)
+    bob = dial(*site.addresses["alice"], client_context(site.certs, "bob"), "alice", timeout=PATIENCE)
     mine = site.hello("bob", ("alice", "bob"))
     mine = mine.model_copy(update={"blindformer": mine.blindformer.partition("+")[0] + "+crypten.0.4.0"})
     with pytest.raises(PeerDisagrees, match=r"has blindformer \S+\+crypten\.\S+, this side has \S+\+crypten\.0\.4\.0"):
@@ -161,13 +161,13 @@ def test_strangers_are_turned_away_and_the_session_begins(site, strangers):
     alice = site.meet("alice", names=("alice", "bob"), refused=told.append)
     address = site.addresses["alice"]
     assert isinstance(failure(site.meet("bob", names=("alice", "bob"), certs=strangers)), PeerRefused)
-    carol = dial(*address, client_context(site.certs, "carol"), "alice", timeout=20)
+    carol = dial(*address, client_context(site.certs, "carol"), "alice", timeout=PATIENCE)
     with pytest.raises(PeerError, match="showed the certificate of a carol where a bob was expected"):
         carol.recv_message()
     carol.close()
     with socket.create_connection(address) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        plain.settimeout(20)
+        plain.settimeout(PATIENCE)
         while plain.recv(1024):
             pass
     bob = site.meet("bob", names=("alice", "bob"), listener=False)

@@ -8,6 +8,7 @@ import threading
 import pytest
 from blindformer.parties.session import mask_seed as secrets_
 from blindformer.parties.session.mask_seed import SecretError, load_secret
+from blindformer.tests.patience import PATIENCE
 
 
 def test_it_is_made_once_and_stays(tmp_path):
@@ -21,7 +22,7 @@ def test_it_is_made_once_and_stays(tmp_path):
 
 
 def test_two_that_make_it_at_once_get_the_same(tmp_path, monkeypatch):
-    path, found, both = tmp_path / "secret.key", [], threading.Barrier(2, timeout=20)
+    path, found, both = tmp_path / "secret.key", [], threading.Barrier(2, timeout=PATIENCE)
     make = secrets_._make
 
     def late(path) -> None:

@@ -20,6 +20,7 @@ from blindformer.parties.transport.handshake import hello
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from blindformer.tests.parties.session.site import SECRET, small_case
+from blindformer.tests.patience import PATIENCE
 
 CASE = small_case()
 OTHER = CASE.program.model_copy(update={"model": "another"})
@@ -33,7 +34,7 @@ def served():
 
 @pytest.fixture
 def listener(certificates, request):
-    with listen("127.0.0.1", 0, server_context(certificates, request.param), timeout=20) as listener:
+    with listen("127.0.0.1", 0, server_context(certificates, request.param), timeout=PATIENCE) as listener:
         yield listener
 
 
@@ -60,7 +61,7 @@ def test_a_client_finds_the_server_and_its_program(listener, certificates, serve
     met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
     mine = my_hello(CASE.program, "client", new_session())
     channel = meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
-    theirs, (part, said) = met.result(20)
+    theirs, (part, said) = met.result(PATIENCE)
     assert part is served[CASE.program.hash()]
     assert said == mine
     assert (channel.timeout, theirs.timeout) == (20, 20)
@@ -81,7 +82,7 @@ def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, a
         met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
         mine = my_hello(program, "client", new_session())
         meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
-        channel, (part, _) = met.result(20)
+        channel, (part, _) = met.result(PATIENCE)
         assert part.program == program
         channel.close()
 
@@ -109,7 +110,7 @@ def test_a_disagreement_is_told_on_both_sides(listener, certificates, served, as
 @pytest.mark.parametrize("session", ["", "abc"])
 def test_a_hello_without_a_session_is_refused_and_told(listener, certificates, aside, session):
     met = wait_for(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20), aside)
-    channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=20)
+    channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=PATIENCE)
     hello(channel, my_hello(CASE.program, "client", session), "dealer")
     with pytest.raises(PeerProtocolError, match="named no valid session"):
         channel.recv_message()
@@ -120,7 +121,7 @@ def test_a_hello_without_a_session_is_refused_and_told(listener, certificates, a
 @at("dealer")
 def test_a_role_that_the_certificate_does_not_prove_is_refused(listener, certificates, aside):
     met = wait_for(listener, {"client", "server"}, lambda channel: meet_as_dealer(channel, 20), aside)
-    channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=20)
+    channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=PATIENCE)
     hello(channel, my_hello(CASE.program, "server", SESSION), "dealer")
     with pytest.raises(PeerRefused, match="says it is a server where a client was expected"):
         channel.recv_message()
@@ -140,11 +141,11 @@ def test_a_client_leaves_its_seed_and_the_server_finds_it(listener, certificates
     done = wait_for(listener, {"client"}, keep, aside)
     mine = my_hello(CASE.program, "client", SESSION)
     seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(range(32)))
-    done.result(20)
+    done.result(PATIENCE)
     met = wait_for(listener, {"server"}, lambda channel: meet_as_dealer(channel, 20), aside)
     mine = my_hello(CASE.program, "server", SESSION)
     channel = meet(listener.address, client_context(certificates, "server"), "dealer", mine, 20)
-    theirs, said = met.result(20)
+    theirs, said = met.result(PATIENCE)
     assert seeds.take(said.session, said.program) == bytes(range(32))
     for end in (channel, theirs):
         end.close()
@@ -162,7 +163,7 @@ def test_a_dealer_that_does_not_acknowledge_is_an_error(listener, certificates, 
     mine = my_hello(CASE.program, "client", SESSION)
     with pytest.raises(PeerProtocolError, match="did not say that it has this side's seed"):
         seed_dealer(client_context(certificates, "client"), listener.address, mine, 20, bytes(32))
-    done.result(20)
+    done.result(PATIENCE)
 
 
 @at("server")
@@ -173,7 +174,7 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
     met = wait_for(listener, {"client"}, look_first, aside)
     mine = my_hello(CASE.program, "client", new_session())
     meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
-    channel, (_, said) = met.result(20)
+    channel, (_, said) = met.result(PATIENCE)
     assert said == mine
     channel.close()
 
@@ -182,6 +183,6 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
 def test_silence_in_the_hello_is_bounded(listener, certificates, aside, monkeypatch):
     monkeypatch.setattr("blindformer.parties.session.meeting.HELLO_SECONDS", 0.5)
     met = wait_for(listener, {"client"}, lambda channel: greet(channel, lambda theirs: theirs, 60), aside)
-    channel = dial(*listener.address, client_context(certificates, "client"), "server", timeout=20)
+    channel = dial(*listener.address, client_context(certificates, "client"), "server", timeout=PATIENCE)
     assert isinstance(met.exception(20), PeerTimeout)
     channel.close()

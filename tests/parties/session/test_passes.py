@@ -21,11 +21,12 @@ from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Turnstile
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.fixture
 def parties(compiled):  # noqa: F811
-    with ThreadParties(compiled, timeout=30) as session:
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
         yield session
 
 
@@ -56,7 +57,7 @@ def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compile
 def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
     text, sent = some(9).tolist(), []
     for _ in range(2):
-        with ThreadParties(compiled, timeout=30) as session:
+        with ThreadParties(compiled, timeout=PATIENCE) as session:
             rows_of(session).read(text)
             sent.append(session.client.states.held["key_0"][0])
     assert not torch.equal(*sent)
@@ -79,7 +80,7 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
     admitted = lambda *given, **options: made(*given, **{**options, "admission": slots})  # noqa: E731
     monkeypatch.setattr(threads, made.__name__, admitted)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
-    with ThreadParties(compiled, timeout=30) as session:
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
         private = rows_of(session)
         for rows in (private, clear):
             rows.read(text[:9])

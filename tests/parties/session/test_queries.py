@@ -10,6 +10,7 @@ from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, Turnstile
+from blindformer.tests.patience import PATIENCE
 
 
 def test_answers_are_right_and_cost_the_price(site, case):
@@ -95,7 +96,7 @@ def test_who_waits_for_the_dealer_hears_signs_of_life(case):
                 send = pair[1].send
 
                 def late(data) -> None:
-                    dealer_may_go.wait(60)
+                    dealer_may_go.wait(PATIENCE)
                     send(data)
 
                 pair[1].send = late
@@ -126,7 +127,7 @@ def test_who_dies_while_waiting_gives_the_place_back(site):
 
     clients: list = []
     site.start(ask, "client")
-    assert queued.wait(20)
+    assert queued.wait(PATIENCE)
     clients[0].server.interrupt()
     errors = site.errors()
     assert {type(error) for error in errors} == {PeerGone}

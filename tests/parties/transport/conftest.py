@@ -8,10 +8,11 @@ import pytest
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.parties.conftest import connect
+from blindformer.tests.patience import PATIENCE
 
 
 def listening(folder, role: str = "server", name: str | None = None, seconds: float = 20):
-    return listen("127.0.0.1", 0, server_context(folder, role, name), timeout=20, handshake_seconds=seconds)
+    return listen("127.0.0.1", 0, server_context(folder, role, name), timeout=PATIENCE, handshake_seconds=seconds)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from blindformer.protocols.errors import (
     PeerRefused,
     PeerTimeout,
 )
+from blindformer.tests.patience import PATIENCE
 
 
 def send_until_it_fails(channel: Channel) -> None:
@@ -37,7 +38,7 @@ def test_frames_arrive_in_order_whatever_their_size(make_pair, aside):
     frames = [os.urandom(n) for n in (1, 0, 7, 8, 16375, 16376, 16377, 16384, 300_000, 0, 5)]
     sending = aside(lambda: [client.send(frame) for frame in frames])
     assert [bytes(server.recv(len(frame))) for frame in frames] == frames
-    sending.result(10)
+    sending.result(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +65,14 @@ def test_exchange_of_20_megabytes_never_deadlocks(make_pair, aside, sizes):
     there = aside(client.exchange, up, len(down))
     here = server.exchange(down, len(up))
     assert here == up
-    assert there.result(20) == down
+    assert there.result(PATIENCE) == down
 
 
 def test_many_small_exchanges(make_pair, aside):
     server, client = make_pair()
     there = aside(lambda: [bytes(client.exchange(i.to_bytes(4, "big"), 4)) for i in range(500)])
     here = [bytes(server.exchange(i.to_bytes(4, "big"), 4)) for i in range(500)]
-    assert here == there.result(20) == [i.to_bytes(4, "big") for i in range(500)]
+    assert here == there.result(PATIENCE) == [i.to_bytes(4, "big") for i in range(500)]
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(8, 9), (9, 8), (0, 1), (1, 0), (8, 10**15)])
@@ -157,7 +158,7 @@ def test_a_peer_that_closes_wakes_the_one_that_waits(make_pair, aside):
     time.sleep(0.1)
     client.close()
     with pytest.raises(PeerGone):
-        waiting.result(30)
+        waiting.result(PATIENCE)
 
 
 def test_a_silent_peer_times_out_and_may_be_waited_for_again(make_pair):
@@ -165,7 +166,7 @@ def test_a_silent_peer_times_out_and_may_be_waited_for_again(make_pair):
     start = time.monotonic()
     with pytest.raises(PeerTimeout, match=r"client: sent nothing for 0\.2 seconds; .*still runs"):
         server.recv(4)
-    assert 0.15 < time.monotonic() - start < 10
+    assert time.monotonic() - start > 0.15
     client.send(b"late")
     assert server.recv(4) == b"late"
     assert server.meter.seconds_waiting > 0.15
@@ -176,7 +177,7 @@ def test_meters_agree_to_the_byte(make_pair, aside):
     before = client.meter.snapshot()
     there = aside(client.exchange, bytes(1_000_000), 3)
     server.exchange(bytes(3), 1_000_000)
-    there.result(10)
+    there.result(PATIENCE)
     client.send(b"")
     server.recv(0)
     server.send_message({"a": 1})

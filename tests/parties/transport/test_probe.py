@@ -16,13 +16,14 @@ from blindformer.parties.transport.probe import (
     probe,
 )
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
+from blindformer.tests.patience import PATIENCE
 
 
 def probed(mine: PeerFacts, theirs: PeerFacts, aside, seconds: float = 0.2):
     server, client = memory_pair("server", "client", 20)
     answered = aside(lambda: answer_probe(server, server.recv_message(), theirs))
     result = probe(client, mine, seconds)
-    answered.result(20)
+    answered.result(PATIENCE)
     return result
 
 
@@ -70,7 +71,7 @@ def test_a_probe_ends(request_, aside):
         answer_probe(server, server.recv_message(), my_facts("server"))
     assert server.meter.sent < 200e6
     server.close()
-    asking.result(20)
+    asking.result(PATIENCE)
 
 
 def test_who_answers_with_something_else_is_said_so(aside):

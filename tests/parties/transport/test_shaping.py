@@ -10,6 +10,7 @@ from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.shaping import Link, ShapedChannel, on_the_wire
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import PeerGone, PeerProtocolError, PeerTimeout
+from blindformer.tests.patience import PATIENCE
 
 FREE = Network("free", 0.0, 1e15)
 NOISE = bytes(range(256)) * 4096  # 1 MiB
@@ -97,7 +98,7 @@ def test_an_interrupt_reaches_who_waits_for_an_arrival(aside):
         time.sleep(0.001)
     server.interrupt()
     with pytest.raises(PeerGone, match="this side"):
-        waiting.result(timeout=30)
+        waiting.result(PATIENCE)
 
 
 def test_a_frame_that_takes_longer_than_the_timeout_is_an_error():
@@ -117,7 +118,7 @@ def test_the_sender_does_not_wait_and_the_receiver_does():
     handed_over = time.monotonic()
     server.recv(100_000)
     assert time.monotonic() - started >= 0.4
-    assert handed_over - started < 0.3
+    assert time.monotonic() - handed_over > 0.1, "the receiver waited when the sender was done"
     assert server.meter.seconds_waiting > 0
 
 

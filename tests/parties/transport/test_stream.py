@@ -12,7 +12,8 @@ from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.test_channel import send_until_it_fails
-from hypothesis import HealthCheck, example, given, settings
+from blindformer.tests.patience import PATIENCE
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 TENSOR_OF_10 = b"T" + (10).to_bytes(7, "big")
@@ -101,7 +102,7 @@ def test_another_thread_can_end_the_waiting(make_pair, aside):
     waiting = aside(server.recv, 4)
     server.interrupt()
     with pytest.raises(PeerGone):
-        waiting.result(30)
+        waiting.result(PATIENCE)
     with pytest.raises(PeerGone):
         client.recv(4)
 
@@ -129,7 +130,7 @@ GARBAGE = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=GARBAGE, wants_message=st.booleans())
 @example(data=b"T" + b"\xff" * 7, wants_message=False)
 @example(data=b"J" + b"\xff" * 7, wants_message=True)

@@ -19,6 +19,7 @@ from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of,
 from blindformer.parties.transport.wires import NOT_TLS_ALERT
 from blindformer.protocols.errors import PeerGone, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.conftest import listening, stranger_context
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def free_port() -> int:
 
 def still_accepts(listener, certificates, aside) -> None:
     accepting = aside(listener.accept, 30)
-    with dial(*listener.address, client_context(certificates, "client"), "server", timeout=5) as client:
-        server = accepting.result(30)
+    with dial(*listener.address, client_context(certificates, "client"), "server", timeout=PATIENCE) as client:
+        server = accepting.result(PATIENCE)
         client.send(b"ok")
         assert server.recv(2) == b"ok"
         server.close()
@@ -100,14 +101,14 @@ def test_who_may_not_dial_is_refused_on_both_sides(certificates, tmp_path, aside
         accepting = aside(listener.accept, 30, {"client"})
 
         def dial_and_read():
-            with dial(*listener.address, context, "server", timeout=5) as channel:
+            with dial(*listener.address, context, "server", timeout=PATIENCE) as channel:
                 channel.send_message({"hello": 1})
                 channel.recv_message()
 
         with pytest.raises(PeerRefused, match=there):
             dial_and_read()
         with pytest.raises(PeerRefused, match=here):
-            accepting.result(30)
+            accepting.result(PATIENCE)
         still_accepts(listener, certificates, aside)
 
 
@@ -115,7 +116,7 @@ def test_a_listener_of_another_role_is_refused_by_the_dialler(listener, certific
     accepting = aside(listener.accept, 30)
     with pytest.raises(PeerRefused, match="dealer: showed the certificate of a server where a dealer was expected"):
         dial(*listener.address, client_context(certificates, "client"), "dealer")
-    server = accepting.result(30)
+    server = accepting.result(PATIENCE)
     with pytest.raises(PeerRefused, match="client: stopped and said"):
         server.recv(4)
     server.close()
@@ -139,7 +140,7 @@ def test_who_may_not_listen_is_refused_by_the_dialler(certificates, aside, role,
         with pytest.raises(PeerRefused, match=f"server: {there}"):
             dial(*listener.address, client_context(certificates, "client"), "server")
         with pytest.raises(PeerRefused, match=here):
-            accepting.result(30)
+            accepting.result(PATIENCE)
 
 
 def test_a_listener_of_another_ca(listener, certificates, aside, tmp_path):
@@ -148,7 +149,7 @@ def test_a_listener_of_another_ca(listener, certificates, aside, tmp_path):
     with pytest.raises(PeerRefused, match="server: its certificate comes from another CA; all parties need"):
         dial(*listener.address, client_context(tmp_path, "client"), "server")
     with pytest.raises(PeerRefused, match=r"refused this side's certificate"):
-        accepting.result(30)
+        accepting.result(PATIENCE)
     still_accepts(listener, certificates, aside)
 
 
@@ -159,7 +160,7 @@ def test_plain_tcp_at_the_tls_port(listener, certificates, aside):
         sock.sendall(pack_header(MESSAGE, 13) + b'{"hello":true}')
         assert sock.recv(100) == NOT_TLS_ALERT
         with pytest.raises(PeerRefused, match=r"peer at 127\.0\.0\.1: does not speak TLS"):
-            accepting.result(30)
+            accepting.result(PATIENCE)
     still_accepts(listener, certificates, aside)
 
 
@@ -169,7 +170,7 @@ def test_a_stranger_who_says_nothing_holds_up_nobody(certificates, aside):
         silent = [socket.create_connection(listener.address) for _ in range(5)]
         still_accepts(listener, certificates, aside)
         with pytest.raises(PeerRefused, match=r"did not finish the TLS handshake in 2 seconds"):
-            listener.accept(30)
+            listener.accept(PATIENCE)
         for sock in silent:
             sock.close()
 
@@ -179,7 +180,7 @@ def test_strangers_are_counted(certificates, aside):
         accepting = aside(listener.accept, 20)
         silent = [socket.create_connection(listener.address) for _ in range(80)]
         with dial(*listener.address, client_context(certificates, "client"), "server"):
-            accepting.result(30).close()
+            accepting.result(PATIENCE).close()
         assert len(listener._strangers) <= 64
         for sock in silent:
             sock.close()
@@ -193,7 +194,7 @@ def test_refusals_can_be_reported_while_accepting_goes_on(listener, certificates
             sock.sendall(junk)
             assert sock.recv(100) is not None
     with dial(*listener.address, client_context(certificates, "client"), "server"):
-        accepting.result(30).close()
+        accepting.result(PATIENCE).close()
     assert len(refusals) == 2
     assert "HTTP" in str(refusals[0])
 
@@ -207,7 +208,7 @@ def test_nobody_listens(certificates, free_port):
     start = time.monotonic()
     with pytest.raises(PeerGone, match=r"server: nobody listens at .*; start the server"):
         dial("127.0.0.1", free_port, client_context(certificates, "client"), "server", retry_seconds=0.3)
-    assert 0.1 < time.monotonic() - start < 10
+    assert time.monotonic() - start > 0.1
 
 
 def test_dialling_waits_for_a_late_listener(certificates, aside, free_port):
@@ -215,8 +216,8 @@ def test_dialling_waits_for_a_late_listener(certificates, aside, free_port):
     dialling = aside(lambda: dial("127.0.0.1", free_port, context, "server", retry_seconds=10))
     time.sleep(0.3)
     with listen("127.0.0.1", free_port, server_context(certificates, "server")) as listener:
-        listener.accept(30).close()
-        dialling.result(30).close()
+        listener.accept(PATIENCE).close()
+        dialling.result(PATIENCE).close()
 
 
 def test_a_listener_that_never_shakes_hands(certificates):
@@ -248,9 +249,9 @@ def accepted(certificates):
 
 def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certificates):
     context = client_context(certificates, "client")
-    sock, dialling = accepted(lambda address: dial(*address, context, "server", timeout=5))
-    server = welcome(sock, server_context(certificates, "server"), {"client"}, timeout=5)
-    client = dialling.result(30)
+    sock, dialling = accepted(lambda address: dial(*address, context, "server", timeout=PATIENCE))
+    server = welcome(sock, server_context(certificates, "server"), {"client"}, timeout=PATIENCE)
+    client = dialling.result(PATIENCE)
     assert (server.peer, client.peer) == ("client", "server")
     own = {
         name: hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / f"{name}.pem").read_text())).hexdigest()
@@ -268,15 +269,15 @@ def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certific
 )
 def test_who_is_not_welcome_is_told_and_its_socket_closed(accepted, certificates, name, said):
     def knock(address):
-        with dial(*address, stranger_context(certificates, name), "server", timeout=5) as channel:
+        with dial(*address, stranger_context(certificates, name), "server", timeout=PATIENCE) as channel:
             channel.recv_message()
 
     sock, dialling = accepted(knock)
     with pytest.raises(PeerRefused, match=said):
-        welcome(sock, server_context(certificates, "server"), {"client"}, timeout=5)
+        welcome(sock, server_context(certificates, "server"), {"client"}, timeout=PATIENCE)
     assert sock.fileno() == -1
     with pytest.raises(PeerRefused):
-        dialling.result(30)
+        dialling.result(PATIENCE)
 
 
 def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates):
@@ -291,9 +292,7 @@ def test_a_handshake_has_an_end_however_slowly_it_goes_on(accepted, certificates
                     return
 
     sock, dialling = accepted(trickle)
-    started = time.monotonic()
     with pytest.raises(PeerTimeout, match=r"did not finish the TLS handshake in 0\.3 seconds"):
         welcome(sock, server_context(certificates, "server"), {"client"}, handshake_seconds=0.3)
-    assert time.monotonic() - started < 20
     stop.set()
-    dialling.result(30)
+    dialling.result(PATIENCE)

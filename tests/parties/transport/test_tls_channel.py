@@ -11,11 +11,12 @@ from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerGone
 from blindformer.tests.parties.transport.conftest import stranger_context
-from hypothesis import HealthCheck, given, settings
+from blindformer.tests.patience import PATIENCE
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     data=st.binary(max_size=300), header=st.sampled_from([b"", b"T\0\0", b"J\0\0\0\0\0\xff\xff", b"T" + b"\xff" * 7])
 )
@@ -24,7 +25,7 @@ def test_garbage_inside_tls_gives_a_typed_error(listener, certificates, data, he
     with socket.create_connection(listener.address) as sock, ThreadPoolExecutor(1) as pool:
         accepting = pool.submit(listener.accept, 30)
         with stranger_context(certificates, "client").wrap_socket(sock, server_hostname="localhost") as raw:
-            server = accepting.result(30)
+            server = accepting.result(PATIENCE)
             raw.sendall(header + data)
     with pytest.raises(PeerError) as caught:
         server.recv(1000)
@@ -75,13 +76,13 @@ def test_the_wire_shows_no_payload(listener, certificates, aside):
         relaying = aside(forward)
         accepting = aside(listener.accept, 30)
         client = dial(*relay.getsockname(), client_context(certificates, "client"), "server")
-        server = accepting.result(30)
+        server = accepting.result(PATIENCE)
         client.send(b"the private text" * 10)
         client.send_message({"program": "0123456789abcdef"})
         server.recv(160)
         server.recv_message()
         client.close()
-        relaying.result(30)
+        relaying.result(PATIENCE)
         server.close()
     assert len(seen) > 200
     assert b"private text" not in seen

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import socket
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +19,9 @@ from blindformer.parties.service.identity import Identity
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
-from blindformer.tests.parties.service.harness import CROWD, SERVED_SECONDS, crowd, tls_hello
+from blindformer.tests.parties.service.harness import CROWD, crowd, served_beside, tls_hello
 from blindformer.tests.parties.service.https.conftest import TEXTS
+from blindformer.tests.patience import PATIENCE
 
 
 def test_crowds_that_say_too_little_shut_nobody_out(site, client):
@@ -29,17 +29,21 @@ def test_crowds_that_say_too_little_shut_nobody_out(site, client):
     client's finish the handshake and send a part of a request's head."""
     address, hello = parse_address(site.address), tls_hello()
     context = client_context(site.made.certificates, "client", "other")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(crowd(address, CROWD))
-        stack.enter_context(crowd(address, CROWD // 4, hello[: len(hello) // 2]))
-        stack.enter_context(crowd(address, CROWD // 4, hello, "127.0.0.2"))
-        for _ in range(5):
-            plain = stack.enter_context(socket.create_connection(address, SERVED_SECONDS))
-            tls = stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
+
+    @contextlib.contextmanager
+    def half_a_request():
+        plain = socket.create_connection(address, PATIENCE)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
             tls.sendall(b"GET /v1/models HTTP/1.1\r\nHost:")
-        started = time.monotonic()
-        assert client.query(TEXTS[0]).value
-        assert time.monotonic() - started < SERVED_SECONDS
+            yield
+
+    crowds = (
+        crowd(address, CROWD),
+        crowd(address, CROWD // 4, hello[: len(hello) // 2]),
+        crowd(address, CROWD // 4, hello, "127.0.0.2"),
+        *(half_a_request() for _ in range(5)),
+    )
+    assert served_beside(crowds, lambda: client.query(TEXTS[0]).value)
 
 
 class Silent(asyncio.Protocol):
@@ -82,7 +86,7 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
                         pass
                 turning.cancel()
 
-    asyncio.run(asyncio.wait_for(run(), SERVED_SECONDS))
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
     reasons = [line["what"] for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "dropped"]
     assert reasons[0] == "sent a TLS hello; did not finish in time while others waited"
     assert reasons[-1] == "sent a TLS hello; did not finish in time"

@@ -19,6 +19,7 @@ from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.ckks.facts import facts_from
 from blindformer.protocols.errors import PeerError, PeerRefused
+from blindformer.tests.patience import PATIENCE
 from blindformer.versions import my_version
 
 
@@ -72,7 +73,7 @@ def test_nobody_there_and_somebody_of_another_ca(site, config, made, tmp_path):
 
 
 def test_a_server_that_speaks_something_else(config, made):
-    with listen("127.0.0.1", 0, server_context(made.certificates, "server"), timeout=10) as listener:
+    with listen("127.0.0.1", 0, server_context(made.certificates, "server"), timeout=PATIENCE) as listener:
 
         def serve():
             with contextlib.suppress(PeerError), listener.accept(10) as channel:

@@ -21,6 +21,7 @@ from blindformer.protocols.ckks.frames import head, pack
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.parties.service.https.conftest import TEXTS, Site, refused, request_of
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -216,7 +217,7 @@ def test_a_client_that_leaves_stops_its_query(site, client, keyed, api):
 def test_a_strangers_bytes_are_no_request(site):
     with socket.create_connection(parse_address(site.address)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        sock.settimeout(30)
+        sock.settimeout(PATIENCE)
         assert b"HTTP" not in sock.recv(1000)
 
 

@@ -13,7 +13,7 @@ import platform
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import BlindformerError
+from .errors import BlindformerError
 
 VARIABLE = "BLINDFORMER_KERNELS"
 TORCH = "torch"
@@ -25,18 +25,18 @@ _NO_AVX512 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", 
 _NO_AVX = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 
-class Level(NamedTuple):
-    build: str  # the module of its kernels (setup.py)
+class ProcessorLevel(NamedTuple):
+    build: str  # the module of its kernels (setup.py), of protocols/kernels/
     needs: frozenset[str]  # instructions of a processor, as Linux calls them
     torch: dict[str, str]  # variables that hold torch, and the libraries below it, to this level
 
 
 # The highest comes first.
-LEVELS: dict[str, Level] = {
-    "x86-64-v4-vnni": Level("_kernels_v4_vnni", _V4 | {"avx512_vnni"}, {}),
-    "x86-64-v4": Level("_kernels_v4", _V4, {}),
-    "x86-64-v3": Level("_kernels_v3", _V3, _NO_AVX512),
-    PLAIN: Level("_kernels", frozenset(), _NO_AVX if PLAIN == "x86-64" else {}),
+LEVELS: dict[str, ProcessorLevel] = {
+    "x86-64-v4-vnni": ProcessorLevel("_kernels_v4_vnni", _V4 | {"avx512_vnni"}, {}),
+    "x86-64-v4": ProcessorLevel("_kernels_v4", _V4, {}),
+    "x86-64-v3": ProcessorLevel("_kernels_v3", _V3, _NO_AVX512),
+    PLAIN: ProcessorLevel("_kernels", frozenset(), _NO_AVX if PLAIN == "x86-64" else {}),
 }
 
 _BUILD = "install a C compiler (Debian: gcc), then blindformer again"
@@ -75,7 +75,7 @@ def kernels_of(level: str) -> Path | None:
     if level not in have:
         missing = ", ".join(sorted(LEVELS[level].needs - features()))
         raise LevelError(f"{VARIABLE}={level}: this processor lacks {missing}; {choices}")
-    spec = importlib.util.find_spec(f"{__package__}.{LEVELS[level].build}")
+    spec = importlib.util.find_spec(f"{__package__}.protocols.kernels.{LEVELS[level].build}")
     if spec is None or spec.origin is None:
         raise LevelError(f"{VARIABLE}={level}: not built; {_BUILD}")
     return Path(spec.origin)
