@@ -71,7 +71,7 @@ lint: $(READY)
 TESTERS ?= 3
 test: lint
 	@# Hundreds of processes start: they need not compile every module anew where an environment asks for that.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fE --durations 10
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fEs --durations 10
 
 # Federated training comes second: Flower pins typer, rich, fastapi and others to what is newer than our bounds. CrypTen
 # asks for any torchvision, and each has one torch.

@@ -142,7 +142,7 @@ def test_a_party_whose_session_is_killed_is_named(folder, inputs, role):
 
 @pytest.mark.parametrize("role", COMMANDS)
 def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
-    with LocalParties(folder, timeout=PATIENCE) as parties:
+    with LocalParties(folder, timeout=5) as parties:
         parties.query(inputs[0])
         os.kill(parties.processes[role], signal.SIGSTOP)
         with pytest.raises(LaunchError) as caught:
