@@ -21,6 +21,7 @@ PLAIN = {"AMD64": "x86-64", "x86_64": "x86-64", "arm64": "aarch64"}.get(platform
 
 _V3 = frozenset({"avx2", "bmi2", "fma"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_ALL = {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512", "ONEDNN_MAX_CPU_ISA": "DEFAULT"}
 _NO_AVX512 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 _NO_AVX = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
@@ -33,8 +34,8 @@ class ProcessorLevel(NamedTuple):
 
 # The highest comes first.
 LEVELS: dict[str, ProcessorLevel] = {
-    "x86-64-v4-vnni": ProcessorLevel("_kernels_v4_vnni", _V4 | {"avx512_vnni"}, {}),
-    "x86-64-v4": ProcessorLevel("_kernels_v4", _V4, {}),
+    "x86-64-v4-vnni": ProcessorLevel("_kernels_v4_vnni", _V4 | {"avx512_vnni"}, _ALL),
+    "x86-64-v4": ProcessorLevel("_kernels_v4", _V4, _ALL),
     "x86-64-v3": ProcessorLevel("_kernels_v3", _V3, _NO_AVX512),
     PLAIN: ProcessorLevel("_kernels", frozenset(), _NO_AVX if PLAIN == "x86-64" else {}),
 }
@@ -108,5 +109,5 @@ def hold_torch() -> None:
     """Hold torch to the level that the environment names, in this process if it imports torch later, and in those that
     it starts."""
     named = LEVELS.get(os.environ.get(VARIABLE, ""))
-    for variable, value in named.torch.items() if named else ():
-        os.environ.setdefault(variable, value)
+    if named and named.needs <= features():
+        os.environ.update(named.torch)
