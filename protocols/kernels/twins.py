@@ -17,11 +17,13 @@ from .library import call, constant, whole
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
+_MOST_CELLS = 1 << 31
+_MOST_FACTORS = 8  # of a product that `join` adds
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
     end = at + tensor.numel() * width
-    if not whole(tensor, minus, like=tensor) or at < 0 or end > len(out):
+    if not whole(tensor, minus, like=tensor) or not 0 < width <= 8 or at < 0 or end > len(out):
         return None
     if end > at:
         call("pack", tensor, minus, tensor.numel(), width, torch.frombuffer(out, dtype=torch.uint8).data_ptr() + at)
@@ -33,14 +35,14 @@ def unpack(
 ) -> Tensor | None:
     out = torch.empty(shape, dtype=dtype)
     count = out.numel()
-    if not count or at < 0 or at + count * width > len(data):
+    if not count or not 0 < width <= 8 or dtype not in _INTEGERS or at < 0 or at + count * width > len(data):
         return None
     call("unpack", torch.frombuffer(data, dtype=torch.uint8).data_ptr() + at, count, width, dtype.itemsize, out)
     return out
 
 
 def divided(x: Tensor, bits: int, ring: int, leader: bool) -> Tensor | None:
-    if not whole(x):
+    if not whole(x) or not 0 < bits < ring <= 64:
         return None
     out = torch.empty_like(x)
     call("divide", x, x.numel(), bits, ring, leader, out)
@@ -50,7 +52,7 @@ def divided(x: Tensor, bits: int, ring: int, leader: bool) -> Tensor | None:
 def extended(
     mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor, bits: int, leader: bool
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    if not whole(mine, theirs, low, wrap, like=mine):
+    if not whole(mine, theirs, low, wrap, like=mine) or not 2 <= bits <= 64:
         return None
     public, wrapped, share = (torch.empty_like(mine) for _ in range(3))
     call("extend", mine, theirs, low, wrap, mine.numel(), bits, leader, public, wrapped, share)
@@ -68,7 +70,7 @@ def sum_products(*terms: tuple[Tensor | None, Tensor]) -> Tensor | None:
 
 
 def sum_series(x: Tensor, series: Sequence[Sequence[int]], powers: Sequence[Tensor | None]) -> Tensor | None:
-    if not whole(x, *powers, like=x):
+    if not whole(x, *powers, like=x) or len(powers) != len(series) or len({len(row) for row in series}) != 1:
         return None
     out = torch.empty_like(x)
     call("polynomial", x, powers, torch.tensor(series), len(series), len(series[0]) - 1, x.numel(), out)
@@ -78,6 +80,8 @@ def sum_series(x: Tensor, series: Sequence[Sequence[int]], powers: Sequence[Tens
 def read_series(
     x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: int, first: int, scale: int
 ) -> Tensor | None:
+    if not table.dim():
+        return None
     points, count = wave.numel().bit_length() - 1, len(table) - 1
     if not whole(x, table, wave) or not _whole_numbers(numbers, (*x.shape, count, 2)):
         return None
@@ -91,10 +95,12 @@ def read_series(
 def read_exponential(
     x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:
-    points = (table.shape[-1] - 1).bit_length() - 1
+    if table.dim() != 2 or table.shape[1] < 2 or not _is_place(bits, low, drop):
+        return None
+    points = (table.shape[1] - 1).bit_length() - 1
     if not whole(x, table) or not _whole_numbers(numbers, (*x.shape, 1 << bits - low, 1)):
         return None
-    if table.shape != (len(table), (1 << points) + 1) or low - drop < points:
+    if table.shape[1] != (1 << points) + 1 or low - drop < points:
         return None
     place, out = (start, bits, low, drop), torch.empty_like(x)
     call("exponential", x, table, len(table), points, numbers, numbers.itemsize, x.numel(), *place, out)
@@ -104,8 +110,10 @@ def read_exponential(
 def read_table(
     x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:
-    count = table.shape[-1]
-    if count > _MOST_COEFFICIENTS or table.shape != (1 << bits - low, count) or not whole(x, table):
+    if table.dim() != 2 or not _is_place(bits, low, drop):
+        return None
+    count = table.shape[1]
+    if not 0 < count <= _MOST_COEFFICIENTS or len(table) != 1 << bits - low or not whole(x, table):
         return None
     if not _whole_numbers(numbers, (*x.shape, 1 << bits - low, count)):
         return None
@@ -115,6 +123,8 @@ def read_table(
 
 
 def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor | None:
+    if not _is_place(bits, low, 0):
+        return None
     cells = 1 << bits - low
     if not x.dim() or not whole(x, keep, like=x) or not _whole_numbers(numbers, (*x.shape, cells, 1)):
         return None
@@ -124,7 +134,7 @@ def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int
 
 
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:
-    if not whole(values) or not 0 < bits <= 64 - drop:
+    if not whole(values) or drop < 0 or not 0 < bits <= 64 - drop:
         return None
     out = torch.empty(bits, (values.numel() + 63) // 64, dtype=torch.int64)
     call("to_planes", values, values.numel(), drop, bits, out)
@@ -132,7 +142,7 @@ def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor | None:
 
 
 def from_plane(plane: Tensor, count: int) -> Tensor | None:
-    if not whole(plane) or count > 64 * plane.numel():
+    if not whole(plane) or not 0 <= count <= 64 * plane.numel():
         return None
     out = torch.empty(count, dtype=torch.int64)
     call("from_plane", plane, count, out)
@@ -140,8 +150,10 @@ def from_plane(plane: Tensor, count: int) -> Tensor | None:
 
 
 def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tensor, Tensor] | None:
+    if planes.dim() != 2 or not whole(planes, products):
+        return None
     bits, wide = planes.shape
-    if not whole(planes, products) or bits < 2 or products.shape != ((bits + 2) // 4, 16, wide):
+    if not 2 <= bits <= 64 or products.shape != ((bits + 2) // 4, 16, wide):
         return None
     wires, top = products.new_empty(2 * len(products), wide), products.new_empty(wide)
     call("compare_blocks", planes, products, wide, bits, number, wires, top)
@@ -149,7 +161,9 @@ def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tenso
 
 
 def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor | None:
-    if not whole(terms, opened, *shares):
+    if opened.dim() != 2 or not whole(terms, opened) or not whole(*shares, like=opened[0]):
+        return None
+    if not _joins(terms, len(shares), len(opened), outputs):
         return None
     out = opened.new_empty(outputs, opened.shape[-1])
     call("join", terms, len(terms), shares, opened, outputs, opened.shape[-1], out)
@@ -180,6 +194,23 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
     scratch = torch.empty(constant("matmul_scratch"), dtype=torch.int64)
     call("matmul", x, y, y.itemsize, bits, torch.tensor(sizes), scratch, out)
     return out.view(shape if y.dim() == 2 else out.shape)
+
+
+def _is_place(bits: int, low: int, drop: int) -> bool:
+    """Whether these are bits of a word: of all that is looked up, of a place in a cell, of those that are dropped."""
+    return 0 <= drop <= low <= bits <= 64 and 1 << bits - low <= _MOST_CELLS
+
+
+def _joins(terms: Tensor, shares: int, opened: int, outputs: int) -> bool:
+    """Whether all terms name outputs, shares and opened wires that there are, and few enough of these."""
+    if terms.dim() != 2 or terms.shape[1] != 3:
+        return False
+    for output, share, wires in terms.tolist():
+        if not 0 <= output < outputs or not -1 <= share < shares or not 0 <= wires < 1 << opened:
+            return False
+        if not 0 < (share >= 0) + wires.bit_count() <= _MOST_FACTORS:
+            return False
+    return True
 
 
 def _whole_numbers(x: Tensor, shape: tuple[int, ...]) -> bool:
