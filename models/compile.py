@@ -23,7 +23,7 @@ from .lowering.export import Traces, export, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
-from .program.program import PreludeStep, Program, ProgramError
+from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def _assemble(
     sources = {**scaled.clients, **scaled.known}
     used = behind(draft.prelude, (node.name for node, _ in sources.values()))
     tensors = {n: t for n, t in lowered.released.items() if n in used}
+    constants = {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.constants.items()}
     program = Program(
         model=name,
         plan=plan.content_hash(),
@@ -238,12 +239,12 @@ def _assemble(
         instructions=tuple(scaled.instructions),
         outputs=scaled.outputs,
         released=tuple(sorted(frozenset().union(*(lowered.origins[n] for n in tensors)))),
-        constants={n: _digest(value, scale) for n, (value, scale) in scaled.constants.items()},
+        constants={name: constant_digest(integers) for name, integers in constants.items()},
     )
     return Compiled(
         program,
         {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.weights.items()},
-        {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.constants.items()},
+        constants,
         tensors,
         {n: scale for n, (_, scale) in sources.items()},
         plan,
@@ -261,12 +262,6 @@ def check_room(near: Mapping[str, float]) -> None:
             raise ProgramError(f"{module}: values of the calibration inputs do not fit the ring; {advice}")
         text = f"{module}: inputs {room:.1f} times as large as those of calibration do not fit the ring; {advice}"
         warnings.warn(text, CalibrationWarning, stacklevel=3)
-
-
-def _digest(value: Tensor, scale: int) -> str:
-    import hashlib
-
-    return hashlib.sha256(Ring().encode(value, scale).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _check_weights(model: nn.Module) -> None:

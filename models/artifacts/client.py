@@ -20,7 +20,7 @@ from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
-from .tensors import named, read_tensors
+from .tensors import named, public_constants, read_tensors
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..generation.chat import Chat
@@ -195,7 +195,7 @@ def _client_part(part: Path) -> ClientPart:
         lengths[number] = ClientLength(
             program,
             named(held, names["released"], file),
-            named(held, names["constants"], file),
+            public_constants(held, names["constants"], file, program),
             names["scales"],
             read_circuit(part, number, named(held, names.get("circuit", {}), file)),
             read_parts(program, names.get("parts", {}), held, file),

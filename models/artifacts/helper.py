@@ -10,7 +10,7 @@ from torch import Tensor
 from ..program.program import Program
 from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
-from .tensors import named, read_tensors
+from .tensors import public_constants, read_tensors
 
 
 @dataclass
@@ -42,5 +42,5 @@ def load_helper(folder: str | Path) -> HelperPart:
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         parts = read_parts(program, names["parts"], held, file)
-        lengths[number] = HelperLength(program, named(held, names["constants"], file), parts)
+        lengths[number] = HelperLength(program, public_constants(held, names["constants"], file, program), parts)
     return HelperPart(part, lengths)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compile import Compiled, decode_outputs, encode_client
 from ..lowering.client_graph import behind
 from ..program.program import Program
-from .tensors import Tensors, named
+from .tensors import Tensors, named, public_constants
 
 
 @dataclass
@@ -57,7 +57,10 @@ def read_parts(
     """As `part_names` wrote them. Errors: ArtifactError."""
     return {
         name: ProgramPart(
-            program.part(name), named(held, its["released"], file), named(held, its["constants"], file), its["scales"]
+            program.part(name),
+            named(held, its["released"], file),
+            public_constants(held, its["constants"], file, program.part(name)),
+            its["scales"],
         )
         for name, its in names.items()
     }

@@ -14,7 +14,7 @@ from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
 from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
-from .tensors import named, read_tensors
+from .tensors import named, public_constants, read_tensors
 
 
 @dataclass
@@ -70,7 +70,7 @@ def load_server(folder: str | Path) -> ServerPart:
         lengths[number] = ServerLength(
             program,
             named(held, names["weights"], file, multiplied(program)),
-            named(held, names["constants"], file),
+            public_constants(held, names["constants"], file, program),
             read_circuit(part, number),
             read_parts(program, names.get("parts", {}), held, file),
         )

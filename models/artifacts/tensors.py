@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..program.program import Program, constant_digest
 from .layout import ArtifactError
 
 _NARROW = (torch.int8, torch.int16, torch.int32)
@@ -59,6 +60,18 @@ def named(
         if digest.startswith(_RING) and name not in narrow:
             held[digest] = held[digest].long()  # in its place: equal tensors are one object
     return {name: held[digest] for name, digest in names.items()}
+
+
+def public_constants(
+    held: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
+) -> dict[str, Tensor]:
+    """A program's public constants, each the one that the program names: other parties have the same ones. Errors:
+    ArtifactError."""
+    found = named(held, names, file)
+    for name, digest in program.constants.items():
+        if name not in found or constant_digest(found[name]) != digest:
+            raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
+    return found
 
 
 def narrowed(integers: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
@@ -190,6 +191,11 @@ class Program(BaseModel):
                 if source.op == "weight":
                     shapes[source.attributes["name"]] = source.shape
         return shapes
+
+
+def constant_digest(integers: Tensor) -> str:
+    """What a program says of a public constant, int64."""
+    return hashlib.sha256(integers.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_offers(program: Program, protocol: Any) -> None:

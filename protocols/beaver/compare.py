@@ -33,7 +33,7 @@ from ..rounds import Step, Swap
 from .bitslice import add_constant, from_plane, plane_by_run, planes_by_run, to_planes, words
 from .context import Offline, Online
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
+from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
 
 BLOCK = 4
 INNER, LAST = 4, 5  # fan-in of the tree's levels, and of its root
@@ -147,7 +147,7 @@ class Less(Primitive):
         sign = wires[0] ^ store.top
         if online.leader:
             sign = sign ^ top
-        mine = sign ^ correlation.beta_bits
+        mine = sign ^ of_shape(sign, correlation.beta_bits)
         (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
         public = from_plane(mine ^ theirs, x.tensor.numel()).view(x.shape)
         flip = 1 - 2 * public
@@ -269,7 +269,8 @@ def _public_planes(x: Share, public: Tensor, bits: int, drop: int) -> Tensor:
 
 def _joined(online: Online, level: Level, wires: Tensor, masks: Tensor, products: Tensor) -> Step:
     """One level of the tree: open its wires under masks, then expand each monomial over the masks' subset products."""
-    mine = wires[[_place(wire) for wire in level.opened]] ^ masks
+    wires_opened = wires[[_place(wire) for wire in level.opened]]
+    mine = wires_opened ^ of_shape(wires_opened, masks)
     (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
     return join(_terms(level, online.leader), [*masks, *products, *wires], mine ^ theirs, len(level.outputs))
 

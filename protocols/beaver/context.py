@@ -13,7 +13,7 @@ from ..rounds import Swap
 from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
 from .source import Source
-from .values import Mask, MaskTerm, Opened, Share, Tape, Trace
+from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, of_shape
 
 
 @dataclass(eq=False)
@@ -139,7 +139,7 @@ class Online:
         if x.plain is None:
             x.pending.add("plain")
             mask = self.tape.take(f"{x.key}/open", Tensor)
-            mine = x.tensor - mask
+            mine = x.tensor - of_shape(x.tensor, mask)
             (theirs,) = yield [Swap(mine, x.shape, wire_bytes(x.width))]
             x.plain = (mine + theirs, mask)
         return x.plain
@@ -155,7 +155,7 @@ class Online:
             x.pending.add(owner)
             mask = self.tape.take(f"{x.key}/half/{owner}", Tensor)
             if self.role == owner:
-                yield [Swap(x.tensor - mask, None, wire_bytes(x.width))]
+                yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width))]
                 x.half[owner] = mask
             else:
                 (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]

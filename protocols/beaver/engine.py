@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import CorrelationError
 from ..operations import operations
 from ..operations.operation import Attributes, Operation
 from ..ring import Ring
@@ -152,6 +153,18 @@ class OnlineEngine:
     def execute(
         self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
     ) -> Step:
+        """Errors: CorrelationError where a value has another shape than its instruction declares, for which its masks
+        were made. Sources come before anything is sent."""
+        result = yield from self.run(key, op, shape, width, args, attributes)
+        tensor = None if result is None else result.tensor if not isinstance(result, Tensor) else result
+        if tensor is not None and tensor.shape != shape:
+            raise CorrelationError(
+                f"instruction {key} ({op}): gives a value of shape {list(tensor.shape)} where the program declares "
+                f"{list(shape)}; nothing of it was sent; compile the model again"
+            )
+        return result
+
+    def run(self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes) -> Step:
         role = self.online.role
         if op in ("client", "weight"):
             owner = "client" if op == "client" else "server"

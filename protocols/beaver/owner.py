@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ring import sign_extend
 from ..streams import Stream
 from ..wire import elements, pack, unpack, wire_bytes
-from .values import Shape
+from .values import Shape, of_shape
 
 Layout = Mapping[str, tuple[Shape, int]]  # shape and width, by name
 PURPOSE = "inputs"
@@ -28,7 +28,7 @@ def seed_shares(seed: bytes, layout: Layout) -> dict[str, Tensor]:
 
 def split(values: Mapping[str, Tensor], seed: bytes, layout: Layout) -> dict[str, Tensor]:
     """P0's shares of encoded values, whose other shares follow from the seed."""
-    return {name: values[name] - share for name, share in seed_shares(seed, layout).items()}
+    return {name: values[name] - of_shape(values[name], share) for name, share in seed_shares(seed, layout).items()}
 
 
 def join(shares: Iterable[Mapping[str, Tensor]], layout: Layout) -> dict[str, Tensor]:

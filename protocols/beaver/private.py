@@ -21,7 +21,7 @@ from ..rounds import Step, Swap, together
 from ..wire import wire_bytes
 from .context import Offline, Online, PrivateValue
 from .primitive import Cost, Opening, Primitive, size
-from .values import Shape, Share, Trace, mask_bytes
+from .values import Shape, Share, Trace, mask_bytes, of_shape
 
 Product = Callable[..., Tensor]  # of a share or a mask, and what this party knows of the private value
 
@@ -122,7 +122,7 @@ def _open_client_value(online: Online, v: PrivateValue) -> Step:
         mask = online.tape.take(f"{v.key}/private", Tensor)
         if online.role == "client":
             assert v.tensor is not None
-            yield [Swap(v.tensor - mask, None, wire_bytes(v.width))]
+            yield [Swap(v.tensor - of_shape(v.tensor, mask), None, wire_bytes(v.width))]
         else:
             (v.masked,) = yield [Swap(None, v.shape, wire_bytes(v.width))]
         v.opened = True

@@ -30,7 +30,7 @@ from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, size
-from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes
+from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Rescale(Primitive):
                 yield from online.opened(result)
             return result
         correlation = online.tape.take(key, RescaleCorrelation)
-        mine = mine + correlation.mine
+        mine = mine + of_shape(mine, correlation.mine)
         if online.leader:
             mine += 1 << (left - 2)
         (theirs,) = yield [Swap(mine, x.shape, wire_bytes(left))]

@@ -37,7 +37,7 @@ from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, size
-from .values import Shape, Share, Trace, mask_bytes
+from .values import Shape, Share, Trace, mask_bytes, of_shape
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Reveal(Primitive):
         if bits:
             share = yield from rounded(online, key, x, online.leader, None, bits, ring)
         elif to == OWNER:
-            share = share + online.tape.take(key, Tensor)
+            share = share + of_shape(share, online.tape.take(key, Tensor))
         if to == OWNER:
             return share
         if online.leader:
@@ -98,7 +98,7 @@ def rounding(offline: Offline, key: str, shape: Shape, width: int, bits: int, ri
 def rounded(online: Online, key: str, x: Share, opener: bool, peer: int | None, bits: int, ring: int) -> Step:
     """This party's fresh share of x / 2^bits. `opener`: whether it is the one that opens; `peer`: that one's rank."""
     correlation = online.tape.take(key, Rounding)
-    mine = x.tensor + correlation.r
+    mine = x.tensor + of_shape(x.tensor, correlation.r)
     if not opener:
         yield [Swap(mine, None, wire_bytes(ring), peer=peer)]
         return correlation.low

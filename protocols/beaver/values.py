@@ -147,6 +147,17 @@ class Tape:
         return len(self._entries)
 
 
+def of_shape(value: Tensor, mask: Tensor) -> Tensor:
+    """The mask of a value: a number for each of the value's. Torch would spread a smaller one over several numbers, and
+    what goes out would show their differences. Errors: CorrelationError."""
+    if mask.shape != value.shape:
+        raise CorrelationError(
+            f"a value of shape {list(value.shape)} has a mask of shape {list(mask.shape)}: the program declares "
+            "another shape for it; nothing of it was sent; compile the model again"
+        )
+    return mask
+
+
 def mask_bytes(width: int, zeros: int = 0) -> int:
     """Bytes per element to correct a mask of which `width` low bits matter and `zeros` of these are zero."""
     return wire_bytes(width - zeros)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ..beaver.context import Offline, Online, PrivateValue
-from ..beaver.values import Share, Tape, Trace
+from ..beaver.values import Share, Tape, Trace, of_shape
 from ..ring import Ring
 from ..rounds import Swap
 from ..states import KeptStates
@@ -62,7 +62,7 @@ class ManyOnline(Online):
                 x.half[name] = x.tensor + theirs
             else:
                 mask = self.tape.take(f"{x.key}/{name}", Tensor)
-                yield [Swap(x.tensor - mask, None, wire_bytes(x.width), peer=owner)]
+                yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width), peer=owner)]
                 x.half[name] = mask
         return x.half[name]
 

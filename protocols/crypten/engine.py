@@ -80,12 +80,10 @@ class ManyOnlineEngine(OnlineEngine):
         self.values, self.constants, self.owners = values, constants, owners or {}
         self.operations, self.primitives = operations(), primitives()
 
-    def execute(
-        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes
-    ) -> Step:
+    def run(self, key: str, op: str, shape: Shape, width: int, args: Sequence[Held], attributes: Attributes) -> Step:
         if op in ("client", "weight"):
             name = attributes["name"]
             rank = LEADER if op == "weight" else self.owners.get(name, FIRST_OWNER)
             tensor = self.values[name] if rank == self.many.rank else None
             return Owned(key, "server" if op == "weight" else "client", shape, width, tensor=tensor, rank=rank)
-        return (yield from super().execute(key, op, shape, width, args, attributes))
+        return (yield from super().run(key, op, shape, width, args, attributes))

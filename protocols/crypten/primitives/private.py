@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...beaver.primitive import Opening, Primitive, size
-from ...beaver.values import Shape, Share, Trace, mask_bytes
+from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
 from ...errors import CorrelationError
 from ...ring import Ring
 from ...rounds import Step, Swap, together
@@ -119,7 +119,7 @@ def _send_masked(online: ManyOnline, value: Owned) -> Step:
     if online.rank == value.rank:
         mask = online.tape.take(f"{value.key}/private", Tensor)
         assert value.tensor is not None
-        yield [Swap(value.tensor - mask, None, wire_bytes(value.width))]
+        yield [Swap(value.tensor - of_shape(value.tensor, mask), None, wire_bytes(value.width))]
     else:
         (value.masked,) = yield [Swap(None, value.shape, wire_bytes(value.width), peer=value.rank)]
     value.opened = True

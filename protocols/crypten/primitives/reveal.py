@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...beaver.primitive import Primitive, size
 from ...beaver.reveal import rounded, rounding, zero
-from ...beaver.values import Shape, Share, Trace, mask_bytes
+from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
 from ...operations import OWNER
 from ...ring import sign_extend
 from ...rounds import Step, Swap
@@ -39,7 +39,7 @@ class RevealToOne(Primitive):
             opener = LEADER if to_owner else opener_of(online.recipient)
             share = yield from rounded(online, key, x, online.rank == opener, opener, bits, ring)
         else:
-            share = x.tensor + online.tape.take(key, Tensor)
+            share = x.tensor + of_shape(x.tensor, online.tape.take(key, Tensor))
         if to_owner:
             return share
         if online.rank != online.recipient:

@@ -28,7 +28,7 @@ from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.programs import Case
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .conftest import LENGTHS, TEXTS
 
@@ -205,6 +205,20 @@ def test_a_client_part_of_another_version_is_one_line(copy, name, key):
     (part / "versions.json").write_text(json.dumps({**known, "files": describe_files(part)}))
     with pytest.raises(ArtifactError, match=r"is not as this version of Blindformer writes it; compile again$"):
         load_client(copy)
+
+
+@pytest.mark.parametrize(("part", "read"), [("server", load_server), ("client", load_client), ("helper", load_helper)])
+def test_a_public_constant_is_the_one_that_the_program_names(copy, part, read):
+    """Whole by its digests, and with another number than the other parties have."""
+    folder = copy / part
+    names = json.loads((folder / "lengths" / "8" / "tensors.json").read_text())["constants"]
+    name, digest = next(iter(names.items()))
+    tensors = load_file(folder / "tensors.safetensors")
+    save_file({**tensors, digest: tensors[digest] + 1}, folder / "tensors.safetensors")
+    known = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps({**known, "files": describe_files(folder)}))
+    with pytest.raises(ArtifactError, match=f"constant {name} is not the one of the program; compile the model again"):
+        read(copy)
 
 
 SCRIPT = """
