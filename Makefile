@@ -3,6 +3,8 @@
 # make test     style, types, every test
 # make lowest   the tests with the oldest versions that pyproject.toml allows, in .venv-lowest: 6 GB
 # make fuzz     the property tests again, on new random examples
+# make sanitize the tests that run kernels, with kernels that AddressSanitizer and UBSan watch
+# make arm64    the tests of the kernels on an emulated ARM64 processor; needs root, on Debian
 # make lint     style and types only
 # make bench    the README's figures, one JSON object a line
 # make data     public data sets that no Python package ships, into the user's cache
@@ -27,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo chat test lowest fuzz lint bench data docs site setup clean help
+.PHONY: demo chat test lowest fuzz sanitize arm64 lint bench data docs site setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +89,22 @@ lowest: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
+
+# A copy of this tree, whose kernels are built anew, comes before the installed one.
+copy = rm -rf build/$(1) && mkdir -p build/$(1)/blindformer && \
+  git ls-files -co --exclude-standard | tar cf - -T - 2>/dev/null | tar xf - -C build/$(1)/blindformer
+
+WATCHED := -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(READY)
+	@$(call copy,sanitize)
+	cd build/sanitize/blindformer && CFLAGS="$(WATCHED)" $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --build-lib ..
+	cd build/sanitize/blindformer && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/sanitize \
+	  $(CURDIR)/$(BIN)/python -m pytest -n $(TESTERS) tests/protocols tests/parties/session tests/models/program
+
+arm64:
+	@$(call copy,arm64)
+	tests/arm64.sh $(CURDIR)/build/arm64
 
 # Tables of the README, in their order. Run it on a quiet machine.
 bench: $(READY)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.federated.examples import PARTITION
 from blindformer.federated.privacy import noise_for
 from blindformer.federated.settings import FederateSettings
 from blindformer.models.data import load_data
@@ -68,7 +69,8 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
             shared = "shared-" if chosen.secagg else ""
             place = Path(chosen.work) / f"{data.name}-{seed}" / f"examples-{shared}{budget:g}"
             settings = {**common, "seed": seed, "epsilon": budget}
-            report = trained(place, data, say, f"epsilon {budget:g}, seed {seed}", settings)
+            nodes = {n + 1: {PARTITION: n, **trusting(chosen)} for n in range(chosen.clients)}
+            report = trained(place, data, say, f"epsilon {budget:g}, seed {seed}", {**settings, "nodes": nodes})
             reports.append(report)
         rows.append(_row(reports))
     return Protected(
@@ -82,6 +84,11 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Protected:
         command=command,
         **about,
     )
+
+
+def trusting(chosen: argparse.Namespace) -> dict[str, int]:
+    """Terms of clients that share the noise with all others, where a secure sum lets them."""
+    return {"trusted-others": chosen.clients - 1} if chosen.secagg else {}
 
 
 def _row(reports: list[dict[str, Any]]) -> BudgetRow:
@@ -114,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--clip", type=float, default=1.0, help="norm of an example's gradient (default 1)")
     options.add_argument("--rate", type=float, default=0.0, help="of a step (default: by the kind)")
     options.add_argument("--hidden", type=int, default=64, help="for images: width of the model (default 64)")
-    options.add_argument("--secagg", action="store_true", help="secure aggregation: clients share the noise")
+    options.add_argument("--secagg", action="store_true", help="secure aggregation: clients that trust each other share the noise")
     chosen = options.parse_args(arguments)
     command = repeated("bench.federated_examples", arguments)
 

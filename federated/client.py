@@ -51,7 +51,7 @@ def client_app(source: ExampleSource) -> ClientApp:
         def run() -> dict[str, Any]:
             _agree(message, context)
             session = str(message.content.config_records[SECURE]["session"])
-            part, sent = secure.keys(session, message.metadata.dst_node_id)
+            part, sent = secure.keys(session, message.metadata.dst_node_id, Terms.of(context.node_config).who())
             part.keep(context.state)
             return {SECURE: sent}
 
@@ -59,7 +59,11 @@ def client_app(source: ExampleSource) -> ClientApp:
 
     @app.train("shares")
     def shares(message: Message, context: Context) -> Message:
-        return _answered(message, context, lambda: _step(message, context, secure.shares))
+        def run(part: secure.SecureState, given: ConfigRecord) -> ConfigRecord:
+            most = FederateSettings.of(context.run_config).clients
+            return secure.shares(part, given, most, Terms.of(context.node_config).who())
+
+        return _answered(message, context, lambda: _step(message, context, run))
 
     @app.train("unmask")
     def unmask(message: Message, context: Context) -> Message:
@@ -127,13 +131,15 @@ class _Learned:
 
 @dataclass(frozen=True)
 class _Task:
-    """A round as it reaches one client. `rows`: reads its examples; `part`: of a secure sum, if there is one."""
+    """A round as it reaches one client. `rows`: reads its examples; `part`: of a secure sum, if there is one;
+    `trusted`: other clients that add noise to it."""
 
     name: str
     settings: FederateSettings
     subject: Subject
     config: Any
     part: secure.SecureState | None
+    trusted: int
     rows: Callable[[], EncodedRows]
 
     def learned(self) -> _Learned:
@@ -172,8 +178,8 @@ class _Task:
     def _step(self) -> _Learned:
         """How many examples there are is in the noised sum alone: weight and divisor are the same for all."""
         clip, noise, expected = (float(self.config[key]) for key in ("clip", "noise", "examples"))
-        if self.part is not None:  # the noise of the others is in the sum, too
-            noise /= secure.others(self.part) ** 0.5
+        if self.part is not None:  # the noise of others is in the sum, too: of those alone that add it, for certain
+            noise /= max(1, secure.noisy_others(self.part, self.trusted)) ** 0.5
         before, share, rate = self.subject.state(), self.settings.sample, float(self.config["rate"])
         total = self._or_nothing(lambda: summed(self.subject, self.rows(), share=share, clip=clip))
         private_step(self.subject, total, rate=rate, expected=share * expected, clip=clip, noise=noise)
@@ -213,7 +219,8 @@ def _train(message: Message, context: Context, source: ExampleSource, made: _Mad
         return subject.encode(examples)
 
     name = client_name(context.node_config, context.node_id)
-    found = _Task(name, settings, subject, config, part, rows).learned()
+    trusted = Terms.of(context.node_config).trusted_others
+    found = _Task(name, settings, subject, config, part, trusted, rows).learned()
     if part is None and not settings.clips_updates:
         return {ARRAYS: record(subject.state()), METRICS: summary(found.weight, found.loss)}
     vector = torch.cat([found.update, torch.tensor(found.tail, dtype=torch.float64)])

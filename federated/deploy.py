@@ -41,9 +41,10 @@ Nodes = Mapping[int, Mapping[str, Any]]
 
 LINK, NAME = "superlink", "here"
 MARK = "BLINDFORMER_STARTED_AS"  # in the environment of a process, and of all that it starts: whose they are
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 POLL = 0.5
 QUIET = 30.0  # seconds without a round, before the SuperLink is asked whether the run is alive
+MOST_NOTED = 4000  # characters of a log
 DEATHS = 10  # of one process, before it is given up; a node that comes back too soon is sent away once or twice
 
 APP = """[project]
@@ -179,7 +180,9 @@ class Deployment:
                     self._await_link()
                     self.submit(out)
             if failure is not None:
-                raise FederateError(failure)
+                error = FederateError(failure)
+                error.add_note(self.log(LINK)[-MOST_NOTED:])  # a traceback shows it; a line for people does not
+                raise error
 
     def log(self, name: str) -> str:
         """What a process has said so far."""
@@ -278,7 +281,9 @@ class Simulation(Deployment):
         super().submit(out, "--federation-config", size, *options)
 
     def _environment(self) -> dict[str, str]:
-        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0"}
+        # A busy machine starts a worker late, and has little memory left: Ray would end workers for either, for ever.
+        patient = {"RAY_worker_register_timeout_seconds": f"{START_SECONDS:.0f}", "RAY_memory_monitor_refresh_ms": "0"}
+        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0", **patient}
 
 
 def new_node_key(file: Path) -> Path:

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from ..protocols.streams import new_seed
+from .identity import Identity, Signed
 from .messages import SECURE
 from .secure import (
     SHARE_BYTES,
@@ -65,25 +66,29 @@ class SecureState:
         return {int(i): SecureMember(bytes.fromhex(m), bytes.fromhex(s)) for i, (m, s) in self.members.items()}
 
 
-def keys(session: str, me: int) -> tuple[SecureState, ConfigRecord]:
-    """First message: two fresh pairs of keys. A new session forgets the last one."""
+def keys(session: str, me: int, identity: Identity | None = None) -> tuple[SecureState, ConfigRecord]:
+    """First message: two fresh pairs of keys, signed by an identity that has a key. A new session forgets the last."""
     mask_key, mask_public = new_key()
     seal_key, seal_public = new_key()
     part = SecureState(session, "keys", me, mask_key.hex(), seal_key.hex())
     part.members = {str(me): [mask_public.hex(), seal_public.hex()]}
-    return part, ConfigRecord({"mask": mask_public, "seal": seal_public})
+    signed = (identity or Identity()).sign(mask_public, seal_public, session, me)
+    return part, ConfigRecord(asdict(signed))
 
 
-def shares(part: SecureState, given: ConfigRecord) -> ConfigRecord:
+def shares(part: SecureState, given: ConfigRecord, most: int, identity: Identity | None = None) -> ConfigRecord:
     """Second message: everybody's keys arrive; sealed shares of the own mask's seed and of the key of the pairs go out.
 
-    So do digests of the seed and of all shares, in the order of ids: a wrong share will show.
+    So do digests of the seed and of all shares, in the order of ids: a wrong share will show. `most`: clients of the
+    run; a server that names more invents them.
     """
     part.expect(str(given["session"]), "keys")
-    ids: Any = given["ids"]
-    masks: Any = given["masks"]
-    seals: Any = given["seals"]
-    members = {str(i): [m.hex(), s.hex()] for i, m, s in zip(ids, masks, seals, strict=True)}
+    columns: Any = [given[name] for name in ("ids", "masks", "seals", "signers", "signatures")]
+    everybody = {i: Signed(*keys) for i, *keys in zip(*columns, strict=True)}
+    (identity or Identity()).check(everybody, part.session)
+    members = {str(i): [keys.mask.hex(), keys.seal.hex()] for i, keys in everybody.items()}
+    if len(members) > most:
+        raise FederateError(f"{len(members)} clients in the session of a run of {most}; the server may be lying")
     public = [key for pair in members.values() for key in pair]
     if members.get(str(part.me)) != part.members[str(part.me)] or len(set(public)) != len(public):
         raise FederateError("the keys of the session are not those that were sent; the server may be lying")
@@ -125,9 +130,11 @@ def masked(part: SecureState, vector: Tensor) -> Tensor:
     return made
 
 
-def others(part: SecureState) -> int:
-    """How many other clients are in any sum that is opened, at least: `unmask` sees to it."""
-    return threshold_of(len(part.members)) - 1
+def noisy_others(part: SecureState, trusted: int) -> int:
+    """Of so many other clients that add the noise that they should, how many are in any sum that is opened, at least:
+    `unmask` sees to it that more than half of all are."""
+    members = len(part.members)
+    return max(0, threshold_of(members) - 1 - max(0, members - 1 - trusted))
 
 
 def unmask(part: SecureState, given: ConfigRecord) -> ConfigRecord:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..protocols.streams import SEED_BYTES
 from .faults import Faults
+from .identity import MOST_BYTES
 from .messages import CONFIG, KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
 from .secure import (
     BOX_BYTES,
@@ -70,9 +71,11 @@ class SecureRound:
         Errors: FederateError if too few are.
         """
         replies = self._ask({i: {} for i in nodes}, KEYS, lambda node, reply: keys_fit(reply), config)
+        signed: dict[int, tuple[bytes, bytes]] = {}
         keys = Counter(bytes(r[name]) for r in replies.values() for name in ("mask", "seal"))
         for i, r in replies.items():
             made = SecureMember(bytes(r["mask"]), bytes(r["seal"]))
+            signed[i] = bytes(r["signer"]), bytes(r["signature"])
             if keys[made.mask] == keys[made.seal] == 1:
                 self.members[i] = made
             else:  # the others would take the server for a liar
@@ -84,6 +87,8 @@ class SecureRound:
             "ids": ids,
             "masks": [self.members[i].mask for i in ids],
             "seals": [self.members[i].seal for i in ids],
+            "signers": [signed[i][0] for i in ids],
+            "signatures": [signed[i][1] for i in ids],
         }
         replies = self._ask(
             dict.fromkeys(ids, roster),
@@ -230,8 +235,11 @@ class SecureRound:
 
 
 def keys_fit(found: ConfigRecord) -> bool:
-    """Whether these are a client's two public keys."""
-    return all(isinstance(key := found.get(name), bytes) and usable(key) for name in ("mask", "seal"))
+    """Whether these are a client's two public keys, and a signature or none."""
+    if not all(isinstance(key := found.get(name), bytes) and usable(key) for name in ("mask", "seal")):
+        return False
+    words = (found.get("signer"), found.get("signature"))
+    return all(isinstance(word, bytes) and len(word) <= MOST_BYTES for word in words)
 
 
 def parts_fit(found: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:

@@ -7,9 +7,10 @@ Clients' steps are averaged before the next one, and most of the noise with them
 lead further astray. Neither the update nor any model made of it says more of an example than epsilon, whoever looks:
 the server, other clients, users of the result.
 
-Under secure aggregation only sums are seen, so clients share the noise: deviation z C / sqrt(k) each, where k others
-are in any sum at least. Who is in the sum can take its own noise out, and z C is left. Rounding to fixed point is a
-millionth of it.
+Under secure aggregation only sums are seen, so the noise needs only to be in the sum. A client whose terms name others
+that it trusts to add theirs (`trusted-others`) adds deviation z C / sqrt(k), where k of these are in any sum at least:
+who is in the sum can take its own noise out, and z C is left. Without that term a client adds all of the noise: the
+server writes who is in the sum, and could invent others. Rounding to fixed point is a millionth of it.
 """
 
 from __future__ import annotations

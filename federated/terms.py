@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .examples import NAME, OWN, PARTITION, TABLE
+from .identity import Identity
 from .settings import FederateError, FederateSettings
 
 MODES = get_args(FederateSettings.model_fields["dp"].annotation)
@@ -28,6 +29,10 @@ class Terms(BaseModel):
     needs-dp      kinds of differential privacy, with commas: one of them (default: any, or none)
     least-noise   least multiplier of the noise
     needs-secagg  secure sums alone
+    known-keys    a file of public keys: secure sums with clients alone whose keys of a session one of these has signed
+    identity      a file with this client's own key, to sign its own with
+    trusted-others  with dp example in a secure sum: how many of the other clients add the noise that they should. This
+                  one leaves them their part of it (0: it adds all of the noise itself)
     most-rounds   of one run (0: any number). With least-noise it bounds what epsilon may come to
     """
 
@@ -36,6 +41,9 @@ class Terms(BaseModel):
     needs_dp: str = ""
     least_noise: float = Field(default=0.0, ge=0)
     needs_secagg: bool = Field(default=False, strict=True)
+    known_keys: str = ""
+    identity: str = ""
+    trusted_others: int = Field(default=0, ge=0)
     most_rounds: int = Field(default=0, ge=0)
 
     @field_validator("needs_dp")
@@ -60,6 +68,10 @@ class Terms(BaseModel):
                 raise FederateError(f"node configuration: unknown key {key!r}; use {known}") from None
             raise FederateError(f"node configuration: {key}: {first['msg'].removeprefix('Value error, ')}") from None
 
+    def who(self) -> Identity:
+        """Errors: FederateError for a file that holds no such key."""
+        return Identity.of(self.identity, self.known_keys)
+
     def check(self, settings: FederateSettings, noise: float, number: int) -> None:
         """Before round `number`, of this noise. Errors: FederateError that names what is asked, and what is wanted."""
         modes = self.needs_dp.split(",")
@@ -71,8 +83,9 @@ class Terms(BaseModel):
                 f"noise {given:g} is asked for, its least-noise is {self.least_noise:g}; "
                 + ("choose a kind of dp" if settings.dp == "none" else "raise the noise, or lower epsilon")
             )
-        if self.needs_secagg and not settings.secagg:
-            raise FederateError("secagg false is asked for, its needs-secagg is true; turn secagg on")
+        if (self.needs_secagg or self.known_keys) and not settings.secagg:
+            term = "needs-secagg is true" if self.needs_secagg else f"known-keys are {self.known_keys}"
+            raise FederateError(f"secagg false is asked for, its {term}; turn secagg on")
         if self.most_rounds and number > self.most_rounds:
             raise FederateError(f"round {number} is asked for, its most-rounds is {self.most_rounds}; ask for fewer")
 

@@ -43,12 +43,14 @@ enum {
     SCRATCH = BLOCK * DEPTH + MOST_COLUMNS * DEPTH + 8 * MOST_COLUMNS /* words: x packed, a panel, a tile at an edge */
 };
 
-/* Vectors are read wherever a number lies. */
 #if VECTOR == 8
-typedef u64 words;
+typedef u64 words, words_at;
 #else
-typedef u64 words __attribute__((vector_size(VECTOR), may_alias, aligned(8)));
-typedef uint32_t halves __attribute__((vector_size(VECTOR), may_alias, aligned(4)));
+typedef u64 words __attribute__((vector_size(VECTOR)));
+typedef uint32_t halves __attribute__((vector_size(VECTOR)));
+/* In memory: wherever a number lies. */
+typedef u64 words_at __attribute__((vector_size(VECTOR), may_alias, aligned(8)));
+typedef uint32_t halves_at __attribute__((vector_size(VECTOR), may_alias, aligned(4)));
 #endif
 typedef uint32_t __attribute__((may_alias)) half;
 
@@ -109,7 +111,7 @@ enum { WIDE_ROWS = 2, WIDE = 2 }; /* of a tile: rows, and vectors of columns */
             words turned = (words){0} + x[r * x_row + k]; \
             halves x0 = (halves){0} + low_halves[2 * (r * x_row + k)]; \
             UNROLL for (int v = 0; v < WIDE; v++) { \
-                words y = *(const words *)((const u64 *)panel + k * y_row + v * LANES); \
+                words y = *(const words_at *)((const u64 *)panel + k * y_row + v * LANES); \
                 low[r][v] += PRODUCTS_U32(x0, y); \
                 KEEP(low[r][v]); \
                 high[r][v] += (halves)turned * (halves)y; \
@@ -119,7 +121,7 @@ enum { WIDE_ROWS = 2, WIDE = 2 }; /* of a tile: rows, and vectors of columns */
     UNROLL for (int r = 0; r < rows; r++) \
         UNROLL for (int v = 0; v < WIDE; v++) { \
             words both = (words)high[r][v]; \
-            *(words *)(out + r * out_row + v * LANES) += low[r][v] + (both << 32) + (both >> 32 << 32); \
+            *(words_at *)(out + r * out_row + v * LANES) += low[r][v] + (both << 32) + (both >> 32 << 32); \
         } \
 }
 #else
@@ -131,12 +133,12 @@ enum { WIDE_ROWS = VECTOR == 64 ? 6 : 2, WIDE = 4 };
         UNROLL for (int r = 0; r < rows; r++) { \
             words factor = (words){0} + x[r * x_row + k]; \
             UNROLL for (int v = 0; v < WIDE; v++) { \
-                sums[r][v] += factor * *(const words *)((const u64 *)panel + k * y_row + v * LANES); \
+                sums[r][v] += factor * *(const words_at *)((const u64 *)panel + k * y_row + v * LANES); \
                 KEEP(sums[r][v]); \
             } \
         } \
     UNROLL for (int r = 0; r < rows; r++) \
-        UNROLL for (int v = 0; v < WIDE; v++) *(words *)(out + r * out_row + v * LANES) += sums[r][v]; \
+        UNROLL for (int v = 0; v < WIDE; v++) *(words_at *)(out + r * out_row + v * LANES) += sums[r][v]; \
 }
 #endif
 
@@ -174,7 +176,7 @@ static const Method wide = {WIDE_ROWS, WIDE * LANES, 8, 32, pack_wide, fill_wide
     const half *high_halves = (const half *)x + 1; \
     APART(high_halves); \
     for (size_t k = 0; k < depth; k++) { \
-        halves y = *(const halves *)((const half *)panel + k * y_row); \
+        halves y = *(const halves_at *)((const half *)panel + k * y_row); \
         words y_odd = (words)y >> 32; \
         UNROLL for (int r = 0; r < rows; r++) { \
             size_t at = 2 * (r * x_row + k); \
@@ -231,7 +233,7 @@ enum { BYTES = 4 * LANES }; /* columns of a tile: two vectors */
         UNROLL for (int d = 0; d < digits; d++) { \
             halves factor = (halves){0} + ((const half *)(x + k))[d]; \
             UNROLL for (int v = 0; v < 2; v++) { \
-                halves y = *(const halves *)((const half *)panel + k / 2 * y_row + v * 2 * LANES); \
+                halves y = *(const halves_at *)((const half *)panel + k / 2 * y_row + v * 2 * LANES); \
                 ADD_PRODUCTS_I16(sums[d][v], factor, y); \
                 KEEP(sums[d][v]); \
             } \

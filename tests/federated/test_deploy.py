@@ -14,6 +14,7 @@ from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.models.distillation.settings import DistillError
 from blindformer.models.loading.load import load
+from blindformer.tests.patience import PATIENCE
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
@@ -107,8 +108,9 @@ def test_leaving_a_deployment_ends_what_its_processes_have_started(tmp_path):
 @pytest.mark.slow
 def test_rays_workers_give_what_one_process_gives(tmp_path):
     pytest.importorskip("ray", reason="the extra `simulation` is not installed")
-    here = federate(tmp_path / "here", **SETTINGS)
-    found = simulate(tmp_path / "ray", **SETTINGS)
+    wanted = {**SETTINGS, "timeout": PATIENCE}  # Ray starts its workers within the first round
+    here = federate(tmp_path / "here", **wanted)
+    found = simulate(tmp_path / "ray", **wanted)
     assert [(r.loss, r.accuracy) for r in found.rounds] == [(r.loss, r.accuracy) for r in here.rounds]
     weights, like = (load(f.folder).model.state_dict() for f in (found, here))
     assert all(torch.equal(weights[name], like[name]) for name in like)

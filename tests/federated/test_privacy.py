@@ -14,7 +14,7 @@ from blindformer.federated.secure import threshold_of
 from blindformer.federated.settings import FederateSettings
 from blindformer.federated.updates import clipped
 
-from .conftest import SMALL, of, run
+from .conftest import SMALL, of, partitions, run
 
 accountants = pytest.importorskip("opacus.accountants", reason="the extra `federated` is not installed")
 PRIVATE = {**SMALL, "epochs": 1, "dp": "central", "noise": 0.5, "clip": 0.1}
@@ -49,12 +49,15 @@ def test_epsilon_is_the_accountants_for_the_rounds_that_were_asked_for(data, tmp
         assert [r.clients for r in found.rounds] == [4 * given.get("fraction", 1.0)] * 2
 
 
-def test_clients_of_a_secure_sum_share_the_noise(monkeypatch, data):
-    """Of 8, any sum that is opened has 5 at least. Whoever takes its own noise out leaves the whole."""
+@pytest.mark.parametrize(("trusted", "others"), [(0, 1), (3, 1), (5, 2), (7, 4), (99, 4)])
+def test_clients_of_a_secure_sum_share_the_noise_with_those_that_they_trust(monkeypatch, data, trusted, others):
+    """Of 8, any sum that is opened has 5 at least, so 4 others: less by as many as are not trusted. Whoever takes its
+    own noise out leaves the whole. Who trusts nobody adds all of it, whatever roster a server writes."""
     monkeypatch.setattr(steps, "drawn", lambda count, share: [])
     given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
-    summed = run(data, given).moved * len(data.train) / 0.1
-    assert float(summed.std()) == pytest.approx(3.0 * 0.1 * (8 / 4) ** 0.5, rel=5 / len(summed) ** 0.5)
+    nodes = {number: {**node, "trusted-others": trusted} for number, node in partitions(8).items()}
+    summed = run(data, given, nodes=nodes).moved * len(data.train) / 0.1
+    assert float(summed.std()) == pytest.approx(3.0 * 0.1 * (8 / others) ** 0.5, rel=5 / len(summed) ** 0.5)
     assert threshold_of(8) == 5
 
 

@@ -5,11 +5,15 @@ import pytest
 import torch
 from blindformer.federated import secure, secure_client
 from blindformer.federated.federate import federate
+from blindformer.federated.identity import Identity
 from blindformer.federated.messages import ARRAYS, KEYS, SECURE, SHARES, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.settings import FederateError
+from blindformer.federated.terms import Terms
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from flwr.app import ConfigRecord
 
-from .conftest import SMALL, of, run
+from .conftest import SMALL, of, partitions, run
 
 SECURELY = {**SMALL, "rounds": 1, "epochs": 1, "secagg": True}
 
@@ -134,14 +138,19 @@ def test_shares_travel_sealed(data):
     assert not any(share in box for share in opened for box in boxes)
 
 
+def roster(public, name="s"):
+    """What the server sends of the keys that it was sent, by id."""
+    columns = {"masks": "mask", "seals": "seal", "signers": "signer", "signatures": "signature"}
+    rows = {column: [keys[key] for keys in public.values()] for column, key in columns.items()}
+    return ConfigRecord({"session": name, "ids": list(public), **rows})
+
+
 def session(count=4):
     """Clients of a session that have sent their vectors; the server's side is this function."""
     parts, public = {}, {}
     for i in range(count):
         parts[i], public[i] = secure_client.keys("s", i)
-    roster = {"session": "s", "ids": list(parts), "masks": [public[i]["mask"] for i in parts],
-              "seals": [public[i]["seal"] for i in parts]}  # fmt: skip
-    sent = {i: secure_client.shares(part, ConfigRecord(dict(roster))) for i, part in parts.items()}
+    sent = {i: secure_client.shares(part, roster(public), count) for i, part in parts.items()}
     for i, part in parts.items():
         senders = [j for j in parts if j != i]
         boxes = [sent[j]["boxes"][sent[j]["ids"].index(i)] for j in senders]
@@ -181,9 +190,87 @@ def test_a_forged_share_or_key_is_refused():
     assert [share == bytes(secure.SHARE_BYTES) for share in given["shares"]] == [False, True, False, False]
     part, public = secure_client.keys("t", 0)
     other = secure.new_key()[1]
-    given = {"session": "t", "ids": [0, 1, 2], "masks": [other] * 3, "seals": [public["seal"]] * 3}
     with pytest.raises(FederateError, match="not those that were sent"):
-        secure_client.shares(part, ConfigRecord(given))
+        secure_client.shares(part, roster({i: {**public, "mask": other} for i in range(3)}, "t"), 3)
+
+
+def test_a_roster_of_more_clients_than_the_run_has_is_refused():
+    parts = {i: secure_client.keys("s", i) for i in range(4)}
+    with pytest.raises(FederateError, match="4 clients in the session of a run of 3; the server may be lying"):
+        secure_client.shares(parts[0][0], roster({i: sent for i, (_, sent) in parts.items()}), 3)
+
+
+@pytest.fixture(scope="module")
+def wards(tmp_path_factory):
+    """Keys as `ssh-keygen -t ecdsa -b 384` makes them: own ones by number, and the file of all public ones but one."""
+    folder = tmp_path_factory.mktemp("wards")
+    for number in range(5):
+        key = generate_private_key(SECP384R1())
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        (folder / f"{number}.key").write_bytes(private)
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        with (folder / "known").open("ab") as known:
+            known.write(public + f" ward {number}\n".encode() if number < 4 else b"# no other\n")
+    return folder
+
+
+def test_with_known_keys_a_server_can_invent_no_client(wards):
+    """Each of the others' keys is signed by a known one, for this node in this session, and each known one is there
+    once."""
+    known = [Identity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
+    stranger = Identity.of(str(wards / "4.key"), "")
+    made = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
+    part, public = made[0][0], {i: dict(sent) for i, (_, sent) in made.items()}
+    before = part.stage
+
+    def refused(number, keys, why):
+        part.stage = before
+        with pytest.raises(FederateError, match=why):
+            secure_client.shares(part, roster({**public, number: keys}), 4, known[0])
+
+    unsigned = "node 3 has keys that no client of its known-keys has signed"
+    refused(3, dict(secure_client.keys("s", 3)[1]), unsigned)
+    refused(3, dict(secure_client.keys("s", 3, stranger)[1]), unsigned)
+    refused(3, dict(secure_client.keys("another", 3, known[3])[1]), unsigned)
+    refused(3, dict(secure_client.keys("s", 2, known[3])[1]), unsigned)
+    refused(3, {**public[3], "mask": secure.new_key()[1]}, unsigned)
+    refused(3, dict(secure_client.keys("s", 3, known[2])[1]), "two nodes have keys that one client has signed")
+    part.stage = before
+    secure_client.shares(part, roster(public), 4, known[0])
+
+
+def test_a_run_of_clients_that_know_each_other(data, wards):
+    """The one that is not known is named by all others, and takes no part."""
+    nodes = partitions(4)
+    for number, node in nodes.items():
+        node.update({"known-keys": str(wards / "known"), "identity": str(wards / f"{number - 1}.key")})
+    given = {**SMALL, "rounds": 1, "secagg": True}
+    assert run(data, given, nodes=nodes).rounds[0].clients == 4
+    (found,) = run(data, given, nodes={**nodes, 4: {**nodes[4], "identity": str(wards / "4.key")}}).rounds
+    assert found.clients == 0
+    assert "no client of its known-keys has signed; leave it out" in found.lost["client 0"]
+    (found,) = run(data, {**SMALL, "rounds": 1}, nodes=nodes).rounds
+    assert "secagg false is asked for, its known-keys are" in found.lost["client 0"]
+
+
+@pytest.mark.parametrize(
+    ("term", "content", "why"),
+    [
+        ("identity", None, "cannot be read (No such file or directory)"),
+        ("identity", "nonsense", "is no private key of `ssh-keygen -t ecdsa` without a passphrase"),
+        ("known-keys", None, "cannot be read"),
+        ("known-keys", "# nobody", "holds no key, so nobody could take part"),
+        ("known-keys", "ssh-rsa AAAA", "line 1 is no public key of `ssh-keygen -t ecdsa`"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_used_is_named(tmp_path, term, content, why):
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(FederateError) as found:
+        Terms.of({term: str(file)}).who()
+    assert str(found.value).startswith(f"{term}: {file}")
+    assert why in str(found.value)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
