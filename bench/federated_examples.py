@@ -121,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--clip", type=float, default=1.0, help="norm of an example's gradient (default 1)")
     options.add_argument("--rate", type=float, default=0.0, help="of a step (default: by the kind)")
     options.add_argument("--hidden", type=int, default=64, help="for images: width of the model (default 64)")
-    options.add_argument("--secagg", action="store_true", help="secure aggregation: clients that trust each other share the noise")
+    options.add_argument(
+        "--secagg", action="store_true", help="secure aggregation: clients that trust each other share the noise"
+    )
     chosen = options.parse_args(arguments)
     command = repeated("bench.federated_examples", arguments)
 

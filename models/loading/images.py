@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,22 +34,38 @@ def open_image(image: Any) -> Any:
     if isinstance(image, Tensor | np.ndarray):
         return image
     pillow()
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if isinstance(image, str | Path | BytesIO):
-        name = "the image" if isinstance(image, BytesIO) else image
-        try:
-            with Image.open(image, formats=_FORMATS) as opened:
-                if opened.width * opened.height > _MOST:
-                    raise InputError(f"{name}: has more than {_MOST // 10**6} million pixels; make it smaller")
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError:
-            raise InputError(f"{image}: there is no such file; give an image's path") from None
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-            raise InputError(f"{name}: is no image that can be read ({_reason(error)})") from None
+        with _opened(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     raise InputError(f"an image is a file's path, a PIL image or a tensor, not {type(image).__name__}")
+
+
+def count_pixels(image: str | Path | BytesIO) -> int:
+    """As the file's head says; nothing is decoded. Errors: InputError."""
+    pillow()
+    with _opened(image) as opened:
+        return opened.width * opened.height
+
+
+@contextmanager
+def _opened(image: str | Path | BytesIO) -> Iterator[Any]:
+    """What Pillow reads of a file's head. Errors: InputError, also for what it is decoded to."""
+    from PIL import Image, UnidentifiedImageError
+
+    name = "the image" if isinstance(image, BytesIO) else image
+    try:
+        with Image.open(image, formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MOST:
+                raise InputError(f"{name}: has more than {_MOST // 10**6} million pixels; make it smaller")
+            yield opened
+    except FileNotFoundError:
+        raise InputError(f"{image}: there is no such file; give an image's path") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(f"{name}: is no image that can be read ({_reason(error)})") from None
 
 
 def _reason(error: BaseException) -> str:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.loading.errors import InputError
-from ...models.loading.images import open_image
 from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
@@ -27,7 +23,8 @@ from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.timings import Answer
-from .problems import ApiError, as_api_error, too_long
+from .image_urls import image_files, no_image
+from .problems import ApiError, as_api_error, input_place, too_long
 from .turns import Job, Line
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -205,10 +202,12 @@ class OfferedModel:
         if self.part.task.medium is None:
             found, items = RequestAnswer(tokens=sum(self._tokens(*one, len(texts)) for one in enumerate(texts))), texts
         else:
-            found, items = RequestAnswer(), [self._image(*one, len(texts)) for one in enumerate(texts)]
+            found, items = RequestAnswer(), image_files(texts)
         values: dict[int, Any] = {}
         with self._noted():
             for index, result in self.client.stream(items, top_k=top_k):
+                if isinstance(result.error, InputError) and items is not texts:  # it was found in decoding
+                    raise no_image(input_place(index, len(texts)), result.error)
                 if result.error is not None:
                     raise result.error
                 values[index], self._length = result.value, result.length
@@ -241,19 +240,8 @@ class OfferedModel:
 
         return prefix + room(self.part.for_length().program)
 
-    def _image(self, at: int, url: str, count: int) -> Any:
-        """What a data URL holds. A file's name would be read on this machine, for whoever asks."""
-        param, (head, _, data) = _place(at, count), url.partition(",")
-        try:
-            if not re.fullmatch(r"data:image/[\w.+-]+;base64", head):
-                raise InputError('is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)')
-            return open_image(BytesIO(base64.b64decode(data, validate=True)))
-        except (InputError, ValueError) as error:
-            what = error if isinstance(error, InputError) else "its base64 is broken"
-            raise ApiError(400, f"{param}: {what}", param="input", code="invalid_image") from None
-
     def _tokens(self, at: int, text: str, count: int) -> int:
-        param = _place(at, count)
+        param = input_place(at, count)
         try:
             tokens = self.part.task.tokens(text)
         except BlindformerError as error:
@@ -288,10 +276,6 @@ class OfferedModel:
         assert isinstance(self.client, Client)
         seat.talk = seat.talk or self.client.conversation(seat.told)
         return seat.talk
-
-
-def _place(at: int, count: int) -> str:
-    return f"input[{at}]" if count > 1 else "input"
 
 
 class Offered:

@@ -49,6 +49,11 @@ class ApiError(BlindformerError):
         return JSONResponse(self.body(), self.status, headers)
 
 
+def input_place(at: int, count: int) -> str:
+    """What an error calls one of the `count` texts or images of a request."""
+    return f"input[{at}]" if count > 1 else "input"
+
+
 def too_long(tokens: int, most: int, param: str, remedy: str) -> ApiError:
     what = f"{param}: {tokens} tokens, and the model takes {most}; {remedy}"
     return ApiError(400, what, param=param, code="context_length_exceeded")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
@@ -20,6 +22,7 @@ from ..service.metrics import Metrics
 from ..service.running import BACKLOG, bind
 from .app import BODY_SECONDS, BODY_SILENCE, Gateway, make_app
 from .guard import LOOPBACK
+from .heads import HeadProtocol, Heads
 from .keys import find_key
 from .models import Offered, OfferedModel
 
@@ -52,8 +55,10 @@ class GatewayServer(uvicorn.Server):
     """Stops when `stop` is called, from any thread, or by SIGINT and SIGTERM in the main one."""
 
     def __init__(self, gateway: Gateway) -> None:
+        self.heads = Heads()
         config = uvicorn.Config(
             make_app(gateway),
+            http=cast(Any, partial(HeadProtocol, heads=self.heads)),
             ws="none",
             lifespan="off",
             log_config=None,

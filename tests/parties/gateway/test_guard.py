@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import selectors
 import socket
 
 import pytest
+from blindformer.parties.gateway.heads import HEADS
 from blindformer.parties.gateway.keys import ENVIRONMENT, GatewayError, find_key
+from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/chat/completions", "/nothing"])
@@ -85,3 +89,36 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
     assert "long enough" not in str(refused.value)
     monkeypatch.setenv(ENVIRONMENT, "k" * 20)
     assert find_key(file) == ("k" * 20, ENVIRONMENT)
+
+
+def test_half_sent_heads_push_out_each_other_and_end(gateway, monkeypatch):
+    """A thousand would take all connections. A reply's connection waits for the next head in the same way."""
+    address = (gateway.http.base_url.host, gateway.http.base_url.port)
+
+    def half() -> socket.socket:
+        connection = socket.create_connection(address, PATIENCE)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: local")
+        return connection
+
+    def open_ones() -> int:
+        select = selectors.DefaultSelector()
+        for connection in halves:
+            select.register(connection, selectors.EVENT_READ)
+        return len(halves) - len(select.select(0))
+
+    answered = socket.create_connection(address, PATIENCE)
+    answered.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    reply = b""
+    while not reply.endswith(b"}}"):
+        reply += answered.recv(1 << 16)
+    answered.sendall(b"GET /h")
+    halves = [answered, *(half() for _ in range(HEADS + 20))]
+    eventually(lambda: open_ones() <= HEADS, "the oldest are closed")
+    assert answered.recv(1) == b""
+    assert gateway.http.get("/health").status_code == 200
+    eventually(lambda: open_ones() == HEADS - 1, "no others are closed")
+    monkeypatch.setattr(gateway.server.heads, "seconds", 0.05)
+    last = half()
+    assert last.recv(1) == b""
+    for connection in [*halves, last]:
+        connection.close()

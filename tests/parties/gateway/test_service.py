@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import os
 import re
 import signal
@@ -44,7 +45,12 @@ def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway,
 
 def test_images_are_classified_and_files_of_this_machine_are_not_read(gateway, pictures, tiny_vision):
     file = min(pictures.iterdir())
-    image, half = (f"data:image/png;base64,{base64.b64encode(b).decode()}" for b in (file.read_bytes(), b"half"))
+    black = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("1", (4_000, 3_000)).save(black, "PNG")
+    whole = file.read_bytes()
+    image, half, wide, *cut = (
+        f"data:image/png;base64,{base64.b64encode(b).decode()}" for b in (whole, b"half", black.getvalue(), whole[:99])
+    )
     found = gateway.http.post("/classify", json={"model": "pictures", "input": image, "top_k": 1}).json()
     (expected,) = pipeline("image-classification", str(tiny_vision))(str(file), top_k=1)
     assert found["results"][0][0]["label"] == expected["label"]
@@ -53,6 +59,10 @@ def test_images_are_classified_and_files_of_this_machine_are_not_read(gateway, p
         str(file): 'input: is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)',
         image[:-2] + "!!": "input: its base64 is broken",
         half: "input: the image: is no image that can be read",
+        (cut[0],): "input: the image: is no image that can be read (image file is truncated",
+        (image, *cut): "input[1]: the image: is no image that can be read (image file is truncated",
+        (wide, wide, wide): "input[2]: a request has at most 25 million pixels",
+        (image,) * 65: "input: 65 images; give at most 64 at once",
     }.items():
         refused = gateway.http.post("/classify", json={"model": "pictures", "input": given})
         assert refused.status_code == 400
