@@ -32,6 +32,14 @@ def whole_file(path: Path, mode: int = 0o600, *, durable: bool = False, new: boo
         part.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """A folder, and those above it, whose names survive a power cut from then on."""
+    if not path.exists():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Make a file's content survive a power cut, or a new, renamed or removed name in a folder."""
     descriptor = os.open(path, os.O_RDONLY)

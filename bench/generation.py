@@ -279,10 +279,10 @@ def _kept(talk: Conversation) -> dict[int, Tensor]:
     """What the model reveals at each place of the text, as it is read; of a place that is read again, the last."""
     read, kept = talk.rows.read, dict[int, Tensor]()
 
-    def reading(ids: Sequence[int]) -> Tensor:
+    def reading(ids: Sequence[int], wanted: int | None = None) -> Tensor:
         start, found = len(talk.rows.ids), read(ids)
         kept.update(enumerate(found, start))
-        return found
+        return found[len(found) - (len(found) if wanted is None else wanted) :]
 
     talk.rows.read = reading
     return kept

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from ..files import make_folder
 from ..models.data import Dataset
 from ..models.distillation.checkpoints import read, write
 from ..models.distillation.teacher import judged
@@ -63,7 +64,7 @@ class Federation:
     """A run, as its server sees it. `work`: the folder of its checkpoint; None keeps none.
 
     left_out    nodes that have cheated, and are asked no more
-    took_part   whether any client has, so far
+    took_part   whether any client has, so far; where the draw is a secret, a run that was cut off says so in any case
     first_lost  the first client that was lost since this server started, and why
     """
 
@@ -172,7 +173,7 @@ class Federation:
     def _keep(self, strategy: Any, budget: Budget) -> None:
         if self.work is None:
             return
-        self.work.mkdir(parents=True, exist_ok=True)
+        make_folder(self.work.absolute())
         kept = {f"model.{n}": t for n, t in self.subject.state().items()}
         kept |= {f"strategy.{n}": t for n, t in memory(strategy).items()}
         state = {
@@ -180,7 +181,7 @@ class Federation:
             "history": [asdict(r) for r in self.history],
             "budget": budget.to_dict(),
             "left_out": self.left_out,
-            "took_part": self.took_part,
+            "took_part": self.took_part or self.settings.secret_draw,  # the checkpoint does not say who was drawn
         }
         write(self.work / CHECKPOINT, kept, state)
 

@@ -1,7 +1,8 @@
 """Files that are whole or not there, and open to nobody else."""
 
 import pytest
-from blindformer.files import sync, whole_file
+from blindformer import files
+from blindformer.files import make_folder, sync, whole_file
 
 
 def test_a_file_has_its_name_when_it_is_whole_and_its_mode_from_the_first_byte(tmp_path):
@@ -33,6 +34,16 @@ def test_a_new_file_replaces_nobodys(tmp_path):
         stream.write(b"mine")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_folders_name_is_on_the_disk_and_so_are_those_above_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path, tmp_path / "a"]
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
 
 
 def test_what_is_not_there_cannot_be_synced(tmp_path):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import sync
+from ...files import make_folder, sync
 from ...protocols.errors import writing
 from .settings import DistillError
 
@@ -33,7 +33,7 @@ def locked(folder: Path, does: str = "distils") -> Iterator[None]:
     does   what the other process does there, for the error
     """
     with writing(folder, "give a folder of your own", DistillError):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.absolute())
         handle = (folder / LOCK).open("a")
     with handle:
         try:
@@ -68,13 +68,15 @@ def storing(what: str) -> Iterator[None]:
 
 
 def write(file: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replace `file`, all or nothing. Errors: DistillError, and then the old file is as it was."""
+    """Replace `file`, all or nothing, also where the power is cut then: what a budget has spent is in it. Errors:
+    DistillError, and then the old file is as it was."""
     fresh = file.with_name(f"{file.name}.part")
     try:
         with storing(str(file)):
             save_file({n: t.contiguous() for n, t in tensors.items()}, fresh, {"state": json.dumps(state)})
             sync(fresh)
             os.replace(fresh, file)
+            sync(file.parent)
     finally:
         fresh.unlink(missing_ok=True)
 

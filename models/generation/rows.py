@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...protocols.clear import ClearEngine
+from ...protocols.operations.reveal import RevealedRows, rows_of
 from ...protocols.states import SPARE, KeptStates
 from ..artifacts.parts import ProgramPart
 from ..compile import Compiled
@@ -17,9 +18,10 @@ from .decoder import GenerationError
 from .noise import Noise
 from .parts import size_of
 
-Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int]], Mapping[str, Tensor]]
-"""One pass: the part's name, its inputs, and the part and the rows of the pass that most likely follows; gives decoded
-outputs by name. It keeps the rows that it makes, after the first `rows` of those kept before."""
+Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int], RevealedRows], Mapping[str, Tensor]]
+"""One pass: the part's name, its inputs, the part and the rows of the pass that most likely follows, and the rows of
+its result that are revealed; gives these, decoded, by output name. It keeps the rows that it makes, after the first
+`rows` of those kept before."""
 
 
 Part = Compiled | ProgramPart
@@ -56,8 +58,9 @@ class Rows:
         self.ids = self.ids[: self.prefix if gone else max(length, self.prefix)]
         self.most = 0 if gone else self.most
 
-    def read(self, ids: Sequence[int]) -> Tensor:
-        """Read these tokens after all others; what is revealed of each (Decoder) [tokens, ...].
+    def read(self, ids: Sequence[int], wanted: int | None = None) -> Tensor:
+        """Read these tokens after all others; what is revealed (Decoder) of the last `wanted` of them (default: of all)
+        [tokens, ...].
 
         Errors: GenerationError where there is no room.
         """
@@ -67,10 +70,11 @@ class Rows:
                 "compiled for; begin a new one, shorten it, or compile for more"
             )
         found = []
+        hidden = 0 if wanted is None else len(ids) - wanted  # tokens to come of which nothing is revealed
         while ids:
             size = self._size(len(ids), self.rows)
-            found.append(self._pass(list(ids[:size]), size, len(ids) - size))
-            ids = ids[size:]
+            found.append(self._pass(list(ids[:size]), size, len(ids) - size, hidden))
+            ids, hidden = ids[size:], max(0, hidden - size)
         return torch.cat(found)
 
     def prepare(self) -> None:
@@ -83,7 +87,7 @@ class Rows:
         ids = self.ids[self.prefix :]
         self.crop(0)
         try:
-            self.read(ids)
+            self.read(ids, wanted=0)
         except BaseException:
             self.ids = [*self.ids[: self.prefix], *ids]  # it is still to be read
             raise
@@ -103,7 +107,7 @@ class Rows:
         fitting = [size for size in self.sizes if size <= self.slots - rows]
         return next((size for size in fitting if size >= count), fitting[-1])
 
-    def _pass(self, ids: list[int], size: int, left: int) -> Tensor:
+    def _pass(self, ids: list[int], size: int, left: int, hidden: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)
         inputs = {
@@ -114,11 +118,14 @@ class Rows:
             inputs["noise"] = self.noise(range(self.rows, self.rows + size))
         following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
         rows = self.rows + count
-        (answer,) = self.run(self._part(size, self.rows), inputs, (self._part(following, rows), rows)).values()
+        revealed = (min(hidden, count), count)
+        (answer,) = self.run(
+            self._part(size, self.rows), inputs, (self._part(following, rows), rows), revealed
+        ).values()
         self.ids += ids
         self.most = max(self.most, self.rows)
         self.passes += 1
-        return answer[0, :count]
+        return answer[0]
 
     def _part(self, size: int, rows: int) -> str:
         """The part of this size with the least room that holds so many rows."""
@@ -156,10 +163,13 @@ def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:
     """Passes on the reference protocol: the same integers as parties compute, in one process."""
     states = KeptStates()
 
-    def run(name: str, inputs: Mapping[str, Tensor], following: tuple[str, int]) -> Mapping[str, Tensor]:
+    def run(
+        name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
+    ) -> Mapping[str, Tensor]:
         part = parts[name]
         states.truncate(int(inputs["rows"]))
         sources = {**part.encode_inputs(inputs), **part.encode_known(inputs), **weights, **part.constants}
-        return part.decode(interpret(part.program, ClearEngine(sources, states)).outputs)
+        outputs = interpret(part.program, ClearEngine(sources, states)).outputs
+        return part.decode({name: rows_of(value, revealed) for name, value in outputs.items()})
 
     return run

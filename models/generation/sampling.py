@@ -85,18 +85,26 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.place = torch.nn.Parameter(torch.zeros(0), requires_grad=False)  # `generate` asks for a device
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, cache: Any = None, **more: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        cache: Any = None,
+        logits_to_keep: int = 0,
+        **more: Any,
     ) -> dict[str, Any]:
         """What of the whole text was not read yet."""
-        return {"input_ids": input_ids[:, len(self.rows.ids) :], "cache": cache}
+        return {"input_ids": input_ids[:, len(self.rows.ids) :], "cache": cache, "logits_to_keep": logits_to_keep}
 
-    def forward(self, input_ids: Tensor, cache: Any = None, **more: Any) -> CausalLMOutputWithPast:
+    def forward(
+        self, input_ids: Tensor, cache: Any = None, logits_to_keep: int = 0, **more: Any
+    ) -> CausalLMOutputWithPast:
+        """`logits_to_keep`: of so many of the last tokens scores are wanted; 0: of all."""
         if len(input_ids) != 1:
             raise GenerationError(
                 f"generate: would read {len(input_ids)} texts at once, and a conversation has one; use num_beams=1 and "
                 "num_return_sequences=1"
             )
-        found = self.rows.read(input_ids[0].tolist())
+        found = self.rows.read(input_ids[0].tolist(), logits_to_keep or None)
         if self.rows.words:
             tokens = found.round().long()[:, None]
             logits = torch.full((len(tokens), self.rows.words), -torch.inf).scatter(1, tokens, 0.0)

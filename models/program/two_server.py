@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ...protocols.beaver.owner import Layout, layout_bytes
 from ...protocols.operations import OWNER
+from ...protocols.operations.reveal import RevealedRows, shape_of_rows
 from ...protocols.streams import SEED_BYTES
 from .program import Instruction, Program
 
@@ -52,10 +53,14 @@ def input_layout(program: Program) -> Layout:
     return {x.attributes["name"]: (x.shape, x.width) for x in program.instructions if x.op == "input"}
 
 
-def answer_layout(program: Program) -> Layout:
-    """Shape and width of what each party gives back to the owner, by output name."""
+def answer_layout(program: Program, revealed: RevealedRows | None = None) -> Layout:
+    """Shape and width of what each party gives back to the owner, by output name; `revealed`: of these rows alone."""
     found = {name: program.instructions[number] for name, number in program.outputs.items()}
-    return {name: (x.shape, x.width) for name, x in found.items() if x.attributes.get("to") == OWNER}
+    return {
+        name: (shape_of_rows(x.shape, revealed), x.width)
+        for name, x in found.items()
+        if x.attributes.get("to") == OWNER
+    }
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ...models.compile import AnswerOutOfRange, Compiled
 from ...protocols.channel import Meter
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
+from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..client.talk import conversation_on
 from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
@@ -201,7 +202,10 @@ class MembersTalk:
         self.conversation = conversation_on(load_client(folder), self._run, folder=folder)
         self._start, self._told, self.session = start, told, start()
 
-    def _run(self, part: str, inputs: Mapping[str, Tensor], following: object) -> Mapping[str, Tensor]:
+    def _run(
+        self, part: str, inputs: Mapping[str, Tensor], following: object, revealed: RevealedRows
+    ) -> Mapping[str, Tensor]:
+        """N parties reveal all rows."""
         if not self.session.open:
             self.session = self._start()
             self.conversation.rows.read_again()
@@ -212,7 +216,7 @@ class MembersTalk:
             raise
         if self._told:
             self._told(part, answer)
-        return answer.outputs
+        return {name: rows_of(value, revealed) for name, value in answer.outputs.items()}
 
 
 @contextmanager

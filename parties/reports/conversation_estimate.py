@@ -128,7 +128,7 @@ def parts_of_reading(program: Program, tokens: int) -> list[str]:
     """The parts that a conversation runs to read its first tokens, in order. Errors: GenerationError."""
     parts: list[str] = []
 
-    def run(name: str, inputs: Mapping[str, Tensor], following: tuple[str, int]) -> Mapping[str, Tensor]:
+    def run(name: str, *given: Any) -> Mapping[str, Tensor]:
         parts.append(name)
         return {"hidden": torch.zeros(1, size_of(name), 1)}
 

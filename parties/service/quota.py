@@ -6,16 +6,19 @@ computed: what is broken off counts. They are counted by the name in the certifi
 does not start anew. Who is given certificates of several names has several counts: whoever signs them decides.
 
 No more than `each` in any `period`. Counts are kept in slots, a few dozen a period, so room comes back a slot late. A
-clock that is set back frees nothing.
+clock that is set while the machine runs frees nothing: it is read once, and seconds since the machine's start are added
+from then on. The clock of a machine that was started anew is believed, but never that it is earlier. Replicas ask the
+clock of their database, and believe it in the same way.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import Column, Connection, Double, Integer, MetaData, Table, Text, delete, select
+from sqlalchemy import Column, Connection, Double, Integer, MetaData, Table, Text, delete, extract, func, select
 
 from ...protocols.errors import BlindformerError
 from ..config import ServerSection
@@ -24,7 +27,7 @@ from ..session.compute_slots import LimitReached, span
 
 FILE = "queries.sqlite"
 SLOTS = 48
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = MetaData()
 _ASKED = Table(
     "asked",
@@ -33,6 +36,15 @@ _ASKED = Table(
     Column("at", Double, primary_key=True),
     Column("texts", Integer, nullable=False),
 )
+_STARTS = Table(
+    "starts",
+    _TABLES,
+    Column("boot", Text, primary_key=True),  # of a machine
+    Column("uptime", Double, nullable=False),  # seconds, when the clock was read
+    Column("at", Double, nullable=False),  # what it said
+)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_THIS_PROCESS = f"process {secrets.token_hex(16)}"  # where a system does not name its starts
 
 
 class QuotaError(BlindformerError):
@@ -46,11 +58,14 @@ class Quota:
     Errors of all methods: `QuotaError`.
     """
 
-    def __init__(self, where: Path | str, each: int, period: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, where: Path | str, each: int, period: float, clock: Callable[[Connection], float] | None = None
+    ) -> None:
         self.each, self.period = each, period
-        self._slot, self._clock = period / SLOTS, clock
+        self._slot = period / SLOTS
+        self._clock = clock or (_since_start if isinstance(where, Path) else _of_database)
         place = where / FILE if isinstance(where, Path) else where
-        self.database = Database(place, _TABLES, "queries", _FORMAT, self._fails)
+        self.database = Database(place, _TABLES, "queries", _FORMAT, self._fails, _note_start)
         with self.database.read():
             pass
 
@@ -60,20 +75,19 @@ class Quota:
     def check(self, name: str, texts: int) -> None:
         """Errors: LimitReached if so many more are too many now."""
         with self.database.read() as db:
-            self._room(db, name, texts)
+            self._room(db, name, texts, self._clock(db))
 
     def spend(self, name: str, texts: int) -> None:
         """Count so many more; on the disk when this returns. Errors: LimitReached, and nothing is counted."""
-        now = self._clock()
-        one = self.database.insert(_ASKED).values(name=name, at=now // self._slot * self._slot, texts=texts)
-        total = {"texts": _ASKED.c.texts + one.excluded.texts}
         with self.database.write(lock=f"queries of {name}") as db:
-            self._room(db, name, texts)
+            now = self._clock(db)
+            one = self.database.insert(_ASKED).values(name=name, at=now // self._slot * self._slot, texts=texts)
+            total = {"texts": _ASKED.c.texts + one.excluded.texts}
+            self._room(db, name, texts, now)
             db.execute(delete(_ASKED).where(_ASKED.c.at <= now - self.period - self._slot))
             db.execute(one.on_conflict_do_update(index_elements=[_ASKED.c.name, _ASKED.c.at], set_=total))
 
-    def _room(self, db: Connection, name: str, texts: int) -> None:
-        now = self._clock()
+    def _room(self, db: Connection, name: str, texts: int, now: float) -> None:
         query = select(_ASKED.c.at, _ASKED.c.texts).where(_ASKED.c.name == name)
         rows = db.execute(query.where(_ASKED.c.at > now - self.period - self._slot).order_by(_ASKED.c.at)).all()
         over = sum(count for _, count in rows) + texts - self.each
@@ -85,6 +99,41 @@ class Quota:
                 raise LimitReached("server", self.each, self.period, max(1.0, free - now))
         if over > 0:
             raise QuotaError(f"server.queries_each = {self.each}: one request carries {texts} texts; raise it")
+
+
+def uptime() -> tuple[str, float]:
+    """The name of this machine's last start, and the seconds since then: no clock that is set changes them."""
+    try:
+        return _BOOT_ID.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return _THIS_PROCESS, time.monotonic()
+
+
+def _note_start(db: Connection) -> None:
+    """Once for each start of the machine: what its clock says, or the latest time that is on record."""
+    boot, seconds = uptime()
+    if db.dialect.name == "sqlite" and db.execute(select(_STARTS).where(_STARTS.c.boot == boot)).first() is None:
+        at = max(time.time(), _latest(db))
+        db.execute(delete(_STARTS))
+        db.execute(_STARTS.insert().values(boot=boot, uptime=seconds, at=at))
+
+
+def _since_start(db: Connection) -> float:
+    boot, seconds = uptime()
+    query = select(_STARTS).where(_STARTS.c.boot == boot)
+    if (read := db.execute(query).first()) is None:  # where starts have no names: another process's is on record
+        _note_start(db)
+        read = db.execute(query).one()
+    return read.at + max(0.0, seconds - read.uptime)
+
+
+def _of_database(db: Connection) -> float:
+    return max(float(db.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one()), _latest(db))
+
+
+def _latest(db: Connection) -> float:
+    """The latest time that counts were made at, or that the clock was read."""
+    return max(db.execute(select(func.max(table.c.at))).scalar() or 0.0 for table in (_ASKED, _STARTS))
 
 
 def quota_of(mine: ServerSection, texts: int) -> Quota | None:

@@ -9,12 +9,13 @@ from ...models.program.two_server import answer_layout, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError
-from ..session.messages import SAME_VERSION, out_of_place, patient, refusing
+from ..session.blocks import count_of, may_reveal
+from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
 from ..transport.frames import say_why
 from .rendezvous import OWNER, Rendezvous
 
 RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; the owner's only waits for it
-Count = Callable[[], None]
+Count = Callable[[int], None]
 
 
 def serve_owner(
@@ -40,12 +41,12 @@ def relay(
 ) -> int:
     """In the owner's process: pass on shares and answers until it says goodbye; returns the number of queries.
 
-    count   called once for each query, when the owner says that it is going to ask, and before its shares are taken:
-            `LimitReached` refuses it
+    count   called once for each query, with the tokens that it reveals, when the owner says that it is going to ask,
+            and before its shares are taken: `LimitReached` refuses it
 
     Errors: `PeerError` of either side; the other one has been told why, and the owner in the session's own words.
     """
-    done = counted = 0
+    done, counted, tokens = 0, None, 0  # what the next query was counted for
     while True:
         try:
             with patient(owner, idle):
@@ -53,23 +54,21 @@ def relay(
             if message.get("bye"):
                 return done
             if count is not None and "count" in message:
+                asked = _read(owner, program, message["count"])
+                more = count_of(program.part(asked.part), asked.revealed) - tokens
                 with refusing(owner):
-                    if counted == done:  # else it asks again, of a helper that was busy
-                        count()
-                        counted += 1
+                    if more > 0:  # else it asks again, of a helper that was busy
+                        count(more)
+                    counted, tokens = asked, tokens + max(0, more)
                     owner.send_message({"counted": done})
                 continue
-            if count is not None and counted == done:
+            asked = _read(owner, program, message)
+            if count is not None and counted != asked:
                 error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
                 say_why(owner, error)
                 raise error
-            part = message.get("part", "")
-            if not isinstance(part, str) or part not in (program.parts or ("",)):
-                error = out_of_place(owner)
-                say_why(owner, error)
-                raise error
-            asked = program.part(part)
-            shares = owner.recv(layout_bytes(input_layout(asked)))
+            part = program.part(asked.part)
+            shares = owner.recv(layout_bytes(input_layout(part)))
         except PeerError as error:
             say_why(session, error)
             raise
@@ -78,7 +77,7 @@ def relay(
             session.send(shares)
             with patient(session, RELAY_SECONDS):
                 reply = session.recv_message()
-            answer = session.recv(layout_bytes(answer_layout(asked)))
+            answer = session.recv(layout_bytes(answer_layout(part, asked.revealed)))
         except PeerError as error:
             # Our own other process has failed: this is the server's error, in the words it used.
             what = error.what.removeprefix("stopped and said: ")
@@ -87,4 +86,16 @@ def relay(
             raise
         owner.send_message(reply)
         owner.send(answer)
-        done += 1
+        done, counted, tokens = done + 1, None, 0
+
+
+def _read(owner: Channel, program: Program, message: object) -> Shares:
+    """Errors: `PeerProtocolError` of what the program has not; the owner has been told."""
+    try:
+        asked = read(owner, Shares, message if isinstance(message, dict) else {})
+        if asked.part in (program.parts or ("",)) and may_reveal(program.part(asked.part), asked.revealed):
+            return asked
+        raise out_of_place(owner)
+    except PeerProtocolError as error:
+        say_why(owner, error)
+        raise

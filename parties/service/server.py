@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...models.artifacts import load_server
-from ...models.artifacts.circuits import texts_of
 from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
+from ..session.blocks import most_revealed
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner_shares import OwnerShares, part_of
 from ..session.mask_seed import load_secret
@@ -62,7 +62,7 @@ class ServerService(SessionService):
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
             served.prepare()
-        self.quota = quota_of(mine, max(texts_of(item.program) for item in parts))
+        self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         if mine.spool is not None:
             self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
         if self.spool is not None and mine.database is not None:
@@ -125,13 +125,13 @@ class ServerService(SessionService):
             serve_owner(channel, served.program, self.rendezvous, hello.session, self.timeout, self.limits.idle, count)
             channel.close()
 
-    def _counting(self, channel: TlsChannel, served: Served, control: Control) -> Callable[[], None] | None:
-        """Counts a query of this peer; None if nobody counts."""
-        quota, texts = self.quota, texts_of(served.program)
+    def _counting(self, channel: TlsChannel, served: Served, control: Control) -> Callable[[int], None] | None:
+        """Counts the texts of a query of this peer, or the tokens that it reveals; None if nobody counts."""
+        quota = self.quota
         if quota is None:
             return None
 
-        def count() -> None:
+        def count(texts: int) -> None:
             try:
                 quota.spend(channel.certificate.name, texts)
             except LimitReached as limit:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from ...models.artifacts.circuits import texts_of
 from ...models.program.program import Program
+from ...protocols.operations.reveal import RevealedRows
 from .messages import Turn
 
 T = TypeVar("T")
@@ -44,6 +46,24 @@ def may_run(program: Program, turn: Turn) -> bool:
     if turn.part not in (program.parts or ("",)):
         return False
     return turn.runs == 1 or rows_of_a_run(program.part(turn.part)) == 1
+
+
+def may_reveal(program: Program, rows: RevealedRows | None) -> bool:
+    """Whether a part's results have these rows; a program without rows reveals all."""
+    most = rows_of_a_run(program)
+    return rows is None or (most > 0 and 0 <= rows[0] <= rows[1] <= most)
+
+
+def count_of(program: Program, rows: RevealedRows | None) -> int:
+    """What a query counts for: its texts; of a part of a conversation the tokens that it reveals, one at least."""
+    most = rows_of_a_run(program)
+    first, end = rows or (0, most)
+    return max(1, end - first) if most else texts_of(program)
+
+
+def most_revealed(program: Program) -> int:
+    """What a query counts for at most."""
+    return max(count_of(part, None) for part in (program.parts or {"": program}).values())
 
 
 def rows_of_a_run(program: Program) -> int:

@@ -19,6 +19,7 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError
+from ...protocols.operations.reveal import RevealedRows
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
@@ -41,7 +42,8 @@ CLOSE_TIMEOUT = 5.0
 @dataclass
 class Agreed:
     """A query whose correlations both sides have, and what it runs (`turn`). `ready`: what the server said of its own;
-    `ahead`: whether they were made ahead; `seconds`: how long the query has waited for them."""
+    `ahead`: whether they were made ahead; `seconds`: how long the query has waited for them; `revealed`: as of `query`.
+    """
 
     number: int
     turn: Turn
@@ -49,6 +51,7 @@ class Agreed:
     ready: dict[str, Any]
     ahead: bool
     seconds: float
+    revealed: RevealedRows | None = None
 
 
 @dataclass
@@ -120,16 +123,18 @@ class ClientParty:
         turn: Turn | None = None,
         following: Turn | None = None,
         constants: Mapping[str, Tensor] | None = None,
+        revealed: RevealedRows | None = None,
     ) -> Answer:
         """Run one query on encoded sources (Compiled.encode_inputs).
 
         `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
         and not used are lost. Of a program with several parts: `turn` and `following` say what this query runs and what
-        the next one will, `constants` are this one's.
+        the next one will, `constants` are this one's; of its results [1, rows, ...] only rows `revealed` (first, and
+        the one after the last) leave the server (default: all).
         """
         if progress:
             progress("offline", 0, 1)
-        return self.run(self.agree(more, turn, following), sources, progress, constants)
+        return self.run(self.agree(more, turn, following, revealed), sources, progress, constants)
 
     def run(
         self,
@@ -142,7 +147,8 @@ class ClientParty:
         program = self.program.part(agreed.turn.part)
         constants = self.constants if constants is None else constants
         self.states.truncate(agreed.turn.rows)
-        engine = OnlineEngine("client", agreed.tape, Ring(program.ring), sources, constants, self.states)
+        ring = Ring(program.ring)
+        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.revealed)
         head = bytearray()
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
         timings.sent_head = base64.b64encode(head).decode()
@@ -200,9 +206,15 @@ class ClientParty:
         if self._work is not None:
             self._work.join(seconds)
 
-    def agree(self, more: bool = False, turn: Turn | None = None, following: Turn | None = None) -> Agreed:
+    def agree(
+        self,
+        more: bool = False,
+        turn: Turn | None = None,
+        following: Turn | None = None,
+        revealed: RevealedRows | None = None,
+    ) -> Agreed:
         """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
-        `turn`, `following`: as `query`."""
+        `turn`, `following`, `revealed`: as `query`."""
         started, turn, following = time.perf_counter(), turn or Turn(), following or Turn()
         if self._coming is not None and self._coming.turn != turn:
             self._skip()
@@ -212,8 +224,8 @@ class ClientParty:
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after, following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            ask = Ask(query=number, spool=coming.ref, more=more, then=ref, turn=turn, following=following)
-            self.server.send_message(ask.message())
+            turns = {"turn": turn, "following": following, "revealed": revealed}
+            self.server.send_message(Ask(query=number, spool=coming.ref, more=more, then=ref, **turns).message())
             if coming.ref is None and coming.tape is None:
                 coming.tape = self._prepare(number, turn)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
@@ -237,7 +249,8 @@ class ClientParty:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
-            return Agreed(number, turn, tape, reply, coming.ref is not None, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            return Agreed(number, turn, tape, reply, coming.ref is not None, seconds, revealed)
 
     def announce(self, turn: Turn) -> None:
         """The next query will most likely run this: both sides make its live correlations now, while nobody asks. Once

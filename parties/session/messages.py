@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
@@ -43,11 +43,32 @@ class Turn(Message):
         return {} if self == Turn() else {"turn": self.model_dump()}
 
 
+Pair = Annotated[tuple[Number, Number], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)]
+
+
 class _Turns(Message):
-    """What speaks of turns, and leaves those out that are as usual."""
+    """What speaks of turns, and leaves those out that are as usual. `revealed`: rows of the result that the client is
+    to learn, of a program with parts (None: all)."""
+
+    turn: Turn = Turn()
+    following: Turn = Turn()
+    revealed: Pair | None = None
 
     def message(self) -> dict[str, Any]:
-        return self.model_dump(exclude={name for name in ("turn", "following") if getattr(self, name) == Turn()})
+        usual = {"turn": Turn(), "following": Turn(), "revealed": None}
+        return self.model_dump(exclude={name for name, value in usual.items() if getattr(self, name) == value})
+
+
+class Shares(Message):
+    """What a data owner who takes no part sends shares for, and counts before: its query, of which part, and the rows
+    of the result that it is to learn."""
+
+    query: Number
+    part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
+    revealed: Pair | None = None
+
+    def message(self) -> dict[str, Any]:
+        return self.model_dump(exclude_defaults=True) | {"query": self.query}
 
 
 class Ask(_Turns):
@@ -60,8 +81,6 @@ class Ask(_Turns):
     spool: Ref | None = None
     more: Annotated[bool, Field(strict=True)] = False
     then: Ref | None = None
-    turn: Turn = Turn()
-    following: Turn = Turn()
 
 
 class Announce(Message):
@@ -72,11 +91,9 @@ class Announce(Message):
 
 
 class Handed(_Turns):
-    """A query of a data owner who takes no part, as it tells the helper: `more`, `turn`, `following` as of `Ask`."""
+    """A query of a data owner who takes no part, as it tells the helper: all as of `Ask`."""
 
     more: Annotated[bool, Field(strict=True)] = False
-    turn: Turn = Turn()
-    following: Turn = Turn()
 
 
 class Precompute(Message):

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...models.generation.parts import size_of
 from ...models.generation.rows import Part, Pass, room, window
 from ...models.program.program import Program
+from ...protocols.operations.reveal import RevealedRows
 from .client import ClientParty
 from .helper.owner import OwnerParty
 from .messages import Turn
@@ -37,7 +38,9 @@ def passes(
 ) -> Pass:
     """While one pass runs, both sides make the correlations of the one that most likely follows."""
 
-    def run(name: str, inputs: Mapping[str, Tensor], following: tuple[str, int]) -> Mapping[str, Tensor]:
+    def run(
+        name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
+    ) -> Mapping[str, Tensor]:
         part, rows = parts[name], int(inputs["rows"])
         answer = party.query(
             part.encode_inputs(inputs),
@@ -46,6 +49,7 @@ def passes(
             turn=turn_of(party.program, name, rows),
             following=turn_of(party.program, *following),
             constants={**part.constants, **part.encode_known(inputs)},
+            revealed=revealed,
         )
         if told:
             told(name, answer)

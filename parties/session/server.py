@@ -21,7 +21,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .blocks import TurnBlock, may_run, rows_of_a_run
+from .blocks import TurnBlock, count_of, may_reveal, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper.owner_shares import OwnerShares
@@ -55,7 +55,8 @@ class ServerParty:
     session     the session's id
     client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
     spool       correlations made ahead; and the ledger in which live ones are noted, too
-    count       called before a query's answer is computed, once for each: `LimitReached` refuses it
+    count       called before a query's answer is computed, once for each, with the tokens of a conversation that it
+                reveals: `LimitReached` refuses it
     outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
 
@@ -74,7 +75,7 @@ class ServerParty:
         spool: Spool | None = None,
         outside: OwnerShares | None = None,
         wire: Callable[[Channel], Wire] = over_channel,
-        count: Callable[[], None] | None = None,
+        count: Callable[[int], None] | None = None,
     ) -> None:
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.outside, self.wire, self.count = outside, wire, count
@@ -160,11 +161,11 @@ class ServerParty:
             raise out_of_place(self.client)
         self._skip(unless=ask.turn)
         self._announced = False
-        if ask.turn.rows > self._rows:
+        if ask.turn.rows > self._rows or not may_reveal(self.program.part(ask.turn.part), ask.revealed):
             raise out_of_place(self.client)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
-            self._count(ask.query)
+            self._count(ask)
             return self._answer(ask)
         self._refused = ask.turn
         return None
@@ -172,11 +173,11 @@ class ServerParty:
     def _slot(self, number: int) -> AbstractContextManager[None]:
         return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
 
-    def _count(self, number: int) -> None:
+    def _count(self, ask: Ask) -> None:
         """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
-        if self.count is not None and number >= self._counted:
-            self.count()
-            self._counted = number + 1
+        if self.count is not None and ask.query >= self._counted:
+            self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
+            self._counted = ask.query + 1
 
     def _answer(self, ask: Ask) -> Timings | None:
         """One query, from correlations to the last round; None if it could not be, as the client has been told."""
@@ -205,13 +206,13 @@ class ServerParty:
             return None
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
-            values = {**values, **self.outside.shares(ask.turn.part)}
+            values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
         program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
-        engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states)
+        engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
-            self.outside.answer(outputs, ask.turn.part)
+            self.outside.answer(outputs, ask.turn.part, ask.revealed)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})

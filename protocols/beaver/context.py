@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..operations.reveal import RevealedRows
 from ..ring import Ring
 from ..rounds import Swap
 from ..states import KeptStates, RunStates
@@ -111,11 +112,14 @@ class Offline:
 
 
 class Online:
-    """The online phase of one party. `leader` (the server) adds public numbers to its share."""
+    """The online phase of one party. `leader` (the server) adds public numbers to its share. `revealed`: rows of
+    results that go to the client (default: all)."""
 
-    def __init__(self, role: str, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
+    def __init__(
+        self, role: str, tape: Tape, ring: Ring, states: KeptStates | None = None, revealed: RevealedRows | None = None
+    ) -> None:
         self.role, self.tape, self.ring = role, tape, ring
-        self.leader = role == "server"
+        self.leader, self.revealed = role == "server", revealed
         self.states = RunStates(states or KeptStates())
 
     def opened(self, x: Share) -> Generator[list[Swap], list[Any], Opened]:

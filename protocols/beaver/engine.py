@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import CorrelationError
 from ..operations import operations
 from ..operations.operation import Attributes, Operation
+from ..operations.reveal import RevealedRows, shape_of_rows
 from ..ring import Ring
 from ..rounds import Step, Swap, together
 from ..states import KeptStates
@@ -135,7 +136,8 @@ class PricingEngine(OfflineEngine):
 
 class OnlineEngine:
     """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded;
-    `constants`: public ones; `states`: of the session that this run belongs to."""
+    `constants`: public ones; `states`: of the session that this run belongs to; `revealed`: rows of results that go to
+    the client (default: all)."""
 
     def __init__(
         self,
@@ -145,8 +147,9 @@ class OnlineEngine:
         values: Mapping[str, Tensor],
         constants: Mapping[str, Tensor],
         states: KeptStates | None = None,
+        revealed: RevealedRows | None = None,
     ) -> None:
-        self.online = Online(role, tape, ring, states)
+        self.online = Online(role, tape, ring, states, revealed)
         self.values, self.constants = values, constants
         self.operations, self.primitives = operations(), primitives()
 
@@ -157,7 +160,9 @@ class OnlineEngine:
         were made. Sources come before anything is sent."""
         result = yield from self.run(key, op, shape, width, args, attributes)
         tensor = None if result is None else result.tensor if not isinstance(result, Tensor) else result
-        if tensor is not None and tensor.shape != shape:
+        if tensor is not None and tensor.shape != (
+            shape_of_rows(shape, self.online.revealed) if op == "reveal" else shape
+        ):
             raise CorrelationError(
                 f"instruction {key} ({op}): gives a value of shape {list(tensor.shape)} where the program declares "
                 f"{list(shape)}; nothing of it was sent; compile the model again"

@@ -16,6 +16,9 @@ P0 sees c, uniform because r is. Whoever gets the answer sees (c >> bits) + low_
 of P1 for nothing else: it can draw that itself, given y, so it learns y and no lower bit. Therefore c stays with P0:
 c and y together tell r >> bits, hence z + (r mod 2^bits), a number with all bits of z.
 
+A conversation's results are rows, one a token, and only those that the client asks for leave the server: the others of
+P0's share stay with it.
+
 Why a zero is added to an owner's shares where nothing is divided: shares of results are functions of opened values
 and of masks. One alone looks uniform, but those of several results may come from the same masks, and together they
 would tell the owner about intermediate values, hence about the weights. With a fresh sharing of zero, or of y as
@@ -32,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..operations import OWNER
+from ..operations.reveal import rows_of
 from ..ring import logical_shift, sign_extend
 from ..rounds import Step, Swap
 from ..wire import wire_bytes
@@ -66,6 +70,7 @@ class Reveal(Primitive):
             share = yield from rounded(online, key, x, online.leader, None, bits, ring)
         elif to == OWNER:
             share = share + of_shape(share, online.tape.take(key, Tensor))
+        share = rows_of(share, online.revealed)
         if to == OWNER:
             return share
         if online.leader:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..ring import nearest
 from . import RECIPIENTS
 from .operation import RESULT, Attributes, Bits, Operation, whole_bytes
+
+RevealedRows = tuple[int, int]  # of a result [1, rows, ...], the first that is revealed and the one after the last
+
+
+def rows_of(result: Tensor, rows: RevealedRows | None) -> Tensor:
+    """Those that are revealed; None: all."""
+    return result if rows is None else result[:, slice(*rows)]
+
+
+def shape_of_rows(shape: Sequence[int], rows: RevealedRows | None) -> tuple[int, ...]:
+    return tuple(shape) if rows is None else (shape[0], rows[1] - rows[0], *shape[2:])
 
 
 def _revealed(x: Tensor, to: str, bits: int = 0, ring: int = 64) -> Tensor:

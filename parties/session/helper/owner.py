@@ -16,10 +16,11 @@ from ....models.program.two_server import answer_layout, for_two_servers, input_
 from ....protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, split, unpack_shares
 from ....protocols.channel import Channel, Meter
 from ....protocols.errors import PeerError
+from ....protocols.operations.reveal import RevealedRows
 from ....protocols.streams import new_seed
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet, my_hello, new_session, tell
-from ..messages import Announce, Handed, Turn, Waiting, amount, hear, hear_of
+from ..messages import Announce, Handed, Shares, Turn, Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Answer, Timings, peak_rss_mb
 
@@ -65,11 +66,13 @@ class OwnerParty:
         turn: Turn | None = None,
         following: Turn | None = None,
         constants: Mapping[str, Tensor] | None = None,
+        revealed: RevealedRows | None = None,
     ) -> Answer:
-        """Run one query on encoded sources. `more`, `turn`, `following`: as of `ClientParty.query`; this side has no
-        use for `constants`."""
+        """Run one query on encoded sources. `more`, `turn`, `following`, `revealed`: as of `ClientParty.query`; this
+        side has no use for `constants`."""
+        turns = {"turn": turn or Turn(), "following": following or Turn(), "revealed": revealed}
         try:
-            return self._query(sources, progress, Handed(more=more, turn=turn or Turn(), following=following or Turn()))
+            return self._query(sources, progress, Handed(more=more, **turns))
         except PeerError as error:
             tell([self.helper, self.server], error)
             raise
@@ -87,17 +90,18 @@ class OwnerParty:
     def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, handed: Handed) -> Answer:
         number, started, program = self.number, time.perf_counter(), self.program.part(handed.turn.part)
         before = (self.server.meter.snapshot(), self.helper.meter.snapshot())
+        shares = Shares(query=number, part=handed.turn.part, revealed=handed.revealed)
         if self.counts:
-            self.server.send_message({"count": number})
+            self.server.send_message({"count": shares.message()})
             self._hear(self.server, "counted", number)
         self.helper.send_message({"query": number, **handed.message()})
         self._hear(self.helper, "ready", number)
         offline, started = time.perf_counter() - started, time.perf_counter()
-        self._send_shares(sources, handed.turn.part)
+        self._send_shares(sources, shares)
         self.number += 1
         if progress:
             progress("online", 1, 2)
-        layout = answer_layout(program)
+        layout = answer_layout(program, handed.revealed)
         report, theirs = self._receive(self.helper, number, layout)
         _, ours = self._receive(self.server, number, layout)
         if progress:
@@ -113,10 +117,10 @@ class OwnerParty:
         )
         return Answer(join((ours, theirs), layout), timings, {name: amount(report, name) for name in REPORTED})
 
-    def _send_shares(self, sources: Mapping[str, Tensor], part: str = "") -> None:
+    def _send_shares(self, sources: Mapping[str, Tensor], shares: Shares) -> None:
         """The tensor to one, the seed to the other. A seed is drawn for each query, and used for no other."""
-        seed, inputs = new_seed(), input_layout(self.program.part(part))
-        self.server.send_message({"query": self.number, **({"part": part} if part else {})})
+        seed, inputs = new_seed(), input_layout(self.program.part(shares.part))
+        self.server.send_message(shares.message())
         self.server.send(pack_shares(split(sources, seed, inputs), inputs))
         self.helper.send_message({"seed": seed.hex()})
 

@@ -11,7 +11,9 @@ from ....models.program.two_server import answer_layout, input_layout, is_for_tw
 from ....protocols.beaver.owner import layout_bytes, pack_shares, unpack_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerProtocolError, PeerRefused
+from ....protocols.operations.reveal import RevealedRows
 from ...transport.frames import say_why
+from ..messages import Shares, read
 
 
 class OwnerShares:
@@ -25,20 +27,20 @@ class OwnerShares:
         self.owner, self.program = owner, program
         self._count = 0
 
-    def shares(self, part: str = "") -> Mapping[str, Tensor]:
-        """This party's shares of the inputs of a query, by name. `part`: of a program that has several.
+    def shares(self, part: str = "", revealed: RevealedRows | None = None) -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name. `part`, `revealed`: as the helper says of it.
 
         Errors: those of the channel; `PeerProtocolError`.
         """
         message, layout = self.owner.recv_message(), input_layout(self.program.part(part))
-        if message.get("query") != self._count or message.get("part", "") != part:
+        if read(self.owner, Shares, message) != Shares(query=self._count, part=part, revealed=revealed):
             raise PeerProtocolError(self.owner.peer, "sent no shares for this query", "open a new session")
         return unpack_shares(self.owner.recv(layout_bytes(layout)), layout)
 
-    def answer(self, shares: Mapping[str, Tensor], part: str = "") -> None:
+    def answer(self, shares: Mapping[str, Tensor], part: str = "", revealed: RevealedRows | None = None) -> None:
         """Give the owner this party's shares of the results, by output name."""
         self.owner.send_message({"answer": self._count})
-        self.owner.send(pack_shares(shares, answer_layout(self.program.part(part))))
+        self.owner.send(pack_shares(shares, answer_layout(self.program.part(part), revealed)))
         self._count += 1
 
 

@@ -13,7 +13,7 @@ from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerError, PeerGone
 from ..ahead import Ahead
-from ..blocks import may_run, rows_of_a_run
+from ..blocks import may_reveal, may_run, rows_of_a_run
 from ..client import ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
 from ..messages import Announce, Handed, Seed, Turn, amount, out_of_place, read, read_number, refusing, requests
@@ -66,16 +66,18 @@ class HelperParty:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
         more, turn, following = handed.more, handed.turn, handed.following
         self._check(turn, *((following,) if more else ()))
+        if not may_reveal(self.party.program.part(turn.part), handed.revealed):
+            raise out_of_place(self.owner)
         constants = None if self.held is None else constants_of(self.held, turn.part, turn.rows)
         program = self.party.program.part(turn.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
         with refusing(self.owner), self.admission.slot(number, waiting):
-            agreed = self._meanwhile(lambda: self.party.agree(more, turn, following))
+            agreed = self._meanwhile(lambda: self.party.agree(more, turn, following, handed.revealed))
             shares = self._fetch(number, program)
             answer = self._meanwhile(lambda: self.party.run(agreed, shares, constants=constants))
             self._rows = turn.rows + rows_of_a_run(program)
             self.owner.send_message({"answer": number, **_report(answer)})
-            self.owner.send(pack_shares(answer.outputs, answer_layout(program)))
+            self.owner.send(pack_shares(answer.outputs, answer_layout(program, handed.revealed)))
             if on_query:
                 on_query(number, answer.timings)
             return True

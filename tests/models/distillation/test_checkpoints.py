@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from blindformer.models.distillation import DistillError, distill
+from blindformer.models.distillation import DistillError, checkpoints, distill
 from blindformer.models.distillation.checkpoints import locked, read, write
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import load_file
@@ -112,6 +112,15 @@ def test_a_checkpoint_holds_tensors_and_a_state_and_is_not_read_where_it_is_dama
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:1000])
     with pytest.raises(DistillError, match="is damaged"):
         read(tmp_path / "x")
+
+
+def test_a_checkpoint_survives_a_power_cut(tmp_path, monkeypatch):
+    """Its content is on the disk before it has its name, and its name after that: what a budget has spent is in it."""
+    done, replace = [], os.replace
+    monkeypatch.setattr(checkpoints, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(checkpoints.os, "replace", lambda *names: done.append("replace") or replace(*names))
+    write(tmp_path / "x", TENSORS, {"epoch": 3})
+    assert done == ["x.part", "replace", tmp_path.name]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):

@@ -1,10 +1,14 @@
 """A decoder of two layers with grouped keys, compiled once."""
 
+import math
+
 import pytest
 import torch
 import transformers
 from blindformer.models.generation.decoder import Decoder
 from blindformer.models.generation.parts import compile_decoder
+from blindformer.models.program.pricing import price
+from blindformer.protocols.wire import wire_bytes
 
 PREFIX = [1, 2, 3]
 WORDS = 128
@@ -26,6 +30,18 @@ def small(kind="Llama", **more):
 
 def some(count, seed=0):
     return torch.randint(3, WORDS, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def spent(answer):
+    """Of a pass: rounds, bytes up and down."""
+    return answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received
+
+
+def declared(part, answer):
+    """The same by the price, without the rows that were not revealed."""
+    (revealed,), (item,) = answer.outputs.values(), (part.instructions[number] for number in part.outputs.values())
+    left = wire_bytes(item.width) * (math.prod(item.shape) - revealed.numel())
+    return price(part).rounds, price(part).up, price(part).down - left
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ def private(model, compiled, monkeypatch):
     clear, now = run_clear(compiled.parts, compiled.weights), [0.0]
     monkeypatch.setattr(drafts, "perf_counter", lambda: now[0])
 
-    def run(name, inputs, following):
+    def run(name, inputs, following, revealed):
         now[0] += COSTS[inputs["input_ids"].shape[1]]
-        return clear(name, inputs, following)
+        return clear(name, inputs, following, revealed)
 
     rows = Rows(compiled.program, run, PREFIX)
     found = PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)

@@ -7,10 +7,9 @@ from blindformer.models.generation.parts import compile_decoder, rooms
 from blindformer.models.generation.rows import Rows, room, run_clear
 from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
-from blindformer.models.program.pricing import price
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.passes import passes
-from blindformer.tests.models.generation.conftest import PREFIX, small, some
+from blindformer.tests.models.generation.conftest import PREFIX, declared, small, some, spent
 from blindformer.tests.patience import PATIENCE
 from torch import nn
 
@@ -61,16 +60,14 @@ def test_parties_pay_in_each_room_what_is_declared(roomy):
     costs = {}
 
     def told(name, answer):
-        costs[name] = (answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received)
+        costs[name] = (spent(answer), declared(roomy.program.part(name), answer))
 
     with ThreadParties(roomy, timeout=PATIENCE) as session:
         private, clear = rows_of(roomy, passes(session.client, roomy.parts, told)), rows_of(roomy)
         for text in (TEXT[:57], *TEXT[57:75, None], TEXT[75:137], *TEXT[137:140, None]):
             torch.testing.assert_close(private.read(text.tolist()), clear.read(text.tolist()), rtol=0, atol=3e-2)
     assert len(costs) == 6
-    for name, spent in costs.items():
-        declared = price(roomy.program.part(name))
-        assert spent == (declared.rounds, declared.up, declared.down)
+    assert all(metered == wanted for metered, wanted in costs.values())
 
 
 def test_the_model_is_traced_once_for_all_rooms(monkeypatch):

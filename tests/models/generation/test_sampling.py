@@ -48,6 +48,18 @@ def test_what_was_read_is_not_read_again(private, wanted):
     assert private.rows.passes - before == len(first)  # of the prompt its last token alone
 
 
+@pytest.mark.parametrize(
+    ("options", "rows"), [({}, [(8, 8), (1, 2), (0, 1), (0, 1)]), ({"drafts": True}, [(8, 8), (1, 3), (0, 1)])]
+)
+def test_an_answer_has_the_rows_revealed_that_it_draws_from(private, model, options, rows):
+    """The last of the question's ten tokens, and those that right drafts follow."""
+    revealed, run = [], private.rows.run
+    private.rows.run = lambda *given: revealed.append(given[-1]) or run(*given)
+    assistant = {"assistant_model": model} if options else {}
+    private.answer(PROMPT, do_sample=False, **assistant, **{**OPTIONS, "max_new_tokens": 3})
+    assert revealed == rows
+
+
 def test_a_text_that_is_too_long_is_refused_before_anything_is_read(private, compiled):
     with pytest.raises(GenerationError, match=f"do not fit the {room(compiled.program)}"):
         private.rows.read(some(room(compiled.program) + 1).tolist())

@@ -4,10 +4,9 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
-from blindformer.models.program.pricing import price
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.passes import passes, turn_of
-from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
+from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, declared, small, some, spent
 from blindformer.tests.patience import PATIENCE
 
 TEXT = some(220, 9)
@@ -97,7 +96,7 @@ def test_parties_give_what_clear_gives_at_the_declared_price(windowed, rows):
     costs = []
 
     def told(name, answer):
-        costs.append((name, answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received))
+        costs.append((spent(answer), declared(windowed.program.part(name), answer)))
 
     with ThreadParties(windowed, timeout=PATIENCE) as session:
         private = Rows(windowed.program, passes(session.client, windowed.parts, told), PREFIX)
@@ -107,9 +106,7 @@ def test_parties_give_what_clear_gives_at_the_declared_price(windowed, rows):
             one.crop(len(PREFIX) + 186)
         for read in (*TEXT[186:196, None], TEXT[196:]):
             close(private.read(read.tolist()), rows.read(read.tolist()))
-    for name, rounds, sent, received in costs:
-        declared = price(windowed.program.part(name))
-        assert (rounds, sent, received) == (declared.rounds, declared.up, declared.down)
+    assert all(metered == wanted for metered, wanted in costs)
 
 
 def test_correlations_are_made_ahead_up_to_the_end_of_the_conversation(windowed):

@@ -52,7 +52,7 @@ def test_the_command_talks_through_them(call, site, chat_folder, where, wanted):
     assert json.loads(out)["tokens"] == wanted[0]
 
 
-def test_every_pass_counts(client):
+def test_every_token_counts(client):
     def ask_on():
         talk = client.conversation()
         while True:

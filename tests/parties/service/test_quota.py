@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import time
 
 import pytest
 from blindformer.parties.config import ServerSection
+from blindformer.parties.service import quota as quota_module
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.tests.parties.service.clock import Clock
@@ -25,7 +27,7 @@ def clock():
 def make(request, tmp_path, clock):
     shared = request.param == "Postgres"
     where = request.getfixturevalue("postgres").new() if shared else tmp_path / "state"
-    return lambda each=10, period=DAY: Quota(where, each, period, clock)
+    return lambda each=10, period=DAY: Quota(where, each, period, lambda db: clock())
 
 
 def granted(quota: Quota, name: str, texts: int = 1) -> bool:
@@ -63,7 +65,7 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, clock):
 @given(steps=st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), min_size=10, max_size=25))
 def test_no_period_holds_more_than_the_limit(tmp_path_factory, steps):
     clock = Clock(1000.0)
-    quota, given_out = Quota(tmp_path_factory.mktemp("q"), 6, 60.0, clock), []
+    quota, given_out = Quota(tmp_path_factory.mktemp("q"), 6, 60.0, lambda db: clock()), []
     for pause, texts in steps:
         clock.now += pause
         if granted(quota, "alice", texts):
@@ -80,6 +82,38 @@ def test_a_clock_that_is_set_back_frees_nothing(make, clock):
     assert not granted(make(each=5, period=60.0), "alice"), "nor does another limit, until its own period is over"
     clock.now += 32 * DAY
     assert granted(quota, "alice")
+
+
+def test_a_clock_that_is_ahead_for_a_moment_frees_nothing(tmp_path, monkeypatch):
+    """A name's whole limit would be free in that moment, and again when the clock is right."""
+    now, up = Clock(1_790_000_000.0), Clock(5_000.0)
+    boot = "first"
+    monkeypatch.setattr(quota_module.time, "time", now)
+    monkeypatch.setattr(quota_module, "uptime", lambda: (boot, up.now))
+    quota = Quota(tmp_path, 10, DAY)
+    quota.spend("alice", 10)
+    now.now += 30 * DAY
+    assert not granted(quota, "alice")
+    assert not granted(Quota(tmp_path, 10, DAY), "alice"), "nor in a process that starts then"
+    now.now -= 60 * DAY
+    up.now += DAY - 1
+    assert not granted(quota, "alice")
+    up.now += 1 + DAY / SLOTS
+    assert granted(quota, "alice", 10), "what has passed counts, whatever the clock says"
+    boot, up.now = "second", 1.0
+    again = Quota(tmp_path, 10, DAY)
+    assert not granted(again, "alice"), "of a machine that was started anew no earlier time is believed"
+    up.now += DAY + DAY / SLOTS
+    assert granted(again, "alice")
+
+
+def test_replicas_ask_the_clock_of_their_database(postgres, monkeypatch):
+    where = postgres.new()
+    Quota(where, 10, DAY).spend("alice", 10)
+    ahead = time.time() + 30 * DAY
+    monkeypatch.setattr(quota_module.time, "time", lambda: ahead)
+    assert not granted(Quota(where, 10, DAY), "alice")
+    assert granted(Quota(where, 10, DAY), "bob", 10)
 
 
 def test_processes_share_one_count_that_was_open_before_the_fork(make):

@@ -112,14 +112,14 @@ def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
     link, session = memory_pair("server", "server", 30)
     asked = []
 
-    def count() -> None:
-        asked.append(1)
+    def count(tokens: int) -> None:
+        asked.append(tokens)
         if len(asked) > 1:
             raise LimitReached("server", 1, 3600.0, 60.0)
 
     done = aside(relay, server, link, moved, 30.0, count)
     for _ in range(2):
-        owner.send_message({"count": 0})
+        owner.send_message({"count": {"query": 0}})
         assert owner.recv_message() == {"counted": 0}
     assert len(asked) == 1
     owner.send_message({"query": 0})
@@ -130,7 +130,7 @@ def test_the_owner_s_process_counts_before_it_takes_shares(item, aside):
     session.send(bytes(traffic.from_each))
     owner.recv_message()
     owner.recv(traffic.from_each)
-    owner.send_message({"count": 1})
+    owner.send_message({"count": {"query": 1}})
     assert owner.recv_message() == {"limit": 1, "period": 3600.0, "seconds": 60.0}
     owner.send_message({"query": 1})
     with pytest.raises(PeerProtocolError, match="sent shares of a query that it had not counted"):
@@ -164,11 +164,14 @@ def test_the_session_s_process_hears_that_the_owner_left(item, aside):
         done.result(PATIENCE)
 
 
-@pytest.mark.parametrize("part", ["1@64", "", 8, ["8@64"], {}])
-def test_an_owner_that_names_a_pass_that_is_not_there_is_refused(item, part):
+ABSENT = [*({"part": part} for part in ("1@64", "", 8, ["8@64"], {})), {"part": "8@64", "revealed": [0, 1]}]
+
+
+@pytest.mark.parametrize("what", ABSENT)
+def test_an_owner_that_names_a_pass_that_is_not_there_is_refused(item, what):
     owner, owner_end = memory_pair("server", "client", 5)
     session, _ = memory_pair("client", "server", 5)
-    owner_end.send_message({"query": 0, "part": part})
+    owner_end.send_message({"query": 0, **what})
     program = for_two_servers(item.compiled.program)
     with pytest.raises(PeerProtocolError, match="has no place here"):
         relay(owner, session, program.model_copy(update={"parts": {"8@64": program}}))

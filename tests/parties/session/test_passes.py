@@ -5,7 +5,6 @@ from itertools import repeat
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
-from blindformer.models.program.pricing import price
 from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
@@ -19,7 +18,7 @@ from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.protocols.streams import new_seed
-from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+from blindformer.tests.models.generation.conftest import PREFIX, compiled, declared, model, some, spent  # noqa: F401
 from blindformer.tests.parties.session.site import Turnstile
 from blindformer.tests.patience import PATIENCE
 
@@ -38,7 +37,7 @@ def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compile
     costs = []
 
     def told(name, answer):
-        costs.append((name, answer.timings.rounds, answer.timings.online.sent, answer.timings.online.received))
+        costs.append((spent(answer), declared(compiled.program.part(name), answer)))
 
     private = rows_of(parties, told)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
@@ -49,9 +48,33 @@ def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compile
         rows.crop(len(PREFIX) + 12)
     for read in (text[12:16], *([token] for token in text[16:20])):  # correlations made for other rows are dropped
         torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
-    for name, rounds, sent, received in costs:
-        declared = price(compiled.program.part(name))
-        assert (rounds, sent, received) == (declared.rounds, declared.up, declared.down)
+    assert all(metered == wanted for metered, wanted in costs)
+
+
+def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, monkeypatch):  # noqa: F811
+    """A question of 19 tokens takes two passes of 8, and one of them for 3; to draw what follows takes one row."""
+    counted, seen = [], []
+    counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
+    monkeypatch.setattr(threads, "ServerParty", counting)
+    text = some(19).tolist()
+    whole = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX).read(text)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        private = rows_of(session, lambda name, answer: seen.append((name, answer)))
+        torch.testing.assert_close(private.read(text, wanted=1), whole[-1:], rtol=0, atol=2e-2)
+        private.read_again()
+    assert counted == [1] * 6
+    sizes = [answer.outputs[next(iter(answer.outputs))].shape[1] for _, answer in seen]
+    assert sizes == [0, 0, 1, 0, 0, 0]
+    assert all(spent(answer) == declared(compiled.program.part(name), answer) for name, answer in seen)
+
+
+def test_all_rows_that_are_wanted_count(compiled, monkeypatch):  # noqa: F811
+    counted = []
+    counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
+    monkeypatch.setattr(threads, "ServerParty", counting)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        rows_of(session).read(some(11).tolist(), wanted=5)
+    assert counted == [2, 3]
 
 
 def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
@@ -95,11 +118,19 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
 
 
 @pytest.mark.parametrize(
-    "turn", [Turn(part="2"), Turn(part="1@64", rows=5), Turn(part="8@64", runs=8)], ids=["a part", "rows", "runs"]
+    ("turn", "revealed"),
+    [
+        (Turn(part="2"), None),
+        (Turn(part="1@64", rows=5), None),
+        (Turn(part="8@64", runs=8), None),
+        (Turn(part="8@64"), (0, 9)),
+        (Turn(part="8@64"), (5, 3)),
+    ],
+    ids=["a part", "rows", "runs", "a result's rows", "rows backwards"],
 )
-def test_a_client_cannot_ask_for_what_is_not_there(parties, turn):
+def test_a_client_cannot_ask_for_what_is_not_there(parties, turn, revealed):
     with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
-        parties.client.agree(turn=turn)
+        parties.client.agree(turn=turn, revealed=revealed)
 
 
 REPLAYS = {

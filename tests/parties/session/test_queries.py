@@ -167,8 +167,8 @@ class Counter:
     def __init__(self, most: int) -> None:
         self.most, self.asked = most, 0
 
-    def __call__(self) -> None:
-        self.asked += 1
+    def __call__(self, tokens: int) -> None:
+        self.asked += tokens
         if self.asked > self.most:
             raise LimitReached("server", self.most, 3600.0, 90.0)
 
