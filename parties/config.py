@@ -141,6 +141,8 @@ class ServiceSection(_Section):
     """Seconds that a session may be silent between two queries."""
     query_seconds: Seconds = 900.0
     """Seconds that a query may hold a worker, however slowly its peer answers."""
+    memory_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
+    """What a session may take beyond what the service has loaded; a dealer makes no correlations that take more."""
     metrics: Listening | None = None
     """Where /metrics, /healthz and /readyz are served; None: nowhere."""
     grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
