@@ -24,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...protocols.seeds import reseed
 from ..cli import main
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
@@ -189,6 +190,7 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     for descriptor, number in zip(high, asked["files"], strict=True):
         os.dup2(descriptor, number, inheritable=number < _FIRST)
         os.close(descriptor)
+    reseed()
     os.environ.clear()
     os.environ.update(asked["env"])
     tempfile.tempdir = None  # TMPDIR may be another one

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import psutil
 
 from ...protocols.errors import BlindformerError, PeerRefused
+from ...protocols.seeds import reseed
 from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
 from .control import (
@@ -184,6 +185,7 @@ def become_child(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         control.watch()
+        reseed()
         work(control)
         code = 0
     except Stopping:
