@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, NamedTuple
+
+import psutil
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+Place = str | IPv4Network | IPv6Network  # a host, or a range of addresses
 FORM = 'should be "host:port", such as "server.example:7443" or "[::1]:7443"'
 
 
@@ -18,6 +24,47 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ReplicatedAddress(Address):
+    """One that may send a session on: to its own host, and to the places `replicas_at`."""
+
+    replicas_at: Sequence[Place]
+
+    def __new__(cls, host: str, port: int, replicas_at: Sequence[Place] = ()) -> ReplicatedAddress:
+        made = super().__new__(cls, host, port)
+        made.replicas_at = replicas_at
+        return made
+
+    def covers(self, host: str) -> bool:
+        """Whether a session may be sent to `host`: a name as it is written; an address also where the own host has it
+        (this machine has several), or where a range holds it."""
+        if host in (self.host, *self.replicas_at):
+            return True
+        try:
+            found = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        ranges = [place for place in self.replicas_at if not isinstance(place, str)]
+        return any(found in one for one in ranges) or str(found) in _addresses_of(self.host)
+
+
+def _addresses_of(host: str) -> set[str]:
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return set()
+    if any(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found):
+        found |= {one.address for of in psutil.net_if_addrs().values() for one in of}
+    return found
+
+
+def parse_place(given: Any) -> Place:
+    """Of a host, an address, or a range of these. Errors: ValueError, one line."""
+    try:
+        return given if _HOST_NAME.fullmatch(given) else ipaddress.ip_network(given)
+    except (TypeError, ValueError):
+        raise ValueError('should be a host, an address, or a range of these such as "10.1.0.0/16"') from None
 
 
 def parse_address(text: str) -> Address:

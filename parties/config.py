@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from ..protocols.errors import BlindformerError
-from .addresses import FORM, Address, parse_address
+from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served
 
@@ -83,6 +83,7 @@ Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)
 Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
 Served = Annotated[Address | Literal["local"], BeforeValidator(_served), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
+Places = tuple[Annotated[Place, BeforeValidator(parse_place), PlainSerializer(str)], ...]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -99,12 +100,14 @@ class SessionSection(_Section):
     timeout: Seconds = 60.0
 
 
-class ServerAddress(_Section):
-    address: Dialled = Address("localhost", 7443)
-
-
 class DealerAddress(_Section):
     address: Dialled = Address("localhost", 7444)
+    replicas_at: Places = Field(default=(), strict=False)
+    """Where its replicas may be, besides its own host: hosts, and ranges of addresses ("10.1.0.0/16")."""
+
+
+class ServerAddress(DealerAddress):
+    address: Dialled = Address("localhost", 7443)
 
 
 class HelperAddress(_Section):
@@ -141,6 +144,8 @@ class ServiceSection(_Section):
     """Seconds that a session may be silent between two queries."""
     query_seconds: Seconds = 900.0
     """Seconds that a query may hold a worker, however slowly its peer answers."""
+    memory_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
+    """What a session may take beyond what the service has loaded; a dealer makes no correlations that take more."""
     metrics: Listening | None = None
     """Where /metrics, /healthz and /readyz are served; None: nowhere."""
     grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
@@ -287,7 +292,8 @@ class Settings(_Section):
         """Where `role` is dialled. Errors: ValueError for the client, which nobody dials."""
         if role == "client":
             raise ValueError("a client only dials; nobody dials it")
-        return getattr(self.parties, role).address
+        found = getattr(self.parties, role)
+        return ReplicatedAddress(found.address.host, found.address.port, getattr(found, "replicas_at", ()))
 
     def shared(self) -> dict[str, Any]:
         """What all must have in common: protocol and topology, and who owns what.

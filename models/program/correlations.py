@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,9 +30,17 @@ from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, Man
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
+from ...protocols.wire import elements
 from .block import by_run, stacked
 from .interpreter import interpret
 from .program import Program
+
+
+class CorrelationSizes(NamedTuple):
+    """What a walk without storage says of one run. In bytes; `peak`: of the values that the dealer holds together."""
+
+    layout: tuple[int, ...]
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,21 @@ class Correlations:
     @property
     def layout(self) -> tuple[int, ...]:
         """Bytes of each of the dealer's corrections, in order: the same for any number of parties, and of rows kept."""
-        sizes = _layout(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
-        return tuple(self.runs * size for size in sizes)
+        return tuple(self.runs * size for size in self._counted.layout)
+
+    @property
+    def dealer_bytes(self) -> int:
+        """The memory that the dealer needs at most to make them, found without making any: values that something still
+        reads and what it takes to make one, the masks of weights, one of which is being drawn, and the rows that the
+        session keeps, which are held before a run and after it, and are read by each."""
+        weights = [8 * elements(shape) for shape in self.program.weight_shapes().values()]
+        rows = sum(8 * elements(item.shape) for item in self.program.instructions if item.op == "state")
+        once = sum(weights) + max(weights, default=0)
+        return once + self.runs * self._counted.peak + (self.runs + 3) * rows
+
+    @property
+    def _counted(self) -> CorrelationSizes:
+        return _count(ByHash(self.program), None if self.owners is None else tuple(sorted(self.owners.items())))
 
     def of_runs(self, runs: int) -> Correlations:
         """Of so many runs, one after the other, made at once."""
@@ -85,11 +106,11 @@ class Correlations:
         source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states)
 
-    def count(self, states: KeptStates | None = None) -> tuple[int, ...]:
-        """The layout, by a walk on tensors without storage."""
+    def count(self, states: KeptStates | None = None) -> CorrelationSizes:
+        """By a walk on tensors without storage."""
         source = CountingSource() if self.owners is None else ManyCount()
         self._walk(source, placeholders(self.program), states)
-        return tuple(source.layout)
+        return CorrelationSizes(tuple(source.layout), source.peak)
 
     def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
         ring, program = Ring(self.program.ring), self.program
@@ -139,7 +160,7 @@ class ByHash:
 
 
 @lru_cache(maxsize=64)  # of all parts of a conversation, too
-def _layout(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> tuple[int, ...]:
+def _count(key: ByHash, owners: tuple[tuple[str, int], ...] | None) -> CorrelationSizes:
     return Correlations(key.program, None if owners is None else dict(owners)).count()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..cluster import connect
 from .askers import PATIENCE, Answer, ClientAsker, RayAsker, RowAsker, ask_all, columns_of
-from .journal import Journal
+from .journal import JOB, Journal
 from .tables import WRITTEN, BulkError, Row, count_rows, read_rows, write_answers
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ class BulkJob:
                 self._ask(askers)
             except BulkError as error:
                 raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
-            write_answers(self.out, self.journal.pieces(-(-rows // size)), columns)
-            self.journal.remove()
+            pieces = -(-rows // size)
+            write_answers(self.out, self.journal.pieces(pieces), columns)
+            self.journal.remove(pieces)
         seconds = time.monotonic() - started
         return JobReport(rows, self._done - self._failed, self._failed, self._resumed, seconds)
 
@@ -124,7 +125,7 @@ class BulkJob:
         }
         try:
             size = journal.begin(job, min(PIECE, -(-rows // (4 * self.sessions * WHOLE)) * WHOLE))
-            with (journal.folder / "job.json").open() as note:
+            with (journal.folder / JOB).open() as note:
                 fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield size
         except BlockingIOError:

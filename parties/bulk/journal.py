@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from ...files import whole_file
 from .tables import BulkError
 
+JOB = "job.json"
+
 
 class Journal:
     """Of one job, in `folder`. Errors of all methods: `BulkError`, OSError."""
@@ -30,8 +32,10 @@ class Journal:
         """`job`: what makes it this job and no other. Returns the rows of a piece: `size`, unless it was begun with
         others."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        note = self.folder / "job.json"
+        note = self.folder / JOB
         if not note.exists():
+            if any(not path.match(f"{JOB}.*.part") for path in self.folder.iterdir()):  # which a crash has left
+                raise BulkError(f"{self.folder}: is no job's; give another --out, or remove that folder")
             with whole_file(note, durable=True) as stream:
                 stream.write(json.dumps({**job, "piece": size}, indent=1).encode())
         found = json.loads(note.read_text())
@@ -80,10 +84,15 @@ class Journal:
             rows = self.answered(piece)
             yield [rows[number] for number in sorted(rows)]
 
-    def remove(self) -> None:
-        for path in self.folder.iterdir():
+    def remove(self, pieces: int) -> None:
+        """What a job of so many pieces wrote; and the folder, unless something else is in it."""
+        for piece in range(pieces):
+            for ending in ("jsonl", "done"):
+                self._path(piece, ending).unlink(missing_ok=True)
+        for path in (self.folder / JOB, *self.folder.glob(f"{JOB}.*.part")):
             path.unlink()
-        self.folder.rmdir()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _path(self, piece: int, ending: str) -> Path:
         return self.folder / f"{piece:06}.{ending}"

@@ -41,6 +41,7 @@ class Service:
     )
     idle: Annotated[float | None, Option(help="Seconds that a session may be silent between two queries.")] = None
     query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
+    memory_gb: Annotated[float | None, Option(help="What the process of a session may take in memory.")] = None
     metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
     grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
     log_format: Annotated[str | None, Option(**options.one_of("text", "json"), help="text or json, on stderr.")] = None

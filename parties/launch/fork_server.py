@@ -24,7 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...protocols.seeds import reseed
 from ..cli import main
+from ..gateway.keys import ENVIRONMENT
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _FIRST = 3  # descriptor after stderr
@@ -43,6 +45,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                env=environment(),
                 start_new_session=True,
             )
         self._asking, self._news = threading.Lock(), threading.Condition()
@@ -85,9 +88,14 @@ class ForkServer:
             self._news.notify_all()
 
 
+def environment() -> dict[str, str]:
+    """This process's, for parties that it starts: they need no key of a gateway that it may be."""
+    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+
+
 def shared() -> ForkServer:
     """The one that others hold already, where it read the same environment; else a new one."""
-    read = sorted(item for item in os.environ.items() if item[0].startswith(_READ_AT_IMPORT))
+    read = sorted(item for item in environment().items() if item[0].startswith(_READ_AT_IMPORT))
     with _STARTING:
         found = _SHARED.get(key := (os.getpid(), *read))
         if found is None or found.gone:
@@ -189,6 +197,7 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     for descriptor, number in zip(high, asked["files"], strict=True):
         os.dup2(descriptor, number, inheritable=number < _FIRST)
         os.close(descriptor)
+    reseed()
     os.environ.clear()
     os.environ.update(asked["env"])
     tempfile.tempdir = None  # TMPDIR may be another one

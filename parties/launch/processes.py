@@ -21,7 +21,7 @@ from typing import Any
 
 from ...protocols.errors import BlindformerError
 from ..config import Address
-from .fork_server import ForkServer, shared
+from .fork_server import ForkServer, environment, shared
 
 Line = dict[str, Any]
 
@@ -54,7 +54,7 @@ class PartyProcess:
         self._stdin, self._stderr = os.fdopen(ours, "w"), os.fdopen(theirs, errors="replace")
         self._server: ForkServer | None = (server := shared())
         self._code: int | None = None
-        env = {**os.environ, "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"}
+        env = {**environment(), "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"}
         try:
             # In a session of its own: Ctrl-C reaches the caller alone, which then ends the others in order.
             self.pid = server.fork(words, {0: stdin, 2: stderr, **{number: number for number in sockets}}, env)

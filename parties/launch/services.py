@@ -18,7 +18,9 @@ from ..service.local_options import LocalOptions
 from .processes import START_SECONDS, LaunchError, PartyProcesses
 
 A_DAY = 86400.0  # between queries nobody owes anybody a word, and the launcher watches over the processes
-ONE_CLIENT = ["--idle", str(A_DAY), "--query-seconds", str(A_DAY), "--grace", "0", "--log-format", "json", "--lifeline"]
+ALL_MEMORY = "1000000"  # GB: the one client is whoever started them
+ONE_CLIENT = ["--idle", str(A_DAY), "--query-seconds", str(A_DAY), "--memory-gb", ALL_MEMORY, "--grace", "0"]
+ONE_CLIENT += ["--log-format", "json", "--lifeline"]
 
 
 class LocalServices(PartyProcesses):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
+
 from ...protocols.errors import BlindformerError, PeerRefused
+from ...protocols.seeds import reseed
 from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
 from .control import (
@@ -39,6 +43,10 @@ from .control import (
 
 LINGER_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
 ANSWER_SECONDS = 30.0  # the supervisor answers at once; this is for a machine that swaps
+
+
+class MemoryLimit(BlindformerError):
+    """A session needed more memory than it may take."""
 
 
 class Stopping(BaseException):
@@ -177,6 +185,7 @@ def become_child(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         control.watch()
+        reseed()
         work(control)
         code = 0
     except Stopping:
@@ -188,6 +197,27 @@ def become_child(
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(code)
+
+
+@contextmanager
+def bounded_memory(gigabytes: float) -> Iterator[None]:
+    """From now on this process takes so much more than it has, and no more. Errors: `MemoryLimit`.
+
+    Memory that can be written counts (RLIMIT_DATA), thread stacks of some MB among it. An address space (RLIMIT_AS)
+    would have files that are mapped to be read, and what heaps reserve and never use. Only Linux says how much of it a
+    process has, and elsewhere nothing is bounded.
+    """
+    has = getattr(psutil.Process().memory_info(), "data", None)
+    if has is not None:
+        limit, (_, most) = has + int(1e9 * gigabytes), resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # torch has no type for it
+            raise
+        what = f"session: needs more than {gigabytes:g} GB of memory; if that is as it should be, raise memory_gb"
+        raise MemoryLimit(what) from None
 
 
 def place(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from ..transport.faults import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Verdict
-from .child import Control, become_child, place
+from .child import Control, become_child, bounded_memory, place
 from .control import (
     Answered,
     BrokenControl,
@@ -189,7 +189,8 @@ class Children:
         self._host.let_go()
         for child in self._alive.values():
             child.line.close()
-        self._service.work(pending.sock, control)
+        with bounded_memory(self._limits.memory_gb):
+            self._service.work(pending.sock, control)
 
     # -- what a child says
 

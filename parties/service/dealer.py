@@ -16,6 +16,7 @@ from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session.dealer import DealerParty, left_for, receive_seed
+from ..session.held import GB
 from ..session.meeting import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -55,7 +56,8 @@ class DealerService(SessionService):
                     before, sent = sent, shaped.meter.sent
                     control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
-                party = DealerParty(shaped, hello.program, left_for(hello, seeds), self.known, admission=control)
+                memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
+                party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory)
                 # The server decides how long its client may be silent; it keeps this connection that long.
                 party.serve(dealt, idle=2 * self.limits.idle)
             else:

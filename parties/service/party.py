@@ -318,4 +318,5 @@ class DealerMember:
             idle=settings.dealer.idle + settings.dealer.query_seconds,
             config=settings.shared_hash(),
             refused=refused,
+            memory=settings.dealer.memory_gb * GB,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.program.correlations import Correlations
 from ...models.program.interpreter import interpret
-from ...models.program.program import Instruction, Program
+from ...models.program.program import Program
 from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Channel
 from ...protocols.clear import ShapesEngine
@@ -24,11 +24,11 @@ from ...protocols.errors import PeerError, PeerGone, PeerProtocolError
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES
-from ...protocols.wire import elements
 from ..transport.handshake import Hello
 from .ahead import Ahead
 from .blocks import may_run
 from .compute_slots import ComputeSlots, Unlimited
+from .held import GB
 from .keys import masks, query_key
 from .messages import SAME_VERSION, Turn, out_of_place, read, read_number, read_seed, refusing, requests
 from .seeds import SeedError, Seeds
@@ -36,7 +36,8 @@ from .timings import peak_rss_mb
 from .tuples import TupleDealer
 from .weights import WeightMasks, read_keys
 
-PROGRAM_BYTES, VALUE_BYTES = 16 * 2**20, 2 * 2**30  # of a program from a server: its JSON, and its largest value
+PROGRAM_BYTES, TUPLE_BYTES = 16 * 2**20, 2 * 2**30  # of a program's JSON, and of the largest value of CrypTen's tuples
+MEMORY_BYTES = 16 * GB  # for the correlations of one query, unless the dealer's settings say otherwise
 
 
 class Programs(Protocol):
@@ -88,6 +89,7 @@ class DealerParty:
     digest   the hash of the program that all parties named
     others   hands out the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
     owners   among N parties: who owns which of a program's values
+    memory   bytes that correlations asked for at once may take while they are made
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class DealerParty:
         programs: Programs | None = None,
         admission: ComputeSlots | None = None,
         owners: Callable[[Program], Owners] | None = None,
+        memory: float = MEMORY_BYTES,
     ) -> None:
-        self.leader, self.digest, self.others, self.owners = leader, digest, others, owners
+        self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
 
@@ -119,7 +122,7 @@ class DealerParty:
         self.leader.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
         self.leader.send_message({"dealing": True})
-        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, VALUE_BYTES)
+        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, TUPLE_BYTES)
         least, states = 0, KeptStates()
         for message in requests(self.leader, idle):
             if tuples is not None and "tuple" in message:
@@ -129,7 +132,7 @@ class DealerParty:
             turn = read(self.leader, Turn, message.get("turn", {}))
             if not may_run(program, turn):
                 raise out_of_place(self.leader)
-            correlations = parts[turn.part].of_runs(turn.runs)
+            correlations = self._bounded(parts[turn.part].of_runs(turn.runs))
             with refusing(self.leader):
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
@@ -151,12 +154,19 @@ class DealerParty:
         return program
 
     def _correlations(self, program: Program) -> dict[str, Correlations]:
-        """By part of the program, with the layouts ready, which takes a moment."""
+        """By part of the program, each counted, which takes a moment."""
         owners = None if self.owners is None else self.owners(program)
-        found = {name: Correlations(program.part(name), owners) for name in program.parts or ("",)}
-        for correlations in found.values():
-            _ = correlations.layout
-        return found
+        names = program.parts or ("",)
+        return {name: self._bounded(Correlations(program.part(name), owners)) for name in names}
+
+    def _bounded(self, correlations: Correlations) -> Correlations:
+        """Errors: `PeerProtocolError` where they take more memory than there is for them; nothing was made yet."""
+        needed = correlations.dealer_bytes
+        if needed <= self.memory:
+            return correlations
+        what = f"asks for correlations that take {needed / GB:.3g} GB to make, and here they may take"
+        remedy = "raise dealer.memory_gb there, or compile the model for less: fewer texts, or shorter ones"
+        raise PeerProtocolError(self.leader.peer, f"{what} {self.memory / GB:.3g} GB at most", remedy)
 
 
 def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:
@@ -170,9 +180,6 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
     try:
         program = Program.from_json(text)
         parts = [program.part(name) for name in program.parts or ("",)]
-        largest = max((8 * _numbers(part, item) for part in parts for item in part.instructions), default=0)
-        if largest > VALUE_BYTES:
-            raise _unfit(server, "has a program with values that are too large for this dealer")
         if not all(_reads_what_it_keeps(part) for part in parts):
             raise _unfit(server, "has a program that keeps rows without end")
         Ahead(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result([server], "program")
@@ -181,22 +188,6 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
     except Exception:  # whatever a program can be that no compiler makes
         raise _unfit(server, "sent a program that cannot be run") from None
     return program
-
-
-def _numbers(program: Program, item: Instruction) -> int:
-    """Of a value; of what is read in a table, of all that the dealer shares for it."""
-    numbers, bits, low = elements(item.shape), item.attributes.get("bits"), item.attributes.get("low")
-    if item.op == "fourier":
-        return numbers * elements(program.instructions[item.args[1]].shape)
-    if low is None:
-        return numbers
-    if item.op != "lookup":
-        read = elements(program.instructions[item.args[0]].shape) if item.args else numbers
-        return max(numbers, read << bits - low)
-    cells, columns = program.instructions[item.args[1]].shape
-    if cells != 1 << bits - low:
-        raise ValueError(item)
-    return numbers * cells * columns
 
 
 def _reads_what_it_keeps(program: Program) -> bool:

@@ -22,7 +22,7 @@ from ..transport.frames import say_why
 from ..transport.handshake import Hello, answer_hello
 from ..transport.stream import StreamChannel
 from ..transport.tls import Listener
-from .dealer import DealerParty
+from .dealer import MEMORY_BYTES, DealerParty
 from .held import AheadLimits
 from .meeting import (
     HELLO_SECONDS,
@@ -177,12 +177,13 @@ def deal_among(
     idle: float | None = None,
     config: str = "",
     refused: Refused = lambda error: None,
+    memory: float = MEMORY_BYTES,
 ) -> None:
     """The dealer's whole session: every party comes and leaves its seed, then the leader has it deal, until it says
     goodbye. Closes `listener`.
 
-    `wait`: seconds for all parties to come; `idle`: seconds the leader may be silent between requests. Errors:
-    `PeerError`; the leader has been told.
+    `wait`: seconds for all parties to come; `idle`: seconds the leader may be silent between requests; `memory`: as of
+    `DealerParty`. Errors: `PeerError`; the leader has been told.
     """
     gathered = _Gathered(parties, config)
     end = time.monotonic() + wait
@@ -193,8 +194,8 @@ def deal_among(
                 gathered.add(_next(listener, parties.names, end, refused, missing, what), timeout)
         assert gathered.leader is not None
         assert gathered.first is not None
-        party = DealerParty(gathered.leader, gathered.first.program, gathered.others, owners=parties.sources)
-        party.serve(idle=idle)
+        leader, program = gathered.leader, gathered.first.program
+        DealerParty(leader, program, gathered.others, owners=parties.sources, memory=memory).serve(idle=idle)
     except PeerError as error:
         if gathered.leader is not None:
             tell([gathered.leader], error)

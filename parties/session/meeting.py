@@ -22,7 +22,7 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
-from ..addresses import parse_address
+from ..addresses import ReplicatedAddress, parse_address
 from ..transport.frames import printable, say_why
 from ..transport.handshake import Hello, MovedTo, answer_hello, hello
 from ..transport.stream import StreamChannel
@@ -142,8 +142,8 @@ def introduce(
     address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
 ) -> tuple[StreamChannel, Hello]:
     """Dial the party `role` and say hello; and what it said. `wait`: seconds for it to listen, if that is up to it.
-    Where there are several of it, the first address says which to dial; that one has to show a certificate of the same
-    role and for the same host.
+    Where there are several of it, the first address says which to dial; that one is at the same host, or where
+    `address` says that replicas may be, and has to show a certificate of the same role and for the same host.
 
     Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
     """
@@ -153,7 +153,7 @@ def introduce(
         except MovedTo as moved:
             there = moved.address
         try:
-            return _introduce(parse_address(there), address[0], context, role, mine, timeout, wait)
+            return _introduce(_followed(address, there, role), address[0], context, role, mine, timeout, wait)
         except (MovedTo, ValueError):
             what = f"said that it has moved to {printable(there, 60)}, where it is not"
             raise PeerProtocolError(role, what, "see its replicas") from None
@@ -162,6 +162,15 @@ def introduce(
                 raise
             time.sleep(MOVE_SECONDS)  # it has just ended, which is known there in a moment
     raise AssertionError
+
+
+def _followed(address: Address, there: str, role: str) -> Address:
+    """Where `address` sends this session on. Errors: ValueError; PeerProtocolError for a host that it may not name."""
+    found = parse_address(there)
+    if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(found.host):
+        what = f"said that it has moved to {found}, which is not its host"
+        raise PeerProtocolError(role, what, f"if it is right, name that host in parties.{role}.replicas_at")
+    return found
 
 
 def _introduce(

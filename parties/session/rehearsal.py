@@ -8,6 +8,7 @@ Nothing here is secret, and nothing is sent.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -187,7 +188,7 @@ def _dealer(program: Program, turn: Turn) -> _Watched:
     watched, programs = _Watched(), MemoryPrograms()
     programs.put(program)
     server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0, **turn.message()}, {"bye": True})
-    DealerParty(server, program.hash(), lambda: [new_seed()], programs).serve()
+    DealerParty(server, program.hash(), lambda: [new_seed()], programs, memory=math.inf).serve()
     return watched
 
 

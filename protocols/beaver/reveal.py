@@ -89,8 +89,8 @@ class Reveal(Primitive):
 
 def zero(offline: Offline, key: str, shape: Shape, width: int) -> Tensor:
     """A fresh sharing of zero."""
-    zeros = torch.zeros(shape, dtype=torch.int64)
-    return offline.source.derived(f"{key}/zero", shape, lambda: zeros, mask_bytes(width))
+    zeros = lambda: torch.zeros(shape, dtype=torch.int64)  # noqa: E731
+    return offline.source.derived(f"{key}/zero", shape, zeros, mask_bytes(width))
 
 
 def rounding(offline: Offline, key: str, shape: Shape, width: int, bits: int, ring: int) -> Rounding:

@@ -12,6 +12,7 @@ The client receives nothing from the dealer. The dealer receives nothing but see
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from ..wire import elements, held_in, pack_into, unpack
 Shape = tuple[int, ...]
 Made = Callable[[], Tensor]
 FRAME = 1 << 18  # bytes up to which small corrections share a frame
+BESIDE = 6  # of a value that the dealer makes, what it holds beside it: its terms, all parties' shares, the frame
 
 
 class Source(Protocol):
@@ -187,15 +189,28 @@ class ServerSource:
 
 
 class CountingSource:
-    """Prices a correlation: counts the corrections' bytes, on tensors without storage. The declared offline cost."""
+    """Prices a correlation on tensors without storage.
+
+    layout   bytes of the corrections: the declared offline cost
+    held     bytes of the values that something still reads; `peak`: the most that a dealer ever holds
+    """
 
     role = "count"
 
     def __init__(self) -> None:
         self.layout: list[int] = []
+        self.held = self.peak = 0
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        return torch.empty(shape, dtype=torch.int64, device="meta")
+        made = torch.empty(shape, dtype=torch.int64, device="meta")
+        size = 8 * made.numel()
+        self.peak = max(self.peak, self.held + (1 + BESIDE) * size)
+        self._hold(size)
+        weakref.finalize(made, self._hold, -size)
+        return made
+
+    def _hold(self, size: int) -> None:
+        self.held += size
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.uniform(label, shape)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..seeds import reseed
 from .parameters import CkksError
 
 Part = TypeVar("Part")
@@ -47,6 +48,7 @@ def _forked(parts: Sequence[Part], work: Callable[[Part], Any], folder: Path, mi
         return child
     status = 1
     try:
+        reseed()
         for number in mine:
             if os.getppid() != parent:
                 break

@@ -65,7 +65,7 @@ def test_the_example_shows_every_key_with_its_default(tmp_path):
         assert all(value is not None for value in full[section].values()), section
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, flags=re.MULTILINE))
     keys = {key for section in full.values() for key in section if not isinstance(section[key], dict)}
-    assert shown == keys | {"address"}
+    assert shown == keys | {"address", "replicas_at"}
 
 
 # Paths and addresses.

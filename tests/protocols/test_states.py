@@ -130,7 +130,7 @@ def test_layout_and_price_are_the_program_s_whatever_is_kept():
         filled, correlations = KeptStates("meta"), Correlations(second.program, owners)
         Correlations(first.program, owners).count(filled)
         assert filled.rows("k") == 4
-        assert correlations.count(filled) == correlations.count() == correlations.layout
+        assert correlations.count(filled).layout == correlations.count().layout == correlations.layout
     engine = PricingEngine(Ring(), placeholders(second.program), filled)
     rounds = interpret(second.program, engine, lambda swaps: [None] * len(swaps)).rounds
     assert rounds == price(second.program).rounds

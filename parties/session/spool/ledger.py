@@ -38,6 +38,7 @@ from sqlalchemy import (
     and_,
     case,
     cast,
+    delete,
     exists,
     func,
     or_,
@@ -52,6 +53,7 @@ from ...database import Database
 from .keys import Keys
 
 SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is
+NOTED, SWEPT = 100_000, "00"  # uses noted, the last ones; one in 256 tags begins so, and then older ones are removed
 FORMAT = PROTOCOL  # what is stored is of the masks that one protocol draws: under another it would give wrong answers
 
 _TABLES = MetaData()
@@ -202,8 +204,12 @@ class Ledger:
             raise self._used_before()
 
     def _audit(self, db: Connection, key: bytes, session: str, number: int) -> bool:
-        """Whether this is the first use of the key; noted if so."""
+        """Whether this is the first use of the key, of the last `NOTED`; noted if so. A key comes twice by a bug or
+        from a copy of a spool, soon; whether a number of the spool was used, its own row says for good."""
         note = {"tag": audit_tag(key), "session": session, "number": number, "at": time.time()}
+        if note["tag"].startswith(SWEPT):
+            last = select(_AUDIT.c.at).order_by(_AUDIT.c.at.desc()).offset(NOTED).limit(1).scalar_subquery()
+            db.execute(delete(_AUDIT).where(_AUDIT.c.at <= last))
         new = self.database.insert(_AUDIT).values(note).on_conflict_do_nothing()
         return db.execute(new.returning(_AUDIT.c.tag)).one_or_none() is not None
 
@@ -288,7 +294,7 @@ class Ledger:
             return [LedgerRow(**dict(zip(names, row, strict=True))) for row in db.execute(query)]
 
     def audit(self) -> list[tuple[str, str, int]]:
-        """(tag, session, number) of all correlations used, spooled and live, in order."""
+        """(tag, session, number) of correlations used, spooled and live, in order: of the last `NOTED` or some more."""
         query = select(_AUDIT.c.tag, _AUDIT.c.session, _AUDIT.c.number).order_by(_AUDIT.c.at)
         with self.database.read() as db:
             return [(tag, session, number) for tag, session, number in db.execute(query)]

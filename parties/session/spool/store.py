@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from ....files import sync, whole_file
 from .ledger import SpoolError
 
+_NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else
 
 
@@ -78,12 +80,14 @@ class Store:
             raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
 
     def strays(self, known: set[str], seconds: float) -> list[str]:
-        """Files that no ledger names, last written `seconds` ago or more: what a crash left behind."""
+        """Files of a spool that no ledger names, last written `seconds` ago or more: what a crash left behind."""
         before = time.time() - seconds
         found = []
         for path in self.folder.glob("*/*"):
             name = path.relative_to(self.folder).as_posix()
             with suppress(OSError):
-                if name not in known and path.is_file() and path.stat().st_mtime <= before:
+                if name in known or not _NAMES.fullmatch(name):
+                    continue
+                if path.is_file() and path.stat().st_mtime <= before:
                     found.append(name)
         return found

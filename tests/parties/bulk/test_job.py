@@ -164,6 +164,30 @@ def test_a_job_that_cannot_go_on_keeps_what_it_has(tmp_path):
     assert_each_once(out)
 
 
+def test_a_journal_removes_only_what_it_wrote(tmp_path):
+    source, out = table_of(tmp_path), tmp_path / "out.csv"
+    with pytest.raises(Killed):
+        BulkJob(source, out, lambda: Fake({50: Killed()})).run()
+    journal = out.with_name("out.csv.progress")
+    others = [journal / name for name in ("notes.txt", "000000.txt", "999999.done", "kept.json")]
+    for path in others:
+        path.write_text("somebody's")
+    (journal / "job.json.0123456789abcdef.part").write_text("of a crash")
+    BulkJob(source, out, Fake).run()
+    assert [row["row"] for row in answers(out)] == list(range(len(TEXTS)))
+    assert sorted(journal.iterdir()) == sorted(others)
+
+
+def test_a_folder_that_is_no_jobs_is_left_alone(tmp_path):
+    source, out = table_of(tmp_path), tmp_path / "out.csv"
+    others = out.with_name("out.csv.progress")
+    others.mkdir()
+    (others / "000000.done").write_text('{"row": 0, "label": "of somebody"}\n')
+    with pytest.raises(BulkError, match=r"out.csv.progress: is no job's; give another --out, or remove that folder"):
+        BulkJob(source, out, Fake).run()
+    assert [path.name for path in others.iterdir()] == ["000000.done"]
+
+
 def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
     source, out = table_of(tmp_path), tmp_path / "out.parquet"
     with pytest.raises(Killed):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
+from blindformer.parties.addresses import ReplicatedAddress
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.config import load_settings
 from blindformer.parties.replicas.front import ServerFront, as_toml
+from blindformer.parties.session import meeting
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.meeting import introduce, new_session
 from blindformer.parties.transport.handshake import Hello, answer_hello
@@ -118,9 +122,9 @@ def listening(folder: Path) -> Listener:
     return listen("127.0.0.1", 0, server_context(folder, "server"))
 
 
-def meet(certificates: Path, listener: Listener) -> Hello:
+def meet(certificates: Path, listener: Listener, address: tuple[str, int] | None = None) -> Hello:
     context = client_context(certificates, "client")
-    channel, theirs = introduce(listener.address, context, "server", HELLO, 10.0)
+    channel, theirs = introduce(address or listener.address, context, "server", HELLO, 10.0)
     channel.close()
     return theirs
 
@@ -146,6 +150,53 @@ def test_nobody_is_sent_on_twice(certificates, aside):
             says(listener, {"moved": "{}:{}".format(*other.address)}, aside)
         with pytest.raises(PeerProtocolError, match="said that it has moved"):
             meet(certificates, front)
+
+
+@pytest.fixture
+def dialled(monkeypatch) -> list[str]:
+    """Hosts that are dialled; of those that somebody was sent to, none answers."""
+    found, dial = [], meeting.dial
+
+    def noting(host, *rest, **options):
+        found.append(host)
+        if len(found) > 1:
+            raise PeerRefused("server", "is not asked here", "")
+        return dial(host, *rest, **options)
+
+    monkeypatch.setattr(meeting, "dial", noting)
+    return found
+
+
+INSIDE = ["10.9.8.7", "169.254.169.254", "[fe80::1]", "intranet.example", "localhost.example"]
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_a_front_that_lies_cannot_have_a_session_dial_what_it_likes(certificates, aside, dialled, host):
+    with listening(certificates) as front:
+        says(front, {"moved": f"{host}:443"}, aside)
+        with pytest.raises(PeerProtocolError, match=r"which is not its host; .* parties.server.replicas_at"):
+            meet(certificates, front)
+    assert dialled == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_where_replicas_may_be_is_a_setting(certificates, aside, dialled, tmp_path, host):
+    file = tmp_path / "blindformer.toml"
+    with listening(certificates) as front:
+        places = ["10.9.0.0/16", "169.254.169.254", "fe80::/64", "intranet.example", "localhost.example"]
+        address = '"{}:{}"'.format(*front.address)
+        file.write_text(f"[parties.server]\naddress = {address}\nreplicas_at = {json.dumps(places)}\n")
+        says(front, {"moved": f"{host}:443"}, aside)
+        with pytest.raises(PeerRefused, match="is not asked here"):
+            meet(certificates, front, load_settings(file).address("server"))
+    assert dialled[1:] == [host.strip("[]")]
+
+
+def test_a_machine_has_all_of_its_own_addresses():
+    """A cluster on this machine may name its replicas by another address than loopback."""
+    own = {one.address for of in psutil.net_if_addrs().values() for one in of if one.family == socket.AF_INET}
+    assert all(ReplicatedAddress("localhost", 1).covers(address) for address in own)
+    assert not ReplicatedAddress("localhost", 1).covers("192.0.2.1")
 
 
 def test_whoever_is_sent_to_shows_a_certificate_of_the_same_deployment(certificates, aside, tmp_path):

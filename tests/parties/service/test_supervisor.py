@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from blindformer.tests.parties.service.harness import Running, crowd, eventually
 from blindformer.tests.parties.service.toy import HELLO
 
 TOY = Path(__file__).with_name("toy.py")
+HOARDED = "session: needs more than 0.5 GB of memory; if that is as it should be, raise memory_gb"
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_each_connection_has_a_process_of_its_own(start):
         ("die", "child-killed", {"kind": "SIGKILL"}),
         ("fault", "session-failed", {"kind": "PeerProtocolError", "what": "client: said something odd; mend it"}),
         ("bug", "session-failed", {"kind": "KeyError"}),
+        ("hoard 900", "session-failed", {"kind": "MemoryLimit", "what": HOARDED}),
         ("mutter nonsense", "session-failed", {"kind": "Killed"}),
         ('mutter {"want":{"number":-1}}', "session-failed", {"kind": "Killed"}),
         ('mutter {"release":{"number":1}}', "session-failed", {"kind": "Killed"}),
@@ -101,7 +104,7 @@ def test_each_connection_has_a_process_of_its_own(start):
     ],
 )
 def test_what_a_child_does_ends_it_and_nobody_else(start, command, event, fields):
-    toy = start(sessions=2, share=1.0)
+    toy = start(sessions=2, share=1.0, memory_gb=0.5)
     a, b = Peer(toy), Peer(toy)
     a.say(command)
     toy.wait_for(event, pid=a.pid, **fields)
@@ -337,3 +340,31 @@ def test_a_flood_of_strangers_fills_no_log(start):
         stranger.close()
     assert Peer(toy).answer == "open"
     assert len(toy.logged("refused")) < 60  # 20, and 2 a second
+
+
+def test_a_session_may_take_memory_up_to_its_bound(start):
+    toy = start(memory_gb=0.5)
+    assert Peer(toy).ask("hoard 300") == "has 300"
+
+
+def test_what_is_only_read_or_reserved_is_not_counted_and_torch_ends_as_python_does(tmp_path):
+    """A model's weights are mapped from its files, and each thread reserves a stack and a heap."""
+    file = tmp_path / "weights"
+    with file.open("wb") as stream:
+        stream.truncate(4 << 30)
+    code = f"""
+import mmap, threading, torch
+from blindformer.parties.service.child import MemoryLimit, bounded_memory
+with bounded_memory(0.5), open({str(file)!r}, "rb") as stream:
+    weights = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    threads = [threading.Thread(target=lambda: torch.ones(1 << 20).sum()) for _ in range(16)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert torch.ones(25_000_000).sum() and weights[-1] == 0
+try:
+    with bounded_memory(0.5):
+        torch.ones(10**9)
+except MemoryLimit as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == HOARDED

@@ -116,6 +116,12 @@ def bug(control, say) -> None:
     raise KeyError("a secret value")
 
 
+def hoard(control, say, megabytes: str) -> None:
+    """Take so much memory, a megabyte at a time."""
+    held = [bytes(1 << 20) for _ in range(int(megabytes))]
+    say(f"has {len(held)}")
+
+
 def mutter(control, say, *words: str) -> None:
     control._sock.sendall(" ".join(words).encode() + b"\n")
 
@@ -125,7 +131,7 @@ def deaf(control, say) -> None:
     time.sleep(1000)
 
 
-COMMANDS = {f.__name__: f for f in (introduce, query, fds, die, fault, bug, mutter, deaf)}
+COMMANDS = {f.__name__: f for f in (introduce, query, fds, die, fault, bug, hoard, mutter, deaf)}
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from contextlib import suppress
 
 import pytest
-from blindformer.models.program.program import Program
+from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, receive_seed
 from blindformer.parties.session.meeting import my_hello
@@ -43,14 +45,14 @@ def test_a_client_leaves_its_seed_and_is_told_so(case):
 class Server:
     """A server that says what it likes to a dealer. `named`: the hash in both hellos, if not the program's."""
 
-    def __init__(self, program: Program, *, named: str = "", programs=None, seeds=None, admission=None):
+    def __init__(self, program: Program, *, named: str = "", programs=None, seeds=None, **options):
         self.channel, dealer = memory_pair("server", "dealer", 10)
         self.program = program
         if seeds is None:
             seeds = MemorySeeds()
             seeds.put(SESSION, named or program.hash(), SEED)
         digest = named or program.hash()
-        party = DealerParty(dealer, digest, lambda: [seeds.take(SESSION, digest)], programs, admission=admission)
+        party = DealerParty(dealer, digest, lambda: [seeds.take(SESSION, digest)], programs, **options)
         self.error: Exception | None = None
 
         def run() -> None:
@@ -136,11 +138,53 @@ def test_a_program_must_be_the_one_that_both_named(case, text, size, what):
 WIDE = {"start": 0, "bits": 20, "low": 4, "drop": 0, "rate": 1.0, "fraction": 3}  # 65,536 numbers for each element
 
 
+def of_client(shape: tuple[int, ...], *operations: dict) -> Program:
+    """A chain of operations on a value of the client."""
+    made = [Instruction(op="client", attributes={"name": "x"}, shape=shape)]
+    for number, item in enumerate(operations):
+        made.append(Instruction(**{"args": (number,), "shape": shape, **item}))
+    return Program(instructions=tuple(made))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        of_client((2**28,), {"op": "polynomial", "attributes": {"coefficients": [1] * 189}}),
+        of_client((2**26,), *({"op": "polynomial", "attributes": {"coefficients": [1] * 30}} for _ in range(20))),
+        of_client((2**22,), {"op": "tail_counts", "shape": (2**16,), "attributes": {"start": 0, "bits": 16, "low": 0}}),
+    ],
+    ids=["powers", "many powers", "cells"],
+)
+def test_a_program_that_would_fill_the_memory_is_refused_before_anything_is_made(program):
+    """Its JSON has some kilobytes, and each of its values less than 2 GiB."""
+    text = program.to_json().encode()
+    assert len(text) < 6500
+    server = Server(program)
+    server.offer(text)
+    error = server.ended()
+    assert isinstance(error, PeerProtocolError)
+    what = r"take [\d.e+]+ GB to make, and here they may take 16 GB at most; raise dealer.memory_gb"
+    assert re.search(what, str(error))
+
+
+def test_so_are_more_runs_at_once_than_fit():
+    rows = {"op": "keep", "attributes": {"name": "rows"}}, {"op": "state", "args": (), "attributes": {"name": "rows"}}
+    program = of_client((1, 4096), *rows)
+    server = Server(program, memory=4 * Correlations(program).dealer_bytes)
+    set_up(server)
+    for number, runs in enumerate((2, 8)):
+        server.channel.send_message({"query": number, "turn": {"part": "", "rows": 0, "runs": runs}})
+        if runs == 2:
+            assert server.channel.recv_message() == {"deal": 0}
+            assert "dealt" in server.channel.recv_message()
+    assert "here they may take" in str(server.ended())
+
+
 @pytest.mark.parametrize(
     ("program", "what"),
     [
-        (lambda p: changed(p, shape=(2**20, 2**20)), "values that are too large"),
-        (lambda p: changed(p, op="exp", shape=(2**12, 2**8), attributes=WIDE), "values that are too large"),
+        (lambda p: changed(p, shape=(2**20, 2**20)), "cannot be run"),
+        (lambda p: changed(p, op="exp", shape=(2**12, 2**8), attributes=WIDE), "cannot be run"),
         (lambda p: changed(p, op="lookup", args=(0, 0), attributes={**WIDE, "low": 18}), "cannot be run"),
         (lambda p: changed(p, shape=(3, 5)), "cannot be run"),
         (lambda p: changed(p, shape=(5, 8)), "cannot be run"),

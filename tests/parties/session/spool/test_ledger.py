@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from blindformer.parties.session.spool import SpoolError, audit_tag
+from blindformer.parties.session.spool import ledger as ledgers
 from blindformer.parties.session.spool.ledger import Entry, Ledger
 from blindformer.protocols.errors import CorrelationError
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
@@ -149,6 +150,20 @@ def test_every_use_leaves_its_tag_and_a_second_one_is_refused(ledger):
     with pytest.raises(CorrelationError, match="used before"):
         ledger.record(key, "22" * 16, 8)
     assert len(ledger.audit()) == 2
+
+
+def test_the_last_uses_are_noted_and_no_more(ledger, monkeypatch):
+    monkeypatch.setattr(ledgers, "NOTED", 10)
+    monkeypatch.setattr(ledgers, "SWEPT", "")  # each time, not one time in 256
+    keys = [key_of("live", SESSION, number) for number in range(25)]
+    for number, key in enumerate(keys):
+        ledger.record(key, "11" * 16, number)
+    assert [number for _, _, number in ledger.audit()] == [*range(14, 25)]
+    for key in keys[-10:]:
+        with pytest.raises(CorrelationError, match="used before"):
+            ledger.record(key, "22" * 16, 0)
+    assert ledger.take(SESSION, 1) is not None
+    assert ledger.take(SESSION, 1) is None, "of the spool, however long ago"
 
 
 def test_a_key_that_was_used_live_cannot_be_taken(ledger):

@@ -115,13 +115,24 @@ def test_the_limit_is_kept(tmp_path):
 
 
 def test_a_sweep_removes_what_nobody_asks_for(spool):
-    stray = spool.folder / SESSION / "7.part"
-    stray.write_bytes(b"left by a crash")
+    for stray in ("7.0123456789abcdef.part", "8"):
+        (spool.folder / SESSION / stray).write_bytes(b"left by a crash")
     use(spool, 1)
     spool.sweep(grace=3600)
-    assert files(spool) == ["0", "2", "7.part"]
+    assert files(spool) == ["0", "2", "7.0123456789abcdef.part", "8"]
     spool.sweep(grace=0)
     assert files(spool) == ["2"]
     row = spool.rows()[0]
     assert (row.ready, row.used, row.skipped) == (1, 1, 1)
     assert use(spool, 2) == b"".join(content(SESSION, 2))
+
+
+def test_a_sweep_leaves_what_no_spool_wrote(spool):
+    """Whoever names a folder with files of his own as the spool keeps these."""
+    names = ("letters/7.txt", "cafe/2026", f"{SESSION}/notes", f"{SESSION}/7.part")
+    others = [spool.folder / name for name in names]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a letter")
+    spool.sweep(grace=0)
+    assert all(path.exists() for path in others)
