@@ -50,8 +50,8 @@ class AddedByGateway(Measured):
 
 
 @contextmanager
-def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
-    """A gateway with this model: its client, and what a request over HTTP takes."""
+def gateway_of(model: str) -> Iterator[tuple[serving.Listening, str, OfferedModel]]:
+    """A gateway with this model, called NAME, whose parties have met: where it listens, its key, and the model."""
     listening: list[serving.Listening] = []
     servers: list[serving.GatewayServer] = []
     met: list[OfferedModel] = []
@@ -70,22 +70,29 @@ def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
         thread.start()
         try:
             ready.wait()
-            words = [str(ASKER), *map(str, listening[0].address), NAME, TEXT]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-            with subprocess.Popen([sys.executable, *words], **pipes) as asker:
-                ask, said = asker.stdin, asker.stdout
-                assert ask is not None
-                assert said is not None
-                ask.write(key.read_text())
-
-                def over_http() -> float:
-                    ask.write("\n")
-                    return float(said.readline())
-
-                yield met[0].client, over_http
+            yield listening[0], key.read_text().strip(), met[0]
         finally:
             servers[0].stop()
             thread.join()
+
+
+@contextmanager
+def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
+    """A gateway with this model: its client, and what a request over HTTP takes."""
+    with gateway_of(model) as (listening, key, met):
+        words = [str(ASKER), *map(str, listening.address), NAME, TEXT]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        with subprocess.Popen([sys.executable, *words], **pipes) as asker:
+            ask, said = asker.stdin, asker.stdout
+            assert ask is not None
+            assert said is not None
+            ask.write(f"{key}\n")
+
+            def over_http() -> float:
+                ask.write("\n")
+                return float(said.readline())
+
+            yield met.client, over_http
 
 
 def measured(model: str, count: int, pause: float, say: Say) -> tuple[list[float], list[float]]:

@@ -44,10 +44,12 @@ class Chat:
         """Tokens of a conversation, up to where the answer begins. Errors: GenerationError."""
         return self.checked(_template(self.tokenizer, _with_system(messages, self.system)))
 
-    def text(self, text: str) -> list[int]:
-        """Tokens of a text to be continued, after the prefix."""
+    def text(self, text: str | Sequence[int]) -> list[int]:
+        """Tokens of a text to be continued, after the prefix. Errors: GenerationError."""
         if not text:
             raise GenerationError("prompt: is empty; write something to be continued")
+        if not isinstance(text, str):
+            return self.checked([*self.prefix, *text])
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self.prefix + ids
 

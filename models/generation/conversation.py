@@ -16,6 +16,7 @@ from ..program.program import Program
 from .chat import Chat
 from .decoder import GenerationError
 from .drafts import DRAFTS, assistant
+from .logprobs import Logprobs
 from .rows import Ahead, Pass, Rows
 from .sampling import PrivateDecoder
 
@@ -67,16 +68,20 @@ class Conversation:
         """A text and what comes after it. Errors: GenerationError."""
         return self.answer(self.chat.text(text), on_text, **options)
 
-    def answer(self, ids: Sequence[int], on_text: OnText | None = None, **options: Any) -> Completion:
+    def answer(
+        self, ids: Sequence[int], on_text: OnText | None = None, logprobs: Logprobs | None = None, **options: Any
+    ) -> Completion:
         """What comes after these tokens, which begin with the prefix. `seed`: draws the same again. `assistant_model`:
-        a small public model, or its name, that drafts `num_assistant_tokens` here, in the clear."""
+        a small public model, or its name, that drafts `num_assistant_tokens` here, in the clear. `logprobs`: is told
+        how likely the tokens are."""
         ids = self.chat.checked(ids)
         room = self._room(ids)
         if options.get("assistant_model") is not None:
             options["assistant_model"] = drafting = self._drafting(options["assistant_model"])
             drafting.generation_config.num_assistant_tokens = options.pop("num_assistant_tokens", DRAFTS)
             drafting.generation_config.assistant_confidence_threshold = 0.0  # a pass that is not full costs as much
-        wanted = options.pop("max_new_tokens", None) or room
+        wanted = options.pop("max_new_tokens", None)
+        wanted = room if wanted is None else min(wanted, room)
         self.retried = ""
         self.stopped, before, started = False, self.rows.passes, time.perf_counter()
         first: list[tuple[float, int]] = []
@@ -84,7 +89,7 @@ class Conversation:
         def began() -> None:
             first.append((time.perf_counter(), self.rows.passes))
 
-        streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), began)
+        streamer = _Streamer(self.chat.tokenizer, on_text or (lambda text: None), began, logprobs)
         options.setdefault("pad_token_id", self.chat.tokenizer.pad_token_id)
         stop = StoppingCriteriaList([_Stop(self, len(ids) + room)])
         if options.get("stop_strings"):
@@ -97,13 +102,14 @@ class Conversation:
                 torch.tensor(ids),
                 streamer=streamer,
                 stopping_criteria=stop,
-                max_new_tokens=min(wanted, room),
+                max_new_tokens=wanted,
+                logprobs=logprobs,
                 **options,
             ).tolist()
         seconds, passes = time.perf_counter() - started, self.rows.passes - before
         text = self.chat.tokenizer.decode(found, skip_special_tokens=True)
         ended = bool(found) and found[-1] in _ends(self.decoder.generation_config)
-        finish = "stop" if ended or (not self.stopped and len(found) < min(wanted, room)) else "length"
+        finish = "stop" if ended or (not self.stopped and len(found) < wanted) else "length"
         at, read = first[0] if first else (started + seconds, before + passes)
         prompt_passes = read - before
         return Completion(
@@ -185,14 +191,18 @@ class _Stop(StoppingCriteria):
 class _Streamer(TextStreamer):
     """Words as they are sure: transformers' own way to tell, to a function of ours."""
 
-    def __init__(self, tokenizer: Any, on_text: OnText, began: Callable[[], None]) -> None:
+    def __init__(
+        self, tokenizer: Any, on_text: OnText, began: Callable[[], None], logprobs: Logprobs | None = None
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text, self.began, self.waits = on_text, began, True
+        self.on_text, self.began, self.waits, self.logprobs = on_text, began, True, logprobs
 
     def put(self, value: Tensor) -> None:
         if not self.next_tokens_are_prompt and self.waits:
             self.began()
             self.waits = False
+        if not self.next_tokens_are_prompt and self.logprobs is not None:
+            self.logprobs.chosen(value.flatten().tolist())
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .decoder import GenerationError
 from .drafts import DraftTimes, PayingDrafts
+from .logprobs import Logprobs
 from .noise import HOTTEST, Noise
 from .rows import Rows
 
@@ -82,6 +83,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.rows, self.head, self.generation_config = rows, head, defaults
         self.drafts: PayingDrafts | None = None  # of the last answer
         self.draft_times = DraftTimes()
+        self.logprobs: Logprobs | None = None  # of this answer, if they are asked for
         self.place = torch.nn.Parameter(torch.zeros(0), requires_grad=False)  # `generate` asks for a device
 
     def prepare_inputs_for_generation(
@@ -110,6 +112,8 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
             logits = torch.full((len(tokens), self.rows.words), -torch.inf).scatter(1, tokens, 0.0)
         else:
             logits = found if self.head is None else found @ self.head.T
+        if self.logprobs is not None:
+            self.logprobs.read(len(self.rows.ids) - len(logits), logits)
         return CausalLMOutputWithPast(logits=logits[None], cache=cache)
 
     def _get_candidate_generator(self, generation_config: GenerationConfig, *given: Any, **options: Any) -> Any:
@@ -119,13 +123,21 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.drafts = PayingDrafts(drafter, self.rows, self.draft_times, always=bool(generation_config.do_sample))
         return self.drafts
 
-    def answer(self, ids: Tensor, **options: Any) -> Tensor:
+    def answer(self, ids: Tensor, logprobs: Logprobs | None = None, **options: Any) -> Tensor:
         """The tokens after `ids` [tokens], which begin with the prefix. What was read of them before is not read again.
-        Ends as `generate` does."""
+        Ends as `generate` does. `max_new_tokens=0`: they are read, and none comes after them."""
+        if logprobs is not None and self.rows.words:
+            check_of_tokens(logprobs=logprobs)
         same = zip(self.rows.ids, ids.tolist(), strict=False)
         read = next((place for place, (old, new) in enumerate(same) if old != new), len(self.rows.ids))
+        if logprobs is not None:
+            logprobs.begin(ids.tolist(), self.rows.prefix)
+            read = 0 if logprobs.echo else read
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
-        self.drafts, self.rows.asked = None, len(ids) - len(self.rows.ids)
+        self.drafts, self.rows.asked, self.logprobs = None, len(ids) - len(self.rows.ids), logprobs
+        if options.get("max_new_tokens") == 0:
+            self(ids[None, len(self.rows.ids) :])
+            return ids[:0]
         if self.rows.words:
             options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,25 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from ...errors import BlindformerError
+from ...models.generation.logprobs import Spelling
 from ..service.https.bodies import Bodies
 from ..service.logs import Log
 from ..service.metrics import Metrics
+from .answered import RequestAnswer
 from .guard import Guard
-from .models import Offered, OfferedModel, RequestAnswer
+from .models import Offered, OfferedModel
 from .page import page
-from .problems import SERVER, ApiError, as_api_error
+from .problems import SERVER, UNSUPPORTED, ApiError, as_api_error
 from .replies import (
     EXTRA,
     STILL_THERE,
+    AnswerText,
     Completions,
-    StopTexts,
     embeddings,
     event,
-    finish_of,
     model_object,
     models,
+    ranking,
     usage,
 )
 from .requests import (
@@ -41,6 +43,7 @@ from .requests import (
     ClassifyRequest,
     CompletionRequest,
     EmbeddingsRequest,
+    RerankRequest,
     Sampling,
     alternating,
 )
@@ -83,7 +86,7 @@ class Gateway:
             what = "the gateway stopped meanwhile; ask again when it has started"
             raise ApiError(503, what, kind=SERVER, retry_after=5)
         travelled = answered.travelled
-        self.metrics.add("queries", max(len(answered.values), 1))
+        self.metrics.add("queries", max(len(answered.values), len(answered.completions), 1))
         self.metrics.add("bytes", travelled.sent_bytes, "sent")
         self.metrics.add("bytes", travelled.received_bytes, "received")
         self.metrics.observe("seconds", seconds, "online")
@@ -147,27 +150,35 @@ def make_app(gateway: Gateway) -> Guard:
         gateway.count(answered, time.perf_counter() - started)
         return answered
 
-    async def complete(asked: Sampling, model: OfferedModel, ids: list[int], chat: bool) -> Response:
-        options, said = asked.options(), Completions(asked.model, chat)
+    async def complete(
+        asked: Sampling, model: OfferedModel, prompts: list[list[int]], leads: Sequence[str], chat: bool
+    ) -> Response:
+        """`leads`: what each answer begins with, its prompt where it is to be echoed."""
+        options, spelling = asked.options(), Spelling(model.tokenizer)
+        said = Completions(asked.model, chat, spelling)
+        if asked.likeliest is not None and not model.tells_scores:
+            what = "logprobs: this model reveals only the token; leave it out, or compile with --reveal scores"
+            raise ApiError(400, what, param="logprobs", code=UNSUPPORTED)
+        told = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
+
+        def work(job: Job[RequestAnswer]) -> RequestAnswer:
+            return model.answer(job, prompts, [one.logprobs for one in told], options)
+
+        if not asked.stream:
+            answered = await run(model, work)
+            return JSONResponse(said.whole(told, answered), background=afterwards(model))
         started = time.perf_counter()
-        job = await offered.begin(model, lambda job: model.answer(job, ids, options))
-        until = StopTexts(asked.stop)
+        job = await offered.begin(model, work)
         try:
-            if asked.stream:
-                await job.begun(FIRST_SECONDS)
-                streaming = stream(job, until, said, asked.stream_options.include_usage, started)
-                return Streamed(streaming, job, media_type="text/event-stream", background=afterwards(model))
-            text = "".join([until.feed(piece) async for piece in job.pieces()]) + until.rest()
-            answered = await job.result()
+            await job.begun(FIRST_SECONDS)
         except BaseException:
             job.stop()
             raise
-        gateway.count(answered, time.perf_counter() - started)
-        whole = said.whole(text, finish_of(answered, until.over), answered)
-        return JSONResponse(whole, background=afterwards(model))
+        streaming = stream(job, told[0], said, asked.stream_options.include_usage, started)
+        return Streamed(streaming, job, media_type="text/event-stream", background=afterwards(model))
 
     async def stream(
-        job: Job[RequestAnswer], until: StopTexts, said: Completions, with_usage: bool, started: float
+        job: Job[RequestAnswer], told: AnswerText, said: Completions, with_usage: bool, started: float
     ) -> AsyncIterator[bytes]:
         """Events, as the answer comes. An error is the last one."""
         try:
@@ -175,13 +186,12 @@ def make_app(gateway: Gateway) -> Guard:
             async for piece in job.pieces(PATIENCE):
                 if not piece:
                     yield STILL_THERE
-                elif text := until.feed(piece):
-                    yield said.piece(text)
+                elif text := told.feed(piece):
+                    yield said.piece(text, told)
             answered = await job.result()
             gateway.count(answered, time.perf_counter() - started)
-            if text := until.rest():
-                yield said.piece(text)
-            yield said.last(finish_of(answered, until.over), answered, with_usage)
+            yield said.piece(told.rest(), told, last=True)
+            yield said.last(told, answered, with_usage)
         except Exception as error:
             yield event(gateway.problem(error).body())
 
@@ -189,13 +199,17 @@ def make_app(gateway: Gateway) -> Guard:
         asked = ChatRequest.read(body)
         model, messages = offered.find(asked.model), alternating(asked.messages)
         ids = await asyncio.to_thread(model.prompt, lambda chat: chat.prompt(messages), "messages")
-        return await complete(asked, model, ids, chat=True)
+        return await complete(asked, model, [ids], [""], chat=True)
 
     async def text(body: Any) -> Response:
         asked = CompletionRequest.read(body)
         model = offered.find(asked.model)
-        ids = await asyncio.to_thread(model.prompt, lambda chat: chat.text(asked.prompt[0]), "prompt")
-        return await complete(asked, model, ids, chat=False)
+
+        def read() -> tuple[list[list[int]], list[str]]:
+            ids = [model.prompt(lambda chat, one=one: chat.text(one), "prompt") for one in asked.prompt]
+            return ids, [model.written(one) if asked.echo else "" for one in asked.prompt]
+
+        return await complete(asked, model, *await asyncio.to_thread(read), chat=False)
 
     async def embed(body: Any) -> Response:
         asked = EmbeddingsRequest.read(body)
@@ -211,11 +225,26 @@ def make_app(gateway: Gateway) -> Guard:
         said = {"model": model.name, "results": answered.values, "usage": usage(answered)}
         return JSONResponse({**said, EXTRA: answered.travelled.to_dict()}, background=afterwards(model))
 
+    async def rerank(body: Any) -> Response:
+        asked = RerankRequest.read(body)
+        model = offered.only(asked.model, lambda model: model.ranks, "ranking")
+        texts, before = [document.text for document in asked.documents], int(model.embeds)
+        items = [asked.query, *texts] if before else [(asked.query, text) for text in texts]
+
+        def place(at: int) -> str:
+            return f"documents[{at - before}]" if at >= before else "query"
+
+        answered = await run(model, lambda job: model.ask(job, items, place=place))
+        return JSONResponse(ranking(model, answered, asked), background=afterwards(model))
+
     for path, work in {
         "/v1/chat/completions": chat,
         "/v1/completions": text,
         "/v1/embeddings": embed,
         "/classify": classify,
+        "/rerank": rerank,
+        "/v1/rerank": rerank,  # as Jina has it, and Cohere
+        "/v2/rerank": rerank,
     }.items():
         app.add_api_route(path, answering(work), methods=["POST"], response_model=None)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BlindformerError
@@ -21,66 +20,19 @@ from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
-from ..reports.report import Report, who_learned_what
+from ..reports.report import who_learned_what
 from ..session.timings import Answer
+from .answered import RequestAnswer, Travelled
 from .image_urls import image_files, no_image
-from .problems import ApiError, as_api_error, input_place, too_long
+from .problems import ApiError, as_api_error, field_of, input_place, too_long
 from .turns import Job, Line
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ...models.generation.conversation import Completion, Conversation
+    from ...models.generation.conversation import Conversation
+    from ...models.generation.logprobs import Logprobs
 
 T = TypeVar("T")
 VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers
-
-
-@dataclass
-class Travelled:
-    """What a request cost, at this side: bytes that left for the server, bytes that came, and rounds. `offline_bytes`
-    went from the dealer to the server; of `passes` through the model. `head`: the first bytes that left in the last."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    offline_bytes: int = 0
-    rounds: int = 0
-    passes: int = 0
-    head: str = ""
-    retried: str = ""
-
-    def add_pass(self, answer: Answer) -> None:
-        took = answer.timings
-        self._add(took.online.sent, took.online.received, took.offline_bytes, took.rounds, took.sent_head)
-
-    def add_report(self, report: Report | None) -> None:
-        if report is not None:
-            received = report.online_bytes - report.sent_bytes
-            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head)
-
-    def _add(self, sent: int, received: int, offline: int, rounds: int, head: str) -> None:
-        self.sent_bytes += sent
-        self.received_bytes += received
-        self.offline_bytes += offline
-        self.rounds += rounds
-        self.passes += 1
-        self.head = head
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but `head`, which is for the eye (`OfferedModel.seen`)."""
-        found = {name: value for name, value in asdict(self).items() if name != "head"}
-        return found if self.retried else {name: value for name, value in found.items() if name != "retried"}
-
-
-@dataclass
-class RequestAnswer:
-    """Values of texts, in their order, or a completion; and the tokens that were read. `cached`: of these, how many the
-    conversation had read before. `whole`: it was not ended before."""
-
-    travelled: Travelled = field(default_factory=Travelled)
-    tokens: int = 0
-    cached: int = 0
-    values: list[Any] = field(default_factory=list)
-    completion: Completion | None = None
-    whole: bool = False
 
 
 class Seat:
@@ -133,6 +85,20 @@ class OfferedModel:
     def classifies(self) -> bool:
         return self.part.kind == "classifier" or self.task == "image-classification"
 
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether it may be a cross-encoder: one score for two texts that are read together."""
+        return self.part.kind == "classifier" and len(self.part.task.labels) == 1
+
+    @property
+    def ranks(self) -> bool:
+        return self.embeds or self.scores_pairs
+
+    @property
+    def tells_scores(self) -> bool:
+        """Of all words, to the client; else the next token alone."""
+        return not any("noise" in part.inputs for part in self.part.for_length().program.parts.values())
+
     def about(self) -> dict[str, Any]:
         """Beside what the OpenAI API says of a model."""
         return {
@@ -154,6 +120,16 @@ class OfferedModel:
         if self.talks:
             found["public"] += "; how many tokens each pass of a conversation reads and keeps, and when it comes"
         return found
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of a model that talks."""
+        return None if self.part.chat is None else self.part.chat.tokenizer
+
+    def written(self, prompt: str | list[int]) -> str:
+        """A text, or what its tokens read."""
+        given = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, **given)
 
     # --- what it does, in a job's thread -----------------------------------------------------------------------------
     def open(self) -> None:
@@ -179,35 +155,54 @@ class OfferedModel:
             raise too_long(len(ids), most, param, "answers included; begin a new conversation, or compile for more")
         return ids
 
-    def answer(self, job: Job[RequestAnswer], ids: Sequence[int], options: Mapping[str, Any]) -> RequestAnswer:
-        """What comes after these tokens, in the conversation that has read most of them. Errors: BlindformerError."""
-        with self._noted(), self._seated(ids) as seat:
-            seat.job, seat.travelled = job, Travelled()
-            try:
-                talk = self._conversation(seat)
-                if job.stopped:
-                    return RequestAnswer()
-                reply = talk.answer(ids, job.say, **options)
-                seat.travelled.retried = reply.retried
-                self.seen = seat.travelled.head
-                cached = len(ids) - talk.rows.asked
-                whole = reply.finish != "interrupted"
-                return RequestAnswer(seat.travelled, len(ids), cached, completion=reply, whole=whole)
-            finally:
-                seat.job, self._last = None, seat
+    def answer(
+        self,
+        job: Job[RequestAnswer],
+        prompts: Sequence[Sequence[int]],
+        logprobs: Sequence[Logprobs | None],
+        options: Mapping[str, Any],
+    ) -> RequestAnswer:
+        """What comes after each of these lists of tokens, in the conversation that has read most of it. `logprobs`: for
+        each, who is told how likely its tokens are. Errors: BlindformerError."""
+        found = RequestAnswer()
+        for ids, told in zip(prompts, logprobs, strict=True):
+            with self._noted(), self._seated(ids) as seat:
+                seat.job, seat.travelled = job, found.travelled
+                try:
+                    talk = self._conversation(seat)
+                    if job.stopped:
+                        return found
+                    reply = talk.answer(ids, job.say, told, **options)
+                    found.travelled.retried, self.seen = reply.retried or found.travelled.retried, found.travelled.head
+                    found.tokens, found.cached = found.tokens + len(ids), found.cached + len(ids) - talk.rows.asked
+                    found.completions.append(reply)
+                    if reply.finish == "interrupted":
+                        return found
+                finally:
+                    seat.job, self._last = None, seat
+        found.whole = True
+        return found
 
-    def ask(self, job: Job[RequestAnswer], texts: Sequence[str], top_k: int | None = None) -> RequestAnswer:
-        """The model's answers for texts; of a model of images, for these as data URLs. Errors: BlindformerError, for
-        the first one that has one."""
+    def ask(
+        self,
+        job: Job[RequestAnswer],
+        texts: Sequence[Any],
+        top_k: int | None = None,
+        place: Callable[[int], str] | None = None,
+    ) -> RequestAnswer:
+        """The model's answers for texts, or pairs of them; of a model of images, for these as data URLs. `place`: what
+        an error calls each. Errors: BlindformerError, for the first one that has one."""
+        place = place or (lambda at: input_place(at, len(texts)))
         if self.part.task.medium is None:
-            found, items = RequestAnswer(tokens=sum(self._tokens(*one, len(texts)) for one in enumerate(texts))), texts
+            found = RequestAnswer(tokens=sum(self._tokens(text, place(at)) for at, text in enumerate(texts)))
+            items = texts
         else:
             found, items = RequestAnswer(), image_files(texts)
         values: dict[int, Any] = {}
         with self._noted():
             for index, result in self.client.stream(items, top_k=top_k):
                 if isinstance(result.error, InputError) and items is not texts:  # it was found in decoding
-                    raise no_image(input_place(index, len(texts)), result.error)
+                    raise no_image(place(index), result.error)
                 if result.error is not None:
                     raise result.error
                 values[index], self._length = result.value, result.length
@@ -240,14 +235,13 @@ class OfferedModel:
 
         return prefix + room(self.part.for_length().program)
 
-    def _tokens(self, at: int, text: str, count: int) -> int:
-        param = input_place(at, count)
+    def _tokens(self, text: Any, place: str) -> int:
         try:
             tokens = self.part.task.tokens(text)
         except BlindformerError as error:
-            raise ApiError(400, f"{param}: {error}", param="input", code="refused_by_model") from None
+            raise ApiError(400, f"{place}: {error}", param=field_of(place), code="refused_by_model") from None
         if tokens > (most := max(self.part.lengths)):
-            raise too_long(tokens, most, param, "shorten it, split it, or compile for a greater length")
+            raise too_long(tokens, most, place, "shorten it, split it, or compile for a greater length")
         return tokens
 
     @contextmanager
@@ -307,14 +301,16 @@ class Offered:
         """The model of this name, or the only one that does `what`. Errors: ApiError."""
         if name:
             found = self.find(name)
-            if not wanted(found):
-                raise ApiError(400, f"model {name}: does not do {what}, it is for {found.task}", param="model")
-            return found
+            if wanted(found):
+                return found
         fitting = [model for model in self.models.values() if wanted(model)]
-        if len(fitting) != 1:
-            names = ", ".join(model.name for model in fitting) or "none is offered"
-            raise ApiError(400, f"model: name one that does {what}: {names}", param="model")
-        return fitting[0]
+        if len(fitting) == 1 and not name:
+            return fitting[0]
+        names = ", ".join(model.name for model in fitting) or "none is offered"
+        if name:
+            what = f"model {name}: does not do {what}, it is for {found.task}; give one that does: {names}"
+            raise ApiError(400, what, param="model")
+        raise ApiError(400, f"model: name one that does {what}: {names}", param="model")
 
     async def begin(self, model: OfferedModel, work: Callable[[Job[T]], T]) -> Job[T]:
         """Wait for a place at the model, and begin. Errors: ApiError where too many wait."""

@@ -17,6 +17,7 @@ from ..service.https.refusals import Refusal
 from ..session.compute_slots import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
+UNSUPPORTED = "unsupported_parameter"  # a code: that API knows it, and it is not done here
 LONGEST_WAIT = 600.0  # seconds that a client is told to wait, at most
 
 
@@ -54,9 +55,14 @@ def input_place(at: int, count: int) -> str:
     return f"input[{at}]" if count > 1 else "input"
 
 
-def too_long(tokens: int, most: int, param: str, remedy: str) -> ApiError:
-    what = f"{param}: {tokens} tokens, and the model takes {most}; {remedy}"
-    return ApiError(400, what, param=param, code="context_length_exceeded")
+def field_of(place: str) -> str:
+    """The field of the request that a place is in."""
+    return place.partition("[")[0]
+
+
+def too_long(tokens: int, most: int, place: str, remedy: str) -> ApiError:
+    what = f"{place}: {tokens} tokens, and the model takes {most}; {remedy}"
+    return ApiError(400, what, param=field_of(place), code="context_length_exceeded")
 
 
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from .problems import ApiError
+from .problems import UNSUPPORTED, ApiError
 
 R = TypeVar("R", bound="ApiRequest")
 MOST_TEXTS = 2048  # of one request, as that API has it
@@ -19,7 +20,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dimensions": (),
     "echo": (False,),
     "frequency_penalty": (0,),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
@@ -39,6 +40,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
+# What to do without them, where there is more to say than to leave them out.
+_DESCRIBE = "models here call nothing; describe it in a message, and read the call from the answer's text"
+REMEDIES = {
+    "best_of": "one answer is given; ask again with another seed",
+    "dimensions": "embeddings have the model's own; leave it out, and cut them yourself",
+    "frequency_penalty": "set repetition_penalty instead",
+    "function_call": _DESCRIBE,
+    "functions": _DESCRIBE,
+    "logit_bias": "leave it out; top_k, top_p and repetition_penalty change what is drawn",
+    "modalities": 'answers are text; leave it out, or give ["text"]',
+    "n": "one answer is given; ask again with another seed",
+    "presence_penalty": "set repetition_penalty instead",
+    "response_format": "answers are free text; ask for JSON in a message, and check what comes",
+    "suffix": "a text is continued at its end only; leave it out",
+    "tool_choice": _DESCRIBE,
+    "tools": _DESCRIBE,
+}
 # Notes of the caller's own, which stay on this machine and change no answer.
 NOTES = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
 
@@ -56,6 +74,18 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_prompts(value: Any) -> Any:
+    """A text, its tokens by the model's own tokenizer, or a list of either."""
+    found = [value] if _are_tokens(value) and value else _as_list(value)
+    if isinstance(found, list) and not all(isinstance(item, str) or _are_tokens(item) for item in found):
+        raise ValueError("holds what is neither text nor tokens; send texts, or lists of the model's own token ids")
+    return found
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int for token in value)
+
+
 def _as_texts(value: Any) -> Any:
     """Tokens are of a tokenizer that the caller chose, and nobody here knows."""
     found = _as_list(value)
@@ -64,12 +94,30 @@ def _as_texts(value: Any) -> Any:
     return found
 
 
+def _unsupported(what: str) -> PydanticCustomError:
+    return PydanticCustomError(UNSUPPORTED, "{what}", {"what": what})
+
+
 class Lenient(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
+def _speaks(value: Any) -> Any:
+    if value in ("tool", "function"):
+        raise _unsupported(f'"{value}" answers a call, and models here call nothing; send its text as the user')
+    return value
+
+
+def _calls_nothing(value: Any) -> Any:
+    if value:
+        raise _unsupported("models here call nothing; send the calls as text, in the content")
+    return value
+
+
 class ChatMessage(Lenient):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_speaks)]
+    tool_calls: Annotated[Any, BeforeValidator(_calls_nothing)] = None
+    function_call: Annotated[Any, BeforeValidator(_calls_nothing)] = None
     content: Annotated[str, BeforeValidator(_as_text)]
 
 
@@ -91,8 +139,8 @@ class ApiRequest(BaseModel):
         for name in (given.keys() & NEUTRAL.keys()) - cls.model_fields.keys():
             value = given.pop(name)
             if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in NEUTRAL[name]):
-                what = f"{name}: is not supported here; leave it out"
-                raise ApiError(400, what, param=name, code="unsupported_parameter")
+                what = f"{name}: is not supported here; {REMEDIES.get(name, 'leave it out')}"
+                raise ApiError(400, what, param=name, code=UNSUPPORTED)
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -114,13 +162,19 @@ class Sampling(ApiRequest):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
+    @property
+    def likeliest(self) -> int | None:
+        """How many tokens of each place are told with how likely they are; None: nothing is told."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """Those of `Conversation.answer`. Errors: ApiError."""
         if len(self.stop) > MOST_STOPS:
             raise ApiError(400, f"stop: {len(self.stop)} texts; give at most {MOST_STOPS}", param="stop")
         drawn = self.temperature > 0
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         found: dict[str, Any] = {
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
+            "max_new_tokens": most,
             "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
             "do_sample": drawn,
@@ -132,11 +186,58 @@ class Sampling(ApiRequest):
 
 class ChatRequest(Sampling):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    logprobs: bool = False
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+
+    @property
+    def likeliest(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def options(self) -> dict[str, Any]:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs: true; add it", param="top_logprobs")
+        return super().options()
 
 
 class CompletionRequest(Sampling):
-    prompt: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=1)]
-    max_tokens: Annotated[int | None, Field(ge=1)] = 16  # that API's default
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts), Field(min_length=1, max_length=MOST_TEXTS)]
+    max_tokens: Annotated[int | None, Field(ge=0)] = 16  # that API's default
+    logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
+    echo: bool = False
+
+    @property
+    def likeliest(self) -> int | None:
+        return self.logprobs
+
+    def options(self) -> dict[str, Any]:
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(
+                400, "max_tokens: is 0, which answers nothing; raise it, or add echo: true", param="max_tokens"
+            )
+        if self.stream and len(self.prompt) > 1:
+            what = f"stream: {len(self.prompt)} prompts; stream one, or leave it out"
+            raise ApiError(400, what, param="stream", code=UNSUPPORTED)
+        return super().options()
+
+
+class Document(Lenient):
+    text: str
+
+
+def _as_document(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+class RerankRequest(ApiRequest):
+    """Jina's and Cohere's. `model`: the only one that ranks unless there are several."""
+
+    model: str = ""
+    query: str
+    documents: Annotated[
+        list[Annotated[Document, BeforeValidator(_as_document)]], Field(min_length=1, max_length=MOST_TEXTS)
+    ]
+    top_n: Annotated[int | None, Field(ge=1)] = None
+    return_documents: bool = False
 
 
 class EmbeddingsRequest(ApiRequest):
@@ -184,4 +285,5 @@ def _explain(fault: Any) -> ApiError:
     if fault["type"] == "too_short":
         return ApiError(400, f"{name}: is empty; give at least one", param=place[0], code="invalid_value")
     what = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("List should", "should")
-    return ApiError(400, f"{name}: {what}", param=place[0] if place else None, code="invalid_value")
+    code = UNSUPPORTED if fault["type"] == UNSUPPORTED else "invalid_value"
+    return ApiError(400, f"{name}: {what}", param=place[0] if place else None, code=code)

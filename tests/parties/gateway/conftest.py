@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.parties.config import load_settings
@@ -67,3 +68,9 @@ def gateway(chat_folder, sentence_folder, picture_folder, tmp_path_factory):
     with running(tmp_path_factory.mktemp("gateway") / "key", sections) as found:
         eventually(lambda: found.http.get("/health").status_code == 200, "all parties have met")
         yield found
+
+
+@pytest.fixture(scope="module")
+def client(gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+        yield client

@@ -17,12 +17,6 @@ HI = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(scope="module")
-def client(gateway):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def here(chat_folder):
     """The same model in one process, in the clear."""
     with clear.conversation(chat_folder) as talk:
@@ -97,14 +91,35 @@ def test_embeddings_are_the_models_own(client, tiny_encoder, form):
 
 
 LONG = "x" * 100
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": TOOL["function"]}]}
 
 
 @pytest.mark.parametrize(
     ("what", "more", "kind", "param", "code"),
     [
         ("chat", {"n": 2}, openai.BadRequestError, "n", "unsupported_parameter"),
-        ("chat", {"tools": [{"type": "function"}]}, openai.BadRequestError, "tools", "unsupported_parameter"),
-        ("chat", {"logprobs": True}, openai.BadRequestError, "logprobs", "unsupported_parameter"),
+        ("chat", {"tools": [TOOL]}, openai.BadRequestError, "tools", "unsupported_parameter"),
+        ("chat", {"tool_choice": "required"}, openai.BadRequestError, "tool_choice", "unsupported_parameter"),
+        ("chat", {"functions": [TOOL["function"]]}, openai.BadRequestError, "functions", "unsupported_parameter"),
+        ("chat", {"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format",
+         "unsupported_parameter"),
+        ("chat", {"logit_bias": {"5": 1}}, openai.BadRequestError, "logit_bias", "unsupported_parameter"),
+        ("chat", {"frequency_penalty": 1}, openai.BadRequestError, "frequency_penalty", "unsupported_parameter"),
+        ("chat", {"messages": [HI, CALL, HI]}, openai.BadRequestError, "messages", "unsupported_parameter"),
+        ("chat", {"messages": [HI, {"role": "tool", "tool_call_id": "a", "content": "3"}]}, openai.BadRequestError,
+         "messages", "unsupported_parameter"),
+        ("chat", {"stop": list("abcde")}, openai.BadRequestError, "stop", None),
+        ("chat", {"stop": ""}, openai.BadRequestError, "stop", "invalid_value"),
+        ("text", {"best_of": 2}, openai.BadRequestError, "best_of", "unsupported_parameter"),
+        ("text", {"suffix": "z"}, openai.BadRequestError, "suffix", "unsupported_parameter"),
+        ("chat", {"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", None),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "invalid_value"),
+        ("text", {"logprobs": 6}, openai.BadRequestError, "logprobs", "invalid_value"),
+        ("text", {"max_tokens": 0}, openai.BadRequestError, "max_tokens", None),
+        ("text", {"prompt": [[3, 999]]}, openai.BadRequestError, "prompt", "refused_by_model"),
+        ("text", {"prompt": [["a"]]}, openai.BadRequestError, "prompt", "invalid_value"),
+        ("text", {"prompt": ["a", "b"], "stream": True}, openai.BadRequestError, "stream", "unsupported_parameter"),
         ("chat", {"extra_body": {"colour": 1}}, openai.BadRequestError, "colour", "unknown_parameter"),
         ("chat", {"temperature": 3}, openai.BadRequestError, "temperature", "invalid_value"),
         ("chat", {"model": "gpt-5"}, openai.NotFoundError, "model", "model_not_found"),
@@ -123,6 +138,7 @@ LONG = "x" * 100
 def test_what_is_refused_is_that_apis_error(client, what, more, kind, param, code):
     asks = {
         "chat": (client.chat.completions.create, {"model": "tiny", "messages": [HI]}),
+        "text": (client.completions.create, {"model": "tiny", "prompt": "abc"}),
         "embeddings": (client.embeddings.create, {"model": "sentences", "input": "good"}),
     }
     ask, asked = asks[what]
@@ -135,7 +151,22 @@ def test_what_is_refused_is_that_apis_error(client, what, more, kind, param, cod
 
 def test_neutral_values_of_what_is_not_supported_are_taken(client):
     neutral = {"n": 1, "logprobs": False, "presence_penalty": 0, "user": "me", "response_format": {"type": "text"}}
-    assert client.chat.completions.create(model="tiny", messages=[HI], max_tokens=1, **neutral).choices
+    neutral |= {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "logit_bias": {}, "stop": []}
+    said = client.chat.completions.create(model="tiny", messages=[HI], max_tokens=6, **neutral).choices[0].message
+    more = [HI, said.model_dump(), HI]  # with tool_calls and others that are null
+    assert client.chat.completions.create(model="tiny", messages=more, max_tokens=1, functions=[]).choices
+
+
+def test_what_is_refused_says_what_to_do_instead(client):
+    for name, value, said in [
+        ("n", 2, "ask again with another seed"),
+        ("tools", [TOOL], "describe it in a message"),
+        ("response_format", {"type": "json_object"}, "ask for JSON in a message"),
+        ("presence_penalty", 1, "set repetition_penalty"),
+        ("reasoning_effort", "low", "leave it out"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=f"{name}: is not supported here; .*{said}"):
+            client.chat.completions.create(model="tiny", messages=[HI], **{name: value})
 
 
 def test_who_stops_reading_ends_the_answer_and_frees_the_place(client, gateway):

@@ -1,0 +1,260 @@
+"""Public harnesses through the gateway, as their users run them, beside the same harness on the float32 model.
+
+    python -m venv evaluating && evaluating/bin/pip install 'lm-eval[api,hf]' mteb openai
+    python -m bench.harness lm-eval --python evaluating/bin/python --count 40
+    python -m bench.harness mteb --python evaluating/bin/python --count 60
+
+lm-eval: sentences of film reviews, and which of two words is the likelier after each (`local-completions`, prompts as
+tokens). mteb: headings of this project's pages, each of which is to find its section; and the sentences, classified by
+their embeddings. Neither asks the Hub for anything.
+"""
+
+# pyright: reportMissingImports=false
+# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
+
+import argparse
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blindformer.errors import BlindformerError
+from blindformer.models.data import Dataset, load_data
+from blindformer.models.generation.chat import prefix_ids
+from blindformer.models.generation.decoder import causal_model
+from blindformer.models.loading.huggingface import huggingface
+from blindformer.models.loading.load import Loaded, load
+from rich.table import Table
+
+from .commands import Say, publish, repeated, run_command
+from .gateway import NAME, gateway_of
+from .provenance import ROOT, Measured, provenance
+
+TASK, LENGTH = "blindformer_reviews", 256
+ASKER = Path(__file__).with_name("mteb_asker.py")
+YAML = """task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+description: {description}
+doc_to_text: "Review: {{{{text}}}}\\nThe review is"
+doc_to_choice: [" negative", " positive"]
+target_delimiter: ""
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Harness(Measured):
+    """`private`, `clear`: the harness' scores through the gateway and of the float32 model; `requests`: texts that were
+    asked. Of lm-eval: `same`, the share of texts with the same answer; `apart`: by how much log-likelihoods of answers
+    differ, in nats, on average and at most."""
+
+    harness: str
+    version: str
+    model: str
+    data: str
+    requests: int
+    private: dict[str, float]
+    clear: dict[str, float]
+    private_s: float
+    clear_s: float
+    same: float | None
+    apart: tuple[float, float] | None
+    command: str
+
+
+def outside(words: list[str], given: str | None = None, **more: str) -> tuple[str, float]:
+    """What a command of the other Python prints, and the seconds it took. Errors: BlindformerError."""
+    started = time.perf_counter()
+    here = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **more}
+    done = subprocess.run(words, input=given, env=here, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        raise BlindformerError(f"{Path(words[0]).name}: {last[:300]}; --python names the one with lm-eval and mteb")
+    return done.stdout, time.perf_counter() - started
+
+
+# --- lm-eval ----------------------------------------------------------------------------------------------------------
+def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
+    loaded = load(chosen.model)
+    with tempfile.TemporaryDirectory() as work:
+        folder, clear = Path(work), Path(work) / "clear"
+        _write(loaded, clear)
+        rows = [{"text": t, "label": n} for t, n in _short(loaded, data, chosen.count)]
+        (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+        prefix = loaded.processor.decode(prefix_ids(loaded.processor, None))
+        say("in the clear")
+        hf = {"pretrained": clear, "dtype": "float32"}
+        there = _run(chosen.python, folder / "a", "hf", hf, folder / "rows.json", prefix)
+        say("start the gateway")
+        with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
+            say("through the gateway")
+            api = {"model": NAME, "base_url": f"{listening.url}/v1/completions", "tokenizer": clear}
+            api |= {"max_length": LENGTH, "tokenizer_backend": "huggingface"}
+            found = _run(chosen.python, folder / "b", "local-completions", api, folder / "rows.json", "", key)
+    pairs = [(found[2][at], there[2][at]) for at in sorted(there[2])]
+    apart = torch.tensor([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs]).abs()
+    same = sum((one[0] < one[1]) == (other[0] < other[1]) for one, other in pairs) / len(pairs)
+    return {
+        "version": _version(chosen.python, "lm_eval"),
+        "requests": 2 * len(pairs),
+        "private": found[0],
+        "clear": there[0],
+        "private_s": found[1],
+        "clear_s": there[1],
+        "same": same,
+        "apart": (float(apart.mean()), float(apart.max())),
+    }
+
+
+def _write(loaded: Loaded, folder: Path) -> None:
+    """The model as the harness loads it: in float32, whatever file its weights came from."""
+    found = causal_model(loaded)
+    config = copy.deepcopy(found.config)
+    vars(config).pop("quantization_config", None)
+    plain = type(found)(config)
+    plain.load_state_dict(found.state_dict())
+    with huggingface():
+        plain.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)
+
+
+def _run(
+    python: str, folder: Path, kind: str, options: Mapping[str, Any], rows: Path, description: str, key: str = ""
+) -> tuple[dict[str, float], float, dict[int, list[float]]]:
+    """Scores, seconds, and log-likelihoods of both answers by text. `description`: what stands before each text: the
+    model's prefix, which the gateway's model has in any case."""
+    (folder / "tasks").mkdir(parents=True)
+    text = YAML.format(task=TASK, file=json.dumps(str(rows)), description=json.dumps(description))
+    (folder / "tasks" / "reviews.yaml").write_text(text)
+    words = [python, "-m", "lm_eval", "--model", kind, "--model_args", ",".join(f"{k}={v}" for k, v in options.items())]
+    words += ["--tasks", TASK, "--include_path", str(folder / "tasks"), "--output_path", str(folder / "out")]
+    _, seconds = outside([*words, "--log_samples", "--batch_size", "1", "--device", "cpu"], OPENAI_API_KEY=key)
+    (results,) = (folder / "out").rglob("results_*.json")
+    (samples,) = (folder / "out").rglob("samples_*.jsonl")
+    scores = json.loads(results.read_text())["results"][TASK]
+    told = [json.loads(line) for line in samples.read_text().splitlines()]
+    likely = {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in told}
+    return {"acc": scores["acc,none"], "acc_stderr": scores["acc_stderr,none"]}, seconds, likely
+
+
+def _short(loaded: Loaded, data: Dataset, count: int) -> Iterator[tuple[str, int]]:
+    """Held-out texts that a pass of 64 tokens holds, prompt included."""
+    rows = zip(data.test.texts, data.test.labels, strict=True)
+    fitting = ((text, label) for text, label in rows if len(loaded.processor(text)["input_ids"]) <= 50)
+    yield from (row for row, _ in zip(fitting, range(count), strict=False))
+
+
+def _version(python: str, package: str) -> str:
+    said = f"from importlib.metadata import version; print(version({package!r}))"
+    return outside([python, "-c", said])[0].strip()
+
+
+# --- mteb -------------------------------------------------------------------------------------------------------------
+def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
+    loaded = load(chosen.model)
+    sections = dict(list(_sections(loaded))[: chosen.count])
+    ids = {heading: f"d{number}" for number, heading in enumerate(sections)}
+    parts = {"train": data.train, "test": data.test}
+    half = {name: (part.texts[: chosen.count], part.labels[: chosen.count]) for name, part in parts.items()}
+    given = {
+        "model": NAME,
+        "retrieval": {
+            "corpus": {ids[heading]: {"text": text} for heading, text in sections.items()},
+            "queries": {f"q{name}": heading for heading, name in ids.items()},
+            "relevant": {f"q{name}": name for name in ids.values()},
+        },
+        "classification": {name: {"text": texts, "label": labels} for name, (texts, labels) in half.items()},
+    }
+    asked = json.dumps(given)
+    say("in the clear")
+    there, clear_s = outside([chosen.python, str(ASKER), str(loaded.folder)], asked)
+    say("start the gateway")
+    with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
+        say("through the gateway")
+        found, private_s = outside([chosen.python, str(ASKER), listening.url], asked, OPENAI_API_KEY=key)
+    one, other = (json.loads(said.splitlines()[-1]) for said in (found, there))
+    return {
+        "version": one["version"],
+        "requests": 2 * len(sections) + sum(len(texts) for texts, _ in half.values()),
+        "private": one["scores"],
+        "clear": other["scores"],
+        "private_s": private_s,
+        "clear_s": clear_s,
+        "same": None,
+        "apart": None,
+    }
+
+
+def _sections(loaded: Loaded) -> Iterator[tuple[str, str]]:
+    """Headings of our pages, each once, and the first words of what stands below them, as many as 128 tokens hold."""
+    seen = set[str]()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        plain = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for heading, text in re.findall(r"^##+ (.+)\n+((?:(?!#).+\n+)+)", plain, re.MULTILINE):
+            words = text.split()[:100]
+            while words and loaded.task.tokens(" ".join(words)) > 128:
+                words.pop()
+            if len(words) > 15 and heading not in seen:
+                seen.add(heading)
+                yield heading, " ".join(words)
+
+
+HARNESSES = {"lm-eval": (lm_eval, "smollm2"), "mteb": (mteb, "minilm")}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser("python -m bench.harness", description="Public harnesses through the gateway.")
+    options.add_argument("harness", choices=list(HARNESSES))
+    options.add_argument(
+        "--python", required=True, help="a Python that has lm-eval (extras api, hf), or mteb and openai"
+    )
+    options.add_argument("--model", help="default: smollm2 for lm-eval, minilm for mteb")
+    options.add_argument("--compiled", help="the model as compile wrote it (default: compiled into the cache)")
+    options.add_argument("--data", default="rotten_tomatoes", help="labelled sentences (default rotten_tomatoes)")
+    options.add_argument("--data-folder", default=None, help="where they lie, if not in the usual place")
+    options.add_argument("--count", type=int, default=40, help="texts (mteb: of each kind; default 40)")
+    options.add_argument("--format", choices=["table", "json"], default="table")
+    chosen, command = options.parse_args(arguments), repeated("bench.harness", arguments)
+
+    def work(say: Say) -> None:
+        about, (measure, model) = provenance(), HARNESSES[chosen.harness]
+        chosen.model = chosen.model or model
+        data = load_data(chosen.data, folder=chosen.data_folder)
+        found = measure(chosen, data, say)
+        made = Harness(
+            harness=chosen.harness, model=chosen.model, data=data.name, command=command, **found, **about
+        )  # fmt: skip
+        publish(made, chosen.format, table)
+
+    return run_command("bench.harness", work)
+
+
+def table(found: Harness) -> Table:
+    made = Table(box=None, title=f"{found.harness} {found.version}, {found.model}, {found.requests} texts asked")
+    made.add_column("score")
+    for name in ("in the clear", "through the gateway"):
+        made.add_column(name, justify="right")
+    for name, score in found.clear.items():
+        made.add_row(name, f"{score:.4f}", f"{found.private[name]:.4f}")
+    made.add_row("seconds", f"{found.clear_s:.1f}", f"{found.private_s:.1f}")
+    if found.same is not None and found.apart is not None:
+        made.add_row("same answers", "", f"{found.same:.1%}")
+        made.add_row("log-likelihoods apart, mean and most", "", f"{found.apart[0]:.4f}, {found.apart[1]:.4f}")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
