@@ -39,6 +39,11 @@ class Logprobs:
         self._place = self._first = 0
         self._rows: Tensor | None = None
 
+    @property
+    def of_prompt(self) -> bool:
+        """Whether the next pass is to give those of the prompt, too."""
+        return bool(self._prompt)
+
     def begin(self, ids: Sequence[int], prefix: int) -> None:
         """Before an answer to these tokens, of which the first `prefix` are the model's owner's."""
         self.tokens.clear()

@@ -106,7 +106,8 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
                 f"generate: would read {len(input_ids)} texts at once, and a conversation has one; use num_beams=1 and "
                 "num_return_sequences=1"
             )
-        found = self.rows.read(input_ids[0].tolist(), logits_to_keep or None)
+        whole = not logits_to_keep or (self.logprobs is not None and self.logprobs.of_prompt)
+        found = self.rows.read(input_ids[0].tolist(), None if whole else logits_to_keep)
         if self.rows.words:
             tokens = found.round().long()[:, None]
             logits = torch.full((len(tokens), self.rows.words), -torch.inf).scatter(1, tokens, 0.0)
@@ -114,7 +115,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
             logits = found if self.head is None else found @ self.head.T
         if self.logprobs is not None:
             self.logprobs.read(len(self.rows.ids) - len(logits), logits)
-        return CausalLMOutputWithPast(logits=logits[None], cache=cache)
+        return CausalLMOutputWithPast(logits=logits[None, -logits_to_keep:], cache=cache)
 
     def _get_candidate_generator(self, generation_config: GenerationConfig, *given: Any, **options: Any) -> Any:
         parent: Any = super()
@@ -136,7 +137,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
         self.drafts, self.rows.asked, self.logprobs = None, len(ids) - len(self.rows.ids), logprobs
         if options.get("max_new_tokens") == 0:
-            self(ids[None, len(self.rows.ids) :])
+            self(ids[None, len(self.rows.ids) :], logits_to_keep=1)
             return ids[:0]
         if self.rows.words:
             options = self._by_noise(**options)
