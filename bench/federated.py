@@ -151,7 +151,7 @@ def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: Private
     name = f"private-{clients}-{fraction:g}-{hidden}-{clip:g}-{rate:g}-{rounds}"
     report = trained(_folder(chosen, chosen.seeds[0]) / name, data, say, name, settings)
     curve = [(r["number"], r["accuracy"], r["epsilon"]) for r in report["rounds"]]
-    noise = noise_for(FederateSettings(**report["settings"]))
+    noise = noise_for(FederateSettings.of(report["settings"]))
     return CentralRun(clients, fraction, hidden, noise, report["test_accuracy"], report["epsilon"], curve)
 
 

@@ -94,7 +94,7 @@ def trusting(chosen: argparse.Namespace) -> dict[str, int]:
 def _row(reports: list[dict[str, Any]]) -> BudgetRow:
     found = [report["test_accuracy"] for report in reports]
     curves = [[(r["accuracy"], r["epsilon"]) for r in report["rounds"]] for report in reports]
-    noise = noise_for(FederateSettings(**reports[0]["settings"]))
+    noise = noise_for(FederateSettings.of(reports[0]["settings"]))
     return BudgetRow(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
 
 

@@ -65,10 +65,18 @@ def federate(
     adaptive: Annotated[
         bool, Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
     ] = False,
-    clip: Annotated[float, Option(min=0, help="Norm that an update, or an example's gradient, is clipped to.")] = 1.0,
-    noise: Annotated[float, Option(min=0, help="Deviation of the noise, in clipping norms (0: by --epsilon).")] = 0.0,
-    epsilon: Annotated[float, Option(min=0, help="Budget of all rounds, if no noise is set.")] = 8.0,
-    delta: Annotated[float, Option(min=0, max=1, help="Probability that epsilon may not hold.")] = 1e-5,
+    clip: Annotated[
+        float | None,
+        Option(min=0, help="With --dp: norm that an update, or an example's gradient, is clipped to (default: 1)."),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        Option(min=0, help="With --dp: deviation of the noise, in clipping norms (default: by --epsilon)."),
+    ] = None,
+    epsilon: Annotated[float | None, Option(min=0, help="With --dp: budget of all rounds (default: 8).")] = None,
+    delta: Annotated[
+        float | None, Option(min=0, max=1, help="With --dp: probability that epsilon may not hold (default: 1e-5).")
+    ] = None,
     node_config: Annotated[
         list[str] | None,
         Option(
@@ -92,7 +100,8 @@ def federate(
     form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
-    given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
+    given = {name: value for name, value in given.items() if value is not None}
     with loading(threads, notes=1) as phases:
         from .settings import FederateError, FederateSettings, needs_flower
 
@@ -117,8 +126,7 @@ def federate(
             clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
-            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, clip=clip, noise=noise,
-            epsilon=epsilon, delta=delta, **given,
+            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **given,
         )  # fmt: skip
         if deploy and engine == "ray":
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
@@ -141,11 +149,11 @@ def federate(
             phases.note("rounds", _line(made))
 
         if engine == "ray":
-            found = simulate(out, progress=show, **chosen.model_dump())
+            found = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
         elif deploy:
-            found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump())
+            found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
-            found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump())
+            found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
     if form == "json":
         emit({"folder": str(found.folder), **found.report})
     else:

@@ -38,6 +38,9 @@ def needs_flower() -> None:
         )
 
 
+OF_PRIVACY = ("clip", "noise", "epsilon", "delta")
+
+
 class FederateSettings(BaseModel):
     """Everything that decides a run's result. Names with dashes are those of `[tool.flwr.app.config]`.
 
@@ -123,6 +126,14 @@ class FederateSettings(BaseModel):
             )
         if self.lora > 0 and self.trained:
             raise ValueError("lora adapts all layers, trained names some to train whole; leave one of them out")
+        private = [name for name in OF_PRIVACY if name in self.model_fields_set]
+        if private and self.dp == "none":
+            raise ValueError(
+                f"{' and '.join(private)}: without dp nothing is clipped, no noise is added; choose dp central, local "
+                "or example, or leave it out"
+            )
+        if self.noise and "epsilon" in private:
+            raise ValueError("noise and epsilon: either says how much noise there is; leave one of them out")
         if self.adaptive and self.dp != "central":
             raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
         if self.sample < 1 and self.dp != "example":
@@ -158,7 +169,8 @@ class FederateSettings(BaseModel):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> FederateSettings:
         """From a Flower app's configuration, which both sides get whole. Errors: FederateError."""
-        return cls(**{key: value for key, value in config.items() if key != OUT})
+        fields = cls.model_fields
+        return cls(**{k: v for k, v in config.items() if k != OUT and (k not in fields or v != fields[k].default)})
 
     def to_config(self) -> dict[str, Any]:
         """As a Flower app's configuration: numbers, texts and truth values by name."""

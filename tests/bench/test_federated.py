@@ -48,6 +48,6 @@ def test_budgets_of_single_examples(tmp_path, capsys):
     assert federated_examples.main([*given, "--format", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["accuracy"], row["epsilon"]) == (pytest.approx(0.75), 3.9)
-    assert row["noise"] == pytest.approx(noise_for(FederateSettings(**settings)))
+    assert row["noise"] == pytest.approx(noise_for(FederateSettings.of(settings)))
     assert federated_examples.main(given) == 0
     assert "0.7500" in capsys.readouterr().out

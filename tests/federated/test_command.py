@@ -122,6 +122,12 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
         (("--data", "nothing"), "no such file or folder, and no data set of that name"),
         (("--data", "TABLE"), "is not utf-8; name the file's encoding with --encoding"),
         (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
+        (
+            ("--epsilon", "8"),
+            "epsilon: without dp nothing is clipped, no noise is added; choose dp central, local or",
+        ),
+        (("--noise", "1", "--clip", "1"), "clip and noise: without dp nothing is clipped, no noise is added"),
+        (("--dp", "local", "--noise", "1", "--epsilon", "8"), "noise and epsilon: either says how much noise there is"),
         (("--strategy", "best"), "unknown strategy 'best'"),
         (("--plot", "rounds.pdf"), "the plot is a picture (.png)"),
         (("--lora", "2"), "one of images begins from nothing: leave lora out"),
