@@ -281,9 +281,9 @@ class Simulation(Deployment):
         super().submit(out, "--federation-config", size, *options)
 
     def _environment(self) -> dict[str, str]:
-        # A busy machine starts a worker late, and has little memory left: Ray would end workers for either, for ever.
-        patient = {"RAY_worker_register_timeout_seconds": f"{START_SECONDS:.0f}", "RAY_memory_monitor_refresh_ms": "0"}
-        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0", **patient}
+        # Without an address Ray joins whatever cluster somebody has started on this machine.
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": address}
 
 
 def new_node_key(file: Path) -> Path:

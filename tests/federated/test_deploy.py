@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 from blindformer.federated import deploy as deployment
-from blindformer.federated.deploy import Deployment, deploy, new_node_key, simulate
+from blindformer.federated.deploy import Deployment, Simulation, deploy, new_node_key, simulate
 from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
@@ -114,6 +114,13 @@ def test_rays_workers_give_what_one_process_gives(tmp_path):
     assert [(r.loss, r.accuracy) for r in found.rounds] == [(r.loss, r.accuracy) for r in here.rounds]
     weights, like = (load(f.folder).model.state_dict() for f in (found, here))
     assert all(torch.equal(weights[name], like[name]) for name in like)
+
+
+@pytest.mark.parametrize(("named", "address"), [("", "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_a_simulation_joins_no_cluster_that_nobody_named(tmp_path, monkeypatch, named, address):
+    """Ray would take any that was started on this machine, which may have no room, or end."""
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    assert Simulation(FederateSettings(**SETTINGS), tmp_path)._environment()["RAY_ADDRESS"] == address
 
 
 def test_a_nodes_key_is_for_its_owner_alone(tmp_path):
