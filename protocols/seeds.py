@@ -16,8 +16,10 @@ def new_seed() -> bytes:
 
 def reseed() -> None:
     """For a process that was forked: its parent and their other children have the state of torch's and of numpy's
-    generators, and would draw the same. Python's own does this by itself. No mask comes from any of them."""
+    generators, if they have imported them, and would draw the same. Python's own does this by itself. No mask comes
+    from any of them."""
     if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(int.from_bytes(os.urandom(8)))
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(list(os.urandom(32)))
+        # The CPU's: torch.manual_seed looks for other devices, too, which takes 2 MB of each process.
+        torch.default_generator.manual_seed(int.from_bytes(os.urandom(8)))
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed(list(os.urandom(32)))
