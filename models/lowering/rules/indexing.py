@@ -160,6 +160,8 @@ def one_hot(lowering: Lowering, indices: Operand, size: int) -> Value | Node:
     if isinstance(indices, Value) and indices.owner != "shared":
         return _as_bits(lowering.apply("aten.one_hot.default", indices, size))
     b, node = lowering.builder, lowering.as_node(indices)
+    if size == 1:
+        return Value("public", torch.ones(*node.shape, 1))
     first = steps(lowering, node, size - 1)
     return b.concat([first, b.sub(b.constant(1.0), b.sum(first, [-1], keepdim=True))], len(node.shape))
 

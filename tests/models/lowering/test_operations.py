@@ -102,6 +102,7 @@ OPERATIONS = {
     "scatter, public": lambda m, x: m.hide(x).scatter(1, torch.tensor([[5, 0]]).expand(3, 2), x),
     "scatter, the client's": lambda m, x: m.hide(x).scatter(0, x.argsort(0)[:2], m.side),
     "scatter, secret": lambda m, x: torch.zeros(4, 6).scatter(1, m.hide(x).topk(3)[1], 1.0) * x,
+    "scatter to the only place": lambda m, x: x[:, :1].scatter(1, m.hide(x)[:, :1].topk(1)[1], 0.5) + m.hide(x),
     "scatter to one place": lambda m, x: m.hide(x).scatter(1, (m.hide(x) > 0)[:, :2].long(), 0.5),
     "larger and smaller": lambda m, x: torch.maximum(m.hide(x), x) + torch.minimum(m.hide(x), m.side).clamp_min(-1),
     "hard activations": lambda m, x: F.hardswish(m.hide(x) * 4) + F.hardsigmoid(m.hide(x) * 4) + F.relu6(m.hide(x)),
