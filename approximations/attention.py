@@ -9,6 +9,8 @@ from torch import Tensor
 
 MASKED = -512.0
 """A score below this is one that a mask hides; an additive mask above it is a bias (relative positions, ALiBi)."""
+INFINITE = -1e9
+"""A number as low stands for minus infinity: in a mask, or where a search for the largest starts."""
 
 
 @torch.library.custom_op("blindformer::keeps", mutates_args=())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attention import INFINITE
 from .lowdegree import LOW_DEGREE
 from .minimax import minimax
 from .overrides import define_elementwise
@@ -20,8 +21,8 @@ CUT = 12.0
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Minus infinity, which a mask may hold, is 0 afterwards whatever the range."""
-    kept = values[values > -math.inf]
+    """Minus infinity, and what stands for it, is 0 afterwards whatever the range."""
+    kept = values[values > INFINITE]
     return kept if kept.numel() else torch.zeros(1)
 
 

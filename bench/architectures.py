@@ -162,7 +162,8 @@ def page_table(rows: list[Mapping[str, object]]) -> str:
             cosine, error = min(row.cosine, row.beaver_cosine), max(row.error, row.beaver_error)
             cells += [f"{cosine:.6f}", f"{error:.4f} of {row.largest:.2f}", str(row.rounds), _megabytes(row)]
         cells.append("" if fast is None else "-" if fast.refused else f"{fast.rounds}, {_megabytes(fast)}")
-        cells.append("" if "he" not in plans else "-" if plans["he"].refused else "yes")
+        encrypted = plans.get("he")
+        cells.append("" if encrypted is None else "-" if encrypted.refused or encrypted.wrong else "yes")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

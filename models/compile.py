@@ -19,7 +19,7 @@ from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
 from .loading.accepted import TRACING, module_of
 from .lowering.client_graph import behind, run_prelude
-from .lowering.export import Traces, export, run_model
+from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
@@ -189,7 +189,12 @@ def _traced(
         structure = Structure.of(run_model(model, batches[0]))
         if isinstance(plan, str) or not plan.ranges:
             say("calibrate")
-            plan = calibrate(model, batches, plan)
+            try:
+                plan = calibrate(model, batches, plan)
+            except BlindformerError:
+                raise
+            except Exception as error:  # as above, on one of the other batches
+                raise not_run(model, error) from error
         say("export")
         approximate(model, plan)
         exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
@@ -201,12 +206,6 @@ def _traced(
             )
         say("lower")
         return lower(exported, batches[0], names, wanted, embedding, inputs), plan, structure
-    except IndexError as error:
-        if "index out of range in self" not in str(error):  # torch's words for a row that a table does not have
-            raise
-        raise LoweringError(
-            "inputs: hold an id that the model has no row for; encode with its own tokenizer, no longer than it takes"
-        ) from None
     finally:
         model.train(was_training)
         if previous is None:

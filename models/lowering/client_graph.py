@@ -16,16 +16,16 @@ from ..program.program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
     """
-    embedding add sub rsub mul div neg pow sqrt rsqrt sum mean amax max min clamp eq ne lt le gt ge where
-    masked_fill __and__ __or__ bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not view
-    reshape _unsafe_view flatten unflatten permute transpose t unsqueeze squeeze expand expand_as slice select
+    embedding add sub rsub mul div neg pow sqrt rsqrt sum mean amax max min maximum minimum clamp eq ne lt le gt ge
+    where masked_fill __and__ __or__ bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not
+    view reshape _unsafe_view flatten unflatten permute transpose t unsqueeze squeeze expand expand_as slice select
     index index_select gather cat stack split chunk unbind contiguous clone alias detach to _to_copy dropout
     type_as ones_like zeros_like full_like new_ones new_zeros arange full ones zeros cumsum im2col one_hot
     constant_pad_nd pad triu tril sin cos repeat roll abs square polynomial levels tail_counts
     exp_by_cell fourier below lift_fresh lift_fresh_copy new_full
     scalar_tensor argmax layer_norm repeat_interleave polar log2 exp floor matmul mm bmm addmm linear conv2d relu
     sigmoid tanh erf softplus reciprocal split_with_sizes any all isin remainder sign copy fill slice_scatter
-    select_scatter index_put keeps unmasked sort argsort topk
+    select_scatter scatter index_put unfold flip max_pool1d keeps unmasked sort argsort topk
     """.split()  # noqa: SIM905 - one list to read, not eighty quotes
 )
 
@@ -111,6 +111,8 @@ def operation(target: str) -> Any:
         raise ProgramError(f"prelude: operation {target} is not allowed at the client; compile the model again")
     if name == "one_hot":
         return torch.nn.functional.one_hot
+    if name in ("view", "_unsafe_view"):
+        return torch.reshape  # how a copy lies in memory is not part of a step
     packet = getattr(getattr(torch.ops, namespace), name)
     return getattr(packet, overload or "default")
 

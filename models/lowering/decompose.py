@@ -11,6 +11,7 @@ from torch._decomp import decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from .export import quietly
 from .values import Value
 
 
@@ -32,12 +33,12 @@ def parts_of(
         return function(*arguments, **named)
 
     try:
-        with torch.no_grad():
+        with quietly(), torch.no_grad():
             traced = make_fx(torch.func.functionalize(call), tracing_mode="fake")(*(_like(value) for value in values))
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # for these arguments
     calls = [item.target for item in traced.graph.nodes if item.op == "call_function"]
-    if operation in calls or any(str(target).startswith("prims.") for target in calls):
+    if operation in calls or any(str(target).startswith("prims.") or isinstance(target, type) for target in calls):
         return None  # those have no rules, so it is the operation itself that lacks one
     return traced.graph, values
 

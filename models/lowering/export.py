@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -18,14 +21,28 @@ from torch.utils import _pytree as pytree
 from ...errors import BlindformerError, first_line
 from .problems import LoweringError
 from .structure import tensors_of
+from .values import short_name
 
 Exported = tuple[torch.export.ExportedProgram, list[str]]
 """A traced model, and the names of its outputs, in order."""
+CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """What torch prints and logs of what it cannot trace, tracebacks too, is not part of the error, which is one line.
+    Nobody reads where in a model's code an operation stands, and to find it takes long."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with redirect_stderr(io.StringIO()), _without_stack_traces():
+            yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """Nobody reads where in a model's code an operation stands, and to find it takes long."""
     name = "do_not_emit_stack_traces"  # of later versions
     before = getattr(fx_config, name, None)
     if before is None:
@@ -51,17 +68,24 @@ def run_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     try:
         with torch.no_grad():
             return model(**_arguments(model, batch))
-    except IndexError:  # of a table: said below, as for the other batches
-        raise
     except Exception as error:  # a model may raise anything here; all mean the same to a user
-        raise LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}") from error
+        raise not_run(model, error) from error
+
+
+def not_run(model: nn.Module, error: Exception) -> LoweringError:
+    """What a model that raises on its inputs is refused with."""
+    if "index out of range in self" in str(error):  # torch's words for a row that a table does not have
+        return LoweringError(
+            "inputs: hold an id that the model has no row for; encode with its own tokenizer, no longer than it takes"
+        )
+    return LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}")
 
 
 def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
     """The model as torch traces it. Errors: LoweringError."""
     with torch.no_grad():
         try:
-            with _without_stack_traces():
+            with quietly():
                 exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
             if any(_writes(item) for item in exported.graph.nodes):
                 with warnings.catch_warnings():  # torch warns of itself
@@ -70,10 +94,23 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user
-            line = first_line(error, 300)
-            raise LoweringError(f"{type(model).__name__}: torch.export cannot trace it: {line}") from error
+            where, line = _place(model, error), first_line(error, 300)
+            advice = "; branch on nothing that its inputs hold, as that stays secret" if "data-dep" in line else ""
+            name = type(model).__name__
+            raise LoweringError(f"{name}: torch.export cannot trace it{where}: {line}{advice}") from error
+    for item in list(exported.graph.nodes):
+        if short_name(item.target) in CHECKS:  # of the example, as the model ran; what they alone read goes with them
+            exported.graph.erase_node(item)
     exported.graph.eliminate_dead_code()
     return exported, _names(exported)
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """The innermost module that was running, in words."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    running = (id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__))
+    found = [paths[module] for module in running if paths.get(module)]
+    return f", in {found[-1]}" if found else ""
 
 
 def serves(graph: Exported, model: nn.Module, batch: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from ...errors import BlindformerError, first_line
 from ..graph.graph import Node
 from ..program.program import PreludeStep
 from . import rules
@@ -32,8 +33,13 @@ from .masks import is_infinite
 from .problems import LoweringError, Problems
 from .values import Value, concrete, parameters_of, short_name, values_in
 
-MATRIX_PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm", "conv2d", "conv1d", "convolution", "baddbmm"}
-IGNORED = {"_assert_tensor_metadata", "sym_size", "_assert_async", "_assert_scalar"}
+MATRIX_PRODUCTS = {
+    "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+}  # fmt: skip
+
+
+UNWRITTEN = {"empty", "empty_like", "empty_permuted", "new_empty"}  # whatever the memory held, infinity perhaps
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class _Walk:
 
     def __init__(self, exported: ExportedProgram, example: Mapping[str, object], embedding: str, given: Inputs) -> None:
         self.exported, self.example, self.embedding, self.given = exported, example, embedding, given
-        self.lowering, self.problems = Lowering(), Problems()
+        self.lowering, self.problems = Lowering(self._inline), Problems()
         self.inputs: list[str] = []
 
     def run(self) -> list[Value]:
@@ -109,6 +115,12 @@ class _Walk:
                     values[item.name] = self._call(item, values, item.name)
                 except LoweringError as error:  # go on, to name all that has no rule at once
                     self.problems.add(path, *error.args)
+                    values[item.name] = _unknown(item)
+                except BlindformerError:
+                    raise
+                except Exception as error:  # torch may raise anything, where a number was read of an input
+                    what = f"operation {short_name(item.target)} cannot be computed beforehand: {first_line(error)}"
+                    self.problems.add(path, what, "rewrite the module without it")
                     values[item.name] = _unknown(item)
             elif item.op == "output":
                 specs = self.exported.graph_signature.output_specs  # what goes to a model's buffers is no answer of it
@@ -141,7 +153,7 @@ class _Walk:
         assert callable(item.target)
         target = str(item.target)
         short = short_name(target)
-        if short in IGNORED:
+        if short == "sym_size":
             return None
         args: Any = fx.map_arg(item.args, lambda n: values[n.name])
         kwargs: Any = fx.map_arg(item.kwargs, lambda n: values[n.name])
@@ -164,6 +176,8 @@ class _Walk:
         if owner == "shared":
             raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short))
         value = concrete(item.target, args, kwargs)
+        if short in UNWRITTEN:
+            value = torch.zeros_like(value)  # pyright: ignore[reportArgumentType]
         if owner != "client":
             parameters = parameters_of(found)
             if isinstance(value, list | tuple):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ...approximations.attention import MASKED
 from ..graph.graph import Builder, Node
 from ..program.program import PreludeStep
 from .client_graph import operation
+from .decompose import parts_of
 from .problems import LoweringError
 from .values import Operand, Value, concrete, parameters_of, short_name, values_in
 
@@ -33,10 +34,12 @@ class Lowering:
     values              what the walk has lowered so far, by the exported graph's names
     steps               the client's prelude
     released, origins   tensors that the prelude reads, and the server's parameters that each is computed from
+    inline              lowers a graph of smaller operations on values, in the walk; the last argument names its steps
     hiding              scores with a mask: the node, where it keeps, the scores without it (masks.py)
     path                the module of the model that the walk is in
     """
 
+    inline: Callable[[fx.Graph, Sequence[Value], str], Any]
     builder: Builder = field(default_factory=Builder)
     values: dict[str, Any] = field(default_factory=dict)
     steps: list[PreludeStep] = field(default_factory=list)
@@ -89,6 +92,14 @@ class Lowering:
     def least_number(self, value: Value) -> float:
         """The largest number that the steps to a client's value mention, as a negative one."""
         return -max(_mentioned(self.steps, value.ref), default=0.0)
+
+    def apart(self, function: Callable[..., Tensor], *args: object) -> Value:
+        """A function of torch on these values, each of whose operations follows its rule, or is its owner's."""
+        given = [Value("shared", node=arg) if isinstance(arg, Node) else arg for arg in args]
+        parts = parts_of(function, given, {})
+        if parts is None:
+            raise self.fail(f"{function.__name__.strip('_')}: is not made of smaller operations")
+        return self.inline(*parts, f"{self.path}.{function.__name__}.{len(self.steps)}")
 
     def fail(self, what: str, advice: str = "") -> LoweringError:
         """The error for a rule to raise: what cannot be done, and the way out, which many may share."""

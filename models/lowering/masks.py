@@ -7,20 +7,20 @@ client, for nothing where they are public, at the server for a parameter of its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from ...approximations.attention import MASKED
+from ...approximations.attention import INFINITE, MASKED
 from ..graph.graph import Node
 from .lowering import Lowering
 from .values import Operand, Value, known, owner_of
 
 HIDDEN = -4e3
 """What minus infinity becomes: far below any score, and finite."""
-INFINITE = -1e9
-"""Nothing but a mask is as low."""
 SOURCES = ("client", "weight", "constant")
 THROUGH = ("add", "sub", "neg", "ldexp", "mul", "mul_public", "mul_private", "reshape", "permute", "expand", "slice",
            "index", "concat")  # fmt: skip
@@ -81,6 +81,15 @@ def _apart(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]:
         kept = lowering.apply("aten.gt.Scalar", value, MASKED)
         bias = lowering.apply("aten.clamp.default", lowering.apply("aten.mul.Tensor", value, kept), MASKED)
         return [kept], lowering.as_node(bias) if bool((bias.tensor != 0).any()) else None
+    if node.op == "concat":
+        return _joined(lowering, node)
+    if node.op == "reshape":
+        return _reshaped(lowering, node)
+    if node.op == "sub":  # such as the largest of a row, which hides none
+        masks, rest = _apart(lowering, node.args[0])
+        if not masks or _apart(lowering, node.args[1])[0]:
+            return [], node
+        return masks, b.neg(node.args[1]) if rest is None else b.sub(rest, node.args[1])
     scaled = node.op == "ldexp" or _is_scaled(node)
     if node.op != "add" and not scaled:
         return [], node
@@ -94,6 +103,46 @@ def _apart(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]:
     if node.op == "mul_public":
         return masks, b.mul(left[0], left[1])
     return masks, b.add(*left) if len(left) == 2 else left[0] if left else None
+
+
+def _reshaped(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]:
+    """Scores in another shape, as of heads that count as texts: with them their masks, as narrow as these were."""
+    (inner,) = node.args
+    masks, rest = _apart(lowering, inner)
+    if not masks or inner.shape[-1] != node.shape[-1]:
+        return [], node
+    backwards = enumerate(zip_longest(inner.shape[::-1], node.shape[::-1]))
+    kept = next((number for number, (before, after) in backwards if before != after), len(node.shape))
+    found = []
+    for factor in (factor for mask in masks for factor in mask.factors or (mask,)):
+        shape = factor.tensor.shape
+        if math.prod(shape[:-kept]) == 1:  # the same for all that is put together
+            sizes = [*[1] * (len(node.shape) - kept), *[1] * (kept - len(shape)), *shape[-kept:]]
+        else:
+            factor, sizes = lowering.apply("aten.expand.default", factor, list(inner.shape)), list(node.shape)
+        found.append(lowering.apply("aten.reshape.default", factor, sizes))
+    b = lowering.builder
+    return found, None if rest is None else b.reshape(b.expand(rest, inner.shape), node.shape)
+
+
+def _joined(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
+    """Scores side by side: what hides some of them keeps all others, such as a sink."""
+    b, dim, before = lowering.builder, node.attributes["dim"], 0
+    if dim != len(node.shape) - 1:
+        return [], node
+    found: list[Value] = []
+    left: list[Node] = []
+    for part in node.args:
+        masks, rest = _apart(lowering, part)
+        size = part.shape[dim]
+        for factor in (factor for mask in masks for factor in mask.factors or (mask,)):
+            wide = lowering.apply("aten.expand.default", factor, [*factor.tensor.shape[:-1], size])
+            sides = [before, node.shape[dim] - before - size]
+            found.append(lowering.apply("aten.constant_pad_nd.default", wide, sides, 1))
+        rest = b.constant(torch.zeros(part.shape, dtype=torch.float64)) if rest is None else rest
+        left.append(b.expand(rest, part.shape))
+        before += size
+    return found, b.concat(left, dim) if found else node
 
 
 def _is_scaled(node: Node) -> bool:
@@ -112,7 +161,8 @@ def _reads(node: Node, test: Callable[[Value], bool]) -> bool:
         seen.add(id(node))
         if node.op in SOURCES and node.value is not None and node.value.is_floating_point() and test(_of_source(node)):
             return True
-        todo.extend(node.args[: 1 if node.op == "mul_public" else None] if node.op in THROUGH else ())
+        if node.op in THROUGH and not node.search:  # the largest of a row hides nothing
+            todo.extend(node.args[: 1 if node.op == "mul_public" else None])
     return False
 
 

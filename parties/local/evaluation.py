@@ -56,7 +56,8 @@ def evaluate(
 
     plan       a preset's name or a plan (default: the one in the model's folder, else `faithful`); one without ranges
                is calibrated on training texts
-    teacher    what agreement is measured with; without one, the model itself in float32
+    teacher    what agreement is measured with; without one, the model itself in float32: with its plan, if it was
+               trained with the plan in its folder, as its weights mean nothing with exact functions; else without
     protocols  torch: float32, and the same with the approximations; for a teacher also with the plan's approximations
                put into it untouched, to show what distillation won. clear: fixed point, the whole test set. Any
                other: private sessions on this machine, for `private` texts, stratified and drawn with the
@@ -75,7 +76,9 @@ def evaluate(
     test, labels = data.test.items, data.test.labels
     lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
     fitting = data.train.subset(CALIBRATION, seed).items
-    fitted = _fitted(loaded, plan or loaded.plan() or "faithful", fitting, lengths)
+    own = loaded.plan() if plan is None else None
+    trained = own is not None and own.needs_distillation()
+    fitted = _fitted(loaded, plan or own or "faithful", fitting, lengths)
     found: dict[tuple[str, str], Predictions] = {}
 
     def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Predictions]) -> None:
@@ -85,15 +88,15 @@ def evaluate(
         assert teacher is not None
         return _renamed(torch_answers(teacher, test, longest, plan, progress=p), teacher, loaded)
 
-    reference = TEACHER if teacher is not None else EXACT
+    reference = TEACHER if teacher is not None else APPROXIMATED if trained else EXACT
     if teacher is not None:
         run(TEACHER, "torch", taught)
-    if "torch" in protocols:
-        if teacher is not None:
-            own = _fitted(teacher, fitted.replace(ranges={}, fits={}), fitting, lengths)
-            run(UNTOUCHED, "torch", lambda p: taught(p, own))
+    if "torch" in protocols and teacher is not None:
+        untouched = _fitted(teacher, fitted.replace(ranges={}, fits={}), fitting, lengths)
+        run(UNTOUCHED, "torch", lambda p: taught(p, untouched))
+    if "torch" in protocols or reference == APPROXIMATED:
         run(APPROXIMATED, "torch", lambda p: torch_answers(loaded, test, longest, fitted, progress=p))
-    if teacher is None:
+    if reference == EXACT:
         run(EXACT, "torch", lambda p: torch_answers(loaded, test, longest, progress=p))
     if "clear" in protocols:
         run(APPROXIMATED, "clear", lambda p: clear_answers(loaded, test, longest, fitted, fitting, progress=p))
@@ -138,7 +141,9 @@ def _rows(
     order = [TEACHER, EXACT, UNTOUCHED, APPROXIMATED]
     rows = []
     for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
-        others = {} if name == reference else {reference: found[reference, "torch"]}
+        others = {}
+        if (name, protocol) != (reference, "torch"):
+            others["torch" if reference == APPROXIMATED else reference] = found[reference, "torch"]
         if protocol in sessions() and (name, "clear") in found:
             others["clear"] = found[name, "clear"]
         rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))

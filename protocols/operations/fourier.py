@@ -18,6 +18,7 @@ from torch import Tensor
 from .operation import SHARED, Attributes, Bits, Operation
 
 POINTS, WAVE = 1 << 14, 30
+MOST = 52  # bits of a period, which the dealer's angles hold whole
 _HALF = 1 << WAVE - 1
 
 
@@ -78,7 +79,7 @@ def _demand(bits: Bits, attributes: Attributes) -> int:
 
 def _problem(attributes: Attributes) -> str:
     bits, fraction = attributes.get("bits", 0), attributes.get("fraction", 0)
-    fits = type(bits) is int and type(fraction) is int and 2 <= bits < 33 and 0 <= fraction < 50
+    fits = type(bits) is int and type(fraction) is int and 2 <= bits <= MOST and 0 <= fraction < 50
     return "" if fits else "a Fourier series of a number of bits that no period has"
 
 

@@ -15,9 +15,14 @@ PICKED = [
     "DeBERTa-v2",
     "FNet",
     "Mixtral",
+    "gpt-oss",
+    "XGLM",
     "Mamba",
+    "Mamba2",
     "Swin",
     "SegFormer",
+    "DPT",
+    "PatchTST",
     "Wav2Vec2",
     "sentence-transformers pooling",
     "timm ViT",
@@ -57,12 +62,14 @@ def test_the_page_shows_rows_and_refusals(tmp_path):
     base |= {"online_bytes": 250_000, "offline_bytes": 1, "refused": ""}
     lines = [{**base, "plan": plan} for plan in ("faithful", "fast")]
     lines += [{**base, "plan": "he", "refused": "no"}, {**base, "name": "B", "plan": "faithful", "refused": "why"}]
+    lines += [{**base, "name": "C", "plan": "faithful"}, {**base, "name": "C", "plan": "he", "cosine": 0.97}]
     page = tmp_path / "models.md"
     page.write_text(f"before\n{architectures.START}old\n{architectures.END}\nafter\n")
     architectures.write_page("\n".join(json.dumps(line) for line in lines), page)
     text = page.read_text()
     assert "| A | `AModel` | 0.999999 | 0.0020 of 2.00 | 12 | 0.25 | 12, 0.25 | - |" in text
     assert "| B | `AModel` | why |" in text
+    assert "| C | `AModel` | 0.999999 | 0.0020 of 2.00 | 12 | 0.25 |  | - |" in text, "not what the model gives"
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")

@@ -1,5 +1,7 @@
 """What cannot be compiled is refused at compile time, in one line that names the place and the remedy."""
 
+import logging
+
 import pytest
 import torch
 from blindformer.approximations import CalibrationError
@@ -53,16 +55,22 @@ UNSUPPORTED = {
     "a matrix's norm": (lambda x: torch.linalg.norm(x, ord=2) * x, r"operation _linalg_svd .*has no private form"),
     "high power": (lambda x: x**7, r"a secret to the power 7; the rule knows 1 to 4"),
     "comparison": (lambda x: (x < x[0]).to(x.dtype), "comparison of two tensors"),
+    "places that are secret": (
+        lambda x: torch.zeros(4, 6).scatter_add(1, x.argmax(-1, keepdim=True), x),
+        r"operation scatter_add .*has no private form",
+    ),
     "integer division": (lambda x: torch.div(x, 3, rounding_mode="floor"), "integer division of a secret"),
 }
 
 
 @pytest.mark.parametrize("what", UNSUPPORTED)
-def test_an_unsupported_operation_names_module_operation_and_alternative(what):
+def test_an_unsupported_operation_names_module_operation_and_alternative(what, capfd, caplog):
     function, message = UNSUPPORTED[what]
     with pytest.raises(LoweringError, match=rf"^layers\.1: .*?{message}") as caught:
         compile(Model(function), BATCHES, "faithful")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "torch tells nothing beside it"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_all_that_has_no_rule_is_named_at_once():
@@ -108,6 +116,11 @@ class LogGamma(Block):
         return {"y": self.dense(torch.lgamma(x))}
 
 
+class Counts(Block):
+    def forward(self, x):
+        return {"y": self.dense(x) + torch.full((6,), (x > 0).sum().item() + 1)}
+
+
 NAN = {"x": torch.full((4, 6), float("nan"))}
 HUGE = lambda x: x * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30 * x * 1e30 * 1e30 * 1e30 * 1e30  # noqa: E731
 HIDDEN = lambda x: x.masked_fill(torch.ones(4, 6, dtype=torch.bool).triu(1), -float("inf"))  # noqa: E731
@@ -149,20 +162,36 @@ REFUSED = {
         LoweringError,
         r"operation lgamma .* of the inputs alone cannot run at the client",
     ),
+    "a place that is not there": (
+        lambda: compile(Model(lambda x: x[:, 9]), BATCHES),
+        LoweringError,
+        r"^Model: does not run on these inputs: index 9 is out of bounds",
+    ),
+    "inputs of other sizes": (
+        lambda: compile(Model(torch.relu), [*BATCHES, {"x": torch.ones(4, 5)}]),
+        LoweringError,
+        r"^Model: does not run on these inputs: mat1 and mat2 shapes",
+    ),
+    "a number read of an input": (
+        lambda: compile(Counts(None), BATCHES),
+        LoweringError,
+        r"operation item .* of the inputs alone cannot run at the client; also .*operation full cannot be computed",
+    ),
     "what cannot be traced": (
         lambda: compile(Model(UNTRACEABLE), BATCHES),
         LoweringError,
-        r"Model: torch\.export cannot trace it",
+        r"^Model: torch\.export cannot trace it, in layers\.1: Could not guard .*; branch on nothing .* inputs hold",
     ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_compiled_is_one_line(what):
+def test_what_cannot_be_compiled_is_one_line(what, capfd):
     compiling, error, message = REFUSED[what]
     with pytest.raises(error, match=message) as caught:
         compiling()
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "torch tells nothing beside it"
 
 
 def test_inputs_too_large_for_the_ring_are_refused_at_query_time():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...graph.graph import Node
@@ -82,12 +83,62 @@ def convolution(
     transposed: bool,
     output_padding: Sizes,
     groups: int,
-) -> Node:
+) -> Node | Value:
     dims = weight.tensor.dim() - 2
-    if transposed or dims not in (1, 2):
-        kind = "a transposed convolution" if transposed else f"a convolution over {dims} dimensions"
-        raise lowering.fail(f"{kind} has no rule; use one over one or two dimensions, and upsample before it")
+    if transposed:
+        return lowering.apart(_transposed, x, weight, bias, stride, padding, dilation, output_padding, groups)
+    if dims == 3:
+        return lowering.apart(_over_depth, x, weight, bias, stride, padding, dilation, groups)
     return (conv1d, conv2d)[dims - 1](lowering, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _over_depth(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """[B, C, D, H, W] -> [B, O, D', H', W']: of images, whose channels are those of all images under the kernel."""
+    depth = (weight.shape[2] - 1) * dilation[0] + 1
+    x = F.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
+    windows = x.unfold(2, depth, stride[0])[..., :: dilation[0]].permute(0, 2, 1, 5, 3, 4)
+    images, kernel = windows.flatten(2, 3).flatten(0, 1), weight.flatten(1, 2)
+    out = F.conv2d(images, kernel, bias, tuple(stride[1:]), tuple(padding[1:]), tuple(dilation[1:]), groups)
+    return out.unflatten(0, (windows.shape[0], windows.shape[1])).transpose(1, 2)
+
+
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """[B, C, ...] -> [B, O, ...]: a product at each place, where outputs do not overlap; else a convolution, with zeros
+    between the places and the kernel turned around."""
+    kernel, dims = list(weight.shape[2:]), weight.dim() - 2
+    if list(stride) == kernel and groups == 1 and not any([*padding, *output_padding]) and set(dilation) == {1}:
+        each = x.movedim(1, -1) @ weight.flatten(1)  # [B, ..., O kernel]
+        each = each.unflatten(-1, (weight.shape[1], *kernel)).movedim(dims + 1, 1)  # [B, O, ..., kernel]
+        order = [d for place in range(2, dims + 2) for d in (place, place + dims)]
+        sizes = [n * k for n, k in zip(x.shape[2:], kernel, strict=True)]
+        out = each.permute(0, 1, *order).reshape(*each.shape[:2], *sizes)
+        return out if bias is None else out + bias.reshape(-1, *[1] * dims)
+    around: list[int] = []  # from the last dimension on
+    for place in range(dims):
+        step, reach = stride[place], dilation[place] * (kernel[place] - 1) - padding[place]
+        apart = F.pad(x.unsqueeze(place + 3), [0, 0] * (dims - 1 - place) + [0, step - 1])
+        x = apart.flatten(place + 2, place + 3)
+        around = [reach, reach + output_padding[place] - (step - 1), *around]
+    turned = weight.flip(list(range(2, dims + 2))).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    made = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+    return made(F.pad(x, around), turned, bias, dilation=tuple(dilation), groups=groups)
 
 
 @rule("batch_norm")

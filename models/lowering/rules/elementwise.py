@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,8 @@ def sub(lowering: Lowering, x: Operand, y: Operand, *, alpha: float = 1) -> Node
         if is_mask(lowering, negative):  # which is taken away
             return add(lowering, x, negative, alpha=alpha)
     b, right = lowering.builder, lowering.as_node(y)
-    return b.sub(lowering.as_node(x), right if alpha == 1 else b.scale(right, float(alpha)))
+    left = lowering.as_node(bounded(lowering, x))
+    return b.sub(left, right if alpha == 1 else b.scale(right, float(alpha)))
 
 
 @rule("rsub")
@@ -201,9 +204,9 @@ def clamp(lowering: Lowering, x: Operand, low: float | None = None, high: float 
     """Both comparisons share one opening of x."""
     b, node = lowering.builder, lowering.as_node(x)
     out = node
-    if low is not None:
+    if low is not None and low > -math.inf:
         out = b.add(out, b.mul(b.less(node, float(low)), b.sub(b.constant(float(low)), node)))
-    if high is not None:
+    if high is not None and high < math.inf:
         above = b.complement(b.less(node, float(high)))
         out = b.add(out, b.mul(above, b.sub(b.constant(float(high)), node)))
     return out

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ...graph.graph import Node
 from ..lowering import Lowering
-from ..values import Operand
+from ..masks import INFINITE
+from ..values import Operand, Value, known, owner_of
 from . import rule
 from .elementwise import clamp
 from .shapes import Dims, dims_of
@@ -26,17 +29,25 @@ def amin(lowering: Lowering, x: Operand, dims: Dims = (), keepdim: bool = False)
 
 
 @rule("max")
-def largest(lowering: Lowering, x: Operand, dim: int | None = None, keepdim: bool = False) -> Node | list[Node]:
-    """Of all; or of a dimension, with its place."""
+def largest(
+    lowering: Lowering, x: Operand, dim: int | Value | Node | None = None, keepdim: bool = False
+) -> Node | list[Node]:
+    """Of all; of a dimension, with its place; or of two, element by element."""
     if dim is None:
         return amax(lowering, x)
+    if isinstance(dim, Value | Node):
+        return maximum(lowering, x, dim)
     return [amax(lowering, x, dim, keepdim), argmax(lowering, x, dim, keepdim)]
 
 
 @rule("min")
-def least(lowering: Lowering, x: Operand, dim: int | None = None, keepdim: bool = False) -> Node | list[Node]:
+def least(
+    lowering: Lowering, x: Operand, dim: int | Value | Node | None = None, keepdim: bool = False
+) -> Node | list[Node]:
     if dim is None:
         return amin(lowering, x)
+    if isinstance(dim, Value | Node):
+        return minimum(lowering, x, dim)
     return [amin(lowering, x, dim, keepdim), argmin(lowering, x, dim, keepdim)]
 
 
@@ -55,8 +66,13 @@ def argmin(lowering: Lowering, x: Operand, dim: int | None = None, keepdim: bool
 
 @rule("maximum")
 def maximum(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    b, right = lowering.builder, lowering.as_node(y)
-    return b.add(right, b.relu(b.sub(lowering.as_node(x), right)))
+    b = lowering.builder
+    if _is_least(x):
+        x, y = y, x
+    left, right = lowering.as_node(x), lowering.as_node(y)
+    if _is_least(y):
+        return b.expand(left, tuple(torch.broadcast_shapes(left.shape, right.shape)))
+    return b.add(right, b.relu(b.sub(left, right)))
 
 
 @rule("minimum")
@@ -73,6 +89,13 @@ def clamp_min(lowering: Lowering, x: Operand, low: float) -> Node:
 @rule("clamp_max")
 def clamp_max(lowering: Lowering, x: Operand, high: float) -> Node:
     return clamp(lowering, x, None, high)
+
+
+def _is_least(operand: Operand) -> bool:
+    """Whether it is a number that no value is below, with which a search for the largest starts."""
+    if isinstance(operand, Node) or owner_of(operand) not in ("public", "server"):
+        return False
+    return bool((torch.as_tensor(known(operand)) <= INFINITE).all())
 
 
 def _negative(lowering: Lowering, x: Operand) -> Node:

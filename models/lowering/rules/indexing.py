@@ -118,12 +118,50 @@ def gather(lowering: Lowering, x: Operand, dim: int, indices: Value, **named: ob
     return b.sum(b.mul(spread, lowering.as_node(rows)), [-1], keepdim=False)
 
 
+@rule("scatter")
+def scatter(
+    lowering: Lowering, x: Operand, dim: int, indices: Value, source: Operand, *, reduce: str | None = None
+) -> Node:
+    """x with what the source holds at places of a dimension. Of others than public ones, one after the other."""
+    if reduce is not None:
+        raise lowering.fail(f"a scatter that reduces ({reduce}) has no rule; add a one-hot product instead")
+    b, node, new = lowering.builder, lowering.as_node(x), lowering.as_node(source)
+    shape, size = lowering.as_node(indices).shape, node.shape[dim]
+    dim %= len(shape)
+    for other, count in enumerate(shape if new.shape else ()):
+        new = b.slice(new, other, 0, count)
+    new = b.expand(new, shape)
+    if indices.owner == "public":
+        count = math.prod(node.shape)
+        places = torch.arange(count).reshape(node.shape)
+        now = places.scatter(dim, indices.tensor, count + torch.arange(math.prod(shape)).reshape(shape))
+        both = b.concat([b.reshape(part, (math.prod(part.shape),)) for part in (node, new)], 0)
+        return b.reshape(b.index(both, 0, now.flatten().tolist()), node.shape)
+    if (*shape[:dim], size, *shape[dim + 1 :]) != node.shape:
+        raise lowering.fail("a scatter by secret indices has a rule for those of every row; slice the tensor before it")
+    bits = b.transpose(lowering.as_node(one_hot(lowering, indices, size)), dim, -1)  # [..., size, ..., places]
+    for place in range(shape[dim]):
+        node = b.where(b.select(bits, -1, place), b.slice(new, dim, place, place + 1), node)
+    return node
+
+
+@rule("unfold")
+def unfold(lowering: Lowering, x: Operand, dim: int, size: int, step: int) -> Node:
+    """Windows of a dimension, whose places come last."""
+    node = lowering.as_node(x)
+    dim %= len(node.shape)
+    found = _flat_index(lowering, node, dim, dim, torch.arange(node.shape[dim]).unfold(0, size, step))
+    return lowering.builder.permute(found, [*(d for d in range(len(found.shape)) if d != dim + 1), dim + 1])
+
+
 @rule("one_hot")
 def one_hot(lowering: Lowering, indices: Operand, size: int) -> Value | Node:
     """Rows of zeros with a one at the index. Of a secret index: the steps where `index < place` turns true."""
     if isinstance(indices, Value) and indices.owner != "shared":
         return _as_bits(lowering.apply("aten.one_hot.default", indices, size))
     b, node = lowering.builder, lowering.as_node(indices)
+    if size == 1:
+        return Value("public", torch.ones(*node.shape, 1))
     first = steps(lowering, node, size - 1)
     return b.concat([first, b.sub(b.constant(1.0), b.sum(first, [-1], keepdim=True))], len(node.shape))
 

@@ -26,10 +26,20 @@ def same(lowering: Lowering, x: Operand, *options: object, **named: object) -> N
     return lowering.as_node(x)
 
 
+@rule("full_like")
+def full_like(lowering: Lowering, x: Operand, number: float, **named: object) -> Value:
+    """Of a secret, its shape alone: public."""
+    return Value("public", torch.full(lowering.as_node(x).shape, number))
+
+
 @rule("ones_like")
 def ones_like(lowering: Lowering, x: Operand, **named: object) -> Value:
-    """Of a secret, its shape alone: public."""
-    return Value("public", torch.ones(lowering.as_node(x).shape))
+    return full_like(lowering, x, 1.0)
+
+
+@rule("new_full")
+def new_full(lowering: Lowering, x: Operand, shape: Shape, number: float, **named: object) -> Value:
+    return Value("public", torch.full(tuple(shape), number))
 
 
 @rule("view", "reshape", "_unsafe_view")
@@ -113,7 +123,8 @@ def fill(lowering: Lowering, x: Operand, value: Operand) -> Node:
 
 @rule("cat", "concat")
 def concat(lowering: Lowering, xs: Sequence[Operand], dim: int = 0) -> Node:
-    return lowering.builder.concat([lowering.as_node(x) for x in xs], dim)
+    """As torch has it, a vector of nothing, such as an empty cache, is left out whatever the others' shape."""
+    return lowering.builder.concat([node for node in map(lowering.as_node, xs) if node.shape != (0,)], dim)
 
 
 @rule("stack")

@@ -52,6 +52,12 @@ MASKS = {
 }
 
 
+def with_sinks(m, scores, hide):
+    """A score of the server's own beside those of keys, and all of a row less its largest, as gpt-oss has them."""
+    scores = torch.cat([added(-1e4)(m, scores, hide).masked_fill(LATER, LEAST), m.bias[:, :1].expand(2, 6, 1)], -1)
+    return (scores - scores.max(-1, keepdim=True)[0]).softmax(-1)[..., :-1]
+
+
 class Attention(nn.Module):
     def __init__(self, mask, fused=False):
         super().__init__()
@@ -67,7 +73,8 @@ class Attention(nn.Module):
             mask = self.mask(self, torch.zeros(2, 6, 6), hide)
             return {"y": self.out(F.scaled_dot_product_attention(query, key, value, mask))}
         scores = self.mask(self, query @ key.transpose(-1, -2) * 8**-0.5, hide)
-        return {"y": self.out(scores.softmax(-1) @ value)}
+        weights = scores if self.mask is with_sinks else scores.softmax(-1)
+        return {"y": self.out(weights @ value)}
 
 
 def inputs():
@@ -103,6 +110,13 @@ def test_a_mask_is_one_however_it_is_made(name, fused, plan):
         assert plan == "fast" or (got["y"] - exact["y"])[seen].abs().max() < 0.01
     # Hiding is no comparison of secrets: those of the exponential alone are left.
     assert ("less" in compiled.program.needs()) == (plan == "faithful")
+
+
+@pytest.mark.parametrize("plan", ["faithful", "fast"])
+def test_a_sink_beside_the_scores_is_kept(plan):
+    for exact, approximated, got in answers(Attention(with_sinks), inputs(), plan)[0]:
+        assert (got["y"] - approximated["y"]).abs().max() < 2.0**-10
+        assert plan == "fast" or (got["y"] - exact["y"]).abs().max() < 0.01
 
 
 def test_a_text_of_padding_alone_is_answered_as_torch_does():

@@ -24,7 +24,23 @@ def written(m, x):
     return h + own
 
 
+def checked(m, x):
+    """What only a check reads of the inputs is not part of the answer."""
+    torch._check((x > 100).sum().item() <= 6)
+    return m.hide(x)
+
+
+def unwritten(m, x):
+    """Memory that holds whatever it held, until all of it is written."""
+    torch.full((4, 6), torch.inf)  # which the next such tensor is given
+    h = m.hide(x).new_empty(4, 6)
+    h[:, :3], h[:, 3:] = m.hide(x)[:, 3:], x[:, :3]
+    return h + torch.empty_like(h).copy_(x)
+
+
 OPERATIONS = {
+    "memory that is not written yet": unwritten,
+    "a check of the inputs": checked,
     "writes to views": written,
     "number over secret": lambda m, x: 3.0 / (m.hide(x).square() + 0.5),
     "number over the client's": lambda m, x: m.hide(x) * (2 / (x.sum() - 50)),
@@ -51,6 +67,7 @@ OPERATIONS = {
     "argmax": lambda m, x: m.hide(x).argmax(-1).to(x.dtype),
     "argmax of an odd number": lambda m, x: m.hide(x)[:3].argmax(0).to(x.dtype),
     "argmax of all": lambda m, x: m.hide(x).argmax().to(x.dtype),
+    "beside nothing": lambda m, x: torch.cat([torch.zeros(0), m.hide(x), x], -1),
     "shapes": lambda m, x: (
         torch.cat([m.hide(x).t()[::2], x.flatten().view(6, 4)[1:2]], 0).unsqueeze(0).expand(2, -1, -1)
     ),
@@ -73,8 +90,23 @@ OPERATIONS = {
     "places of the first": lambda m, x: m.hide(x).topk(2, dim=0)[1].to(x.dtype),
     "sorted": lambda m, x: m.hide(x).sort(0, descending=True)[0] + m.hide(x).argsort(0),
     "min with its place": lambda m, x: m.hide(x).min(-1)[0] + m.hide(x).min(-1)[1],
+    "of a secret's shape": lambda m, x: torch.full_like(m.hide(x), 0.5) * m.side + m.hide(x).new_full((6,), 2.0),
+    "zeros of a secret's shape": lambda m, x: torch.zeros_like(m.hide(x)) + m.hide(x),
+    "the larger of two": lambda m, x: torch.max(m.hide(x), x) + torch.min(m.hide(x), m.side),
+    "the larger of a secret and the least number": lambda m, x: torch.max(
+        m.hide(x), torch.full((2, 1, 1), torch.finfo(x.dtype).min)
+    ),
+    "windows of a line": lambda m, x: (
+        m.hide(x).unfold(-1, 3, 2) + x.unfold(1, 3, 2) + m.hide(x).unfold(0, 3, 1)[:1, :2]
+    ),
+    "scatter, public": lambda m, x: m.hide(x).scatter(1, torch.tensor([[5, 0]]).expand(3, 2), x),
+    "scatter, the client's": lambda m, x: m.hide(x).scatter(0, x.argsort(0)[:2], m.side),
+    "scatter, secret": lambda m, x: torch.zeros(4, 6).scatter(1, m.hide(x).topk(3)[1], 1.0) * x,
+    "scatter to the only place": lambda m, x: x[:, :1].scatter(1, m.hide(x)[:, :1].topk(1)[1], 0.5) + m.hide(x),
+    "scatter to one place": lambda m, x: m.hide(x).scatter(1, (m.hide(x) > 0)[:, :2].long(), 0.5),
     "larger and smaller": lambda m, x: torch.maximum(m.hide(x), x) + torch.minimum(m.hide(x), m.side).clamp_min(-1),
     "hard activations": lambda m, x: F.hardswish(m.hide(x) * 4) + F.hardsigmoid(m.hide(x) * 4) + F.relu6(m.hide(x)),
+    "clamp from below, and to no end": lambda m, x: m.hide(x).clamp(-0.5, torch.inf) + m.hide(x).clamp(-torch.inf, 1.0),
     "leaky": lambda m, x: F.leaky_relu(m.hide(x), 0.1) + F.prelu(m.hide(x), m.side[0, :1]),
     "division by the client's": lambda m, x: m.hide(x) / (x.square() + 1),
     "division by a secret": lambda m, x: m.hide(x) / (m.hide(x).square() + 1),
@@ -96,6 +128,24 @@ OPERATIONS = {
     ),
     "convolution of a line": lambda m, x: F.conv1d(m.hide(x).view(1, 4, 6), m.side.view(2, 4, 3), stride=2, padding=1),
     "convolution of the client's line": lambda m, x: F.conv1d(x.view(1, 4, 6), m.side.view(2, 4, 3), padding=1),
+    "convolution of a film": lambda m, x: F.conv3d(
+        m.hide(x).view(1, 2, 3, 2, 2), m.side.view(2, 1, 3, 2, 2), m.side[0, :2], (2, 1, 1), 1, (1, 2, 1), 2
+    ),
+    "convolution of the client's film": lambda m, x: F.conv3d(
+        x.view(1, 1, 4, 2, 3), m.side.view(3, 1, 2, 2, 2), stride=(2, 2, 2)
+    ),
+    "transposed convolution without overlaps": lambda m, x: F.conv_transpose2d(
+        m.hide(x).view(1, 2, 3, 4), m.side.view(2, 2, 2, 3), m.side[0, :2], stride=(2, 3)
+    ),
+    "transposed convolution": lambda m, x: F.conv_transpose2d(
+        m.hide(x).view(1, 4, 2, 3), m.side.view(4, 1, 2, 3), m.side[0, :2], (3, 2), 1, (2, 0), 2, (2, 1)
+    ),
+    "transposed convolution of a line": lambda m, x: F.conv_transpose1d(
+        m.hide(x).view(1, 4, 6), m.side.view(4, 2, 3), stride=2, padding=1
+    ),
+    "transposed convolution of the client's film": lambda m, x: F.conv_transpose3d(
+        x.view(1, 2, 2, 3, 2), m.side.view(2, 1, 2, 3, 2), padding=(1, 0, 1)
+    ),
     "batch norm": lambda m, x: F.batch_norm(m.hide(x), m.side[0], m.side[1].square() + 0.5, m.side[2], m.side[3]),
     "batch norm of a convolution": lambda m, x: F.batch_norm(
         F.conv2d(m.hide(x).view(1, 1, 4, 6), m.kernel[:, :1], m.side[0, :5]),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from blindformer.approximations import calibrate
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.data import Dataset, Examples
 from blindformer.models.judging.evaluation import EvaluationError, encode
@@ -88,6 +89,18 @@ def test_the_page_and_the_picture(found):
     assert page.count("<h3>") == 5
     assert "://" not in page  # nothing is loaded from elsewhere (the picture may hold any letters)
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["accuracy"]["value"] == found.rows[0].accuracy.value
+
+
+def test_a_student_is_held_against_itself_with_its_plan(tmp_path, data):
+    """Its weights mean nothing with exact functions, which it was not trained with."""
+    student = classifier(tmp_path / "student", {0: "negative", 1: "positive"}, 0)
+    calibrate(student.model, [encode(student, data.train.items, 16)], "fast").save(tmp_path / "student")
+    found = evaluate(student, data, protocols=("clear",), longest=16)
+    assert [(row.name, row.protocol) for row in found.rows] == [("approximated", "torch"), ("approximated", "clear")]
+    assert [list(row.agreement) for row in found.rows] == [[], ["torch"]]
+    assert found.row("approximated", "clear").agreement["torch"].value >= 0.9
+    given = evaluate(student, data, plan="faithful", protocols=("clear",), longest=16)
+    assert [row.name for row in given.rows] == ["float32", "approximated"]
 
 
 class Recorded:

@@ -143,7 +143,7 @@ def less_of_the_high_bits(d: Draft, data: Data, of: tuple[int, int]) -> None:
             d("mul", below, x)
 
 
-@program((20, 6), (12, 1), (9, 3), (2, 2))
+@program((40, 6), (20, 6), (12, 1), (9, 3), (2, 2))
 def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
     """Periods of more and of fewer units than the wave has points; x lies beyond one, too."""
     bits, terms = of
