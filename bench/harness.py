@@ -23,12 +23,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from blindformer.errors import BlindformerError
-from blindformer.models.data import Dataset, load_data
+from blindformer.models.data import Dataset, Examples, load_data
 from blindformer.models.generation.chat import prefix_ids
 from blindformer.models.generation.decoder import causal_model
 from blindformer.models.loading.huggingface import huggingface
@@ -152,9 +153,14 @@ def _run(
 
 def _short(loaded: Loaded, data: Dataset, count: int) -> Iterator[tuple[str, int]]:
     """Held-out texts that a pass of 64 tokens holds, prompt included."""
-    rows = zip(data.test.texts, data.test.labels, strict=True)
-    fitting = ((text, label) for text, label in rows if len(loaded.processor(text)["input_ids"]) <= 50)
-    yield from (row for row, _ in zip(fitting, range(count), strict=False))
+    fitting = (row for row in _rows(data.test) if len(loaded.processor(row[0])["input_ids"]) <= 50)
+    yield from islice(fitting, count)
+
+
+def _rows(part: Examples) -> Iterator[tuple[str, int]]:
+    """Texts and labels, one of each label after the other."""
+    by_label = [[(t, n) for t, n in zip(part.texts, part.labels, strict=True) if n == label] for label in (0, 1)]
+    return chain.from_iterable(zip(*by_label, strict=False))
 
 
 def _version(python: str, package: str) -> str:
@@ -168,7 +174,7 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
     sections = dict(list(_sections(loaded))[: chosen.count])
     ids = {heading: f"d{number}" for number, heading in enumerate(sections)}
     parts = {"train": data.train, "test": data.test}
-    half = {name: (part.texts[: chosen.count], part.labels[: chosen.count]) for name, part in parts.items()}
+    half = {name: list(islice(_rows(part), chosen.count)) for name, part in parts.items()}
     given = {
         "model": NAME,
         "retrieval": {
@@ -176,7 +182,10 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
             "queries": {f"q{name}": heading for heading, name in ids.items()},
             "relevant": {f"q{name}": name for name in ids.values()},
         },
-        "classification": {name: {"text": texts, "label": labels} for name, (texts, labels) in half.items()},
+        "classification": {
+            name: {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+            for name, rows in half.items()
+        },
     }
     asked = json.dumps(given)
     say("in the clear")
@@ -188,7 +197,7 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
     one, other = (json.loads(said.splitlines()[-1]) for said in (found, there))
     return {
         "version": one["version"],
-        "requests": 2 * len(sections) + sum(len(texts) for texts, _ in half.values()),
+        "requests": 2 * len(sections) + sum(map(len, half.values())),
         "private": one["scores"],
         "clear": other["scores"],
         "private_s": private_s,

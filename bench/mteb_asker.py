@@ -17,6 +17,8 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks.classification import AbsTaskClassification
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
 GIVEN: dict[str, Any] = {}
 
@@ -54,7 +56,7 @@ class GatewayEncoder:
         from openai import OpenAI
 
         self.client, self.known = OpenAI(base_url=f"{url}/v1", timeout=600), dict[str, list[float]]()
-        self.mteb_model_meta = mteb.ModelMeta.create_empty()
+        self.mteb_model_meta = ModelMeta.create_empty()
 
     def encode(self, inputs: Any, **more: Any) -> np.ndarray:
         texts = [text for batch in inputs for text in batch["text"]]
@@ -66,10 +68,10 @@ class GatewayEncoder:
         return np.array([self.known[text] for text in texts])
 
     def similarity(self, one: Any, other: Any) -> Any:
-        return mteb.similarity_functions.cos_sim(one, other)
+        return cos_sim(one, other)
 
     def similarity_pairwise(self, one: Any, other: Any) -> Any:
-        return mteb.similarity_functions.pairwise_cos_sim(one, other)
+        return pairwise_cos_sim(one, other)
 
 
 def model(place: str) -> Any:
