@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from ..protocols.streams import new_seed
-from .identity import Identity, Signed
+from .client_identity import ClientIdentity, Signed
 from .messages import SECURE
 from .secure import (
     SHARE_BYTES,
@@ -66,17 +66,17 @@ class SecureState:
         return {int(i): SecureMember(bytes.fromhex(m), bytes.fromhex(s)) for i, (m, s) in self.members.items()}
 
 
-def keys(session: str, me: int, identity: Identity | None = None) -> tuple[SecureState, ConfigRecord]:
+def keys(session: str, me: int, identity: ClientIdentity | None = None) -> tuple[SecureState, ConfigRecord]:
     """First message: two fresh pairs of keys, signed by an identity that has a key. A new session forgets the last."""
     mask_key, mask_public = new_key()
     seal_key, seal_public = new_key()
     part = SecureState(session, "keys", me, mask_key.hex(), seal_key.hex())
     part.members = {str(me): [mask_public.hex(), seal_public.hex()]}
-    signed = (identity or Identity()).sign(mask_public, seal_public, session, me)
+    signed = (identity or ClientIdentity()).sign(mask_public, seal_public, session, me)
     return part, ConfigRecord(asdict(signed))
 
 
-def shares(part: SecureState, given: ConfigRecord, most: int, identity: Identity | None = None) -> ConfigRecord:
+def shares(part: SecureState, given: ConfigRecord, most: int, identity: ClientIdentity | None = None) -> ConfigRecord:
     """Second message: everybody's keys arrive; sealed shares of the own mask's seed and of the key of the pairs go out.
 
     So do digests of the seed and of all shares, in the order of ids: a wrong share will show. `most`: clients of the
@@ -85,7 +85,7 @@ def shares(part: SecureState, given: ConfigRecord, most: int, identity: Identity
     part.expect(str(given["session"]), "keys")
     columns: Any = [given[name] for name in ("ids", "masks", "seals", "signers", "signatures")]
     everybody = {i: Signed(*keys) for i, *keys in zip(*columns, strict=True)}
-    (identity or Identity()).check(everybody, part.session)
+    (identity or ClientIdentity()).check(everybody, part.session)
     members = {str(i): [keys.mask.hex(), keys.seal.hex()] for i, keys in everybody.items()}
     if len(members) > most:
         raise FederateError(f"{len(members)} clients in the session of a run of {most}; the server may be lying")

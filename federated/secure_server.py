@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from ..protocols.streams import SEED_BYTES
+from .client_identity import MOST_BYTES
 from .faults import Faults
-from .identity import MOST_BYTES
 from .messages import CONFIG, KEYS, SECURE, SHARES, UNMASK, name_of, reason, vector_of
 from .secure import (
     BOX_BYTES,

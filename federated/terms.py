@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .client_identity import ClientIdentity
 from .examples import NAME, OWN, PARTITION, TABLE
-from .identity import Identity
 from .settings import FederateError, FederateSettings
 
 MODES = get_args(FederateSettings.model_fields["dp"].annotation)
@@ -68,9 +68,9 @@ class Terms(BaseModel):
                 raise FederateError(f"node configuration: unknown key {key!r}; use {known}") from None
             raise FederateError(f"node configuration: {key}: {first['msg'].removeprefix('Value error, ')}") from None
 
-    def who(self) -> Identity:
+    def who(self) -> ClientIdentity:
         """Errors: FederateError for a file that holds no such key."""
-        return Identity.of(self.identity, self.known_keys)
+        return ClientIdentity.of(self.identity, self.known_keys)
 
     def check(self, settings: FederateSettings, noise: float, number: int) -> None:
         """Before round `number`, of this noise. Errors: FederateError that names what is asked, and what is wanted."""

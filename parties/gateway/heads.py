@@ -13,7 +13,7 @@ HEAD_SECONDS = 10.0  # for the first head; between a reply and the next one uvic
 HEADS = 128
 
 
-class Heads:
+class PendingHeads:
     """Those that wait for a head. Where there are too many, the oldest leaves, of the host that has most: an honest
     caller's head comes at once."""
 
@@ -40,9 +40,9 @@ class Heads:
 
 
 class HeadProtocol(H11Protocol):
-    """uvicorn's, which would wait for a head for ever. `Config(http=partial(HeadProtocol, heads=Heads()))`."""
+    """uvicorn's, which would wait for a head for ever. `Config(http=partial(HeadProtocol, heads=PendingHeads()))`."""
 
-    def __init__(self, *args: Any, heads: Heads, **options: Any) -> None:
+    def __init__(self, *args: Any, heads: PendingHeads, **options: Any) -> None:
         super().__init__(*args, **options)
         self._heads = heads
 

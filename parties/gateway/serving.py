@@ -22,7 +22,7 @@ from ..service.metrics import Metrics
 from ..service.running import BACKLOG, bind
 from .app import BODY_SECONDS, BODY_SILENCE, Gateway, make_app
 from .guard import LOOPBACK
-from .heads import HeadProtocol, Heads
+from .heads import HeadProtocol, PendingHeads
 from .keys import find_key
 from .models import Offered, OfferedModel
 
@@ -55,7 +55,7 @@ class GatewayServer(uvicorn.Server):
     """Stops when `stop` is called, from any thread, or by SIGINT and SIGTERM in the main one."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.heads = Heads()
+        self.heads = PendingHeads()
         config = uvicorn.Config(
             make_app(gateway),
             http=cast(Any, partial(HeadProtocol, heads=self.heads)),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from blindformer.federated import secure, secure_client
+from blindformer.federated.client_identity import ClientIdentity
 from blindformer.federated.federate import federate
-from blindformer.federated.identity import Identity
 from blindformer.federated.messages import ARRAYS, KEYS, SECURE, SHARES, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.settings import FederateError
 from blindformer.federated.terms import Terms
@@ -217,8 +217,8 @@ def wards(tmp_path_factory):
 def test_with_known_keys_a_server_can_invent_no_client(wards):
     """Each of the others' keys is signed by a known one, for this node in this session, and each known one is there
     once."""
-    known = [Identity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
-    stranger = Identity.of(str(wards / "4.key"), "")
+    known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
+    stranger = ClientIdentity.of(str(wards / "4.key"), "")
     made = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
     part, public = made[0][0], {i: dict(sent) for i, (_, sent) in made.items()}
     before = part.stage

@@ -43,14 +43,14 @@ class Signed:
 
 
 @dataclass(frozen=True)
-class Identity:
+class ClientIdentity:
     """A client's own key, and the public keys of all whom it takes part with (empty: of anybody)."""
 
     key: EllipticCurvePrivateKey | None = field(default=None, repr=False)
     known: frozenset[bytes] = frozenset()
 
     @classmethod
-    def of(cls, key: str, known: str) -> Identity:
+    def of(cls, key: str, known: str) -> ClientIdentity:
         """`key`, `known`: files, or empty. Errors: FederateError."""
         return cls(_own(Path(key)) if key else None, _known(Path(known)) if known else frozenset())
 
