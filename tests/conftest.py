@@ -233,6 +233,7 @@ def tiny_heads(tmp_path_factory):
 def call(monkeypatch, capsys):
     """`call(*arguments, stdin=b"")` gives (exit code, stdout, stderr) of the command line; stdin is no terminal."""
     from blindformer.parties.cli import main
+    from blindformer.tests.levels import without_note
 
     def run(*arguments, stdin: bytes = b"") -> tuple[int, str, str]:
         before = signal.getsignal(signal.SIGTERM)  # some commands take it
@@ -243,8 +244,8 @@ def call(monkeypatch, capsys):
                 main()
         finally:
             signal.signal(signal.SIGTERM, before)
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+        code, (printed, errors) = ended.value.code, capsys.readouterr()
+        return (code if isinstance(code, int) else 0), printed, without_note(errors)
 
     return run
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blindformer.tests.forked import Forked
+from blindformer.tests.levels import without_note
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.reference import renewed
 
@@ -146,7 +147,7 @@ def shown(block: Block) -> list[str]:
 def alike(text: str) -> list[str]:
     """A text without its numbers, its hashes and its spacing."""
     number = r"\b(?=[a-f]*\d)[0-9a-f]{12}\b|\b[0-9a-f]{8}\b|-?\d+(\.\d+)?"
-    return [" ".join(re.sub(number, "#", line).split()) for line in text.strip().splitlines()]
+    return [" ".join(re.sub(number, "#", line).split()) for line in without_note(text).strip().splitlines()]
 
 
 def as_shown(printed: str, expected: str) -> str:

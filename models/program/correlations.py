@@ -27,6 +27,7 @@ from ...protocols.beaver.source import (
 from ...protocols.beaver.values import Tape
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
+from ...protocols.kernels import library
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
@@ -34,6 +35,8 @@ from ...protocols.wire import elements
 from .block import by_run, stacked
 from .interpreter import interpret
 from .program import Program
+
+TORCH_SCRATCH = 4  # times what is held: what torch's functions hold besides, where no kernels in C compute
 
 
 class CorrelationSizes(NamedTuple):
@@ -67,7 +70,8 @@ class Correlations:
         weights = [8 * elements(shape) for shape in self.program.weight_shapes().values()]
         rows = sum(8 * elements(item.shape) for item in self.program.instructions if item.op == "state")
         once = sum(weights) + max(weights, default=0)
-        return once + self.runs * self._counted.peak + (self.runs + 3) * rows
+        scratch = 1 if library.library is not None else TORCH_SCRATCH
+        return once + scratch * self.runs * self._counted.peak + (self.runs + 3) * rows
 
     @property
     def _counted(self) -> CorrelationSizes:

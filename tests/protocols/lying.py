@@ -72,10 +72,10 @@ class LyingOwner(OwnerParty):
 
     lies: dict[str, Tensor]
 
-    def _send_shares(self, sources, part=""):
-        seed, inputs = new_seed(), input_layout(self.program.part(part))
+    def _send_shares(self, sources, shares):
+        seed, inputs = new_seed(), input_layout(self.program.part(shares.part))
         given = split(sources, seed, inputs)
-        self.server.send_message({"query": self.number})
+        self.server.send_message(shares.message())
         self.server.send(pack_shares({name: x + self.lies[name] for name, x in given.items()}, inputs))
         self.helper.send_message({"seed": seed.hex()})
 

@@ -94,10 +94,10 @@ def test_what_is_private_is_compared_at_its_own_places(found):
 def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch):
     read = Rows.read
 
-    def refusing(rows, ids):
+    def refusing(rows, ids, *wanted):
         if len(ids) < ROOM:
             raise AnswerOutOfRange("out of range")
-        return read(rows, ids)
+        return read(rows, ids, *wanted)
 
     monkeypatch.setattr(Rows, "read", refusing)
     row = evaluate_text(load(folder), TEXT, tokens=ROOM, protocols=("clear",)).row("clear")

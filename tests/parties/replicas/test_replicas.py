@@ -42,8 +42,10 @@ def start(*words: object) -> Running:
 
 def replicas(name: str) -> set[int]:
     """Processes of them that were not forked for a session."""
-    found = {one.pid: one for one in psutil.process_iter() if _is_replica(one, name)}
-    return {pid for pid, one in found.items() if one.ppid() not in found}
+    found = {
+        one.info["pid"]: one.info["ppid"] for one in psutil.process_iter(["pid", "ppid"]) if _is_replica(one, name)
+    }
+    return {pid for pid, parent in found.items() if parent not in found}
 
 
 def _is_replica(process: psutil.Process, name: str) -> bool:
