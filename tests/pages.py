@@ -152,7 +152,7 @@ def alike(text: str) -> list[str]:
 
 def as_shown(printed: str, expected: str) -> str:
     """What was printed, cut where the page cuts it: as many lines before and after its `...`."""
-    now, then = printed.strip().splitlines(), expected.strip().splitlines()
+    now, then = without_note(printed).strip().splitlines(), expected.strip().splitlines()
     if "..." not in then:
         return "\n".join(now)
     head, tail = then.index("..."), len(then) - 1 - then.index("...")
