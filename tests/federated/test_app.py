@@ -32,5 +32,6 @@ def test_the_command_knows_every_setting():
     source = ast.parse((ROOT / "federated" / "command.py").read_text())
     given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "FederateSettings"
              for k in n.keywords if k.arg}  # fmt: skip
-    left = {"batch", "epochs", "examples", "length", "proximal", "timeout"}
+    left = {"batch", "examples", "length", "proximal", "timeout"}
+    left |= {"epochs", "clip", "noise", "epsilon", "delta"}  # where they are given
     assert set(FederateSettings.model_fields) - given == left

@@ -104,6 +104,6 @@ def test_the_client_alone_hears_that_nothing_was_learned(data):
 @pytest.mark.parametrize("kind", ["evaluate", "query", "train.weights"])
 def test_clients_answer_no_other_questions(data, kind):
     """No accuracy, no size of a table: there are no rounds of evaluation."""
-    grid = Wire(client_app(ExampleSource(data)), FederateSettings(**GIVEN))
+    grid = Wire(client_app(ExampleSource(data)), FederateSettings(**{**GIVEN, "dp": "local"}))
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, kind)])
     assert reply.has_error()

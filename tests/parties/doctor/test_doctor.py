@@ -103,8 +103,7 @@ def found(path: Path, role: str | None = None) -> dict:
 
 
 def to_fix(checks: dict) -> dict:
-    """All but that this machine may have no fast kernels."""
-    return {name: check.found for name, check in checks.items() if check.status != "good" and name != "kernels"}
+    return {name: check.found for name, check in checks.items() if name != "kernels" and check.status != "good"}
 
 
 def free_port() -> int:
