@@ -208,7 +208,7 @@ def _train(message: Message, context: Context, source: ExampleSource, made: _Mad
     part = None
     if settings.secagg:
         part = secure.SecureState.kept(context.state)
-        secure.begin_vector(part, message.content.config_records[SECURE])
+        secure.begin_vector(part, message.content.config_records[SECURE], Terms.of(context.node_config).who())
     subject = made.get(about, settings)
     subject.set(tensors(message.content.array_records[ARRAYS]))
 

@@ -108,8 +108,12 @@ def shares(part: SecureState, given: ConfigRecord, most: int, identity: ClientId
     return ConfigRecord({"ids": others, "boxes": boxes, "digests": digests, "seed": digest(own)})
 
 
-def begin_vector(part: SecureState, given: ConfigRecord) -> None:
-    """Third message, before training: who sent shares. Vectors are masked for these alone."""
+def begin_vector(part: SecureState, given: ConfigRecord, identity: ClientIdentity | None = None) -> None:
+    """Third message, before training: who sent shares. Vectors are masked for these alone.
+
+    Among known clients each one's shares have to open: that takes its key of this very session. The signed keys of an
+    old one of the same name, which the server could bring again, do not.
+    """
     part.expect(str(given["session"]), "shares")
     ids: Any = given["ids"]
     boxes: Any = given["boxes"]
@@ -117,6 +121,10 @@ def begin_vector(part: SecureState, given: ConfigRecord) -> None:
     if not set(ids) <= set(roster) - {part.me} or len(set(ids)) + 1 < threshold_of(len(roster)):
         raise FederateError("too few clients of the session are left, or strangers came; begin the round again")
     part.boxes |= {str(i): box.hex() for i, box in zip(ids, boxes, strict=True)}
+    if identity is not None and identity.known:
+        for i in ids:
+            if not any(_opened(part, roster[i], i)):
+                raise FederateError(f"node {i} sent shares that do not open: it may be of an old session; leave it out")
 
 
 def masked(part: SecureState, vector: Tensor) -> Tensor:
@@ -131,10 +139,18 @@ def masked(part: SecureState, vector: Tensor) -> Tensor:
 
 
 def noisy_others(part: SecureState, trusted: int) -> int:
-    """Of so many other clients that add the noise that they should, how many are in any sum that is opened, at least:
-    `unmask` sees to it that more than half of all are."""
+    """Of so many other clients that add the noise that they should, how many are in any sum that is opened, at least.
+
+    Each of the h = n - u clients that can be trusted gives shares of the own masks of t clients at least, of keys of
+    the others, and never of both (`unmask`), whatever the server tells each of them; u others give both. Who is left
+    out of a sum has given at most h - (t - u) of the h t shares of own masks, whoever is in it at most h.
+    """
     members = len(part.members)
-    return max(0, threshold_of(members) - 1 - max(0, members - 1 - trusted))
+    need, strangers = threshold_of(members), max(0, members - 1 - trusted)
+    if need <= strangers:
+        return 0
+    left_out = (members - strangers) * (members - need) // (need - strangers)
+    return max(0, members - left_out - 1 - strangers)
 
 
 def unmask(part: SecureState, given: ConfigRecord) -> ConfigRecord:

@@ -8,9 +8,10 @@ lead further astray. Neither the update nor any model made of it says more of an
 the server, other clients, users of the result.
 
 Under secure aggregation only sums are seen, so the noise needs only to be in the sum. A client whose terms name others
-that it trusts to add theirs (`trusted-others`) adds deviation z C / sqrt(k), where k of these are in any sum at least:
-who is in the sum can take its own noise out, and z C is left. Without that term a client adds all of the noise: the
-server writes who is in the sum, and could invent others. Rounding to fixed point is a millionth of it.
+that it trusts to add theirs (`trusted-others`) adds deviation z C / sqrt(k), where k of these are in any sum at least,
+whatever the server tells each: who is in the sum can take its own noise out, and z C is left. Without that term a
+client adds all of the noise: the server writes who is in the sum, and could invent others. Rounding to fixed point is a
+millionth of it.
 """
 
 from __future__ import annotations

@@ -100,14 +100,17 @@ class SessionSection(_Section):
     timeout: Seconds = 60.0
 
 
-class DealerAddress(_Section):
-    address: Dialled = Address("localhost", 7444)
+class _Replicated(_Section):
     replicas_at: Places = Field(default=(), strict=False)
     """Where its replicas may be, besides its own host: hosts, and ranges of addresses ("10.1.0.0/16")."""
 
 
-class ServerAddress(DealerAddress):
+class ServerAddress(_Replicated):
     address: Dialled = Address("localhost", 7443)
+
+
+class DealerAddress(_Replicated):
+    address: Dialled = Address("localhost", 7444)
 
 
 class HelperAddress(_Section):

@@ -239,6 +239,38 @@ def test_with_known_keys_a_server_can_invent_no_client(wards):
     secure_client.shares(part, roster(public), 4, known[0])
 
 
+def fewest_in_a_sum(clients: int) -> int:
+    """By search: the server tells each of so many clients who is present, at least as many as the threshold, and opens
+    the sum of those whose own masks it gets if it gets the keys of all others."""
+    need, least = secure.threshold_of(clients), clients
+    for within in range(1, clients + 1):
+        for answering in range(need, clients + 1):
+            votes = within * answering + (clients - within) * (answering - need)  # for "present", at most
+            if votes >= answering * need:
+                least = min(least, within)
+    return least
+
+
+@pytest.mark.parametrize("clients", range(3, 30))
+def test_noise_is_shared_with_as_many_as_a_lying_server_cannot_leave_out(clients):
+    part = secure_client.SecureState(members={str(i): ["", ""] for i in range(clients)})
+    assert secure_client.noisy_others(part, clients - 1) == fewest_in_a_sum(clients) - 1
+    assert [secure_client.noisy_others(part, n) for n in range(clients // 2)] == [0] * (clients // 2)
+
+
+def test_old_keys_of_a_known_client_do_not_take_part(wards):
+    """Its signature is right for a session of the same name; only who has the key can seal shares for the others."""
+    known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
+    _, old = secure_client.keys("s", 3, known[3])
+    made = {i: secure_client.keys("s", i, known[i]) for i in range(3)}
+    parts, public = {i: part for i, (part, _) in made.items()}, {i: sent for i, (_, sent) in made.items()}
+    sent = {i: secure_client.shares(part, roster({**public, 3: old}), 4, known[i]) for i, part in parts.items()}
+    boxes = [sent[i]["boxes"][0] for i in (1, 2)]
+    given = ConfigRecord({"session": "s", "ids": [1, 2, 3], "boxes": [*boxes, bytes(secure.BOX_BYTES)]})
+    with pytest.raises(FederateError, match="node 3 sent shares that do not open: it may be of an old session"):
+        secure_client.begin_vector(parts[0], given, known[0])
+
+
 def test_a_run_of_clients_that_know_each_other(data, wards):
     """The one that is not known is named by all others, and takes no part."""
     nodes = partitions(4)
