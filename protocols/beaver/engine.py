@@ -160,12 +160,11 @@ class OnlineEngine:
         were made. Sources come before anything is sent."""
         result = yield from self.run(key, op, shape, width, args, attributes)
         tensor = None if result is None else result.tensor if not isinstance(result, Tensor) else result
-        if tensor is not None and tensor.shape != (
-            shape_of_rows(shape, self.online.revealed) if op == "reveal" else shape
-        ):
+        wanted = shape_of_rows(shape, self.online.revealed) if op == "reveal" else shape
+        if tensor is not None and tensor.shape != wanted:
             raise CorrelationError(
                 f"instruction {key} ({op}): gives a value of shape {list(tensor.shape)} where the program declares "
-                f"{list(shape)}; nothing of it was sent; compile the model again"
+                f"{list(wanted)}; nothing of it was sent; compile the model again"
             )
         return result
 

@@ -7,6 +7,8 @@ import torch
 import transformers
 from blindformer.models.generation.decoder import Decoder
 from blindformer.models.generation.parts import compile_decoder
+from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.models.program.pricing import price
 from blindformer.protocols.wire import wire_bytes
 
@@ -53,6 +55,13 @@ def model():
 def compiled(model):
     decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
     return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=96, sizes=(1, 8))
+
+
+@pytest.fixture
+def private(model, compiled):
+    """It, decoding by the reference protocol."""
+    rows = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    return PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
 
 
 @pytest.fixture(scope="session")

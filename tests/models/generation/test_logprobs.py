@@ -6,18 +6,10 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.logprobs import Logprobs, Spelling
-from blindformer.models.generation.rows import Rows, run_clear
-from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, some
 from blindformer.tests.models.generation.folders import SPECIAL, byte_tokenizer
 
 PROMPT = torch.cat([torch.tensor(PREFIX), some(11)])
-
-
-@pytest.fixture
-def private(model, compiled):
-    rows = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
-    return PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
 
 
 @pytest.fixture

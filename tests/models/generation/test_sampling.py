@@ -3,18 +3,11 @@
 import pytest
 import torch
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.models.generation.rows import Rows, room, run_clear
-from blindformer.models.generation.sampling import PrivateDecoder
+from blindformer.models.generation.rows import room
 from blindformer.tests.models.generation.conftest import PREFIX, some
 
 OPTIONS = {"max_new_tokens": 14, "pad_token_id": 0, "eos_token_id": None}
 PROMPT = torch.cat([torch.tensor(PREFIX), some(10)])
-
-
-@pytest.fixture
-def private(model, compiled):
-    rows = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
-    return PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
 
 
 @pytest.fixture
