@@ -62,11 +62,13 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def file_of(module: str) -> str | None:
-    """The file that an imported name lives in: a module's, or that of the module which holds the name."""
+    """The file that an imported name lives in: that of a module, of a package, or of the module which holds the name."""
     for place in (module, module.rpartition(".")[0]):
-        if place and (ROOT / f"{place.replace('.', '/')}.py").exists():
-            return f"{place.replace('.', '/')}.py"
-    return None  # a package: its file says what it gathers, and is nobody's way to something else
+        path = place.replace(".", "/")
+        for file in (f"{path}.py", f"{path}/__init__.py"):
+            if place and (ROOT / file).exists():
+                return file
+    return None
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

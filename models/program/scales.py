@@ -13,7 +13,7 @@ they are about to be divided by, keep that many significant bits instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -22,16 +22,17 @@ from torch import Tensor
 
 from ...protocols.operations import operations
 from ...protocols.operations.operation import Operation
+from ...protocols.scanning import FunctionRegistry
 from ..graph.graph import Node, order
 from ..graph.ranges import Range
 from .encoding import weight_scale
 from .program import Instruction
 from .revealed import answer_bits
-from .scaling import scale_rule
 from .widths import near_width, place_widths
 
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
+scale_rule: FunctionRegistry[Callable[[Scaler, Node], None]] = FunctionRegistry(f"{__package__}.scaling")
 
 
 @dataclass(frozen=True)

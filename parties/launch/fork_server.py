@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...protocols.seeds import reseed
-from ..cli import main
 from ..gateway.keys import ENVIRONMENT
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _FIRST = 3  # descriptor after stderr
+_COMMAND = "cli", "main"  # by name: commands start fork servers, so an import of theirs would close a circle
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()
 
@@ -205,7 +205,8 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:  # for ps and top
         name.write(asked["words"][0])
     sys.argv = ["blindformer", *asked["words"]]
-    main()
+    module, function = _COMMAND
+    getattr(import_module(f"..{module}", __package__), function)()
     raise SystemExit
 
 

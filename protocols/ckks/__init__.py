@@ -13,7 +13,7 @@ from ..base import Offer
 
 
 def _computes() -> set[str]:
-    from .plans import plan
+    from .planner import plan
 
     return {"client", "weight", "constant", *plan.all}
 

@@ -6,21 +6,23 @@ then, but where the scale of a value was moved by a power of two its readers' sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..scanning import FunctionRegistry
 from . import affine
 from .affine import AffineForm
 from .circuit import AffineStep, Circuit, Input, MultiplyStep, Operand, Output
 from .diagonals import blocks_of
 from .packing import Layout, Packing
 from .parameters import CkksError
-from .plans import plan
 from .values import Base, FactoredValue, PlannedInstruction, PlannedValue, element_numbers, is_rows, value_of
 
 Array = np.ndarray
+OperationPlan = Callable[["Planner", PlannedInstruction, list[PlannedValue], list[int]], PlannedValue]
+plan: FunctionRegistry[OperationPlan] = FunctionRegistry(f"{__package__}.plans")
 
 
 @dataclass

@@ -6,8 +6,7 @@ import math
 
 from ....protocols.operations.fourier import WAVE
 from ...graph.graph import Node
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 
 @scale_rule("fourier")

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ...graph.graph import Node
 from ..encoding import constant_scale, is_mask, weight_scale
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 ENOUGH = 15  # significant bits of a public constant, where more would cost a round
 

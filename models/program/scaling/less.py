@@ -7,8 +7,7 @@ from typing import Any
 
 from ...graph.graph import Node
 from ..program import ProgramError
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 
 @scale_rule("less")

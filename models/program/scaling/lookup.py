@@ -9,8 +9,7 @@ import torch
 
 from ...graph.graph import Node
 from ..encoding import quantised_scale
-from ..scales import PLACE_BITS, Scaler
-from . import scale_rule
+from ..scales import PLACE_BITS, Scaler, scale_rule
 
 GUARD = 2
 

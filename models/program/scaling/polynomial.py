@@ -10,8 +10,7 @@ from ...graph.graph import Builder, Node
 from ...graph.ranges import Range
 from ...graph.reference import compute
 from ..encoding import fraction_bits
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 GUARD = 10  # bits of a polynomial's leading coefficient
 

@@ -7,8 +7,7 @@ import math
 from ....protocols.operations import operations
 from ...graph.graph import Node
 from ..program import ProgramError
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 FEW = 4  # bits that a product does without, rather than be rescaled
 

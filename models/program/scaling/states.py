@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ...graph.graph import Node
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 
 @scale_rule("state")

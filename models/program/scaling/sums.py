@@ -6,8 +6,7 @@ import math
 
 from ...graph.graph import Node
 from ..encoding import quantised_scale
-from ..scales import Scaler
-from . import scale_rule
+from ..scales import Scaler, scale_rule
 
 
 @scale_rule("aligned")

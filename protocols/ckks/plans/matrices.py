@@ -7,9 +7,8 @@ import numpy as np
 from .. import affine
 from ..circuit import Mix, Operand, QueryMix, QueryScores, Scores, check_scores
 from ..packing import baby_steps, query_layout, score_layout, span
-from ..planner import Planner
+from ..planner import Planner, plan
 from ..values import Array, FactoredValue, PlannedInstruction, PlannedValue, element_numbers, value_of
-from . import plan
 
 
 @plan("linear")

@@ -6,9 +6,8 @@ import numpy as np
 
 from ...ring import signed
 from .. import affine
-from ..planner import Planner
+from ..planner import Planner, plan
 from ..values import FactoredValue, PlannedInstruction, PlannedValue, equal, value_of
-from . import plan
 
 
 @plan("mul", "mul_public", "mul_private")

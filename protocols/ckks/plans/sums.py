@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .. import affine
-from ..planner import Planner
+from ..planner import Planner, plan
 from ..values import PlannedInstruction, PlannedValue, element_numbers, scaled, value_of, viewed
-from . import plan
 
 
 @plan("reshape", "permute", "expand", "slice", "index", "unfold")
