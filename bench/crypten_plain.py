@@ -41,7 +41,6 @@ from blindformer.protocols.crypten.versions import load_crypten
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from .crypten_encoder import encoder
 
@@ -64,7 +63,6 @@ class CryptenResult:
     cpu_seconds: float
     counted_bytes: int  # what CrypTen's own counter says both ways
     loopback_bytes: int  # what the `lo` interface carried meanwhile, headers and other users included
-    wraps: dict[str, int] | None = None  # of the truncations, where they are counted (bench.wraps)
 
 
 # One party, in its own process.
@@ -112,45 +110,6 @@ def _warm_up(inputs: dict[str, Any], weights: dict[str, Any], config: dict[str, 
     encoder(inputs["embedded"][:, :8], mask, weights, config).get_plain_text(dst=DATA_OWNER)
 
 
-class TruncationCount(TorchFunctionMode):
-    """Counts, at party 0, truncated elements whose two shares have a sum beyond 64 bits: party 1 shows it its shares.
-
-    With two parties CrypTen truncates by `share.div_(y, rounding_mode="trunc")`; nothing else divides integers so.
-    """
-
-    def __init__(self, comm: Any, party: int) -> None:
-        super().__init__()
-        self.comm, self.party = comm, party
-        self.found = {"truncations": 0, "elements": 0, "wrong": 0}
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.div_ and kwargs.get("rounding_mode") == "trunc" and args[0].dtype == torch.int64:
-            self.count(args[0])
-        return func(*args, **kwargs)
-
-    def count(self, share: Tensor) -> None:
-        if self.party:
-            self.comm.send(share.contiguous(), 0)
-            return
-        theirs = self.comm.recv(torch.empty_like(share.contiguous()), 1)
-        same = (share < 0) == (theirs < 0)
-        self.found["truncations"] += 1
-        self.found["elements"] += share.numel()
-        self.found["wrong"] += int((same & ((share + theirs < 0) != (share < 0))).sum())
-
-
-def _count_wraps(comm: Any, party: int, inputs: dict[str, Any], weights: dict[str, Any], config: dict[str, Any]) -> Any:
-    """All inferences of a batch of batches, one after the other, with their truncations counted."""
-    total, hit = TruncationCount(comm, party), 0
-    for number in range(inputs["embedded"].size(0)):
-        before = total.found["wrong"]
-        with total:
-            encoder(inputs["embedded"][number], inputs["mask"][number], weights, config)
-        hit += total.found["wrong"] > before
-    return total.found | {"inferences_hit": hit}
-
-
 def run_party(party: int, folder: Path, threads: int) -> None:
     """Take part in the run that `run_crypten` laid out in `folder`; write the measures, and party 1 the output."""
     from blindformer.parties.session.timings import peak_rss_mb
@@ -165,10 +124,6 @@ def run_party(party: int, folder: Path, threads: int) -> None:
     with crypten.no_grad():
         weights = _share(crypten, folder / "weights.safetensors", MODEL_OWNER, party)
         inputs = _share(crypten, folder / "inputs.safetensors", DATA_OWNER, party)
-        wraps = None
-        if config["count_wraps"]:
-            wraps = _count_wraps(comm, party, inputs, weights, config)
-            inputs = {name: value[0] for name, value in inputs.items()}
         _warm_up(inputs, weights, config)
 
         comm.barrier()
@@ -189,7 +144,6 @@ def run_party(party: int, folder: Path, threads: int) -> None:
             "received": _received_bytes() - wire,
             "loopback": _loopback_bytes() - loopback,
             "rss_mb": peak_rss_mb(),
-            "wraps": wraps,
         }
     (folder / f"party{party}.json").write_text(json.dumps(measures))
     if party == DATA_OWNER:
@@ -280,12 +234,8 @@ def run_crypten(
     *,
     threads: int = 1,
     timeout: float = 600,
-    count_wraps: bool = False,
 ) -> CryptenResult:
     """Run the encoder once under plain CrypTen, in two fresh processes.
-
-    count_wraps: `embedded` and `mask` hold many batches, [Q, B, ...]; all of them run, and their truncations are
-    counted, before the first is measured.
 
     weights: a BERT state dict under Hugging Face names; embeddings and pooler are ignored.
     config: `num_hidden_layers`, `num_attention_heads`, `layer_norm_eps`, as in a Hugging Face config.
@@ -305,7 +255,7 @@ def run_crypten(
         save_file(_encoder_weights(weights, int(config["num_hidden_layers"])), folder / "weights.safetensors")
         save_file(inputs, folder / "inputs.safetensors")
         kept = {key: config[key] for key in keys if key in config}
-        (folder / "config.json").write_text(json.dumps(kept | {"count_wraps": count_wraps}))
+        (folder / "config.json").write_text(json.dumps(kept))
         with _parties(folder, threads) as parties:
             _wait(parties, folder, timeout)
         each = [json.loads((folder / f"party{party}.json").read_text()) for party in (0, 1)]
@@ -319,7 +269,6 @@ def run_crypten(
         cpu_seconds=sum(m["cpu_seconds"] for m in each),
         counted_bytes=sum(m["counted"] for m in each) // 2,  # each party counts what it sends and what it receives
         loopback_bytes=max(m["loopback"] for m in each),
-        wraps=each[0]["wraps"],
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..levels import level
-from .kernels import twins
+from .kernels import bindings
 from .kernels.library import kernel
 
 _LIMB = 22  # bits of a signed limb: 2^21 2^21 2^11 is 2^53, up to which a float64 is exact
@@ -29,7 +29,7 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     return _matmul(x, y, bits)
 
 
-@kernel(twins.matmul)
+@kernel(bindings.matmul)
 def _matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     # FBGEMM multiplies integers of 64 bits with AVX-512; without it, torch has a loop that is 30 times slower.
     fast = x.is_cpu and y.shape[-1] >= 64 and torch.backends.cpu.get_cpu_capability() == "AVX512"

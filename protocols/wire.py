@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .kernels import twins
+from .kernels import bindings
 from .kernels.library import kernel
 
 _PLANES: dict[int, tuple[torch.dtype, ...]] = {
@@ -55,7 +55,7 @@ def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
     return out
 
 
-@kernel(twins.pack_into)
+@kernel(bindings.pack_into)
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int:
     """Write one tensor, less `minus`, at byte `at`; returns where the next one goes."""
     flat = (tensor if minus is None else tensor - minus).reshape(-1)
@@ -76,7 +76,7 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
     return at
 
 
-@kernel(twins.unpack)
+@kernel(bindings.unpack)
 def unpack(
     data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int, dtype: torch.dtype = torch.int64
 ) -> Tensor:

@@ -62,7 +62,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def file_of(module: str) -> str | None:
-    """The file that an imported name lives in: that of a module, of a package, or of the module which holds the name."""
+    """The file that an imported name lives in: a module's, a package's, or that of the module which holds the name."""
     for place in (module, module.rpartition(".")[0]):
         path = place.replace(".", "/")
         for file in (f"{path}.py", f"{path}/__init__.py"):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from ...errors import BlindformerError
 from . import options
 from .output import MB, console, table, tell
 from .progress import Phases
@@ -43,7 +42,7 @@ def demo(
         phases.end("compile")
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
-        found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)
+        found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)
     pairs = _pairs(found)
     summary = found.summary("minilm", length, normalised=True)
     last = found.reports[-1]
@@ -51,13 +50,10 @@ def demo(
         **summary,
         "pairs": [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs],
         "sentences": list(SENTENCES),
-        "server_received": found.seen,
         **{name: getattr(last, name) for name in ("learned", "setup_s", "setup_bytes")},
         "compile_s": phases.seconds["compile"],
     }
     tell(form, told, lambda: _show(loaded, found, phases, pairs, summary))
-    assert found.seen is not None
-    _refuse_alarm(found.seen)
 
 
 def _pairs(found: Any) -> list[tuple[str, str, float, float]]:
@@ -110,25 +106,9 @@ def _show(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[st
     learned = report.learned
     saw = table("party", "saw")
     saw.show_header = False
-    saw.add_row("server", _opened(found.seen))
+    saw.add_row("server", learned["server"])
     saw.add_row("dealer", learned["dealer"])
     saw.add_row("client", learned["client"])
     saw.add_row("released", f"to the client: {learned['released to the client']}")
     saw.add_row("public", learned["public"])
     out.print(saw)
-
-
-def _opened(seen: dict[str, Any]) -> str:
-    return (
-        f"{seen['openings']:,} openings, {seen['bytes'] / MB:.0f} MB, each tested alone and against the last query: "
-        f"least of {seen['tests']:,} p-values {seen['p_value']:.0e}, an alarm below {seen['alarm_below']:.0e}; "
-        "a smoke test, no proof"
-    )
-
-
-def _refuse_alarm(seen: dict[str, Any]) -> None:
-    if seen["p_value"] < seen["alarm_below"]:
-        raise BlindformerError(
-            f"openings: one does not look uniform (p = {seen['p_value']:.1g}), as if a mask were missing or used "
-            "twice; trust no answer of this installation, and report it as SECURITY.md says"
-        )

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..certificates.issuing import make_certificates
 from ..registry import find_served
@@ -68,12 +67,6 @@ class LocalServices(PartyProcesses):
         except BaseException:
             self.close()
             raise
-
-    def seen(self) -> dict[str, Any]:
-        """With the option `audit`, after a query: whether what the server has opened so far looks uniform
-        (session/uniformity.py)."""
-        line = self._take("server", ("seen",), START_SECONDS)
-        return {name: value for name, value in line.items() if name != "event"}
 
     def cause(self, party: str, what: str) -> LaunchError:
         """Of a bug a peer is told that there is one; the log says where."""

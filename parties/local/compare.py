@@ -24,7 +24,7 @@ from ..reports.report import Report
 from ..session.online import Progress
 from ..session.parties import Parties
 from ..session.timings import rss_mb
-from .launcher import LocalParties, bounded
+from .launcher import bounded
 from .protocols import find_local
 from .queries import ask_all
 
@@ -39,7 +39,6 @@ class Comparison:
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
     errors           of inputs that have no answer, by index; nothing is private of them
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
-    seen             whether what the server has opened looks uniform (session/uniformity.py); None where nobody looked
     """
 
     compiled: Compiled
@@ -49,7 +48,6 @@ class Comparison:
     reports: list[Report]
     plaintext_s: float
     texts: int = 1
-    seen: dict[str, Any] | None = None
     errors: dict[int, BlindformerError] = field(default_factory=dict)
 
     def max_abs_error(self, normalised: bool = False) -> float:
@@ -151,7 +149,6 @@ def compare(
     threads: int = 1,
     timeout: float = 120,
     progress: Progress | None = None,
-    audit: bool = False,
     parties: Parties | int = 2,
     trained: bool = False,
 ) -> Comparison:
@@ -164,7 +161,7 @@ def compare(
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
     found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
     local = find_local(protocol, parties)
-    options = {"threads": threads, "timeout": timeout, "progress": progress, **({"audit": True} if audit else {})}
+    options = {"threads": threads, "timeout": timeout, "progress": progress}
     say = progress or (lambda phase, done, total: None)
     say("start", 0, 1)
     session = local.open(compiled, **options)
@@ -181,7 +178,6 @@ def compare(
             say("query", len(found.private), len(inputs))
     if len(found.errors) == len(inputs):
         raise found.errors[0]
-    found.seen = session.seen if isinstance(session, LocalParties) else None
     return found
 
 

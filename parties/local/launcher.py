@@ -92,8 +92,7 @@ def run_local(
 class LocalParties(LocalSession):
     """A session with a dealer and a server on this machine.
 
-    `processes`: their pids by role. `seen`: with `audit`, whether what the server has opened looks uniform
-    (session/uniformity.py).
+    `processes`: their pids by role.
 
     Errors: ArtifactError; LaunchError and CorrelationError, which end the session; of `query` alone ProgramError and
     RangeError (wrong inputs) and AnswerOutOfRange.
@@ -107,20 +106,18 @@ class LocalParties(LocalSession):
         timeout: float = 120,
         progress: Progress | None = None,
         pin: bool = False,
-        audit: bool = False,
         network: Network | None = None,
         length: int | None = None,
         certificates: Path | None = None,
     ) -> None:
-        """Start the services and set the session up. `audit` fills `seen`, at some cost of memory at the server.
+        """Start the services and set the session up.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `certificates`: FOR TESTS, in place of new ones.
         """
-        self.progress, self._audit = progress, audit
-        self.seen: dict[str, Any] | None = None
+        self.progress = progress
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
-        options = LocalOptions(threads=threads, audit=audit, network=imitated)
+        options = LocalOptions(threads=threads, network=imitated)
         server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
         self._bounded = partial(bounded, threads, client)
         if isinstance(folder, Compiled):
@@ -159,8 +156,6 @@ class LocalParties(LocalSession):
         sources = self._part.encode_inputs(inputs)
         with self._ending(), self._bounded():
             answer = self._party.query(sources, self.progress, more)
-            if self._audit:
-                self.seen = self._services.seen()
         return replace(answer, outputs=decode_outputs(self._part.program, answer.outputs))
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """What a launcher on the same machine (launch/services.py, local/members.py) may ask of a party, besides its settings.
 
-No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what: `audit`
-looks at what the server receives in any case.
+No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +19,6 @@ import psutil
 
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
-from ...protocols.rounds import Wire, over_channel
 
 OPTION = "--local"
 SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
@@ -34,7 +31,6 @@ class LocalOptions:
     launcher  its process: whoever makes these options
     threads   torch threads of each session
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
-    audit     FOR TESTS: after each query, a line on stderr says whether what the server has opened looks uniform
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
     deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
     """
@@ -43,7 +39,6 @@ class LocalOptions:
     launcher: int = field(default_factory=os.getpid)
     threads: int = 1
     any_ring: bool = False
-    audit: bool = False
     network: tuple[str, float, float] | None = None
     deals: bool = False
 
@@ -77,16 +72,6 @@ class LocalOptions:
         from ..transport.shaping import ShapedChannel
 
         return ShapedChannel(channel, Network(*self.network))
-
-    def witness(self) -> tuple[Callable[[Channel], Wire], Callable[[], None]]:
-        """The wire of a session's rounds, and what to call after each query."""
-        if not self.audit:
-            return over_channel, lambda: None
-        from ..session.uniformity import UniformityWitness
-
-        seen = UniformityWitness()
-
-        return seen.wire, lambda: say("seen", **seen.finish())
 
 
 def say(event: str, **what: Any) -> None:

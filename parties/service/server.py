@@ -91,7 +91,6 @@ class ServerService(SessionService):
                 owners = [self.rendezvous.meet(hello.session, channel.peer, self.timeout, alive=alive)]
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, self.role, hello.session, config=self.config)
-        wire, audit = self.local.witness()
 
         def dial() -> Channel:
             dealer = self.settings.address("dealer")
@@ -99,7 +98,6 @@ class ServerService(SessionService):
 
         def report(number: int, timings: Timings) -> None:
             control.tell(answered(number, timings))
-            audit()
 
         party = ServerParty(
             served,
@@ -110,7 +108,6 @@ class ServerService(SessionService):
             admission=control,
             spool=self.spool,
             outside=outside,
-            wire=wire,
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, served, control),
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 
 _M1 = np.uint64(0x00AA00AA00AA00AA)
@@ -31,7 +31,7 @@ def _transpose8(x: np.ndarray) -> np.ndarray:
     return x ^ t ^ (t << np.uint64(28))
 
 
-@kernel(twins.to_planes)
+@kernel(bindings.to_planes)
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor:
     """int64 [n] -> planes [bits, W] of its low bits behind the `drop` lowest."""
     count = values.numel()
@@ -44,7 +44,7 @@ def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor:
     return torch.from_numpy(planes.view(np.int64)[:bits])
 
 
-@kernel(twins.from_plane)
+@kernel(bindings.from_plane)
 def from_plane(plane: Tensor, count: int) -> Tensor:
     """One plane [W] -> int64 [count] of zeros and ones."""
     raw = plane.contiguous().numpy().view(np.uint8)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..rounds import Step, Swap
 from .bitslice import add_constant, from_plane, plane_by_run, planes_by_run, to_planes, words
@@ -229,7 +229,7 @@ def _and(planes: list[Tensor]) -> Tensor:
     return out
 
 
-@kernel(twins.compare_blocks)
+@kernel(bindings.compare_blocks)
 def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tensor, Tensor]:
     """With d the public number of `planes` [k, W] plus `number`, modulo 2^k: shares of [rho > d] and [rho = d] of each
     block by turns, and d's top bit. products [b, 16, W] -> [2 b, W] and [W].
@@ -301,7 +301,7 @@ def _terms(level: Level, leader: bool) -> Tensor:
     return torch.tensor(terms)
 
 
-@kernel(twins.join)
+@kernel(bindings.join)
 def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor:
     """[outputs, W]: the exclusive or of `terms`, each the product of a share and of opened wires (_terms)."""
     out = opened.new_zeros(outputs, opened.shape[-1])

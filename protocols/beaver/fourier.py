@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..operations.fourier import WAVE, rounded, turns
 from ..rounds import Step
@@ -68,7 +68,7 @@ class Fourier(Primitive):
         return plain_openings(x, but=("scaled",))
 
 
-@kernel(twins.read_series)
+@kernel(bindings.read_series)
 def read_series(x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: int, first: int, scale: int) -> Tensor:
     """`first`, and of the other rows of the table their cosines and sines at x, times the dealer's numbers. `scale`:
     bits of the wave."""

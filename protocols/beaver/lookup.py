@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..operations.lookup import between
 from ..rounds import Step
@@ -171,7 +171,7 @@ class Exponential(Primitive):
         return plain_openings(x, but=("scaled",))
 
 
-@kernel(twins.read_table)
+@kernel(bindings.read_table)
 def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0) -> Tensor:
     """Of the opened x, the sum over cells and powers of the dealer's numbers, as `lookup` has it above."""
     at, count = _Place(start, bits, low, drop), table.shape[1]
@@ -185,7 +185,7 @@ def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int,
     return total
 
 
-@kernel(twins.read_tail_counts)
+@kernel(bindings.read_tail_counts)
 def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor:
     """As `tail_counts` has it above: x [..., n] -> [..., cells]."""
     cell, _ = _Place(start, bits, low).rotated(x)
@@ -194,7 +194,7 @@ def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int
     return counts.flip(-1).cumsum(-1).flip(-1)
 
 
-@kernel(twins.read_exponential)
+@kernel(bindings.read_exponential)
 def read_exponential(
     x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor:

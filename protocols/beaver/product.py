@@ -14,7 +14,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..ring import shift_left_, signed
 from ..rounds import Step, together
@@ -183,7 +183,7 @@ def _power(x: Tensor, exponent: int) -> Tensor:
     return out
 
 
-@kernel(twins.sum_series)
+@kernel(bindings.sum_series)
 def sum_series(x: Tensor, series: Sequence[Sequence[int]], powers: Sequence[Tensor | None]) -> Tensor:
     """sum_j (sum_k series[j][k] x^k) powers[j]; a power None is 1."""
     total = torch.zeros_like(x)

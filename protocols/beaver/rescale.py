@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..ring import logical_shift, shift_left_, top_bit
 from ..rounds import Step, Swap
@@ -97,14 +97,14 @@ class Rescale(Primitive):
         return Cost(((opening, opening),), 2 * count * mask_bytes(width, left))
 
 
-@kernel(twins.divided)
+@kernel(bindings.divided)
 def divided(x: Tensor, bits: int, ring: int, leader: bool) -> Tensor:
     """This party's part of x / 2^bits: half a unit goes up at the leader, and down at the others."""
     half = 1 << (bits - 1)
     return logical_shift(x + half, bits, ring) if leader else logical_shift(half - x, bits, ring).neg_()
 
 
-@kernel(twins.extended)
+@kernel(bindings.extended)
 def extended(
     mine: Tensor, theirs: Tensor, low: Tensor, wrap: Tensor, bits: int, leader: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

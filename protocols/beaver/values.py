@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrelationError
-from ..kernels import twins
+from ..kernels import bindings
 from ..kernels.library import kernel
 from ..wire import wire_bytes
 
@@ -75,7 +75,7 @@ class Opened:
         return sum_products(*((coefficient, term.value) for coefficient, term in pairs))
 
 
-@kernel(twins.sum_products)
+@kernel(bindings.sum_products)
 def sum_products(*terms: tuple[Tensor | None, Tensor]) -> Tensor:
     """The sum of factors times values, which broadcast; a factor None is 1. One term without a factor: the value."""
     total: Tensor | None = None

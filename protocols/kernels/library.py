@@ -1,4 +1,4 @@
-"""The compiled kernels, found once, and how a torch function gets one of them as its twin.
+"""The compiled kernels, found once, and how a torch function is replaced by one of them.
 
 The torch function says what the kernel computes, and is what runs wherever the kernel cannot: without a C compiler at
 the installation, on other devices, for tensors that are not in one piece, and with BLINDFORMER_KERNELS=torch in the
@@ -79,15 +79,15 @@ def load(level: str) -> ctypes.CDLL | None:
 library = load(level())
 
 
-def kernel(twin: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Of a torch function, the one that asks its twin first."""
+def kernel(binding: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Of a torch function, the one that calls its C kernel first."""
 
     def of(reference: Callable[P, T]) -> Callable[P, T]:
-        kernels[twin.__name__] = Kernel(reference, twin)
+        kernels[binding.__name__] = Kernel(reference, binding)
 
         @functools.wraps(reference)
         def run(*args: P.args, **more: P.kwargs) -> T:
-            result = None if library is None else twin(*args, **more)
+            result = None if library is None else binding(*args, **more)
             return reference(*args, **more) if result is None else result
 
         return run

@@ -4,12 +4,8 @@ import contextlib
 import io
 import json
 import random
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import accuracy
 

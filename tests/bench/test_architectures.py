@@ -1,12 +1,8 @@
 """The table of architectures: its rows are whole, some of them are measured, and its page shows what was measured."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import architectures
 from bench.architecture_models import architectures as rows

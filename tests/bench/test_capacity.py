@@ -2,19 +2,15 @@
 
 import io
 import json
-import sys
 import threading
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("simpy")
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, simulate
 

@@ -1,8 +1,6 @@
 """Plain CrypTen on one tiny layer: right answers, honest counters, no process left behind."""
 
 import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,8 +11,6 @@ from blindformer.tests.patience import PATIENCE
 pytest.importorskip("transformers")
 if importlib.util.find_spec("crypten") is None:  # importorskip would fail: it does not import without our shim
     pytest.skip("crypten is not installed", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.crypten_plain import CryptenResult, run_crypten
 

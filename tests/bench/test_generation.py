@@ -3,13 +3,9 @@
 import contextlib
 import io
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from blindformer.tests.models.generation.folders import tiny_llama
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import generation
 

@@ -4,16 +4,12 @@ import contextlib
 import io
 import json
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price

@@ -2,15 +2,11 @@
 
 import io
 import json
-import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import load
 

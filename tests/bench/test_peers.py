@@ -4,8 +4,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,6 @@ import pytest
 pytest.importorskip("transformers")
 if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import peers
 

@@ -13,7 +13,6 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
 from blindformer.parties.local.threads import PartyThreads
-from blindformer.parties.session.uniformity import Sample, opened, sample
 from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
@@ -28,6 +27,7 @@ from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.uniformity import Sample, opened, sample
 from torch import Tensor
 
 from .lying import Lies, LyingEngine

@@ -1,6 +1,6 @@
 """What each party receives: uniform whatever the input, fresh every time, and only what it must receive.
 
-`suspicions` says what looks wrong in a transcript, by the tests of session/uniformity.py. It errs on a good
+`suspicions` says what looks wrong in a transcript, by the tests of tests/uniformity.py. It errs on a good
 one less than once in 10^6 runs, and the same checks catch every protocol that is broken on purpose below.
 """
 
@@ -14,7 +14,6 @@ from itertools import combinations
 import pytest
 import torch
 from blindformer.models.program.pricing import price
-from blindformer.parties.session.uniformity import Sample, difference, log_p_values, sample
 from blindformer.protocols.operations import of_kind
 from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.streams import Stream, new_seed
@@ -22,6 +21,7 @@ from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import Seeds, run_beaver
 from blindformer.tests.protocols.programs import Case, Data, Draft, handed_over
+from blindformer.tests.uniformity import Sample, difference, log_p_values, sample
 
 FALSE_ALARM = 1e-10  # of one comparison; a transcript takes some thousand
 

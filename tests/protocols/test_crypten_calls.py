@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.session.uniformity import sample
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
@@ -18,6 +17,7 @@ from blindformer.protocols.streams import Stream, derive, new_seed
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.many import communicators
 from blindformer.tests.protocols.test_beaver_transcripts import even
+from blindformer.tests.uniformity import sample
 
 WEIGHT, CALL = 3, 7  # numbers of requests
 

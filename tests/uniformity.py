@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from blindformer.protocols.channel import Channel
+from blindformer.protocols.rounds import Swap, Wire, over_channel
 from torch import Tensor
-
-from ...protocols.channel import Channel
-from ...protocols.rounds import Swap, Wire, over_channel
 
 CELLS = 256
 TOP = 29  # bits of an element's highest four bytes, without the first three: a sign, and what a rescale adds
