@@ -22,13 +22,14 @@ from blindformer.cores import cores
 from blindformer.models.artifacts import load_server
 from blindformer.parties.reports.capacity import costs_of
 from blindformer.parties.reports.estimate import estimate
-from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, Simulated, simulate
-from blindformer.parties.reports.virtual import need_simpy
+from blindformer.parties.reports.queueing import QueryCosts
 from rich.table import Table
 
 from .commands import Say, publish, run_command
 from .load import Load, arguments_of, run_in
 from .provenance import Measured
+from .service_simulation import Demand, Simulated, SimulatedFleet, simulate
+from .virtual import need_simpy
 
 HALVINGS = 20
 FIGURES = ("per_second", "latency_p50_s", "latency_p95_s")
@@ -49,7 +50,7 @@ class CapacityReport(Measured):
     agreement: dict[str, dict[str, float]]
 
 
-def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryCosts, list[float]]:
+def costs_alone(found: Load, expected: QueryCosts, fleet: SimulatedFleet) -> tuple[QueryCosts, list[float]]:
     """What a query took one client alone. Each party's CPU seconds, as the system counted them, in the proportion of
     the phases that is `expected`; and what a query waits for beyond computing: so much that the simulation of one
     client takes as long as it did. And how queries differ: their seconds over the mean."""
@@ -73,10 +74,10 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryC
     return replace(costs, online_wait=low), factors
 
 
-def _fleet(found: Load, workers: int) -> Fleet:
+def _fleet(found: Load, workers: int) -> SimulatedFleet:
     """This machine, less what other processes used meanwhile: nothing, if it is quiet."""
     free = max(0.1, cores() - found.others_cores)
-    return Fleet(cores=free, workers=workers, dealer_workers=cores(), one_machine=True)
+    return SimulatedFleet(cores=free, workers=workers, dealer_workers=cores(), one_machine=True)
 
 
 def run(options: argparse.Namespace, say: Say) -> CapacityReport:

@@ -59,7 +59,6 @@ class Scale:
     gb: Annotated[
         float | None, Option(min=0, help="With --users: price of 10^9 bytes sent (default, an example: 0.08).")
     ] = None
-    seed: Annotated[int | None, Option(min=0, help="With --users: of the simulation (default: 0).")] = None
 
     def check(self, tokens: int | None, protocol: str) -> None:
         """Before anything slow. Errors: BlindformerError."""
@@ -68,7 +67,6 @@ class Scale:
             refuse(given, "is of a plan for many users; add --users, or leave it out")
             return
         from ..reports.capacity import parse_queries
-        from ..reports.virtual import need_simpy
 
         refuse({"--tokens": tokens}, "--users plans queries of whole texts, not conversations; leave one of them out")
         refuse(
@@ -76,7 +74,6 @@ class Scale:
             f"has no seconds to plan with; use --protocol {DEFAULT} with --users",
         )
         parse_queries(self.queries or QUERIES)
-        need_simpy()
 
     def plan(self, price: Estimate, grown: float) -> Capacity:
         """`grown`: bytes that pricing took at most. Errors: CapacityError."""
@@ -92,7 +89,7 @@ class Scale:
             **given(cores=self.cores, utilisation=self.utilisation, core_hour=self.core_hour, gb=self.gb, uplink=uplink)
         )
         grown = max(0.0, grown - price.setup_bytes)  # the masked weights, which a server's sessions share
-        return plan_capacity(price, users, rented, query_bytes=grown, **given(within=self.within, seed=self.seed))
+        return plan_capacity(price, users, rented, query_bytes=grown, **given(within=self.within))
 
 
 def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capacity) -> None:
@@ -114,19 +111,16 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capa
     out.print("(but for the number of machines: of each machine)\n")
     needed = price.offline_bytes * users.a_day / GB
     disk = f"{found.disk_bytes / GB:,.0f} GB" if users.ahead else f"none; a day's queries made ahead: {needed:,.0f} GB"
-    late = seen.turned_away + seen.lost
     lines = {
         "network": f"{found.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
         f"{found.sent_bytes / TB:,.2f} TB; {found.first_bytes / TB:,.2f} TB of masked weights, once",
         "disk": f"of the servers, for correlations: {disk}",
         "money": f"{found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at "
         f"{rented.core_hour:g} a core-hour and {rented.gb:g} a GB sent, in any unit of money",
-        "busiest": f"hour, simulated: {found.simulated} of {found.server.machines} servers, one of which fails for "
-        f"a minute (on average); {seen.asked:,} queries",
+        "busiest": f"hour, with {found.server.machines - 1} of {found.server.machines} servers",
         "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {found.within_s:.2f} s), "
         f"p99 {seen.latency_p99_s:.2f} s; a query alone {found.alone_s:.2f} s",
         "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, from asking until a worker is free",
-        "refused": f"told to come back {seen.told / seen.asked:.2%}; never answered {late / seen.asked:.2%}",
         "in use": f"cores {seen.server_utilisation:.0%} at servers and {seen.dealer_utilisation:.0%} at dealers; the "
         f"servers' uplinks {seen.uplink_utilisation:.0%}",
     }

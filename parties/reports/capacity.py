@@ -1,7 +1,8 @@
 """What many users need: machines, network, disk and money, from what one query costs.
 
-The plan is a few divisions (docs/scale.md); queueing.py then simulates its busiest hour, and the plan takes more
-servers until answers come in time. Each party is on machines of its own, as this one is. All prices are the caller's.
+The plan is a few divisions (docs/scale.md); queueing.py says how long its busiest hour's answers take while one server
+is away, and the plan takes more servers until they come in time. Each party is on machines of its own, as this one is.
+All prices are the caller's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from ...protocols.errors import BlindformerError
 from ..session.timings import peak_rss_mb, rss_mb
 from .estimate import Estimate
-from .queueing import Demand, Fleet, QueryCosts, Simulated, simulate
+from .queueing import BusyHour, Fleet, QueryCosts, busy_hour
 
 T = TypeVar("T")
 DAY, HOUR = 86400.0, 3600.0
@@ -28,13 +29,10 @@ OPENING_TRIPS = 6  # round trips of opening a session: TCP, TLS and the hello, w
 SERVICE_BYTES, SESSION_BYTES = 250e6, 6e6
 MOST_WORKERS, MOST_SESSIONS = 1024, 10_000  # that a service may be set to
 LEAST_SESSIONS = 32  # the service's own default
-SIMULATED_QUERIES, SIMULATED_REPLICAS = 5000, 4
 PROMPTLY = 2.0  # the bound of the 95th percentile unless one is given, in latencies of a query to an idle service
 MORE = 1.1  # times as many servers are tried next
 MOST_TRIES = 50
 LEAST_MACHINES = 2  # of each party: one may fail
-RESTART = 1 / 60  # of the time simulated, a server that fails is away: a minute of an hour
-ANSWERED = 0.95  # of the queries, at least
 
 
 class CapacityError(BlindformerError):
@@ -101,8 +99,8 @@ class PartyNeeds:
 class Capacity:
     """A plan. Bytes: `day_bytes` of all parties in a day, of which the operators send `sent_bytes`; `first_bytes` of
     masked weights to all users, once; `disk_bytes` of correlations at the servers. `within_s`: the bound that 95 % of
-    `busiest` keep, the busiest hour as simulated with `simulated` of the servers, one of which fails in it. `alone_s`:
-    seconds of a query to an idle service. Money is in the unit of the prices."""
+    the answers keep in `busiest`, the busiest hour with one server away. `alone_s`: seconds of a query to an idle
+    service. Money is in the unit of the prices."""
 
     users: Users
     rented: Machines
@@ -116,8 +114,7 @@ class Capacity:
     money_a_thousand: float
     alone_s: float
     within_s: float
-    simulated: int
-    busiest: Simulated
+    busiest: BusyHour
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,7 +129,7 @@ def parse_queries(text: str) -> float:
 
 
 def costs_of(price: Estimate) -> QueryCosts:
-    """What a simulation asks of a priced query."""
+    """Of a priced query."""
     parts = {name: price.compute_s[name] for name in ("server_offline", "server_online", "client_offline")}
     client, dealer = price.compute_s["client_online"], price.compute_s["dealer_offline"]
     made = max(parts["server_offline"], parts["client_offline"], dealer)
@@ -156,15 +153,13 @@ def plan_capacity(
     *,
     query_bytes: float = 0.0,
     within: float | None = None,
-    seed: int = 0,
 ) -> Capacity:
-    """What so many users need, checked by a simulation of the busiest hour.
+    """What so many users need, checked by the formulas of queueing.py for the busiest hour.
 
     query_bytes   memory of a query that computes (most_memory); at least its correlations are counted
     within        seconds that 95 % of the busiest hour's answers may take; default: twice what one takes alone
 
-    Errors: CapacityError for numbers out of range and where no number of servers keeps `within`; QueueingError without
-    simpy.
+    Errors: CapacityError for numbers out of range and where no number of servers keeps `within`.
     """
     rented = rented or Machines()
     _check(users, rented)
@@ -185,11 +180,11 @@ def plan_capacity(
     fleet = Fleet(
         cores=rented.cores,
         uplink=rented.uplink,
-        workers=_workers(rented, rate / max(least, dealers) * live.held),
+        workers=_workers(rented, rate / (max(least, dealers) - 1) * live.held),
         dealer_workers=_workers(rented, dealt / dealers * live.offline),
     )
     fleet = replace(fleet, sessions=min(MOST_SESSIONS, max(LEAST_SESSIONS, 2 * fleet.workers)))
-    fleet, simulated, busiest = _enough(live, fleet, least, dealers, rate, stored, within, seed)
+    fleet, busiest = _enough(live, fleet, least, dealers, rate, stored, within)
     replicas, dealers = fleet.replicas, fleet.dealers
 
     def needs(machines: int, workers: int, sessions: int, weights: float, bits: float) -> PartyNeeds:
@@ -213,7 +208,6 @@ def plan_capacity(
         money_a_thousand=1000 * money / users.a_day,
         alone_s=alone,
         within_s=within,
-        simulated=simulated,
         busiest=busiest,
     )
 
@@ -267,24 +261,16 @@ def _workers(rented: Machines, busy: float) -> int:
 
 
 def _enough(
-    costs: QueryCosts, fleet: Fleet, least: int, dealers: int, rate: float, stored: float, within: float, seed: int
-) -> tuple[Fleet, int, Simulated]:
-    """The fleet that keeps `within`, how many of its servers were simulated, and what was seen."""
+    costs: QueryCosts, fleet: Fleet, least: int, dealers: int, rate: float, stored: float, within: float
+) -> tuple[Fleet, BusyHour]:
+    """The fleet that keeps `within` while one of its servers is away, and how."""
     group = max(1, least // dealers)  # servers that one dealer deals to, at most
     replicas = max(least, dealers)
+    p95 = math.inf
     for _ in range(MOST_TRIES):
-        dealers = math.ceil(replicas / group)
-        # A client takes any server, so some groups see their part of the clients as if the others were not.
-        groups = min(dealers, max(1, SIMULATED_REPLICAS // group))
-        part = min(replicas, groups * group)
-        share = rate * part / replicas
-        seconds = min(HOUR, max(SIMULATED_QUERIES / share, 20 * costs.latency))
-        failing = {"failure_s": seconds * part, "restart_s": RESTART * seconds}
-        tried = replace(fleet, replicas=part, dealers=groups, **failing)
-        found = simulate(costs, tried, Demand(seconds, rate=share, stored=stored), seed)
-        if found.latency_p95_s <= within and found.answered >= ANSWERED * found.asked:
-            return replace(fleet, replicas=replicas, dealers=dealers), part, found
+        fleet = replace(fleet, replicas=replicas, dealers=math.ceil(replicas / group))
+        busiest = busy_hour(costs, replace(fleet, replicas=replicas - 1), rate, stored)
+        if (p95 := busiest.latency_p95_s) <= within:
+            return fleet, busiest
         replicas = max(replicas + 1, math.ceil(MORE * replicas))
-    raise CapacityError(
-        f"within {within:g} s: {replicas} servers still take {found.latency_p95_s:.2f} s; allow more, or more --cores"
-    )
+    raise CapacityError(f"within {within:g} s: {replicas} servers still take {p95:.2f} s; allow more, or more --cores")

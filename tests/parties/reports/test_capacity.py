@@ -88,7 +88,7 @@ def test_a_plan_is_a_few_divisions():
     found = plan_capacity(PRICE, USERS, FAST)
     rate = USERS.a_second
     assert found.server.machines == 2  # at least; the work is that of rate * 0.4 / (4 * 0.6) = 0.93 of one
-    assert found.server.workers == max(4, math.ceil(rate / 2 * 1.1 / 0.6))  # Little
+    assert found.server.workers == max(4, math.ceil(rate / 1 * 1.1 / 0.6))  # Little, while one of the two is away
     assert found.day_bytes == 200_000 * 29e6
     assert found.sent_bytes == 200_000 * 25e6
     assert found.first_bytes == 10_000 * 50e6
@@ -130,7 +130,6 @@ def test_more_users_take_more_of_everything():
     few, many = (plan_capacity(PRICE, replace(USERS, users=users), FAST) for users in (10_000, 1_000_000))
     assert many.server.machines == pytest.approx(100 * USERS.a_second * 0.4 / 2.4, rel=0.01)
     assert many.money_a_thousand <= few.money_a_thousand
-    assert many.simulated < many.server.machines  # a part of the servers, with their part of the clients
 
 
 def test_a_bound_below_one_query_is_refused():
@@ -169,12 +168,11 @@ def test_the_command_plans_for_many(call, tiny_classifier):
     plan = told["capacity"]
     assert plan["users"] == {"users": 10000, "queries": 20.0, "peak": 0.1, "ahead": 0}
     assert plan["day_bytes"] == 200_000 * (told["online_bytes"] + told["offline_bytes"])
-    assert plan["busiest"]["asked"] == plan["busiest"]["answered"] > 1000
     assert plan["busiest"]["latency_p95_s"] <= plan["within_s"]
     code, out, errors = call(*words, "--cores", 2, "--ahead", 3, "--gb", 0.01)
     assert code == 0, errors
     assert "10,000 users, 20 queries a day each: 200,000 a day" in out
-    for word in ("server", "dealer", "network", "disk", "money", "busiest", "waits", "told to come back"):
+    for word in ("server", "dealer", "network", "disk", "money", "busiest", "waits", "in use"):
         assert word in out
 
 
@@ -192,10 +190,3 @@ def test_one_line_says_what_is_wrong(call, tiny_classifier, case):
     code, out, errors = call("estimate", tiny_classifier, *words)
     assert (code, out, errors.count("\n")) == (1, "", 1), errors
     assert expected in errors
-
-
-def test_without_simpy_the_command_names_the_extra(call, tiny_classifier, monkeypatch):
-    monkeypatch.setitem(sys.modules, "simpy", None)
-    code, out, errors = call("estimate", tiny_classifier, "--users", 5)
-    assert (code, out, errors.count("\n")) == (1, "", 1), errors
-    assert "run: pip install 'blindformer[scale]'" in errors

@@ -1,16 +1,14 @@
-"""The simulated service: what theory says of it, what becomes of every query, and what more machines do."""
+"""Formulas of a busy service: what theory says, and what more machines do. tests/bench holds them to a simulation."""
 
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
-from blindformer.parties.reports.queueing import Demand, Fleet, QueryCosts, simulate
-from blindformer.parties.reports.virtual import QueueingError
+from blindformer.parties.reports.queueing import Fleet, QueryCosts, busy_hour, erlang_c
 
-MIXED = QueryCosts(
+COSTS = QueryCosts(
     server_offline=0.2,
     server_online=0.3,
     client_offline=0.1,
@@ -20,139 +18,42 @@ MIXED = QueryCosts(
     online_wait=0.1,
     opening=0.02,
 )
-EXPONENTIAL = [-math.log(1 - (number + 0.5) / 5000) for number in range(5000)]  # quantiles, of mean 1
-ROOMY = Fleet(cores=4, workers=16, sessions=2000, queue=2000, dealer_workers=16)
 
 
-def erlang_c(servers: int, offered: float) -> float:
-    """The probability of having to wait: Erlang's C formula, by the recurrence of his B."""
-    blocked = 1.0
-    for number in range(1, servers + 1):
-        blocked = offered * blocked / (number + offered * blocked)
-    return blocked / (1 - offered / servers * (1 - blocked))
+@pytest.mark.parametrize(("servers", "offered", "expected"), [(1, 0.6, 0.6), (2, 1.0, 1 / 3), (4, 3.0, 27 / 53)])
+def test_erlangs_formula(servers, offered, expected):
+    """M/M/1: the utilisation; M/M/2 and M/M/4 by hand."""
+    assert erlang_c(servers, offered) == pytest.approx(expected)
 
 
-# Theory.
+def test_a_query_to_an_idle_fleet_takes_what_it_costs():
+    idle = busy_hour(COSTS, Fleet(), rate=1e-6)
+    assert idle.latency_p50_s == idle.latency_p99_s == pytest.approx(COSTS.latency)
+    assert idle.wait_p95_s == 0
 
 
-@pytest.mark.parametrize(("workers", "utilisation"), [(1, 0.6), (4, 0.75)])
-def test_exponential_service_waits_as_erlang_says(workers, utilisation):
-    """M/M/c: workers that compute alone, each with a core, one second a query on average."""
-    rate = utilisation * workers
-    fleet = Fleet(cores=workers, workers=workers, sessions=5000, queue=5000)
-    demand = Demand(seconds=15000 / rate, rate=rate, wait=math.inf, factors=EXPONENTIAL)
-    waits = []
-    for seed in (1, 2):
-        found = simulate(QueryCosts(server_online=1.0), fleet, demand, seed)
-        assert found.server_utilisation == pytest.approx(utilisation, rel=0.03)
-        waits.append(found.wait_mean_s)
-    expected = erlang_c(workers, rate) / (workers - rate)
-    assert sum(waits) / len(waits) == pytest.approx(expected, rel=0.06)
+def test_one_worker_waits_as_mm1_does():
+    """M/M/1 with a second a query, half busy: P(wait > t) = 0.5 exp(-t / 2)."""
+    hour = busy_hour(QueryCosts(server_online=1.0), Fleet(cores=math.inf, workers=1), rate=0.5)
+    assert hour.wait_p50_s == 0
+    assert hour.wait_p95_s == pytest.approx(2 * math.log(0.5 / 0.05))
 
 
-def test_cores_that_queries_share_hold_as_many_as_theory_says():
-    """M/G/1 with processor sharing: the mean latency is 1 / (1 - utilisation) seconds for a query of one second,
-    however long queries differ."""
-    fleet = Fleet(cores=1, workers=1000, sessions=5000)
-    found = simulate(QueryCosts(server_online=1.0), fleet, Demand(15000, rate=0.5, wait=math.inf))
-    assert found.latency_mean_s == pytest.approx(2.0, rel=0.06)
+def test_more_than_a_fleet_can_take_never_ends():
+    assert busy_hour(COSTS, Fleet(cores=2), rate=5.0).latency_p50_s == math.inf
+    assert busy_hour(QueryCosts(down=1e6), Fleet(uplink=8e6), rate=1.0).latency_p95_s == math.inf
 
 
-def test_clients_that_never_pause_keep_the_cores_busy():
-    """Little: clients = throughput times latency; the throughput is cores over the CPU seconds of a query."""
-    costs = replace(MIXED, offline_wait=0.0, online_wait=0.0, opening=0.0)
-    fleet = Fleet(cores=2, workers=2, dealer_workers=2, one_machine=True)
-    found = simulate(costs, fleet, Demand(seconds=400, clients=8))
-    assert found.per_second == pytest.approx(2 / (costs.server + costs.client + costs.dealer), rel=0.05)
-    assert found.per_second * found.latency_mean_s == pytest.approx(8, rel=0.05)
+def test_preprocessed_correlations_need_no_dealer():
+    hour = busy_hour(COSTS, Fleet(), rate=1.0, stored=1.0)
+    assert hour.dealer_utilisation == 0
+    assert hour.latency_p50_s < busy_hour(COSTS, Fleet(), rate=1.0).latency_p50_s
 
 
-# One query.
-
-
-def test_a_query_alone_takes_what_it_costs():
-    found = simulate(MIXED, ROOMY, Demand(seconds=20000, rate=1e-3))
-    assert found.latency_p99_s == pytest.approx(MIXED.latency)
-    assert MIXED.latency == pytest.approx(0.02 + (0.3 + 0.05) + (0.3 + 0.1))
-
-
-def test_correlations_made_ahead_need_no_dealer():
-    found = simulate(MIXED, ROOMY, Demand(seconds=20000, rate=1e-3, stored=1.0))
-    assert found.latency_p50_s == pytest.approx(0.02 + 0.2 + 0.4)
-    assert found.dealer_utilisation == 0
-
-
-def test_in_one_session_correlations_are_made_while_a_query_runs():
-    found = simulate(MIXED, ROOMY, Demand(seconds=100, clients=1))
-    assert found.latency_p50_s == pytest.approx(0.4)  # the online phase: correlations take less
-
-
-def test_a_link_is_shared_as_cores_are():
-    costs = QueryCosts(down=1e6)  # a second of the link
-    fleet = replace(ROOMY, uplink=8e6, workers=1000)
-    alone = simulate(costs, fleet, Demand(seconds=20000, rate=1e-3))
-    assert alone.latency_p50_s == pytest.approx(1.0)
-    many = simulate(costs, fleet, Demand(seconds=8000, rate=0.5))
-    assert many.uplink_utilisation == pytest.approx(0.5, rel=0.05)
-    assert many.latency_mean_s > 1.7
-
-
-# What becomes of all of them.
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_query_is_answered_or_told_to_come_back_or_lost(seed):
-    """An overloaded service, whose servers fail all the time."""
-    fleet = Fleet(replicas=2, cores=1, workers=1, sessions=6, queue=2, failure_s=40.0, restart_s=15.0)
-    found = simulate(MIXED, fleet, Demand(seconds=600, rate=4.0, wait=5.0), seed)
-    assert found.asked == found.answered + found.turned_away + found.lost
-    assert 0 < found.turned_away <= found.told <= found.asked
-    assert found.lost > 0
-    assert found.answered > 0
-
-
-def test_whoever_is_told_to_come_back_does():
-    fleet = Fleet(cores=1, workers=1, sessions=4, queue=1)
-    found = simulate(MIXED, fleet, Demand(seconds=2000, rate=0.8, wait=600.0))
-    assert found.told > 0
-    assert found.turned_away == found.lost == 0
-    assert found.latency_p99_s > 1.0  # the least that a service tells them to wait
-
-
-def test_a_server_that_fails_takes_one_answer_once():
-    """Another server answers at the second attempt."""
-    fleet = replace(ROOMY, replicas=4, failure_s=50.0, restart_s=5.0)
-    found = simulate(MIXED, fleet, Demand(seconds=1000, rate=3.0))
-    assert found.lost < 0.01 * found.asked
-    assert found.latency_p99_s > simulate(MIXED, replace(fleet, failure_s=math.inf), Demand(1000, 3.0)).latency_p99_s
-
-
-def test_a_seed_decides_everything():
-    demand = Demand(seconds=300, rate=3.0)
-    one, same, other = (simulate(MIXED, ROOMY, demand, seed) for seed in (1, 1, 2))
-    assert asdict(one) == asdict(same) != asdict(other)
-
-
-def test_more_servers_never_make_it_worse():
-    found = [
-        simulate(MIXED, replace(ROOMY, replicas=replicas, dealers=replicas), Demand(seconds=500, rate=6.0))
-        for replicas in (1, 2, 4)
-    ]
-    latencies = [one.latency_p95_s for one in found]
-    assert latencies == sorted(latencies, reverse=True)
-    used = [one.server_utilisation for one in found]
-    assert used == sorted(used, reverse=True)
-
-
-# Errors.
-
-
-def test_somebody_has_to_ask():
-    with pytest.raises(QueueingError, match="nobody asks; give a rate or clients above 0"):
-        simulate(MIXED, ROOMY, Demand(seconds=10))
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "simpy", None)
-    with pytest.raises(QueueingError, match=r"run: pip install 'blindformer\[scale\]'"):
-        simulate(MIXED, ROOMY, Demand(seconds=10, rate=1))
+def test_more_of_anything_never_makes_it_worse():
+    fleet = Fleet(cores=2, workers=4, dealer_workers=4, uplink=1e8)
+    costs, rate = replace(COSTS, down=1e6, offline_bytes=2e6), 1.5
+    base = busy_hour(costs, fleet, rate)
+    for more in ({"replicas": 2}, {"dealers": 2}, {"cores": 4}, {"workers": 8}, {"uplink": 1e9}):
+        better = busy_hour(costs, replace(fleet, **more), rate)
+        assert better.latency_p95_s <= base.latency_p95_s, more

@@ -1,20 +1,21 @@
-"""What a simulated service is made of: the costs of a query, machines whose cores and links are shared, sessions and
-workers by the services' own rules, and random numbers that a seed decides. simpy is imported when it is used."""
+"""What a simulated service is made of: machines whose cores and links are shared, sessions and workers by the services'
+own rules, and random numbers that a seed decides. simpy is imported when it is used."""
+
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ...protocols.errors import BlindformerError
-from ...protocols.streams import SEED_BYTES, Stream
-from ..service.admission import Admission, Busy, Go, News
-from ..service.limits import ServiceLimits
-from ..session.compute_slots import SlotsBusy
+from blindformer.parties.service.admission import Admission, Busy, Go, News
+from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.protocols.errors import BlindformerError
+from blindformer.protocols.streams import SEED_BYTES, Stream
 
 if TYPE_CHECKING:
     import simpy
@@ -28,61 +29,12 @@ class QueueingError(BlindformerError):
     """A service that cannot be simulated."""
 
 
-@dataclass(frozen=True)
-class QueryCosts:
-    """What one query takes where nobody else asks. Seconds of CPU by party and phase; `_wait`: seconds that a phase
-    takes beyond computing (the network's); `opening`: of a session, before its first query. Bytes: `up` from the client
-    to the server and `down`, online; `offline_bytes` from the dealer to the server."""
-
-    server_offline: float = 0.0
-    server_online: float = 0.0
-    client_offline: float = 0.0
-    client_online: float = 0.0
-    dealer: float = 0.0
-    offline_wait: float = 0.0
-    online_wait: float = 0.0
-    opening: float = 0.0
-    up: float = 0.0
-    down: float = 0.0
-    offline_bytes: float = 0.0
-
-    @property
-    def server(self) -> float:
-        return self.server_offline + self.server_online
-
-    @property
-    def client(self) -> float:
-        return self.client_offline + self.client_online
-
-    @property
-    def offline(self) -> float:
-        """Seconds until an idle service has correlations: so long a query holds a worker of the dealer."""
-        return max(self.server_offline, self.client_offline, self.dealer) + self.offline_wait
-
-    @property
-    def held(self) -> float:
-        """Seconds that a query on live correlations holds a worker of an idle server."""
-        return self.offline + max(self.server_online, self.client_online) + self.online_wait
-
-    @property
-    def latency(self) -> float:
-        """Seconds from asking to the answer, of a session's only query to an idle service."""
-        return self.opening + self.held
-
-    def stored(self) -> QueryCosts:
-        """Of a query whose correlations were made ahead."""
-        return replace(self, dealer=0.0, offline_wait=0.0, offline_bytes=0.0)
-
-    def times(self, factor: float) -> QueryCosts:
-        return QueryCosts(**{name: factor * value for name, value in asdict(self).items()})
-
-
 def need_simpy() -> Any:
     """The library. Errors: QueueingError."""
     try:
         import simpy
     except ImportError:
-        raise QueueingError("simpy is not installed, which simulates; run: pip install 'blindformer[scale]'") from None
+        raise QueueingError("simpy is not installed, which simulates; run: pip install simpy") from None
     return simpy
 
 
