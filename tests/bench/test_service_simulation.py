@@ -67,7 +67,7 @@ def test_clients_that_never_pause_keep_the_cores_busy():
 @pytest.mark.parametrize("cores", [2, 4, 16])
 @pytest.mark.parametrize("utilisation", [0.1, 0.3, 0.6, 0.8])
 def test_what_a_plan_reckons_with_is_never_much_too_short(cores, utilisation):
-    """The product's formulas beside the simulation: latencies at most a tenth too short, and at most 2.5 times too long."""
+    """The product's formulas beside the simulation: at most a tenth too short, at most 2.5 times too long."""
     fleet = SimulatedFleet(cores=cores, workers=4 * cores, sessions=2000, queue=2000, dealer_workers=4 * cores)
     rate = utilisation * cores / MIXED.server
     seen = simulate(MIXED, fleet, Demand(seconds=4000 / rate, rate=rate, wait=math.inf))
