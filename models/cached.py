@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ..versions import versions
 from .artifacts import ArtifactError, load_client
 from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
+from .artifacts.sharing import share
 from .building import own_plan
 from .generation.rows import room
 from .loading.errors import LoadError
@@ -21,7 +24,7 @@ from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 
 Stage = Callable[[str], None]
-_FOLDER = "compiled"  # in the cache
+COMPILED, SHARED = "compiled", "shared"  # in the cache: folders, and large files that several of them have
 
 
 def is_compiled(model: str | Path) -> bool:
@@ -37,9 +40,11 @@ def cached(
     plan: Plan | str | None,
     options: Mapping[str, Any],
     stage: Stage | None = None,
+    read: Callable[[Path], object] = load_client,
 ) -> Path:
     """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
-    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
+    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful. `read`: the part that has
+    to be there. The folder's own time is that of its last use.
 
     Errors: LoadError, and those of `make`.
     """
@@ -47,12 +52,14 @@ def cached(
         stage("the model")
     name, place = locate(model)
     plan = own_plan(place) if plan is None else plan
-    folder = cache / _FOLDER / _key(name, place, plan, options)
+    folder = cache / COMPILED / _key(name, place, plan, options)
     try:
-        load_client(folder)
-        return folder
+        read(folder)
+        with suppress(OSError):  # of somebody else
+            os.utime(folder)
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
-        return make(folder, plan)
+        share(make(folder, plan), cache / SHARED)
+    return folder
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
@@ -85,7 +92,7 @@ class KnownModel:
 
 def known_models(cache: Path) -> list[KnownModel]:
     """What packages bring, and what was compiled into `cache`. Sizes and names are as written: nothing is checked."""
-    compiled = sorted((cache / _FOLDER).glob("*")) if (cache / _FOLDER).is_dir() else []
+    compiled = sorted((cache / COMPILED).glob("*")) if (cache / COMPILED).is_dir() else []
     return [*(_packaged(name, task) for name, task in PACKAGED.items()), *map(_compiled, compiled)]
 
 
