@@ -63,16 +63,16 @@ class ServerPart(Mapping[str, ServerLength]):
 def load_server(folder: str | Path) -> ServerPart:
     """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "server")
-    held, lengths = read_tensors(part), {}
+    tensors, lengths = read_tensors(part), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ServerLength(
             program,
-            named(held, names["weights"], file, multiplied(program)),
-            public_constants(held, names["constants"], file, program),
+            named(tensors, names["weights"], file, multiplied(program)),
+            public_constants(tensors, names["constants"], file, program),
             read_circuit(part, number),
-            read_parts(program, names.get("parts", {}), held, file),
+            read_parts(program, names.get("parts", {}), tensors, file),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 

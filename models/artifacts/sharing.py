@@ -53,11 +53,21 @@ def _link(source: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def bytes_on_disk(files: Iterable[Path]) -> int:
-    """What files take together, each content once however many names it has. A file that is gone takes nothing."""
-    sizes: dict[tuple[int, int], int] = {}
+def statuses(files: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Of the files that are there."""
+    known = {}
     for file in files:
         with suppress(OSError):
-            status = file.lstat()
-            sizes[status.st_dev, status.st_ino] = status.st_size
+            known[file] = file.lstat()
+    return known
+
+
+def content_of(status: os.stat_result) -> tuple[int, int]:
+    """Names the content of a file, whose links all have it."""
+    return status.st_dev, status.st_ino
+
+
+def bytes_on_disk(files: Iterable[Path]) -> int:
+    """What files take together, each content once however many names it has."""
+    sizes = {content_of(status): status.st_size for status in statuses(files).values()}
     return sum(sizes.values())

@@ -55,6 +55,13 @@ def _note_slow() -> None:
         note("; ".join(why))
 
 
+def cache_folder() -> Path:
+    """Where compiled models and masked weights are kept for this user."""
+    from ..config import load_settings
+
+    return load_settings().client.cache.expanduser()
+
+
 def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
     """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
 

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 from blindformer.levels import PLAIN, VARIABLE, level
-from blindformer.models.artifacts.layout import LARGE
 from blindformer.parties.local import compare
 from blindformer.tests.pages import alike, as_shown, blocks
 from blindformer.tests.patience import PATIENCE
@@ -20,17 +19,6 @@ SHARED = {
     *("model", "length", "plan", "protocol", "plaintext_s", "offline_s", "online_s", "offline_bytes", "online_bytes"),
     *("rounds", "max_abs_error", "cosine_min", "peak_rss_mb", "versions"),
 }
-
-# The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
-KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
-
-
-@pytest.fixture
-def known(tmp_path):
-    """Options that calibrate on words that the tiny models know."""
-    file = tmp_path / "known"
-    file.write_text("\n".join(KNOWN))
-    return "--calibrate", file
 
 
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
@@ -67,41 +55,6 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     results(*known)
     assert len(compiled) == 5
-
-
-def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path, monkeypatch):
-    """A model that is compiled is priced as it is; one that was priced is compiled when it is first asked."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    def files(pattern):
-        return sorted(file.name for file in (tmp_path / ".cache" / "blindformer" / "compiled").glob(pattern))
-
-    def price(length):
-        code, out, _ = call("estimate", tiny_classifier, "--length", length, *known, "--format", "json")
-        assert code == 0
-        return json.loads(out)
-
-    first = price(16)
-    assert files("*/*") == ["helper"]
-    assert [price(16)[name] for name in ("plan", "setup_bytes")] == [first[name] for name in ("plan", "setup_bytes")]
-    assert len(files("*")) == 1
-    assert call("run", tiny_classifier, "good", "--protocol", "clear", *known)[0] == 0  # of 16 tokens, too
-    assert files("*/*") == ["client", "helper", "server"]
-    assert price(16)["rounds"] == first["rounds"]
-    assert files("*/*") == ["client", "helper", "server"]
-
-
-def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for length in (8, 16):
-        assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
-    folders = list((tmp_path / ".cache" / "blindformer" / "compiled").iterdir())
-    large = [
-        {file.stat().st_ino for file in folder.rglob("*") if file.is_file() and file.stat().st_size >= LARGE}
-        for folder in folders
-    ]
-    assert len(folders) == 2
-    assert large[0] & large[1]
 
 
 def test_run_and_estimate_agree(call, known, tiny_encoder):
@@ -294,6 +247,7 @@ def test_env(call):
     assert shown["packages"]["torch"]
     assert (shown["kernels"], shown["torch_level"]) == (level(), torch.backends.cpu.get_cpu_capability())
     assert {type(shown[name]) for name in ("vnni", "aes")} == {bool}
+    assert shown["places"]["gateway_key"] == "~/.config/blindformer/gateway.key"
     assert "python" in call("env")[1]
 
 
