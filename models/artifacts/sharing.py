@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .layout import LARGE, parts_of, sha256, versions
+from .layout import LARGE, ArtifactError, parts_of, sha256, versions
 
 
 def share(folder: Path, store: Path) -> None:
     """Make links of the large files of a compiled folder, to equal ones in `store`.
 
     What cannot be linked (another file system, one without links, a store that cannot be written) stays a file of its
-    own. Errors: ArtifactError if the folder is none.
+    own, and so does what another process replaces meanwhile.
     """
-    with suppress(OSError):
+    with suppress(OSError, ArtifactError):
         store.mkdir(parents=True, exist_ok=True)
         for part in parts_of(folder).values():
             for name, about in versions(part)["files"].items():

@@ -119,7 +119,10 @@ def compiler(
         named = {"length": length, "rows": rows, "texts": texts, **options}
         try:
             folder = cached(model, cache, write, plan, named, read=load_programs if price else load_client)
-            return without_weights(load_programs(folder)[length], plan) if price else load_compiled(folder)
+            if not price:
+                return load_compiled(folder)
+            (program,) = load_programs(folder).values()
+            return without_weights(program, plan)
         except ArtifactError:
             if not compiled:
                 raise

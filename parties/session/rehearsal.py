@@ -87,9 +87,9 @@ def rehearse(
 
 
 def without_weights(program: Program, plan: Plan | str) -> Compiled:
-    """What can be rehearsed, and no more: noise in the place of all weights."""
+    """What can be rehearsed, and no more: noise in the place of all weights, held as a server holds them."""
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    return Compiled(program, _noise(program), {}, {}, {}, plan, Structure(None, (), (), ()))
+    return Compiled(program, _held(program, _noise(program)), {}, {}, {}, plan, Structure(None, (), (), ()))
 
 
 def _least(runs: list[list[Move]]) -> list[Move]:
