@@ -18,7 +18,6 @@ from functools import cached_property
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,9 +57,7 @@ class Asker:
         self._pipe.send({"event": event, "at": time.monotonic(), **fields})
 
     @contextmanager
-    def connect(
-        self, *, spool: Spool | None = None, use_spool: UseSpool = "auto", cache: Path | None = None
-    ) -> Iterator[ClientParty]:
+    def connect(self, *, spool: Spool | None = None, use_spool: UseSpool = "auto") -> Iterator[ClientParty]:
         """A session, introduced and not set up. Errors: BlindformerError."""
         site, program = self.site, self.part.program
         session = self.session = new_session()
@@ -78,7 +75,6 @@ class Asker:
             session=session,
             spool=spool,
             use_spool=use_spool,
-            cache=cache,
         )
         try:
             yield party

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from ..versions import versions
 from .artifacts import ArtifactError, load_client
 from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
+from .artifacts.sharing import share
 from .building import own_plan
 from .generation.rows import room
 from .loading.errors import LoadError
@@ -21,7 +25,8 @@ from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 
 Stage = Callable[[str], None]
-_FOLDER = "compiled"  # in the cache
+PRICE = "price alone"  # of a model that was priced, and is not compiled yet
+COMPILED, SHARED = "compiled", "weights"  # in the cache: folders, and large files that several of them have
 
 
 def is_compiled(model: str | Path) -> bool:
@@ -37,9 +42,11 @@ def cached(
     plan: Plan | str | None,
     options: Mapping[str, Any],
     stage: Stage | None = None,
+    read: Callable[[Path], object] = load_client,
 ) -> Path:
     """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
-    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
+    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful. `read`: the part that has
+    to be there. The folder's own time is that of its last use.
 
     Errors: LoadError, and those of `make`.
     """
@@ -47,12 +54,14 @@ def cached(
         stage("the model")
     name, place = locate(model)
     plan = own_plan(place) if plan is None else plan
-    folder = cache / _FOLDER / _key(name, place, plan, options)
+    folder = cache / COMPILED / _key(name, place, plan, options)
     try:
-        load_client(folder)
-        return folder
+        read(folder)
+        with suppress(OSError):  # of somebody else
+            os.utime(folder)
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
-        return make(folder, plan)
+        share(make(folder, plan), cache / SHARED)
+    return folder
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
@@ -72,7 +81,8 @@ def _code() -> int:
 @dataclass(frozen=True)
 class KnownModel:
     """A model on this machine. `lengths`: tokens of a text that it is compiled for, or of a conversation; empty: it is
-    not compiled yet, or takes images or sounds. `problem`: why it cannot be used, and the remedy."""
+    not compiled yet, or takes images or sounds. `task`: what it answers, or `PRICE`. `used`: seconds since 1970, of
+    what was compiled. `problem`: why it cannot be used, and the remedy."""
 
     name: str
     task: str = ""
@@ -80,13 +90,20 @@ class KnownModel:
     lengths: tuple[int, ...] = ()
     bytes: int = 0
     where: str = ""
+    used: float | None = None
     problem: str = ""
 
 
 def known_models(cache: Path) -> list[KnownModel]:
     """What packages bring, and what was compiled into `cache`. Sizes and names are as written: nothing is checked."""
-    compiled = sorted((cache / _FOLDER).glob("*")) if (cache / _FOLDER).is_dir() else []
-    return [*(_packaged(name, task) for name, task in PACKAGED.items()), *map(_compiled, compiled)]
+    return [*(_packaged(name, task) for name, task in PACKAGED.items()), *compiled_models(cache)]
+
+
+def compiled_models(cache: Path) -> list[KnownModel]:
+    """What was compiled into `cache`."""
+    folders = sorted((cache / COMPILED).glob("[!.]*")) if (cache / COMPILED).is_dir() else []
+    changed = _code()
+    return [_compiled(folder, changed) for folder in folders]
 
 
 def _packaged(name: str, task: str) -> KnownModel:
@@ -100,15 +117,43 @@ def _packaged(name: str, task: str) -> KnownModel:
     return KnownModel(name, task, chosen, bytes=sum(file.stat().st_size for file in files), where=str(place))
 
 
-def _compiled(folder: Path) -> KnownModel:
+def _compiled(folder: Path, changed: int) -> KnownModel:
+    used = folder.lstat().st_mtime
     try:
         parts = parts_of(folder)
         size = sum(file["bytes"] for part in parts.values() for file in versions_of(part)["files"].values())
-        about, programs = read_json(parts["client"] / "client.json"), read_programs(parts["client"])
+        part = parts.get("client", next(iter(parts.values())))
+        programs, problem = read_programs(part), _outdated(part, changed)
+        if "client" not in parts:
+            name = next(iter(programs.values())).model
+            return KnownModel(name, PRICE, "", tuple(filter(None, programs)), size, str(folder), used, problem)
+        about = read_json(part / "client.json")
         rooms = {room(program) for program in programs.values() if program.parts}
         lengths = tuple(rooms or (length for length in about["lengths"] if length))
         task = "text-generation" if rooms else about["pipeline"]
-        return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder))
-    except (ArtifactError, ProgramError, KeyError) as error:
+        return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder), used, problem)
+    except (ArtifactError, ProgramError, KeyError, StopIteration) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"
-        return KnownModel(folder.name.rpartition("-")[0] or folder.name, where=str(folder), problem=problem)
+        return KnownModel(name_of(folder), where=str(folder), used=used, problem=problem)
+
+
+def name_of(folder: Path) -> str:
+    """The name that a folder of the cache begins with."""
+    return folder.name.rpartition("-")[0] or folder.name
+
+
+def is_found_again(folder: Path) -> bool:
+    """Whether `folder` of the cache has a name that `cached` gives."""
+    return re.fullmatch(r".+-[0-9a-f]{16}", folder.name) is not None
+
+
+def _outdated(part: Path, changed: int) -> str:
+    """Why `cached` finds this part no more, if its name is of those that it gives."""
+    now, compiled = versions(), versions_of(part).get("versions", {})
+    if not is_found_again(part.parent):
+        return ""
+    if others := [f"{name} {number}" for name, number in compiled.items() if now.get(name) != number]:
+        return f"was compiled with {', '.join(others)}; it is compiled again when it is used"
+    if (part / VERSIONS).stat().st_mtime_ns < changed:
+        return "was compiled before Blindformer was installed anew; it is compiled again when it is used"
+    return ""

@@ -4,11 +4,13 @@
     DIR/client/   client.json  tokenizer or image processor      lengths/<L>/program.json, tensors.json
                   tensors.safetensors
     DIR/helper/   tensors.safetensors                            lengths/<L>/program.json, tensors.json
+    DIR/*/tensors/<digest>.safetensors   a large tensor
 
 With a plan of sums and products alone, lengths/<L>/circuit.json of server and client describes encrypted queries.
 
 A length is a number of tokens; a model of images has one program, at length 0. Tensors are stored under the digest of
 their content, so those that several lengths share are stored once; each length's tensors.json says which name is which.
+Large ones have a file each: folders in one cache can then share these on the disk, too (sharing.py).
 Every part has a versions.json with the size and SHA-256 of its files, written last and checked when the part is read.
 Nothing is pickled.
 """

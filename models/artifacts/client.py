@@ -18,7 +18,7 @@ from ..loading.processors import read_processor
 from ..loading.task import Item, Task
 from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
-from .layout import TENSORS, ArtifactError, find_part, length_folder, only, read_json, read_programs
+from .layout import ArtifactError, find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
 from .tensors import named, public_constants, read_tensors
 
@@ -188,17 +188,17 @@ def load_client(folder: str | Path) -> ClientPart:
 
 def _client_part(part: Path) -> ClientPart:
     about = read_json(part / "client.json")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ClientLength(
             program,
-            named(held, names["released"], file),
-            public_constants(held, names["constants"], file, program),
+            named(tensors, names["released"], file),
+            public_constants(tensors, names["constants"], file, program),
             names["scales"],
-            read_circuit(part, number, named(held, names.get("circuit", {}), file)),
-            read_parts(program, names.get("parts", {}), held, file),
+            read_circuit(part, number, named(tensors, names.get("circuit", {}), file)),
+            read_parts(program, names.get("parts", {}), tensors, file),
         )
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

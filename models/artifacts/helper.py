@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..program.program import Program
-from .layout import TENSORS, find_part, length_folder, only, read_json, read_programs
+from .layout import find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
 from .tensors import public_constants, read_tensors
 
@@ -37,10 +37,10 @@ class HelperPart:
 def load_helper(folder: str | Path) -> HelperPart:
     """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "helper")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
-        parts = read_parts(program, names["parts"], held, file)
-        lengths[number] = HelperLength(program, public_constants(held, names["constants"], file, program), parts)
+        parts = read_parts(program, names["parts"], tensors, file)
+        lengths[number] = HelperLength(program, public_constants(tensors, names["constants"], file, program), parts)
     return HelperPart(part, lengths)

@@ -15,6 +15,8 @@ FORMAT = 3  # of the folder; a Program has a format of its own
 PARTS = ("server", "client", "helper")
 VERSIONS = "versions.json"
 TENSORS = "tensors.safetensors"
+APART = "tensors"  # the folder of the large tensors, each in a file of its own
+LARGE = 2**16  # bytes from which on it is: equal files of several folders can be one on the disk (sharing.py)
 SECRET = "secret.key"  # made by the server at first use (session/mask_seed.py): not in versions.json
 _CHUNK = 2**20
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...approximations import Plan
 from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
-from .layout import SECRET, TENSORS, find_part, length_folder, only, read_json, read_programs
+from .layout import SECRET, find_part, length_folder, only, read_json, read_programs
 from .parts import ProgramPart, read_parts
 from .tensors import named, public_constants, read_tensors
 
@@ -63,16 +63,16 @@ class ServerPart(Mapping[str, ServerLength]):
 def load_server(folder: str | Path) -> ServerPart:
     """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "server")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ServerLength(
             program,
-            named(held, names["weights"], file, multiplied(program)),
-            public_constants(held, names["constants"], file, program),
+            named(tensors, names["weights"], file, multiplied(program)),
+            public_constants(tensors, names["constants"], file, program),
             read_circuit(part, number),
-            read_parts(program, names.get("parts", {}), held, file),
+            read_parts(program, names.get("parts", {}), tensors, file),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 

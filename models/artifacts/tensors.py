@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..program.program import Program, constant_digest
-from .layout import ArtifactError
+from .layout import APART, LARGE, TENSORS, ArtifactError, versions
 
 _NARROW = (torch.int8, torch.int16, torch.int32)
 _RING = "ring-"  # integers of the ring: stored as narrow as they are
@@ -36,16 +36,27 @@ class Tensors:
                 self.held[found[name]] = narrowed(flat) if ring else flat.clone()
         return found
 
-    def write(self, file: Path) -> None:
-        save_file(self.held, file)
+    def write(self, part: Path) -> list[Path]:
+        """Returns the files: one for each large tensor, and one for all others."""
+        large = {digest for digest, tensor in self.held.items() if tensor.nbytes >= LARGE}
+        files = {part / TENSORS: {digest: self.held[digest] for digest in self.held.keys() - large}}
+        files |= {part / APART / f"{digest}.safetensors": {digest: self.held[digest]} for digest in large}
+        if large:
+            (part / APART).mkdir()
+        for file, tensors in files.items():
+            save_file(tensors, file)
+        return list(files)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """By digest. Errors: ArtifactError."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}); compile the model again") from None
+def read_tensors(part: Path) -> dict[str, Tensor]:
+    """All of a part by digest. Errors: ArtifactError."""
+    tensors: dict[str, Tensor] = {}
+    for name in (TENSORS, *(name for name in versions(part)["files"] if Path(name).parent == Path(APART))):
+        try:
+            tensors |= load_file(part / name)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
+    return tensors
 
 
 def named(

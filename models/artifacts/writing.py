@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
-from .layout import FORMAT, PARTS, SECRET, TENSORS, VERSIONS, ArtifactError, describe_files, length_folder
+from .layout import FORMAT, PARTS, SECRET, VERSIONS, ArtifactError, describe_files, length_folder
 from .parts import part_names
 from .tensors import Tensors
 
@@ -38,6 +38,7 @@ def save(
     model: Loaded | None = None,
     circuits: Mapping[int, Chosen] | None = None,
     chat: Chat | None = None,
+    parts: Collection[str] = PARTS,
 ) -> Path:
     """Write all parts into `folder`; parts that an earlier compilation left there are replaced, other files stay.
 
@@ -45,6 +46,7 @@ def save(
     model      whose tokenizer or image processor, kind and labels the client gets; without it, it takes tensors only
     chat       of a model that answers token by token: what its client needs for that
     circuits   for encrypted queries: each length's circuit and parameters (models/encrypted.py)
+    parts      those to write: the helper's alone has the programs, and so their price
 
     Errors: ArtifactError, after which the folder holds what it held before.
     """
@@ -57,15 +59,18 @@ def save(
         for stale in root.glob(f"{_DRAFT}*"):  # of a compilation that was killed
             shutil.rmtree(stale, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
-        _write_server(items, draft / "server", model)
-        _write_client(items, draft / "client", model, circuits or {})
-        if chat is not None:
-            chat.save(draft / "client")
+        if "server" in parts:
+            _write_server(items, draft / "server", model)
+        if "client" in parts:
+            _write_client(items, draft / "client", model, circuits or {})
+            if chat is not None:
+                chat.save(draft / "client")
         for number, chosen in (circuits or {}).items():
-            for name in ("server", "client"):
+            for name in {"server", "client"}.intersection(parts):
                 _write_json(length_folder(draft / name, number) / FILE, described(items[number].program, chosen))
-        _write_helper(items, draft / "helper")
-        for name in PARTS:
+        if "helper" in parts:
+            _write_helper(items, draft / "helper")
+        for name in parts:
             _finish(items, draft / name, name)
         _swap(draft, root)
     except (OSError, SafetensorError) as error:
@@ -95,7 +100,7 @@ def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | Non
             "parts": part_names(tensors, compiled, known=True),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
-    tensors.write(part / TENSORS)
+    tensors.write(part)
     first.plan.save(part / "plan.json")
     about = {
         "name": first.program.model,
@@ -120,8 +125,8 @@ def _write_client(
             "parts": part_names(tensors, compiled, known=False),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
-    tensors.write(part / TENSORS)
-    shutil.copymode(length_folder(part, next(iter(items))) / "tensors.json", part / TENSORS)  # nothing to hide in it
+    for file in tensors.write(part):
+        shutil.copymode(length_folder(part, next(iter(items))) / "tensors.json", file)  # nothing to hide in it
     task = model.task if model else Task(first.program.model, "tensors")
     about = {
         "name": task.name,
@@ -148,7 +153,7 @@ def _write_helper(items: Mapping[int, Compiled], part: Path) -> None:
             "parts": part_names(tensors, compiled, known=True),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
-    tensors.write(part / TENSORS)
+    tensors.write(part)
 
 
 def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
@@ -186,7 +191,8 @@ def _swap(draft: Path, root: Path) -> None:
     for name in PARTS:
         if (root / name).exists():
             (root / name).rename(replaced / name)
-        (draft / name).rename(root / name)
+        if (draft / name).exists():
+            (draft / name).rename(root / name)
     sync(root)
 
 

@@ -29,6 +29,7 @@ from . import (
     party,
     precompute,
     query,
+    remove,
     run,
     search,
     services,
@@ -76,6 +77,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search.search,
     "estimate": estimate.estimate,
     "list": listing.list_names,
+    "rm": remove.rm,
+    "prune": remove.prune,
     "doctor": doctor.doctor,
     "env": env.env,
 }

@@ -1,4 +1,5 @@
-"""`blindformer env`: versions and machine, to paste into a bug report. Nothing private is in it."""
+"""`blindformer env`: versions, machine and the folders that Blindformer writes without being told to, to paste into a
+bug report. Nothing private is in it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import ssl
 
 from ...versions import NOT_INSTALLED, installed
 from . import options
-from .output import table, tell
+from .output import at_home, table, tell
 
 PACKAGES = (
     "blindformer", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cryptography", "pydantic", "typer",
@@ -16,12 +17,14 @@ PACKAGES = (
 
 
 def env(form: options.Form = "text") -> None:
-    """Versions and machine, for bug reports."""
+    """Versions and machine, for bug reports; and the places that stay when the package is removed."""
     import psutil
     import torch
 
     from ...cores import cores
     from ...levels import instructions, level
+    from ...models.data.registry import data_home
+    from ..config import load_settings
 
     found = {
         "python": platform.python_version(),
@@ -35,7 +38,11 @@ def env(form: options.Form = "text") -> None:
         "torch_level": torch.backends.cpu.get_cpu_capability(),
         **instructions(),
     }
+    settings = load_settings()
+    places = {"cache": settings.client.cache, "gateway_key": settings.gateway.key, "data_sets": data_home()}
+    places = {name: at_home(place) for name, place in places.items()}
     packages = {name: installed(name) for name in PACKAGES}
     rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    rows += [(name.replace("_", " "), place) for name, place in places.items()]
     rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
-    tell(form, {**found, "packages": packages}, table("what", "value", rows=rows))
+    tell(form, {**found, "places": places, "packages": packages}, table("what", "value", rows=rows))

@@ -85,7 +85,7 @@ def estimate(
             length = (length or LENGTH) if loaded.task.medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            make = compiler(phases, model, loaded, length, chosen, calibrate, embedding=embedding)
+            make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, embedding=embedding)
             phases.end("load")
             phases.begin("compile", COMPILE_NOTES)
             compiled = make(1)

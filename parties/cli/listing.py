@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ from typer import Argument
 
 from . import options
 from .options import PLANS, PRIVATE_PLANS
-from .output import mb, table, tell
-from .steps import loading
+from .output import at_home, mb, table, tell
+from .steps import cache_folder, loading
 
 
 def list_names(
@@ -29,26 +30,50 @@ def list_names(
     listed = {"models": _models, "protocols": _protocols, "approximations": _approximations, "plans": _plans}
     with loading(notes=1):
         rows = listed[what]()
-    told = {what: rows}
+        cache = _cache() if what == "models" else {}
+    listing = {what: rows, **cache}
     if what == "plans":  # few plans with many choices: one column each
         rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
     elif what == "models":
-        rows = [_model_in_words(**row) for row in rows]
+        rows = [_model_in_words(**row) for row in (*rows, *cache["masked"])]
     headings = (name.replace("_", " ") for name in rows[0])
-    tell(form, told, table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
+    shown = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
+    tell(form, listing, shown, *([] if what != "models" else [_total(**cache["cache"])]))
 
 
 def _models() -> list[dict[str, Any]]:
     from ...models.cached import known_models
-    from ..config import load_settings
 
-    found = known_models(load_settings().client.cache.expanduser())
-    return [{**asdict(model), "lengths": list(model.lengths)} for model in found]
+    return [{**asdict(model), "lengths": list(model.lengths)} for model in known_models(cache_folder())]
 
 
-def _model_in_words(bytes: int, where: str, problem: str, **row: Any) -> dict[str, Any]:
-    told = [where.replace(str(Path.home()), "~", 1), problem]
-    return {**row, "MB": mb(bytes, 0) if bytes else "", "where": ": ".join(filter(None, told))}
+def _cache() -> dict[str, Any]:
+    """Masked weights, as rows of models, and what all of the cache takes."""
+    from ...models.artifacts.sharing import bytes_on_disk
+    from ..housekeeping import files_below
+    from ..session.cache import masked_models
+
+    folder = cache_folder()
+    rows = [
+        {
+            **{"name": one.name, "task": "masked weights", "plan": "", "lengths": []},
+            **{"bytes": bytes_on_disk(one.files), "where": one.folder or str(folder), "used": one.used, "problem": ""},
+        }
+        for one in masked_models(folder)
+    ]
+    return {"masked": rows, "cache": {"folder": folder, "bytes": bytes_on_disk(files_below([folder]))}}
+
+
+def _total(folder: Path, bytes: int) -> str:
+    if not bytes:
+        return f"\nthe cache ({at_home(folder)}) is empty: models are compiled into it at their first use"
+    return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)}); what models have in common is counted once"
+
+
+def _model_in_words(bytes: int, where: str, used: float | None, problem: str, **row: Any) -> dict[str, Any]:
+    place = ": ".join(filter(None, [at_home(where), problem]))
+    day = "" if used is None else f"{datetime.datetime.fromtimestamp(used, datetime.UTC):%Y-%m-%d}"
+    return {**row, "MB": mb(bytes, 0) if bytes else "", "last used": day, "where": place}
 
 
 def _protocols() -> list[dict[str, Any]]:

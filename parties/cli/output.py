@@ -83,6 +83,11 @@ def table(
     return made
 
 
+def at_home(path: str | Path) -> str:
+    """A path with ~ for the user's home, whose name is nobody's matter."""
+    return str(path).replace(str(Path.home()), "~", 1)
+
+
 def mb(size: float, digits: int = 2) -> str:
     return f"{size / MB:.{digits}f}"
 

@@ -55,6 +55,13 @@ def _note_slow() -> None:
         note("; ".join(why))
 
 
+def cache_folder() -> Path:
+    """Where compiled models and masked weights are kept for this user."""
+    from ..config import load_settings
+
+    return load_settings().client.cache.expanduser()
+
+
 def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
     """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
 
@@ -70,19 +77,28 @@ def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any
 
 
 def compiler(
-    phases: Phases, model: str, loaded: Any, length: int, plan: Any, calibrate: Path | None, **options: Any
+    phases: Phases,
+    model: str,
+    loaded: Any,
+    length: int,
+    plan: Any,
+    calibrate: Path | None,
+    price: bool = False,
+    **options: Any,
 ) -> Callable[[int], Any]:
     """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
-    takes it from the user's cache afterwards.
+    takes it from the user's cache afterwards. `price`: for that alone, so that no weights are kept or read.
 
     Errors: BlindformerError for unreadable texts.
     """
-    from ...models.artifacts import ArtifactError, save
+    from ...models.artifacts import ArtifactError, load_client, load_programs, save
     from ...models.artifacts.compiled import load_compiled
+    from ...models.artifacts.layout import PARTS
     from ...models.building import compile_files
     from ...models.cached import cached
     from ..config import load_settings
     from ..local.compare import compile_text
+    from ..session.rehearsal import without_weights
 
     def stage(name: str) -> None:
         phases.note("compile", name)
@@ -91,21 +107,26 @@ def compiler(
         files = [calibrate] if calibrate else None
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
     texts, cache = read_texts(calibrate), load_settings().client.cache
+    options = {"embedding": "client", "outputs": None, **options}  # one name for all commands that compile alike
 
     def make(rows: int) -> Any:
-        made: list[Any] = []
+        compiled: list[Any] = []
 
         def write(folder: Path, plan: Any) -> Path:
-            made.append(compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options))
-            return save(made[0], folder, loaded)
+            compiled.append(compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options))
+            return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}
         try:
-            return load_compiled(cached(model, cache, write, plan, named))
+            folder = cached(model, cache, write, plan, named, read=load_programs if price else load_client)
+            if not price:
+                return load_compiled(folder)
+            (program,) = load_programs(folder).values()
+            return without_weights(program, plan)
         except ArtifactError:
-            if not made:
+            if not compiled:
                 raise
-            return made[0]  # a cache that cannot be written is no reason to answer nothing
+            return compiled[0]  # a cache that cannot be written is no reason to answer nothing
 
     return make
 

@@ -19,6 +19,7 @@ from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
+from ..session.cache import MaskedCache
 from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner import OwnerParty, ask_two_servers
@@ -163,7 +164,7 @@ class SessionTransport(Transport):
                 self._shaped(channel),
                 partial(seed_dealer, context, self.address("dealer"), mine, timeout),
                 session=mine.session,
-                cache=self.cache,
+                cache=None if self.cache is None else MaskedCache(self.cache, self.part.folder),
                 spool=self.spool,
                 use_spool=self.use_spool,
                 waiting=self._waiting,

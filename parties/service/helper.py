@@ -12,6 +12,7 @@ from ...models.program.pricing import price
 from ...models.program.two_server import for_two_servers
 from ..config import Settings
 from ..session.ahead import Ahead
+from ..session.cache import MaskedCache
 from ..session.client import ClientParty
 from ..session.helper.party import HelperParty
 from ..session.meeting import meet, meet_client, my_hello, seed_dealer
@@ -56,7 +57,7 @@ class HelperService(SessionService):
             server,
             partial(seed_dealer, context, settings.address("dealer"), mine, timeout),
             session=hello.session,
-            cache=settings.helper.cache,
+            cache=MaskedCache(settings.helper.cache, settings.helper.folder),
             spool=self.spool,
         )
         control.left = self.left

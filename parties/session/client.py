@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -27,6 +26,7 @@ from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead
 from .blocks import TurnBlock
+from .cache import MaskedCache
 from .keys import masks, query_key
 from .messages import Announce, Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
@@ -85,7 +85,7 @@ class ClientParty:
         seed_dealer: Callable[[bytes], None],
         *,
         session: str = "",
-        cache: Path | None = None,
+        cache: MaskedCache | None = None,
         spool: Spool | None = None,
         use_spool: UseSpool = "auto",
         waiting: Waiting | None = None,

@@ -16,8 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...approximations import Plan
 from ...models.artifacts.server import multiplied
 from ...models.artifacts.tensors import narrowed
+from ...models.compile import Compiled
+from ...models.lowering.structure import Structure
 from ...models.program.program import Program
 from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
@@ -81,6 +84,12 @@ def rehearse(
     return Rehearsal(
         {role: _least([one.moves[role] for one in found]) for role in found[0].moves}, found[0].ready, runs
     )
+
+
+def without_weights(program: Program, plan: Plan | str) -> Compiled:
+    """What can be rehearsed, and no more: noise in the place of all weights, held as a server holds them."""
+    plan = Plan.preset(plan) if isinstance(plan, str) else plan
+    return Compiled(program, _held(program, _noise(program)), {}, {}, {}, plan, Structure(None, (), (), ()))
 
 
 def _least(runs: list[list[Move]]) -> list[Move]:

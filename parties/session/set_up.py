@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -39,14 +38,14 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 
 
 class ReceivedWeights:
-    """The masked weights that `leader` sends, with those in the folder `cache`. `masked`: by name; `id`: of them all;
+    """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `id`: of them all;
     `offer`: the leader's message; `downloaded`: bytes. Errors of all methods: `PeerError`."""
 
-    def __init__(self, leader: Channel, program: Program, cache: Path | None = None) -> None:
+    def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None) -> None:
         self.masked: dict[str, Tensor] = {}
         self.id, self.downloaded, self.offer = "", 0, dict[str, Any]()
-        self._leader, self._shapes = leader, program.weight_shapes()
-        self._cache = None if cache is None else MaskedCache(cache)
+        self._leader, self._model, self._shapes = leader, program.model, program.weight_shapes()
+        self._cache = cache
 
     def receive(self, waiting: Waiting | None = None, progress: Callable[[int, int], None] | None = None) -> None:
         """Get all weights. `progress` is told how many of those to download are done."""
@@ -55,10 +54,10 @@ class ReceivedWeights:
         self.id = catalogue_id(lines)
         if self.offer["weights"] != self.id:
             raise PeerProtocolError(self._leader.peer, "names other weights than it lists", SAME_VERSION)
-        for line in lines:
-            found = None if self._cache is None else self._cache.load(line)
-            if found is not None:
-                self.masked[line.name] = found
+        if self._cache is not None:
+            self._cache.note(self._model, lines)
+            kept = {line.name: self._cache.load(line) for line in lines}
+            self.masked = {name: weight for name, weight in kept.items() if weight is not None}
         missing = [line for line in lines if line.name not in self.masked]
         self._leader.send(bytes(line in missing for line in lines))
         for done, line in enumerate(missing, start=1):

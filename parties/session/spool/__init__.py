@@ -12,7 +12,9 @@ put back; who restores backups must remove the spool.
 
 from __future__ import annotations
 
-from .ledger import SpoolError, audit_tag
-from .spool import Spool
+from .ledger import KEYS, SHARED, SpoolError, audit_tag
+from .spool import LEDGER, Spool
 
-__all__ = ["Spool", "SpoolError", "audit_tag"]
+SPOOL_FILES = (LEDGER, KEYS, SHARED)  # a folder with one of them is a spool
+
+__all__ = ["SPOOL_FILES", "Spool", "SpoolError", "audit_tag"]

@@ -52,6 +52,7 @@ from ....versions import PROTOCOL
 from ...database import Database
 from .keys import Keys
 
+KEYS = "keys"
 SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is
 NOTED, SWEPT = 100_000, "00"  # uses noted, the last ones; one in 256 tags begins so, and then older ones are removed
 FORMAT = PROTOCOL  # what is stored is of the masks that one protocol draws: under another it would give wrong answers
@@ -143,7 +144,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, shared: str | None = None) -> None:
-        self.path, self.keys = path, Keys(path.with_name("keys"))
+        self.path, self.keys = path, Keys(path.with_name(KEYS))
         self.database = Database(shared or path, _TABLES, "ledger", FORMAT, self._fails, self._prepare)
 
     def _fails(self, what: str) -> SpoolError:

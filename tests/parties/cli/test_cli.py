@@ -20,17 +20,6 @@ SHARED = {
     *("rounds", "max_abs_error", "cosine_min", "peak_rss_mb", "versions"),
 }
 
-# The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
-KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
-
-
-@pytest.fixture
-def known(tmp_path):
-    """Options that calibrate on words that the tiny models know."""
-    file = tmp_path / "known"
-    file.write_text("\n".join(KNOWN))
-    return "--calibrate", file
-
 
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
 def test_run_a_classifier(call, known, tiny_classifier, protocol):
@@ -258,6 +247,7 @@ def test_env(call):
     assert shown["packages"]["torch"]
     assert (shown["kernels"], shown["torch_level"]) == (level(), torch.backends.cpu.get_cpu_capability())
     assert {type(shown[name]) for name in ("vnni", "aes")} == {bool}
+    assert shown["places"]["gateway_key"] == "~/.config/blindformer/gateway.key"
     assert "python" in call("env")[1]
 
 

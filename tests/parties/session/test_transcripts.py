@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.parties.session.cache import MaskedCache
 from blindformer.parties.session.dealer import DealerParty
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.party import Party, PartyModel
@@ -95,7 +96,7 @@ def two_parties(site: Recording, folder: Path) -> None:
     site.spool, mine = Spool(folder / "server"), Spool(folder / "client")
     for session in ("0a" * 16, "0b" * 16):
         site.served = Served(site.case, SECRET)  # as after a restart
-        with site.client(session=session, cache=folder / "cache", spool=mine) as client:
+        with site.client(session=session, cache=MaskedCache(folder / "cache"), spool=mine) as client:
             for more in (False, True, False):
                 site.ask(client, more)
             if session == "0a" * 16:

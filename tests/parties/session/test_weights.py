@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.models.program.pricing import price
+from blindformer.parties.session.cache import MaskedCache, MaskedModel, masked_files, masked_models
 from blindformer.parties.session.weights import (
     WeightMasks,
     as_tensor,
@@ -21,7 +22,7 @@ from blindformer.tests.parties.session.site import SECRET, Site
 
 
 def downloaded(site, cache) -> int:
-    with site.client(cache=cache) as party:
+    with site.client(cache=None if cache is None else MaskedCache(cache)) as party:
         site.ask(party)
         return party.setup_bytes
 
@@ -71,7 +72,23 @@ def test_a_file_that_is_not_what_it_was_is_downloaded_again(site, tmp_path, harm
         )
     assert downloaded(site, tmp_path) == line.bytes
     assert path.read_bytes() == whole
-    assert sorted(os.listdir(tmp_path)) == sorted(line.id for line in site.served.masked.lines)
+    kept = {line.id for line in site.served.masked.lines}
+    assert {name for name in os.listdir(tmp_path) if name != f"{site.served.masked.id}.json"} == kept
+
+
+def test_the_cache_knows_whose_weights_it_keeps(site, case, tmp_path):
+    with site.client(cache=MaskedCache(tmp_path, tmp_path / "compiled" / "client")):
+        (kept,) = masked_models(tmp_path)
+    weights = tuple(sorted(line.id for line in site.served.masked.lines))
+    assert kept == MaskedModel(
+        case.program.model, str(tmp_path / "compiled" / "client"), weights, kept.file, kept.file.stat().st_mtime
+    )
+    assert sorted(kept.files) == masked_files(tmp_path)
+    kept.file.write_text("{")
+    (tmp_path / "ledger.sqlite").touch()
+    (tmp_path / ("0" * 32)).mkdir()  # of a session in a spool
+    assert masked_models(tmp_path) == []
+    assert sorted(kept.files) == masked_files(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_download_and_nothing_else(site, case, tmp_path):

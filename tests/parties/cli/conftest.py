@@ -1,0 +1,16 @@
+"""Words that the tiny models know."""
+
+from __future__ import annotations
+
+import pytest
+
+# The tiny models know a few words only: to them the built-in calibration texts are all one unknown word.
+KNOWN = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !", "good", "bad blue")
+
+
+@pytest.fixture
+def known(tmp_path):
+    """Options that calibrate on words that the tiny models know."""
+    file = tmp_path / "known"
+    file.write_text("\n".join(KNOWN))
+    return "--calibrate", file

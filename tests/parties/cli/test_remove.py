@@ -1,0 +1,91 @@
+"""What commands leave in the cache: stored once, listed, and removed again."""
+
+from __future__ import annotations
+
+import json
+
+from blindformer.models.artifacts.layout import LARGE
+
+
+def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path, monkeypatch):
+    """A model that is compiled is priced as it is; one that was priced is compiled when it is first asked."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def files(pattern):
+        return sorted(file.name for file in (tmp_path / ".cache" / "blindformer" / "compiled").glob(pattern))
+
+    def price(length):
+        code, out, _ = call("estimate", tiny_classifier, "--length", length, *known, "--format", "json")
+        assert code == 0
+        return json.loads(out)
+
+    first = price(16)
+    assert files("*/*") == ["helper"]
+    assert [price(16)[name] for name in ("plan", "setup_bytes")] == [first[name] for name in ("plan", "setup_bytes")]
+    assert len(files("*")) == 1
+    assert call("run", tiny_classifier, "good", "--protocol", "clear", *known)[0] == 0  # of 16 tokens, too
+    assert files("*/*") == ["client", "helper", "server"]
+    assert price(16)["rounds"] == first["rounds"]
+    assert files("*/*") == ["client", "helper", "server"]
+
+
+def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for length in (8, 16):
+        assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
+    folders = list((tmp_path / ".cache" / "blindformer" / "compiled").iterdir())
+    large = [
+        {file.stat().st_ino for file in folder.rglob("*") if file.is_file() and file.stat().st_size >= LARGE}
+        for folder in folders
+    ]
+    assert len(folders) == 2
+    assert large[0] & large[1]
+
+
+def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path, monkeypatch):
+    """What is said to be freed is what `list models` had."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def answer(*command):
+        code, out, _ = call(*command, "--format", "json")
+        assert code == 0
+        return json.loads(out)
+
+    assert "is empty: models are compiled into it at their first use" in call("list", "models")[1]
+    assert call("prune", "--all")[:2] == (0, "nothing to remove in ~/.cache/blindformer\n")
+    for length in (8, 16):
+        assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
+    name = tiny_classifier.name
+    listed = answer("list", "models")
+    assert [(row["lengths"], row["problem"]) for row in listed["models"] if row["name"] == name] in (
+        [([8], ""), ([16], "")],
+        [([16], ""), ([8], "")],
+    )
+    assert sum(row["bytes"] for row in listed["models"] if row["name"] == name) > listed["cache"]["bytes"] > 0
+    assert (
+        "MB in the cache (~/.cache/blindformer); what models have in common is counted once"
+        in call("list", "models")[1]
+    )
+    dry = answer("rm", name, "--dry-run")
+    assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
+    assert answer("prune", "--older", "1d")["items"] == []
+    first = answer("rm", name, "--length", 8)
+    assert (len(first["items"]), first["removed"]) == (1, True)
+    code, out, _ = call("prune", "--all")
+    assert code == 0
+    assert "classification, plan faithful, 16" in out
+    assert "freed" in out
+    assert answer("list", "models")["cache"]["bytes"] == 0
+
+
+def test_a_name_that_is_misspelt_is_one_line(call, known, tiny_classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("estimate", tiny_classifier, "--length", 8, *known)[0] == 0
+    code, out, errors = call("rm", tiny_classifier.name[:-1])
+    assert (code, out) == (1, "")
+    assert errors.endswith(f"; did you mean {tiny_classifier.name}?\n")
+    assert len(errors.splitlines()) == 1
+    code, _, errors = call("rm", tiny_classifier)  # its own folder is not the cache's
+    assert code == 1
+    assert (tiny_classifier / "config.json").exists()
+    assert call("prune", "--older", "soon")[0] == 2
