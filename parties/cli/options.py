@@ -67,6 +67,13 @@ Calibrate = Annotated[
     Path | None,
     Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),
 ]
+Lengths = Annotated[
+    str | None,
+    Option(
+        help="Numbers of tokens, comma-separated, that texts are padded to (default: 32,64,128). Each one is compiled. "
+        "Images have none, nor have conversations."
+    ),
+]
 Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.

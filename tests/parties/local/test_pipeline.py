@@ -164,6 +164,7 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"model": None}, "^model: give a model's folder, a Hugging Face id, minilm, minilm-fast or smollm2$"),
         ({"model": "./nowhere"}, "^./nowhere: there is no such folder; give a model's folder"),
         ({"model": torch.nn.Linear(1, 1), "task": None}, "^Linear: is a module; give its task and its tokenizer"),
+        ({"lengths": [16, 9999]}, r"^length 9999: the model takes \d+ tokens; choose a lower one$"),
         ({"protocol": "secret"}, "^protocol secret: no session runs on it; choose one of beaver"),
         ({"protocol": "ckks", "task": "text-generation"}, "^protocol ckks: keeps no state between queries; "),
         ({"server": "there:1"}, "^protocol clear: its parties run on this machine here; leave server out"),
