@@ -125,19 +125,19 @@ class ClientPart:
     def fit(
         self, item: Item, length: int | None = None, truncate: Truncation | bool = "off", ways: WaysOut = IN_PYTHON
     ) -> tuple[int, int]:
-        """(the length that a text is padded to, how many of its tokens are cut off). The length is `length`, or the
-        least compiled one that fits, or the greatest: that, and no more, is known of the text's own.
+        """(the length that a text is padded to, its tokens, of which those beyond it are cut off). The length is
+        `length`, or the least compiled one that fits, or the greatest: that, and no more, is known of the text's own.
 
         Errors: InputError, with `ways` to go, where it would have to be cut and may not be.
         """
         tokens, lengths = self.task.tokens(item), self.lengths if length is None else [length]
         if fitting := [number for number in lengths if number >= tokens]:
-            return fitting[0], 0
+            return fitting[0], tokens
         most, made = max(lengths), isinstance(item, Mapping)
         if truncation_of(truncate) == "off" or made:  # nobody but its tokenizer knows where to cut what it made
             ways = replace(ways, cut="truncation=True to the tokenizer") if made else ways
             raise TooLong(tokens, most, self.lengths, self.task.positions, ways)
-        return most, tokens - most
+        return most, tokens
 
     def encode(
         self,
@@ -156,7 +156,8 @@ class ClientPart:
             length, part = 0, self.for_length(0)
             inputs = self.task.encode_file(item, part.samples)
         else:
-            length, left_out = self.fit(item, length, truncate, ways)
+            length, tokens = self.fit(item, length, truncate, ways)
+            left_out = max(tokens - length, 0)
             part = self.for_length(length)
             inputs = self.task.encode_text(item, length, truncate)
         program = part.program

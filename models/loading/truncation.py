@@ -47,6 +47,11 @@ class WaysOut:
 
 IN_PYTHON = WaysOut('truncate="end"', "length={length}", "compile with lengths=[{lengths}]")
 IN_COMMANDS = WaysOut("--truncate end", "--length {length}", "compile with --lengths {lengths}")
+IN_REQUESTS = WaysOut(
+    '"truncate": true in the request, or --truncate end to the gateway',
+    "no length",  # a request chooses none
+    "compile with --lengths {lengths} (`up` has it, too)",
+)
 
 
 class TooLong(InputError):

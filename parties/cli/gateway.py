@@ -36,10 +36,11 @@ def gateway(
     listen: Listen = None,
     key_file: KeyFile = None,
     queue: Annotated[int | None, Option(min=0, help="Requests that may wait for a model (default: 64).")] = None,
+    truncate: options.DefaultTruncate = None,
     threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
-    shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue}
+    shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue, "gateway.truncate": truncate}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
     if folder is not None:
@@ -65,6 +66,7 @@ def up(
     port: Annotated[int, Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes a free one.")] = 8080,
     plan: options.OwnPlan = None,
     lengths: options.Lengths = None,
+    truncate: options.DefaultTruncate = None,
     key_file: KeyFile = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
@@ -80,7 +82,7 @@ def up(
         raise BlindformerError(f"up: two models are called {max(names, key=names.count)}; rename a folder")
     numbers = read_lengths(lengths)
     if print_config:
-        print(_deployment(dict(zip(names, model, strict=True)), numbers), end="")
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -106,7 +108,8 @@ def up(
             folders[name] = {"folder": made.absolute(), "server": LOCAL}
         phases.end("load")
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
-    _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
+    mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
+    _serve(None, threads, {f"gateway.{name}": value for name, value in mine.items()})
     del forks
 
 
@@ -173,7 +176,7 @@ def _called(given: str) -> str:
     return path.stem if path.is_file() else path.parent.name if path.name == "client" else path.name
 
 
-def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None) -> str:
+def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own."""
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
@@ -205,5 +208,6 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None) -> str
         + "".join(lines)
         + f'\n[parties.server]\naddress = "server.example.org:7443"\n\n[parties.dealer]\naddress = "{dealer}"\n\n'
         + '[certificates]\nfolder = "certs"\n\n'
+        + (f'[gateway]\ntruncate = "{truncate}"\n\n' if truncate else "")
         + "\n".join(sections)
     )

@@ -190,6 +190,8 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     assert str(models[tiny_causal.name].server) == "server.example.org:7453"
     assert f"compile {tiny_causal} --chat --out compiled/{tiny_causal.name}" in out
     assert f"compile {tiny_encoder} --out" in out
-    _, out, _ = call("up", tiny_encoder, tiny_causal, "--lengths", "64,16", "--print-config")
+    _, out, _ = call("up", tiny_encoder, tiny_causal, "--lengths", "64,16", "--truncate", "start", "--print-config")
+    file.write_text(out)
+    assert load_settings(file).gateway.truncate == "start"
     assert f"compile {tiny_causal} --chat --out" in out
     assert f"compile {tiny_encoder} --lengths 16,64 --out" in out
