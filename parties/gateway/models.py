@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.loading.errors import InputError
+from ...models.loading.load import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
@@ -57,14 +59,19 @@ class Seat:
 
 
 class OfferedModel:
-    """One model by its name. `state`: "starting", "ready", or what is wrong."""
+    """One model by its name. `state`: "starting", "ready", or what is wrong. `here`: its parties run here."""
 
-    def __init__(self, name: str, client: BaseClient, queue: int, conversations: int = 1) -> None:
+    def __init__(
+        self, name: str, client: BaseClient, queue: int, conversations: int = 1, *, here: bool = False
+    ) -> None:
         self.name, self.client, self.part = name, client, client.part
         self.created, self.state = int(time.time()), "starting"
         self.talks = self.part.talks
         self.at_once = conversations if self.talks else 1
         self.line = Line(self.at_once, queue)
+        self.ways = IN_REQUESTS
+        if here and name in PACKAGED:  # `up` knows it by this name
+            self.ways = replace(IN_REQUESTS, compile=f"run `blindformer up {name} --lengths {{lengths}}`")
         self.seen = ""  # the first bytes that the server got of the last pass, in base64
         self._seats = [Seat() for _ in range(self.at_once)] if self.talks else []
         self._free, self._turn = list(self._seats), threading.Lock()
@@ -249,7 +256,7 @@ class OfferedModel:
     def _fit(self, text: Any, place: str, truncate: Truncation) -> tuple[int, int]:
         """(the length that a text is padded to, its tokens). Errors: ApiError."""
         try:
-            return self.part.fit(text, None, truncate, IN_REQUESTS)
+            return self.part.fit(text, None, truncate, self.ways)
         except BlindformerError as error:
             code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
             raise ApiError(400, f"{place}: {error}", param=field_of(place), code=code) from None
@@ -295,7 +302,9 @@ class Offered:
             for name, section in sections.items():
                 client = _client(settings, section)
                 name = name or client.part.name
-                self.models[name] = OfferedModel(name, client, mine.queue, mine.conversations)
+                self.models[name] = OfferedModel(
+                    name, client, mine.queue, mine.conversations, here=section.server == LOCAL
+                )
         except BaseException:
             self.close()
             raise
