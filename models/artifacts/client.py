@@ -133,9 +133,9 @@ class ClientPart:
         tokens, lengths = self.task.tokens(item), self.lengths if length is None else [length]
         if fitting := [number for number in lengths if number >= tokens]:
             return fitting[0], tokens
-        most, made = max(lengths), isinstance(item, Mapping)
-        if truncation_of(truncate) == "off" or made:  # nobody but its tokenizer knows where to cut what it made
-            ways = replace(ways, cut="truncation=True to the tokenizer") if made else ways
+        most, tokenized = max(lengths), isinstance(item, Mapping)
+        if truncation_of(truncate) == "off" or tokenized:  # nobody but its tokenizer knows where to cut what it made
+            ways = replace(ways, cut="truncation=True to the tokenizer") if tokenized else ways
             raise TooLong(tokens, most, self.lengths, self.task.positions, ways)
         return most, tokens
 

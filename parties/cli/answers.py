@@ -93,9 +93,12 @@ def answer_table(
 
     if pairs:
         rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]
-        found = table("text", "text", "cosine", right=(2,), rows=rows)
-        found.caption, found.caption_justify = "\n".join(f"input {n}: {c}" for n, c in enumerate(cut, 1) if c), "left"
-        return found
+        cosines = table("text", "text", "cosine", right=(2,), rows=rows)
+        cosines.caption, cosines.caption_justify = (
+            "\n".join(f"input {n}: {c}" for n, c in enumerate(cut, 1) if c),
+            "left",
+        )
+        return cosines
     words = [
         (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
     ]

@@ -295,16 +295,16 @@ class BaseClient(ABC):
 
     def _truncation(self, given: Truncation | bool) -> Truncation:
         """Errors: ClientError, InputError where there is no text that could be cut."""
-        found = truncation_of(given)
-        if found != "off" and self.part.talks:
+        truncation = truncation_of(given)
+        if truncation != "off" and self.part.talks:
             raise ClientError(
                 "truncation: is of single texts; a conversation is not cut, it has its own room; leave it out"
             )
-        if found != "off" and self.part.task.medium is not None:
+        if truncation != "off" and self.part.task.medium is not None:
             raise ClientError(
                 f"truncation: is of texts, and the model takes {self.part.task.medium.word}s; leave it out"
             )
-        return found
+        return truncation
 
     def _encode_all(
         self, items: list[Any], truncate: Truncation | bool | None

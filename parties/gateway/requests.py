@@ -84,9 +84,9 @@ def _in_capitals(value: Any) -> Any:
 
 
 def _as_truncate(value: Any) -> Any:
-    found = _in_capitals(value)
-    if isinstance(found, bool) or found in ("NONE", "START", "END"):
-        return found
+    truncate = _in_capitals(value)
+    if isinstance(truncate, bool) or truncate in ("NONE", "START", "END"):
+        return truncate
     raise ValueError('should be true, false, "NONE", "START" or "END"')
 
 
@@ -260,15 +260,15 @@ class TextsRequest(ApiRequest):
             **{False: "off", "NONE": "off", "START": "start", "END": "end"},
         }
         sides: dict[str | None, Truncation] = {"LEFT": "start", "RIGHT": "end"}
-        found, side = named[self.truncate], sides.get(self.truncation_direction)
-        if found == "off" or (not of_texts and self.truncate is None):
+        truncation, side = named[self.truncate], sides.get(self.truncation_direction)
+        if truncation == "off" or (not of_texts and self.truncate is None):
             return "off"
         if not of_texts:
             raise ApiError(400, "truncate: is of texts, and this model takes images; leave it out", param="truncate")
-        if isinstance(self.truncate, str) and side not in (None, found):
+        if isinstance(self.truncate, str) and side not in (None, truncation):
             what = f"truncation_direction: does not go with truncate: {self.truncate}; leave one of them out"
             raise ApiError(400, what, param="truncation_direction")
-        return side or found
+        return side or truncation
 
 
 class RerankRequest(TextsRequest):

@@ -24,31 +24,31 @@ def part(tiny_classifier, tmp_path_factory):
 def test_one_end_is_cut_as_transformers_cuts_it_and_special_tokens_stay(part, truncate, side):
     tokenizer = part.task.processor
     before = tokenizer.truncation_side
-    found = part.encode(WORDS, truncate=truncate)
+    asked = part.encode(WORDS, truncate=truncate)
     assert tokenizer.truncation_side == before
     expected = type(tokenizer).from_pretrained(part.folder, truncation_side=side)(
         WORDS, truncation=True, max_length=8, return_tensors="pt"
     )
-    assert torch.equal(found.inputs["input_ids"], expected["input_ids"])
-    ids = found.inputs["input_ids"][0].tolist()
+    assert torch.equal(asked.inputs["input_ids"], expected["input_ids"])
+    ids = asked.inputs["input_ids"][0].tolist()
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    assert (found.length, found.left_out) == (8, part.task.tokens(WORDS) - 8)
+    assert (asked.length, asked.left_out) == (8, part.task.tokens(WORDS) - 8)
 
 
 def test_what_fits_is_not_cut_and_a_length_that_was_asked_for_is_kept(part):
     for truncate in ("off", "start", "end"):
-        found = part.encode("how good ?", truncate=truncate)
-        assert (found.length, found.left_out) == (8, 0)
+        asked = part.encode("how good ?", truncate=truncate)
+        assert (asked.length, asked.left_out) == (8, 0)
     assert [part.encode(WORDS, length, "end").length for length in (4, 8, None)] == [4, 8, 8]
     assert part.encode("how good ?", 4, "end").left_out == 1
 
 
 def test_the_longer_text_of_a_pair_is_cut(part):
     tokenizer = part.task.processor
-    found = part.encode(("how good", WORDS), truncate="end")
+    asked = part.encode(("how good", WORDS), truncate="end")
     expected = tokenizer("how good", WORDS, truncation="longest_first", max_length=8, return_tensors="pt")
-    assert torch.equal(found.inputs["input_ids"], expected["input_ids"])
-    assert found.left_out == part.task.tokens(("how good", WORDS)) - 8
+    assert torch.equal(asked.inputs["input_ids"], expected["input_ids"])
+    assert asked.left_out == part.task.tokens(("how good", WORDS)) - 8
 
 
 def test_a_question_is_kept_and_the_answer_says_where_it_stood_in_the_whole_text(tiny_heads):
@@ -62,9 +62,9 @@ def test_a_question_is_kept_and_the_answer_says_where_it_stood_in_the_whole_text
         assert texts.removeprefix(question).split() == kept
         with torch.no_grad():
             raw = {name: value for name, value in loaded.model(**inputs).items() if isinstance(value, torch.Tensor)}
-        (found,) = read_answer(loaded.task, raw, inputs, item=item, truncate=truncate)
-        assert found["answer"] == item[1][found["start"] : found["end"]]
-        assert (found["start"] < len(item[1]) / 2) is (truncate == "end")
+        (answer,) = read_answer(loaded.task, raw, inputs, item=item, truncate=truncate)
+        assert answer["answer"] == item[1][answer["start"] : answer["end"]]
+        assert (answer["start"] < len(item[1]) / 2) is (truncate == "end")
     with pytest.raises(InputError, match=r"^the question leaves nothing of 6 tokens to the text; shorten it, or "):
         loaded.encode(item, 6, "end")
     assert loaded.encode(item, 7, "end")["input_ids"].shape == (1, 7)
@@ -101,9 +101,9 @@ def test_an_error_says_what_can_be_given_where_it_is_read(part):
     assert str(caught.value) == f"text has 101 tokens, {limit}: give --truncate end, {remedies}"
     with pytest.raises(TooLong, match=f"takes {most} at most and"):
         part.encode("good " * 99)
-    made = part.task.processor(WORDS, return_tensors="pt")
+    tokenized = part.task.processor(WORDS, return_tensors="pt")
     with pytest.raises(TooLong, match="give truncation=True to the tokenizer"):
-        part.encode(made, truncate="end")
+        part.encode(tokenized, truncate="end")
 
 
 def test_other_names_of_transformers_are_known():

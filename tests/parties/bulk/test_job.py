@@ -263,8 +263,8 @@ def test_a_client_that_cuts_has_a_column_of_what_it_left_out_and_a_job_of_its_ow
     source = table_of(tmp_path, rows=["letter", "a", None])
     for kind in WRITTEN:
         BulkJob(source, tmp_path / f"cut{kind}", Cutter).run()
-        found = [row.get("truncated") for row in answers(tmp_path / f"cut{kind}")]
-        assert found == [4, 0, None] if kind in (".parquet", ".jsonl") else found[:2] == [4, 0]
+        counts = [row.get("truncated") for row in answers(tmp_path / f"cut{kind}")]
+        assert counts == [4, 0, None] if kind in (".parquet", ".jsonl") else counts[:2] == [4, 0]
     assert BatchAnswers(Cutter)({"text": ["letter", "a", ""]})["truncated"] == [4, 0, None]
     begun = tmp_path / "out.parquet"
     with pytest.raises(Killed):

@@ -202,8 +202,8 @@ def test_what_was_cut_is_said_in_every_format(ask):
         code, out, errors = ask(*texts, "--truncate", "end", "--format", form)
         assert (code, errors) == (0, "")
         rows = json.loads(out)["results"] if form == "json" else map(json.loads, out.splitlines())
-        found = {row["text"]: (row["length"], row["truncated"]) for row in rows}
-        assert found == {texts[0]: (16, 6), texts[1]: (8, 0)}
+        counts = {row["text"]: (row["length"], row["truncated"]) for row in rows}
+        assert counts == {texts[0]: (16, 6), texts[1]: (8, 0)}
     code, out, _ = ask(*texts, "--truncate", "start")
     assert code == 0
     assert out.count("cut to 16 of 22 tokens") == 1

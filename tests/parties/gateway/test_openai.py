@@ -100,10 +100,10 @@ def test_a_text_that_is_too_long_is_cut_where_the_request_says_and_that_is_said(
     with torch.no_grad():
         truth = loaded.model(**inputs)["sentence_embedding"][0]
     asked = {"input": ["good", words], "extra_body": {"truncate": truncate}}
-    found = client.embeddings.create(model="sentences", **asked)
-    assert torch.tensor(found.data[1].embedding).allclose(torch.nn.functional.normalize(truth, dim=0), atol=2e-3)
-    assert found.usage.prompt_tokens == loaded.task.tokens("good") + 16
-    assert found.blindformer["truncated"] == {"input[1]": loaded.task.tokens(words) - 16}
+    reply = client.embeddings.create(model="sentences", **asked)
+    assert torch.tensor(reply.data[1].embedding).allclose(torch.nn.functional.normalize(truth, dim=0), atol=2e-3)
+    assert reply.usage.prompt_tokens == loaded.task.tokens("good") + 16
+    assert reply.blindformer["truncated"] == {"input[1]": loaded.task.tokens(words) - 16}
     whole = client.embeddings.create(model="sentences", input="good", extra_body={"truncate": truncate})
     assert "truncated" not in whole.blindformer
 
