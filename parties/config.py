@@ -29,6 +29,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
 from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL
@@ -236,6 +237,8 @@ class GatewaySection(_Section):
     """Names that it is called by, besides localhost: behind a proxy."""
     queue: int = Field(default=64, ge=0, le=100_000)
     """Requests that may wait for a model; beyond that callers are told when to come back."""
+    truncate: Truncation = "off"
+    """Where a text is cut that is too long, unless the request says."""
     conversations: int = Field(default=1, ge=1, le=64)
     """Conversations that are kept of a language model, and answered at once: each has a session and masked weights."""
     models: dict[str, GatewayModel] = {}
@@ -336,9 +339,8 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
                 break
         else:
             table[name] = value.expanduser().absolute() if isinstance(value, Path) else value
-    base = path.absolute().parent if path else None
     try:
-        settings = Settings.model_validate(data, context={"base": base})
+        settings = Settings.model_validate(data, context={"base": path.absolute().parent if path else None})
     except ValidationError as error:
         raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
     settings._file = path.absolute() if path else None
@@ -377,8 +379,7 @@ def _explain(fault: Any, path: Path | None, flags: dict[str, Any]) -> str:
 def _suggest(parts: list[str]) -> str:
     *sections, name = parts
     allowed = _keys(sections)
-    near = difflib.get_close_matches(name, allowed, n=1)
-    if near:
+    if near := difflib.get_close_matches(name, allowed, n=1):
         return f"did you mean {'.'.join([*sections, near[0]])}?"
     homes = [section for section in Settings.model_fields if name in _keys([section])]
     if homes and homes != sections:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..loading.answers import read_answer
 from ..loading.errors import InputError
 from ..loading.processors import read_processor
 from ..loading.task import Item, Task
+from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
 from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import ArtifactError, find_part, length_folder, only, read_json, read_programs
@@ -59,12 +60,14 @@ class ClientLength:
 @dataclass
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
-    `part` has the program."""
+    `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; no other party learns of them."""
 
     length: int
     part: ClientLength
     inputs: dict[str, Tensor] = field(repr=False)
     item: Any = field(default=None, repr=False)
+    truncate: Truncation | bool = False
+    left_out: int = 0
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
@@ -119,30 +122,42 @@ class ClientPart:
         """None: the only one there is. Errors: ArtifactError."""
         return only(self.lengths, length, self.folder)
 
-    def length_for(self, text: Item) -> int:
-        """The least compiled length that a text fits: that, and no more, is known of its own. Errors: InputError."""
-        tokens = self.task.tokens(text)
-        fitting = [length for length in self.lengths if length >= tokens]
-        if not fitting:
-            longest = max(self.lengths)
-            raise InputError(
-                f"text has {tokens} tokens, the model is compiled for {longest} at most: shorten it, split it into "
-                "several, or compile for a greater length"
-            )
-        return fitting[0]
+    def fit(
+        self, item: Item, length: int | None = None, truncate: Truncation | bool = "off", ways: WaysOut = IN_PYTHON
+    ) -> tuple[int, int]:
+        """(the length that a text is padded to, its tokens, of which those beyond it are cut off). The length is
+        `length`, or the least compiled one that fits, or the greatest: that, and no more, is known of the text's own.
 
-    def encode(self, item: Any, length: int | None = None, truncate: bool = False) -> Question:
+        Errors: InputError, with `ways` to go, where it would have to be cut and may not be.
+        """
+        tokens, lengths = self.task.tokens(item), self.lengths if length is None else [length]
+        if fitting := [number for number in lengths if number >= tokens]:
+            return fitting[0], tokens
+        most, tokenized = max(lengths), isinstance(item, Mapping)
+        if truncation_of(truncate) == "off" or tokenized:  # nobody but its tokenizer knows where to cut what it made
+            ways = replace(ways, cut="truncation=True to the tokenizer") if tokenized else ways
+            raise TooLong(tokens, most, self.lengths, self.task.positions, ways)
+        return most, tokens
+
+    def encode(
+        self,
+        item: Any,
+        length: int | None = None,
+        truncate: Truncation | bool = False,
+        ways: WaysOut = IN_PYTHON,
+    ) -> Question:
         """A text or two in a tuple (padded to `length`; None: the least that fits), or an image: a file, or of PIL's.
-        `truncate`: cut a text that is longer than its length.
+        `truncate`: cut a text that is longer than its length (Task.encode_text); `ways`: as of `fit`.
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
-        item = self.task.item(item)
+        item, left_out = self.task.item(item), 0
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
             inputs = self.task.encode_file(item, part.samples)
         else:
-            length = self.length_for(item) if length is None else length
+            length, tokens = self.fit(item, length, truncate, ways)
+            left_out = max(tokens - length, 0)
             part = self.for_length(length)
             inputs = self.task.encode_text(item, length, truncate)
         program = part.program
@@ -156,7 +171,7 @@ class ClientPart:
         missing = [name for name in program.inputs if name not in taken]
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
-        return Question(length, part, taken, item)
+        return Question(length, part, taken, item, truncate, left_out)
 
     def decode(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
         """A query's result (ring integers by output name) in the terms of the task (Task.read).
@@ -170,7 +185,7 @@ class ClientPart:
         mine = outputs
         if question.part.texts > 1:
             mine = {name: value[place : place + 1] for name, value in outputs.items()}
-        return read_answer(self.task, mine, question.inputs, top_k, question.item)
+        return read_answer(self.task, mine, question.inputs, top_k, question.item, question.truncate)
 
     @property
     def _word(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,21 @@ def talks(model: str | Path) -> bool:
 
 
 def found_or_compiled_as_it_is(
-    model: str | Path, cache: Path, *, plan: Plan | str | None = None, stage: Stage | None = None
+    model: str | Path,
+    cache: Path,
+    *,
+    plan: Plan | str | None = None,
+    lengths: Sequence[int] | None = None,
+    stage: Stage | None = None,
 ) -> Path:
-    """The same of a model of any kind: a language model for conversations, every other one for whole texts.
+    """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
+    padded to `lengths` (default: as `compile_folder`).
 
-    Errors: as `compile_chat_folder`; LoadError for a model that takes no texts.
+    Errors: as `compile_chat_folder`; LoadError for a model that takes no texts, or not so long ones.
     """
     if is_compiled(model):
+        if lengths:
+            raise LoadError(f"{model}: is compiled already; leave --lengths out, or give the model's own folder")
         return Path(model).expanduser()
     if talks(model):
         return found_or_compiled(model, cache, plan=plan, stage=stage)
@@ -103,6 +111,6 @@ def found_or_compiled_as_it_is(
         loaded = load(model)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        return compile_folder(loaded, folder, plan=plan, stage=stage)
+        return compile_folder(loaded, folder, plan=plan, lengths=lengths, stage=stage)
 
-    return cached(model, cache, make, plan, {}, stage)
+    return cached(model, cache, make, plan, {"lengths": list(lengths)} if lengths else {}, stage)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .task import Item, Task
+from .truncation import Truncation
 
 NEXT_TOKENS = 5  # of a causal or masked model, unless more are asked for
 LONGEST_SPAN = 15  # tokens of an answer, as transformers had it
@@ -22,13 +23,19 @@ _FORMS = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "
 class Outcome:
     """The outputs for one text or image, by name, and the inputs that they answer. `item`: what was encoded, if known.
 
-    `top_k`: how many labels, tokens or spans (None: as many as is usual).
+    `top_k`: how many labels, tokens or spans (None: as many as is usual). `truncate`: as of Task.encoding.
     """
 
     outputs: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     top_k: int | None = None
     item: Item | None = None
+    truncate: Truncation | bool = True
+
+    def encoding(self, task: Task) -> Any:
+        """The tokenizer's own result. Needs `item`."""
+        assert self.item is not None
+        return task.encoding(self.item, self.inputs["input_ids"].shape[-1], self.truncate)
 
     def real(self, length: int) -> int:
         """Positions that hold tokens; padding is on the right."""
@@ -42,6 +49,7 @@ def read_answer(
     inputs: Mapping[str, Tensor],
     top_k: int | None = None,
     item: Item | None = None,
+    truncate: Truncation | bool = True,
 ) -> Any:
     """An answer (float outputs by name, of one text or image) in the terms of the task.
 
@@ -54,9 +62,9 @@ def read_answer(
     span                [{"score", "start", "end", "answer"}], the likeliest first (None: one). Needs `item`
     anything else       nested lists by output name
 
-    `item`: the text, or pair of texts, that the inputs were made of.
+    `item`: the text, or pair of texts, that the inputs were made of; `truncate`: where it was cut (Task.encode_text).
     """
-    outcome = Outcome(outputs, inputs, top_k, item)
+    outcome = Outcome(outputs, inputs, top_k, item, truncate)
     found = READERS.get(task.kind, AnswerReader(by_name))
     there = found.needs <= {*outputs, *inputs} and not (found.words and task.processor is None)
     return found.read(task, outcome) if there else by_name(task, outcome)
@@ -112,7 +120,7 @@ def entities(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     """Tokens that have a label of their own, in order. `start`, `end`: where they are in the text, if that is known."""
     logits, ids = outcome.outputs["logits"][0].float(), outcome.inputs["input_ids"][0].tolist()
     scores, special = torch.softmax(logits, -1), set(task.processor.all_special_ids)
-    encoding = task.encoding(outcome.item, len(ids), truncate=True) if outcome.item is not None else None
+    encoding = outcome.encoding(task) if outcome.item is not None else None
     rows = []
     for index in range(outcome.real(len(ids))):
         score, best = scores[index].max(0)
@@ -134,7 +142,7 @@ def spans(task: Task, outcome: Outcome) -> Any:
     ids = outcome.inputs["input_ids"][0]
     if outcome.item is None:
         return by_name(task, outcome)
-    encoding = task.encoding(outcome.item, len(ids), truncate=True)
+    encoding = outcome.encoding(task)
     if not encoding.is_fast:  # such a tokenizer does not say which part of the text a token is
         return by_name(task, outcome)
     context = torch.tensor([part == 1 for part in encoding.sequence_ids(0)])

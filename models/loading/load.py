@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
-from .errors import InputError, LoadError
+from .errors import LoadError
 from .gguf import SMOLLM2, package_file, read_gguf
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder
 from .huggingface import FILES_ALONE, huggingface, refused
@@ -24,6 +24,7 @@ from .processors import read_processor
 from .sentence import head_of, is_sentence_encoder, pooling_of
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
+from .truncation import IN_COMMANDS, TooLong, Truncation, WaysOut
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
 MINILM = "minilm"
@@ -92,32 +93,40 @@ class Loaded:
         """Tokens of a text or a pair of texts, special ones included."""
         return self.task.tokens(text)
 
-    def length_for(self, texts: Sequence[Item], length: str | int = "auto") -> int:
+    def length_for(
+        self,
+        texts: Sequence[Item],
+        length: str | int = "auto",
+        truncate: Truncation = "off",
+        ways: WaysOut = IN_COMMANDS,
+    ) -> int:
         """The length that all `texts` are padded to. `auto`: the least bucket, so that only that is known of them;
-        `exact`: the longest text's own; or a number.
+        `exact`: the longest text's own; or a number. `truncate`: not "off" where longer texts will be cut; else `ways`
+        says what to do about them.
 
         Errors: InputError if a text does not fit, LoadError if the length does not.
         """
-        most = max(self.tokens(text) for text in texts)
-        if self.positions is not None and most > self.positions:
-            raise InputError(
-                f"text has {most} tokens, the model takes {self.positions}: shorten it, or split it into several"
-            )
+        most, limit = max(self.tokens(text) for text in texts), self.positions
+        if limit is not None and most > limit:
+            if truncate == "off":
+                raise TooLong(most, limit, (), limit, ways)
+            most = limit
         if length == "exact":
             return most
+        fitting = [bucket for bucket in BUCKETS if bucket >= most]
+        fits = min(fitting[0] if fitting else most, limit or most)
         if length == "auto":
-            fitting = [bucket for bucket in BUCKETS if bucket >= most]
-            chosen = fitting[0] if fitting else most
-            return min(chosen, self.positions or chosen)
+            return fits
         chosen = _number(length)
-        if most > chosen:
-            raise InputError(f"text has {most} tokens, the length asked for is {chosen}: shorten it, or raise --length")
-        if self.positions is not None and chosen > self.positions:
-            raise LoadError(f"length {chosen} is more than the model takes ({self.positions}): lower --length")
+        if most > chosen and truncate == "off":
+            raise TooLong(most, chosen, (fits,), limit, ways)
+        if limit is not None and chosen > limit:
+            raise LoadError(f"length {chosen} is more than the model takes ({limit}): lower --length")
         return chosen
 
-    def encode(self, text: Item, length: int, truncate: bool = False) -> dict[str, Tensor]:
-        """The model's inputs for one text, or two in a tuple, [1, length]. `truncate`: cut what is longer."""
+    def encode(self, text: Item, length: int, truncate: Truncation | bool = False) -> dict[str, Tensor]:
+        """The model's inputs for one text, or two in a tuple, [1, length]. `truncate`: cut what is longer
+        (Task.encode_text)."""
         return self._taken(self.task.encode_text(text, length, truncate))
 
     def examples(self, texts: Sequence[Item], length: int) -> list[dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from .errors import InputError
 from .images import open_image, pillow
 from .media import MEDIA, Medium
 from .sounds import open_sound
+from .truncation import SIDES, Truncation, truncation_of
 
 Item = str | tuple[str, str] | Mapping[str, Any]
 """A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""
@@ -86,33 +87,45 @@ class Task:
         with _TOKENIZING:
             return len(self._tokenizer()(*self._written(item), verbose=False)["input_ids"])
 
-    def encode_text(self, item: Item, length: int, truncate: bool = False) -> dict[str, Tensor]:
+    def encode_text(self, item: Item, length: int, truncate: Truncation | bool = False) -> dict[str, Tensor]:
         """Whatever the tokenizer makes of a text or a pair of texts, padded on the right: each [1, length].
 
-        `truncate`: cut what is longer. Errors: InputError.
+        `truncate`: where a text that is longer is cut (`encoding`). True: of an example to calibrate on, whose end is
+        cut off whatever is left then. Errors: InputError.
         """
+        if truncation_of(truncate) != "off" and truncate is not True:
+            self._check_room(item, length)
         encoded = self.encoding(item, length, truncate)
         found = encoded["input_ids"].shape[-1]
         if found > length:
             raise InputError(f"text has {found} tokens, the length is {length}: shorten it, or split it into several")
-        if self.kind == "masked" and not truncate:
+        if self.kind == "masked" and truncate is not True:
             self._check_mask(encoded["input_ids"])
         return dict(encoded)
 
-    def encoding(self, item: Item, length: int, truncate: bool = False) -> Any:
-        """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must."""
+    def encoding(self, item: Item, length: int, truncate: Truncation | bool = False) -> Any:
+        """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must.
+
+        Of a pair that is cut, the longer text loses tokens first; of a question and its text, the text alone.
+        """
+        side, tokenizer = SIDES.get(truncation_of(truncate)), self._tokenizer()
         with _TOKENIZING:
             if self._ids(item) is not None:
                 options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
-                return self._tokenizer().pad(item, padding_side="right", **options)
-            return self._tokenizer()(
-                *self._written(item),
-                padding="max_length",
-                max_length=length,
-                truncation=truncate,
-                return_tensors="pt",
-                padding_side="right",
-            )
+                return tokenizer.pad(item, padding_side="right", **options)
+            own = tokenizer.truncation_side
+            tokenizer.truncation_side = side or own
+            try:
+                return tokenizer(
+                    *self._written(item),
+                    padding="max_length",
+                    max_length=length,
+                    truncation=bool(side) and ("only_second" if self._keeps_first(truncate) else "longest_first"),
+                    return_tensors="pt",
+                    padding_side="right",
+                )
+            finally:
+                tokenizer.truncation_side = own
 
     def typical(self, texts: Sequence[Item]) -> list[Item]:
         """Inputs of the task's form, to calibrate on, from plain texts; what has the form already stays."""
@@ -194,6 +207,23 @@ class Task:
         if self.kind in ("causal", "masked") and len(texts) == 2:
             raise InputError(f"{self.name}: takes one text at a time, not a pair")
         return texts
+
+    def _keeps_first(self, truncate: Truncation | bool) -> bool:
+        """Whether a pair's first text is never cut: a question, but for examples, whose questions are any texts."""
+        return self.kind == "span" and truncate is not True
+
+    def _check_room(self, item: Item, length: int) -> None:
+        """Errors: InputError where nothing of a text would be left."""
+        if self._ids(item) is not None:
+            return
+        texts, tokenizer = self._written(item), self._tokenizer()
+        room = length - tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)
+        if self._keeps_first("end"):
+            with _TOKENIZING:
+                room -= len(tokenizer(texts[0], add_special_tokens=False, verbose=False)["input_ids"]) - 1
+        if room < len(texts):
+            first = "the question leaves" if self._keeps_first("end") else "the special tokens leave"
+            raise InputError(f"{first} nothing of {length} tokens to the text; shorten it, or choose a greater length")
 
     def _check_mask(self, ids: Tensor) -> None:
         mask = self.processor.mask_token

@@ -50,7 +50,7 @@ class ClientAsker:
         try:
             for place, result in self.client.stream([rows[number] for number in numbers], top_k=1):
                 if not isinstance(result.error, SlotsBusy):
-                    yield numbers[place], _answer(self.client.task, result)
+                    yield numbers[place], _answer(self.client, result)
         except BlindformerError as error:
             again = isinstance(error, PeerError | SlotsBusy | SpoolError) and not isinstance(error, _FINAL)
             raise (Interrupted if again else BulkError)(str(error)) from None
@@ -97,7 +97,8 @@ class BatchAnswers:
     ds.map_batches(BatchAnswers, fn_constructor_args=(make,), batch_size=256, concurrency=4, num_cpus=1)
 
     make      opens a client; it has to be picklable
-    field     the column with the text; columns `label` and `score`, `embedding` or `answer`, and `error` are added
+    field     the column with the text; columns `label` and `score`, `embedding` or `answer`, and `error` are added;
+              `truncated`, too, of a client that cuts
     patience  seconds without any answer after which it gives up
 
     Errors: BulkError.
@@ -112,7 +113,7 @@ class BatchAnswers:
         rows = [str(text).strip() or None for text in batch[self.field]]
         answers: dict[int, Answer] = {}
         ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
-        names = columns_of(self.asker.client.task)[1:]
+        names = columns_of(self.asker.client)[1:]
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
@@ -144,20 +145,22 @@ def ask_all(
             stop.wait(REST_SECONDS)
 
 
-def columns_of(task: str) -> tuple[str, ...]:
-    """Of a table of answers."""
-    if task.endswith("-classification") and task != "token-classification":
-        return "row", "label", "score", "error"
-    return "row", "embedding" if task == "sentence-embedding" else "answer", "error"
+def columns_of(client: BaseClient) -> tuple[str, ...]:
+    """Of a table of its answers; `truncated`: tokens that were cut off, of a client that cuts."""
+    cut = ("truncated",) if client.truncate != "off" else ()
+    if client.task.endswith("-classification") and client.task != "token-classification":
+        return "row", "label", "score", *cut, "error"
+    return "row", "embedding" if client.task == "sentence-embedding" else "answer", *cut, "error"
 
 
-def _answer(task: str, result: Result) -> Answer:
+def _answer(client: BaseClient, result: Result) -> Answer:
     if result.error is not None:
         return {"error": str(result.error)}
-    kind = columns_of(task)[1]
-    if kind == "label":
-        return {name: result.value[0][name] for name in ("label", "score")}
-    return {kind: result.value if kind == "embedding" else json.dumps(result.value)}
+    names = columns_of(client)
+    cut = {"truncated": result.truncated} if "truncated" in names else {}
+    if "label" in names:
+        return {**{name: result.value[0][name] for name in ("label", "score")}, **cut}
+    return {names[1]: result.value if names[1] == "embedding" else json.dumps(result.value), **cut}
 
 
 def _said(error: Exception) -> str:

@@ -92,7 +92,7 @@ class BulkJob:
                 connect()
             first = ClientAsker(self.make)
             held.callback(first.close)
-            columns = columns_of(first.client.task)
+            columns = columns_of(first.client)
             rows = count_rows(self.source, self.fields)
             if not rows:
                 raise BulkError(f"{self.source}: holds no rows; there is nothing to ask")
@@ -121,6 +121,7 @@ class BulkJob:
             "bytes": status.st_size,
             "modified": status.st_mtime_ns,
             "fields": list(self.fields),
+            "truncate": client.truncate,
             "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
         }
         try:

@@ -14,7 +14,12 @@ from ...files import whole_file
 
 READ, WRITTEN = (".parquet", ".csv", ".tsv", ".jsonl", ".txt"), (".parquet", ".csv", ".tsv", ".jsonl")
 _TABS = {".csv": ",", ".tsv": "\t"}
-_TYPES = {"row": "int64", "score": "float64", "embedding": "list"}  # of a column of answers; of the others: string
+_TYPES = {
+    "row": "int64",
+    "truncated": "int64",
+    "score": "float64",
+    "embedding": "list",
+}  # of a column of answers; of the others: string
 Row = str | tuple[str, ...] | None
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.markup import escape
 from rich.table import Table
 
 from .items import shown
 from .output import table
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..client.base import Result
 
 SHOWN = 5  # labels
 _NAMES = {  # of an answer in JSON, and what one of its rows is called by
@@ -77,16 +80,30 @@ def similarities(task: str, answers: Sequence[HasAnswer], most: int | None = Non
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]]) -> Table:
-    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
+def cuts(answers: Sequence[Result]) -> list[str]:
+    """Of each text what was cut off it, in words; empty where nothing was."""
+    return [f"cut to {one.length} of {one.length + one.truncated} tokens" if one.truncated else "" for one in answers]
+
+
+def answer_table(
+    task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]], cut: Sequence[str] = ()
+) -> Table:
+    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any. `cut`: of `cuts`."""
     from ...models.loading.media import word_of
 
     if pairs:
         rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]
-        return table("text", "text", "cosine", right=(2,), rows=rows)
+        cosines = table("text", "text", "cosine", right=(2,), rows=rows)
+        cosines.caption, cosines.caption_justify = (
+            "\n".join(f"input {n}: {c}" for n, c in enumerate(cut, 1) if c),
+            "left",
+        )
+        return cosines
     words = [
         (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
     ]
+    if any(cut):
+        return table(word_of(task), "answer", "read", rows=[(*row, c) for row, c in zip(words, cut, strict=True)])
     return table(word_of(task), "answer", rows=words)
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from ...errors import BlindformerError
 from . import options
 from .inspect import show_circuits, which
 from .output import MB, console, mb, table, tell
@@ -17,6 +16,7 @@ from .steps import (
     listed,
     load_model,
     loading,
+    read_lengths,
     read_system,
     read_texts,
     refuse,
@@ -28,9 +28,7 @@ def compile_model(
     model: options.Model,
     out: Annotated[Path, Option(help="Where to write; parts of an earlier compilation are replaced.")],
     plan: options.OwnPlan = None,
-    lengths: Annotated[
-        str | None, Option(help="Numbers of tokens, with commas (default: 32,64,128). Images have none.")
-    ] = None,
+    lengths: options.Lengths = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     outputs: options.Outputs = None,
@@ -57,7 +55,7 @@ def compile_model(
         from ...models.building import compile_folder
         from ..reports.inspect import inspect
 
-        numbers = _numbers(lengths)
+        numbers = read_lengths(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
         notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
@@ -86,15 +84,6 @@ def compile_model(
     warn_untrained(Plan.load(out / "server"), own)
     told = {"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds}
     tell(form, told, lambda: _show(found, out))
-
-
-def _numbers(lengths: str | None) -> list[int] | None:
-    if lengths is None:
-        return None
-    try:
-        return [int(number) for number in lengths.split(",")]
-    except ValueError:
-        raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
 
 
 def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any
 
 from typer import Option
 
+from ...models.loading.truncation import IN_COMMANDS
 from . import options
 from .output import MB, console, table, tell
 from .progress import Phases
@@ -35,7 +37,7 @@ def demo(
         from ..local.compare import compare
 
         loaded, chosen = load_model(phases, "minilm", plan)
-        loaded.length_for(list(SENTENCES), length)
+        loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
         compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)

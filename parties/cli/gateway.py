@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
 from .output import aside, note
-from .steps import loading, read_plan
+from .steps import loading, read_lengths, read_plan
 
 KeyFile = Annotated[
     Path | None, Option(help="The file of the key that callers show (default: ~/.config/blindformer/gateway.key).")
@@ -36,10 +36,11 @@ def gateway(
     listen: Listen = None,
     key_file: KeyFile = None,
     queue: Annotated[int | None, Option(min=0, help="Requests that may wait for a model (default: 64).")] = None,
+    truncate: options.DefaultTruncate = None,
     threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
-    shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue}
+    shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue, "gateway.truncate": truncate}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
     if folder is not None:
@@ -64,6 +65,8 @@ def up(
     ],
     port: Annotated[int, Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes a free one.")] = 8080,
     plan: options.OwnPlan = None,
+    lengths: options.Lengths = None,
+    truncate: options.DefaultTruncate = None,
     key_file: KeyFile = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
@@ -77,28 +80,36 @@ def up(
     names = [_called(given) for given in model]
     if len(set(names)) < len(names):
         raise BlindformerError(f"up: two models are called {max(names, key=names.count)}; rename a folder")
+    numbers = read_lengths(lengths)
     if print_config:
-        print(_deployment(dict(zip(names, model, strict=True))), end="")
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
-        from ...models.generation.folder import found_or_compiled_as_it_is
+        from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ..config import Address, load_settings
         from ..service.running import bind
 
+        if numbers and all(map(talks, model)):
+            raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = load_settings().client.cache
         chosen = None if plan is None else read_plan(plan)
         for name, given in zip(names, model, strict=True):
             phases.note("load", given)
             made = found_or_compiled_as_it_is(
-                given, cache, plan=chosen, stage=lambda stage, name=name: phases.note("load", f"{name}: {stage}")
+                given,
+                cache,
+                plan=chosen,
+                lengths=numbers,
+                stage=lambda stage, name=name: phases.note("load", f"{name}: {stage}"),
             )
             folders[name] = {"folder": made.absolute(), "server": LOCAL}
         phases.end("load")
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
-    _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
+    mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
+    _serve(None, threads, {f"gateway.{name}": value for name, value in mine.items()})
     del forks
 
 
@@ -165,7 +176,7 @@ def _called(given: str) -> str:
     return path.stem if path.is_file() else path.parent.name if path.name == "client" else path.name
 
 
-def _deployment(models: Mapping[str, str]) -> str:
+def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own."""
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
@@ -176,8 +187,9 @@ def _deployment(models: Mapping[str, str]) -> str:
     serve, sections = [], []
     for number, (name, model) in enumerate(models.items()):
         port, folder = 7443 + 10 * number, f"compiled/{_called(name).rpartition('/')[2]}"
-        chat = " --chat" if talks(model) else ""
-        make.append(f"blindformer compile {shlex.quote(model)}{chat} --out {folder}")
+        padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
+        chosen = " --chat" if talks(model) else padded
+        make.append(f"blindformer compile {shlex.quote(model)}{chosen} --out {folder}")
         serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
         address = f"server.example.org:{port}"
         sections.append(f'[gateway.models.{json.dumps(name)}]\nfolder = "{folder}/client"\nserver = "{address}"\n')
@@ -196,5 +208,6 @@ def _deployment(models: Mapping[str, str]) -> str:
         + "".join(lines)
         + f'\n[parties.server]\naddress = "server.example.org:7443"\n\n[parties.dealer]\naddress = "{dealer}"\n\n'
         + '[certificates]\nfolder = "certs"\n\n'
+        + (f'[gateway]\ntruncate = "{truncate}"\n\n' if truncate else "")
         + "\n".join(sections)
     )

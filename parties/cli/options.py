@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, BadParameter, Option
 
+from ...models.loading.truncation import TRUNCATIONS
 from ..registry import in_words, priced, runs_here, served
 from .output import note
 
@@ -67,6 +68,13 @@ Calibrate = Annotated[
     Path | None,
     Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),
 ]
+Lengths = Annotated[
+    str | None,
+    Option(
+        help="Numbers of tokens, comma-separated, that texts are padded to (default: 32,64,128). Each one is compiled. "
+        "Images have none, nor have conversations."
+    ),
+]
 Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
@@ -95,6 +103,16 @@ Files = Annotated[
 ]
 Field = Annotated[
     str | None, Option(help="Files hold JSON lines, whose field of this name is the text (of .jsonl: text).")
+]
+_CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
+Truncate = Annotated[str, Option(**one_of(*TRUNCATIONS), help=f"A text that is too long: {_CUTS}.")]
+DefaultTruncate = Annotated[
+    str | None,
+    Option(
+        "--truncate",
+        **one_of(*TRUNCATIONS),
+        help=f"Where a request does not say, a text that is too long: {_CUTS} (default: off).",
+    ),
 ]
 Pairs = Annotated[
     list[str] | None,

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from . import options
-from .answers import answer_table, asked, row_of, similarities
+from .answers import answer_table, asked, cuts, row_of, similarities
 from .bulk import answer_rows
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
@@ -47,6 +48,7 @@ def query(
     length: Annotated[
         str, Option(help="auto: the least compiled length that fits, for each text; or a number.")
     ] = "auto",
+    truncate: options.Truncate = "off",
     top: Annotated[int | None, Option(min=1, help="How many labels or tokens (default: 5).")] = None,
     cache: options.Cache = None,
     spool: Annotated[Path | None, Option(help="Where correlations made ahead are kept.")] = None,
@@ -86,11 +88,10 @@ def query(
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result
         from ..config import load_settings
-        from ..registry import open_client
 
         phases.note("load", "the model's client part")
         opened = partial(
-            open_client,
+            _opened,
             load_settings(config, **{"session.protocol": protocol}).session.protocol,
             server,
             dealer=dealer,
@@ -100,6 +101,7 @@ def query(
             config=config,
             topology=topology,
             length=chosen,
+            truncate=None if truncate == "off" else truncate,
             timeout=timeout,
             wait=wait,
             cache=cache,
@@ -122,7 +124,7 @@ def query(
             def take(index: int, result: Any) -> None:
                 results[index] = result
                 if form == "jsonl":
-                    emit({**_row(client.task, items[index], result), **_costs(result)})
+                    emit({**_row(client, items[index], result), **_costs(result)})
                     sys.stdout.flush()
 
             try:
@@ -147,6 +149,15 @@ def query(
         raise Exit(1)
 
 
+def _opened(*words: Any, **options: Any) -> Any:
+    """A client whose errors speak of this command's options. It has a name, for other processes to open it, too."""
+    from ..registry import open_client
+
+    client = open_client(*words, **options)
+    client.ways = IN_COMMANDS
+    return client
+
+
 def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
     """(index of the item, its result), as they come: first of those that could not even be read."""
     from ..client.base import Result
@@ -167,8 +178,9 @@ def _number(length: str) -> int | None:
     return int(length)
 
 
-def _row(task: str, item: InputItem, result: Any) -> dict[str, Any]:
-    row = {**item.place, **asked(task, item.value), **({"length": result.length} if result.length else {})}
+def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
+    task, cut = client.task, {"truncated": result.truncated} if client.truncate != "off" else {}
+    row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     return {**row, **row_of(task, result), **retried}
 
@@ -189,7 +201,7 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [{**_row(task, item, result), **_costs(result)} for item, result in answered],
+        "results": [{**_row(client, item, result), **_costs(result)} for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),
@@ -207,7 +219,7 @@ def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
     rows = [result for _, result in answered]
-    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF)))
+    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF), cuts(rows)))
     reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")
     again = sum(bool(result.retried) for _, result in answered)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
 from ..registry import DEFAULT, find, of_parties
 from . import options
-from .answers import HasAnswer, answer_table, asked, row_of, similarities
+from .answers import answer_table, asked, cuts, row_of, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, tell
 from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..client.base import Result
 
 
 def run(
@@ -33,6 +36,7 @@ def run(
         list[str] | None, Option(help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable.")
     ] = None,
     length: Annotated[str, Option(help="auto (a bucket hides the length), exact, or a number of tokens.")] = "auto",
+    truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     outputs: options.Outputs = None,
@@ -48,7 +52,9 @@ def run(
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
+        from ...models.loading.errors import InputError
         from ...models.loading.media import word_of
+        from ...models.loading.truncation import truncation_of
         from ..client.base import Result
         from ..local.compare import compare, encode_each
 
@@ -56,7 +62,12 @@ def run(
         trained = plan is None and not isinstance(chosen, str)
         items = paired(read_items(loaded.kind, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
-        size, encoded, refused = encode_each(loaded, fitting, length)
+        cut = truncation_of(truncate)
+        if cut != "off" and loaded.task.medium is not None:
+            raise InputError(
+                f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
+            )
+        size, encoded, refused = encode_each(loaded, fitting, length, cut)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
         errors |= refused
         raise_if_all(items, errors)
@@ -84,11 +95,17 @@ def run(
     answers = {index: Result(items[index].value, error=error) for index, error in errors.items()}
     for index, private in zip(order, found.private, strict=True):
         if index not in errors:
-            item = items[index].value
-            value = read_answer(task, private, encoded[index], item=item if loaded.task.medium is None else None)
-            answers[index] = Result(item, value)
+            item, of_texts = items[index].value, loaded.task.medium is None
+            value = read_answer(task, private, encoded[index], item=item if of_texts else None, truncate=cut)
+            left_out = max(loaded.tokens(item) - size, 0) if of_texts else 0
+            answers[index] = Result(item, value, length=size, truncated=left_out)
     results = [
-        {**item.place, **asked(task.pipeline, item.value), **row_of(task.pipeline, answers[index])}
+        {
+            **item.place,
+            **asked(task.pipeline, item.value),
+            **({"truncated": answers[index].truncated} if cut != "off" else {}),
+            **row_of(task.pipeline, answers[index]),
+        }
         for index, item in enumerate(items)
     ]
     for index in sorted(errors):
@@ -138,7 +155,7 @@ def _setting(summary: dict[str, Any]) -> str:
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 
-def _show(name: str, word: str, task: str, answers: Sequence[HasAnswer], summary: dict[str, Any], costs: str) -> None:
+def _show(name: str, word: str, task: str, answers: Sequence[Result], summary: dict[str, Any], costs: str) -> None:
     out = console()
     out.print(_setting(summary))
     if "recipient" in summary:
@@ -146,7 +163,7 @@ def _show(name: str, word: str, task: str, answers: Sequence[HasAnswer], summary
     unit = "tokens" if word == "text" else "samples"
     padded = f", padded to {summary['length']} {unit}" if summary["length"] else ""
     out.print(f"model {name}   {word}s {len(answers)}{padded}\n")
-    out.print(answer_table(task, answers, summary.get("similarities", [])))
+    out.print(answer_table(task, answers, summary.get("similarities", []), cuts(answers)))
     out.print(
         f"\n{costs}   in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
         f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"

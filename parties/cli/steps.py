@@ -192,6 +192,16 @@ def read_texts(path: Path | None) -> list[str] | None:
     return None if path is None else [line for line in read_lines(path) if line]
 
 
+def read_lengths(lengths: str | None) -> list[int] | None:
+    """Numbers of tokens in ascending order, each once; None if none are given. Errors: BlindformerError."""
+    if lengths is None:
+        return None
+    try:
+        return sorted({int(number) for number in lengths.split(",")})
+    except ValueError:
+        raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
+
+
 def listed(names: str | None) -> list[str] | None:
     """Names with commas between them; None if none are given."""
     return [name.strip() for name in names.split(",") if name.strip()] if names else None

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.errors import InputError
+from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerDropped, PeerError, PeerGone
 from ..config import Address
@@ -41,6 +42,7 @@ class Result:
     value     in the terms of the model's task (Task.read); None if there is an error
     outputs   the model's outputs by name, float32
     length    tokens that the text was padded to: all that others learn of its own length
+    truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
     error     of this question alone (`stream`); `query` and `query_many` raise it
     """
@@ -49,6 +51,7 @@ class Result:
     value: Any = None
     outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
     length: int = 0
+    truncated: int = 0
     report: Report | None = field(default=None, repr=False)
     retried: str = ""
     error: BlindformerError | None = None
@@ -92,11 +95,14 @@ class BaseClient(ABC):
     """A client with the client's part of a model, and a way to ask."""
 
     protocol: str
+    ways: WaysOut = IN_PYTHON
+    """What an error says of a text that is too long."""
     _talk: Conversation | None = None
 
-    def __init__(self, transport: Transport, length: int | None) -> None:
-        """`length`: what texts are padded to (None: the least that fits)."""
+    def __init__(self, transport: Transport, length: int | None, truncate: Truncation | bool = "off") -> None:
+        """`length`: what texts are padded to (None: the least that fits). `truncate`: where longer ones are cut."""
         self.settings, self.part, self.length = transport.settings, transport.part, length
+        self.truncate: Truncation = self._truncation(truncate)
         if length is not None:
             self._whole_texts()
             self.part.for_length(length)
@@ -109,13 +115,15 @@ class BaseClient(ABC):
         """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
 
-    def query(self, item: Any, *, top_k: int | None = None) -> Result:
+    def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
         """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
         labels, tokens or spans."""
-        (result,) = self.query_many([item], top_k=top_k)
+        (result,) = self.query_many([item], top_k=top_k, truncate=truncate)
         return result
 
-    def query_many(self, items: Iterable[Any], *, top_k: int | None = None) -> list[Result]:
+    def query_many(
+        self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
+    ) -> list[Result]:
         """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
         made. The first error ends it; `stream` goes on.
 
@@ -124,7 +132,7 @@ class BaseClient(ABC):
         found: dict[int, Result] = {}
         spoilt: AnswerOutOfRange | None = None
         chosen = list(items)
-        for index, result in self.stream(chosen, top_k=top_k):
+        for index, result in self.stream(chosen, top_k=top_k, truncate=truncate):
             if isinstance(result.error, InputError) and len(chosen) > 1:
                 raise InputError(f"input {index + 1} of {len(chosen)}: {result.error}") from None
             if isinstance(result.error, AnswerOutOfRange):
@@ -136,7 +144,9 @@ class BaseClient(ABC):
             raise spoilt
         return [found[index] for index in sorted(found)]
 
-    def stream(self, items: Iterable[Any], *, top_k: int | None = None) -> Iterator[tuple[int, Result]]:
+    def stream(
+        self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
+    ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
         the others as soon as they may be read (`Transport.at_once`).
 
@@ -147,7 +157,7 @@ class BaseClient(ABC):
         """
         self._whole_texts()
         chosen = list(items)
-        questions, refused = self._encode_all(chosen)
+        questions, refused = self._encode_all(chosen, truncate)
         yield from refused
         transport, done, broken = self._transport, 0, None
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
@@ -218,7 +228,7 @@ class BaseClient(ABC):
     def who(self) -> str:
         """Whom a user has to trust, and how far."""
 
-    def __call__(self, inputs: Any = None, *, top_k: int | None = None, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, *, top_k: int | None = None, truncation: Any = None, **options: Any) -> Any:
         """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, a dictionary of
         either, an image or a sound; for a list of them a list, for an iterator or a data set an iterator.
 
@@ -233,15 +243,18 @@ class BaseClient(ABC):
         text-generation        [{"generated_text"}] for a text or a chat; of a list, a list each. `options`:
                                return_full_text, and transformers' own of `generate`, such as max_new_tokens
 
-        One of many that has no answer leaves those of the others: its error stands in its place.
+        `truncation`: of these texts, as of `pipeline`. One of many that has no answer leaves those of the others: its
+        error stands in its place.
         """
-        if not self.part.talks:
+        if self.part.talks:
+            self._truncation(truncation)
+        else:
             if inputs is not None and options:
                 raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
             inputs = options if inputs is None else inputs
 
         def answers(items: list[Any]) -> list[Any]:
-            found = dict(self.stream(items, top_k=top_k or DEFAULTS.get(self.task)))
+            found = dict(self.stream(items, top_k=top_k or DEFAULTS.get(self.task), truncate=truncation))
             return [found[n].value if found[n].error is None else found[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:
@@ -280,13 +293,30 @@ class BaseClient(ABC):
         with suppress(Exception):
             self.close()
 
-    def _encode_all(self, items: list[Any]) -> tuple[dict[int, Question], list[tuple[int, Result]]]:
+    def _truncation(self, given: Truncation | bool) -> Truncation:
+        """Errors: ClientError, InputError where there is no text that could be cut."""
+        truncation = truncation_of(given)
+        if truncation != "off" and self.part.talks:
+            raise ClientError(
+                "truncation: is of single texts; a conversation is not cut, it has its own room; leave it out"
+            )
+        if truncation != "off" and self.part.task.medium is not None:
+            raise ClientError(
+                f"truncation: is of texts, and the model takes {self.part.task.medium.word}s; leave it out"
+            )
+        return truncation
+
+    def _encode_all(
+        self, items: list[Any], truncate: Truncation | bool | None
+    ) -> tuple[dict[int, Question], list[tuple[int, Result]]]:
         """Questions by index, and the results of items that make none: their errors."""
         questions: dict[int, Question] = {}
         refused: list[tuple[int, Result]] = []
+        length = self.length if self.part.task.medium is None else None
+        cut = self.truncate if truncate is None else self._truncation(truncate)
         for index, item in enumerate(items):
             try:
-                questions[index] = self.part.encode(item, self.length if self.part.task.medium is None else None)
+                questions[index] = self.part.encode(item, length, cut, self.ways)
             except InputError as error:
                 refused.append((index, Result(item, error=error)))
         return questions, refused
@@ -308,14 +338,15 @@ class BaseClient(ABC):
     ) -> Iterator[tuple[int, Result]]:
         """What a reply says of each question, or why it says nothing."""
         for place, number in enumerate(numbers):
-            result = Result(items[number], length=questions[number].length)
+            asked = questions[number]
+            result = Result(items[number], length=asked.length, truncated=asked.left_out)
             if isinstance(reply, SlotsBusy):
                 result.error = reply
             else:
                 result.report, result.retried = reply.report, reply.retried
                 try:
                     result.outputs = reply.outputs(place)
-                    result.value = self.part.read(questions[number], result.outputs, top_k)
+                    result.value = self.part.read(asked, result.outputs, top_k)
                 except (AnswerOutOfRange, SealedError) as error:
                     result.error = error
             yield number, result

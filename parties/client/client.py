@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...models.artifacts import load_client
+from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ..config import Settings, load_settings
 from ..launch import LOCAL
@@ -58,6 +59,7 @@ class Client(BaseClient):
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
     length         tokens to pad texts to (default: the least compiled length that fits)
+    truncate       a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout        seconds that a party may be silent
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
     cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
@@ -84,6 +86,7 @@ class Client(BaseClient):
         config: File | None = None,
         topology: str | None = None,
         length: int | None = None,
+        truncate: Truncation | bool = "off",
         timeout: float | None = None,
         wait: float | None = None,
         cache: File | None = None,
@@ -104,7 +107,9 @@ class Client(BaseClient):
         kept = None if local and cache is None else settings.client.cache
         part = load_client(settings.client.folder)
         super().__init__(
-            SessionTransport(settings, part, local=local, cache=kept, use_spool=use_spool, progress=progress), length
+            SessionTransport(settings, part, local=local, cache=kept, use_spool=use_spool, progress=progress),
+            length,
+            truncate,
         )
 
     def conversation(self, told: Told | None = None) -> Conversation:
@@ -149,6 +154,7 @@ class EncryptedClient(BaseClient):
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least compiled length that fits)
+    truncate       a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout        seconds that the server may be silent
     wait           seconds to go on asking a server that is busy, or that comes back
     keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
@@ -175,6 +181,7 @@ class EncryptedClient(BaseClient):
         certificates: File | None = None,
         config: File | None = None,
         length: int | None = None,
+        truncate: Truncation | bool = "off",
         timeout: float | None = None,
         wait: float | None = None,
         keys: File | None = None,
@@ -199,6 +206,7 @@ class EncryptedClient(BaseClient):
         super().__init__(
             HttpsTransport(settings, part, local=local, keys=kept, progress=progress, layer=layer, any_ring=any_ring),
             length,
+            truncate,
         )
 
     @property

@@ -51,11 +51,17 @@ class Travelled:
 @dataclass
 class RequestAnswer:
     """Values of texts, or completions, in their order; and the tokens that were read. `cached`: of these, how many the
-    conversation had read before. `whole`: it was not ended before."""
+    conversation had read before. `truncated`: how many tokens were cut off texts, by their places in the request.
+    `whole`: it was not ended before."""
 
     travelled: Travelled = field(default_factory=Travelled)
     tokens: int = 0
     cached: int = 0
+    truncated: dict[str, int] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     whole: bool = False
+
+    def extra(self) -> dict[str, Any]:
+        """What an answer says that this API does not have: what it cost, and what was cut off texts, if anything."""
+        return {**self.travelled.to_dict(), **({"truncated": self.truncated} if self.truncated else {})}

@@ -215,15 +215,17 @@ def make_app(gateway: Gateway) -> Guard:
         asked = EmbeddingsRequest.read(body)
         offered.find(asked.model)
         model = offered.only(asked.model, lambda model: model.embeds, "embeddings")
-        answered = await run(model, lambda job: model.ask(job, asked.input))
+        cut = asked.cut(offered.truncate, model.reads_texts)
+        answered = await run(model, lambda job: model.ask(job, asked.input, truncate=cut))
         return JSONResponse(embeddings(model, answered, asked.encoding_format), background=afterwards(model))
 
     async def classify(body: Any) -> Response:
         asked = ClassifyRequest.read(body)
         model = offered.only(asked.model, lambda model: model.classifies, "classification")
-        answered = await run(model, lambda job: model.ask(job, asked.input, asked.top_k))
+        cut = asked.cut(offered.truncate, model.reads_texts)
+        answered = await run(model, lambda job: model.ask(job, asked.input, asked.top_k, truncate=cut))
         said = {"model": model.name, "results": answered.values, "usage": usage(answered)}
-        return JSONResponse({**said, EXTRA: answered.travelled.to_dict()}, background=afterwards(model))
+        return JSONResponse({**said, EXTRA: answered.extra()}, background=afterwards(model))
 
     async def rerank(body: Any) -> Response:
         asked = RerankRequest.read(body)
@@ -234,7 +236,8 @@ def make_app(gateway: Gateway) -> Guard:
         def place(at: int) -> str:
             return f"documents[{at - before}]" if at >= before else "query"
 
-        answered = await run(model, lambda job: model.ask(job, items, place=place))
+        cut = asked.cut(offered.truncate, model.reads_texts)
+        answered = await run(model, lambda job: model.ask(job, items, place=place, truncate=cut))
         return JSONResponse(ranking(model, answered, asked), background=afterwards(model))
 
     for path, work in {

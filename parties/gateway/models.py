@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import BlindformerError
 from ...models.loading.errors import InputError
+from ...models.loading.load import PACKAGED
+from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
@@ -56,14 +59,19 @@ class Seat:
 
 
 class OfferedModel:
-    """One model by its name. `state`: "starting", "ready", or what is wrong."""
+    """One model by its name. `state`: "starting", "ready", or what is wrong. `here`: its parties run here."""
 
-    def __init__(self, name: str, client: BaseClient, queue: int, conversations: int = 1) -> None:
+    def __init__(
+        self, name: str, client: BaseClient, queue: int, conversations: int = 1, *, here: bool = False
+    ) -> None:
         self.name, self.client, self.part = name, client, client.part
         self.created, self.state = int(time.time()), "starting"
         self.talks = self.part.talks
         self.at_once = conversations if self.talks else 1
         self.line = Line(self.at_once, queue)
+        self.ways = IN_REQUESTS
+        if here and name in PACKAGED:  # `up` knows it by this name
+            self.ways = replace(IN_REQUESTS, compile=f"run `blindformer up {name} --lengths {{lengths}}`")
         self.seen = ""  # the first bytes that the server got of the last pass, in base64
         self._seats = [Seat() for _ in range(self.at_once)] if self.talks else []
         self._free, self._turn = list(self._seats), threading.Lock()
@@ -73,6 +81,10 @@ class OfferedModel:
     @property
     def task(self) -> str:
         return "chat" if self.talks else self.client.task
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.part.task.medium is None
 
     @property
     def embeds(self) -> bool:
@@ -189,18 +201,24 @@ class OfferedModel:
         texts: Sequence[Any],
         top_k: int | None = None,
         place: Callable[[int], str] | None = None,
+        truncate: Truncation = "off",
     ) -> RequestAnswer:
         """The model's answers for texts, or pairs of them; of a model of images, for these as data URLs. `place`: what
-        an error calls each. Errors: BlindformerError, for the first one that has one."""
+        an error calls each. `truncate`: where a text that is too long is cut. Errors: BlindformerError, for the first
+        one that has one."""
         place = place or (lambda at: input_place(at, len(texts)))
         if self.part.task.medium is None:
-            found = RequestAnswer(tokens=sum(self._tokens(text, place(at)) for at, text in enumerate(texts)))
-            items = texts
+            found, items = RequestAnswer(), texts
+            for at, text in enumerate(texts):
+                length, tokens = self._fit(text, place(at), truncate)
+                found.tokens += min(tokens, length)
+                if tokens > length:
+                    found.truncated[place(at)] = tokens - length
         else:
             found, items = RequestAnswer(), image_files(texts)
         values: dict[int, Any] = {}
         with self._noted():
-            for index, result in self.client.stream(items, top_k=top_k):
+            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate):
                 if isinstance(result.error, InputError) and items is not texts:  # it was found in decoding
                     raise no_image(place(index), result.error)
                 if result.error is not None:
@@ -235,14 +253,13 @@ class OfferedModel:
 
         return prefix + room(self.part.for_length().program)
 
-    def _tokens(self, text: Any, place: str) -> int:
+    def _fit(self, text: Any, place: str, truncate: Truncation) -> tuple[int, int]:
+        """(the length that a text is padded to, its tokens). Errors: ApiError."""
         try:
-            tokens = self.part.task.tokens(text)
+            return self.part.fit(text, None, truncate, self.ways)
         except BlindformerError as error:
-            raise ApiError(400, f"{place}: {error}", param=field_of(place), code="refused_by_model") from None
-        if tokens > (most := max(self.part.lengths)):
-            raise too_long(tokens, most, place, "shorten it, split it, or compile for a greater length")
-        return tokens
+            code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
+            raise ApiError(400, f"{place}: {error}", param=field_of(place), code=code) from None
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -273,18 +290,21 @@ class OfferedModel:
 
 
 class Offered:
-    """All models by name, and the threads that ask them."""
+    """All models by name, and the threads that ask them. `truncate`: where texts are cut, unless a request says."""
 
     def __init__(self, settings: Settings) -> None:
         """Errors: those of clients."""
         mine, self.models = settings.gateway, dict[str, OfferedModel]()
+        self.truncate: Truncation = mine.truncate
         sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
         self._pool = ThreadPoolExecutor(len(sections) * mine.conversations, "gateway")
         try:
             for name, section in sections.items():
                 client = _client(settings, section)
                 name = name or client.part.name
-                self.models[name] = OfferedModel(name, client, mine.queue, mine.conversations)
+                self.models[name] = OfferedModel(
+                    name, client, mine.queue, mine.conversations, here=section.server == LOCAL
+                )
         except BaseException:
             self.close()
             raise

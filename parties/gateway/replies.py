@@ -21,7 +21,7 @@ from .requests import RerankRequest
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion
 
-EXTRA = "blindformer"  # the one field that this API does not have: what the request cost, and what left this machine
+EXTRA = "blindformer"  # not that API's: what the request cost, what left this machine, what was cut off
 DONE = b"data: [DONE]\n\n"
 STILL_THERE = b": waiting\n\n"  # a comment, for whoever counts silence
 
@@ -123,7 +123,7 @@ class Completions:
             "object": "chat.completion" if self._chat else "text_completion",
             "choices": choices,
             "usage": usage(answered),
-            EXTRA: answered.travelled.to_dict(),
+            EXTRA: answered.extra(),
         }
 
     def first(self) -> bytes:
@@ -139,7 +139,7 @@ class Completions:
 
     def last(self, told: AnswerText, answered: RequestAnswer, with_usage: bool) -> bytes:
         ending = self._choice({} if self._chat else "", None, told.finish(answered.completions[0]))
-        events = self._event([ending], **{EXTRA: answered.travelled.to_dict()})
+        events = self._event([ending], **{EXTRA: answered.extra()})
         return events + (self._event([], usage=usage(answered)) if with_usage else b"") + DONE
 
     def _choice(self, said: Any, logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def embeddings(model: OfferedModel, answered: RequestAnswer, form: str) -> dict[
         "data": data,
         "model": model.name,
         "usage": usage(answered),
-        EXTRA: answered.travelled.to_dict(),
+        EXTRA: answered.extra(),
     }
 
 
@@ -236,7 +236,7 @@ def ranking(model: OfferedModel, answered: RequestAnswer, asked: RerankRequest) 
         for at in order
     ]
     head = {"id": f"rerank-{secrets.token_hex(12)}", "model": model.name, "results": results}
-    return {**head, "usage": usage(answered), EXTRA: answered.travelled.to_dict()}
+    return {**head, "usage": usage(answered), EXTRA: answered.extra()}
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ...models.loading.truncation import Truncation
 from .problems import UNSUPPORTED, ApiError
 
 R = TypeVar("R", bound="ApiRequest")
@@ -37,6 +38,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (),
+    "truncate": (False, "NONE"),
+    "truncate_prompt_tokens": (),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -56,6 +59,8 @@ REMEDIES = {
     "suffix": "a text is continued at its end only; leave it out",
     "tool_choice": _DESCRIBE,
     "tools": _DESCRIBE,
+    "truncate": "a conversation is not cut; begin a new one, or send less",
+    "truncate_prompt_tokens": "texts are cut to the model's length (truncate: true), conversations never; leave it out",
 }
 # Notes of the caller's own, which stay on this machine and change no answer.
 NOTES = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
@@ -72,6 +77,17 @@ def _as_text(value: Any) -> Any:
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _in_capitals(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _as_truncate(value: Any) -> Any:
+    truncate = _in_capitals(value)
+    if isinstance(truncate, bool) or truncate in ("NONE", "START", "END"):
+        return truncate
+    raise ValueError('should be true, false, "NONE", "START" or "END"')
 
 
 def _as_prompts(value: Any) -> Any:
@@ -228,7 +244,34 @@ def _as_document(value: Any) -> Any:
     return {"text": value} if isinstance(value, str) else value
 
 
-class RerankRequest(ApiRequest):
+class TextsRequest(ApiRequest):
+    """A request of single texts, and what becomes of those that are too long. That API has nothing for it: `truncate`
+    is Cohere's ("NONE", "START", "END") and TEI's (true, false), `truncation_direction` TEI's."""
+
+    truncate: Annotated[bool | Literal["NONE", "START", "END"] | None, BeforeValidator(_as_truncate)] = None
+    truncation_direction: Annotated[Literal["LEFT", "RIGHT"] | None, BeforeValidator(_in_capitals)] = None
+
+    def cut(self, default: Truncation, of_texts: bool = True) -> Truncation:
+        """Where a text is cut. `default`: where the request does not say; `of_texts`: whether the model takes any.
+        Errors: ApiError."""
+        named: dict[str | bool | None, Truncation] = {
+            None: default,
+            True: "end" if default == "off" else default,
+            **{False: "off", "NONE": "off", "START": "start", "END": "end"},
+        }
+        sides: dict[str | None, Truncation] = {"LEFT": "start", "RIGHT": "end"}
+        truncation, side = named[self.truncate], sides.get(self.truncation_direction)
+        if truncation == "off" or (not of_texts and self.truncate is None):
+            return "off"
+        if not of_texts:
+            raise ApiError(400, "truncate: is of texts, and this model takes images; leave it out", param="truncate")
+        if isinstance(self.truncate, str) and side not in (None, truncation):
+            what = f"truncation_direction: does not go with truncate: {self.truncate}; leave one of them out"
+            raise ApiError(400, what, param="truncation_direction")
+        return side or truncation
+
+
+class RerankRequest(TextsRequest):
     """Jina's and Cohere's. `model`: the only one that ranks unless there are several."""
 
     model: str = ""
@@ -240,13 +283,13 @@ class RerankRequest(ApiRequest):
     return_documents: bool = False
 
 
-class EmbeddingsRequest(ApiRequest):
+class EmbeddingsRequest(TextsRequest):
     model: str
     input: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=MOST_TEXTS)]
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class ClassifyRequest(ApiRequest):
+class ClassifyRequest(TextsRequest):
     """Not that API's. `model`: the only classifier unless there are several."""
 
     model: str = ""

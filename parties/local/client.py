@@ -13,6 +13,7 @@ from ...models.artifacts import ClientLength, ClientPart, Question, load_client,
 from ...models.artifacts.client import together
 from ...models.artifacts.compiled import compiled_of
 from ...models.compile import AnswerOutOfRange, Compiled
+from ...models.loading.truncation import Truncation
 from ..client.base import BaseClient
 from ..client.client import client_settings
 from ..client.transport import Reply, Transport
@@ -87,6 +88,7 @@ class LocalClient(BaseClient):
 
     folder     what compile wrote: DIR, with the parts of both sides
     length     tokens to pad texts to (default: the least compiled length that fits)
+    truncate   a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout    seconds that a party may be silent
     progress   called with (phase, done, total)
 
@@ -99,11 +101,12 @@ class LocalClient(BaseClient):
         folder: str | Path,
         *,
         length: int | None = None,
+        truncate: Truncation | bool = "off",
         timeout: float = 120,
         progress: Progress | None = None,
     ) -> None:
         self.protocol, self._local = local.entry.name, local
-        super().__init__(LocalTransport(local, load_client(folder), timeout, progress), length)
+        super().__init__(LocalTransport(local, load_client(folder), timeout, progress), length, truncate)
 
     def conversation(self, told: Told | None = None) -> Conversation:
         """With a language model: `say`, `complete`; what was read stays read. `told`: of each pass."""

@@ -17,6 +17,7 @@ from ...models.building import Stage, compile_lengths
 from ...models.compile import Compiled
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
+from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ...protocols.errors import BlindformerError
 from ...versions import versions
@@ -114,12 +115,12 @@ def compile_text(
 
 
 def encode_each(
-    loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto"
+    loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto", truncate: Truncation = "off"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
     """(the length that all are padded to, in tokens, of sounds in samples, 0 for images; the inputs of those that fit,
     and why others do not, by their numbers).
 
-    `length`: as for Loaded.length_for. Errors: LoadError.
+    `length`, `truncate`: as for Loaded.length_for. Errors: LoadError.
     """
     inputs: dict[int, dict[str, Tensor]] = {}
     errors: dict[int, InputError] = {}
@@ -127,14 +128,16 @@ def encode_each(
     medium = loaded.task.medium
     for index, item in items.items():
         try:
-            sizes[index] = loaded.length_for([item], length) if medium is None else loaded.task.samples([item])
+            sizes[index] = (
+                loaded.length_for([item], length, truncate) if medium is None else loaded.task.samples([item])
+            )
         except InputError as error:
             errors[index] = error
     size = max(sizes.values(), default=0)
     for index in sizes:
         try:
-            encode = loaded.encode if medium is None else loaded.encode_file
-            inputs[index] = encode(items[index], size)
+            item = items[index]
+            inputs[index] = loaded.encode(item, size, truncate) if medium is None else loaded.encode_file(item, size)
         except InputError as error:
             errors[index] = error
     return size, inputs, errors

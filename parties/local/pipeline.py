@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from ...models.cached import cached, is_compiled
 from ...models.generation.folder import compile_chat_folder, found_or_compiled
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
+from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ..client.base import BaseClient
 from ..client.transport import ClientError
 from ..config import load_settings
@@ -50,6 +51,7 @@ def pipeline(
     tokenizer: Any = None,
     plan: Plan | str | None = None,
     lengths: Sequence[int] | None = None,
+    truncation: Truncation | bool | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
     generation: Mapping[str, Any] | None = None,
@@ -68,6 +70,10 @@ def pipeline(
     protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he"; "clear": the reference, which hides nothing
     plan         a preset's name, or a plan (default: the one in the model's folder, else faithful)
     lengths      tokens that texts are padded to, each to the least that fits (default: 32, 64 and 128)
+    truncation   a text that is longer than all lengths: True or "end" cuts its end off, "start" its beginning; False or
+                 "off" refuses it (default). Special tokens stay. Of a pair the longer text is cut, as transformers'
+                 "longest_first" does; of a question and its text, the text. A call has it, too:
+                 pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
@@ -87,6 +93,7 @@ def pipeline(
         raise ClientError(f"model: give a model's folder, a Hugging Face id, {PACKAGED_NAMES}")
     if server != LOCAL and not local.entry.served:
         raise ClientError(f"protocol {protocol}: its parties run on this machine here; leave server out")
+    cut = {} if truncation is None else {"truncate": truncation_of(truncation)}
     kept = TemporaryDirectory(prefix="blindformer-")
     try:
         if isinstance(model, str | Path) and is_compiled(model):
@@ -102,9 +109,10 @@ def pipeline(
             cache = load_settings(None if config is None else Path(config)).client.cache.expanduser()
             folder = made.found(model, cache) or made.compiled(model, Path(kept.name))
         if local.entry.served:
-            client = open_client(protocol, server, folder=folder, **options)
+            client = open_client(protocol, server, folder=folder, **cut, **options)
         else:
-            client = LocalClient(local, folder, **options)
+            client = LocalClient(local, folder, **cut, **options)
+        client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
         kept.cleanup()
         raise

@@ -114,7 +114,12 @@ def test_lengths_are_buckets_unless_asked_otherwise(tiny_encoder):
         (["good"], "-3", LoadError, "give auto, exact, or a number"),
         (["good"], 65, LoadError, "lower --length"),
         (["good " * 10], 8, InputError, "text has 12 tokens"),
-        (["good " * 100], "auto", InputError, "text has 102 tokens, the model takes 64: shorten"),
+        (
+            ["good " * 100],
+            "auto",
+            InputError,
+            "text has 102 tokens, the model takes 64 at most: give --truncate end, shorten",
+        ),
     ):
         with pytest.raises(error, match=words):
             loaded.length_for(texts, length)

@@ -35,7 +35,7 @@ class Fake:
     """A client that answers with the length of a text, and raises what `breaks` holds for its n-th question. Of
     busy rows it returns SlotsBusy."""
 
-    task = "text-classification"
+    task, truncate = "text-classification", "off"
 
     def __init__(self, breaks: dict[int, BaseException] | None = None, program: str = "one") -> None:
         self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: program))})
@@ -249,6 +249,28 @@ def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
         BulkJob(table_of(tmp_path, rows=["hi"]), out, client).run()
         assert answers(out) == [{"row": 0, column: value, "error": None}]
     assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]
+
+
+def test_a_client_that_cuts_has_a_column_of_what_it_left_out_and_a_job_of_its_own(tmp_path):
+    class Cutter(Fake):
+        truncate = "end"
+
+        def stream(self, items, top_k):
+            for place, result in super().stream(items, top_k):
+                result.truncated = max(0, len(items[place]) - 2)
+                yield place, result
+
+    source = table_of(tmp_path, rows=["letter", "a", None])
+    for kind in WRITTEN:
+        BulkJob(source, tmp_path / f"cut{kind}", Cutter).run()
+        counts = [row.get("truncated") for row in answers(tmp_path / f"cut{kind}")]
+        assert counts == [4, 0, None] if kind in (".parquet", ".jsonl") else counts[:2] == [4, 0]
+    assert BatchAnswers(Cutter)({"text": ["letter", "a", ""]})["truncated"] == [4, 0, None]
+    begun = tmp_path / "out.parquet"
+    with pytest.raises(Killed):
+        BulkJob(source, begun, lambda: Cutter({1: Killed()})).run()
+    with pytest.raises(BulkError, match=r"of another job \(another truncate\)"):
+        BulkJob(source, begun, Fake).run()
 
 
 def test_batches_of_ray_data_get_columns_of_answers():

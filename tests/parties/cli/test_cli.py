@@ -108,7 +108,24 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     code, out, errors = call("run", tiny_encoder, "", "good " * 80, "--protocol", "clear", *known)
     first, last = errors.splitlines()
     assert (code, out, first) == (1, "", "blindformer: input 1: a text is empty: write something, or leave it out")
-    assert last.startswith("blindformer: input 2: text has 82 tokens")
+    limit = "text has 82 tokens, the model takes 64 at most: give --truncate end, shorten it, or split it into several"
+    assert last == f"blindformer: input 2: {limit}"
+
+
+def test_a_long_text_of_a_run_is_cut_and_what_is_left_out_is_said(call, known, tiny_encoder, tiny_vision, pictures):
+    options = ("--protocol", "clear", "--length", 16, "--truncate", "end", *known)
+    code, out, errors = call("run", tiny_encoder, "good " * 80, "bad", *options, "--format", "json")
+    assert (code, errors) == (0, "")
+    assert [row["truncated"] for row in json.loads(out)["results"]] == [66, 0]
+    code, out, _ = call("run", tiny_encoder, "good " * 80, "bad", *options)
+    assert "cosine" in out
+    assert "input 1: cut to 16 of 82 tokens" in out
+    code, out, _ = call("run", tiny_encoder, "good " * 80, *options)
+    assert "cut to 16 of 82 tokens" in out
+    code, _, errors = call("run", tiny_encoder, "good " * 20, "--length", 16, "--protocol", "clear", *known)
+    assert "text has 22 tokens, the length asked for is 16: give --truncate end or --length 32, shorten it" in errors
+    code, _, errors = call("run", tiny_vision, next(pictures.iterdir()), "--truncate", "end")
+    assert errors == f"blindformer: --truncate: is of texts, and {tiny_vision.name} takes images; leave it out\n"
 
 
 def test_answers_of_other_heads(call, known, tiny_heads):

@@ -196,10 +196,46 @@ def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path
     assert (code, errors) == (1, "blindformer: input 2: a text is empty: write something, or leave it out\n")
 
 
+def test_what_was_cut_is_said_in_every_format(ask):
+    texts = ["good " * 20, "good"]
+    for form in ("json", "jsonl"):
+        code, out, errors = ask(*texts, "--truncate", "end", "--format", form)
+        assert (code, errors) == (0, "")
+        rows = json.loads(out)["results"] if form == "json" else map(json.loads, out.splitlines())
+        counts = {row["text"]: (row["length"], row["truncated"]) for row in rows}
+        assert counts == {texts[0]: (16, 6), texts[1]: (8, 0)}
+    code, out, _ = ask(*texts, "--truncate", "start")
+    assert code == 0
+    assert out.count("cut to 16 of 22 tokens") == 1
+    code, out, _ = ask("good", "--truncate", "end")
+    assert "cut to" not in out
+    _, out, _ = ask("good", "--format", "json")
+    assert "truncated" not in out
+
+
+def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good " * 20, "good", "")))
+    code, _, errors = ask("--file", source, "--out", out, "--truncate", "end")
+    assert code == 0, errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.get("truncated") for row in rows] == [6, 0, None]
+    refused = tmp_path / "refused.jsonl"
+    code, _, errors = ask("--file", source, "--out", refused)
+    assert code == 0, errors
+    rows = [json.loads(line) for line in refused.read_text().splitlines()]
+    assert "give --truncate end, compile with --lengths 8,16,32, " in rows[0]["error"]
+    assert all("truncated" not in row for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
-        (["good " * 20], b"", "text has 22 tokens, the model is compiled for 16 at most: shorten it"),
+        (
+            ["good " * 20],
+            b"",
+            "text has 22 tokens, the model is compiled for 16 at most: give --truncate end, compile with --lengths 8,",
+        ),
         ([""], b"", "a text is empty"),
         (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
         (["-", "--field", "text"], b"\n[1]\n", "standard input, line 2: is no JSON object"),
@@ -209,6 +245,7 @@ def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path
         ([], b"", "standard input: holds no texts"),
         (["-"], b"caf\xe9\n", "standard input: is not UTF-8 text (byte 3); convert it"),
         (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
+        (["good " * 9, "--length", "8"], b"", "the length asked for is 8: give --truncate end or --length 16, shorten"),
         (["good", "--length", "exact"], b"", "give auto, or one of the compiled lengths"),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),

@@ -20,7 +20,7 @@ from blindformer.parties.config import ConfigError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.parties.service.harness import Deployment, eventually
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 
@@ -151,6 +151,27 @@ def test_a_text_that_does_not_fit_costs_nothing(site, connect):
         with pytest.raises(InputError, match=words):
             client.query_many(texts)
     assert len(site.server.logged("answered")) == asked
+
+
+def test_a_text_is_cut_where_that_was_asked_for_and_the_server_sees_the_padded_length_alone(site, connect, classify):
+    words, before = "how is my password , " + "not good " * 20, len(site.server.logged("answered"))
+    client = connect(site, length=16, truncate="end")
+    whole, cut = client.query_many([TEXTS[0], words])
+    assert (whole.length, whole.truncated, cut.length) == (16, 0, 16)
+    assert cut.truncated == client.part.task.tokens(words) - 16
+    nested(cut.value, classify(words, top_k=None, truncation=True, max_length=16), TOLERANCE)
+    for name in ("sent_bytes", "online_bytes", "offline_bytes", "rounds"):
+        assert getattr(whole.report, name) == getattr(cut.report, name)
+    eventually(lambda: len(site.server.logged("answered")) == before + 2, "the server has written of both")
+    lines = [{**line, "number": 0, "time": 0} for line in site.server.logged("answered")[before:]]
+    one, other = ({name: value for name, value in line.items() if not name.endswith("_s")} for line in lines)
+    assert one == other
+    (start,) = client.query_many([words], truncate="start")
+    assert (start.truncated, start.value == cut.value) == (cut.truncated, False)
+    with pytest.raises(
+        InputError, match=r'^text has 11 tokens, the length asked for is 8: give truncate="end" or length=16, '
+    ):
+        connect(site, length=8).query("good " * 9)
 
 
 def test_threads_may_share_a_client(site, connect, aside, classify):

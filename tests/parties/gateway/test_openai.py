@@ -8,6 +8,8 @@ import openai
 import pytest
 import torch
 from blindformer.models.loading.load import load
+from blindformer.parties.gateway.problems import ApiError
+from blindformer.parties.gateway.requests import ClassifyRequest, EmbeddingsRequest
 from blindformer.parties.local import clear
 from blindformer.tests.pages import blocks
 from blindformer.tests.parties.gateway.conftest import TEXTS
@@ -90,6 +92,54 @@ def test_embeddings_are_the_models_own(client, tiny_encoder, form):
     assert found.usage.prompt_tokens == sum(loaded.task.tokens(text) for text in TEXTS[:2])
 
 
+@pytest.mark.parametrize(("truncate", "side"), [(True, "right"), ("END", "right"), ("start", "left")])
+def test_a_text_that_is_too_long_is_cut_where_the_request_says_and_that_is_said(client, tiny_encoder, truncate, side):
+    loaded, words = load(tiny_encoder), "how is my password , " + "not good " * 20
+    options = {"padding": "max_length", "truncation": True, "max_length": 16, "return_tensors": "pt"}
+    inputs = type(loaded.processor).from_pretrained(tiny_encoder, truncation_side=side)(words, **options)
+    with torch.no_grad():
+        truth = loaded.model(**inputs)["sentence_embedding"][0]
+    asked = {"input": ["good", words], "extra_body": {"truncate": truncate}}
+    reply = client.embeddings.create(model="sentences", **asked)
+    assert torch.tensor(reply.data[1].embedding).allclose(torch.nn.functional.normalize(truth, dim=0), atol=2e-3)
+    assert reply.usage.prompt_tokens == loaded.task.tokens("good") + 16
+    assert reply.blindformer["truncated"] == {"input[1]": loaded.task.tokens(words) - 16}
+    whole = client.embeddings.create(model="sentences", input="good", extra_body={"truncate": truncate})
+    assert "truncated" not in whole.blindformer
+
+
+def test_what_is_cut_is_said_in_the_terms_of_others_or_is_the_gateways_default():
+    for more, ends in (  # for each default: off, start, end
+        ({}, "off start end"),
+        ({"truncate": False}, "off off off"),
+        ({"truncate": "none", "truncation_direction": "Right"}, "off off off"),
+        ({"truncate": True}, "end start end"),
+        ({"truncate": "START"}, "start start start"),
+        ({"truncate": True, "truncation_direction": "Left"}, "start start start"),
+        ({"truncation_direction": "Right"}, "off end end"),
+    ):
+        asked = EmbeddingsRequest.read({"model": "a", "input": "b", **more})
+        assert [asked.cut(default) for default in ("off", "start", "end")] == ends.split()
+        pictured = ClassifyRequest.read({"input": "an image", **more})
+        if more.get("truncate") in (True, "START"):
+            with pytest.raises(ApiError, match=r"^truncate: is of texts, and this model takes images; leave it out$"):
+                pictured.cut("end", of_texts=False)
+        else:
+            assert pictured.cut("end", of_texts=False) == "off"
+    for more, words in (
+        ({"truncate": "MIDDLE"}, '^truncate: should be true, false, "NONE", "START" or "END"$'),
+        ({"truncate": 1}, "^truncate: should be true, false, "),
+        ({"truncation_direction": "up"}, "^truncation_direction: should be 'LEFT' or 'RIGHT'$"),
+        ({"truncate": "START", "truncation_direction": "Right"}, "^truncation_direction: does not go with truncate: S"),
+        (
+            {"truncate_prompt_tokens": 8},
+            r"^truncate_prompt_tokens: .*; texts are cut to the model's length \(truncate: ",
+        ),
+    ):
+        with pytest.raises(ApiError, match=words):
+            EmbeddingsRequest.read({"model": "a", "input": "b", **more}).cut("off")
+
+
 LONG = "x" * 100
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": TOOL["function"]}]}
@@ -121,6 +171,7 @@ CALL = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "fun
         ("text", {"prompt": [["a"]]}, openai.BadRequestError, "prompt", "invalid_value"),
         ("text", {"prompt": ["a", "b"], "stream": True}, openai.BadRequestError, "stream", "unsupported_parameter"),
         ("chat", {"extra_body": {"colour": 1}}, openai.BadRequestError, "colour", "unknown_parameter"),
+        ("chat", {"extra_body": {"truncate": True}}, openai.BadRequestError, "truncate", "unsupported_parameter"),
         ("chat", {"temperature": 3}, openai.BadRequestError, "temperature", "invalid_value"),
         ("chat", {"model": "gpt-5"}, openai.NotFoundError, "model", "model_not_found"),
         ("chat", {"model": "sentences"}, openai.BadRequestError, "model", None),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import blindformer as bf
 import pytest
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
+from blindformer.parties.gateway.models import OfferedModel
+from blindformer.parties.gateway.problems import ApiError
 from blindformer.tests.conftest import save_tokenizer, tiny_config
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 
@@ -30,7 +35,8 @@ def crossed(cross_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("crossed")
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
     compile_folder(cross_encoder, folder / "compiled", lengths=[24], calibration=pairs)
-    with running(folder / "key", {"cross": {"folder": folder / "compiled", "server": "local"}}) as found:
+    sections = {"cross": {"folder": folder / "compiled", "server": "local"}}
+    with running(folder / "key", sections, **{"gateway.truncate": "end"}) as found:
         yield found
 
 
@@ -64,6 +70,25 @@ def test_a_cross_encoder_ranks_by_its_score_and_tells_the_documents_if_asked(cro
     assert [one["document"] for one in found] == [{"text": DOCUMENTS[at]} for at in best]
 
 
+def test_what_is_too_long_is_cut_as_the_gateway_was_told_unless_the_request_says_no(gateway, crossed, cross_encoder):
+    documents = ["red , blue .", "good " * 40]
+    reply = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents}).json()
+    count = load(cross_encoder).task.tokens
+    assert reply["blindformer"]["truncated"] == {"documents[1]": count((QUERY, documents[1])) - 24}
+    assert reply["usage"]["total_tokens"] == count((QUERY, documents[0])) + 24
+    refused = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents, "truncate": "NONE"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    asked = {"model": "sentences", "query": "bad " * 20, "documents": documents, "truncate": "END"}
+    reply = gateway.http.post("/rerank", json=asked).json()
+    assert reply["blindformer"]["truncated"] == {"query": 6, "documents[1]": 26}
+
+
+def test_a_packaged_model_that_runs_here_is_told_with_the_command_that_takes_longer_texts(sentence_folder):
+    with bf.Client("local", folder=sentence_folder) as client, pytest.raises(ApiError) as caught:
+        OfferedModel("minilm", client, 1, here=True).ask(SimpleNamespace(stopped=False), ["good " * 40])
+    assert "gateway, run `blindformer up minilm --lengths 16,64`, shorten it" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("more", "param", "said"),
     [
@@ -71,7 +96,13 @@ def test_a_cross_encoder_ranks_by_its_score_and_tells_the_documents_if_asked(cro
         ({"model": "pictures"}, "model", "give one that does: sentences"),
         ({"documents": []}, "documents", "documents: is empty; give at least one"),
         ({"documents": [1]}, "documents", "documents.0: should be a valid"),
-        ({"documents": ["good", "bad " * 40]}, "documents", "documents[1]: 42 tokens, and the model takes 16"),
+        (
+            {"documents": ["good", "bad " * 40]},
+            "documents",
+            "documents[1]: text has 42 tokens, the model is compiled for 16 at most: give "
+            '"truncate": true in the request, or --truncate end to the gateway, compile with '
+            "--lengths 16,64 (`up` has it, too), shorten it, or split it into several",
+        ),
         ({"documents": ["good", " "]}, "documents", "documents[1]: a text is empty"),
         ({"query": ""}, "query", "query: a text is empty"),
         ({"top_n": 0}, "top_n", "top_n: should be greater"),

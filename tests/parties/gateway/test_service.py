@@ -15,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
+from blindformer.models.generation.folder import found_or_compiled_as_it_is
+from blindformer.models.loading.load import load
 from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.parties.service.harness import eventually
@@ -124,6 +127,17 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
     assert said.read_text().endswith("stopped\n")
 
 
+def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again(tiny_encoder, tmp_path):
+    stages: list[str] = []
+    folder = found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8, 24], stage=stages.append)
+    assert list(load_client(folder).lengths) == [8, 24]
+    stages.clear()
+    assert found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8, 24], stage=stages.append) == folder
+    assert stages == ["the model"]
+    other = found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8])
+    assert list(load_client(other).lengths) == [8]
+
+
 def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
     monkeypatch.setattr(meeting, "RETRY_SECONDS", 0.0)
     section = {
@@ -150,13 +164,18 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
         (["gateway", "{folder}", "--server", "local", "--listen", "192.0.2.1:1"], "cannot listen there"),
         (["up", "{folder}", "{folder}"], "two models are called"),
         (["up", "missing/model/name"], "missing/model/name"),
+        (["up", "{folder}", "--lengths", "16"], "is compiled already; leave --lengths out"),
+        (["up", "{encoder}", "--lengths", "16,many"], "--lengths 16,many: give numbers of tokens with commas"),
+        (["up", "{encoder}", "--lengths", "16,9999"], "length 9999: the model takes {most} tokens"),
+        (["up", "{talking}", "--lengths", "16"], "--lengths 16: a conversation has none"),
     ],
 )
-def test_what_cannot_start_is_one_line(call, sentence_folder, tmp_path, words, said):
-    words = [word.format(folder=sentence_folder) for word in words]
+def test_what_cannot_start_is_one_line(call, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, said):
+    places = {"folder": sentence_folder, "encoder": tiny_encoder, "talking": tiny_causal}
+    words = [word.format(**places) for word in words]
     code, out, err = call(*words, "--key-file", tmp_path / "key")
     assert (code, out) == (1, "")
-    assert said in err
+    assert said.format(most=load(tiny_encoder).positions) in err
     assert err.count("\n") == 1
 
 
@@ -171,3 +190,8 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     assert str(models[tiny_causal.name].server) == "server.example.org:7453"
     assert f"compile {tiny_causal} --chat --out compiled/{tiny_causal.name}" in out
     assert f"compile {tiny_encoder} --out" in out
+    _, out, _ = call("up", tiny_encoder, tiny_causal, "--lengths", "64,16", "--truncate", "start", "--print-config")
+    file.write_text(out)
+    assert load_settings(file).gateway.truncate == "start"
+    assert f"compile {tiny_causal} --chat --out" in out
+    assert f"compile {tiny_encoder} --lengths 16,64 --out" in out

@@ -140,7 +140,7 @@ def test_through_parties_a_bad_item_leaves_the_others(make, tiny_classifier):
     asked = [TEXTS[0], "", 3, {"txt": "good"}, "good " * 40, TEXTS[1]]
     for found in (mine(asked), list(mine(iter(asked)))):
         nested([found[0], found[-1]], theirs([TEXTS[0], TEXTS[1]]), TOLERANCE)
-        assert [type(one) for one in found[1:-1]] == [InputError] * 4
+        assert [isinstance(one, InputError) for one in found[1:-1]] == [True] * 4
     assert [str(one).partition(":")[0] for one in found[1:4]] == [
         "a text is empty",
         "a text is a string, not int",
@@ -165,6 +165,7 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"model": None}, "^model: give a model's folder, a Hugging Face id, minilm, minilm-fast or smollm2$"),
         ({"model": "./nowhere"}, "^./nowhere: there is no such folder; give a model's folder"),
         ({"model": torch.nn.Linear(1, 1), "task": None}, "^Linear: is a module; give its task and its tokenizer"),
+        ({"lengths": [16, 9999]}, r"^length 9999: the model takes \d+ tokens; choose a lower one$"),
         ({"protocol": "secret"}, "^protocol secret: no session runs on it; choose one of beaver"),
         ({"protocol": "ckks", "task": "text-generation"}, "^protocol ckks: keeps no state between queries; "),
         ({"server": "there:1"}, "^protocol clear: its parties run on this machine here; leave server out"),
@@ -181,6 +182,39 @@ def test_what_cannot_be_is_one_line(tiny_classifier, options, words):
 def test_an_option_of_another_task_is_refused(make, tiny_classifier):
     with pytest.raises(bf.BlindformerError, match="max_new_tokens: is not an option of text-classification"):
         make("text-classification", tiny_classifier)(TEXTS[0], max_new_tokens=3)
+
+
+def test_a_long_text_is_refused_with_the_ways_out_or_cut_as_transformers_cuts_it(make, tiny_classifier):
+    long, mine = "how is my password , " + "not good " * 20, make("text-classification", tiny_classifier)
+    theirs = transformers.pipeline("text-classification", str(tiny_classifier))
+    (refused,) = mine([long])
+    ways = "give truncation=True, compile with lengths=[16,64], shorten it, or split it into several"
+    assert str(refused).endswith(f" tokens, the model is compiled for 16 at most: {ways}")
+    expected = plain(theirs(long, truncation=True, max_length=16))
+    nested(mine(long, truncation=True), expected, TOLERANCE)
+    for cut in (True, "longest_first", "end"):
+        nested(make("text-classification", tiny_classifier, truncation=cut)(long), expected, TOLERANCE)
+    theirs.tokenizer.truncation_side = "left"
+    other = make("text-classification", tiny_classifier, truncation="start")
+    nested(other(long), plain(theirs(long, truncation=True, max_length=16)), TOLERANCE)
+    assert other.query(long).truncated == other.part.task.tokens(long) - 16
+    assert isinstance(other([long], truncation=False)[0], InputError)
+
+
+def test_what_is_no_single_text_is_not_cut(make, tiny_vision, pictures, tmp_path):
+    for task, model, given, words in (
+        (
+            "text-generation",
+            tiny_llama(tmp_path),
+            {"calibration": None, "generation": {"slots": 32}},
+            "a conversation is not cut",
+        ),
+        ("image-classification", tiny_vision, {"lengths": None, "calibration": [pictures]}, "the model takes images"),
+    ):
+        with pytest.raises(bf.BlindformerError, match=f"^truncation: is of .*{words}.*; leave it out$"):
+            make(task, model, truncation=True, **given)
+        with pytest.raises(bf.BlindformerError, match=words):
+            make(task, model, **given)("good", truncation=True)
 
 
 # --- compiled once ---------------------------------------------------------------------------------------------------
