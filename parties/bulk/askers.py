@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
-from .tables import BulkError, Row
+from .tables import BulkError
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient, Result
 
+Row = str | tuple[str, ...] | None  # a text, or several; None where one is missing
 Answer = dict[str, Any]
 REST_SECONDS, PATIENCE = 1.0, 600.0
 _FINAL = (PeerRefused, PeerDisagrees)  # asking again would not help
@@ -112,7 +113,7 @@ class BatchAnswers:
         rows = [str(text).strip() or None for text in batch[self.field]]
         answers: dict[int, Answer] = {}
         ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
-        names = columns_of(self.asker.client.task)[1:]
+        names = columns_of(self.asker.client.task)
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
@@ -144,17 +145,18 @@ def ask_all(
             stop.wait(REST_SECONDS)
 
 
-def columns_of(task: str) -> tuple[str, ...]:
-    """Of a table of answers."""
+def columns_of(task: str) -> dict[str, str]:
+    """Of a table of answers: names and types, as `write_answers` takes them."""
     if task.endswith("-classification") and task != "token-classification":
-        return "row", "label", "score", "error"
-    return "row", "embedding" if task == "sentence-embedding" else "answer", "error"
+        return {"label": "string", "score": "float64", "error": "string"}
+    answer = {"embedding": "list"} if task == "sentence-embedding" else {"answer": "string"}
+    return {**answer, "error": "string"}
 
 
 def _answer(task: str, result: Result) -> Answer:
     if result.error is not None:
         return {"error": str(result.error)}
-    kind = columns_of(task)[1]
+    kind = next(iter(columns_of(task)))
     if kind == "label":
         return {name: result.value[0][name] for name in ("label", "score")}
     return {kind: result.value if kind == "embedding" else json.dumps(result.value)}

@@ -65,7 +65,7 @@ Window = Annotated[
 ]
 Calibrate = Annotated[
     Path | None,
-    Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),
+    Option(help="Texts to calibrate on: a table, or one a line (default: built-in ones); images, sounds: a folder."),
 ]
 Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
 
@@ -90,11 +90,21 @@ Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silen
 Files = Annotated[
     list[Path] | None,
     Option(
-        "--file", help="Texts, one a line, or JSON lines; for images and sounds a file or a folder. May be repeated."
+        "--file",
+        help="A table of texts (.csv, .tsv, .jsonl, .parquet), or texts, one a line; for images and sounds a file or a "
+        "folder. May be repeated.",
     ),
 ]
 Field = Annotated[
-    str | None, Option(help="Files hold JSON lines, whose field of this name is the text (of .jsonl: text).")
+    str | None,
+    Option(help="The column of the texts, or two columns with a comma (default: by its usual names, such as text)."),
+]
+RowId = Annotated[
+    str | None,
+    Option("--id", help="The column that names a row in the answers (default: by its usual names: id, key)."),
+]
+Encoding = Annotated[
+    str | None, Option(help="Of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say).")
 ]
 Pairs = Annotated[
     list[str] | None,
@@ -129,7 +139,7 @@ AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="FOR TESTS: bel
 
 # Labelled examples.
 Data = Annotated[
-    str, Option(help="A data set's name, a CSV, TSV or JSON-lines file, or a folder that `datasets` wrote.")
+    str, Option(help="A data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that `datasets` wrote.")
 ]
 Seed = Annotated[int, Option(min=0, help="Of the split, and of all else that is drawn.")]
 
@@ -140,7 +150,7 @@ class Columns:
 
     text_column: Annotated[str | None, Option(help="The column of the texts (default: by its usual names).")] = None
     label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
-    encoding: Annotated[str, Option(help="Of a file of texts.")] = "utf-8"
+    encoding: Encoding = None
     data_folder: Annotated[
         Path | None, Option(help="Where a named data set's files lie, if not in the usual place.")
     ] = None
@@ -150,10 +160,10 @@ class Columns:
         from ...models.data import load_data
 
         text, label = self.text_column, self.label_column
-        found = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
-        if left := ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count):
-            note(f"{found.name}: rows left out: {left}")
-        return found
+        dataset = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        if left := ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items() if count):
+            note(f"{dataset.name}: rows left out: {left}")
+        return dataset
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
