@@ -199,8 +199,8 @@ def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, s
         uses, killed = [spool.ledger.audit() for spool in ledgers], Counter(KILLS[n % len(KILLS)] for n in range(kills))
         reused = sum(len(use) - len({(session, number) for _, session, number in use}) for use in uses)
     table = parquet.read_table(out).to_pylist()
-    seen, texts = Counter(row["row"] for row in table), parquet.read_table(source)["text"].to_pylist()
-    wrong = sum(row["label"] != labels[texts[row["row"]]] for row in table)
+    seen, texts = Counter(row["line"] for row in table), parquet.read_table(source)["text"].to_pylist()
+    wrong = sum(row["label"] != labels[texts[row["line"] - 1]] for row in table)
     return BulkReport(
         rows=rows, replicas=replicas, sessions=sessions, kills=dict(killed),
         seconds=seconds, per_second=rows / seconds, missing=rows - len(seen),

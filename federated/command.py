@@ -122,8 +122,9 @@ def federate(
         if plot is not None and plot.suffix != ".png":
             raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = FederateSettings(
-            data=data, text=columns.text_column or "", label=columns.label_column or "", encoding=columns.encoding,
-            clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
+            data=data, text=columns.text_column or "", label=columns.label_column or "",
+            encoding=columns.encoding or "", clients=clients,
+            rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **given,

@@ -28,7 +28,7 @@ def dataset_of(settings: FederateSettings, folder: Path | None = None) -> Datase
 
     Errors: DataError.
     """
-    table = {"text": settings.text or None, "label": settings.label or None, "encoding": settings.encoding}
+    table: dict[str, Any] = {key: getattr(settings, key) or None for key in TABLE}
     return load_data(settings.data, seed=settings.seed, folder=folder, **table)
 
 

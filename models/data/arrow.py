@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import DataError, RawExamples
-from .files import LABELS, SPLITS, TEXTS, choose, classes
+from .files import LABELS, SPLITS, classes
+from .reading import TEXTS, choose
 
 
 def read_folder(path: Path, text: str | None = None, label: str | None = None) -> RawExamples:

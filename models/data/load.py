@@ -24,14 +24,15 @@ def load_data(
     folder: str | Path | None = None,
     text: str | None = None,
     label: str | None = None,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     test: float = 0.2,
     validation: float = 0.1,
 ) -> Dataset:
-    """A data set by its name, from a CSV, TSV or JSON-lines file, or from a folder that `datasets` wrote.
+    """A data set by its name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder that `datasets` wrote.
 
     folder       where a named data set's files lie, if not in their usual place
-    text, label  columns of a file or folder (default: found by their usual names); encoding: of a file
+    text, label  columns of a file or folder (default: found by their usual names)
+    encoding     of a file (default: as its first bytes say, else UTF-8)
     test         share kept for the last judgement; validation: share of what is left, to choose by
     seed         of the split. A source that comes with a split keeps it
 
@@ -48,7 +49,7 @@ def load_data(
 
 
 def _read_path(
-    path: Path, known: Mapping[str, DataSource], text: str | None, label: str | None, encoding: str
+    path: Path, known: Mapping[str, DataSource], text: str | None, label: str | None, encoding: str | None
 ) -> RawExamples:
     path = path.expanduser()
     if path.is_dir():
@@ -56,8 +57,8 @@ def _read_path(
     if path.is_file():
         return read_file(path, text, label, encoding)
     raise DataError(
-        f"{path}: no such file or folder, and no data set of that name; give a CSV or JSON-lines file, a folder that "
-        f"the library datasets wrote, or one of {', '.join(known)}"
+        f"{path}: no such file or folder, and no data set of that name; give a table (CSV, TSV, JSON lines, Parquet), "
+        f"a folder that the library datasets wrote, or one of {', '.join(known)}"
     )
 
 

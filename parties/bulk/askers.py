@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
-from .tables import BulkError, Row
+from .tables import BulkError
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient, Result
 
+Row = str | tuple[str, ...] | None  # a text, or several; None where one is missing
 Answer = dict[str, Any]
 REST_SECONDS, PATIENCE = 1.0, 600.0
 _FINAL = (PeerRefused, PeerDisagrees)  # asking again would not help
@@ -113,7 +114,7 @@ class BatchAnswers:
         rows = [str(text).strip() or None for text in batch[self.field]]
         answers: dict[int, Answer] = {}
         ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
-        names = columns_of(self.asker.client)[1:]
+        names = columns_of(self.asker.client)
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
@@ -145,12 +146,13 @@ def ask_all(
             stop.wait(REST_SECONDS)
 
 
-def columns_of(client: BaseClient) -> tuple[str, ...]:
-    """Of a table of its answers; `truncated`: tokens that were cut off, of a client that cuts."""
-    cut = ("truncated",) if client.truncate != "off" else ()
+def columns_of(client: BaseClient) -> dict[str, str]:
+    """Of a table of its answers: names and types, as `write_answers` takes them. `truncated`: tokens that were cut off,
+    of a client that cuts."""
+    last = {**({"truncated": "int64"} if client.truncate != "off" else {}), "error": "string"}
     if client.task.endswith("-classification") and client.task != "token-classification":
-        return "row", "label", "score", *cut, "error"
-    return "row", "embedding" if client.task == "sentence-embedding" else "answer", *cut, "error"
+        return {"label": "string", "score": "float64", **last}
+    return {**({"embedding": "list"} if client.task == "sentence-embedding" else {"answer": "string"}), **last}
 
 
 def _answer(client: BaseClient, result: Result) -> Answer:
@@ -160,7 +162,8 @@ def _answer(client: BaseClient, result: Result) -> Answer:
     cut = {"truncated": result.truncated} if "truncated" in names else {}
     if "label" in names:
         return {**{name: result.value[0][name] for name in ("label", "score")}, **cut}
-    return {names[1]: result.value if names[1] == "embedding" else json.dumps(result.value), **cut}
+    kind = next(iter(names))
+    return {kind: result.value if kind == "embedding" else json.dumps(result.value), **cut}
 
 
 def _said(error: Exception) -> str:

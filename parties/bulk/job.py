@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...models.data.reading import TextRow, text_rows
 from ..cluster import connect
-from .askers import PATIENCE, Answer, ClientAsker, RayAsker, RowAsker, ask_all, columns_of
+from .askers import PATIENCE, Answer, ClientAsker, RayAsker, Row, RowAsker, ask_all, columns_of
 from .journal import JOB, Journal
-from .tables import WRITTEN, BulkError, Row, count_rows, read_rows, write_answers
+from .tables import BulkError, check_kind, write_answers
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient
@@ -50,10 +51,12 @@ class JobReport:
 class BulkJob:
     """One file to answer.
 
-    source     a table (tables.READ), or texts one a line
+    source     a table, or texts one a line, as models/data/reading.py reads them
     out        the table of answers to write: its ending says which kind. It must not be there
     make       opens a client; with engine "ray" in another process, so it has to be picklable
-    fields     the column with the text, or the columns of texts that are read together
+    fields     the column with the text, or two of texts that are read together (default: by its usual names)
+    row_id     the column that names a row, which becomes the column `id` (default: by its usual names)
+    encoding   of the source (default: UTF-8, or as its first bytes say)
     sessions   how many clients ask at once
     engine     "local": in threads of this process; "ray": in processes of the cluster that Ray finds, or starts here
     patience   seconds without any answer after which an asker gives up
@@ -66,42 +69,42 @@ class BulkJob:
         out: Path,
         make: Callable[[], BaseClient],
         *,
-        fields: tuple[str, ...] = ("text",),
+        fields: Sequence[str] = (),
+        row_id: str | None = None,
+        encoding: str | None = None,
         sessions: int = 1,
         engine: str = "local",
         patience: float = PATIENCE,
         told: Told = lambda done, rows, rate: None,
     ) -> None:
-        if out.suffix not in WRITTEN:
-            raise BulkError(f"--out {out}: is of no kind that is written; end it in {', '.join(WRITTEN)}")
+        check_kind(out)
         if out.exists():
             raise BulkError(f"--out {out}: is there already; give another name, or remove it")
         if engine not in ENGINES:
             raise BulkError(f"--engine {engine}: is not known; choose one of {', '.join(ENGINES)}")
-        self.source, self.out, self.make, self.fields = source, out, make, fields
+        self.source, self.out, self.make = source, out, make
+        self.fields, self.row_id, self.encoding = fields, row_id, encoding
         self.sessions, self.engine, self.patience, self.told = sessions, engine, patience, told
         self.journal = Journal(out.with_name(f"{out.name}.progress"))
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._done = self._failed = self._resumed = 0
 
     def run(self) -> JobReport:
-        """Errors: BulkError, and what was answered stays on record."""
+        """Errors: BulkError, and what was answered stays on record; DataError."""
         started = time.monotonic()
-        with ExitStack() as held:
+        with ExitStack() as stack:
             if self.engine == "ray":
                 connect()
             first = ClientAsker(self.make)
-            held.callback(first.close)
-            columns = columns_of(first.client)
-            rows = count_rows(self.source, self.fields)
-            if not rows:
-                raise BulkError(f"{self.source}: holds no rows; there is nothing to ask")
-            size = held.enter_context(self._begun(rows, first.client))
+            stack.callback(first.close)
+            rows, places = self._counted()
+            columns = {**places, **columns_of(first.client)}
+            size = stack.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
             askers: list[RowAsker] = [first] if self.engine == "local" else []
             while len(askers) < min(self.sessions, -(-rows // size)):
                 askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
-                held.callback(askers[-1].close)
+                stack.callback(askers[-1].close)
             try:
                 self._ask(askers)
             except BulkError as error:
@@ -122,6 +125,8 @@ class BulkJob:
             "modified": status.st_mtime_ns,
             "fields": list(self.fields),
             "truncate": client.truncate,
+            "id": self.row_id,
+            "encoding": self.encoding,
             "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
         }
         try:
@@ -134,9 +139,25 @@ class BulkJob:
         except OSError as error:
             raise BulkError(f"{journal.folder}: cannot be used ({error.strerror}); give another --out") from None
 
-    def _pieces(self, size: int) -> Iterator[tuple[int, int, list[Row]]]:
+    def _read(self) -> Iterator[TextRow]:
+        return text_rows(self.source, self.fields, self.row_id, self.encoding)
+
+    def _counted(self) -> tuple[int, dict[str, str]]:
+        """How many rows there are, and the columns that name them. Errors: BulkError, if none can be asked."""
+        rows, asked, kinds, wrong = 0, 0, set[type](), ""
+        for row in self._read():
+            rows += 1
+            kinds.add(type(row.id))
+            asked += row.error is None
+            wrong = wrong or f"line {row.line}: {row.error}"
+        if not asked:
+            raise BulkError(f"{self.source}: no row can be asked; {wrong}")
+        kinds.discard(type(None))
+        return rows, {"line": "int64", **({"id": "int64" if kinds == {int} else "string"} if kinds else {})}
+
+    def _pieces(self, size: int) -> Iterator[tuple[int, int, list[TextRow]]]:
         """(number of a piece, its first row, its rows)."""
-        rows, piece = read_rows(self.source, self.fields), 0
+        rows, piece = self._read(), 0
         while some := list(islice(rows, size)):
             yield piece, piece * size, some
             piece += 1
@@ -164,13 +185,17 @@ class BulkJob:
                     asker, piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
                 )
 
-    def _answer(self, asker: RowAsker, piece: int, left: dict[int, Row]) -> None:
+    def _answer(self, asker: RowAsker, piece: int, rows: dict[int, TextRow]) -> None:
+        left: dict[int, Row] = {number: row.text for number, row in rows.items() if row.error is None}
         with self.journal.open(piece) as stream:
 
-            def note(row: int, answer: Answer) -> None:
-                self.journal.note(stream, {"row": row, **answer})
+            def note(number: int, answer: Answer) -> None:
+                row = rows[number]
+                self.journal.note(stream, {"row": number, "line": row.line, "id": row.id, **answer})
                 self._count(1, bool(answer.get("error")))
 
+            for number in rows.keys() - left.keys():
+                note(number, {"error": str(rows[number].error)})
             ask_all(asker, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)

@@ -1,141 +1,89 @@
-"""Rows in and answers out, a piece at a time: Parquet, CSV, TSV, JSON lines; texts are also read one a line."""
+"""Tables of answers, written a piece at a time: Parquet, CSV, TSV, JSON lines."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...errors import BlindformerError
 from ...files import whole_file
+from ...models.data.reading import PARQUET, parquet_module
 
-READ, WRITTEN = (".parquet", ".csv", ".tsv", ".jsonl", ".txt"), (".parquet", ".csv", ".tsv", ".jsonl")
-_TABS = {".csv": ",", ".tsv": "\t"}
-_TYPES = {
-    "row": "int64",
-    "truncated": "int64",
-    "score": "float64",
-    "embedding": "list",
-}  # of a column of answers; of the others: string
-Row = str | tuple[str, ...] | None
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+WRITTEN = (PARQUET, *_SEPARATORS, ".jsonl")
+Pieces = Iterable[list[dict[str, Any]]]
 
 
 class BulkError(BlindformerError):
     """A bulk job cannot be begun, or go on."""
 
 
-def read_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    """What to ask, row by row: the text in a column, or the texts in several; None where one is missing.
+def check_kind(out: Path) -> None:
+    """Errors: BulkError if no such file can be written; DataError if it needs a library that is missing."""
+    if out.suffix not in WRITTEN:
+        raise BulkError(f"--out {out}: is of no kind that is written; end it in {', '.join(WRITTEN)}")
+    if out.suffix == PARQUET:
+        parquet_module()
+
+
+def write_answers(out: Path, pieces: Pieces, columns: Mapping[str, str]) -> None:
+    """All pieces in one file, which is whole when it has its name.
+
+    columns    their names, each with its type: int64, float64, string or list (of float32)
 
     Errors: BulkError.
     """
-    if file.suffix not in READ:
-        raise BulkError(f"{file}: is of no kind that is read; give one of {', '.join(READ)}")
-    if not file.is_file():
-        raise BulkError(f"{file}: there is no such file; give a table")
-    with _explained(file):
-        for table in _tables(file, fields):
-            missing = [name for name in fields if name not in table.column_names]
-            if missing:
-                has = ", ".join(table.column_names)
-                raise BulkError(f"{file}: has no column {missing[0]!r}; it has {has}: name one with --field")
-            columns = [table.column(name).to_pylist() for name in fields]
-            for texts in zip(*columns, strict=True):
-                said = tuple(text.strip() if isinstance(text, str) else "" for text in texts)
-                yield None if not all(said) else said if len(fields) > 1 else said[0]
-
-
-def count_rows(file: Path, fields: tuple[str, ...]) -> int:
-    """Errors: BulkError."""
-    if file.suffix == ".parquet":
-        with _explained(file):
-            from pyarrow import parquet
-
-            next(read_rows(file, fields), None)  # its columns are there
-            return parquet.ParquetFile(file).metadata.num_rows
-    return sum(1 for _ in read_rows(file, fields))
-
-
-def write_answers(out: Path, pieces: Iterable[list[dict[str, Any]]], columns: tuple[str, ...]) -> None:
-    """All pieces in one file, which is whole when it has its name. Errors: BulkError."""
     with _explained(out), whole_file(out, durable=True) as stream:
-        import pyarrow as pa
-        import pyarrow.csv
-        import pyarrow.parquet
-
-        types = {"int64": pa.int64(), "float64": pa.float64(), "list": pa.list_(pa.float32())}
-        if out.suffix in _TABS:
-            types["list"] = pa.string()
-        schema = pa.schema([(name, types.get(_TYPES.get(name, ""), pa.string())) for name in columns])
-        if out.suffix == ".jsonl":
-            for piece in pieces:
-                for row in piece:
-                    stream.write((json.dumps({name: row[name] for name in columns if name in row}) + "\n").encode())
-            return
-        if out.suffix == ".parquet":
-            writer: Any = pyarrow.parquet.ParquetWriter(stream, schema)
+        if out.suffix == PARQUET:
+            _write_parquet(stream, pieces, columns)
         else:
-            options = pyarrow.csv.WriteOptions(delimiter=_TABS[out.suffix])
-            writer = pyarrow.csv.CSVWriter(stream, schema, write_options=options)
-        with writer:
-            for piece in pieces:
-                rows = [_flat(row) for row in piece] if out.suffix in _TABS else piece
-                writer.write_table(pa.Table.from_pylist(rows, schema))
+            for text in _texts(pieces, columns, _SEPARATORS.get(out.suffix)):
+                stream.write(text.encode())
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+def _texts(pieces: Pieces, columns: Mapping[str, str], separator: str | None) -> Iterator[str]:
+    """What stands in a file, JSON lines if there is no separator."""
+    if separator is not None:
+        yield separator.join(columns) + "\n"
+    for piece in pieces:
+        text = io.StringIO(newline="")
+        if separator is None:
+            for row in piece:
+                text.write(json.dumps({name: row[name] for name in columns if name in row}) + "\n")
+        else:
+            writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+            writer.writerows([_flat(row.get(name)) for name in columns] for row in piece)
+        yield text.getvalue()
 
 
-def _tables(file: Path, fields: tuple[str, ...]) -> Iterator[Any]:
+def _flat(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _write_parquet(stream: BinaryIO, pieces: Pieces, columns: Mapping[str, str]) -> None:
     import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
 
-    if file.suffix == ".parquet":
-        source = pyarrow.parquet.ParquetFile(file)
-        known = [name for name in fields if name in source.schema_arrow.names]
-        if len(known) < len(fields):
-            yield source.schema_arrow.empty_table()
-        for batch in source.iter_batches(batch_size=4096, columns=known):
-            yield pa.Table.from_batches([batch])
-    elif file.suffix in _TABS:
-        parse = pyarrow.csv.ParseOptions(delimiter=_TABS[file.suffix], newlines_in_values=True)
-        convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(fields, pa.string()))
-        with pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert) as reader:
-            for batch in reader:
-                yield pa.Table.from_batches([batch])
-    else:
-        with file.open(encoding="utf-8-sig") as lines:
-            number = 0
-            while some := list(islice(lines, 4096)):
-                yield pa.Table.from_pylist(
-                    [_of_line(file, number + at, line, fields) for at, line in enumerate(some, 1)]
-                )
-                number += len(some)
+    types = {"int64": pa.int64(), "float64": pa.float64(), "list": pa.list_(pa.float32()), "string": pa.string()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    with parquet_module().ParquetWriter(stream, schema) as writer:
+        for piece in pieces:
+            text_columns = [name for name, kind in columns.items() if kind == "string"]
+            rows = [{**row, **{name: _as_text(row.get(name)) for name in text_columns}} for row in piece]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _of_line(file: Path, number: int, line: str, fields: tuple[str, ...]) -> dict[str, Any]:
-    if file.suffix == ".txt":
-        return {fields[0]: line}
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and all(name in row for name in fields):
-            return {name: row[name] if isinstance(row[name], str) else None for name in fields}
-    raise BulkError(f"{file}, line {number}: is no JSON object with {' and '.join(map(repr, fields))}; see --field")
+def _as_text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 @contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise BulkError("tables need pyarrow; run: pip install 'blindformer[scale]'") from None
+def _explained(out: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-        raise BulkError(f"{file}: cannot be read or written ({reason})") from None
+    except OSError as error:
+        raise BulkError(f"{out}: cannot be written ({error.strerror})") from None

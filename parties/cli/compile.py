@@ -30,6 +30,7 @@ def compile_model(
     plan: options.OwnPlan = None,
     lengths: options.Lengths = None,
     calibrate: options.Calibrate = None,
+    encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
     outputs: options.Outputs = None,
     texts: Annotated[
@@ -64,15 +65,19 @@ def compile_model(
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
-            said = None if system is None else read_system(system)
+            prompt = None if system is None else read_system(system, encoding)
             common |= {"reveal": reveal or "scores", "embedding": embedding, "window": window}
-            compile_chat_folder(loaded, out, system=said, slots=tokens, texts=read_texts(calibrate), **common)
+            compile_chat_folder(
+                loaded, out, system=prompt, slots=tokens, texts=read_texts(calibrate, encoding), **common
+            )
         else:
             compile_folder(
                 loaded,
                 out,
                 lengths=numbers,
-                calibration=[calibrate] if calibrate and loaded.task.medium is not None else read_texts(calibrate),
+                calibration=[calibrate]
+                if calibrate and loaded.task.medium is not None
+                else read_texts(calibrate, encoding),
                 embedding=embedding,
                 outputs=listed(outputs),
                 texts=texts,

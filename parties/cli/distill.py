@@ -74,11 +74,13 @@ def distill(
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
+        from ...models.data import load_data
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
 
         chosen = read_plan(plan)
         dataset = columns.read(data, seed)
+        more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
         phases.end("load")
 
         def show(step: TrainingStep) -> None:
@@ -91,7 +93,7 @@ def distill(
             dataset,
             out,
             chosen,
-            transfer=transfer,
+            transfer=more,
             embeddings=embeddings,
             processes=processes,
             progress=show,

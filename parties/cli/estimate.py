@@ -38,6 +38,7 @@ def estimate(
     protocol: options.Priced = DEFAULT,
     parties: options.Parties = 2,
     calibrate: options.Calibrate = None,
+    encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
     reveal: options.Reveal = None,
     by: options.By = None,
@@ -56,7 +57,7 @@ def estimate(
             "is of a conversation; add --tokens, or leave it out",
         )
     else:
-        whole = {"--length": length, "--calibrate": calibrate, "--by": by}
+        whole = {"--length": length, "--calibrate": calibrate, "--encoding": encoding, "--by": by}
         refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
     with loading(1) as phases:
         from ..reports.capacity import most_memory
@@ -85,7 +86,7 @@ def estimate(
             length = (length or LENGTH) if loaded.task.medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, embedding=embedding)
+            make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, embedding=embedding)
             phases.end("load")
             phases.begin("compile", COMPILE_NOTES)
             compiled = make(1)

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from . import options
 from .output import console, table, tell
-from .steps import listed, loading, read_plan, read_system, read_whole, refuse
+from .steps import listed, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
@@ -82,11 +82,12 @@ def evaluate(
         common["progress"] = phases.step
         found: list[Any]
         if text is not None:
+            from ...models.data.reading import whole_text
             from ..local.text_evaluation import evaluate_text
 
-            said = None if system is None else read_system(system)
-            words = read_whole("--text", text, columns.encoding)
-            common |= {"title": str(text), "system": said, "window": window, **({"tokens": tokens} if tokens else {})}
+            prompt = None if system is None else read_system(system, columns.encoding)
+            words = whole_text("--text", text, columns.encoding)
+            common |= {"title": str(text), "system": prompt, "window": window, **({"tokens": tokens} if tokens else {})}
             common["stage"] = lambda stage: phases.note("compile", stage)
             phases.end("load")
             found = [evaluate_text(load(name), words, **common) for name in models]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import io
-import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +13,14 @@ from typing import Any
 
 from ...errors import BlindformerError
 
-_STANDARD_INPUT = "standard input"
-_TABLES = (".jsonl", ".ndjson")  # one JSON object a line
-_FIELD = "text"
-_TEXT_FILES = (".txt", ".csv", ".tsv", ".json", *_TABLES)
-
 
 @dataclass(frozen=True)
 class InputItem:
     """A text, a pair of texts, or an image's file.
 
-    number       its place in all that was given, from 1; an empty line counts, too
-    file, line   where a text was read, the line from 1
+    number       its place in all that is asked, from 1
+    file, line   where a text was read; the line is that of reading.TableRow
+    id           of the table's own, if it has one
     error        why it cannot be asked
     """
 
@@ -34,12 +28,14 @@ class InputItem:
     number: int
     file: str = ""
     line: int = 0
+    id: int | str | None = None
     error: BlindformerError | None = None
 
     @property
     def place(self) -> dict[str, Any]:
         """How JSON names its place."""
-        return {"number": self.number, **({"file": self.file, "line": self.line} if self.file else {})}
+        place = {"file": self.file, "line": self.line} if self.file else {}
+        return {"number": self.number, **place, **({} if self.id is None else {"id": self.id})}
 
     @property
     def where(self) -> str:
@@ -47,11 +43,20 @@ class InputItem:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-def read_items(kind: str, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
-    """What to ask a model of this kind: of arguments, files, and standard input.
+def read_items(
+    kind: str,
+    arguments: list[str],
+    files: list[Path],
+    fields: Sequence[str] | None = None,
+    row_id: str | None = None,
+    encoding: str | None = None,
+) -> list[InputItem]:
+    """What to ask a model of this kind: of arguments, files, and standard input. `fields`, `row_id`, `encoding`: of
+    files and standard input, see `reading.text_rows`.
 
     Errors: BlindformerError, if nothing can be asked.
     """
+    from ...models.data.reading import text_lines, text_rows
     from ...models.loading.media import MEDIA, media_files
 
     if kind in MEDIA:
@@ -59,48 +64,40 @@ def read_items(kind: str, arguments: list[str], files: list[Path], field: str | 
         if not paths:
             raise BlindformerError(f"there is nothing to ask: give {MEDIA[kind].word}s' files, or folders of them")
         return [InputItem(str(path), number) for number, path in enumerate(paths, 1)]
-    found, numbers = [], itertools.count(1)
-    for file, lines in _sources(arguments, files):
-        named = field or (_FIELD if file.endswith(_TABLES) else None)
-        for line, text in enumerate(lines, 1):
-            number = next(numbers)
-            if not file:
-                found.append(InputItem(text, number))
-            elif text:
-                found.append(_of_line(text, number, file, line, named))
-    if not found:
-        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
-    raise_if_all(found, {index: item.error for index, item in enumerate(found) if item.error is not None})
-    return found
+    items: list[InputItem] = []
 
+    def take(name: str, rows: Iterator[Any]) -> None:
+        items.extend(
+            InputItem(row.text, number, name, row.line, row.id, row.error)
+            for number, row in enumerate(rows, len(items) + 1)
+        )
 
-def read_lines(file: Path) -> list[str]:
-    """Its lines without the space around them, the empty ones too. Errors: BlindformerError, also if all are empty."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise BlindformerError(f"{file}: cannot be read ({error.strerror}); give a text file") from None
-    return _lines(str(file), content)
+    def take_standard_input() -> None:
+        name = "standard input"
+        take(name, text_lines(name, lambda: io.BytesIO(sys.stdin.buffer.read()), fields or (), row_id, encoding))
 
-
-def _sources(arguments: list[str], files: list[Path]) -> Iterator[tuple[str, list[str]]]:
-    """(file, its lines); an argument is a line of no file."""
     for argument in arguments:
         if argument == "-":
-            yield _STANDARD_INPUT, _lines(_STANDARD_INPUT, sys.stdin.buffer.read())
+            take_standard_input()
         else:
             _refuse_path(argument)
-            yield "", [argument]
+            items.append(InputItem(argument, len(items) + 1))
     for file in files:
-        yield str(file), read_lines(file)
+        take(str(file), text_rows(file, fields or (), row_id, encoding))
     if not (arguments or files or sys.stdin.isatty()):
-        yield _STANDARD_INPUT, _lines(_STANDARD_INPUT, sys.stdin.buffer.read())
+        take_standard_input()
+    if not items:
+        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
+    raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
+    return items
 
 
 def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
     """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
     if not pairs:
         return items
+    if any(isinstance(item.value, tuple) for item in items):
+        raise BlindformerError("--pair: --field names two columns, which are pairs already; leave one of them out")
     if len(pairs) != len(items):
         raise BlindformerError(f"--pair: {len(pairs)} given for {len(items)} texts; give it once for each text")
     return [replace(item, value=(item.value, pair)) for item, pair in zip(items, pairs, strict=True)]
@@ -109,37 +106,6 @@ def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
 def shown(item: Any) -> str:
     """What was asked, on a line: a text, an image's file, or a pair of texts."""
     return " | ".join(item) if isinstance(item, tuple) else str(item)
-
-
-def _lines(name: str, content: bytes) -> list[str]:
-    try:
-        decoded = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BlindformerError(
-            f"{name}: is not UTF-8 text (byte {error.start}); convert it, for instance with iconv"
-        ) from None
-    # Not splitlines: texts hold U+2028 and form feeds, which end no line where lines are counted.
-    lines = [line.strip() for line in io.StringIO(decoded, newline=None)]
-    if not any(lines):
-        raise BlindformerError(f"{name}: holds no texts; write one a line")
-    return lines
-
-
-def _of_line(text: str, number: int, file: str, line: int, field: str | None) -> InputItem:
-    """The text of a line, or of its object's field."""
-    if field is None:
-        return InputItem(text, number, file, line)
-    try:
-        row = json.loads(text)
-        if not isinstance(row, dict):
-            wrong = f'is no JSON object; write one such as {{"{field}": ...}}'
-        elif isinstance(row.get(field), str):
-            return InputItem(row[field], number, file, line)
-        else:
-            wrong = f"has no text in field {field!r}; it has {', '.join(row) or 'none'}: name one with --field"
-    except (ValueError, RecursionError):
-        wrong = f'is not JSON; write an object such as {{"{field}": ...}}'
-    return InputItem("", number, file, line, BlindformerError(wrong))
 
 
 # --- paths that are no texts -----------------------------------------------------------------------------------------
@@ -175,10 +141,11 @@ def _is_path(word: str) -> bool:
         return False
     if word.startswith(("./", "../", "~/", "/")):
         return True
+    from ...models.data.reading import TABLES
     from ...models.loading.images import IMAGE_ENDINGS
 
     ending = os.path.splitext(word)[1].lower()
-    return ending in (*_TEXT_FILES, *IMAGE_ENDINGS) or (("/" in word or bool(ending)) and os.path.exists(word))
+    return ending in (".txt", *TABLES, *IMAGE_ENDINGS) or (("/" in word or bool(ending)) and os.path.exists(word))
 
 
 def _near(word: str) -> list[str]:

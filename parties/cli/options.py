@@ -66,7 +66,7 @@ Window = Annotated[
 ]
 Calibrate = Annotated[
     Path | None,
-    Option(help="Texts to calibrate on, one a line (default: built-in ones); images, sounds: a folder of them."),
+    Option(help="Texts to calibrate on: a table, or one a line (default: built-in ones); images, sounds: a folder."),
 ]
 Lengths = Annotated[
     str | None,
@@ -98,11 +98,21 @@ Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silen
 Files = Annotated[
     list[Path] | None,
     Option(
-        "--file", help="Texts, one a line, or JSON lines; for images and sounds a file or a folder. May be repeated."
+        "--file",
+        help="A table of texts (.csv, .tsv, .jsonl, .parquet), or texts, one a line; for images and sounds a file or a "
+        "folder. May be repeated.",
     ),
 ]
 Field = Annotated[
-    str | None, Option(help="Files hold JSON lines, whose field of this name is the text (of .jsonl: text).")
+    str | None,
+    Option(help="The column of the texts, or two columns with a comma (default: by its usual names, such as text)."),
+]
+RowId = Annotated[
+    str | None,
+    Option("--id", help="The column that names a row in the answers (default: by its usual names: id, key)."),
+]
+Encoding = Annotated[
+    str | None, Option(help="Of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say).")
 ]
 _CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
 Truncate = Annotated[str, Option(**one_of(*TRUNCATIONS), help=f"A text that is too long: {_CUTS}.")]
@@ -147,7 +157,7 @@ AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="FOR TESTS: bel
 
 # Labelled examples.
 Data = Annotated[
-    str, Option(help="A data set's name, a CSV, TSV or JSON-lines file, or a folder that `datasets` wrote.")
+    str, Option(help="A data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that `datasets` wrote.")
 ]
 Seed = Annotated[int, Option(min=0, help="Of the split, and of all else that is drawn.")]
 
@@ -158,7 +168,7 @@ class Columns:
 
     text_column: Annotated[str | None, Option(help="The column of the texts (default: by its usual names).")] = None
     label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
-    encoding: Annotated[str, Option(help="Of a file of texts.")] = "utf-8"
+    encoding: Encoding = None
     data_folder: Annotated[
         Path | None, Option(help="Where a named data set's files lie, if not in the usual place.")
     ] = None
@@ -168,10 +178,10 @@ class Columns:
         from ...models.data import load_data
 
         text, label = self.text_column, self.label_column
-        found = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
-        if left := ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count):
-            note(f"{found.name}: rows left out: {left}")
-        return found
+        dataset = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        if left := ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items() if count):
+            note(f"{dataset.name}: rows left out: {left}")
+        return dataset
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,7 +16,7 @@ from .answers import answer_table, row_of, similarities
 from .items import raise_if_all, read_items
 from .output import MB, banner, console, emit, good_until, note, tell
 from .progress import Phases
-from .steps import loading
+from .steps import listed, loading
 
 
 def party(
@@ -29,6 +29,7 @@ def party(
     protocol: Annotated[str | None, Option(help="crypten (default: the file's [session] protocol).")] = None,
     file: options.Files = None,
     field: options.Field = None,
+    encoding: options.Encoding = None,
     folder: Annotated[Path | None, Option(help="The compiled folder, or this party's part of it.")] = None,
     certs: options.Certs = None,
     listen: options.Listen = None,
@@ -80,7 +81,7 @@ def party(
             raise PartiesError(f"--listen {listen}: {error}") from None
         member = Member(settings, name, listen=at, folder=folder)
         if member.values or text or file:
-            member.give(_items(member, text or [], file or [], field))
+            member.give(_items(member, text or [], file or [], field, encoding))
         if ahead and not member.asks:
             raise PartiesError(f"--ahead: is for the party that asks, {member.parties.names[member.parties.asker]}")
         phases.end("load")
@@ -106,13 +107,13 @@ def party(
         raise Exit(1)
 
 
-def _items(member: Any, texts: list[str], files: list[Path], field: str | None) -> list[str]:
+def _items(member: Any, texts: list[str], files: list[Path], field: str | None, encoding: str | None) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
     named = [*texts, *map(str, files)]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
     kind = "" if member.client is None else member.client.kind
-    items = read_items(kind, texts, files, field)
+    items = read_items(kind, texts, files, listed(field), encoding=encoding)
     for index, item in enumerate(items):  # one query for each: all parties must give equally many
         raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
     return [item.value for item in items]

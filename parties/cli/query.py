@@ -19,7 +19,7 @@ from .answers import answer_table, asked, cuts, row_of, similarities
 from .bulk import answer_rows
 from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
-from .steps import loading
+from .steps import listed, loading
 
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
@@ -35,6 +35,8 @@ def query(
     ] = None,
     file: options.Files = None,
     field: options.Field = None,
+    row_id: options.RowId = None,
+    encoding: options.Encoding = None,
     pair: options.Pairs = None,
     protocol: options.Served = None,
     config: options.Config = None,
@@ -84,6 +86,7 @@ def query(
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
+    fields = listed(field)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result
@@ -114,10 +117,12 @@ def query(
             if text or pair:
                 raise BlindformerError(f"--out {out}: is for the rows of --file; leave texts and --pair out")
             phases.end("load")
-            answer_rows(phases, opened, file or [], out, field, sessions, engine, form)
+            rows: dict[str, Any] = {"fields": fields or (), "row_id": row_id, "encoding": encoding}
+            answer_rows(phases, opened, file or [], out, form, sessions=sessions, engine=engine, **rows)
             return
         with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
-            items = paired(read_items(client.part.kind, text, file or [], field), pair or [])
+            items = read_items(client.part.kind, text, file or [], fields, row_id, encoding)
+            items = paired(items, pair or [])
             phases.end("load")
             results: dict[int, Any] = {}
 

@@ -27,6 +27,8 @@ def run(
     ] = None,
     file: options.Files = None,
     field: options.Field = None,
+    row_id: options.RowId = None,
+    encoding: options.Encoding = None,
     pair: options.Pairs = None,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
@@ -60,7 +62,7 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
-        items = paired(read_items(loaded.kind, text or [], file or [], field), pair or [])
+        items = paired(read_items(loaded.kind, text or [], file or [], listed(field), row_id, encoding), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
         if cut != "off" and loaded.task.medium is not None:
@@ -73,8 +75,8 @@ def run(
         raise_if_all(items, errors)
         phases.end("load")
         phases.begin("compile", COMPILE_NOTES)
-        made = {"embedding": embedding, "outputs": listed(outputs)}
-        make = compiler(phases, model, loaded, size, chosen, calibrate, **made)
+        settings = {"embedding": embedding, "outputs": listed(outputs)}
+        make = compiler(phases, model, loaded, size, chosen, calibrate, encoding, **settings)
         compiled = local.compile_for(len(encoded), make)
         phases.end("compile")
         warn_untrained(compiled.plan, loaded.plan())

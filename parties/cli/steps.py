@@ -11,7 +11,6 @@ from typing import Any
 from ...errors import BlindformerError
 from ...levels import slow
 from ..launch.fork_server import shared
-from .items import read_lines
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -83,6 +82,7 @@ def compiler(
     length: int,
     plan: Any,
     calibrate: Path | None,
+    encoding: str | None = None,
     price: bool = False,
     **options: Any,
 ) -> Callable[[int], Any]:
@@ -106,7 +106,7 @@ def compiler(
     if loaded.task.medium is not None:
         files = [calibrate] if calibrate else None
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
-    texts, cache = read_texts(calibrate), load_settings().client.cache
+    texts, cache = read_texts(calibrate, encoding), load_settings().client.cache
     options = {"embedding": "client", "outputs": None, **options}  # one name for all commands that compile alike
 
     def make(rows: int) -> Any:
@@ -171,25 +171,26 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
         )
 
 
-def read_system(path: Path) -> str:
-    """A system prompt. Errors: BlindformerError."""
-    return read_whole("--system", path).strip()
+def read_system(path: Path, encoding: str | None = None) -> str:
+    """A system prompt. Errors: DataError."""
+    from ...models.data.reading import whole_text
+
+    return whole_text("--system", path, encoding).strip()
 
 
-def read_whole(option: str, path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file that an option names. Errors: BlindformerError."""
-    try:
-        return path.read_text(encoding=encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise BlindformerError(f"--encoding {encoding}: is not known; give one such as utf-8 or latin-1") from None
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or f"is not {encoding}"
-        raise BlindformerError(f"{option} {path}: cannot be read ({reason}); give a text file") from None
+def read_texts(path: Path | None, encoding: str | None = None) -> list[str] | None:
+    """Texts to calibrate on: a table's, or one a line; None if there is no file. Errors: DataError."""
+    from ...models.data import DataError
+    from ...models.data.reading import text_rows
 
-
-def read_texts(path: Path | None) -> list[str] | None:
-    """One text a line; None if there is no file."""
-    return None if path is None else [line for line in read_lines(path) if line]
+    texts = []
+    for line, text, _, error in (
+        () if path is None else text_rows(path, encoding=encoding, remedy="call one of them text")
+    ):
+        if error is not None:
+            raise DataError(f"{path}, line {line}: {error}")
+        texts.append(text)
+    return texts or None
 
 
 def read_lengths(lengths: str | None) -> list[int] | None:

@@ -40,6 +40,7 @@ class Talking:
     plan: Annotated[
         str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")
     ] = None
+    encoding: options.Encoding = None
     system: Annotated[
         Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")
     ] = None
@@ -93,7 +94,7 @@ class Talking:
 
                     said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
                     check_of_tokens(**{**answering, **said})  # before anything is compiled
-                text = None if self.system is None else read_system(self.system)
+                text = None if self.system is None else read_system(self.system, self.encoding)
                 cache = load_settings(self.config).client.cache.expanduser()
                 # A name that is wrong is said first.
                 drafting = None if self.assistant is None else load(self.assistant)

@@ -121,7 +121,7 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
     ("arguments", "message"),
     [
         (("--data", "nothing"), "no such file or folder, and no data set of that name"),
-        (("--data", "TABLE"), "is not utf-8; name the file's encoding with --encoding"),
+        (("--data", "TABLE", *OWN[:4]), "line 2: is not utf-8; name the file's encoding with --encoding"),
         (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
         (
             ("--epsilon", "8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import BatchAnswers, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
-from blindformer.parties.bulk.tables import READ, WRITTEN, BulkError, read_rows
+from blindformer.parties.bulk.tables import WRITTEN, BulkError
 from blindformer.parties.client.base import Result
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
@@ -88,15 +89,20 @@ def answers(out: Path) -> list[dict]:
 
 
 def assert_each_once(out: Path, texts: list[str] = TEXTS) -> None:
-    found = answers(out)
-    assert [row["row"] for row in found] == list(range(len(texts)))
-    assert [row["label"] for row in found] == [f"of {text}" for text in texts]
+    rows = answers(out)
+    assert [row["id"] for row in rows] == list(range(len(texts)))
+    assert [row["label"] for row in rows] == [f"of {text}" for text in texts]
     assert not list(out.parent.glob("*.progress"))
 
 
-@pytest.mark.parametrize("kind", READ)
-def test_rows_of_every_kind_are_read(tmp_path, kind):
-    assert list(read_rows(table_of(tmp_path, kind), ("text",))) == TEXTS
+@pytest.mark.parametrize(("kind", "first"), [(".parquet", 1), (".csv", 2), (".tsv", 2), (".jsonl", 1), (".txt", 1)])
+def test_rows_of_every_kind_are_answered_and_named_by_their_line(tmp_path, kind, first):
+    out = tmp_path / "out.jsonl"
+    BulkJob(table_of(tmp_path, kind), out, Fake).run()
+    rows = answers(out)
+    assert [row["label"] for row in rows] == [f"of {text}" for text in TEXTS]
+    assert [row["line"] for row in rows] == list(range(first, first + len(TEXTS)))
+    assert ("id" in rows[0]) == (kind != ".txt")
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -110,16 +116,37 @@ def test_answers_are_written_in_the_order_of_the_rows(tmp_path, kind):
 def test_pairs_of_texts_are_rows_of_two_columns(tmp_path):
     file = tmp_path / "in.csv"
     file.write_text('question,context\nwho?,"me, and you"\nwhere?,\n')
-    assert list(read_rows(file, ("question", "context"))) == [("who?", "me, and you"), None]
+    BulkJob(file, tmp_path / "out.csv", Fake, fields=("question", "context")).run()
+    rows = answers(tmp_path / "out.csv")
+    assert [row["label"] for row in rows] == ["of ('who?', 'me, and you')", ""]
+    assert rows[1]["error"].startswith("a text is empty")
 
 
-def test_a_row_without_a_text_has_its_error_and_the_others_their_answers(tmp_path):
+def test_a_row_that_cannot_be_asked_has_its_error_and_the_others_their_answers(tmp_path):
     out = tmp_path / "out.jsonl"
     report = BulkJob(table_of(tmp_path, rows=["a", "", None, "b"]), out, Fake).run()
     assert (report.answered, report.failed) == (2, 2)
-    assert [row.get("error", row.get("label")) for row in answers(out)] == [
-        *("of a", "the row has no text", "the row has no text", "of b"),
+    empty = "a text is empty: write something, or leave it out"
+    assert [row.get("error", row.get("label")) for row in answers(out)] == ["of a", empty, empty, "of b"]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"text": "a", "id": 7}\nno\n\n{"id": "x"}\n')
+    assert BulkJob(file, tmp_path / "mixed.parquet", Fake).run().failed == 2
+    rows = answers(tmp_path / "mixed.parquet")
+    assert [(row["line"], row["id"], row["label"]) for row in rows] == [
+        (1, "7", "of a"),
+        (2, None, None),
+        (4, "x", None),
     ]
+    assert [row["error"] and row["error"][:11] for row in rows] == [None, "is not JSON", "has no text"]
+
+
+def test_only_parquet_needs_pyarrow(tmp_path, monkeypatch):
+    source = table_of(tmp_path, ".csv")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for kind in (".csv", ".tsv", ".jsonl"):
+        assert BulkJob(source, tmp_path / f"out{kind}", Fake).run().answered == len(TEXTS)
+    with pytest.raises(BlindformerError, match=r"Parquet needs pyarrow; run: pip install 'blindformer\[scale\]'"):
+        BulkJob(source, tmp_path / "out.parquet", Fake)
 
 
 def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):
@@ -174,7 +201,7 @@ def test_a_journal_removes_only_what_it_wrote(tmp_path):
         path.write_text("somebody's")
     (journal / "job.json.0123456789abcdef.part").write_text("of a crash")
     BulkJob(source, out, Fake).run()
-    assert [row["row"] for row in answers(out)] == list(range(len(TEXTS)))
+    assert [row["line"] for row in answers(out)] == list(range(1, len(TEXTS) + 1))
     assert sorted(journal.iterdir()) == sorted(others)
 
 
@@ -210,13 +237,14 @@ def test_a_journal_belongs_to_one_job_and_one_process(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("in.docx", "", "is of no kind that is read; give one of .parquet"),
-        ("in.csv", "id,letter\n1,hi\n", "has no column 'text'; it has id, letter: name one with --field"),
-        ("in.parquet", "hi", "cannot be read or written"),
-        ("in.jsonl", '{"letter": "hi"}\n', "line 1: is no JSON object with 'text'; see --field"),
-        ("in.jsonl", "hi\n", "line 1: is no JSON object"),
-        ("in.txt", "", "holds no rows; there is nothing to ask"),
-        ("none.parquet", None, "none.parquet: there is no such file"),
+        ("in.docx", "PK\0", "line 1: is not text in utf-8"),
+        ("in.csv", "id,letter\n1,hi\n", r"which column is the text\? It has id, letter; name one with --field"),
+        ("in.csv", "id,text\n1,\n2,\n", "in.csv: no row can be asked; line 2: a text is empty"),
+        ("in.parquet", "hi", "in.parquet: cannot be read .*; give a Parquet file"),
+        ("in.jsonl", '{"letter": "hi"}\n', "which column is the text"),
+        ("in.jsonl", "hi\n", "line 1: is not JSON"),
+        ("in.txt", "", "holds no texts; there is nothing to ask"),
+        ("none.parquet", None, "none.parquet: cannot be read"),
     ],
 )
 def test_what_is_no_table_is_said_in_one_line(tmp_path, name, content, problem):
@@ -247,7 +275,7 @@ def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
     for client, column, value in ((Encoder, "embedding", [0.5, -0.25]), (Finder, "answer", "[0.5, -0.25]")):
         out = tmp_path / f"{column}.parquet"
         BulkJob(table_of(tmp_path, rows=["hi"]), out, client).run()
-        assert answers(out) == [{"row": 0, column: value, "error": None}]
+        assert answers(out) == [{"line": 1, "id": 0, column: value, "error": None}]
     assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]
 
 

@@ -101,7 +101,7 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     code, out, errors = call("run", tiny_encoder, "--file", file, "--protocol", "clear", *known, "--format", "json")
     assert code == 1
     first, bad, last = json.loads(out)["results"]
-    assert [row["number"] for row in (first, bad, last)] == [row["line"] for row in (first, bad, last)] == [1, 3, 4]
+    assert [(row["number"], row["line"]) for row in (first, bad, last)] == [(1, 1), (2, 3), (3, 4)]
     assert (len(first["embedding"]), len(last["embedding"])) == (32, 32)
     assert errors == f"blindformer: {file}, line 3: {bad['error']}\n"
     assert len(json.loads(out)["similarities"]) == 1
@@ -126,6 +126,21 @@ def test_a_long_text_of_a_run_is_cut_and_what_is_left_out_is_said(call, known, t
     assert "text has 22 tokens, the length asked for is 16: give --truncate end or --length 32, shorten it" in errors
     code, _, errors = call("run", tiny_vision, next(pictures.iterdir()), "--truncate", "end")
     assert errors == f"blindformer: --truncate: is of texts, and {tiny_vision.name} takes images; leave it out\n"
+
+
+def test_a_table_is_run_row_by_row(call, known, tiny_encoder, tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text('key,text\nx,"good,\nred"\ny\nz,bad\n')
+    options = ("--protocol", "clear", *known, "--format", "json")
+    code, out, errors = call("run", tiny_encoder, "--file", file, *options)
+    assert code == 1
+    rows = json.loads(out)["results"]
+    assert [(row["number"], row["line"], row["id"], row["text"]) for row in rows] == [
+        *((1, 2, "x", "good,\nred"), (2, 4, "y", ""), (3, 5, "z", "bad")),
+    ]
+    assert errors.startswith(f"blindformer: {file}, line 4: has no text in field 'text'; it has key")
+    code, out, _ = call("run", tiny_encoder, "--file", file, "--field", "key", "--id", "text", *options)
+    assert [row["text"] for row in json.loads(out)["results"]] == ["x", "y", "z"]
 
 
 def test_answers_of_other_heads(call, known, tiny_heads):
@@ -156,10 +171,23 @@ def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
     file.write_text("good\n\nthe red password\n")
     code, _, _ = call("run", tiny_encoder, "good", "--protocol", "clear", "--calibrate", file)
     assert code == 0
-    file.write_text("\n")
-    code, _, errors = call("run", tiny_encoder, "good", "--calibrate", file)
-    assert code == 1
-    assert "holds no texts" in errors
+    for name, content, words in (
+        ("texts", "\n", "holds no texts"),
+        ("a.csv", "id,text\n1,good\n2,\n", "a.csv, line 3: a text is empty"),
+        ("b.csv", "when,how\n1,good\n", "which column is the text? It has when, how; call one of them text"),
+        (
+            "c.csv",
+            "id;text\n1;sch\xf6n\n",
+            "c.csv, line 2: is not utf-8; name the file's encoding with --encoding cp1252",
+        ),
+    ):
+        (tmp_path / name).write_text(content, encoding="cp1252")
+        code, _, errors = call("run", tiny_encoder, "good", "--calibrate", tmp_path / name)
+        assert code == 1
+        assert words in errors
+    options = ("--protocol", "clear", "--encoding", "cp1252")
+    code, _, errors = call("run", tiny_encoder, "good", "--calibrate", tmp_path / "c.csv", *options)
+    assert (code, errors) == (0, "")
 
 
 @pytest.mark.parametrize(

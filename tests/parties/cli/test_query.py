@@ -181,11 +181,11 @@ def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path
     code, out, errors = ask("--file", plain, "--file", table, "how", "--format", "jsonl")
     assert code == 1
     rows = {row["number"]: row for row in map(json.loads, out.strip().split("\n"))}
-    assert [rows[n]["text"] for n in (1, 2, 5, 6, 11)] == ["how", "good", "bad\u2028blue", "red", "blue"]
-    assert all("labels" in rows[n] for n in (1, 2, 5, 6, 11))
+    assert [rows[n]["text"] for n in (1, 2, 4, 5, 9)] == ["how", "good", "bad\u2028blue", "red", "blue"]
+    assert all("labels" in rows[n] for n in (1, 2, 4, 5, 9))
     assert [rows[n]["line"] for n in sorted(rows) if "line" in rows[n]] == [1, 3, 4, 1, 3, 4, 5, 6]
-    bad = {4: (plain, 3, "text has 22"), 8: (table, 3, "is not JSON"), 9: (table, 4, "has no text in field 'text'"),
-           10: (table, 5, "a text is empty")}  # fmt: skip
+    bad = {3: (plain, 3, "text has 22"), 6: (table, 3, "is not JSON"), 7: (table, 4, "has no text in field 'text'"),
+           8: (table, 5, "a text is empty")}  # fmt: skip
     assert len(errors.splitlines()) == len(bad)
     for number, (file, line, words) in bad.items():
         assert (rows[number]["file"], rows[number]["line"]) == (str(file), line)
@@ -228,6 +228,37 @@ def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
     assert all("truncated" not in row for row in rows)
 
 
+def test_a_table_is_asked_by_its_column_and_its_rows_have_one_name_everywhere(ask, tmp_path):
+    """With --out and without: the same errors at the same lines, the rows' own names, and exit code 1."""
+    table, out = tmp_path / "t.csv", tmp_path / "out.jsonl"
+    rows = ["id;Text", '7;"good\n(é)"', "8;bad", "9;", '10;"red";x', '11;"blue"']
+    table.write_text("\n".join(rows), encoding="cp1252")
+    asked = ("--file", table, "--encoding", "cp1252")
+    code, printed, errors = ask(*asked, "--format", "jsonl")
+    assert code == 1
+    plain = sorted(map(json.loads, printed.splitlines()), key=lambda row: row["number"])
+    assert [(row["number"], row["line"], row["id"]) for row in plain] == [
+        *((1, 2, "7"), (2, 4, "8"), (3, 5, "9"), (4, 6, "10"), (5, 7, "11")),
+    ]
+    assert [row["text"] for row in plain] == ["good\n(é)", "bad", "", "", "blue"]
+    assert errors.splitlines() == [f"blindformer: {table}, line {row['line']}: {row['error']}" for row in plain[2:4]]
+    code, _, errors = ask(*asked, "--out", out)
+    assert (code, errors) == (1, "")
+    bulk = [json.loads(line) for line in out.read_text().splitlines()]
+    for name in ("line", "id", "error"):
+        assert [row.get(name) for row in bulk] == [row.get(name) for row in plain]
+    assert [row.get("label") for row in bulk] == [
+        row["labels"][0]["label"] if "labels" in row else None for row in plain
+    ]
+
+
+def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\ngood,bad\n")
+    code, _, errors = ask("--file", tmp_path / "t.csv", "--field", "a, b", "--pair", "red")
+    assert code == 1
+    assert errors.startswith("blindformer: --pair: --field names two columns, which are pairs already")
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
@@ -243,7 +274,7 @@ def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
         (["./no-such.png"], b"", "./no-such.png: there is no such file; if this word is the text, give `-`"),
         (["notes.txt"], b"", "notes.txt: there is no such file"),
         ([], b"", "standard input: holds no texts"),
-        (["-"], b"caf\xe9\n", "standard input: is not UTF-8 text (byte 3); convert it"),
+        (["-"], b"caf\xe9\n", "standard input, line 1: is not utf-8; name the file's encoding with --encoding cp1252"),
         (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
         (["good " * 9, "--length", "8"], b"", "the length asked for is 8: give --truncate end or --length 16, shorten"),
         (["good", "--length", "exact"], b"", "give auto, or one of the compiled lengths"),

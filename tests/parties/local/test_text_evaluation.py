@@ -140,7 +140,7 @@ WRONG = {
     "no file": (("{folder}", "--text", "absent"), "--text absent: cannot be read (No such file or directory)"),
     "an empty file": (("{folder}", "--text", "{empty}"), "empty: is empty; give a text of at least 2 tokens"),
     "one token": (("{folder}", "--text", "{short}"), "text: has 1 tokens; give at least 2"),
-    "not text": (("{folder}", "--text", "{bytes}"), "cannot be read (is not utf-8)"),
+    "not text": (("{folder}", "--text", "{bytes}"), "bytes, line 1: is not utf-16"),
     "an encoding": (("{folder}", "--text", "{text}", "--encoding", "morse"), "--encoding morse: is not known"),
     "an encoder": (("{encoder}", "--text", "{text}"), "is not a language model with a tokenizer"),
     "a compiled folder": (("{compiled}", "--text", "{text}"), "this one was written by compile"),
