@@ -21,7 +21,7 @@ from ...cores import cores
 from ...levels import level, slow
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
-from ..certificates.authority import CertificateError
+from ..certificates.authority import CA_KEY, CertificateError
 from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
@@ -113,10 +113,13 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
     yield _expiry(own.file, folder / "ca.pem")
     if role != "client":
         yield _hosts(settings.address(role), own.hosts, role)
-    others = [f"{name}.key" for name in ("ca", *ROLES) if name != role and (folder / f"{name}.key").exists()]
+    others = [f"{name}.key" for name in ROLES if name != role and (folder / f"{name}.key").exists()]
     if others:
-        fix = "where others have machines of their own, keep this party's key only, and ca.key offline"
+        fix = "where others have machines of their own, keep this party's key only"
         yield Check("keys", "warning", f"{', '.join(others)} in {shown(folder)} too", fix)
+    if (folder / CA_KEY).exists() and not _on_one_machine(settings, role):
+        what = f"{CA_KEY} in {shown(folder)}: who reads it can pass for any party, both servers and the dealer at once"
+        yield Check("CA's key", "warning", what, "move it to a machine that runs no party, and keep it offline")
 
 
 def _expiry(*files: Path) -> Check:
@@ -217,6 +220,14 @@ def _listening(settings: Settings, role: Role) -> Iterator[Check]:
     if metrics is not None and not _loopback(metrics.host):
         fix = "listen on 127.0.0.1, or let a firewall say who may"
         yield Check("metrics", "warning", f"{metrics}: anybody who reaches it reads them", fix)
+
+
+def _on_one_machine(settings: Settings, role: Role) -> bool:
+    """Whether all that the parties are dialled at, and what this one listens at, is of this machine."""
+    hosts = [settings.address(name).host for name in ROLES if name != "client"]
+    if role != "client":
+        hosts.append(getattr(settings, role).listen.host)
+    return all(map(_loopback, hosts))
 
 
 def _loopback(host: str) -> bool:

@@ -60,6 +60,17 @@ def ask(call, compiled, sites, tmp_path_factory):
     return run
 
 
+def test_a_folder_of_certs_add_asks_as_it_is(ask, call, sites, tmp_path):
+    """Moved to the client's machine, and not touched."""
+    answer = ask(TEXTS[0])[1]
+    shutil.copytree(sites["classifier"].certificates, tmp_path / "certs")
+    assert call("certs", "add", tmp_path / "certs", "client", "--name", "alice")[0] == 0
+    shutil.move(tmp_path / "certs" / "alice", tmp_path / "sent")
+    code, printed, errors = ask(TEXTS[0], "--certs", tmp_path / "sent")
+    assert code == 0, errors
+    assert printed.splitlines()[0] == answer.splitlines()[0]
+
+
 # --- compile and inspect ---------------------------------------------------------------------------------------------
 def test_compile_says_what_it_made(call, compiled, known, tiny_classifier, tmp_path):
     code, out, errors = call(
