@@ -13,7 +13,7 @@ import resource
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography import x509
 
@@ -57,15 +57,13 @@ def guess_role(settings: Settings) -> Role:
     return found[0]  # type: ignore[return-value]
 
 
-def examine(
-    path: Path | None, role: Role | None = None, seconds: float = 3.0, protocol: str | None = None
-) -> Iterator[Check]:
+def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0, /, **flags: Any) -> Iterator[Check]:
     """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way.
-    `protocol`: in place of the configuration's."""
+    `flags`: settings by their keys, which go over the configuration's, if there is one."""
     try:
-        settings = load_settings(path, **{"session.protocol": protocol})
+        settings = load_settings(path, **flags)
     except ConfigError as error:
-        fix = "correct it; docs/blindformer.toml shows every key"
+        fix = "correct it; `blindformer doctor --print-config` shows every key"
         yield from (Check("config", "bad", problem, fix) for problem in error.problems)
         return
     try:
@@ -79,7 +77,7 @@ def examine(
         fix = f"name one with --party: {', '.join(own.ROLES)}"
         yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)
         return
-    where = shown(settings.file) if settings.file else "no file: the defaults"
+    where = shown(settings.file) if settings.file else "no file: options and defaults"
     yield Check("config", "good", f"{role} of {where}", figures={"shared": settings.shared_hash()})
     yield from _certificates(settings, role)
     yield from _machine(settings, role)

@@ -203,6 +203,42 @@ def test_a_peer_whose_clock_is_off(place, tmp_path, ahead, said):
 # The command.
 
 
+def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, monkeypatch):
+    """Examined as with one: the options name the folders and the peers."""
+    program = compiled[1].hash()
+    helped = for_two_servers(compiled[1]).hash()
+    for role in ("client", "server"):
+        place(role)
+    monkeypatch.chdir(tmp_path)
+    with (
+        answering(tmp_path / "all", "server", my_facts("server", programs=[program, helped])) as server,
+        answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,
+        answering(tmp_path / "all", "helper", my_facts("helper", programs=[helped])) as helper,
+    ):
+        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}", "--seconds", 0.2]
+
+        def checks(role: str, *words) -> dict:
+            files = [tmp_path / role / "compiled" / role, "--certs", tmp_path / role / "certs"]
+            code, printed, _ = call("doctor", *files, *where, *words, "--format", "json")
+            by_name = {check["name"]: check for check in json.loads(printed)["checks"]}
+            assert code == 0, [check for check in by_name.values() if check["status"] == "bad"]
+            return by_name
+
+        own = checks("client")
+        assert own["config"]["found"] == "client of no file: options and defaults"
+        assert {"certificate", "artifacts", "server: network", "dealer: network"} <= set(own)
+        assert own["server: programs"]["found"] == "1 of 1 known there"
+        assert "helper: network" in checks("client", "--helper", f"127.0.0.1:{helper}")
+        assert "dealer: network" in checks("server", "--listen", "127.0.0.1:0")
+
+
+def test_an_address_on_the_command_line_that_is_none(call):
+    code, printed, _ = call("doctor", "--server", "nowhere", "--format", "json")
+    (check,) = json.loads(printed)["checks"]
+    assert (code, check["status"]) == (1, "bad")
+    assert check["found"].startswith("the command line: parties.server.address")
+
+
 def test_the_command_ends_with_1_where_something_is_broken(place, call):
     good = place("dealer", addresses(dealer=free_port()) + "[dealer]\nworkers = 1\n")
     code, out, _ = call("doctor", "--config", good)
