@@ -20,6 +20,7 @@ from cryptography import x509
 from ...cores import cores
 from ...levels import level, slow
 from ...protocols.errors import BlindformerError
+from ..addresses import is_loopback
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CA_KEY, CertificateError
 from ..certificates.contexts import client_context, server_context
@@ -198,7 +199,7 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
 def _listening(settings: Settings, role: Role) -> Iterator[Check]:
     listen, address = getattr(settings, role).listen, settings.address(role)
     what = f"{listen}, dialled at {address}"
-    if _loopback(listen.host) and not _loopback(address.host):
+    if is_loopback(listen.host) and not is_loopback(address.host):
         fix = f'set {role}.listen to "0.0.0.0:{listen.port}" or "[::]:{listen.port}"'
         yield Check("listening", "bad", f"{what}: no other machine can reach it", fix)
         return
@@ -215,7 +216,7 @@ def _listening(settings: Settings, role: Role) -> Iterator[Check]:
         what += "; in use now: the service seems to run"
     yield Check("listening", "good", what)
     metrics = getattr(settings, role).metrics
-    if metrics is not None and not _loopback(metrics.host):
+    if metrics is not None and not is_loopback(metrics.host):
         fix = "listen on 127.0.0.1, or let a firewall say who may"
         yield Check("metrics", "warning", f"{metrics}: anybody who reaches it reads them", fix)
 
@@ -225,11 +226,4 @@ def _on_one_machine(settings: Settings, role: Role) -> bool:
     hosts = [settings.address(name).host for name in ROLES if name != "client"]
     if role != "client":
         hosts.append(getattr(settings, role).listen.host)
-    return all(map(_loopback, hosts))
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return all(map(is_loopback, hosts))
