@@ -175,13 +175,13 @@ def renew_certificates(
     """
     folder = Path(folder)
     authority = load_authority(folder, passphrase)
-    found = {row.file.stem: row for row in describe(folder)[1:]}
+    known = {row.file.stem: row for row in describe(folder)[1:]}
     for name in names:
-        if name not in found or found[name].revoked:
-            what = "was revoked" if name in found else f"is no certificate in {folder}"
+        if name not in known or known[name].revoked:
+            what = "was revoked" if name in known else f"is no certificate in {folder}"
             raise CertificateError(f"{name}: {what}; add it with `blindformer certs add`")
     renewed: dict[Path, x509.Certificate] = {}
-    for name, row in found.items():
+    for name, row in known.items():
         before = load_certificate(row.file)
         ours = issued_by(before, authority.certificate) and not row.revoked
         if ours and row.days_left < within and (not names or name in names):

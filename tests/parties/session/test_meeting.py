@@ -107,8 +107,10 @@ def test_a_disagreement_is_told_on_both_sides(listener, certificates, served, as
 
 
 @at("dealer")
-@pytest.mark.parametrize(("topology", "told"), [("", ""), ("dealer", ""), ("helper", "has topology helper, this side")])
-def test_a_dealer_serves_both_topologies_unless_its_file_names_one(listener, certificates, aside, topology, told):
+@pytest.mark.parametrize(
+    ("topology", "reason"), [("", ""), ("dealer", ""), ("helper", "has topology helper, this side")]
+)
+def test_a_dealer_serves_both_topologies_unless_its_file_names_one(listener, certificates, aside, topology, reason):
     met = wait_for(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20, topology=topology), aside)
     channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=PATIENCE)
     try:
@@ -116,8 +118,8 @@ def test_a_dealer_serves_both_topologies_unless_its_file_names_one(listener, cer
         refusal = ""
     except PeerDisagrees as error:
         refusal = str(error)
-    assert refusal[: len("dealer: ") + len(told)] == (f"dealer: {told}" if told else "")
-    assert (met.exception(20) is None) == (not told)
+    assert refusal[: len("dealer: ") + len(reason)] == (f"dealer: {reason}" if reason else "")
+    assert (met.exception(20) is None) == (not reason)
     channel.close()
 
 
