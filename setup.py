@@ -24,7 +24,7 @@ setup(
     packages=["blindformer", *(f"blindformer.{name}" for name in find_packages(exclude=["bench*", "tests*"]))],
     package_dir={"blindformer": "."},
     package_data={
-        "blindformer": ["py.typed"],
+        "blindformer": ["py.typed", "docs/blindformer.toml"],
         "blindformer.parties.gateway": ["page.html"],
         "blindformer.models.students": ["*/*"],
     },

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import statistics
 import sys
 import tempfile
@@ -85,10 +84,6 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
         names = [f"client-{number}" for number in range(certificates)]
         for name in names:
             add_certificate(deployed.certificates, "client", name=name)
-            (folder / name).mkdir()
-            for ending in ("pem", "key"):
-                (deployed.certificates / f"{name}.{ending}").rename(folder / name / f"client.{ending}")
-            shutil.copy(deployed.certificates / "ca.pem", folder / name)
         found: list[tuple[str, str, float]] = []
         together = threading.Barrier(clients)
 
@@ -96,7 +91,7 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
             name, (text, label) = names[number % certificates], labels[number % len(labels)]
             client = Client(
                 deployed.addresses["server"], dealer=deployed.addresses["dealer"], folder=folder / "compiled",
-                certificates=folder / name, cache=folder / "cache", wait=wait, timeout=300.0,
+                certificates=deployed.certificates / name, cache=folder / "cache", wait=wait, timeout=300.0,
             )  # fmt: skip
             together.wait()
             began, became = time.monotonic(), ""

@@ -59,6 +59,14 @@ def _addresses_of(host: str) -> set[str]:
     return found
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can mean itself by it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def parse_place(given: Any) -> Place:
     """Of a host, an address, or a range of these. Errors: ValueError, one line."""
     try:

@@ -356,7 +356,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError([f"{path}: there is no such file; docs/blindformer.toml is an example"]) from None
+        raise ConfigError([f"{path}: there is no such file; an example: blindformer doctor --print-config"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

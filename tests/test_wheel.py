@@ -42,7 +42,7 @@ def sources() -> set[str]:
     kinds = [f"{room}/**/*.{kind}" for room in ROOMS for kind in ("py", "html")]
     files = [file for kind in ("*.py", "models/students/*/*", *kinds) for file in ROOT.glob(kind) if file.is_file()]
     names = {f"blindformer/{file.relative_to(ROOT).as_posix()}" for file in files if file.name != "setup.py"}
-    return {*names, "blindformer/py.typed"}
+    return {*names, "blindformer/py.typed", "blindformer/docs/blindformer.toml"}
 
 
 def test_without_kernels_one_wheel_serves_every_platform(tmp_path):

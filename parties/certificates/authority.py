@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ REPLACED = "replaced.pem"  # certificates that others stand in for, and that are
 _OTHERS = (CA, REVOKED, REPLACED)
 CLOCK_SKEW = datetime.timedelta(hours=1)  # what is signed is good from an hour ago, for machines whose clocks differ
 ELSEWHERE = "choose a folder that you may write to"
+PASSPHRASE_LEAST = 16  # bytes: PKCS #8 slows down little (2048 rounds of PBKDF2) who guesses at a copy of the key
 
 
 class CertificateError(BlindformerError):
@@ -46,23 +48,69 @@ def load_certificate(file: Path) -> x509.Certificate:
         raise CertificateError(f"{file} is not a certificate in PEM form; make certificates again") from None
 
 
-def load_authority(folder: Path) -> Authority:
-    """The CA with its key. Errors: `CertificateError`."""
+def load_authority(folder: Path, passphrase: bytes | None = None) -> Authority:
+    """The CA with its key. `passphrase`: of a key that is encrypted. Errors: `CertificateError`."""
     file, certificate = folder / CA_KEY, load_certificate(folder / CA)
     if not file.is_file():
         raise CertificateError(
-            f"{file} is missing, without which nothing can be signed; copy it back, or make all certificates anew: "
-            f"blindformer certs make {folder} --keep-ca-key --force"
+            f"{file} is missing, without which nothing can be added, renewed or revoked; copy it back, or, if it was "
+            f"dropped, make all certificates anew: blindformer certs make {folder} --force"
         )
+    check_private(file)
+    content = file.read_bytes()
+    encrypted = b"ENCRYPTED" in content
+    if encrypted and passphrase is None:
+        raise CertificateError(f"{file} is encrypted; give the file of its passphrase: --passphrase-file FILE")
     try:
-        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(content, passphrase if encrypted else None)
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{file} is not a key that `blindformer certs` has made; copy that one back")
+        what = "cannot be decrypted with this passphrase" if encrypted else "is not a key of `blindformer certs`"
+        raise CertificateError(f"{file} {what}; give the right one, or copy the key back from where it was made")
     if key.public_key() != certificate.public_key():
         raise CertificateError(f"{file} is not the key of {folder / CA}; copy both from one folder")
     return Authority(certificate, key)
+
+
+def read_passphrase(file: Path) -> bytes:
+    """The first line of `file`. Errors: `CertificateError` if others can read it, or it is too short."""
+    try:
+        check_private(file)
+        first = file.read_bytes().partition(b"\n")[0].rstrip(b"\r")
+    except OSError as error:
+        raise CertificateError(f"{file}: cannot be read ({error.strerror}); name the file of the passphrase") from None
+    if len(first) < PASSPHRASE_LEAST:
+        what = f"holds a passphrase of {len(first)} characters"
+        raise CertificateError(f"{file} {what}; write one of {PASSPHRASE_LEAST} or more in its first line")
+    return first
+
+
+def check_private(file: Path) -> None:
+    """Errors: `CertificateError` if other users of this machine can read `file`."""
+    if os.name == "posix" and file.is_file() and file.stat().st_mode & 0o077:
+        raise CertificateError(f"{file} can be read by other users; run: chmod 600 {file}")
+
+
+def party_folder(folder: Path, role: str, name: str | None) -> Path:
+    """Where a party's own files lie: a party that has another name than its role has a folder of its own."""
+    return folder if name in (None, role) else folder / name
+
+
+def hand_out(folder: Path, names: Iterable[str]) -> None:
+    """Copy what `folder` has of these parties into the folders of their own that lie in it: ca.pem, the certificate,
+    and the list of revoked ones; the CA's key never. Errors: `CertificateError`, OSError."""
+    authority = load_certificate(folder / CA)
+    for name in names:
+        certificate = load_certificate(folder / f"{name}.pem")
+        role, own = role_in(certificate), folder / name
+        if role in (None, name) or not own.is_dir() or not issued_by(certificate, authority):
+            continue
+        for here, there in ((CA, CA), (f"{name}.pem", f"{role}.pem"), (REVOKED, REVOKED)):
+            if (folder / here).is_file():
+                write(own / there, (folder / here).read_bytes())
+            else:
+                (own / there).unlink(missing_ok=True)
 
 
 def own_files(folder: Path) -> Iterator[tuple[Path, x509.Certificate]]:
@@ -157,10 +205,10 @@ def pem(made: x509.Certificate | x509.CertificateRevocationList) -> bytes:
     return made.public_bytes(serialization.Encoding.PEM)
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """`passphrase`: what it is encrypted with."""
+    hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
 
 
 def now() -> datetime.datetime:

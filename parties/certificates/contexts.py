@@ -6,19 +6,30 @@ import os
 import ssl
 from pathlib import Path
 
-from .authority import CA, REVOKED, CertificateError, check_word, issued_by, load_certificate, now, role_in
+from .authority import (
+    CA,
+    REVOKED,
+    CertificateError,
+    check_private,
+    check_word,
+    issued_by,
+    load_certificate,
+    now,
+    party_folder,
+    role_in,
+)
 from .revocation import read_revoked
 
 
 def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
     """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA, which the list of
-    revoked ones, if there is one, does not hold.
+    revoked ones, if there is one, does not hold. `name`: of a party whose files lie in a folder of that name.
 
     Errors: `CertificateError`, as for `client_context`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # a session resumed is a certificate not checked
-    return _fill_context(context, Path(folder), role, name or role)
+    return _fill_context(context, party_folder(Path(folder), role, name), role)
 
 
 def client_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
@@ -28,12 +39,12 @@ def client_context(folder: str | Path, role: str, name: str | None = None) -> ss
     Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, its key is open
     to other users of this machine, or the list of revoked certificates is none that can be believed.
     """
-    return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), Path(folder), role, name or role)
+    return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), party_folder(Path(folder), role, name), role)
 
 
-def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -> ssl.SSLContext:
-    check_word(name)
-    authority, file, key = folder / CA, folder / f"{name}.pem", _key_of(folder, name)
+def _fill_context(context: ssl.SSLContext, folder: Path, role: str) -> ssl.SSLContext:
+    check_word(role)
+    authority, file, key = folder / CA, folder / f"{role}.pem", _key_of(folder, role)
     certificate = load_certificate(file)
     found = role_in(certificate)
     if found != role:
@@ -44,8 +55,8 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
         raise CertificateError(f"{file} is not from the CA in {authority}; copy both from one folder")
     if not key.is_file():
         raise CertificateError(f"{key} is missing; copy it from where the certificates were made, for {role} only")
-    if os.name == "posix" and key.stat().st_mode & 0o077 and not _is_credential(key):
-        raise CertificateError(f"{key} can be read by other users; run: chmod 600 {key}")
+    if not _is_credential(key):
+        check_private(key)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(authority)
@@ -59,11 +70,11 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str, name: str) -
     return context
 
 
-def _key_of(folder: Path, name: str) -> Path:
+def _key_of(folder: Path, role: str) -> Path:
     """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
     in /etc reads certificates and lists there, which change while it runs."""
-    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{name}.key"
-    return handed if handed.is_file() else folder / f"{name}.key"
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{role}.key"
+    return handed if handed.is_file() else folder / f"{role}.key"
 
 
 def _is_credential(key: Path) -> bool:

@@ -33,6 +33,7 @@ from .authority import (
     CertificateError,
     check_word,
     fingerprint,
+    hand_out,
     hosts_in,
     issued_by,
     key_pem,
@@ -40,6 +41,7 @@ from .authority import (
     load_certificate,
     now,
     own_files,
+    party_folder,
     pem,
     replace,
     role_in,
@@ -87,12 +89,13 @@ def make_certificates(
     hosts: Sequence[str] = HOSTS,
     *,
     keep_ca_key: bool = False,
+    passphrase: bytes | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Write `ca.pem`, and `<role>.pem` with `<role>.key` for each role; return the files written.
 
     The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
-    A CA whose key is kept is good for CA_DAYS, another one for `days`.
+    A CA whose key is kept is good for CA_DAYS, another one for `days`. `passphrase`: what the key is encrypted with.
 
     Errors: `CertificateError` if a file is already there and `force` is not set, a role is no plain word, or the folder
     cannot be written.
@@ -112,7 +115,7 @@ def make_certificates(
             (folder / name).unlink(missing_ok=True)
         write(folder / CA, pem(authority.certificate))
         if keep_ca_key:
-            write(folder / CA_KEY, key_pem(authority.key), mode=0o600)
+            write(folder / CA_KEY, key_pem(authority.key, passphrase), mode=0o600)
         for role in roles:
             _issue(folder, role, role, days=days, hosts=hosts, authority=authority)
     return [folder / name for name in names]
@@ -125,9 +128,12 @@ def add_certificate(
     hosts: Sequence[str] = HOSTS,
     *,
     name: str | None = None,
+    passphrase: bytes | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Add a certificate of the CA in `folder`, as `<name>.pem` and `<name>.key` (`name` is the role if not given).
+    """Add a certificate of the CA in `folder`, as `<role>.pem` and `<role>.key`; return the files that the party needs.
+    With a `name` that is not its role they lie in a folder of that name, with all else that the party needs, and
+    `folder` itself gets `<name>.pem`, which renewals and revocations go by. `passphrase`: of the CA's key.
 
     Errors: `CertificateError` if the CA's key was not kept, it expires before, a file is there and `force` is not set,
     or the folder cannot be written.
@@ -137,34 +143,45 @@ def add_certificate(
     check_word(role)
     check_word(name)
     _check_promises(days, hosts)
+    own = party_folder(folder, role, name)
     if not force:
-        _refuse_overwriting(folder, [f"{name}.pem", f"{name}.key"])
-    authority = load_authority(folder)
+        _refuse_overwriting(folder, [f"{name}.pem"])
+        _refuse_overwriting(own, [f"{role}.pem", f"{role}.key"])
+    authority = load_authority(folder, passphrase)
     _check_end(folder, authority, days)
     with writing(folder, ELSEWHERE, CertificateError):
+        own.mkdir(exist_ok=True, mode=0o700)
         _issue(folder, name, role, days=days, hosts=hosts, authority=authority)
-    return [folder / f"{name}.pem", folder / f"{name}.key"]
+        hand_out(folder, [name])
+    needed = (own / file for file in (CA, f"{role}.pem", f"{role}.key", REVOKED))
+    return [file for file in needed if file.is_file()]
 
 
 def renew_certificates(
-    folder: str | Path, days: float | None = None, within: float = EXPIRY_DAYS, names: Sequence[str] = ()
+    folder: str | Path,
+    days: float | None = None,
+    within: float = EXPIRY_DAYS,
+    names: Sequence[str] = (),
+    passphrase: bytes | None = None,
 ) -> list[Described]:
     """Renew what ends `within` days, of `names` alone if there are any: the same name, role, hosts and key, so that no
     key has to travel, and none need be here. Returns them as they are now; who was revoked is left as it is.
 
-    days   how long they are good from now; None: as long as they were
+    days         how long they are good from now; None: as long as they were
+    passphrase   of the CA's key
 
     Errors: `CertificateError` if the CA's key was not kept, it ends before, `names` has one that is not there or was
     revoked, or the folder cannot be written. Nothing is renewed then.
     """
     folder = Path(folder)
-    authority, found = load_authority(folder), {row.file.stem: row for row in describe(folder)[1:]}
+    authority = load_authority(folder, passphrase)
+    known = {row.file.stem: row for row in describe(folder)[1:]}
     for name in names:
-        if name not in found or found[name].revoked:
-            what = "was revoked" if name in found else f"is no certificate in {folder}"
+        if name not in known or known[name].revoked:
+            what = "was revoked" if name in known else f"is no certificate in {folder}"
             raise CertificateError(f"{name}: {what}; add it with `blindformer certs add`")
     renewed: dict[Path, x509.Certificate] = {}
-    for name, row in found.items():
+    for name, row in known.items():
         before = load_certificate(row.file)
         ours = issued_by(before, authority.certificate) and not row.revoked
         if ours and row.days_left < within and (not names or name in names):
@@ -176,6 +193,7 @@ def renew_certificates(
     with writing(folder, ELSEWHERE, CertificateError):
         for file, certificate in renewed.items():
             replace(file, certificate)
+        hand_out(folder, [file.stem for file in renewed])
     return [row for row in describe(folder) if row.file in renewed]
 
 
@@ -220,7 +238,7 @@ def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[s
     ]
     issuer, subject = authority.certificate.subject, _named(f"blindformer {name}")
     replace(folder / f"{name}.pem", _signed(authority.key, issuer, subject, key.public_key(), days, extensions))
-    write(folder / f"{name}.key", key_pem(key), mode=0o600)
+    write(party_folder(folder, role, name) / f"{role}.key", key_pem(key), mode=0o600)
 
 
 def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:

@@ -24,6 +24,7 @@ from .authority import (
     Authority,
     CertificateError,
     fingerprint,
+    hand_out,
     is_word,
     issued_by,
     load_authority,
@@ -63,17 +64,18 @@ def read_revoked(folder: Path) -> RevokedList | None:
     return RevokedList(_number(found), ends, serials, authority.issuer.rfc4514_string())
 
 
-def revoke(folder: str | Path, which: str) -> list[x509.Certificate]:
+def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> list[x509.Certificate]:
     """Add to the list of `folder`, where the CA's key is, and return what was not in it before.
 
-    which   a name: all certificates of that name, those that were replaced among them; a certificate's file, or (the
-            first digits of) its fingerprint: all of the same key
+    which        a name: all certificates of that name, those that were replaced among them; a certificate's file, or
+                 (the first digits of) its fingerprint: all of the same key
+    passphrase   of the CA's key
 
     Errors: `CertificateError` if there is no such certificate of this CA, no key of the CA, or the list in the folder
     is none of this CA.
     """
     folder = Path(folder)
-    authority, before = load_authority(folder), _load(folder)
+    authority, before = load_authority(folder, passphrase), _load(folder)
     known = [] if before is None else [revoked.serial_number for revoked in before]
     chosen = {found.serial_number: found for found in _choose(folder, which, authority)}
     fresh = [certificate for serial, certificate in chosen.items() if serial not in known]
@@ -95,6 +97,7 @@ def revoke(folder: str | Path, which: str) -> list[x509.Certificate]:
             builder = builder.add_revoked_certificate(entry.build())
         with writing(folder, ELSEWHERE, CertificateError):
             write(folder / REVOKED, pem(builder.sign(authority.key, hashes.SHA256())))
+            hand_out(folder, [file.stem for file, _ in own_files(folder)])
     return fresh
 
 

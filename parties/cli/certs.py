@@ -14,9 +14,13 @@ from .output import table, tell
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Party = Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
-SAID = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
+FIELDS = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
+Passphrase = Annotated[
+    Path | None,
+    Option(help="The file whose first line is the passphrase of the CA's key, if that is encrypted."),
+]
 WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
 
 
@@ -28,28 +32,49 @@ def make(
         list[str] | None, Option(help="A name or address the parties are dialled at; may be repeated.")
     ] = None,
     party: Annotated[list[str] | None, Party] = None,
-    keep_ca_key: Annotated[bool, Option("--keep-ca-key", help="Keep the CA's key, to add parties later.")] = False,
+    keep_ca_key: Annotated[
+        bool,
+        Option(
+            "--keep-ca-key/--drop-ca-key",
+            help="Keep the CA's key, as ca.key, to add, renew and revoke later; or drop it: nobody can then.",
+        ),
+    ] = True,
+    passphrase_file: Annotated[
+        Path | None, Option(help="Encrypt the CA's key with the passphrase in the first line of this file.")
+    ] = None,
     force: Annotated[bool, Option("--force", help="Replace what is there.")] = False,
     form: options.Form = "text",
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
+    from ..certificates.authority import CA_KEY, CertificateError
     from ..certificates.issuing import HOSTS, ROLES, make_certificates
 
+    if passphrase_file and not keep_ca_key:
+        raise CertificateError("--passphrase-file encrypts the CA's key; leave it out, or --drop-ca-key")
     roles = tuple(dict.fromkeys([*party, "dealer"])) if party else ROLES
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
-    files = make_certificates(folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, force=force)
-    said = f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"
-    tell(form, {"folder": folder, "files": files, "hosts": hosts}, said)
+    passphrase = _read(passphrase_file)
+    files = make_certificates(
+        folder, roles, days=days, hosts=hosts, keep_ca_key=keep_ca_key, passphrase=passphrase, force=force
+    )
+    advice = [f"{len(files)} files in {folder}: give each of {', '.join(roles)} ca.pem, its .pem and its .key only"]
+    if keep_ca_key:
+        advice.append(f"{folder / CA_KEY} is the CA's key: keep it offline, whoever has it can pass for any party")
+        advice.append("certs add, renew and revoke need it; --drop-ca-key keeps none")
+    else:
+        advice.append("the CA's key is dropped: nobody can add, renew or revoke; certs make without --drop-ca-key can")
+    tell(form, {"folder": folder, "files": files, "hosts": hosts}, *advice)
 
 
 @app.command()
 def add(
     folder: WithKey,
     role: Annotated[str, Argument(help="server, client, dealer or helper; a party's name with --party.")],
-    name: Annotated[str | None, Option(help="Of its files (default: the role).")] = None,
+    name: Annotated[str | None, Option(help="Its name, and that of a new folder with all its files.")] = None,
     party: Annotated[bool, Option("--party", help="Of a party of protocol crypten.")] = False,
     days: Annotated[float, Option(min=0.01, help="How long it is good.")] = 30,
     host: Annotated[list[str] | None, Option(help="A name or address it is dialled at; may be repeated.")] = None,
+    passphrase_file: Passphrase = None,
     force: Annotated[bool, Option("--force", help="Replace what is there: a renewal.")] = False,
     form: options.Form = "text",
 ) -> None:
@@ -60,9 +85,13 @@ def add(
     if role not in ROLES and not party:
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
     hosts = tuple(dict.fromkeys([*HOSTS, *(host or ())]))
-    files = add_certificate(folder, role, days=days, hosts=hosts, name=name, force=force)
-    said = f"{files[0]} and {files[1].name}: give them to the {role}, with ca.pem"
-    tell(form, {"folder": folder, "role": role, "files": files, "hosts": hosts}, said)
+    passphrase = _read(passphrase_file)
+    files = add_certificate(folder, role, days=days, hosts=hosts, name=name, passphrase=passphrase, force=force)
+    own, names = files[0].parent, ", ".join(file.name for file in files)
+    advice = [f"{names} in {own}: give the {role} these files, and nobody else its key"]
+    if own != folder:
+        advice.append(f"the folder can be used as it is: --certs {own}")
+    tell(form, {"folder": own, "role": role, "files": files, "hosts": hosts}, *advice)
 
 
 @app.command()
@@ -73,15 +102,19 @@ def renew(
     days: Annotated[
         float | None, Option(min=0.01, help="How long they are good (default: as long as they were).")
     ] = None,
+    passphrase_file: Passphrase = None,
     form: options.Form = "text",
 ) -> None:
     """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
     from ..certificates.issuing import renew_certificates
 
-    found = renew_certificates(folder, days, within, name or ())
-    rows = [{"file": row.file, "expires": row.expires, "days_left": row.days_left} for row in found]
-    said = [f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party; its key stays" for row in found]
-    tell(form, {"folder": folder, "renewed": rows}, *(said or [f"nothing in {folder} ends within {within:g} days"]))
+    renewed = renew_certificates(folder, days, within, name or (), _read(passphrase_file))
+    rows = [{"file": row.file, "expires": row.expires, "days_left": row.days_left} for row in renewed]
+    advice = [f"nothing in {folder} ends within {within:g} days"] if not renewed else []
+    for row in renewed:
+        there = "" if row.file.stem == row.role else f" as {row.role}.pem"
+        advice.append(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party{there}; its key stays")
+    tell(form, {"folder": folder, "renewed": rows}, *advice)
 
 
 @app.command()
@@ -90,17 +123,20 @@ def revoke(
     which: Annotated[
         str, Argument(help="A name, a certificate's file, or the first digits of its fingerprint.", metavar="WHICH")
     ],
+    passphrase_file: Passphrase = None,
     form: options.Form = "text",
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
     from ..certificates.authority import REVOKED, fingerprint
     from ..certificates.revocation import revoke
 
-    found = [fingerprint(certificate) for certificate in revoke(folder, which)]
-    file = folder / REVOKED
-    shown = ", ".join(digits[:SHOWN] for digits in found)
-    said = f"{which} ({shown}) is revoked: copy {file} to the folders of all parties; services take it by themselves"
-    tell(form, {"file": file, "revoked": found}, said if found else f"{which} was revoked before: {file} holds it")
+    revoked = [fingerprint(certificate) for certificate in revoke(folder, which, _read(passphrase_file))]
+    file, advice = folder / REVOKED, f"{which} was revoked before: {folder / REVOKED} holds it"
+    if revoked:
+        shown = ", ".join(digits[:SHOWN] for digits in revoked)
+        advice = f"{which} ({shown}) is revoked: copy {file} to the folders of all parties"
+        advice += "; services take it by themselves"
+    tell(form, {"file": file, "revoked": revoked}, advice)
 
 
 @app.command()
@@ -108,8 +144,8 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates.issuing import describe
 
-    found = describe(folder)
-    told = [{name: getattr(row, name) for name in SAID} for row in found]
+    certificates = describe(folder)
+    values = [{name: getattr(row, name) for name in FIELDS} for row in certificates]
     rows = [
         (
             row.role,
@@ -119,7 +155,13 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
             "revoked" if row.revoked else "expired" if row.expired else f"{row.days_left:.0f}",
             row.fingerprint[:SHOWN],
         )
-        for row in found
+        for row in certificates
     ]
     shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows)
-    tell(form, {"folder": folder, "certificates": told}, shown)
+    tell(form, {"folder": folder, "certificates": values}, shown)
+
+
+def _read(passphrase_file: Path | None) -> bytes | None:
+    from ..certificates.authority import read_passphrase
+
+    return None if passphrase_file is None else read_passphrase(passphrase_file)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.markup import escape
-from typer import Exit, Option
+from typer import Argument, Exit, Option
 
 from . import options
 from .output import console, table, tell
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from ..config import Role
 
 PIPED_WIDTH = 300  # one line a check, for grep
+DIALLED = ("server", "dealer", "helper")
+EXAMPLE = Path(__file__).parents[2] / "docs" / "blindformer.toml"
 
 
 def doctor(
+    folder: Annotated[Path | None, Argument(help="This party's part of a compiled folder.")] = None,
     config: options.Config = None,
     party: Annotated[
         str | None,
@@ -27,17 +31,35 @@ def doctor(
             help="Which party this machine is (default: whose key is here).",
         ),
     ] = None,
+    certs: options.Certs = None,
+    server: Annotated[str | None, Option(help="HOST:PORT of the server.")] = None,
+    dealer: options.DealtFrom = None,
+    helper: Annotated[str | None, Option(help="HOST:PORT of the helper: topology helper.")] = None,
+    listen: Annotated[str | None, Option(help="HOST:PORT that this party listens at.")] = None,
     protocol: options.Served = None,
     seconds: Annotated[float, Option(min=0.1, max=20, help="How long to measure a bandwidth, each way.")] = 3,
+    print_config: Annotated[
+        bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
+    ] = False,
     form: options.Form = "text",
 ) -> None:
-    """Check configuration, certificates, machine and peers; exit code 1 if something is broken."""
+    """Check configuration, certificates, machine and peers; exit code 1 if something is broken.
+
+    Without a configuration the options say what to check: --certs, --server, --dealer, --helper.
+    """
+    if print_config:
+        print(EXAMPLE.read_text(encoding="utf-8"), end="")
+        return
+    flags: dict[str, Any] = {"session.protocol": protocol, "session.topology": "helper" if helper else None}
+    flags |= {f"parties.{role}.address": place for role, place in zip(DIALLED, (server, dealer, helper), strict=True)}
+    flags |= {"certificates.folder": certs, **{f"{role}.listen": listen for role in DIALLED}}
+    flags |= {f"{role}.folder": folder for role in ("server", "helper", "client")}
     checks: list[Any] = []
     with Phases() as phases:
         phases.begin("examine", 20)
         from ..doctor.examine import examine
 
-        for check in examine(config, cast("Role | None", party), seconds, protocol):
+        for check in examine(config, cast("Role | None", party), seconds, **flags):
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
+from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
@@ -21,6 +23,10 @@ KeyFile = Annotated[
     Path | None, Option(help="The file of the key that callers show (default: ~/.config/blindformer/gateway.key).")
 ]
 Listen = Annotated[str | None, Option(help="HOST:PORT to listen at (default: 127.0.0.1:8080).")]
+ServedModelName = Annotated[
+    list[str] | None,
+    Option(help="What the API calls a model (default: its folder's name); once for each, in their order."),
+]
 
 
 def gateway(
@@ -33,6 +39,7 @@ def gateway(
     ] = None,
     dealer: options.ClientDealer = None,
     certs: options.ClientCerts = None,
+    served_model_name: ServedModelName = None,
     listen: Listen = None,
     key_file: KeyFile = None,
     queue: Annotated[int | None, Option(min=0, help="Requests that may wait for a model (default: 64).")] = None,
@@ -43,10 +50,14 @@ def gateway(
     shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue, "gateway.truncate": truncate}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
+    if folder is None and served_model_name:
+        what = "--served-model-name is of one model; give its folder, too"
+        raise BlindformerError(f"gateway: {what}, or name it in a configuration: [gateway.models.NAME]")
     if folder is not None:
         model = {"folder": folder.expanduser().absolute(), "server": server, "dealer": dealer}
         shared |= {"client.folder": folder, "certificates.folder": certs}
-        shared["gateway.models"] = {"": {name: value for name, value in model.items() if value is not None}}
+        (called,) = _names([str(folder)], served_model_name)
+        shared["gateway.models"] = {called: {name: value for name, value in model.items() if value is not None}}
     elif config is None:
         raise BlindformerError(
             "gateway: give the client's part of a compiled folder, or --config FILE that names models"
@@ -67,6 +78,7 @@ def up(
     plan: options.OwnPlan = None,
     lengths: options.Lengths = None,
     truncate: options.DefaultTruncate = None,
+    served_model_name: ServedModelName = None,
     key_file: KeyFile = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
@@ -77,10 +89,7 @@ def up(
 
     A language model is offered for chat, an encoder for embeddings or classification.
     """
-    names = [_called(given) for given in model]
-    if len(set(names)) < len(names):
-        raise BlindformerError(f"up: two models are called {max(names, key=names.count)}; rename a folder")
-    numbers = read_lengths(lengths)
+    names, numbers = _names(model, served_model_name), read_lengths(lengths)
     if print_config:
         print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate), end="")
         return
@@ -167,13 +176,17 @@ def _curl(at: Any, model: Any) -> str:
     return f"{key} | curl -H @- {at.url}{path} --json {shlex.quote(json.dumps(body))}"
 
 
-def _called(given: str) -> str:
-    """The name of a model: as it was named, or that of its file or folder."""
-    path = Path(given).expanduser()
-    if not path.exists():
-        return given
-    path = path.resolve()
-    return path.stem if path.is_file() else path.parent.name if path.name == "client" else path.name
+def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """What each model is called. Errors: BlindformerError."""
+    names, option = list(given or map(served_name, models)), "--served-model-name"
+    if len(names) != len(models):
+        what = f"{len(names)} names for {len(models)} model{'s' * (len(models) > 1)}"
+        raise BlindformerError(f"{option}: {what}; give it once for each, in their order")
+    if len(set(names)) < len(names):
+        raise BlindformerError(f"two models are called {max(names, key=names.count)}; name each with {option}")
+    if given and not all(name.strip() and name.isprintable() for name in names):
+        raise BlindformerError(f"{option}: a name is empty, or no line of text; give one such as my-model")
+    return names
 
 
 def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None) -> str:
@@ -186,7 +199,7 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, trunca
     dealer, make = "dealer.example.org:7444", []
     serve, sections = [], []
     for number, (name, model) in enumerate(models.items()):
-        port, folder = 7443 + 10 * number, f"compiled/{_called(name).rpartition('/')[2]}"
+        port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
         padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
         chosen = " --chat" if talks(model) else padded
         make.append(f"blindformer compile {shlex.quote(model)}{chosen} --out {folder}")

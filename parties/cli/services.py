@@ -181,6 +181,8 @@ def helper(
 def show(said: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
+    from ..addresses import is_loopback
+    from ..certificates.authority import CA_KEY
     from ..service.running import SECURITY_BITS
 
     service, limits, expires = said.service, said.service.limits, said.service.identity.expires
@@ -190,6 +192,8 @@ def show(said: Any) -> None:
         lines.append(f"metrics  http://{said.metrics}/metrics")
     if service.limit:
         lines.append(f"limit  {service.limit}")
+    if not is_loopback(said.address.host) and (key := service.identity.folder / CA_KEY).exists():
+        lines.append(f"warning  {key} lies here: who reads it can pass for any party; keep the CA's key offline")
     if why := slow():
         lines.append(f"slow  {'; '.join(why)}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"

@@ -102,6 +102,7 @@ class Client(BaseClient):
         )  # fmt: skip
         if local and (settings.session.topology != "dealer" or dealer or helper or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
+        _check_addresses(settings.session.topology, dealer, helper)
         if use_spool == "only" and settings.client.spool is None:
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
@@ -141,6 +142,15 @@ class Client(BaseClient):
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"
+
+
+def _check_addresses(topology: str, dealer: str | None, helper: str | None) -> None:
+    """Errors: ClientError if the only address that is given beside the server's is dialled in the other topology."""
+    dialled, other = (helper, dealer) if topology == "helper" else (dealer, helper)
+    if other and not dialled:
+        given = "dealer" if topology == "helper" else "helper"
+        what = f"{given}: a client of topology {topology} dials none"
+        raise ClientError(f"{what}; give topology {given} (--topology {given}), or the address of the {topology}")
 
 
 class EncryptedClient(BaseClient):

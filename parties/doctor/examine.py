@@ -13,15 +13,16 @@ import resource
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography import x509
 
 from ...cores import cores
 from ...levels import level, slow
 from ...protocols.errors import BlindformerError
+from ..addresses import is_loopback
 from ..certificates import EXPIRY_DAYS
-from ..certificates.authority import CertificateError
+from ..certificates.authority import CA_KEY, CertificateError
 from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
@@ -57,15 +58,13 @@ def guess_role(settings: Settings) -> Role:
     return found[0]  # type: ignore[return-value]
 
 
-def examine(
-    path: Path | None, role: Role | None = None, seconds: float = 3.0, protocol: str | None = None
-) -> Iterator[Check]:
+def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0, /, **flags: Any) -> Iterator[Check]:
     """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way.
-    `protocol`: in place of the configuration's."""
+    `flags`: settings by their keys, which go over the configuration's, if there is one."""
     try:
-        settings = load_settings(path, **{"session.protocol": protocol})
+        settings = load_settings(path, **flags)
     except ConfigError as error:
-        fix = "correct it; docs/blindformer.toml shows every key"
+        fix = "correct it; `blindformer doctor --print-config` shows every key"
         yield from (Check("config", "bad", problem, fix) for problem in error.problems)
         return
     try:
@@ -79,7 +78,7 @@ def examine(
         fix = f"name one with --party: {', '.join(own.ROLES)}"
         yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)
         return
-    where = shown(settings.file) if settings.file else "no file: the defaults"
+    where = shown(settings.file) if settings.file else "no file: options and defaults"
     yield Check("config", "good", f"{role} of {where}", figures={"shared": settings.shared_hash()})
     yield from _certificates(settings, role)
     yield from _machine(settings, role)
@@ -113,10 +112,13 @@ def _certificates(settings: Settings, role: Role) -> Iterator[Check]:
     yield _expiry(own.file, folder / "ca.pem")
     if role != "client":
         yield _hosts(settings.address(role), own.hosts, role)
-    others = [f"{name}.key" for name in ("ca", *ROLES) if name != role and (folder / f"{name}.key").exists()]
+    others = [f"{name}.key" for name in ROLES if name != role and (folder / f"{name}.key").exists()]
     if others:
-        fix = "where others have machines of their own, keep this party's key only, and ca.key offline"
+        fix = "where others have machines of their own, keep this party's key only"
         yield Check("keys", "warning", f"{', '.join(others)} in {shown(folder)} too", fix)
+    if (folder / CA_KEY).exists() and not _on_one_machine(settings, role):
+        what = f"{CA_KEY} in {shown(folder)}: who reads it can pass for any party, both servers and the dealer at once"
+        yield Check("CA's key", "warning", what, "move it to a machine that runs no party, and keep it offline")
 
 
 def _expiry(*files: Path) -> Check:
@@ -197,7 +199,7 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
 def _listening(settings: Settings, role: Role) -> Iterator[Check]:
     listen, address = getattr(settings, role).listen, settings.address(role)
     what = f"{listen}, dialled at {address}"
-    if _loopback(listen.host) and not _loopback(address.host):
+    if is_loopback(listen.host) and not is_loopback(address.host):
         fix = f'set {role}.listen to "0.0.0.0:{listen.port}" or "[::]:{listen.port}"'
         yield Check("listening", "bad", f"{what}: no other machine can reach it", fix)
         return
@@ -214,13 +216,14 @@ def _listening(settings: Settings, role: Role) -> Iterator[Check]:
         what += "; in use now: the service seems to run"
     yield Check("listening", "good", what)
     metrics = getattr(settings, role).metrics
-    if metrics is not None and not _loopback(metrics.host):
+    if metrics is not None and not is_loopback(metrics.host):
         fix = "listen on 127.0.0.1, or let a firewall say who may"
         yield Check("metrics", "warning", f"{metrics}: anybody who reaches it reads them", fix)
 
 
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+def _on_one_machine(settings: Settings, role: Role) -> bool:
+    """Whether all that the parties are dialled at, and what this one listens at, is of this machine."""
+    hosts = [settings.address(name).host for name in ROLES if name != "client"]
+    if role != "client":
+        hosts.append(getattr(settings, role).listen.host)
+    return all(map(is_loopback, hosts))

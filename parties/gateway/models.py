@@ -25,6 +25,7 @@ from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import who_learned_what
 from ..session.timings import Answer
+from . import served_name
 from .answered import RequestAnswer, Travelled
 from .image_urls import image_files, no_image
 from .problems import ApiError, as_api_error, field_of, input_place, too_long
@@ -301,7 +302,7 @@ class Offered:
         try:
             for name, section in sections.items():
                 client = _client(settings, section)
-                name = name or client.part.name
+                name = name or served_name(section.folder) or client.part.name
                 self.models[name] = OfferedModel(
                     name, client, mine.queue, mine.conversations, here=section.server == LOCAL
                 )

@@ -45,7 +45,8 @@ class DealerService(SessionService):
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.telling(channel):
-            hello = meet_as_dealer(channel, self.timeout, first=first, config=self.config)
+            topology = self.settings.session.topology if self.config else ""  # without a file it serves both
+            hello = meet_as_dealer(channel, self.timeout, topology=topology, config=self.config, first=first)
             self.introduce(channel, hello, control)
             seeds = AskedSeeds(control)
             if channel.peer == "server":

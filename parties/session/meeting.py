@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ...models.program.program import Program
+from ...models.program.two_server import is_for_two_servers
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
@@ -56,6 +57,7 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
     return Hello(
         blindformer=spoken_version(),
         role=role,
+        topology="helper" if is_for_two_servers(program) else "dealer",
         program=program.hash(),
         ring=program.ring,
         plan=program.plan,
@@ -107,17 +109,19 @@ def meet_as_dealer(
     timeout: float,
     *,
     protocol: str = "beaver",
+    topology: str = "",
     config: str = "",
     first: dict[str, Any] | None = None,
     like: Hello | None = None,
 ) -> Hello:
     """At the dealer, of a channel that somebody opened: what the peer said. `like`: what all must say who come to one
-    session, as the first one did. It needs no CrypTen, whose version parties name, too. Errors: as `meet_client`."""
+    session, as the first one did. `topology`: where it is known. It needs no CrypTen, whose version parties name, too.
+    Errors: as `meet_client`."""
 
     def choose(theirs: Hello) -> Hello:
         same = theirs.blindformer.partition("+")[0] == spoken_version()
         version = theirs.blindformer if same else spoken_version()
-        mine = {"blindformer": version, "role": "dealer", "protocol": protocol, "config": config}
+        mine = {"blindformer": version, "role": "dealer", "protocol": protocol, "topology": topology, "config": config}
         return (like or theirs).model_copy(update=mine)
 
     return greet(channel, choose, timeout, first)

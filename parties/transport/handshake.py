@@ -19,8 +19,11 @@ HELLO_LIMIT = 4096
 Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._+-]*$")]
 Hex = Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9a-f]*$")]
 
-# What both sides must have in common, and what to do when they have not.
+# What both sides must have in common, and what to do when they have not. Who has another topology has another program,
+# too, which another compilation would not mend.
 _REMEDIES = {
+    "topology": "say --topology {there} and --{there} HOST:PORT on this side ([session] in a file), "
+    "or --topology {here} on the other",
     "blindformer": "install the same version on both sides",
     "program": "compile once and give both sides artifacts of that one compilation",
     "ring": "compile both sides' program for the same ring",
@@ -29,7 +32,7 @@ _REMEDIES = {
     "session": "start both sides for the same session",
     "config": "give all parties the same protocol, topology and [crypten.parties], flags included; the rest may differ",
 }
-_MAY_BE_EMPTY = ("session", "config")  # then it is not compared
+_MAY_BE_EMPTY = ("topology", "session", "config")  # then it is not compared
 
 
 class Hello(BaseModel):
@@ -39,6 +42,8 @@ class Hello(BaseModel):
 
     blindformer: Word
     role: Word
+    topology: Word = ""
+    """Empty where there is one only, or where any will do: at a dealer."""
     program: Hex
     ring: int = Field(default=64, ge=1, le=1024)
     plan: Hex
@@ -117,7 +122,9 @@ def _compare(peer: str, mine: Hello, theirs: Hello) -> None:
         here, there = getattr(mine, field), getattr(theirs, field)
         if here == there or (field in _MAY_BE_EMPTY and "" in (here, there)):
             continue
-        raise PeerDisagrees(peer, f"has {field} {_short(there)}, this side has {_short(here)}", remedy)
+        raise PeerDisagrees(
+            peer, f"has {field} {_short(there)}, this side has {_short(here)}", remedy.format(here=here, there=there)
+        )
 
 
 def _short(value: str | int) -> str:

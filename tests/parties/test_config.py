@@ -10,8 +10,6 @@ from blindformer.parties.config import Address, ConfigError, Settings, load_sett
 from hypothesis import given
 from hypothesis import strategies as st
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "blindformer.toml"
-
 
 @pytest.fixture
 def write(tmp_path):
@@ -52,8 +50,9 @@ def test_without_a_file_there_are_defaults():
     assert settings.file is None
 
 
-def test_the_example_shows_every_key_with_its_default(tmp_path):
-    text = EXAMPLE.read_text()
+def test_the_printed_example_shows_every_key_with_its_default(call, tmp_path):
+    code, text, errors = call("doctor", "--print-config")
+    assert (code, errors) == (0, "")
     path = tmp_path / "blindformer.toml"
     path.write_text(text)
     (tmp_path / "empty.toml").write_text("")
@@ -66,6 +65,13 @@ def test_the_example_shows_every_key_with_its_default(tmp_path):
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, flags=re.MULTILINE))
     keys = {key for section in full.values() for key in section if not isinstance(section[key], dict)}
     assert shown == keys | {"address", "replicas_at"}
+
+    path.write_text(re.sub(r"^#     ?(?=\[|\w+ = )", "", text, flags=re.MULTILINE))  # the models and parties, too
+    named = load_settings(path)
+    for sections in (named.gateway.models.values(), named.crypten.parties.values()):
+        assert {key for section in sections for key in section.model_fields_set} == set(
+            type(next(iter(sections))).model_fields
+        )
 
 
 # Paths and addresses.

@@ -37,11 +37,107 @@ def test_nothing_is_overwritten_unless_forced(tmp_path):
     make_certificates(tmp_path, force=True)
     assert (tmp_path / "server.pem").read_bytes() != before
     assert not (tmp_path / "ca.key").exists()
-    with pytest.raises(CertificateError, match=r"ca.key is missing.* certs make .* --keep-ca-key --force$"):
+
+
+def test_a_ca_s_key_that_is_missing_open_or_damaged_signs_nothing(tmp_path):
+    make_certificates(tmp_path)
+    with pytest.raises(
+        CertificateError, match=r"ca.key is missing.* added, renewed or revoked; .* certs make .* --force$"
+    ):
         add_certificate(tmp_path, "client", name="client-2")
     (tmp_path / "ca.key").write_text("nonsense")
-    with pytest.raises(CertificateError, match=r"ca.key is not a key that"):
+    (tmp_path / "ca.key").chmod(0o640)
+    with pytest.raises(CertificateError, match=r"ca.key can be read by other users; run: chmod 600"):
         add_certificate(tmp_path, "client", name="client-2")
+    (tmp_path / "ca.key").chmod(0o600)
+    with pytest.raises(CertificateError, match=r"ca.key is not a key of"):
+        add_certificate(tmp_path, "client", name="client-2")
+    assert not (tmp_path / "client-2").exists()
+
+
+def test_make_keeps_the_ca_s_key_for_its_owner_alone_and_says_what_it_can_do(call, tmp_path):
+    code, printed, errors = call("certs", "make", tmp_path / "c")
+    assert (code, errors) == (0, "")
+    assert (tmp_path / "c" / "ca.key").stat().st_mode & 0o777 == 0o600
+    printed = " ".join(printed.split())
+    assert "keep it offline, whoever has it can pass for any party" in printed
+    assert "certs add, renew and revoke need it; --drop-ca-key keeps none" in printed
+    for words in (["renew", "--within", "60"], ["revoke", "client"], ["add", "client", "--name", "alice"]):
+        command, *options = words
+        assert call("certs", command, tmp_path / "c", *options)[0] == 0
+
+
+def test_make_says_what_a_dropped_key_makes_impossible(call, tmp_path):
+    code, printed, _ = call("certs", "make", tmp_path / "c", "--drop-ca-key")
+    assert (code, list((tmp_path / "c").glob("ca.key"))) == (0, [])
+    assert "nobody can add, renew or revoke; certs make without --drop-ca-key" in " ".join(printed.split())
+
+
+def test_a_ca_s_key_that_is_encrypted_needs_its_passphrase(call, tmp_path):
+    right, wrong, short, windows = (tmp_path / name for name in ("right", "wrong", "short", "windows"))
+    right.write_text("correct horse battery staple\n")
+    wrong.write_text("wrong horse battery staple\n")
+    short.write_text("too short\n" + 80 * "x")
+    windows.write_bytes(b"correct horse battery staple\r\nnot this line")
+    for file in (right, wrong, short, windows):
+        file.chmod(0o600)
+    folder = tmp_path / "c"
+    assert call("certs", "make", folder, "--passphrase-file", right)[0] == 0
+    assert b"ENCRYPTED" in (folder / "ca.key").read_bytes()
+    (tmp_path / "open").write_text(right.read_text())
+    for words, what in (
+        ([], "ca.key is encrypted; give the file of its passphrase: --passphrase-file FILE"),
+        (["--passphrase-file", wrong], "ca.key cannot be decrypted with this passphrase"),
+        (["--passphrase-file", short], "short holds a passphrase of 9 characters; write one of 16 or more"),
+        (["--passphrase-file", tmp_path / "open"], "open can be read by other users; run: chmod 600"),
+        (["--passphrase-file", tmp_path / "none"], "none: cannot be read"),
+    ):
+        for command in (["add", folder, "client", "--name", "alice"], ["renew", folder], ["revoke", folder, "client"]):
+            code, printed, errors = call("certs", *command, *words)
+            assert (code, printed, errors.count("\n")) == (1, "", 1)
+            assert what in errors
+    assert call("certs", "add", folder, "client", "--name", "alice", "--passphrase-file", right)[0] == 0
+    assert call("certs", "renew", folder, "--within", 60, "--passphrase-file", windows)[0] == 0
+    assert call("certs", "revoke", folder, "alice", "--passphrase-file", right)[0] == 0
+    assert "leave it out" in call("certs", "make", tmp_path / "d", "--drop-ca-key", "--passphrase-file", right)[2]
+
+
+def test_a_client_with_a_name_gets_a_folder_that_it_can_use_as_it_is(call, tmp_path):
+    """All that it needs under the names that it needs, and the CA's key and others' files nowhere."""
+    make_certificates(tmp_path, keep_ca_key=True)
+    own = tmp_path / "alice"
+    code, printed, errors = call("certs", "add", tmp_path, "client", "--name", "alice")
+    assert (code, errors) == (0, "")
+    assert "--certs" in printed
+    assert {file.name for file in own.iterdir()} == {"ca.pem", "client.pem", "client.key"}
+    assert {file.stat().st_mode & 0o777 for file in (own, own / "client.key")} == {0o700, 0o600}
+    client_context(own, "client")
+    assert (tmp_path / "alice.pem").read_bytes() == (own / "client.pem").read_bytes()  # what the CA knows of it
+    assert not (tmp_path / "alice.key").exists()
+    assert "already there" in call("certs", "add", tmp_path, "client", "--name", "alice")[2]
+
+    call("certs", "renew", tmp_path, "--name", "alice", "--within", 60, "--days", 90)
+    assert (tmp_path / "alice.pem").read_bytes() == (own / "client.pem").read_bytes()
+    assert describe(own)[1].days_left > 89
+    revoke(tmp_path, "helper")
+    assert (own / "revoked.pem").read_bytes() == (tmp_path / "revoked.pem").read_bytes()
+    add_certificate(tmp_path, "client", name="bob")
+    assert (tmp_path / "bob" / "revoked.pem").is_file()
+
+    shutil.move(own, tmp_path.parent / "sent")  # its record stays: it can be renewed, and revoked
+    printed = call("certs", "renew", tmp_path, "--name", "alice", "--within", 100)[1]
+    assert "as client.pem" in " ".join(printed.split())
+    assert len(revoke(tmp_path, "alice")) == 3
+    assert not own.exists()
+
+
+def test_what_a_new_ca_has_not_signed_stays_as_it_is(tmp_path):
+    make_certificates(tmp_path, keep_ca_key=True)
+    add_certificate(tmp_path, "client", name="alice")
+    before = {file: file.read_bytes() for file in (tmp_path / "alice").iterdir()}
+    make_certificates(tmp_path, keep_ca_key=True, force=True)
+    revoke(tmp_path, "client")
+    assert {file: file.read_bytes() for file in (tmp_path / "alice").iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(call, tmp_path):
@@ -121,7 +217,12 @@ def open_key(folder: Path, other: Path) -> None:
     ("spoil", "role", "name", "what"),
     [
         (None, "auditor", None, r"auditor\.pem is missing"),
-        (None, "server", "client", "is the certificate of client, not of server"),
+        (
+            lambda c, _: shutil.copy(c / "client.pem", c / "server.pem"),
+            "server",
+            None,
+            "is the certificate of client, not of server",
+        ),
         (lambda c, _: add_certificate(c, "dealer", days=-2, name="old"), "dealer", "old", "expired on"),
         (open_key, "server", None, "can be read by other users; run: chmod 600"),
         (no_key, "server", None, r"server\.key is missing"),

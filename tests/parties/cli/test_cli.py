@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from blindformer.levels import PLAIN, VARIABLE, level
+from blindformer.parties.addresses import Address
+from blindformer.parties.cli.services import show
 from blindformer.parties.local import compare
 from blindformer.tests.pages import alike, as_shown, blocks
 from blindformer.tests.patience import PATIENCE
@@ -390,3 +393,17 @@ def test_parties_of_the_wrong_protocol_or_number(call, arguments, line):
     assert (code, out) == (1, "")
     assert line in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("host", "kept", "warned"), [("0.0.0.0", True, 1), ("127.0.0.1", True, 0), ("::", False, 0)])
+def test_a_service_for_other_machines_warns_of_the_ca_s_key_beside_its_own(capsys, tmp_path, host, kept, warned):
+    if kept:
+        (tmp_path / "ca.key").write_text("")
+    service = SimpleNamespace(
+        role="dealer", about="", programs=[], limit="", adversary="", helpers="",
+        limits=SimpleNamespace(sessions=1, workers=1, queue=1),
+        identity=SimpleNamespace(folder=tmp_path, expires=0.0),
+    )  # fmt: skip
+    show(SimpleNamespace(service=service, address=Address(host, 7444), metrics=None))
+    printed = "".join(capsys.readouterr().err.split("\n"))
+    assert printed.count(f"{tmp_path}/ca.key lies here: who reads it can pass for any party; keep") == warned

@@ -60,6 +60,17 @@ def ask(call, compiled, sites, tmp_path_factory):
     return run
 
 
+def test_a_folder_of_certs_add_asks_as_it_is(ask, call, sites, tmp_path):
+    """Moved to the client's machine, and not touched."""
+    answer = ask(TEXTS[0])[1]
+    shutil.copytree(sites["classifier"].certificates, tmp_path / "certs")
+    assert call("certs", "add", tmp_path / "certs", "client", "--name", "alice")[0] == 0
+    shutil.move(tmp_path / "certs" / "alice", tmp_path / "sent")
+    code, printed, errors = ask(TEXTS[0], "--certs", tmp_path / "sent")
+    assert code == 0, errors
+    assert printed.splitlines()[0] == answer.splitlines()[0]
+
+
 # --- compile and inspect ---------------------------------------------------------------------------------------------
 def test_compile_says_what_it_made(call, compiled, known, tiny_classifier, tmp_path):
     code, out, errors = call(
@@ -217,12 +228,12 @@ def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good " * 20, "good", "")))
     code, _, errors = ask("--file", source, "--out", out, "--truncate", "end")
-    assert code == 0, errors
+    assert (code, errors) == (1, "")  # of the empty text
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("truncated") for row in rows] == [6, 0, None]
     refused = tmp_path / "refused.jsonl"
     code, _, errors = ask("--file", source, "--out", refused)
-    assert code == 0, errors
+    assert (code, errors) == (1, "")  # of the empty text
     rows = [json.loads(line) for line in refused.read_text().splitlines()]
     assert "give --truncate end, compile with --lengths 8,16,32, " in rows[0]["error"]
     assert all("truncated" not in row for row in rows)

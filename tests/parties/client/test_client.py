@@ -315,6 +315,15 @@ def test_mistakes_are_explained(site, connect, folder, tmp_path):
         connect(site, folder=folder / "server")
     with pytest.raises(ClientError, match="leave addresses and certificates out"):
         Client("local", dealer="localhost:7444", folder=folder)
+    where = {"server": "127.0.0.1:1", "folder": folder, "certificates": tmp_path}
+    with pytest.raises(
+        ClientError, match=r"helper: a client of topology dealer dials none; give topology helper \(--topo"
+    ):
+        Client(helper="127.0.0.1:2", **where)
+    with pytest.raises(
+        ClientError, match=r"dealer: a client of topology helper dials none; give topology dealer \(--topo"
+    ):
+        Client(dealer="127.0.0.1:2", topology="helper", **where)
     with pytest.raises(ClientError, match="needs a folder of correlations"):
         connect(site, use_spool="only")
     with pytest.raises(BlindformerError, match="is missing"):

@@ -2,118 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
 import shutil
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 from blindformer.levels import slow
-from blindformer.models.artifacts import save
-from blindformer.models.loading.load import load
 from blindformer.models.program.two_server import for_two_servers
-from blindformer.parties.certificates import issuing as made
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.doctor import sessions as session_checks
-from blindformer.parties.doctor.examine import examine
 from blindformer.parties.doctor.sessions import peers
-from blindformer.parties.local.compare import compile_text
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
-from blindformer.parties.transport.frames import say_why
-from blindformer.parties.transport.probe import PeerFacts, answer_probe, my_facts
+from blindformer.parties.transport.probe import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
-from blindformer.protocols.errors import PeerError
+from blindformer.tests.parties.doctor.conftest import addresses, answering, found, free_port, to_fix
 from blindformer.tests.patience import PATIENCE
-
-
-class Skewed:
-    """The channel of a party whose clock is `seconds` ahead."""
-
-    def __init__(self, channel, seconds: float) -> None:
-        self.channel, self.seconds = channel, seconds
-
-    def send_message(self, message: dict) -> None:
-        if "probe" in message:
-            message["probe"]["time"] += self.seconds
-        self.channel.send_message(message)
-
-    def __getattr__(self, name: str):
-        return getattr(self.channel, name)
-
-
-@contextlib.contextmanager
-def answering(folder: Path, role: str, facts: PeerFacts, ahead: float = 0.0):
-    """A party that does nothing but answer probes; its port."""
-    with listen("127.0.0.1", 0, server_context(folder, role), timeout=PATIENCE) as listener:
-        stop = threading.Event()
-
-        def serve() -> None:
-            while not stop.is_set():
-                with contextlib.suppress(PeerError), listener.accept(0.1, refused=lambda error: None) as channel:
-                    try:
-                        answer_probe(Skewed(channel, ahead), channel.recv_message(), facts)
-                    except PeerError as error:
-                        say_why(channel, error)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.address[1]
-        stop.set()
-        thread.join(PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def compiled(tiny_classifier, tmp_path_factory):
-    loaded = load(tiny_classifier)
-    whole = compile_text(loaded, 8, texts=["how is my password ?", "not good , bad !"])
-    return save(whole, tmp_path_factory.mktemp("compiled"), loaded), whole.program
-
-
-@pytest.fixture
-def place(tmp_path, compiled):
-    """`place(role, text)`: this party's own folder, with nothing but what it may hold, and its blindformer.toml."""
-    make_certificates(tmp_path / "all", days=90)
-
-    def make(role: str, text: str = "") -> Path:
-        here = tmp_path / role
-        (here / "certs").mkdir(parents=True, exist_ok=True)
-        for name in ("ca.pem", f"{role}.pem", f"{role}.key"):
-            shutil.copy(tmp_path / "all" / name, here / "certs" / name)
-        if role != "dealer":
-            shutil.copytree(compiled[0] / role, here / "compiled" / role, dirs_exist_ok=True)
-        (here / "blindformer.toml").write_text(text)
-        return here / "blindformer.toml"
-
-    return make
-
-
-def found(path: Path, role: str | None = None) -> dict:
-    """Checks by name; none is met twice."""
-    checks = list(examine(path, role, seconds=0.2))
-    by_name = {check.name: check for check in checks}
-    assert len(by_name) == len(checks)
-    assert all(check.fix for check in checks if check.status != "good")
-    return by_name
-
-
-def to_fix(checks: dict) -> dict:
-    return {name: check.found for name, check in checks.items() if name != "kernels" and check.status != "good"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
-def addresses(**ports: int) -> str:
-    return "".join(f'[parties.{role}]\naddress = "127.0.0.1:{port}"\n' for role, port in ports.items())
-
 
 # A deployment with nothing wrong.
 
@@ -170,95 +76,6 @@ def test_who_dials_whom():
     assert peers("dealer", "dealer") == ()
     assert peers("client", "helper") == ("server", "helper")
     assert peers("helper", "helper") == ("server", "dealer")
-
-
-# Configuration and certificates.
-
-
-def test_every_fault_of_the_file_is_a_line(place):
-    checks = list(examine(place("dealer", "[dealer]\nworkers = 0\nquue = 1\n")))
-    assert [check.status for check in checks] == ["bad", "bad"]
-    assert "did you mean dealer.queue?" in checks[1].found
-
-
-def test_the_role_is_the_one_whose_key_is_here(place, tmp_path):
-    assert found(place("dealer"))["config"].found.startswith("dealer of ")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "blindformer.toml").write_text("")
-    assert "holds no party's key" in found(tmp_path / "empty" / "blindformer.toml")["party"].found
-    shutil.copy(tmp_path / "all" / "server.key", tmp_path / "dealer" / "certs" / "server.key")
-    both = found(tmp_path / "dealer" / "blindformer.toml")
-    assert "holds the keys of server, dealer" in both["party"].found
-    told = found(tmp_path / "dealer" / "blindformer.toml", "dealer")
-    assert told["keys"].status == "warning"
-    assert "server.key" in told["keys"].found
-
-
-def test_a_key_that_others_can_read_and_files_that_do_not_belong_together(place, tmp_path):
-    path, certs = place("dealer"), tmp_path / "dealer" / "certs"
-    (certs / "dealer.key").chmod(0o644)
-    check = found(path)["certificate"]
-    assert (check.status, "chmod 600" in check.fix) == ("bad", True)
-    make_certificates(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "dealer.key", certs / "dealer.key")
-    assert "does not belong to" in found(path)["certificate"].found
-    shutil.copy(tmp_path / "other" / "ca.pem", certs / "ca.pem")
-    assert "is not from the CA" in found(path)["certificate"].found
-    (certs / "dealer.pem").unlink()
-    assert "is missing" in found(path)["certificate"].found
-    shutil.copy(tmp_path / "all" / "server.pem", certs / "dealer.pem")
-    assert "is the certificate of server, not of dealer" in found(path)["certificate"].found
-
-
-@pytest.mark.parametrize(("days", "status"), [(15, "good"), (13, "warning")])
-def test_a_certificate_that_ends_soon(place, tmp_path, days, status):
-    path = place("dealer")
-    make_certificates(tmp_path / "dealer" / "certs", ("dealer",), days=days, force=True)
-    check = found(path)["dates"]
-    assert check.status == status
-    assert days - 1 < check.figures["days_left"] <= days
-
-
-def test_a_certificate_that_was_revoked(place, tmp_path):
-    path, certs = place("dealer"), tmp_path / "dealer" / "certs"
-    make_certificates(certs, ("dealer",), keep_ca_key=True, force=True)
-    revoke(certs, "dealer")
-    check = found(path)["certificate"]
-    assert (check.status, check.fix) == ("bad", "ask whoever runs the CA for a new one")
-    assert "dealer.pem was revoked, so others refuse it" in check.found
-    (certs / "revoked.pem").write_text("nonsense")
-    assert "is not one list of revoked certificates" in found(path)["certificate"].found
-
-
-def test_a_clock_that_is_behind_the_certificates(place, tmp_path, monkeypatch):
-    path = place("dealer")
-    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(made, "now", lambda: later)
-        make_certificates(tmp_path / "dealer" / "certs", ("dealer",), days=90, force=True)
-    check = found(path)["dates"]
-    assert check.status == "bad"
-    assert "set the clock" in check.fix
-
-
-@pytest.mark.parametrize(
-    ("dialled", "hosts", "status"),
-    [
-        ("dealer.example", ["dealer.example"], "good"),
-        ("Dealer.Example.", ["dealer.example"], "good"),
-        ("dealer.example", ["other.example"], "bad"),
-        ("[2001:db8::1]", ["2001:0db8:0:0::1"], "good"),
-        ("192.0.2.7", ["192.0.2.7"], "good"),
-        ("192.0.2.7", ["192.0.2.70"], "bad"),
-    ],
-)
-def test_the_certificate_has_to_name_the_host_that_others_dial(place, tmp_path, dialled, hosts, status):
-    text = f'[parties.dealer]\naddress = "{dialled}:7444"\n[dealer]\nlisten = "0.0.0.0:0"\n'
-    path = place("dealer", text)
-    make_certificates(tmp_path / "dealer" / "certs", ("dealer",), days=90, hosts=hosts, force=True)
-    check = found(path)["host names"]
-    assert check.status == status
-    assert status == "good" or "--host" in check.fix
 
 
 # The machine and its files.
@@ -384,6 +201,42 @@ def test_a_peer_whose_clock_is_off(place, tmp_path, ahead, said):
 
 
 # The command.
+
+
+def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, monkeypatch):
+    """Examined as with one: the options name the folders and the peers."""
+    program = compiled[1].hash()
+    helped = for_two_servers(compiled[1]).hash()
+    for role in ("client", "server"):
+        place(role)
+    monkeypatch.chdir(tmp_path)
+    with (
+        answering(tmp_path / "all", "server", my_facts("server", programs=[program, helped])) as server,
+        answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,
+        answering(tmp_path / "all", "helper", my_facts("helper", programs=[helped])) as helper,
+    ):
+        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}", "--seconds", 0.2]
+
+        def checks(role: str, *words) -> dict:
+            files = [tmp_path / role / "compiled" / role, "--certs", tmp_path / role / "certs"]
+            code, printed, _ = call("doctor", *files, *where, *words, "--format", "json")
+            by_name = {check["name"]: check for check in json.loads(printed)["checks"]}
+            assert code == 0, [check for check in by_name.values() if check["status"] == "bad"]
+            return by_name
+
+        own = checks("client")
+        assert own["config"]["found"] == "client of no file: options and defaults"
+        assert {"certificate", "artifacts", "server: network", "dealer: network"} <= set(own)
+        assert own["server: programs"]["found"] == "1 of 1 known there"
+        assert "helper: network" in checks("client", "--helper", f"127.0.0.1:{helper}")
+        assert "dealer: network" in checks("server", "--listen", "127.0.0.1:0")
+
+
+def test_an_address_on_the_command_line_that_is_none(call):
+    code, printed, _ = call("doctor", "--server", "nowhere", "--format", "json")
+    (check,) = json.loads(printed)["checks"]
+    assert (code, check["status"]) == (1, "bad")
+    assert check["found"].startswith("the command line: parties.server.address")
 
 
 def test_the_command_ends_with_1_where_something_is_broken(place, call):

@@ -7,11 +7,14 @@ import http.client
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +22,7 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.models.loading.load import load
+from blindformer.parties.gateway.models import Offered
 from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.parties.service.harness import eventually
@@ -162,7 +166,17 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
         (["gateway", "--server", "a:1"], "give its folder, too"),
         (["gateway", "{folder}", "--listen", "nowhere"], 'gateway.listen = "nowhere": should be "host:port"'),
         (["gateway", "{folder}", "--server", "local", "--listen", "192.0.2.1:1"], "cannot listen there"),
-        (["up", "{folder}", "{folder}"], "two models are called"),
+        (["up", "{folder}", "{folder}"], "; name each with --served-model-name"),
+        (
+            ["up", "{folder}", "--served-model-name", "a", "--served-model-name", "b"],
+            "2 names for 1 model; give it once",
+        ),
+        (["up", "{folder}", "--served-model-name", " "], "--served-model-name: a name is empty"),
+        (["gateway", "{folder}", "--served-model-name", "a\nb"], "--served-model-name: a name is empty, or no line"),
+        (
+            ["gateway", "--config", "none", "--served-model-name", "a"],
+            "or name it in a configuration: [gateway.models.",
+        ),
         (["up", "missing/model/name"], "missing/model/name"),
         (["up", "{folder}", "--lengths", "16"], "is compiled already; leave --lengths out"),
         (["up", "{encoder}", "--lengths", "16,many"], "--lengths 16,many: give numbers of tokens with commas"),
@@ -177,6 +191,48 @@ def test_what_cannot_start_is_one_line(call, sentence_folder, tiny_encoder, tiny
     assert (code, out) == (1, "")
     assert said.format(most=load(tiny_encoder).positions) in err
     assert err.count("\n") == 1
+
+
+def served(monkeypatch, call, *words) -> list[str]:
+    """The names under which a command would serve its models."""
+    settings: list[Any] = []
+    monkeypatch.setattr("blindformer.parties.gateway.serving.serve", lambda given, *_: settings.append(given))
+    code, _, errors = call(*words)
+    assert code == 0, errors
+    offered = Offered(settings[0])
+    offered.close()
+    return list(offered.models)
+
+
+def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certificates, tmp_path, monkeypatch):
+    """That of its folder, of which the client's part is one; or what it is given."""
+    folder = tmp_path / "mailc"
+    shutil.copytree(sentence_folder, folder)
+    away = ["--server", "localhost:1", "--dealer", "localhost:1", "--certs", certificates]
+    file = tmp_path / "blindformer.toml"
+    file.write_text(f'[client]\nfolder = "mailc/client"\n[certificates]\nfolder = "{certificates}"\n')
+    for words in (
+        ["up", folder, "--port", 0],
+        ["gateway", folder, "--server", "local"],
+        ["gateway", folder / "client", *away],
+        ["gateway", "--config", file],
+    ):
+        assert served(monkeypatch, call, *words) == ["mailc"]
+    named = ["--served-model-name", "mail/embeddings"]
+    for words in (["up", folder, "--port", 0, *named], ["gateway", folder / "client", *away, *named]):
+        assert served(monkeypatch, call, *words) == ["mail/embeddings"]
+    file.write_text(file.read_text() + '[gateway.models."of the file"]\nfolder = "mailc/client"\n')
+    assert served(monkeypatch, call, "gateway", "--config", file) == ["of the file"]
+
+
+def test_the_api_calls_a_model_by_its_served_name(sentence_folder, tmp_path):
+    with running(tmp_path / "key", {"mail/embeddings": {"folder": sentence_folder, "server": "local"}}) as gateway:
+        assert [model["id"] for model in gateway.http.get("/v1/models").json()["data"]] == ["mail/embeddings"]
+        assert gateway.http.get("/v1/models/mail/embeddings").json()["id"] == "mail/embeddings"
+        asked = {"model": "mail/embeddings", "input": "good"}
+        assert gateway.http.post("/v1/embeddings", json=asked).json()["model"] == "mail/embeddings"
+        refused = gateway.http.post("/v1/embeddings", json={**asked, "model": "mailc"}).json()["error"]["message"]
+        assert refused.endswith("is not offered here; give one of mail/embeddings")
 
 
 def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):
@@ -195,3 +251,10 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     assert load_settings(file).gateway.truncate == "start"
     assert f"compile {tiny_causal} --chat --out" in out
     assert f"compile {tiny_encoder} --lengths 16,64 --out" in out
+    names = ["--served-model-name", "my mail", "--served-model-name", "org/chat"]
+    file.write_text(call("up", tiny_encoder, tiny_causal, "--print-config", *names)[1])
+    models = load_settings(file).gateway.models
+    assert [(name, model.folder.relative_to(tmp_path)) for name, model in models.items()] == [
+        ("my mail", Path("compiled/my-mail/client")),
+        ("org/chat", Path("compiled/chat/client")),
+    ]

@@ -107,6 +107,23 @@ def test_a_disagreement_is_told_on_both_sides(listener, certificates, served, as
 
 
 @at("dealer")
+@pytest.mark.parametrize(
+    ("topology", "reason"), [("", ""), ("dealer", ""), ("helper", "has topology helper, this side")]
+)
+def test_a_dealer_serves_both_topologies_unless_its_file_names_one(listener, certificates, aside, topology, reason):
+    met = wait_for(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20, topology=topology), aside)
+    channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=PATIENCE)
+    try:
+        hello(channel, my_hello(CASE.program, "client", SESSION), "dealer")
+        refusal = ""
+    except PeerDisagrees as error:
+        refusal = str(error)
+    assert refusal[: len("dealer: ") + len(reason)] == (f"dealer: {reason}" if reason else "")
+    assert (met.exception(20) is None) == (not reason)
+    channel.close()
+
+
+@at("dealer")
 @pytest.mark.parametrize("session", ["", "abc"])
 def test_a_hello_without_a_session_is_refused_and_told(listener, certificates, aside, session):
     met = wait_for(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20), aside)

@@ -35,5 +35,6 @@ def stranger_context(folder, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(folder / "ca.pem")
     if name:
-        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+        file = folder / name / "client" if (folder / name).is_dir() else folder / name  # of `add_certificate`
+        context.load_cert_chain(f"{file}.pem", f"{file}.key")
     return context

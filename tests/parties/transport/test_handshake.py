@@ -9,8 +9,9 @@ from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerR
 from blindformer.versions import my_version, spoken_version
 
 SERVER = Hello(
-    blindformer="0.1.0", role="server", program="ab" * 32, plan="cd" * 32, protocol="beaver", session="0f", config="ef"
-)
+    blindformer="0.1.0", role="server", topology="dealer", program="ab" * 32, plan="cd" * 32, protocol="beaver",
+    session="0f", config="ef",
+)  # fmt: skip
 CLIENT = SERVER.model_copy(update={"role": "client"})
 
 
@@ -43,6 +44,7 @@ def test_a_peer_from_before_the_streams_changed_is_told_so(make_pair, aside):
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
+        ("topology", "helper", "say --topology"),
         ("blindformer", "0.2.0", "install the same version"),
         ("program", "ef" * 32, "compile once"),
         ("ring", 32, "same ring"),
@@ -62,7 +64,18 @@ def test_disagreement_is_named_on_both_sides(make_pair, aside, field, value, rem
         assert len(str(error)) < 200
 
 
-@pytest.mark.parametrize("field", ["session", "config"])
+def test_another_topology_is_named_before_all_that_differs_with_it(make_pair, aside):
+    """It has another program, which no compilation would mend."""
+    helped = {"topology": "helper", "program": "ef" * 32, "config": "aa", "blindformer": "0.2.0"}
+    here, there = greet(make_pair(), aside, SERVER.model_copy(update=helped), CLIENT)
+    assert str(there) == (
+        "server: has topology helper, this side has dealer; say --topology helper and --helper HOST:PORT on this side "
+        "([session] in a file), or --topology dealer on the other"
+    )
+    assert str(here).startswith("client: has topology dealer, this side has helper; say --topology dealer and --dealer")
+
+
+@pytest.mark.parametrize("field", ["topology", "session", "config"])
 def test_a_session_may_be_left_to_the_peer_and_a_configuration_out(aside, field):
     here, there = greet(memory_pair(), aside, SERVER.model_copy(update={field: ""}), CLIENT)
     assert (here, getattr(there, field)) == (CLIENT, "")

@@ -342,8 +342,8 @@ def test_processes_may_share_a_query(alone, made):
 def test_a_request_counts_as_all_its_texts_and_beyond_the_limit_none_is_read(alone):
     certificates, address = alone.made.certificates, parse_address(alone.address)
     add_certificate(certificates, "client", name="curious", force=True)
-    for end in ("pem", "key"):
-        shutil.copy(certificates / f"curious.{end}", certificates / f"client.{end}")
+    for file in ("client.pem", "client.key"):
+        shutil.copy(certificates / "curious" / file, certificates / file)
     quota = Quota(certificates / "state", 1000, 86400.0)
     quota.spend("commonName=blindformer curious", 997)
     with alone.client() as mine:
