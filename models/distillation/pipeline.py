@@ -96,6 +96,7 @@ def distill(
     if processes and processes > 1 and not started():
         again = partial(distill, teacher, data, out, plan, transfer=transfer, embeddings=embeddings, **settings)
         return together(processes, again, progress=progress, say=say)
+    check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
@@ -114,7 +115,7 @@ def distill(
     team = joined()
     with locked(out) if team.rank == 0 else nullcontext():
         if team.count > chosen.batch:
-            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} texts; give at most as many")
+            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} examples; give at most as many")
         if team.rank:
             progress = say = None
         return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()

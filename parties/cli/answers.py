@@ -25,10 +25,10 @@ _NAMES = {  # of an answer in JSON, and what one of its rows is called by
 }
 
 
-def in_words(task: str, value: Any) -> str:
+def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
     _, called = _NAMES.get(task, ("", ""))
     if called and isinstance(value, list):
-        rows = value[:SHOWN] if called == "label" else value
+        rows = value[:labels] if called == "label" else value
         named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
         return "   ".join(named) or "nothing found"
     if task == "sentence-embedding":
@@ -77,15 +77,16 @@ def similarities(task: str, answers: Sequence[HasAnswer], most: int | None = Non
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def answer_table(task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]]) -> Table:
-    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any."""
+def answer_table(task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]], labels: int = SHOWN) -> Table:
+    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any. `labels`: of one answer."""
     from ...models.loading.media import word_of
 
     if pairs:
         rows = [(escape(pair["a"]), escape(pair["b"]), f"{pair['cosine']:.4f}") for pair in pairs]
         return table("text", "text", "cosine", right=(2,), rows=rows)
     words = [
-        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
+        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value, labels)))
+        for one in answers
     ]
     return table(word_of(task), "answer", rows=words)
 

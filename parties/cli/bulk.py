@@ -40,4 +40,4 @@ def answer_rows(
     failed = f"; {found.failed:,} have an error in its place" if found.failed else ""
     speed = f"{found.per_second:.1f} a second, {span(found.seconds)}"
     said = f"{out}: {found.rows:,} rows{before}, each once{failed}   {speed}"
-    tell(form, {"out": out, **asdict(found), "per_second": found.per_second}, said)
+    tell("text" if form == "text" else "json", {"out": out, **asdict(found), "per_second": found.per_second}, said)

@@ -130,5 +130,5 @@ def _refuse_alarm(seen: dict[str, Any]) -> None:
     if seen["p_value"] < seen["alarm_below"]:
         raise BlindformerError(
             f"openings: one does not look uniform (p = {seen['p_value']:.1g}), as if a mask were missing or used "
-            "twice; trust no answer of this installation, and report it as SECURITY.md says"
+            "twice; trust no answer of this installation, and tell its maintainers in private, with `blindformer env`"
         )

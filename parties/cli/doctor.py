@@ -24,11 +24,11 @@ def doctor(
         str | None,
         Option(
             **options.one_of("server", "client", "dealer", "helper"),
-            help="Which party this machine is (default: whose key is here).",
+            help="Which party this machine is (default: the one whose key is here).",
         ),
     ] = None,
     protocol: options.Served = None,
-    seconds: Annotated[float, Option(min=0.1, max=20, help="How long to measure a bandwidth, each way.")] = 3,
+    seconds: Annotated[float, Option(min=0.1, max=20, help="Seconds to measure a bandwidth, each way.")] = 3,
     form: options.Form = "text",
 ) -> None:
     """Check configuration, certificates, machine and peers; exit code 1 if something is broken."""

@@ -18,6 +18,8 @@ from ...errors import BlindformerError
 _STANDARD_INPUT = "standard input"
 _TABLES = (".jsonl", ".ndjson")  # one JSON object a line
 _FIELD = "text"
+_PATHS = ("./", "../", "~/", "/")
+_NOTHING = "there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input"
 _TEXT_FILES = (".txt", ".csv", ".tsv", ".json", *_TABLES)
 
 
@@ -46,6 +48,31 @@ class InputItem:
         return f"{self.file}, line {self.line}" if self.file else f"input {self.number}"
 
 
+# --- before a model is loaded ------------------------------------------------------------------------------------
+def check_asked(words: Sequence[str], files: Sequence[Path]) -> None:
+    """What can be seen before the model's kind is known. Errors: BlindformerError, if there is nothing to ask, or no
+    such file."""
+    if "-" in words or not (words or files or sys.stdin.isatty()):
+        content = sys.stdin.buffer.read()
+        sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # for whoever reads it then
+        if not content.strip():
+            raise BlindformerError(f"{_STANDARD_INPUT}: holds no texts; write one a line, or give some as arguments")
+    elif not (words or files):
+        raise BlindformerError(_NOTHING)
+    for file in files:
+        if not file.exists():
+            raise BlindformerError(f"{file}: cannot be read (No such file or directory); give a file that is there")
+    for word in words:
+        if word.startswith(_PATHS) and not any(map(str.isspace, word)) and not os.path.exists(word):
+            _refuse_path(word)
+
+
+def check_length(length: str, *names: str) -> None:
+    """Errors: BlindformerError for what is neither one of `names` nor a number of tokens."""
+    if length not in names and not (length.isascii() and length.isdigit() and int(length)):
+        raise BlindformerError(f"--length {length}: give {', '.join(names)} or a number of tokens")
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 def read_items(kind: str, arguments: list[str], files: list[Path], field: str | None = None) -> list[InputItem]:
     """What to ask a model of this kind: of arguments, files, and standard input.
@@ -69,7 +96,7 @@ def read_items(kind: str, arguments: list[str], files: list[Path], field: str | 
             elif text:
                 found.append(_of_line(text, number, file, line, named))
     if not found:
-        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
+        raise BlindformerError(_NOTHING)
     raise_if_all(found, {index: item.error for index, item in enumerate(found) if item.error is not None})
     return found
 
@@ -97,10 +124,14 @@ def _sources(arguments: list[str], files: list[Path]) -> Iterator[tuple[str, lis
         yield _STANDARD_INPUT, _lines(_STANDARD_INPUT, sys.stdin.buffer.read())
 
 
-def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
+def paired(kind: str, items: list[InputItem], pairs: list[str]) -> list[InputItem]:
     """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
+    from ...models.loading.media import MEDIA
+
     if not pairs:
         return items
+    if kind in MEDIA:
+        raise BlindformerError(f"--pair: is for models of texts, and this one takes {MEDIA[kind].word}s; leave it out")
     if len(pairs) != len(items):
         raise BlindformerError(f"--pair: {len(pairs)} given for {len(items)} texts; give it once for each text")
     return [replace(item, value=(item.value, pair)) for item, pair in zip(items, pairs, strict=True)]
@@ -173,7 +204,7 @@ def _is_path(word: str) -> bool:
     """Whether a word names a file that is there, or can hardly mean anything else."""
     if not word or any(map(str.isspace, word)):
         return False
-    if word.startswith(("./", "../", "~/", "/")):
+    if word.startswith(_PATHS):
         return True
     from ...models.loading.images import IMAGE_ENDINGS
 

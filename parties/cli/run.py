@@ -8,31 +8,44 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from ..registry import DEFAULT, find, of_parties
+from ..registry import DEFAULT, find
 from . import options
 from .answers import HasAnswer, answer_table, asked, row_of, similarities
-from .items import complain, paired, raise_if_all, read_items
+from .items import check_asked, check_length, complain, paired, raise_if_all, read_items
 from .output import console, tell
-from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
+from .steps import COMPILE_NOTES, check_there, compiler, listed, load_model, loading, warn_untrained
 
 
 def run(
     model: options.Model,
     text: Annotated[
         list[str] | None,
-        Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+        Argument(
+            help="What is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
+            "where nothing is given)."
+        ),
     ] = None,
     file: options.Files = None,
     field: options.Field = None,
     pair: options.Pairs = None,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
-    parties: options.Parties = 2,
-    recipient: Annotated[str | None, Option(help="Of protocol crypten: who gets the answers (default: bob).")] = None,
-    owner: Annotated[
-        list[str] | None, Option(help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable.")
+    parties: Annotated[options.Parties, options.AMONG] = 2,
+    recipient: Annotated[
+        str | None, Option(help="The party that gets the answers (default: bob)."), options.AMONG
     ] = None,
-    length: Annotated[str, Option(help="auto (a bucket hides the length), exact, or a number of tokens.")] = "auto",
+    owner: Annotated[
+        list[str] | None,
+        Option(help="INPUT=NAME: who owns an input of the model (default: bob). May be repeated."),
+        options.AMONG,
+    ] = None,
+    length: Annotated[
+        str,
+        Option(
+            help="What texts are padded to: auto: the least of 16, 32, 64 ... tokens that fits, which hides the text's "
+            "own length; exact: that length; or a number of tokens."
+        ),
+    ] = "auto",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     outputs: options.Outputs = None,
@@ -45,6 +58,9 @@ def run(
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
     """
+    check_asked(text or [], file or [])
+    check_length(length, "auto", "exact")
+    check_there("--calibrate", calibrate)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
@@ -54,7 +70,7 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
-        items = paired(read_items(loaded.kind, text or [], file or [], field), pair or [])
+        items = paired(loaded.kind, read_items(loaded.kind, text or [], file or [], field), pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         size, encoded, refused = encode_each(loaded, fitting, length)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
@@ -122,11 +138,6 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
                 raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
         who = Parties(local.parties.names, {name: who for name, _, who in pairs}, recipient or "")
         return replace(local, parties=who)
-    for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
-        if given:
-            raise PartiesError(
-                f"{option}: protocol {protocol} has fixed parties; use --protocol {' or '.join(of_parties())}"
-            )
     return local
 
 

@@ -209,12 +209,12 @@ def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path
         ([], b"", "standard input: holds no texts"),
         (["-"], b"caf\xe9\n", "standard input: is not UTF-8 text (byte 3); convert it"),
         (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
-        (["good", "--length", "exact"], b"", "give auto, or one of the compiled lengths"),
+        (["good", "--length", "exact"], b"", "--length exact: give auto or a number of tokens"),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
         (["good", "--server", "127.0.0.1:1"], b"", "server: "),
         (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
-        (["good", "--use-spool", "only"], b"", "needs a folder of correlations"),
+        (["good", "--use-spool", "only"], b"", "--use-spool: needs --spool"),
     ],
 )
 def test_mistakes_are_one_line(ask, arguments, stdin, words):
@@ -279,7 +279,7 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
     assert row["image"] == str(pictures / "3.png")
     assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
     for arguments, words in (
-        (["--file", tmp_path / "none"], "there is no such file"),
+        (["--file", tmp_path / "none"], "cannot be read (No such file or directory)"),
         ([], "give images' files, or folders of them"),
     ):
         code, _, errors = call("query", tmp_path / "out", *arguments, "--server", "local")
