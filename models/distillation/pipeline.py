@@ -33,7 +33,7 @@ from .launch import together
 from .processes import Processes, check_count, joined, placed, started
 from .ranges import extremes, watching
 from .refit import refit
-from .settings import EMBEDDINGS, DistillError, DistillSettings
+from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import check_modules, in_training, layer_count, settled, spread, with_layers
 from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
@@ -91,6 +91,7 @@ def distill(
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = DistillSettings(**settings), Path(out)
+    check_used([*settings, *([] if transfer is None else ["transfer"])], teacher == VIT, embeddings)
     if processes is not None:
         check_count(processes)
     if processes and processes > 1 and not started():
