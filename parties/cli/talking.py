@@ -137,6 +137,7 @@ class Talking:
                     stage=lambda stage: phases.note("compile", stage),
                 )
                 phases.end("compile")
+                self._check_room(model, folder)
                 answering |= self._drafting(folder, drafting)
                 phases.begin("connect", 1)
                 shown: Phases | Waiting = phases
@@ -148,6 +149,17 @@ class Talking:
                 shown = waiting
                 phases.end("connect")
             yield talk, answering
+
+    def _check_room(self, model: str, folder: Path) -> None:
+        """Errors: BlindformerError for another number of tokens than a compiled folder is for."""
+        from ...models.artifacts import load_client
+        from ...models.cached import is_compiled
+        from ...models.generation.rows import room
+
+        if self.slots is None or not is_compiled(model):
+            return
+        if (slots := room(load_client(folder).for_length().program)) != self.slots:
+            raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""

@@ -113,6 +113,14 @@ def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_c
     assert line in errors.splitlines()[-1]
 
 
+def test_a_compiled_folder_has_its_own_room(call, compiled):
+    words = ("generate", compiled, "Hi", "--protocol", "clear", "--max-new-tokens", 2)
+    assert call(*words, "--tokens", 100)[0] == 0
+    code, out, errors = call(*words, "--tokens", 64)
+    assert (code, out) == (1, "")
+    assert errors == f"blindformer: --tokens 64: {compiled} is compiled for 100; leave it out\n"
+
+
 def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
     words = ("generate", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
     _, clear, _ = call(*words, "--protocol", "clear")

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.program.pricing import price
+from blindformer.parties.cli.answers import SHOWN, in_words
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 
@@ -258,6 +259,12 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         code, out, errors = call(command, *words, "--config", file)
         assert (code, out, len(errors.splitlines())) == (1, "", 1)
         assert said in errors
+
+
+def test_a_terminal_shows_as_many_labels_as_are_asked_for():
+    rows = [{"label": f"label {number}", "score": 0.1} for number in range(9)]
+    assert in_words("text-classification", rows).count("label") == SHOWN
+    assert in_words("text-classification", rows, 8).count("label") == 8
 
 
 def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
