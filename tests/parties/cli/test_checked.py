@@ -253,7 +253,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
     ],
 )
 def test_what_needs_no_model_is_said_before_one_is_loaded(call, tiny_classifier, monkeypatch, words, line):
-    monkeypatch.setattr(load, "load", None)
+    monkeypatch.setattr(load, "_model", None)  # its weights
     code, out, errors = call(*words.format(model=tiny_classifier).split())
     assert (code, out, errors.count("\n")) == (1, "", 1), errors
     assert line in errors
