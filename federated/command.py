@@ -9,11 +9,14 @@ from typing import Annotated, Any
 from rich.markup import escape
 from typer import Option
 
+from ..errors import BlindformerError
 from ..parties.cli import options
+from ..parties.cli.checked import Needs, Without
 from ..parties.cli.output import console, emit, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.steps import loading
 
+PRIVATE = Needs("--dp")
 PROTECTS = {
     "central": "protects a client's whole data from who sees the models, not from the server",
     "local": "protects a client's whole data, from the server as well",
@@ -25,75 +28,98 @@ PROTECTS = {
 def federate(
     *,
     data: options.Data,
-    out: Annotated[Path, Option(help="A new folder; one with an unfinished run is gone on with.")],
-    clients: Annotated[int, Option(min=1, help="How many the training examples are dealt to.")] = 10,
+    out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
+    clients: Annotated[int, Option(min=1, help="Clients that the training examples are dealt to.")] = 10,
     rounds: Annotated[
-        int | None, Option(min=1, help="Of training and averaging (default: texts 10, images 60).")
+        int | None, Option(min=1, help="Rounds of training and averaging (default: of texts 10, of images 60).")
     ] = None,
     strategy: Annotated[
-        str, Option(help="Flower's: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
+        str, Option(help="Flower's strategy: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
     ] = "fedavg",
-    alpha: Annotated[float, Option(min=0, help="Of the Dirichlet shares of each class (0: all clients alike).")] = 0.0,
+    alpha: Annotated[
+        float, Option(min=0, help="Alpha of the Dirichlet shares that clients have of each class; 0: all are alike.")
+    ] = 0.0,
     plan: Annotated[
         str | None,
         Option(
-            help="A preset or a plan's JSON file (default for texts: the model's own, else faithful; images: fast).",
+            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast).",
         ),
     ] = None,
-    model: Annotated[str, Option(help="For texts: the model that training begins with.")] = "minilm",
-    layers: Annotated[int, Option(min=0, help="Layers of the model (default: by its kind).")] = 0,
-    hidden: Annotated[int, Option(min=8, help="For images: width of the model.")] = 64,
+    model: Annotated[str, Option(help="The model of texts that training begins with.")] = "minilm",
+    layers: Annotated[int, Option(min=0, help="Layers of the model; 0: all, of a model of images 1.")] = 0,
+    hidden: Annotated[int, Option(min=8, help="Width of a new model of images.")] = 64,
     lora: Annotated[
-        int | None, Option(min=0, help="For texts: rank of adapters that travel in place of layers (default: 8).")
+        int | None,
+        Option(min=0, help="Rank of adapters in a model of texts, which travel in place of its layers (default: 8)."),
     ] = None,
     trained: Annotated[
-        int, Option(min=0, help="For texts: train so many last layers whole (0 with --lora 0: all).")
+        int, Option(min=0, help="Last layers of a model of texts to train whole; 0: none, with --lora 0 all.")
     ] = 0,
-    fraction: Annotated[float, Option(min=0.0, max=1.0, help="Of the clients, asked in each round.")] = 1.0,
-    epochs: Annotated[int | None, Option(min=1, help="Of a client over its examples, in each round.")] = None,
-    rate: Annotated[float, Option(min=0, help="Learning rate of the clients (0: by the kind).")] = 0.0,
+    fraction: Annotated[float, Option(min=0.0, max=1.0, help="Part of the clients that is asked in each round.")] = 1.0,
+    epochs: Annotated[
+        int | None,
+        Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1)."),
+    ] = None,
+    rate: Annotated[float, Option(min=0, help="Learning rate of the clients; 0: what suits the kind of data.")] = 0.0,
     secagg: Annotated[
         bool, Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
     ] = False,
     dp: Annotated[
         str,
         Option(
-            help="Differential privacy: none; of clients: central (noise on the sum), local; of examples: example.",
+            **options.one_of("none", "central", "local", "example"),
+            help="Differential privacy, whose noise protects a client's whole data (central: added to the sum; "
+            "local: to each update) or each example (example).",
         ),
     ] = "none",
-    sample: Annotated[float, Option(min=0, max=1, help="Share of a client's examples in its step (dp example).")] = 1.0,
+    sample: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of its examples that a client draws for its step of a round."),
+        Needs("--dp example"),
+    ] = 1.0,
     adaptive: Annotated[
-        bool, Option("--adaptive", help="The clipping norm follows the updates' median (dp central).")
+        bool,
+        Option("--adaptive", help="Let the clipping norm follow the median of the updates."),
+        Needs("--dp central"),
     ] = False,
     clip: Annotated[
         float | None,
-        Option(min=0, help="With --dp: norm that an update, or an example's gradient, is clipped to (default: 1)."),
+        Option(min=0, help="The norm that an update, or an example's gradient, is clipped to (default: 1)."),
+        PRIVATE,
     ] = None,
     noise: Annotated[
         float | None,
-        Option(min=0, help="With --dp: deviation of the noise, in clipping norms (default: by --epsilon)."),
+        Option(min=0, help="Deviation of the noise, in clipping norms (default: as --epsilon needs it)."),
+        PRIVATE,
     ] = None,
-    epsilon: Annotated[float | None, Option(min=0, help="With --dp: budget of all rounds (default: 8).")] = None,
+    epsilon: Annotated[
+        float | None, Option(min=0, help="The privacy budget epsilon of all rounds (default: 8)."), PRIVATE
+    ] = None,
     delta: Annotated[
-        float | None, Option(min=0, max=1, help="With --dp: probability that epsilon may not hold (default: 1e-5).")
+        float | None, Option(min=0, max=1, help="The probability that epsilon does not hold (default: 1e-5)."), PRIVATE
     ] = None,
     node_config: Annotated[
         list[str] | None,
         Option(
-            help="Terms of all clients, or after N: of one: 'least-noise=1.0 needs-secagg=true most-rounds=20'.",
+            help="Terms on which clients take part, 'least-noise=1.0 needs-secagg=true most-rounds=20': of all, or "
+            "after N: of client N (default: none). May be repeated.",
         ),
+        Without("--engine ray"),
     ] = None,
     engine: Annotated[
         str,
         Option(
             **options.one_of("here", "ray"),
-            help="Who plays the clients: this process, one by one, or Ray's workers.",
+            help="Who plays the clients: this process, one by one (here), or Ray's workers (ray).",
         ),
+        Without("--deploy"),
     ] = "here",
     deploy: Annotated[
-        bool, Option("--deploy", help="A SuperLink and a SuperNode a client, as processes here, over TLS.")
+        bool, Option("--deploy", help="Run a SuperLink, and a SuperNode for each client, as processes here, over TLS.")
     ] = False,
-    plot: Annotated[Path | None, Option(help="A picture (.png) of accuracy and epsilon over the rounds.")] = None,
+    plot: Annotated[
+        Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
+    ] = None,
     seed: options.Seed = 0,
     columns: options.Columns,
     threads: options.RepeatableThreads = 1,
@@ -102,6 +128,8 @@ def federate(
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
     given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
     given = {name: value for name, value in given.items() if value is not None}
+    if plot is not None and plot.suffix != ".png":
+        raise BlindformerError(f"{plot}: the plot is a picture (.png); name it so")
     with loading(threads, notes=1) as phases:
         from .settings import FederateError, FederateSettings, needs_flower
 
@@ -116,11 +144,9 @@ def federate(
         from .figures import rounds_figure
         from .partitions import deal
         from .subject import settle
-        from .terms import node_configs
+        from .terms import check_needed, node_configs
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
-        if plot is not None and plot.suffix != ".png":
-            raise FederateError(f"{plot}: the plot is a picture (.png); name it so")
         chosen = FederateSettings(
             data=data, text=columns.text_column or "", label=columns.label_column or "",
             encoding=columns.encoding or "", clients=clients,
@@ -129,11 +155,8 @@ def federate(
             fraction=fraction, rate=rate,
             secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **given,
         )  # fmt: skip
-        if deploy and engine == "ray":
-            raise FederateError("--deploy has nodes of its own: leave --engine ray out")
-        if node_config and engine == "ray":
-            raise FederateError("--node-config: Ray's workers have none; use --deploy, or leave --engine ray out")
         nodes = node_configs(node_config or (), clients)
+        check_needed(nodes, chosen)
         if (deploy or engine == "ray") and columns.data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
         dataset = dataset_of(chosen, columns.data_folder)

@@ -36,6 +36,7 @@ from .federate import REPORT, WORK, Federated
 from .rounds import Progress, Round
 from .settings import OUT, FederateError, FederateSettings
 from .subject import settle
+from .terms import check_needed
 
 Nodes = Mapping[int, Mapping[str, Any]]
 
@@ -80,6 +81,7 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
 def _carried_out(
     kind: type[Deployment], out: Path, progress: Progress | None, chosen: FederateSettings, nodes: Nodes | None = None
 ) -> Federated:
+    check_needed(nodes or {}, chosen)
     check_new(out, out / WORK)
     chosen = settle(chosen, dataset_of(chosen))
     with (

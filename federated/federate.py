@@ -28,6 +28,7 @@ from .partitions import deal
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, FederateSettings
 from .subject import Subject, begin, settle
+from .terms import check_needed
 
 REPORT, WORK = "federation.json", ".federation"
 CALIBRATION = 1024  # of the server's own examples that the final plan is calibrated on
@@ -63,6 +64,7 @@ def federate(
     Errors: BlindformerError, one line with the remedy.
     """
     chosen, out = FederateSettings(**settings), Path(out)
+    check_needed(nodes or {}, chosen)
     with locked(out, "trains"):
         dataset = dataset or dataset_of(chosen)
         chosen = settle(chosen, dataset)

@@ -123,6 +123,10 @@ def settle(settings: FederateSettings, data: Dataset) -> FederateSettings:
     Errors: FederateError for what cannot be done with this data, those of `load`.
     """
     check_strategy(settings.strategy)
+    others, theirs = (("hidden",), "images") if data.kind == "text" else (("model", "trained"), "texts")
+    defaults = FederateSettings.model_fields
+    if odd := next((name for name in others if getattr(settings, name) != defaults[name].default), None):
+        raise FederateError(f"{odd}: is for {theirs}, and {data.name} holds {data.kind}s; leave it out")
     if data.kind == "image" and settings.lora > 0:
         raise FederateError("lora adapts what a model knows; one of images begins from nothing: leave lora out")
     if data.kind == "text" and not settings.plan:

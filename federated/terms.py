@@ -90,6 +90,13 @@ class Terms(BaseModel):
             raise FederateError(f"round {number} is asked for, its most-rounds is {self.most_rounds}; ask for fewer")
 
 
+def check_needed(nodes: Mapping[int, Mapping[str, Any]], settings: FederateSettings) -> None:
+    """Before a run whose nodes are known. Errors: FederateError for a term that it has no use for."""
+    shared = settings.secagg and settings.dp == "example"
+    if not shared and any(node.get("trusted-others") for node in nodes.values()):
+        raise FederateError("trusted-others: needs secagg and dp example, where clients share the noise; leave it out")
+
+
 def node_configs(texts: Sequence[str], clients: int) -> dict[int, dict[str, Any]]:
     """Configurations of a run's nodes, by number from 1: their parts of the data set, and what `texts` add.
 

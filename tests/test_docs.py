@@ -28,6 +28,8 @@ from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, alike, as_shown, 
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.reference import GENERATED, ROOMS
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
 
 def _cases() -> list[Any]:
     cases = []
@@ -110,6 +112,15 @@ def test_messages_of_the_errors_page_are_the_codes():
     said = [part for text in re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) for part in text.split("...") if part]
     assert len(said) > 20
     assert [part for part in said if part not in strings] == []
+
+
+def test_messages_name_no_page_that_an_installed_package_lacks():
+    for file in (file for room in ROOMS for file in (ROOT / room).rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        told = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in told:
+                assert not re.search(r"\w\.md\b", node.value), f"{file.name}, line {node.lineno}: {node.value}"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from .launch import together
 from .processes import Processes, check_count, joined, placed, started
 from .ranges import extremes, watching
 from .refit import refit
-from .settings import EMBEDDINGS, DistillError, DistillSettings
+from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import check_modules, in_training, layer_count, settled, spread, with_layers
 from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
@@ -91,11 +91,13 @@ def distill(
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = DistillSettings(**settings), Path(out)
+    check_used([*settings, *([] if transfer is None else ["transfer"])], teacher == VIT, embeddings)
     if processes is not None:
         check_count(processes)
     if processes and processes > 1 and not started():
         again = partial(distill, teacher, data, out, plan, transfer=transfer, embeddings=embeddings, **settings)
         return together(processes, again, progress=progress, say=say)
+    check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
@@ -114,7 +116,7 @@ def distill(
     team = joined()
     with locked(out) if team.rank == 0 else nullcontext():
         if team.count > chosen.batch:
-            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} texts; give at most as many")
+            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} examples; give at most as many")
         if team.rank:
             progress = say = None
         return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()

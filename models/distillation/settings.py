@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +21,23 @@ COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate":
 
 EMBEDDINGS: dict[str, Any] = {"hidden_epochs": 1, "augment": 0, "batch": 64, "hidden_rate": 3e-4, "length": 128}
 """Defaults for a student of embeddings: its many texts need no variants and no second epoch, and its start is near."""
+
+
+def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
+    """Errors: DistillError for one of the `given` settings that would change nothing. `images`: of the teacher vit."""
+    if images and embeddings:
+        raise DistillError("embeddings: are of texts, and vit is a teacher of images; leave one of them out")
+    compact = (images or "hidden" in given, "hidden, or the teacher vit")
+    needs = {
+        "heads": compact,
+        "inner": compact,
+        "texts": (embeddings, "embeddings"),
+        "transfer": (not (images or embeddings), "a classifier of texts"),
+        "logit_epochs": (not embeddings, "a student for a task"),
+    }
+    for name, (used, needed) in needs.items():
+        if name in given and not used:
+            raise DistillError(f"{name}: needs {needed}; leave it out")
 
 
 class DistillSettings(BaseModel):

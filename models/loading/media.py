@@ -27,6 +27,11 @@ MEDIA = {  # by the kind of model (Task.kind)
 }
 
 
+def word_of_kind(kind: str) -> str:
+    """What a model of a kind (Task.kind) is asked: image, sound or text."""
+    return MEDIA[kind].word if kind in MEDIA else "text"
+
+
 def word_of(task: str) -> str:
     """What a task of transformers' name is asked: image, sound or text."""
     return next((medium.word for medium in MEDIA.values() if task.startswith(f"{medium.task}-")), "text")

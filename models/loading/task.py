@@ -64,6 +64,11 @@ class Task:
         return _PIPELINES[self.kind]
 
     @property
+    def ranks(self) -> bool:
+        """Whether an answer is rows in order of their score, of which a client may want so many."""
+        return bool(self.labels) if self.medium is not None else self.kind in ("classifier", "causal", "masked", "span")
+
+    @property
     def medium(self) -> Medium | None:
         """What the files are that it takes; None of a model of texts, or of tensors alone."""
         return MEDIA.get(self.kind)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -26,12 +28,22 @@ def main() -> None:
             others(message, category, *where, **more)
 
     warnings.showwarning = show  # in a line, without the place in our code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # of a forked process: asked where its first file stood
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     from .app import app
 
     try:
         app(prog_name="blindformer")  # however it was started: shells complete that name
     except BlindformerError as error:
         print(f"blindformer: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise
+        # A name of other bytes, which one of the libraries cannot take.
+        print("blindformer: the name of a file or folder is not UTF-8; rename it, or copy it to one", file=sys.stderr)
         raise SystemExit(1) from None
 
 

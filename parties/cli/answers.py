@@ -28,10 +28,10 @@ _NAMES = {  # of an answer in JSON, and what one of its rows is called by
 }
 
 
-def in_words(task: str, value: Any) -> str:
+def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
     _, called = _NAMES.get(task, ("", ""))
     if called and isinstance(value, list):
-        rows = value[:SHOWN] if called == "label" else value
+        rows = value[:labels] if called == "label" else value
         named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
         return "   ".join(named) or "nothing found"
     if task == "sentence-embedding":
@@ -86,9 +86,14 @@ def cuts(answers: Sequence[Result]) -> list[str]:
 
 
 def answer_table(
-    task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]], cut: Sequence[str] = ()
+    task: str,
+    answers: Sequence[HasAnswer],
+    pairs: list[dict[str, Any]],
+    labels: int = SHOWN,
+    cut: Sequence[str] = (),
 ) -> Table:
-    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any. `cut`: of `cuts`."""
+    """Answers in words; of sentence encoders the cosines of `pairs`, where there are any. `labels`: of one answer.
+    `cut`: of `cuts`."""
     from ...models.loading.media import word_of
 
     if pairs:
@@ -100,7 +105,8 @@ def answer_table(
         )
         return cosines
     words = [
-        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value))) for one in answers
+        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value, labels)))
+        for one in answers
     ]
     if any(cut):
         return table(word_of(task), "answer", "read", rows=[(*row, c) for row, c in zip(words, cut, strict=True)])

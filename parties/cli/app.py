@@ -35,6 +35,7 @@ from . import (
     services,
     spool,
 )
+from .checked import CheckedCommand
 
 app = typer.Typer(
     name="blindformer",
@@ -83,7 +84,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": env.env,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=CheckedCommand)(command)
 app.add_typer(certs.app, name="certs")
 
 

@@ -39,6 +39,6 @@ def answer_rows(
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
-    tell(form, {"out": out, **asdict(report), "per_second": report.per_second}, summary)
+    tell("text" if form == "text" else "json", {"out": out, **asdict(report), "per_second": report.per_second}, summary)
     if report.failed:
         raise Exit(1)

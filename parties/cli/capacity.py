@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from ..registry import DEFAULT
+from ..registry import priced
+from . import options
+from .checked import Needs, Without
 from .output import MB, console, table
-from .steps import refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 GB, TB = 1e9, 1e12
 QUERIES = "20/day"
+PLANNED = Needs("--users")
 
 
 @dataclass(frozen=True)
@@ -24,55 +26,55 @@ class Scale:
     """A service for many users. None: not given."""
 
     users: Annotated[
-        int | None, Option(min=1, help="Plan a service for so many users: machines, network, disk, money.")
+        int | None,
+        Option(min=1, help="Plan a service for so many users: machines, network, disk, money (default: no plan)."),
+        Without("--tokens", *options.among(priced()).others),
     ] = None
     queries: Annotated[
-        str | None, Option(help=f"With --users: queries of each, as 20/day, 3/hour or 2/minute (default: {QUERIES}).")
+        str | None, Option(help=f"Queries of each user, as 20/day, 3/hour or 2/minute (default: {QUERIES})."), PLANNED
     ] = None
     peak: Annotated[
         float | None,
-        Option(min=0.042, max=1, help="With --users: part of a day's queries in the busiest hour (default: 0.1)."),
+        Option(min=0.042, max=1, help="Part of a day's queries in the busiest hour (default: 0.1)."),
+        PLANNED,
     ] = None
     ahead: Annotated[
         int | None,
-        Option(min=0, help="With --users: queries of each whose correlations are kept on disk (default: 0)."),
+        Option(min=0, help="Queries of each user whose correlations are kept on disk (default: 0)."),
+        PLANNED,
     ] = None
     within: Annotated[
         float | None,
         Option(
             min=0,
-            help="With --users: seconds that 95% of answers in the busiest hour may take (default: twice what one "
-            "takes alone).",
+            help="Seconds that 95% of answers in the busiest hour may take (default: twice what one takes alone).",
         ),
+        PLANNED,
     ] = None
-    cores: Annotated[int | None, Option(min=1, help="With --users: cores of each machine (default: 4).")] = None
+    cores: Annotated[int | None, Option(min=1, help="Cores of each machine (default: 4)."), PLANNED] = None
     uplink: Annotated[
-        float | None, Option(min=1, help="With --users: Mbit/s of each machine, each way (default: 10000).")
+        float | None, Option(min=1, help="Mbit/s of each machine, each way (default: 10000)."), PLANNED
     ] = None
     utilisation: Annotated[
         float | None,
-        Option(min=0.01, max=0.99, help="With --users: of cores and uplink in the busiest hour (default: 0.6)."),
+        Option(min=0.01, max=0.99, help="Part of the cores and the uplink in use in the busiest hour (default: 0.6)."),
+        PLANNED,
     ] = None
     core_hour: Annotated[
-        float | None, Option(min=0, help="With --users: price of a core for an hour (default, an example: 0.05).")
+        float | None,
+        Option(min=0, help="Price of a core for an hour, in any money (default: 0.05, an example)."),
+        PLANNED,
     ] = None
     gb: Annotated[
-        float | None, Option(min=0, help="With --users: price of 10^9 bytes sent (default, an example: 0.08).")
+        float | None, Option(min=0, help="Price of 10^9 bytes sent, in any money (default: 0.08, an example)."), PLANNED
     ] = None
 
-    def check(self, tokens: int | None, protocol: str) -> None:
+    def check(self) -> None:
         """Before anything slow. Errors: BlindformerError."""
         if self.users is None:
-            given = {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items()}
-            refuse(given, "is of a plan for many users; add --users, or leave it out")
             return
         from ..reports.capacity import parse_queries
 
-        refuse({"--tokens": tokens}, "--users plans queries of whole texts, not conversations; leave one of them out")
-        refuse(
-            {f"--protocol {protocol}": None if protocol == DEFAULT else protocol},
-            f"has no seconds to plan with; use --protocol {DEFAULT} with --users",
-        )
         parse_queries(self.queries or QUERIES)
 
     def plan(self, price: Estimate, grown: float) -> Capacity:

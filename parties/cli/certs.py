@@ -10,26 +10,33 @@ from typer import Argument, Option
 
 from ..certificates import EXPIRY_DAYS
 from . import options
+from .checked import CheckedCommand
 from .output import table, tell
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
-Party = Option("--party", help="A party of protocol crypten, in place of the roles; may be repeated.")
+Party = Option("--party", help="A party of protocol crypten, in place of the roles (default: none). May be repeated.")
 FIELDS = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
 Passphrase = Annotated[
     Path | None,
-    Option(help="The file whose first line is the passphrase of the CA's key, if that is encrypted."),
+    Option(
+        help="The file whose first line is the passphrase of the CA's key, if that is encrypted (default: it is not)."
+    ),
 ]
 WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def make(
     folder: Folder = Path("certs"),
-    days: Annotated[float, Option(min=0.01, help="How long they are good.")] = 30,
+    days: Annotated[float, Option(min=0.01, help="Days that the certificates are good.")] = 30,
     host: Annotated[
-        list[str] | None, Option(help="A name or address the parties are dialled at; may be repeated.")
+        list[str] | None,
+        Option(
+            help="A name or address that parties are dialled at, beside this machine's own (default: none). May be "
+            "repeated."
+        ),
     ] = None,
     party: Annotated[list[str] | None, Party] = None,
     keep_ca_key: Annotated[
@@ -40,9 +47,10 @@ def make(
         ),
     ] = True,
     passphrase_file: Annotated[
-        Path | None, Option(help="Encrypt the CA's key with the passphrase in the first line of this file.")
+        Path | None,
+        Option(help="Encrypt the CA's key with the passphrase in the first line of this file (default: none)."),
     ] = None,
-    force: Annotated[bool, Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace the certificates that are there.")] = False,
     form: options.Form = "text",
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
@@ -66,16 +74,25 @@ def make(
     tell(form, {"folder": folder, "files": files, "hosts": hosts}, *advice)
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def add(
     folder: WithKey,
-    role: Annotated[str, Argument(help="server, client, dealer or helper; a party's name with --party.")],
-    name: Annotated[str | None, Option(help="Its name, and that of a new folder with all its files.")] = None,
-    party: Annotated[bool, Option("--party", help="Of a party of protocol crypten.")] = False,
-    days: Annotated[float, Option(min=0.01, help="How long it is good.")] = 30,
-    host: Annotated[list[str] | None, Option(help="A name or address it is dialled at; may be repeated.")] = None,
+    role: Annotated[
+        str, Argument(help="The role, server, client, dealer or helper; with --party the name of a party.")
+    ],
+    name: Annotated[
+        str | None, Option(help="The name of its files, and of a new folder with all it needs (default: the role).")
+    ] = None,
+    party: Annotated[bool, Option("--party", help="The role is the name of a party of protocol crypten.")] = False,
+    days: Annotated[float, Option(min=0.01, help="Days that the certificate is good.")] = 30,
+    host: Annotated[
+        list[str] | None,
+        Option(
+            help="A name or address that it is dialled at, beside this machine's own (default: none). May be repeated."
+        ),
+    ] = None,
     passphrase_file: Passphrase = None,
-    force: Annotated[bool, Option("--force", help="Replace what is there: a renewal.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace a certificate that is there: a renewal.")] = False,
     form: options.Form = "text",
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
@@ -94,13 +111,13 @@ def add(
     tell(form, {"folder": own, "role": role, "files": files, "hosts": hosts}, *advice)
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def renew(
     folder: WithKey,
-    name: Annotated[list[str] | None, Option(help="Only these; may be repeated.")] = None,
-    within: Annotated[float, Option(min=0, help="What ends in so many days.")] = EXPIRY_DAYS,
+    name: Annotated[list[str] | None, Option(help="The name of one to renew (default: all). May be repeated.")] = None,
+    within: Annotated[float, Option(min=0, help="Renew what ends in so many days.")] = EXPIRY_DAYS,
     days: Annotated[
-        float | None, Option(min=0.01, help="How long they are good (default: as long as they were).")
+        float | None, Option(min=0.01, help="Days that the new ones are good (default: as long as the old ones were).")
     ] = None,
     passphrase_file: Passphrase = None,
     form: options.Form = "text",
@@ -117,7 +134,7 @@ def renew(
     tell(form, {"folder": folder, "renewed": rows}, *advice)
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def revoke(
     folder: WithKey,
     which: Annotated[
@@ -139,7 +156,7 @@ def revoke(
     tell(form, {"file": file, "revoked": revoked}, advice)
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates.issuing import describe

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from typer import Option
 
 from . import options
+from .checked import Needs, Without
 from .inspect import show_circuits, which
 from .output import MB, console, mb, table, tell
 from .steps import (
     COMPILE_NOTES,
+    check_there,
     conversation_notes,
     listed,
     load_model,
@@ -19,44 +21,49 @@ from .steps import (
     read_lengths,
     read_system,
     read_texts,
-    refuse,
     warn_untrained,
 )
+
+WHOLE, TALKS = Without("--chat"), Needs("--chat")
 
 
 def compile_model(
     model: options.Model,
-    out: Annotated[Path, Option(help="Where to write; parts of an earlier compilation are replaced.")],
+    out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
-    lengths: options.Lengths = None,
+    lengths: Annotated[options.Lengths, WHOLE] = None,
     calibrate: options.Calibrate = None,
     encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
-    outputs: options.Outputs = None,
+    outputs: Annotated[options.Outputs, WHOLE] = None,
     texts: Annotated[
-        int | None, Option(min=1, help="Texts or images of one query (default: 1; encrypted ones: as many as fill it).")
+        int | None,
+        Option(min=1, help="Texts or images of one query (default: 1; of encrypted queries, as many as fill one)."),
+        WHOLE,
     ] = None,
-    chat: Annotated[bool, Option("--chat", help="A language model, for chat and generate: token by token.")] = False,
-    system: Annotated[Path | None, Option(help="With --chat: the system prompt, a file. It is public.")] = None,
-    tokens: Annotated[int | None, Option(min=32, help=options.TOKENS)] = None,
-    window: options.Window = None,
-    reveal: options.Reveal = None,
-    threads: Annotated[int, Option(min=1, help="Threads to compile with.")] = 1,
+    chat: Annotated[
+        bool, Option("--chat", help="Compile a language model to answer token by token, for chat and generate.")
+    ] = False,
+    system: Annotated[
+        Path | None,
+        Option(help="A file with the system prompt that every conversation begins with. It is public (default: none)."),
+        TALKS,
+    ] = None,
+    tokens: Annotated[int | None, Option(min=32, help=options.TOKENS), TALKS] = None,
+    window: Annotated[options.Window, TALKS] = None,
+    reveal: Annotated[options.Reveal, TALKS] = None,
+    threads: Annotated[int, Option(min=1, help="Threads to compile the model with.")] = 1,
     form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
-    if chat:
-        whole = {"--lengths": lengths, "--outputs": outputs, "--texts": texts}
-        refuse(whole, "is not for a model that is compiled with --chat; leave it out")
-    else:
-        of_chat = {"--system": system, "--tokens": tokens, "--window": window, "--reveal": reveal}
-        refuse(of_chat, "is for a model that is compiled with --chat; add --chat, or leave it out")
+    numbers = read_lengths(lengths)
+    prompt = None if system is None else read_system(system, encoding)
+    check_there("--calibrate", calibrate)
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.building import compile_folder
         from ..reports.inspect import inspect
 
-        numbers = read_lengths(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
         notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
@@ -65,7 +72,6 @@ def compile_model(
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
-            prompt = None if system is None else read_system(system, encoding)
             common |= {"reveal": reveal or "scores", "embedding": embedding, "window": window}
             compile_chat_folder(
                 loaded, out, system=prompt, slots=tokens, texts=read_texts(calibrate, encoding), **common

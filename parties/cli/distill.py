@@ -9,42 +9,93 @@ from typing import Annotated, Any
 from typer import Option
 
 from . import options
+from .checked import Needs, Without
 from .output import console, table, tell
 from .steps import loading, read_plan
+
+FOR_TASKS, OF_TEXTS = Without("--embeddings"), Without("--teacher vit")
 
 
 @options.grouped
 def distill(
     *,
     data: options.Data,
-    out: Annotated[Path, Option(help="A new folder; one with an unfinished run is gone on with.")],
+    out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
     teacher: Annotated[
-        str, Option(help="A classifier's folder; an encoder (minilm) is fine-tuned on the data first.")
+        str,
+        Option(
+            help="The model that teaches: a classifier's folder; an encoder, which is fine-tuned on the data first; or "
+            "vit, a new model of images."
+        ),
     ] = "minilm",
     plan: options.Plan = "fast",
-    layers: Annotated[int | None, Option(min=1, help="Layers of the student (default: all of the teacher's).")] = None,
-    hidden: Annotated[
-        int | None, Option(min=8, help="Features of a compact student: its teacher's words, random layers.")
+    layers: Annotated[
+        int | None,
+        Option(min=1, help="Layers of the student (default: all of the teacher's, of a compact student 1)."),
+        FOR_TASKS,
     ] = None,
-    heads: Annotated[int | None, Option(min=1, help="Heads of a compact student (4).")] = None,
-    transfer: Annotated[str | None, Option(help="More texts, which the teacher answers: as --data takes them.")] = None,
+    hidden: Annotated[
+        int | None,
+        Option(
+            min=8,
+            help="Features of a compact student: its teacher's words, random layers (default: it is not compact).",
+        ),
+        FOR_TASKS,
+    ] = None,
+    heads: Annotated[
+        int | None,
+        Option(min=1, help="Attention heads of a compact student (default: 4)."),
+        Needs("--hidden", "--teacher vit"),
+    ] = None,
+    transfer: Annotated[
+        str | None,
+        Option(help="More texts, which the teacher answers; named as --data names them (default: none)."),
+        Without("--embeddings", "--teacher vit"),
+    ] = None,
     embeddings: Annotated[
-        bool, Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count.")
+        bool,
+        Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
+        OF_TEXTS,
     ] = False,
-    texts: Annotated[int | None, Option(min=1, help="Most texts to train on, with --embeddings.")] = None,
+    texts: Annotated[
+        int | None, Option(min=1, help="The most texts to train on (default: all)."), Needs("--embeddings")
+    ] = None,
     seed: options.Seed = 0,
     length: Annotated[
-        int | None, Option(min=8, help="Tokens that training texts are cut to (64; 128 with --embeddings).")
+        int | None,
+        Option(min=8, help="Tokens that training texts are cut to (default: 64, with --embeddings 128)."),
+        OF_TEXTS,
     ] = None,
-    teacher_epochs: Annotated[int | None, Option(min=1, help="Most epochs of fine-tuning the teacher.")] = None,
+    teacher_epochs: Annotated[
+        int | None,
+        Option(min=1, help="The most epochs of fine-tuning the teacher (default: 3, of vit 40)."),
+        FOR_TASKS,
+    ] = None,
     hidden_epochs: Annotated[
-        int | None, Option(min=0, help="Most epochs of the first stage: states and attention.")
+        int | None,
+        Option(
+            min=0,
+            help="The most epochs of the first stage, of states and attention (default: 5, with --embeddings 1, of a "
+            "compact student and vit 0).",
+        ),
     ] = None,
     logit_epochs: Annotated[
-        int | None, Option(min=1, help="Most epochs of the second stage: answers and labels.")
+        int | None,
+        Option(
+            min=1,
+            help="The most epochs of the second stage, of answers and labels (default: 4, of a compact student 12, of "
+            "vit 40).",
+        ),
+        FOR_TASKS,
     ] = None,
     augment: Annotated[
-        int | None, Option(min=0, help="Variants of each text that the student learns from, too.")
+        int | None,
+        Option(
+            min=0,
+            help="Variants of each text that the student learns from, too (default: 3, of a compact student 2, with "
+            "--embeddings 0).",
+        ),
+        OF_TEXTS,
     ] = None,
     columns: options.Columns,
     bfloat16: Annotated[
@@ -54,8 +105,8 @@ def distill(
         int | None,
         Option(
             min=1,
-            help="Processes of this machine that share each batch (1): one for each GPU where there are as many, else "
-            "of the CPU.",
+            help="Processes of this machine that share each batch, on a GPU each where there are as many, else on the "
+            "CPU (default: 1).",
         ),
     ] = None,
     threads: options.RepeatableThreads = 1,

@@ -22,22 +22,28 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "blindformer.toml"
 
 
 def doctor(
-    folder: Annotated[Path | None, Argument(help="This party's part of a compiled folder.")] = None,
+    folder: Annotated[
+        Path | None, Argument(help="This party's part of a compiled folder (default: the configuration's).")
+    ] = None,
     config: options.Config = None,
     party: Annotated[
         str | None,
         Option(
             **options.one_of("server", "client", "dealer", "helper"),
-            help="Which party this machine is (default: whose key is here).",
+            help="Which party this machine is (default: the one whose key is here).",
         ),
     ] = None,
     certs: options.Certs = None,
-    server: Annotated[str | None, Option(help="HOST:PORT of the server.")] = None,
+    server: Annotated[str | None, Option(help="HOST:PORT of the server (default: the configuration's).")] = None,
     dealer: options.DealtFrom = None,
-    helper: Annotated[str | None, Option(help="HOST:PORT of the helper: topology helper.")] = None,
-    listen: Annotated[str | None, Option(help="HOST:PORT that this party listens at.")] = None,
+    helper: Annotated[
+        str | None, Option(help="HOST:PORT of the helper, with topology helper (default: the configuration's).")
+    ] = None,
+    listen: Annotated[
+        str | None, Option(help="HOST:PORT that this party listens at (default: the configuration's).")
+    ] = None,
     protocol: options.Served = None,
-    seconds: Annotated[float, Option(min=0.1, max=20, help="How long to measure a bandwidth, each way.")] = 3,
+    seconds: Annotated[float, Option(min=0.1, max=20, help="Seconds to measure a bandwidth, each way.")] = 3,
     print_config: Annotated[
         bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
     ] = False,

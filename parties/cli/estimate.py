@@ -10,38 +10,60 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...versions import versions
-from ..registry import DEFAULT, find, of_parties, resolve
+from ..registry import DEFAULT, find, priced, resolve
 from . import options
 from .capacity import Scale, show_capacity
+from .checked import Needs, Without
 from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
+from .steps import COMPILE_NOTES, check_there, compiler, conversation_notes, load_model, loading, read_plan
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
+WHOLE, TALKS = Without("--tokens"), Needs("--tokens")
+TIMED = Without(*options.among(priced()).others)  # what is priced among parties has no seconds
 
 
 @options.grouped
 def estimate(
     *,
     model: options.Model,
-    length: Annotated[int | None, Option(min=1, help="Tokens of a text (default: 128).")] = None,
-    tokens: Annotated[
-        int | None, Option(min=32, help="Of a language model: price conversations of so many tokens, answers included.")
+    length: Annotated[
+        int | None, Option(min=1, help=f"Tokens of a text (default: {LENGTH}); images have none."), WHOLE
     ] = None,
-    window: options.Window = None,
-    prompt: Annotated[int | None, Option(min=1, help="With --tokens: tokens of the prompt (default: 32).")] = None,
+    tokens: Annotated[
+        int | None,
+        Option(
+            min=32,
+            help="Price a language model's conversations of so many tokens, answers included (default: a query of a "
+            "whole text is priced).",
+        ),
+    ] = None,
+    window: Annotated[options.Window, TALKS] = None,
+    prompt: Annotated[int | None, Option(min=1, help=f"Tokens of the prompt (default: {PROMPT})."), TALKS] = None,
     plan: options.OwnPlan = None,
-    network: Annotated[str, Option(help="loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s).")] = "lan",
-    rtt: Annotated[float | None, Option(min=0, help="Milliseconds there and back, as doctor says.")] = None,
-    bandwidth: Annotated[float | None, Option(min=0.001, help="Mbit/s each way, as doctor says.")] = None,
+    network: Annotated[
+        str,
+        Option(help="The network that seconds are of: loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s)."),
+        TIMED,
+    ] = "lan",
+    rtt: Annotated[
+        float | None,
+        Option(min=0, help="The network's milliseconds there and back, as doctor says (default: those of --network)."),
+        TIMED,
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        Option(min=0.001, help="The network's Mbit/s each way, as doctor says (default: those of --network)."),
+        TIMED,
+    ] = None,
     protocol: options.Priced = DEFAULT,
-    parties: options.Parties = 2,
-    calibrate: options.Calibrate = None,
-    encoding: options.Encoding = None,
+    parties: Annotated[options.Parties, options.among(priced())] = 2,
+    calibrate: Annotated[options.Calibrate, WHOLE] = None,
+    encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
-    reveal: options.Reveal = None,
-    by: options.By = None,
+    reveal: Annotated[options.Reveal, TALKS] = None,
+    by: Annotated[options.By, WHOLE, TIMED] = None,
     scale: Scale,
     form: options.Form = "text",
 ) -> None:
@@ -50,26 +72,14 @@ def estimate(
     With protocol crypten: bytes of each party, and rounds; no seconds. With --tokens: of a conversation's
     passes, its prompt and each token of its answer. With --users: what a service for so many users needs.
     """
-    scale.check(tokens, protocol)
-    if tokens is None:
-        refuse(
-            {"--prompt": prompt, "--window": window, "--reveal": reveal},
-            "is of a conversation; add --tokens, or leave it out",
-        )
-    else:
-        whole = {"--length": length, "--calibrate": calibrate, "--encoding": encoding, "--by": by}
-        refuse(whole, "is for models that answer whole texts; leave it or --tokens out")
+    scale.check()
+    check_there("--calibrate", calibrate)
     with loading(1) as phases:
         from ..reports.capacity import most_memory
         from ..reports.estimate import find_network
-        from ..session.parties import PartiesError, numbered
+        from ..session.parties import numbered
 
         entry = find(protocol)
-        if entry.parties not in (None, parties):
-            others = " or ".join(of_parties())
-            raise PartiesError(f"--parties {parties}: protocol {protocol} has {entry.parties}; use --protocol {others}")
-        if entry.parties is None:
-            refuse({"--by": by}, f"--protocol {protocol} has a row for each party; leave it out")
         among = numbered(parties)
         chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         if tokens is not None:
@@ -83,7 +93,9 @@ def estimate(
             priced = talk.to_dict()
         else:
             loaded, chosen = load_model(phases, model, plan)
-            length = (length or LENGTH) if loaded.task.medium is None else 0
+            if (medium := loaded.task.medium) is not None and length is not None:
+                raise BlindformerError(f"--length: {loaded.name} takes {medium.word}s, which have none; leave it out")
+            length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, embedding=embedding)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
+from ..registry import sessions
 from . import options
+from .checked import Needs
 from .output import console, table, tell
-from .steps import listed, loading, read_plan, read_system, refuse
+from .steps import check_there, listed, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
+
+OF_DATA, OF_TEXT = Needs("--data"), Needs("--text")
 
 
 @options.grouped
@@ -25,33 +29,51 @@ def evaluate(
     ],
     data: Annotated[
         str | None,
-        Option(help="A classifier's examples: a data set's name, a CSV, TSV or JSON-lines file, or a folder of them."),
+        Option(
+            help="A classifier's examples: a data set's name, a CSV, TSV or JSON-lines file, or a folder of them "
+            "(default: none, give it or --text)."
+        ),
     ] = None,
     text: Annotated[
-        Path | None, Option(help="A language model's text: a file, of which each next token is judged.")
+        Path | None, Option(help="A file with a text, on whose next tokens a language model is judged (default: none).")
     ] = None,
     protocol: Annotated[
-        str, Option(help="torch, clear (fixed point), beaver, ckks ... (in private), with commas.")
+        str,
+        Option(
+            help="How the model is run, with commas: torch; clear, in fixed point; in private beaver, ckks, crypten."
+        ),
     ] = "torch,clear",
-    plan: Annotated[str | None, Option(help="A preset or a plan's file (default: the folder's plan.json).")] = None,
+    plan: Annotated[
+        str | None, Option(help="A preset or a plan's JSON file (default: the folder's plan.json).")
+    ] = None,
     teacher: Annotated[
-        str | None, Option(help="What agreement is measured with (default: DIR/teacher, if there).")
+        str | None,
+        Option(help="The model that agreement is measured with (default: DIR/teacher, else this model in float32)."),
+        OF_DATA,
     ] = None,
     private: Annotated[
-        int, Option(min=1, help="Texts of the test set, or tokens, that go through private sessions.")
+        int,
+        Option(min=1, help="Texts of the test set, or tokens of the text, that go through private sessions."),
+        Needs(*(f"--protocol {name}" for name in sessions())),
     ] = 300,
     length: Annotated[
-        int | None, Option(min=8, help="With --data: tokens that texts are cut at, in every row (default: 128).")
+        int | None, Option(min=8, help="Tokens that longer texts are cut at, in every row (default: 128)."), OF_DATA
     ] = None,
     tokens: Annotated[
-        int | None, Option(min=32, help="With --text: tokens of a window, as of a conversation (default: 256).")
+        int | None, Option(min=32, help="Tokens of a window of the text, as of a conversation (default: 256)."), OF_TEXT
     ] = None,
-    window: options.Window = None,
+    window: Annotated[options.Window, OF_TEXT] = None,
     system: Annotated[
-        Path | None, Option(help="With --text: the system prompt that begins each window, a file.")
+        Path | None,
+        Option(help="A file with the system prompt that begins each window (default: the model's own)."),
+        OF_TEXT,
     ] = None,
-    report: Annotated[Path | None, Option(help="Write a page (.html), or only the picture (.png).")] = None,
-    seed: options.Seed = 0,
+    report: Annotated[
+        Path | None,
+        Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
+        OF_DATA,
+    ] = None,
+    seed: Annotated[options.Seed, OF_DATA] = 0,
     columns: options.Columns,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
@@ -62,19 +84,20 @@ def evaluate(
     Classifiers: accuracy, F1, agreement with the teacher, and 95% intervals. Language models: perplexity, and how far
     the next tokens are from float32's.
     """
-    of_data = {"--teacher": teacher, "--length": length, "--report": report, "--text-column": columns.text_column,
-               "--label-column": columns.label_column, "--data-folder": columns.data_folder}  # fmt: skip
     if (data is None) == (text is None):
         raise BlindformerError("evaluate: give --data to judge a classifier, or --text to judge a language model")
     if data is None:
-        refuse(of_data, "belongs to --data, which is not given; leave it out")
-    else:
-        of_text = {"--tokens": tokens, "--window": window, "--system": system}
-        refuse(of_text, "belongs to --text, which is not given; leave it out")
+        of_data = {name: getattr(columns, name) for name in ("text_column", "label_column", "data_folder")}
+        refuse(of_data, "needs --data; add it, or leave this out")
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
+    check_there("--text", text)
+    check_there("--system", system)
     with loading(threads, notes=1) as phases:
-        from ...models.loading.load import load
+        from ...models.loading.load import load, locate
+
+        for name in (*models, *([teacher] if teacher else [])):
+            locate(name)  # one that is not there is said before the others are judged
 
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
@@ -93,6 +116,8 @@ def evaluate(
             found = [evaluate_text(load(name), words, **common) for name in models]
         else:
             dataset = columns.read(data or "", seed)
+            if length is not None and dataset.kind == "image":
+                raise BlindformerError(f"--length: {dataset.name} holds images, which have none; leave it out")
             common |= {"longest": length or 128, "seed": seed, "threads": threads}
             phases.end("load")
             found = [_of_data(load(name), dataset, teacher, common) for name in models]
@@ -139,11 +164,11 @@ def _show_text(found: Any) -> None:
 
 
 def _show(found: Any) -> None:
-    from ..reports.evaluation import HEADINGS, cells
+    from ..reports.evaluation import cells
 
     out = console()
     out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")
-    out.print(table(*HEADINGS, right=(2, 3, 4), rows=map(cells, found.rows)))
+    out.print(table(*found.headings, right=(2, 3, 4), rows=map(cells, found.rows)))
     last = found.rows[-1]
     rows = [(name, *counts) for name, counts in zip(found.labels, last.confusion, strict=True)]
     matrix = table(f"{last.name}, {last.protocol}", *found.labels, right=range(1, len(found.labels) + 1), rows=rows)

@@ -16,11 +16,16 @@ from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
+from .checked import Without
 from .output import aside, note
 from .steps import loading, read_lengths, read_plan
 
 KeyFile = Annotated[
-    Path | None, Option(help="The file of the key that callers show (default: ~/.config/blindformer/gateway.key).")
+    Path | None,
+    Option(
+        help="The file of the key that callers show, made if it is not there (default: gateway.key in "
+        "~/.config/blindformer)."
+    ),
 ]
 Listen = Annotated[str | None, Option(help="HOST:PORT to listen at (default: 127.0.0.1:8080).")]
 ServedModelName = Annotated[
@@ -28,17 +33,24 @@ ServedModelName = Annotated[
     Option(help="What the API calls a model (default: its folder's name); once for each, in their order."),
 ]
 
+STARTED = Without("--print-config")
+
 
 def gateway(
     folder: Annotated[
-        Path | None, Argument(help="The client's part of a compiled folder; more models by a configuration.")
+        Path | None,
+        Argument(help="The client's part of a compiled folder (default: the models that the file of --config names)."),
     ] = None,
     config: options.Config = None,
     server: Annotated[
-        str | None, Option(help="host:port; or local: server and dealer on this machine, while the gateway runs.")
+        str | None,
+        Option(
+            help="HOST:PORT of the one model's server (default: the file's, else localhost:7443); or local: a server "
+            "and a dealer on this machine, while the gateway runs."
+        ),
     ] = None,
-    dealer: options.ClientDealer = None,
-    certs: options.ClientCerts = None,
+    dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
+    certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
     listen: Listen = None,
     key_file: KeyFile = None,
@@ -72,18 +84,23 @@ def gateway(
 def up(
     model: Annotated[
         list[str],
-        Argument(help="smollm2, minilm, a GGUF file, a model's folder or hub id, or a folder that compile wrote."),
+        Argument(
+            help="The models to offer: smollm2, minilm, a GGUF file, a model's folder or hub id, or a folder that "
+            "compile wrote."
+        ),
     ],
-    port: Annotated[int, Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes a free one.")] = 8080,
-    plan: options.OwnPlan = None,
+    port: Annotated[
+        int, Option(min=0, max=65535, help="The port of 127.0.0.1 to listen at; 0 takes a free one."), STARTED
+    ] = 8080,
+    plan: Annotated[options.OwnPlan, STARTED] = None,
     lengths: options.Lengths = None,
     truncate: options.DefaultTruncate = None,
     served_model_name: ServedModelName = None,
-    key_file: KeyFile = None,
+    key_file: Annotated[KeyFile, STARTED] = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
-    threads: options.OwnThreads = 1,
+    threads: Annotated[options.OwnThreads, STARTED] = 1,
 ) -> None:
     """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
 

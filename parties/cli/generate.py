@@ -50,7 +50,9 @@ class Spent:
 def generate(
     *,
     model: Model,
-    prompt: Annotated[str, Argument(help="The text to be continued; of a model with a chat template, the message.")],
+    prompt: Annotated[
+        str, Argument(help="The text to be continued; of a model with a chat template, the message to be answered.")
+    ],
     raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: New = 64,
     given: Talking,

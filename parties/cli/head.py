@@ -15,11 +15,11 @@ from .steps import loading
 @options.grouped
 def head(
     *,
-    model: Annotated[str, Argument(help="A sentence encoder: minilm-fast, minilm, or a folder.")],
+    model: Annotated[str, Argument(help="The sentence encoder: minilm-fast, minilm, or a model's folder.")],
     data: options.Data,
-    out: Annotated[Path | None, Option(help="A new folder (default: MODEL-DATA here).")] = None,
+    out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
     seed: options.Seed = 0,
-    length: Annotated[int, Option(min=8, help="Tokens that texts are cut at.")] = 128,
+    length: Annotated[int, Option(min=8, help="Tokens that longer texts are cut at.")] = 128,
     columns: options.Columns,
     threads: options.Threads = 1,
     form: options.Form = "text",
@@ -27,14 +27,16 @@ def head(
     """Train a linear classifier on a sentence encoder's embeddings, which stay as they are."""
     with loading(threads, notes=1) as phases:
         from ...models.distillation import train_head
+        from ...models.distillation.checkpoints import check_new
         from ...models.loading.load import load
 
+        folder = out or Path(f"{Path(model).name}-{Path(data).stem}")
+        check_new(folder, folder / "unfinished")
         dataset = columns.read(data, seed)
         phases.note("load", "the model")
         loaded = load(model)
         phases.end("load")
         phases.begin("embed", 1)
-        folder = out or Path(f"{Path(model).name}-{Path(data).stem}")
         found = train_head(loaded, dataset, folder, seed=seed, length=length)
     report = found.report
     rows = [(part, f"{report['texts'][part]:,}", f"{value:.3f}") for part, value in report["accuracy"].items()]

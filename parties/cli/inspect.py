@@ -13,11 +13,16 @@ from .steps import loading
 
 
 def inspect(
-    folder: Annotated[Path, Argument(help="What compile wrote: DIR, DIR/server or DIR/client.")],
-    length: Annotated[int | None, Option(min=0, help="Show the layers of this length only (default: of all).")] = None,
+    folder: Annotated[Path, Argument(help="The folder that compile wrote: DIR, DIR/server or DIR/client.")],
+    length: Annotated[
+        int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
+    ] = None,
     precision: Annotated[
         bool,
-        Option("--precision", help="Encrypted queries: measure what each layer loses. Needs DIR, with both parts."),
+        Option(
+            "--precision",
+            help="Measure what each layer of encrypted queries loses; it takes the whole DIR, with both parts.",
+        ),
     ] = False,
     by: options.By = None,
     form: options.Form = "text",
@@ -37,7 +42,7 @@ def inspect(
 
 def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
     for number, layers in lost.items():
-        title = f"\n{_length(number)} tokens, encrypted: largest value and error of each layer, and the bits in between"
+        title = f"\n{_encrypted(number)}: largest value and error of each layer, and the bits in between"
         rows = [
             (row["path"] or "(model)", f"{row['size']:.3g}", f"{row['error']:.1e}", f"{row['bits']:.1f}")
             for row in layers
@@ -99,6 +104,8 @@ def _show(found: Any, by: str) -> None:
 
 def show_circuits(out: Any, found: Any, layers: bool) -> None:
     """What encrypted queries take, where a folder is compiled for them."""
+    from ...models.loading.media import word_of_kind
+
     circuits = {item.length: item.circuit for item in found.programs if item.circuit}
     if not circuits:
         return
@@ -110,19 +117,23 @@ def show_circuits(out: Any, found: Any, layers: bool) -> None:
         )
         for length, item in circuits.items()
     ]
-    headings = ("length", "texts", "N", "scale", "levels", "rotations", "keys MB", "in memory MB", "request MB",
-                "reply MB")  # fmt: skip
+    sizes = ("keys MB", "in memory MB", "request MB", "reply MB")
+    headings = ("length", f"{word_of_kind(found.kind)}s", "N", "scale", "levels", "rotations", *sizes)
     title = "\nencrypted queries (ckks), at most"
     out.print(table(*headings, title=title, right=range(10), rows=rows))
     for length, item in circuits.items() if layers else ():
         levels = [(path or "(model)", own, after) for path, own, after in item.levels]
-        title = f"\n{_length(length)} tokens, encrypted"
+        title = f"\n{_encrypted(length)}"
         out.print(table("layer", "levels", "used up", title=title, right=(1, 2), rows=levels))
 
 
 def which(item: Any) -> str:
     """Which of the programs it is."""
     return _length(item.length) if item.behind is None else f"{item.length} behind at most {item.behind}"
+
+
+def _encrypted(number: int) -> str:
+    return f"{number} tokens, encrypted" if number else "encrypted"
 
 
 def _length(number: int) -> str:

@@ -13,6 +13,10 @@ from typing import Any
 
 from ...errors import BlindformerError
 
+_PATHS = ("./", "../", "~/", "/")
+_STANDARD_INPUT = "standard input"
+_NOTHING = "there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input"
+
 
 @dataclass(frozen=True)
 class InputItem:
@@ -40,6 +44,31 @@ class InputItem:
     @property
     def where(self) -> str:
         return f"{self.file}, line {self.line}" if self.file else f"input {self.number}"
+
+
+# --- before a model is loaded ------------------------------------------------------------------------------------
+def check_asked(words: Sequence[str], files: Sequence[Path]) -> None:
+    """What can be seen before the model's kind is known. Errors: BlindformerError, if there is nothing to ask, or no
+    such file."""
+    if "-" in words or not (words or files or sys.stdin.isatty()):
+        content = sys.stdin.buffer.read()
+        sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # for whoever reads it then
+        if not content.strip():
+            raise BlindformerError(f"{_STANDARD_INPUT}: holds no texts; write one a line, or give some as arguments")
+    elif not (words or files):
+        raise BlindformerError(_NOTHING)
+    for file in files:
+        if not file.exists():
+            raise BlindformerError(f"{file}: cannot be read (No such file or directory); give a file that is there")
+    for word in words:
+        if word.startswith(_PATHS) and not any(map(str.isspace, word)) and not os.path.exists(word):
+            _refuse_path(word)
+
+
+def check_length(length: str, *names: str) -> None:
+    """Errors: BlindformerError for what is neither one of `names` nor a number of tokens."""
+    if length not in names and not (length.isascii() and length.isdigit() and int(length)):
+        raise BlindformerError(f"--length {length}: give {', '.join(names)} or a number of tokens")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -73,8 +102,10 @@ def read_items(
         )
 
     def take_standard_input() -> None:
-        name = "standard input"
-        take(name, text_lines(name, lambda: io.BytesIO(sys.stdin.buffer.read()), fields or (), row_id, encoding))
+        take(
+            _STANDARD_INPUT,
+            text_lines(_STANDARD_INPUT, lambda: io.BytesIO(sys.stdin.buffer.read()), fields or (), row_id, encoding),
+        )
 
     for argument in arguments:
         if argument == "-":
@@ -87,15 +118,19 @@ def read_items(
     if not (arguments or files or sys.stdin.isatty()):
         take_standard_input()
     if not items:
-        raise BlindformerError("there is nothing to ask: give texts, `--file FILE`, or `-` and texts on standard input")
+        raise BlindformerError(_NOTHING)
     raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
     return items
 
 
-def paired(items: list[InputItem], pairs: list[str]) -> list[InputItem]:
+def paired(kind: str, items: list[InputItem], pairs: list[str]) -> list[InputItem]:
     """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
+    from ...models.loading.media import MEDIA
+
     if not pairs:
         return items
+    if kind in MEDIA:
+        raise BlindformerError(f"--pair: is for models of texts, and this one takes {MEDIA[kind].word}s; leave it out")
     if any(isinstance(item.value, tuple) for item in items):
         raise BlindformerError("--pair: --field names two columns, which are pairs already; leave one of them out")
     if len(pairs) != len(items):
@@ -139,7 +174,7 @@ def _is_path(word: str) -> bool:
     """Whether a word names a file that is there, or can hardly mean anything else."""
     if not word or any(map(str.isspace, word)):
         return False
-    if word.startswith(("./", "../", "~/", "/")):
+    if word.startswith(_PATHS):
         return True
     from ...models.data.reading import TABLES
     from ...models.loading.images import IMAGE_ENDINGS

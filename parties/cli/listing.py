@@ -20,7 +20,7 @@ def list_names(
         str,
         Argument(
             **options.one_of("models", "protocols", "approximations", "plans"),
-            help="models, protocols, approximations or plans.",
+            help="What is listed: models, protocols, approximations or plans.",
         ),
     ],
     form: options.Form = "text",

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 from typer import Argument, BadParameter, Option
 
 from ...models.loading.truncation import TRUNCATIONS
-from ..registry import in_words, priced, runs_here, served
+from ..registry import DEFAULT, find, in_words, priced, runs_here, served
+from .checked import Needs, Without
 from .output import note
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
@@ -32,41 +33,58 @@ def one_of(*known: str) -> dict[str, Any]:
 
 
 # Output.
-Form = Annotated[str, Option("--format", **one_of("text", "json"), help="text, or one JSON object on stdout.")]
+Form = Annotated[str, Option("--format", **one_of("text", "json"), help="Text, or one JSON object on stdout.")]
 
 # Replicas of a server.
 Database = Annotated[
-    str | None, Option(help="Of replicas: postgresql://USER@HOST/NAME, with the one ledger and count of all.")
+    str | None,
+    Option(
+        metavar="URL",
+        help="The Postgres database of replicas, postgresql://USER@HOST/NAME, with the one ledger and count of all "
+        "(default: files).",
+    ),
 ]
 
 # Models and plans.
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
-Plan = Annotated[str, Option(help=f"{_PRESET}; see `blindformer list plans`.")]
+Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
-Embedding = Annotated[str, Option(help="client: the embedding block is released to it; private: it stays.")]
+EMBEDDING = one_of("client", "private")
+Embedding = Annotated[
+    str,
+    Option(
+        **EMBEDDING,
+        help="Who has the embedding block: client: it is released to all who may ask; private: it stays with the "
+        "server.",
+    ),
+]
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 By = Annotated[
     str | None,
-    Option(**one_of("layer", "operation"), help="A row for each layer (default) or operation."),
+    Option(**one_of("layer", "operation"), help="What has a row: each layer (default), or each operation."),
 ]
 Reveal = Annotated[
     str | None,
     Option(
         **one_of("scores", "token"),
-        help="Of a conversation: scores of all words, the client draws (default); or the next token alone.",
+        help="What the client learns of a conversation's next word: the scores of all words, to draw it by itself "
+        "(default), or the token alone.",
     ),
 ]
 Window = Annotated[
     int | None,
     Option(
         min=32,
-        help="Tokens of a conversation that each token reads: itself, those just before it, and the public prefix. "
+        help="Tokens of a conversation that each of them reads: itself, those just before it, and the public prefix. "
         "A longer conversation costs no more; what was said before them is lost to the model (default: all are read).",
     ),
 ]
 Calibrate = Annotated[
     Path | None,
-    Option(help="Texts to calibrate on: a table, or one a line (default: built-in ones); images, sounds: a folder."),
+    Option(
+        help="Typical texts to calibrate on: a table, or one a line (default: built-in ones); of images and sounds, a "
+        "folder of them."
+    ),
 ]
 Lengths = Annotated[
     str | None,
@@ -75,24 +93,39 @@ Lengths = Annotated[
         "Images have none, nor have conversations."
     ),
 ]
-Outputs = Annotated[str | None, Option(help="Names of outputs to reveal, with commas (default: all).")]
+Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
-Runs = Annotated[str, Option("--protocol", **one_of(*runs_here()), help=f"{in_words(runs_here())}.")]
-Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"{in_words(priced())}.")]
+Runs = Annotated[
+    str, Option("--protocol", **one_of(*runs_here()), help=f"How it is computed: {in_words(runs_here())}.")
+]
+Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"What is priced: {in_words(priced())}.")]
 Served = Annotated[
     str | None,
     Option(
         "--protocol",
         **one_of(*served()),
-        help=f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')}.",
+        help="How the server is asked: "
+        f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')} (default: the file's, else "
+        f"{DEFAULT}).",
     ),
 ]
-Parties = Annotated[int, Option(help="Parties of protocol crypten, besides the dealer.")]
-Threads = Annotated[int, Option(min=1, help="Threads of each party.")]
-OwnThreads = Annotated[int, Option("--threads", min=1, help="Threads of this side.")]
-RepeatableThreads = Annotated[int, Option("--threads", min=1, help="Threads; a run repeats exactly on one.")]
+Parties = Annotated[int, Option(help="How many parties take part, besides the dealer.")]
+Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
+OwnThreads = Annotated[int, Option("--threads", min=1, help="Threads that this side computes with.")]
+RepeatableThreads = Annotated[
+    int, Option("--threads", min=1, help="Threads to compute with; a run repeats exactly on one.")
+]
 Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silent.")]
+
+
+def among(names: tuple[str, ...]) -> Needs:
+    """One of these protocols whose number of parties is for the user to say."""
+    return Needs(*(f"--protocol {name}" for name in names if find(name).parties is None))
+
+
+AMONG = among(runs_here())
+
 
 # What is asked (items.py).
 Files = Annotated[
@@ -112,54 +145,85 @@ RowId = Annotated[
     Option("--id", help="The column that names a row in the answers (default: by its usual names: id, key)."),
 ]
 Encoding = Annotated[
-    str | None, Option(help="Of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say).")
+    str | None,
+    Option(help="The encoding of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say)."),
 ]
 _CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
-Truncate = Annotated[str, Option(**one_of(*TRUNCATIONS), help=f"A text that is too long: {_CUTS}.")]
+Truncate = Annotated[
+    str, Option(**one_of(*TRUNCATIONS), help=f"What becomes of a text that is too long: {_CUTS} (default: off).")
+]
 DefaultTruncate = Annotated[
     str | None,
     Option(
         "--truncate",
         **one_of(*TRUNCATIONS),
-        help=f"Where a request does not say, a text that is too long: {_CUTS} (default: off).",
+        help=f"What becomes of a text that is too long where a request does not say: {_CUTS} (default: off).",
     ),
 ]
 Pairs = Annotated[
     list[str] | None,
-    Option("--pair", help="The text that a question is about, or the second of two texts; once for each text."),
+    Option(
+        "--pair",
+        help="The text that a question is about, or the second of two texts; one for each text (default: none).",
+    ),
 ]
 
 # A deployment.
-Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml.")]
-Certs = Annotated[Path | None, Option(help="The folder of ca.pem and this party's certificate and key.")]
-Listen = Annotated[str | None, Option(help="HOST:PORT to listen at; port 0 takes a free one.")]
-Silence = Annotated[float | None, Option("--timeout", help="Seconds of silence after which a peer counts as dead.")]
+DEALER_AT = "HOST:PORT of the dealer (default: the file's, else localhost:7444)"
+Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
+Certs = Annotated[
+    Path | None,
+    Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
+]
+Silence = Annotated[
+    float | None, Option("--timeout", help="Seconds of silence after which a peer counts as dead (default: 60).")
+]
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
 ]
-DealtFrom = Annotated[str | None, Option("--dealer", help="HOST:PORT of the dealer.")]
+DealtFrom = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
 
 # A client of a deployment.
-ClientDealer = Annotated[str | None, Option("--dealer", help="host:port.")]
-Helper = Annotated[str | None, Option(help="host:port, with --topology helper.")]
+REMOTE = Without("--server local")
+ClientDealer = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
+Helper = Annotated[
+    str | None,
+    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
+    Needs("--topology helper", "--config"),
+]
 Topology = Annotated[
     str | None,
     Option(
         **one_of("dealer", "helper"),
-        help="dealer; or helper: a second server computes, this side splits its data.",
+        help="Who computes with the server: dealer: this side itself, with a dealer's help (default); helper: a second "
+        "server, and this side only splits its data.",
     ),
 ]
-ClientCerts = Annotated[Path | None, Option("--certs", help="The folder with ca.pem, client.pem and client.key.")]
-ClientTimeout = Annotated[float | None, Option("--timeout", min=1, help="Seconds that a party may be silent.")]
-Cache = Annotated[Path | None, Option(help="Where masked weights are kept.")]
-Wait = Annotated[float | None, Option(min=0, help="Seconds to go on asking a server that is busy.")]
-AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="FOR TESTS: below 128 bits.")]
+ClientCerts = Annotated[
+    Path | None,
+    Option("--certs", help="The folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
+]
+ClientTimeout = Annotated[
+    float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
+]
+Cache = Annotated[
+    Path | None, Option(help="The folder that masked weights are kept in (default: ~/.cache/blindformer).")
+]
+Spool = Annotated[
+    Path | None, Option(help="The folder of correlations that are made ahead (default: the file's, else none).")
+]
+Wait = Annotated[float | None, Option(min=0, help="Seconds to go on asking a server that is busy (default: 60).")]
+AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 # Labelled examples.
 Data = Annotated[
-    str, Option(help="A data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that `datasets` wrote.")
+    str,
+    Option(
+        help="The labelled examples: a data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that the "
+        "library datasets wrote."
+    ),
 ]
-Seed = Annotated[int, Option(min=0, help="Of the split, and of all else that is drawn.")]
+Seed = Annotated[int, Option(min=0, help="The seed of the data's split, and of all else that is drawn at random.")]
 
 
 @dataclass(frozen=True)
@@ -170,7 +234,7 @@ class Columns:
     label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
     encoding: Encoding = None
     data_folder: Annotated[
-        Path | None, Option(help="Where a named data set's files lie, if not in the usual place.")
+        Path | None, Option(help="The folder of a named data set's files (default: their usual place).")
     ] = None
 
     def read(self, data: str, seed: int) -> Any:

@@ -13,31 +13,48 @@ from ...versions import versions
 from ..registry import of_parties
 from . import options
 from .answers import answer_table, row_of, similarities
+from .checked import Without
 from .items import raise_if_all, read_items
 from .output import MB, banner, console, emit, good_until, note, tell
 from .progress import Phases
 from .steps import listed, loading
 
+OF_OTHERS = Without("--party dealer")
+
 
 def party(
     text: Annotated[
         list[str] | None,
-        Argument(help="Of a party that owns data: texts, images' files, or .safetensors files of inputs."),
+        Argument(
+            help="What a party that owns data asks: texts, the files of images or sounds, or .safetensors files of "
+            "inputs (default: none)."
+        ),
+        OF_OTHERS,
     ] = None,
-    name: Annotated[str, Option("--party", help="Which party of the file this is; or dealer.")] = "",
+    name: Annotated[str, Option("--party", help="Which party of the file this is, or dealer.")] = "",
     config: options.Config = None,
-    protocol: Annotated[str | None, Option(help="crypten (default: the file's [session] protocol).")] = None,
-    file: options.Files = None,
-    field: options.Field = None,
-    encoding: options.Encoding = None,
-    folder: Annotated[Path | None, Option(help="The compiled folder, or this party's part of it.")] = None,
+    protocol: Annotated[str | None, Option(help="The protocol of the session, crypten (default: the file's).")] = None,
+    file: Annotated[options.Files, OF_OTHERS] = None,
+    field: Annotated[options.Field, OF_OTHERS] = None,
+    encoding: Annotated[options.Encoding, OF_OTHERS] = None,
+    folder: Annotated[
+        Path | None,
+        Option(help="The compiled folder, or this party's part of it (default: the file's, else compiled)."),
+        OF_OTHERS,
+    ] = None,
     certs: options.Certs = None,
-    listen: options.Listen = None,
-    wait: Annotated[float | None, Option(min=0.1, help="Seconds for the other parties to come.")] = None,
+    listen: Annotated[
+        str | None, Option(help="HOST:PORT to listen at; port 0 takes a free one (default: the file's address).")
+    ] = None,
+    wait: Annotated[float | None, Option(min=0.1, help="Seconds for the other parties to come (default: 60).")] = None,
     timeout: options.Silence = None,
-    length: Annotated[int | None, Option(min=1, help="Which compiled length, the same at all parties.")] = None,
+    length: Annotated[
+        int | None, Option(min=1, help="The compiled length to use, the same at all parties (default: the only one).")
+    ] = None,
     ahead: Annotated[
-        int, Option(min=0, help="At the party that asks: correlations to make before the first query.")
+        int,
+        Option(min=0, help="Queries whose correlations the party that asks makes before the first query."),
+        OF_OTHERS,
     ] = 0,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Exit, Option
@@ -21,15 +20,19 @@ def precompute(
         list[str],
         Argument(
             metavar="[FOLDER] COUNT",
-            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); and "
-            "for how many queries.",
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
+            "the number of queries to make correlations for.",
         ),
     ],
-    length: Annotated[int | None, Option(help="Of which compiled length (default: the only one).")] = None,
-    sessions: Annotated[int, Option(min=1, max=256, help="So many at once: for replicas, or many cores.")] = 1,
+    length: Annotated[int | None, Option(help="The compiled length that they are for (default: the only one).")] = None,
+    sessions: Annotated[
+        int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
+    ] = 1,
     config: options.Config = None,
-    spool: Annotated[Path | None, Option(help="The folder to keep them in.")] = None,
-    server: Annotated[str | None, Option(help="host:port.")] = None,
+    spool: options.Spool = None,
+    server: Annotated[
+        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
+    ] = None,
     dealer: options.ClientDealer = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,

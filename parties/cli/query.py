@@ -15,12 +15,14 @@ from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from . import options
-from .answers import answer_table, asked, cuts, row_of, similarities
+from .answers import SHOWN, answer_table, asked, cuts, row_of, similarities
 from .bulk import answer_rows
-from .items import InputItem, complain, folder_first, paired, raise_if_all, read_items
+from .checked import Needs, Without
+from .items import InputItem, check_asked, check_length, complain, folder_first, paired, raise_if_all, read_items
 from .output import console, emit
 from .steps import listed, loading
 
+NEXT_TOKENS = 5  # as models.loading.answers has it: help does not wait for torch
 PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
 
@@ -29,50 +31,79 @@ def query(
         list[str] | None,
         Argument(
             metavar="[FOLDER] [TEXT]...",
-            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out). Texts, "
-            "or images' files; `-`: standard input, one text a line (also if there are none).",
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
+            "what is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
+            "where nothing is given).",
         ),
     ] = None,
     file: options.Files = None,
     field: options.Field = None,
     row_id: options.RowId = None,
     encoding: options.Encoding = None,
-    pair: options.Pairs = None,
+    pair: Annotated[options.Pairs, Without("--out")] = None,
     protocol: options.Served = None,
     config: options.Config = None,
     server: Annotated[
-        str | None, Option(help="host:port; or local: server and dealer on this machine, for now.")
+        str | None,
+        Option(
+            help="HOST:PORT of the server (default: the file's, else localhost:7443); or local: a server and a dealer "
+            "on this machine, for this command."
+        ),
     ] = None,
-    dealer: options.ClientDealer = None,
-    helper: options.Helper = None,
-    topology: options.Topology = None,
-    certs: options.ClientCerts = None,
+    dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
+    helper: Annotated[options.Helper, options.REMOTE] = None,
+    topology: Annotated[options.Topology, options.REMOTE] = None,
+    certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     length: Annotated[
-        str, Option(help="auto: the least compiled length that fits, for each text; or a number.")
+        str,
+        Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
     ] = "auto",
     truncate: options.Truncate = "off",
-    top: Annotated[int | None, Option(min=1, help="How many labels or tokens (default: 5).")] = None,
+    top: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="How many labels, tokens or answers from a text are shown (default: labels all, on a terminal "
+            f"{SHOWN}; tokens {NEXT_TOKENS}; answers 1).",
+        ),
+        Without("--out"),
+    ] = None,
     cache: options.Cache = None,
-    spool: Annotated[Path | None, Option(help="Where correlations made ahead are kept.")] = None,
+    spool: options.Spool = None,
     use_spool: Annotated[
         str | None,
         Option(
             **options.one_of("auto", "only", "off"),
-            help="auto: correlations made ahead first; only those; off: live ones.",
+            help="What is used: correlations made ahead first (auto, default), no others (only), live ones (off).",
         ),
+        Needs("--spool", "--config"),
     ] = None,
     keys: Annotated[
-        Path | None, Option(help="ckks: keep secret keys here, so that evaluation keys travel once.")
+        Path | None,
+        Option(
+            help="The folder to keep secret keys in, so that evaluation keys travel once (default: none, keys are for "
+            "this command)."
+        ),
+        Needs("--protocol ckks", "--config"),
+        options.REMOTE,
     ] = None,
     wait: options.Wait = None,
     timeout: options.ClientTimeout = None,
     threads: options.OwnThreads = 1,
     out: Annotated[
-        Path | None, Option(help="Answer every row of a table into this one: .parquet, .csv, .tsv or .jsonl.")
+        Path | None,
+        Option(
+            help="A new table for the answers to every row of a file: .parquet, .csv, .tsv or .jsonl (default: none)."
+        ),
+        Needs("--file"),
     ] = None,
-    sessions: Annotated[int, Option(min=1, max=1024, help="With --out: sessions at once.")] = 1,
+    sessions: Annotated[int, Option(min=1, max=1024, help="How many sessions ask at once."), Needs("--out")] = 1,
     engine: Annotated[
-        str, Option(**options.one_of("local", "ray"), help="With --out: who asks; ray: a cluster's processes.")
+        str,
+        Option(
+            **options.one_of("local", "ray"), help="Who asks: local: this process; ray: the processes of a cluster."
+        ),
+        Needs("--out"),
     ] = "local",
     any_ring: options.AnyRing = False,
     form: Annotated[
@@ -80,16 +111,18 @@ def query(
         Option(
             "--format",
             **options.one_of("text", "json", "jsonl"),
-            help="text; json: one object; jsonl: one object a line, each when it is there.",
+            help="Text; json: one object; jsonl: one object a line, each when it is there.",
         ),
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
-    chosen, (folder, text) = _number(length), folder_first(words or [], config, "query")
+    check_length(length, "auto")
+    chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
     fields = listed(field)
+    check_asked(text, file or [])
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
-        from ..client.base import Result
+        from ..client.base import Result, check_top
         from ..config import load_settings
 
         phases.note("load", "the model's client part")
@@ -114,15 +147,16 @@ def query(
             any_ring=any_ring or None,
         )
         if out is not None:
-            if text or pair:
-                raise BlindformerError(f"--out {out}: is for the rows of --file; leave texts and --pair out")
+            if text:
+                raise BlindformerError(f"--out {out}: is for the rows of --file; leave texts out")
             phases.end("load")
             rows: dict[str, Any] = {"fields": fields or (), "row_id": row_id, "encoding": encoding}
             answer_rows(phases, opened, file or [], out, form, sessions=sessions, engine=engine, **rows)
             return
         with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
+            check_top(client, top, "--top")
             items = read_items(client.part.kind, text, file or [], fields, row_id, encoding)
-            items = paired(items, pair or [])
+            items = paired(client.part.kind, items, pair or [])
             phases.end("load")
             results: dict[int, Any] = {}
 
@@ -144,7 +178,9 @@ def query(
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
     if answered and form != "jsonl":
-        (_show if form == "text" else _emit)(client, [(item, results[index]) for index, item in enumerate(items)])
+        (partial(_show, top or SHOWN) if form == "text" else _emit)(
+            client, [(item, results[index]) for index, item in enumerate(items)]
+        )
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
@@ -173,14 +209,6 @@ def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[t
     readable = [index for index, item in enumerate(items) if item.error is None]
     for place, result in client.stream([items[index].value for index in readable], top_k=top):
         yield readable[place], result
-
-
-def _number(length: str) -> int | None:
-    if length == "auto":
-        return None
-    if not (length.isascii() and length.isdigit()):
-        raise BlindformerError(f"--length {length}: give auto, or one of the compiled lengths")
-    return int(length)
 
 
 def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
@@ -215,7 +243,7 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     emit({**found, "similarities": pairs} if pairs else found)
 
 
-def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
+def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     from ...models.loading.media import word_of
 
     out, part, task = console(), client.part, client.task
@@ -224,7 +252,7 @@ def _show(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
     rows = [result for _, result in answered]
-    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF), cuts(rows)))
+    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF), labels, cuts(rows)))
     reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")
     again = sum(bool(result.retried) for _, result in answered)

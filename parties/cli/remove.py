@@ -30,7 +30,8 @@ def rm(
         list[str], Argument(metavar="NAME...", help="As `blindformer list models` has them, or folders there.")
     ],
     length: Annotated[
-        list[int] | None, Option(help="Only what is compiled for so many tokens. May be repeated.")
+        list[int] | None,
+        Option(help="Remove only what is compiled for so many tokens (default: all lengths). May be repeated."),
     ] = None,
     dry_run: DryRun = False,
     form: options.Form = "text",
@@ -46,9 +47,14 @@ def rm(
 
 def prune(
     older: Annotated[
-        float | None, Option(parser=_seconds, metavar="AGE", help="Also what was not used for so long: 12h, 30d, 4w.")
+        float | None,
+        Option(
+            parser=_seconds,
+            metavar="AGE",
+            help="Remove, too, what was not used for so long: 12h, 30d, 4w (default: however old).",
+        ),
     ] = None,
-    everything: Annotated[bool, Option("--all", help="All that is compiled, and all masked weights.")] = False,
+    everything: Annotated[bool, Option("--all", help="Remove all that is compiled, and all masked weights.")] = False,
     dry_run: DryRun = False,
     form: options.Form = "text",
 ) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from ..registry import DEFAULT, find, of_parties
+from ..registry import DEFAULT, find
 from . import options
 from .answers import answer_table, asked, cuts, row_of, similarities
-from .items import complain, paired, raise_if_all, read_items
+from .items import check_asked, check_length, complain, paired, raise_if_all, read_items
 from .output import console, tell
-from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
+from .steps import COMPILE_NOTES, check_there, compiler, listed, load_model, loading, warn_untrained
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -23,7 +23,10 @@ def run(
     model: options.Model,
     text: Annotated[
         list[str] | None,
-        Argument(help="Texts, or images' files; `-`: standard input, one text a line (also if there are none)."),
+        Argument(
+            help="What is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
+            "where nothing is given)."
+        ),
     ] = None,
     file: options.Files = None,
     field: options.Field = None,
@@ -32,12 +35,22 @@ def run(
     pair: options.Pairs = None,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
-    parties: options.Parties = 2,
-    recipient: Annotated[str | None, Option(help="Of protocol crypten: who gets the answers (default: bob).")] = None,
-    owner: Annotated[
-        list[str] | None, Option(help="Of protocol crypten: INPUT=NAME, who owns an input (default: bob); repeatable.")
+    parties: Annotated[options.Parties, options.AMONG] = 2,
+    recipient: Annotated[
+        str | None, Option(help="The party that gets the answers (default: bob)."), options.AMONG
     ] = None,
-    length: Annotated[str, Option(help="auto (a bucket hides the length), exact, or a number of tokens.")] = "auto",
+    owner: Annotated[
+        list[str] | None,
+        Option(help="INPUT=NAME: who owns an input of the model (default: bob). May be repeated."),
+        options.AMONG,
+    ] = None,
+    length: Annotated[
+        str,
+        Option(
+            help="What texts are padded to: auto: the least of 16, 32, 64 ... tokens that fits, which hides the text's "
+            "own length; exact: that length; or a number of tokens."
+        ),
+    ] = "auto",
     truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
@@ -51,6 +64,9 @@ def run(
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
     """
+    check_asked(text or [], file or [])
+    check_length(length, "auto", "exact")
+    check_there("--calibrate", calibrate)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
@@ -62,7 +78,8 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
-        items = paired(read_items(loaded.kind, text or [], file or [], listed(field), row_id, encoding), pair or [])
+        items = read_items(loaded.kind, text or [], file or [], listed(field), row_id, encoding)
+        items = paired(loaded.kind, items, pair or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
         if cut != "off" and loaded.task.medium is not None:
@@ -141,11 +158,6 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
                 raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
         who = Parties(local.parties.names, {name: who for name, _, who in pairs}, recipient or "")
         return replace(local, parties=who)
-    for option, given in {"--recipient": recipient is not None, "--owner": bool(owners)}.items():
-        if given:
-            raise PartiesError(
-                f"{option}: protocol {protocol} has fixed parties; use --protocol {' or '.join(of_parties())}"
-            )
     return local
 
 
@@ -165,7 +177,7 @@ def _show(name: str, word: str, task: str, answers: Sequence[Result], summary: d
     unit = "tokens" if word == "text" else "samples"
     padded = f", padded to {summary['length']} {unit}" if summary["length"] else ""
     out.print(f"model {name}   {word}s {len(answers)}{padded}\n")
-    out.print(answer_table(task, answers, summary.get("similarities", []), cuts(answers)))
+    out.print(answer_table(task, answers, summary.get("similarities", []), cut=cuts(answers)))
     out.print(
         f"\n{costs}   in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
         f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"

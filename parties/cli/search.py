@@ -18,23 +18,31 @@ SHOWN = 30  # sensitivities
 @options.grouped
 def search(
     *,
-    model: Annotated[str, Argument(help="The folder of a classifier.")],
+    model: Annotated[str, Argument(help="The folder of the classifier to search for.")],
     data: options.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
-    metric: Annotated[str, Option(help="accuracy on the labels, or agreement with the model in float32.")] = "accuracy",
-    plan: Annotated[str, Option(help="Where to start from: a preset or a plan's file.")] = "faithful",
-    out: Annotated[Path | None, Option(help="Write the plan here (default: print it only).")] = None,
-    report: Annotated[Path | None, Option(help="Draw the frontier into this .png file.")] = None,
-    length: Annotated[int, Option(min=8, help="Tokens of a query.")] = 32,
-    network: Annotated[str, Option(help="loopback, lan or wan: what seconds are of.")] = "lan",
+    metric: Annotated[
+        str,
+        Option(
+            **options.one_of("accuracy", "agreement"),
+            help="What the budget is of: accuracy on the labels, or agreement with the model in float32.",
+        ),
+    ] = "accuracy",
+    plan: Annotated[str, Option(help="The plan to start from: a preset or a plan's JSON file.")] = "faithful",
+    out: Annotated[Path | None, Option(help="A file to write the plan into (default: it is only printed).")] = None,
+    report: Annotated[Path | None, Option(help="A .png file to draw the frontier into (default: none).")] = None,
+    length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
+    network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
     seed: options.Seed = 0,
     columns: options.Columns,
-    threads: Annotated[int, Option(min=1, help="Threads.")] = 1,
+    threads: Annotated[int, Option(min=1, help="Threads to compute with.")] = 1,
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
+    if report is not None and report.suffix != ".png":
+        raise BlindformerError(f"{report}: the frontier is a picture; name a .png file")
     with loading(threads) as phases:
         from ...models.judging.search import search as run
         from ...models.loading.load import load
@@ -43,12 +51,11 @@ def search(
         from ..reports.figures import frontier_figure
 
         near = find_network(network)
-        if report is not None and report.suffix != ".png":
-            raise BlindformerError(f"{report}: the frontier is a picture; name a .png file")
         base = read_plan(plan)
+        dataset = columns.read(data, seed)
         phases.note("load", "the model")
         loaded = load(model)
-        dataset = columns.read(data, seed).matched(loaded.labels)
+        dataset = dataset.matched(loaded.labels)
         phases.end("load")
 
         def price(compiled: Any) -> dict[str, float]:

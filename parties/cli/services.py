@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from ...errors import BlindformerError
 from ..registry import find_served, resolve, served_with
 from . import options
+from .checked import Needs, Without, check
 from .output import banner, good_until
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..service.running import StartedService
 
 REPLICAS = 2
+ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckks")
+COUNTED = Needs("--queries-each", "--config")
 ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
 
 
@@ -32,21 +35,43 @@ class Service:
     config: options.Config = None
     certs: options.Certs = None
     timeout: options.Silence = None
-    listen: options.Listen = None
-    sessions: Annotated[int | None, Option(help="Open sessions at most.")] = None
-    workers: Annotated[int | None, Option(help="Queries computing at once (default: one for each core).")] = None
-    queue: Annotated[int | None, Option(help="Queries that may wait for a worker.")] = None
-    share: Annotated[float | None, Option(help="Of the sessions and of the queue, what one certificate may hold.")] = (
+    listen: Annotated[
+        str | None,
+        Option(
+            help="HOST:PORT to listen at; port 0 takes a free one (default: 127.0.0.1, and port 7443 of a server, 7444 "
+            "of a dealer, 7445 of a helper)."
+        ),
+    ] = None
+    sessions: Annotated[int | None, Option(help="The most sessions that may be open (default: 32).")] = None
+    workers: Annotated[int | None, Option(help="Queries that compute at once (default: one for each core).")] = None
+    queue: Annotated[int | None, Option(help="Queries that may wait for a worker (default: 64).")] = None
+    share: Annotated[
+        float | None,
+        Option(
+            help="The part of the sessions and of the queue that one certificate may hold (default: 0.15, of a dealer "
+            "1)."
+        ),
+    ] = None
+    idle: Annotated[
+        float | None, Option(help="Seconds that a session may be silent between two queries (default: 600).")
+    ] = None
+    query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker (default: 900).")] = None
+    memory_gb: Annotated[
+        float | None, Option(help="Gigabytes of memory that the process of a session may take (default: 16).")
+    ] = None
+    metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: nowhere).")] = (
         None
     )
-    idle: Annotated[float | None, Option(help="Seconds that a session may be silent between two queries.")] = None
-    query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker.")] = None
-    memory_gb: Annotated[float | None, Option(help="What the process of a session may take in memory.")] = None
-    metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: none).")] = None
-    grace: Annotated[float | None, Option(help="Seconds that running queries have when it is told to stop.")] = None
-    log_format: Annotated[str | None, Option(**options.one_of("text", "json"), help="text or json, on stderr.")] = None
+    grace: Annotated[
+        float | None, Option(help="Seconds that running queries have when it is told to stop (default: 30).")
+    ] = None
+    log_format: Annotated[
+        str | None, Option(**options.one_of("text", "json"), help="How its log is written on stderr (default: text).")
+    ] = None
     # For a program that starts a service for itself (launch/services.py).
-    lifeline: Annotated[bool | None, Option("--lifeline", hidden=True, help="End when stdin does.")] = None
+    lifeline: Annotated[
+        bool | None, Option("--lifeline", hidden=True, help="End the service when standard input does.")
+    ] = None
     local: options.Local = None
 
     @property
@@ -93,16 +118,37 @@ class Service:
 class ServerOptions:
     """Of section [server], by their names there."""
 
-    spool: Annotated[Path | None, Option(help="Keep correlations made ahead in this folder.")] = None
-    database: options.Database = None
-    queries_each: Annotated[int | None, Option(help="Texts that one certificate's name may ask in a period.")] = None
-    queries_period: Annotated[float | None, Option(help="The period, in seconds (default: a day).")] = None
-    state: Annotated[Path | None, Option(help="Count them in this folder, over restarts.")] = None
-    keys_gb: Annotated[float | None, Option(help="ckks: what clients' evaluation keys may take on disk.")] = None
-    keys_memory_gb: Annotated[float | None, Option(help="ckks: what they may take in a worker's memory.")] = None
-    keys_seconds: Annotated[float | None, Option(help="ckks: seconds of no use after which keys are gone.")] = None
-    weights_memory_gb: Annotated[float | None, Option(help="ckks: what encoded weights may take there.")] = None
-    query_processes: Annotated[int | None, Option(help="ckks: processes that share one query (default: 1).")] = None
+    spool: Annotated[
+        Path | None, Option(help="The folder to keep correlations in that are made ahead (default: none are)."), DEALT
+    ] = None
+    database: Annotated[options.Database, Needs("--spool", "--queries-each", "--config")] = None
+    queries_each: Annotated[
+        int | None,
+        Option(help="Texts that may be asked with one certificate's name in a period (default: any number)."),
+    ] = None
+    queries_period: Annotated[
+        float | None, Option(help="The period of --queries-each, in seconds (default: a day)."), COUNTED
+    ] = None
+    state: Annotated[
+        Path | None, Option(help="The folder in which the server counts them, over restarts (default: none)."), COUNTED
+    ] = None
+    keys_gb: Annotated[
+        float | None, Option(help="Gigabytes of disk that clients' evaluation keys may take (default: 16)."), ENCRYPTED
+    ] = None
+    keys_memory_gb: Annotated[
+        float | None, Option(help="Gigabytes of a worker's memory that they may take (default: 8)."), ENCRYPTED
+    ] = None
+    keys_seconds: Annotated[
+        float | None, Option(help="Seconds of no use after which keys are gone (default: a day)."), ENCRYPTED
+    ] = None
+    weights_memory_gb: Annotated[
+        float | None,
+        Option(help="Gigabytes of a worker's memory that encoded weights may take (default: 4)."),
+        ENCRYPTED,
+    ] = None
+    query_processes: Annotated[
+        int | None, Option(help="Processes that share the ciphertexts of one query (default: 1)."), ENCRYPTED
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +156,15 @@ class ReplicaOptions:
     """Of a service that a cluster can have several of."""
 
     engine: Annotated[
-        str | None, Option(**options.one_of("local", "ray"), help="ray: as replicas, processes of a Ray cluster.")
+        str | None,
+        Option(
+            **options.one_of("local", "ray"),
+            help="Who serves: local: this process (default); ray: replicas, processes of a Ray cluster.",
+        ),
     ] = None
-    replicas: Annotated[int | None, Option(help="With --engine ray: how many (default: 2).")] = None
+    replicas: Annotated[
+        int | None, Option(help=f"How many replicas there are (default: {REPLICAS})."), Needs("--engine ray")
+    ] = None
 
     def front(self, named: Named) -> Named | None:
         """None: whatever the file says, this process is to serve."""
@@ -120,19 +172,28 @@ class ReplicaOptions:
 
     @property
     def flags(self) -> dict[str, int | None]:
-        """Errors: BlindformerError."""
-        if self.replicas is not None and self.engine != "ray":
-            raise BlindformerError("--replicas: are processes of a Ray cluster; add --engine ray, or leave it out")
         return {"replicas": self.replicas or (REPLICAS if self.engine == "ray" else None)}
 
 
 @options.grouped
 def server(
     *,
-    folder: Annotated[Path | None, Argument(help="The server's part of a compiled folder.")] = None,
+    ctx: Context,
+    folder: Annotated[
+        Path | None,
+        Argument(help="The server's part of a compiled folder (default: the file's, else compiled/server)."),
+    ] = None,
     protocol: options.Served = None,
-    dealer: options.DealtFrom = None,
-    topology: Annotated[str | None, Option(help="dealer, or helper: a second server takes the client's seat.")] = None,
+    dealer: Annotated[options.DealtFrom, DEALT] = None,
+    topology: Annotated[
+        str | None,
+        Option(
+            **options.one_of("dealer", "helper"),
+            help="Who computes with this server: dealer: its clients, with a dealer's help (default); helper: a second "
+            "server takes their seat.",
+        ),
+        DEALT,
+    ] = None,
     own: ServerOptions,
     many: ReplicaOptions,
     any_ring: options.AnyRing = False,
@@ -141,6 +202,7 @@ def server(
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
     settings = given.settings("server", None, {"folder": folder, **vars(own), **many.flags}, **shared)
+    check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))
     entry = find_served(settings.session.protocol)
     given.run(resolve(entry.service), settings, many.front(entry.front), any_ring=any_ring)
 
@@ -157,10 +219,17 @@ def dealer(*, many: ReplicaOptions, given: Service) -> None:
 @options.grouped
 def helper(
     *,
-    folder: Annotated[Path | None, Argument(help="The helper's part of a compiled folder.")] = None,
-    server: Annotated[str | None, Option(help="HOST:PORT of the server.")] = None,
+    folder: Annotated[
+        Path | None,
+        Argument(help="The helper's part of a compiled folder (default: the file's, else compiled/helper)."),
+    ] = None,
+    server: Annotated[
+        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
+    ] = None,
     dealer: options.DealtFrom = None,
-    cache: Annotated[Path | None, Option(help="Keep the server's masked weights here.")] = None,
+    cache: Annotated[
+        Path | None, Option(help="The folder to keep the server's masked weights in (default: ~/.cache/blindformer).")
+    ] = None,
     given: Service,
 ) -> None:
     """Take the client's seat for many data owners at once. Whoever runs the server must not run this.

@@ -14,7 +14,9 @@ from .output import mb, table, tell
 
 
 def spool(
-    folder: Annotated[Path, Argument(help="A server's, a helper's or a client's spool.")],
+    folder: Annotated[
+        Path, Argument(help="The spool of a server, a helper or a client: a folder of correlations made ahead.")
+    ],
     database: options.Database = None,
     form: options.Form = "text",
 ) -> None:

@@ -137,6 +137,12 @@ def refuse(given: Mapping[str, object], why: str) -> None:
         raise BlindformerError(f"{found[0]}: {why}")
 
 
+def check_there(option: str, path: Path | None) -> None:
+    """Errors: BlindformerError for a file or folder that is given and is not there."""
+    if path is not None and not path.exists():
+        raise BlindformerError(f"{option} {path}: cannot be read (No such file or directory); give one that is there")
+
+
 def read_plan(name: str, private: bool = True) -> Any:
     """A preset's name as it is, or the plan in a JSON file. `private`: one that runs on secrets. Errors: PlanError."""
     from ...approximations import Plan

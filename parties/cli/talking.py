@@ -14,8 +14,9 @@ from ...errors import BlindformerError
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
+from .checked import Needs
 from .progress import Phases
-from .steps import conversation_notes, loading, read_plan, read_system
+from .steps import check_there, conversation_notes, loading, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -23,9 +24,14 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
 
 Model = Annotated[
-    str, Argument(help="smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat wrote.")
+    str,
+    Argument(
+        help="The language model: smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat "
+        "wrote."
+    ),
 ]
-New = Annotated[int, Option("--max-new-tokens", min=1, help="Tokens of an answer, at most.")]
+New = Annotated[int, Option("--max-new-tokens", min=1, help="The most tokens that an answer may have.")]
+DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
@@ -34,42 +40,61 @@ class Talking:
 
     protocol: Annotated[
         str,
-        Option(**options.one_of(*talking()), help=f"{in_words(talking())}."),
+        Option(**options.one_of(*talking()), help=f"How it is computed: {in_words(talking())}."),
     ] = DEFAULT
-    parties: options.Parties = 2
-    plan: Annotated[
-        str | None, Option(help="A preset or a plan's JSON file (default: the model's own, else faithful).")
-    ] = None
+    parties: Annotated[options.Parties, options.among(talking())] = 2
+    plan: options.OwnPlan = None
     encoding: options.Encoding = None
     system: Annotated[
-        Path | None, Option(help="The owner's system prompt, a file: public, and part of what is compiled.")
+        Path | None,
+        Option(help="A file with the owner's system prompt: public, and part of what is compiled (default: none)."),
     ] = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
     reveal: options.Reveal = None
     embedding: Annotated[
-        str | None, Option(help="The table of words is released to the client (client, default) or not (private).")
+        str | None,
+        Option(
+            **options.EMBEDDING,
+            help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
+            "with the server.",
+        ),
     ] = None
-    temperature: Annotated[float, Option(min=0, help="0: always the likeliest token.")] = 0.0
-    top_p: Annotated[float, Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")] = 1.0
-    top_k: Annotated[int, Option(min=0, help="Draw from so many tokens; 0: from all.")] = 0
-    repetition_penalty: Annotated[
-        float, Option(min=0.1, help="Above 1: what was said is less likely to be said again.")
+    temperature: Annotated[
+        float, Option(min=0, help="How freely tokens are drawn; 0 takes the likeliest token each time.")
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share of the probability."),
+        DRAWN,
     ] = 1.0
-    stop: Annotated[list[str] | None, Option(help="End an answer after this text; may be repeated.")] = None
-    seed: Annotated[int | None, Option(min=0, help="Draw the same again.")] = None
-    drafts: Annotated[int, Option(min=0, help="Tokens to guess from what was said, and to check in one pass.")] = 0
+    top_k: Annotated[int, Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all."), DRAWN] = 0
+    repetition_penalty: Annotated[
+        float, Option(min=0.1, help="How much less likely a token becomes that was there before; 1: no less.")
+    ] = 1.0
+    stop: Annotated[list[str] | None, Option(help="A text that ends an answer (default: none). May be repeated.")] = (
+        None
+    )
+    seed: Annotated[
+        int | None, Option(min=0, help="Draw the same tokens as before with this number (default: others)."), DRAWN
+    ] = None
+    drafts: Annotated[
+        int, Option(min=0, help="Tokens to guess from the text so far, and to check in one pass; 0: none.")
+    ] = 0
     assistant: Annotated[
         str | None,
-        Option(help="A small public model that guesses them (default: 7) on this side: named as MODEL."),
+        Option(
+            help="A small public model, named as MODEL is, that guesses the drafts on this side, 7 tokens unless "
+            "--drafts says how many (default: none)."
+        ),
     ] = None
     server: Annotated[
-        str, Option(help="host:port of a server; or local: server and dealer on this machine, for now.")
+        str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
     ] = LOCAL
-    dealer: options.ClientDealer = None
-    helper: options.Helper = None
-    topology: options.Topology = None
-    certs: options.ClientCerts = None
+    dealer: Annotated[options.ClientDealer, options.REMOTE] = None
+    helper: Annotated[options.Helper, options.REMOTE] = None
+    topology: Annotated[options.Topology, options.REMOTE] = None
+    certs: Annotated[options.ClientCerts, options.REMOTE] = None
     config: options.Config = None
     timeout: options.ClientTimeout = None
     threads: options.OwnThreads = 1
@@ -79,6 +104,7 @@ class Talking:
         self, model: str, told: Callable[[str, Any], None], waiting: Waiting
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
+        check_there("--system", self.system)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
@@ -112,6 +138,7 @@ class Talking:
                     stage=lambda stage: phases.note("compile", stage),
                 )
                 phases.end("compile")
+                self._check_room(model, folder)
                 answering |= self._drafting(folder, drafting)
                 phases.begin("connect", 1)
                 shown: Phases | Waiting = phases
@@ -123,6 +150,17 @@ class Talking:
                 shown = waiting
                 phases.end("connect")
             yield talk, answering
+
+    def _check_room(self, model: str, folder: Path) -> None:
+        """Errors: BlindformerError for another number of tokens than a compiled folder is for."""
+        from ...models.artifacts import load_client
+        from ...models.cached import is_compiled
+        from ...models.generation.rows import room
+
+        if self.slots is None or not is_compiled(model):
+            return
+        if (slots := room(load_client(folder).for_length().program)) != self.slots:
+            raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""

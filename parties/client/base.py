@@ -91,6 +91,12 @@ def insist(
                 retried = str(error)
 
 
+def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
+    """Errors: ClientError where its model's answers have no rows to choose from."""
+    if top is not None and not (client.part.talks or client.part.task.ranks):
+        raise ClientError(f"{name}: answers of {client.task} have no rows to choose the likeliest of; leave it out")
+
+
 class BaseClient(ABC):
     """A client with the client's part of a model, and a way to ask."""
 
@@ -129,6 +135,7 @@ class BaseClient(ABC):
 
         An answer out of range is raised when all have been asked, so that the requests do not show it.
         """
+        check_top(self, top_k)
         found: dict[int, Result] = {}
         spoilt: AnswerOutOfRange | None = None
         chosen = list(items)
@@ -252,6 +259,8 @@ class BaseClient(ABC):
             if inputs is not None and options:
                 raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
             inputs = options if inputs is None else inputs
+
+        check_top(self, top_k)
 
         def answers(items: list[Any]) -> list[Any]:
             found = dict(self.stream(items, top_k=top_k or DEFAULTS.get(self.task), truncate=truncation))

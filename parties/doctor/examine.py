@@ -135,7 +135,7 @@ def _expiry(*files: Path) -> Check:
         return Check("dates", "bad", f"expired on {ends:%Y-%m-%d}", "make new certificates, or set the clock", figures)
     what = f"good until {ends:%Y-%m-%d}, {days:.0f} days"
     if days < EXPIRY_DAYS:
-        return Check("dates", "warning", what, "make new ones before that, see docs/deploy.md", figures)
+        return Check("dates", "warning", what, "renew them before that: `blindformer certs renew`", figures)
     return Check("dates", "good", what, figures=figures)
 
 

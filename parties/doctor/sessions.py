@@ -50,7 +50,9 @@ def _ledger(folder: Path) -> Check:
     try:
         left = Spool(folder, must_exist=True).left()
     except SpoolError as error:
-        return failed("ledger", error, "see docs/operations.md")
+        return failed(
+            "ledger", error, "move the folder away, and the peer's, and make new ones: `blindformer precompute`"
+        )
     return Check("ledger", "good", f"correlations made ahead and ready: {left}", figures={"left": left})
 
 

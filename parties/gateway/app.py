@@ -118,7 +118,8 @@ def make_app(gateway: Gateway) -> Guard:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        what = f"{request.method} {request.url.path[:100]}: {error.detail}; docs/gateway.md names what there is"
+        there = ", ".join(sorted(getattr(route, "path", "") for route in app.routes))
+        what = f"{request.method} {request.url.path[:100]}: {error.detail}; there are {there}"
         return ApiError(error.status_code, what).response()
 
     def answering(work: Callable[[Request], Any]) -> Callable[[Request], Any]:

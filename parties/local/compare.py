@@ -15,7 +15,7 @@ from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
 from ...models.building import Stage, compile_lengths
 from ...models.compile import Compiled
-from ...models.loading.errors import InputError
+from ...models.loading.errors import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
@@ -126,6 +126,8 @@ def encode_each(
     errors: dict[int, InputError] = {}
     sizes: dict[int, int] = {}
     medium = loaded.task.medium
+    if medium is not None and length != "auto":
+        raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --length out")
     for index, item in items.items():
         try:
             sizes[index] = (

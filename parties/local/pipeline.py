@@ -97,6 +97,9 @@ def pipeline(
     kept = TemporaryDirectory(prefix="blindformer-")
     try:
         if isinstance(model, str | Path) and is_compiled(model):
+            making = {"tokenizer": tokenizer, "plan": plan, "lengths": lengths, "calibration": calibration}
+            making |= {"generation": generation, "embedding": None if embedding == "client" else embedding}
+            _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
             _check(load_client(folder).task, task, folder)
         elif server != LOCAL:
@@ -105,6 +108,8 @@ def pipeline(
             )
         else:
             config = options.get("config")
+            if not isinstance(model, nn.Module):
+                _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             made = _Making(task, tokenizer, plan, lengths, calibration, embedding, generation or {})
             cache = load_settings(None if config is None else Path(config)).client.cache.expanduser()
             folder = made.found(model, cache) or made.compiled(model, Path(kept.name))
@@ -140,7 +145,7 @@ class _Making:
         if self.task != GENERATION:
             named = {"pipeline": self.task, "options": options}
             return cached(model, cache, lambda *into: self._write(load(model), *into), self.plan, named)
-        if self.calibration is not None:
+        if self.calibration is not None or self.lengths is not None:
             return None
         return found_or_compiled(model, cache, plan=self.plan, embedding=self.embedding, **self.generation)
 
@@ -155,6 +160,12 @@ class _Making:
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
     def _write(self, loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+        if loaded.kind == "causal":
+            _refuse(
+                {"lengths": self.lengths}, f"{loaded.name} answers token by token, in as many as generation's slots"
+            )
+        else:
+            _refuse({"generation": self.generation or None}, f"{loaded.name} is no language model")
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
@@ -178,6 +189,12 @@ def _check(found: Task, wanted: str | None, model: object) -> None:
     own = GENERATION if found.kind == "causal" else found.pipeline
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
+
+
+def _refuse(given: Mapping[str, Any], why: str) -> None:
+    """Errors: ClientError for an argument that is given, and would change nothing."""
+    if odd := next((name for name, value in given.items() if value is not None), None):
+        raise ClientError(f"{odd}: {why}; leave it out")
 
 
 def _named(*options: Any) -> str | None:

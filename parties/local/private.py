@@ -81,6 +81,13 @@ def make_private(
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
     found = loaded_of(model)
+    bare = isinstance(found, nn.Module)
+    if tokenizer is not None and not bare:
+        raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
+    if generation is not None and not (
+        getattr(found, "can_generate", lambda: True)() if bare else found.kind == "causal"
+    ):
+        raise PrivateError("generation: is for a language model, and this one writes nothing; leave it out")
     if plan is None:
         plan = (None if isinstance(found, nn.Module) else found.plan()) or "faithful"
     private = PrivateModel(module_of(found), plan, local, in_threads=where == "threads")

@@ -8,7 +8,6 @@ from typing import Any
 from ...models.judging.evaluation import Interval, Score
 from ...models.judging.perplexity import TextScore
 
-HEADINGS = ("model", "protocol", "texts", "accuracy", "F1, macro", "agreement", "seconds a text")
 TEXT_HEADINGS = (
     "model",
     "protocol",
@@ -41,6 +40,12 @@ class Evaluation:
     @property
     def items(self) -> str:
         return "images" if set(self.lengths) == {0} else "texts"
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of `cells`."""
+        one = "an image" if self.items == "images" else "a text"
+        return ("model", "protocol", self.items, "accuracy", "F1, macro", "agreement", f"seconds {one}")
 
     @property
     def tested(self) -> str:
@@ -95,7 +100,7 @@ def text_cells(row: TextScore) -> list[str]:
 
 
 def cells(row: Score) -> list[str]:
-    """A row in words, under HEADINGS."""
+    """A row in words, under an evaluation's `headings`."""
     seconds = ", ".join(f"{value:.3g} {phase}" for phase, value in row.seconds.items())
     figures = [f"{100 * i.value:.1f} ({100 * i.low:.1f} to {100 * i.high:.1f})" for i in (row.accuracy, row.f1)]
     return [row.name, row.protocol, _counted(row), *figures, _agreements(row.agreement), seconds]

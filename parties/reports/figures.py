@@ -10,7 +10,7 @@ from typing import Any
 
 from ...models.judging.search import Found
 from ...protocols.errors import BlindformerError
-from .evaluation import HEADINGS, Evaluation, cells
+from .evaluation import Evaluation, cells
 
 COLOURS = {"torch": "#888888", "clear": "#2a78b5"}
 PRIVATE = "#c44e35"
@@ -64,7 +64,7 @@ def accuracy_figure(evaluations: Sequence[Evaluation]) -> bytes:
                 fontsize=7,
             )
     axes.set_xscale("log")
-    axes.set_xlabel("seconds a text (private: online)")
+    axes.set_xlabel(f"{evaluations[0].headings[-1]} (private: online)")
     axes.set_ylabel("accuracy, %, with 95% intervals")
     axes.set_title(", ".join(dict.fromkeys(f"{e.data}, {e.test} {e.items}" for e in evaluations)), fontsize=9)
     axes.grid(alpha=0.3)
@@ -82,7 +82,7 @@ def evaluation_page(evaluations: Sequence[Evaluation]) -> str:
             f"{found.subset} of them in private sessions. Intervals hold 95%: Wilson's for accuracy and agreement, "
             "a bootstrap's for F1.</p>"
         )
-        body.append(_table(HEADINGS, [cells(row) for row in found.rows]))
+        body.append(_table(found.headings, [cells(row) for row in found.rows]))
         for row in found.rows:
             body.append(f"<h3>{_text(row.name)}, {row.protocol}: true class by row, answer by column</h3>")
             matrix = [[name, *map(str, counts)] for name, counts in zip(found.labels, row.confusion, strict=True)]

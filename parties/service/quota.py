@@ -98,7 +98,9 @@ class Quota:
             if over <= 0:
                 raise LimitReached("server", self.each, self.period, max(1.0, free - now))
         if over > 0:
-            raise QuotaError(f"server.queries_each = {self.each}: one request carries {texts} texts; raise it")
+            raise QuotaError(
+                f"server.queries_each = {self.each}: one request carries {texts} texts or images; raise it"
+            )
 
 
 def uptime() -> tuple[str, float]:
@@ -146,7 +148,7 @@ def quota_of(mine: ServerSection, texts: int) -> Quota | None:
         raise QuotaError(f"{what}; set server.state, or say --state")
     made = Quota(where, mine.queries_each, mine.queries_period)
     if texts > made.each:
-        raise QuotaError(f"server.queries_each = {made.each}: one request carries {texts} texts; raise it")
+        raise QuotaError(f"server.queries_each = {made.each}: one request carries {texts} texts or images; raise it")
     return made
 
 
@@ -154,4 +156,5 @@ def quota_in_words(quota: Quota | None) -> str:
     """For the start of a service."""
     if quota is None:
         return "none: a certificate may ask as much as it likes (--queries-each)"
-    return f"{quota.each} texts in {span(quota.period)} for each certificate's name, counted in {quota.database.name}"
+    each = f"{quota.each} texts, images or tokens in {span(quota.period)}"
+    return f"{each} for each certificate's name, counted in {quota.database.name}"

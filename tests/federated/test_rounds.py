@@ -260,6 +260,7 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
         ({"dp": "perhaps"}, "setting dp: "),
         ({"colour": 1}, "unknown setting 'colour'"),
         ({"hidden": 18}, "give a multiple of 4"),
+        ({"trained": 2}, "trained: is for texts, and squares holds images; leave it out"),
     ],
 )
 def test_what_cannot_be_is_one_line(data, tmp_path, settings, message):

@@ -76,6 +76,11 @@ def test_terms_that_nobody_understands_are_refused(texts, why):
     assert "\n" not in str(found.value)
 
 
+def test_a_term_that_a_run_has_no_use_for_is_refused(data, tmp_path):
+    with pytest.raises(FederateError, match="trusted-others: needs secagg and dp example"):
+        federate(tmp_path / "out", data, nodes=node_configs(["trusted-others=2"], 4), **GIVEN)
+
+
 def test_a_slip_in_a_nodes_own_configuration_is_no_free_pass(data):
     nodes = partitions(4) | {4: {PARTITION: 3, "least-nose": 1.0}}
     (found,) = run(data, {**GIVEN, "rounds": 1}, nodes=nodes).rounds

@@ -44,4 +44,4 @@ def of_kinds() -> dict[str, str]:
 
 def advice(name: str) -> str:
     """What to do about an operation without a rule."""
-    return of_kinds().get(name) or "rewrite the module without it, or write a rule (CONTRIBUTING.md)"
+    return of_kinds().get(name) or "rewrite the module without it, or write a rule (models/lowering/rules)"

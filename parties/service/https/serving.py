@@ -89,7 +89,7 @@ class HttpsService(StartedService):
         """`found`: what the workers say of the model."""
         mine, limits = self.settings.server, self.limits
         facts = [facts_from(item, secure=False) for item in found["ready"]]
-        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} texts" for item in facts)
+        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} {found['word']}s" for item in facts)
         quota = quota_of(mine, max(item.texts for item in facts))
         self.programs = [item.program for item in facts]
         self.about, self.limit = f"{found['name']}, plan {found['plan']}, {lengths}", quota_in_words(quota)

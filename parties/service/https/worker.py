@@ -20,6 +20,7 @@ import torch
 
 from ....models.artifacts import ArtifactError, load_server
 from ....models.encrypted import circuit_in
+from ....models.loading.media import word_of_kind
 from ....protocols.ckks.facts import CircuitNeeds, facts_from
 from ....protocols.ckks.frames import pack, unpack
 from ....protocols.ckks.parameters import CkksError
@@ -56,7 +57,8 @@ class Worker:
             self.facts[program] = facts
             circuit, share = circuit_in(item, facts), weights // len(part)
             self.evaluators[program] = Evaluator(circuit, facts.parameters, share, processes)
-        self.about = {"name": part.model.get("name", "model"), "plan": part.plan.name}
+        word = word_of_kind(part.model.get("kind", ""))
+        self.about = {"name": part.model.get("name", "model"), "plan": part.plan.name, "word": word}
         self.keys: OrderedDict[str, tuple[int, Any]] = OrderedDict()  # by name: bytes in memory, and the keys
 
     def run(self) -> None:

@@ -201,7 +201,6 @@ def test_calibration_texts_of_ones_own(call, tiny_encoder, tmp_path):
         (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
         (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
         (["run", "{classifier}", "good", "--outputs", "nonsense"], "nonsense"),
-        (["run", "{classifier}", "good", "--embedding", "both"], "choose client or private"),
         (["run", "{classifier}", "good", "--plan", "/no/plan.json"], "give a preset or a plan's JSON file"),
         (["estimate", "{classifier}", "--network", "moon"], "choose one of loopback, lan, wan"),
         (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
@@ -382,9 +381,9 @@ def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_cla
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("run", "nowhere", "a text", "--recipient", "alice"), "--recipient: protocol beaver has fixed parties"),
-        (("run", "nowhere", "a text", "--parties", "3"), "3 parties: protocol beaver has 2; use protocol crypten"),
-        (("estimate", "nowhere", "--parties", "3"), "--parties 3: protocol beaver has 2; use --protocol crypten"),
+        (("run", "nowhere", "a text", "--recipient", "alice"), "--recipient: needs --protocol crypten"),
+        (("run", "nowhere", "a text", "--parties", "3"), "--parties: needs --protocol crypten"),
+        (("estimate", "nowhere", "--parties", "3"), "--parties: needs --protocol crypten"),
         (("estimate", "nowhere", "--protocol", "crypten", "--parties", "1"), "parties: 1 are named"),
     ],
 )

@@ -86,7 +86,9 @@ def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
     assert json.loads(out)["tokens"] == found["tokens"]
 
 
-@pytest.mark.parametrize("options", [("--top-k", 5), ("--top-p", 0.9, "--temperature", 1), ("--temperature", 3)])
+@pytest.mark.parametrize(
+    "options", [("--top-k", 5, "--temperature", 1), ("--top-p", 0.9, "--temperature", 1), ("--temperature", 3)]
+)
 def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, monkeypatch, options):
     monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
     code, _, errors = call("generate", talks, "Hi", "--reveal", "token", *options)
@@ -99,7 +101,7 @@ def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, m
     [
         (("--protocol", "clear", "--server", "a:1"), "protocol clear: talks on this machine alone; leave --server out"),
         (("--protocol", "crypten", "--dealer", "a:1"), "leave --dealer out"),
-        (("--parties", 3), "3 parties: protocol beaver has 2; use protocol crypten"),
+        (("--parties", 3), "--parties: needs --protocol crypten"),
     ],
 )
 def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_compiled(
@@ -109,6 +111,14 @@ def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_c
     code, _, errors = call("generate", talks, "Hi", *options)
     assert code == 1
     assert line in errors.splitlines()[-1]
+
+
+def test_a_compiled_folder_has_its_own_room(call, compiled):
+    words = ("generate", compiled, "Hi", "--protocol", "clear", "--max-new-tokens", 2)
+    assert call(*words, "--tokens", 100)[0] == 0
+    code, out, errors = call(*words, "--tokens", 64)
+    assert (code, out) == (1, "")
+    assert errors == f"blindformer: --tokens 64: {compiled} is compiled for 100; leave it out\n"
 
 
 def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
@@ -287,11 +297,10 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
 # --- a deployment ----------------------------------------------------------------------------------------------------
 def test_compile_takes_options_of_one_kind(call, talks, tmp_path):
     for words, expected in (
-        (("--chat", "--lengths", "32"), "--lengths: is not for a model that is compiled with --chat"),
-        (("--chat", "--tokens", 32, "--embedding", "mine"), "embedding='mine': choose client or private"),
-        (("--reveal", "token"), "--reveal: is for a model that is compiled with --chat"),
-        (("--window", 32), "--window: is for a model that is compiled with --chat"),
-        (("--tokens", 32), "--tokens: is for a model that is compiled with --chat"),
+        (("--chat", "--lengths", "32"), "--lengths: does not go with --chat"),
+        (("--reveal", "token"), "--reveal: needs --chat"),
+        (("--window", 32), "--window: needs --chat"),
+        (("--tokens", 32), "--tokens: needs --chat"),
         (("--chat", "--system", "absent"), "--system absent: cannot be read"),
     ):
         code, out, errors = call("compile", talks, "--out", tmp_path / "out", *words)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.program.pricing import price
+from blindformer.parties.cli.answers import SHOWN, in_words
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 
@@ -288,12 +289,12 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         (["-"], b"caf\xe9\n", "standard input, line 1: is not utf-8; name the file's encoding with --encoding cp1252"),
         (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
         (["good " * 9, "--length", "8"], b"", "the length asked for is 8: give --truncate end or --length 16, shorten"),
-        (["good", "--length", "exact"], b"", "give auto, or one of the compiled lengths"),
+        (["good", "--length", "exact"], b"", "--length exact: give auto or a number of tokens"),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
         (["good", "--server", "127.0.0.1:1"], b"", "server: "),
         (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
-        (["good", "--use-spool", "only"], b"", "needs a folder of correlations"),
+        (["good", "--use-spool", "only"], b"", "--use-spool: needs --spool"),
     ],
 )
 def test_mistakes_are_one_line(ask, arguments, stdin, words):
@@ -339,6 +340,12 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         assert said in errors
 
 
+def test_a_terminal_shows_as_many_labels_as_are_asked_for():
+    rows = [{"label": f"label {number}", "score": 0.1} for number in range(9)]
+    assert in_words("text-classification", rows).count("label") == SHOWN
+    assert in_words("text-classification", rows, 8).count("label") == 8
+
+
 def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
     for folder, words in (
         (tmp_path, "holds no compiled model; give the folder that compile wrote"),
@@ -358,7 +365,7 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
     assert row["image"] == str(pictures / "3.png")
     assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
     for arguments, words in (
-        (["--file", tmp_path / "none"], "there is no such file"),
+        (["--file", tmp_path / "none"], "cannot be read (No such file or directory)"),
         ([], "give images' files, or folders of them"),
     ):
         code, _, errors = call("query", tmp_path / "out", *arguments, "--server", "local")

@@ -111,7 +111,7 @@ def test_question_answering(make, tiny_heads):
 
 def test_text_generation(make, tmp_path):
     folder = tiny_llama(tmp_path)
-    mine = make("text-generation", folder, calibration=None, generation={"slots": 32})
+    mine = make("text-generation", folder, lengths=None, calibration=None, generation={"slots": 32})
     theirs = transformers.pipeline("text-generation", str(folder))
     for options in (GREEDY, {**GREEDY, "return_full_text": False}):
         wanted = theirs("<s>Hello", **options)[0]["generated_text"].removeprefix("<s>")
@@ -121,7 +121,8 @@ def test_text_generation(make, tmp_path):
 
 def test_text_generation_in_a_chat(make, tmp_path):
     folder = tiny_llama(tmp_path, TEMPLATE)
-    mine, chat = make(None, folder, calibration=None, generation={"slots": 32}), [{"role": "user", "content": "Hello"}]
+    mine = make(None, folder, lengths=None, calibration=None, generation={"slots": 32})
+    chat = [{"role": "user", "content": "Hello"}]
     wanted = transformers.pipeline("text-generation", str(folder))(chat, **GREEDY)
     assert mine(chat, **GREEDY) == wanted
     assert (
@@ -179,7 +180,23 @@ def test_what_cannot_be_is_one_line(tiny_classifier, options, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_option_of_another_task_is_refused(make, tiny_classifier):
+def test_an_argument_that_would_change_nothing_is_refused(tiny_classifier, tmp_path):
+    talks = tiny_llama(tmp_path / "talks")
+    compiled = bf.compile_folder(tiny_classifier, tmp_path / "compiled", lengths=[8], calibration=TEXTS)
+    for model, options, words in (
+        (tiny_classifier, {"generation": {"slots": 32}}, "^generation: tiny-classifier0 is no language model; leave"),
+        (tiny_classifier, {"tokenizer": "mine"}, "^tokenizer: .* has its own; leave it out"),
+        (talks, {"lengths": [8]}, "^lengths: talks answers token by token"),
+        (compiled, {"plan": "fast"}, "^plan: .*compiled is compiled already; leave it out"),
+        (compiled, {"embedding": "private"}, "^embedding: .*compiled is compiled already; leave it out"),
+    ):
+        with pytest.raises(bf.BlindformerError, match=words):
+            bf.pipeline(model=model, protocol="clear", **options)
+
+
+def test_an_option_of_another_task_is_refused(make, tiny_classifier, tiny_encoder):
+    with pytest.raises(bf.BlindformerError, match="top_k: answers of sentence-embedding have no rows to choose"):
+        make("sentence-embedding", tiny_encoder)(TEXTS[0], top_k=3)
     with pytest.raises(bf.BlindformerError, match="max_new_tokens: is not an option of text-classification"):
         make("text-classification", tiny_classifier)(TEXTS[0], max_new_tokens=3)
 
@@ -227,7 +244,7 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     assert (found.name, found.plan) == (tiny_classifier.name, "faithful")
     again = make("text-classification", tiny_classifier)
     assert str(again.part.folder.parent) == found.where
-    assert make(None, found.where).task == "text-classification"
+    assert make(None, found.where, lengths=None, calibration=None).task == "text-classification"
     assert [replace(model, used=None) for model in known_models(cache)] == [replace(one, used=None) for one in listed]
     (old,) = Path(found.where).glob("client/lengths/16/program.json")
     old.write_text(re.sub(r'"format":\d+', '"format":0', old.read_text()))

@@ -167,6 +167,10 @@ def test_wrong_wishes_are_explained(loaded, batches):
         bf.make_private(loaded.model, protocol="crypten", where="threads")
     with pytest.raises(PrivateError, match="choose processes or threads"):
         bf.make_private(loaded.model, where="cloud")
+    with pytest.raises(PrivateError, match="generation: is for a language model"):
+        bf.make_private(loaded.model, generation={"slots": 32})
+    with pytest.raises(PrivateError, match="tokenizer: is for a bare module"):
+        bf.make_private(loaded, tokenizer=loaded.processor)
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
     good = loaded.encode("good", 16)
     for words, inputs in {

@@ -147,8 +147,8 @@ WRONG = {
     "one for whole texts": (("{whole}", "--text", "{text}"), "this one was written by compile"),
     "a protocol": (("{folder}", "--text", "{text}", "--protocol", "ckks"), "choose among torch, clear, beaver"),
     "a long window": (("{folder}", "--text", "{text}", "--tokens", 300), "takes 256 tokens, of which the prefix is 2"),
-    "a teacher": (("{folder}", "--text", "{text}", "--teacher", "a"), "--teacher: belongs to --data"),
-    "a window": (("{folder}", "--data", "uci", "--tokens", 64), "--tokens: belongs to --text"),
+    "a teacher": (("{folder}", "--text", "{text}", "--teacher", "a"), "--teacher: needs --data"),
+    "a window": (("{folder}", "--data", "uci", "--tokens", 64), "--tokens: needs --text"),
 }
 
 
@@ -169,7 +169,7 @@ def places(folder, tiny_encoder, tmp_path_factory):
 @pytest.mark.parametrize("case", WRONG)
 def test_one_line_says_what_is_wrong(call, places, case):
     words, expected = WRONG[case]
-    if "--tokens" not in words and "--data" not in words:
+    if "--tokens" not in words and "--text" in words:
         words = (*words, "--tokens", 64)
     code, out, errors = call("evaluate", *(str(word).format(**places) for word in words))
     assert (code, out, errors.count("\n")) == (1, "", 1), errors

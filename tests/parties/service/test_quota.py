@@ -138,7 +138,7 @@ def _inherited(number: int) -> bool:
 def test_what_cannot_be_counted_is_one_line(tmp_path):
     with pytest.raises(QuotaError, match=r"no folder for that is given; set server.state, or say --state"):
         quota_of(ServerSection(queries_each=5), 1)
-    with pytest.raises(QuotaError, match=r"server.queries_each = 5: one request carries 8 texts; raise it"):
+    with pytest.raises(QuotaError, match=r"server.queries_each = 5: one request carries 8 texts or images; raise it"):
         quota_of(ServerSection(queries_each=5, state=tmp_path), 8)
     assert quota_of(ServerSection(state=tmp_path), 1) is None
     (tmp_path / "file").write_text("")

@@ -224,7 +224,9 @@ def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, ot
 
 def test_a_limit_holds_for_all_certificates_of_a_name(site, small, part, expected):
     """Whichever process counts; a certificate with a new key does not start anew, and other names have their own."""
-    assert small.ready["limit"].startswith("1000 texts in 1 day for each certificate's name, counted in ")
+    assert small.ready["limit"].startswith(
+        "1000 texts, images or tokens in 1 day for each certificate's name, counted in "
+    )
     assert "none: a certificate may ask as much as it likes" in site.server.ready["limit"]
     add_certificate(site.certificates, "client", name="curious", force=True)
     Quota(site.folder / "state", 1000, 86400.0).spend("commonName=blindformer curious", 999)

@@ -33,7 +33,7 @@ def test_query_answers_as_the_library_does(call, site, tmp_path):
     assert f"{best!r}" in out.splitlines()[4]
 
 
-@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x", "--use-spool=only"])
+@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x", "--cache=x"])
 def test_options_of_other_protocols_are_refused(call, made, option):
     code, _, errors = call("query", made.folder, "x", "--protocol", "ckks", option)
     assert code == 1

@@ -1,0 +1,99 @@
+"""What `--help` says of every argument and option: a phrase of its own, with the default where there is one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import pytest
+import typer
+from blindformer.federated.settings import BY_KIND, FederateSettings
+from blindformer.models.distillation.images import IMAGES
+from blindformer.models.distillation.settings import COMPACT, EMBEDDINGS, DistillSettings
+from blindformer.models.generation.chat import SLOTS
+from blindformer.models.generation.drafts import DRAFTS
+from blindformer.models.loading import answers
+from blindformer.parties.cli import query
+from blindformer.parties.cli.app import app
+from blindformer.parties.config import load_settings
+from blindformer.parties.reports.capacity import Machines, Users
+from blindformer.tests.pages import leaves
+from typer.testing import CliRunner
+
+COMMANDS = {" ".join(path): command for path, command in leaves(typer.main.get_command(app)).items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_is_a_sentence_that_states_the_default(name):
+    for parameter in COMMANDS[name].params:
+        text = getattr(parameter, "help", None) or ""
+        said = f"{name} {parameter.opts[0]}: {text}"
+        assert len(text.split()) >= 3, said
+        assert text[0].isupper(), said
+        assert text.endswith("."), said
+        open_ended = parameter.required or parameter.default is not None or parameter.opts[0] in ("--file", "--field")
+        stated = "default" in text or "nothing is given" in text
+        assert open_ended or getattr(parameter, "hidden", False) or stated, said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_terminal_of_80_columns_shows_all_of_it(name):
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    unwrapped = re.sub(r"[\s│]+", "", shown)
+    for parameter in COMMANDS[name].params:
+        if not getattr(parameter, "hidden", False):
+            assert "".join(parameter.help.split()[-2:]) in unwrapped, parameter.opts
+
+
+def stated(name: str, option: str) -> list[float]:
+    """The numbers of what an option's help says of its default."""
+    (found,) = [parameter for parameter in COMMANDS[name].params if option in parameter.opts]
+    (said,) = re.findall(r"\(default: ([^)]*)\)", found.help)
+    said = said.replace("127.0.0.1", "").replace("a day", "86400")
+    return [float(number) for number in re.findall(r"(?<![\w-])\d[\d.]*(?:e-\d+)?(?!\w)", said)]
+
+
+@pytest.mark.parametrize("role", ["serve", "dealer", "helper"])
+def test_defaults_of_a_service_are_those_of_the_configuration(role):
+    settings = load_settings()
+    section = getattr(settings, {"serve": "server"}.get(role, role))
+    for name, value in section:
+        option = f"--{name.replace('_', '-')}"
+        listed = [parameter for parameter in COMMANDS[role].params if option in parameter.opts]
+        if listed and isinstance(value, int | float):
+            assert value in stated(role, option), option
+    assert stated(role, "--timeout") == [settings.session.timeout]
+    assert section.listen.port in stated(role, "--listen")
+
+
+def test_defaults_of_clients_and_parties_are_those_of_the_configuration():
+    settings = load_settings()
+    for name in ("query", "precompute"):
+        assert stated(name, "--wait") == [settings.client.wait]
+        assert stated(name, "--timeout") == [settings.session.timeout]
+    assert stated("party", "--wait") == [settings.crypten.wait]
+    assert stated("gateway", "--queue") == [settings.gateway.queue]
+    assert f"{settings.gateway.listen}" in next(p.help for p in COMMANDS["gateway"].params if p.name == "listen")
+
+
+def test_defaults_of_other_options_are_what_they_do():
+    for option in ("heads", "length", "teacher_epochs", "hidden_epochs", "logit_epochs", "augment"):
+        own = [DistillSettings.model_fields[option].default]
+        others = {kind[option] for kind in (COMPACT, EMBEDDINGS, IMAGES) if option in kind} - {*own}
+        wanted = {*own, *(others if option != "augment" else others - {IMAGES[option]} | {EMBEDDINGS[option]})}
+        assert set(stated("distill", f"--{option.replace('_', '-')}")) == wanted, option
+    for option in ("epochs", "clip", "epsilon", "delta"):
+        assert stated("federate", f"--{option}") == [FederateSettings.model_fields[option].default]
+    assert set(stated("federate", "--rounds")) == {kind["rounds"] for kind in BY_KIND.values()}
+    assert stated("federate", "--lora") == [BY_KIND["text"]["lora"]]
+    assert stated("compile", "--tokens") == [SLOTS]
+    assert f" {DRAFTS} tokens" in next(p.help for p in COMMANDS["chat"].params if p.name == "assistant")
+    assert query.NEXT_TOKENS == answers.NEXT_TOKENS
+    for kind in (Users, Machines):
+        for field in fields(kind):
+            option = f"--{field.name.replace('_', '-')}"
+            known = any(option in parameter.opts for parameter in COMMANDS["estimate"].params)
+            if known and field.name != "queries" and isinstance(value := field.default, int | float):
+                assert stated("estimate", option) == [value / 1e6 if option == "--uplink" else value], option
