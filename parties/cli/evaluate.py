@@ -51,7 +51,7 @@ def evaluate(
         Path | None, Option(help="With --text: the system prompt that begins each window, a file.")
     ] = None,
     report: Annotated[Path | None, Option(help="Write a page (.html), or only the picture (.png).")] = None,
-    seed: options.Seed = 0,
+    seed: options.TrainedSeed = None,
     columns: options.Columns,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
@@ -74,7 +74,7 @@ def evaluate(
     if report is not None and report.suffix not in (".html", ".png"):
         raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
     with loading(threads, notes=1) as phases:
-        from ...models.loading.load import load
+        from ...models.loading.load import load, locate
 
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
@@ -91,10 +91,10 @@ def evaluate(
             phases.end("load")
             found = [evaluate_text(load(name), words, **common) for name in models]
         else:
-            dataset = columns.read(data or "", seed)
-            common |= {"longest": length or 128, "seed": seed, "threads": threads}
+            common |= {"longest": length or 128, "threads": threads}
+            datasets = [columns.read(data or "", seed, locate(name)[1]) for name in models]
             phases.end("load")
-            found = [_of_data(load(name), dataset, teacher, common) for name in models]
+            found = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     shown = [partial(_show if text is None else _show_text, one) for one in found]
     tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it

@@ -132,6 +132,10 @@ Data = Annotated[
     str, Option(help="A data set's name, a CSV, TSV or JSON-lines file, or a folder that `datasets` wrote.")
 ]
 Seed = Annotated[int, Option(min=0, help="Of the split, and of all else that is drawn.")]
+TrainedSeed = Annotated[
+    int | None,
+    Option("--seed", min=0, help="Of the split, and of all else that is drawn (default: as in training, else 0)."),
+]
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,22 @@ class Columns:
         Path | None, Option(help="Where a named data set's files lie, if not in the usual place.")
     ] = None
 
-    def read(self, data: str, seed: int) -> Any:
-        """The data set that the options speak of. Errors: DataError."""
-        from ...models.data import load_data
+    def read(self, data: str, seed: int | None, trained: Path | None = None) -> Any:
+        """The data set that the options speak of. What they leave open is as the model in `trained` was trained with.
 
-        text, label = self.text_column, self.label_column
-        found = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        Errors: DataError.
+        """
+        from ...models.data import check_unseen, load_as_trained, load_data
+
+        names = {"text_column": "text", "label_column": "label", "encoding": "encoding", "data_folder": "folder"}
+        given = {names[item.name]: getattr(self, item.name) for item in fields(self)
+                 if getattr(self, item.name) != item.default}  # fmt: skip
+        given |= {} if seed is None else {"seed": seed}
+        if trained is None:
+            found = load_data(data, **given)
+        else:
+            found = load_as_trained(data, trained, **given)
+            check_unseen(trained, found, quiet=True)  # who judges by it says what cannot be known
         if left := ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count):
             note(f"{found.name}: rows left out: {left}")
         return found
