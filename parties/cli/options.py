@@ -169,6 +169,10 @@ class Columns:
             note(f"{found.name}: rows left out: {left}")
         return found
 
+    def again(self, data: str) -> list[str]:
+        """Options that name the same data to a command which gets the trained model's folder: it holds the others."""
+        return ["--data", data, *(["--data-folder", str(self.data_folder)] if self.data_folder else [])]
+
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command with a parameter that is a dataclass: its fields are options in its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -81,6 +82,17 @@ def table(
     for row in rows:
         made.add_row(*map(str, row))
     return made
+
+
+def show_next(intro: str, *commands: Sequence[object]) -> None:
+    """What to run next, as a shell takes it: one command a line, which nothing wraps, so that it can be copied."""
+    lines = [shlex.join(["blindformer", *map(str, words)]) for words in commands]
+    print("\n".join([f"\n{intro}:", *(f"  {line}" for line in lines)]))
+
+
+def spare_folder(folder: Path) -> str:
+    """Where what is made of `folder` may be compiled to."""
+    return "compiled" if not Path("compiled").exists() else f"{folder}-compiled"
 
 
 def mb(size: float, digits: int = 2) -> str:

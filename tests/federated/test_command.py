@@ -165,7 +165,7 @@ def shown(capsys, dp, *rounds):
         "epsilon": rounds[-1].epsilon,
         "test_accuracy": 0.5,
     }
-    show_result(Federated(Path("out"), Plan.preset("fast"), list(rounds), report), "digits")
+    show_result(Federated(Path("out"), Plan.preset("fast"), list(rounds), report), ["--data", "digits"])
     return capsys.readouterr().out
 
 
