@@ -169,9 +169,15 @@ class Columns:
             note(f"{found.name}: rows left out: {left}")
         return found
 
-    def again(self, data: str) -> list[str]:
-        """Options that name the same data to a command which gets the trained model's folder: it holds the others."""
-        return ["--data", data, *(["--data-folder", str(self.data_folder)] if self.data_folder else [])]
+    def again(self, data: str, reading: Any = None) -> list[str]:
+        """Options that name the same data: what a command needs that gets the trained model's folder, which holds the
+        rest; or all of its `reading`."""
+        given: dict[str, Any] = {"--data-folder": self.data_folder}
+        if reading is not None:
+            encoding = None if reading.encoding == Columns.encoding else reading.encoding
+            given |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}
+            given |= {"--seed": reading.seed or None}
+        return ["--data", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

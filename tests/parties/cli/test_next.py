@@ -82,6 +82,32 @@ def test_a_student_of_embeddings_is_not_to_be_judged_by_classes(call, mails, tin
     assert [words[0] for words in advised(printed)] == ["compile"]
 
 
+def test_from_a_search_to_a_student(call, mails, tiny_encoder):
+    few = ("--teacher-epochs", 1, "--hidden-epochs", 1, "--logit-epochs", 1)
+    assert call("distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *few, "--out", "a student")[0] == 0
+    look = ("--data", mails, "--length", 16, "--texts", 10, "--out", "the plan.json")
+    code, printed, errors = call("search", "a student", *look)
+    assert (code, errors) == (0, "")
+    assert "from plan fast" in printed
+    assert "accuracy of plan fast" in printed
+    assert "float32" not in printed
+    compile_, distill = advised(printed)
+    assert call(*compile_, "--lengths", 16)[0] == 0
+    assert distill[:3] == ["distill", "--teacher", "a student/teacher"]
+    code, _, errors = call(*distill, *few)
+    assert (code, errors) == (0, "")
+
+
+def test_a_search_without_a_file_for_the_plan_and_with_another_seed(call, mails, tiny_encoder):
+    assert call("head", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")[0] == 0
+    look = ("search", "moods", "--data", mails, "--length", 16, "--texts", 10)
+    code, printed, _ = call(*look)
+    assert code == 0
+    assert "The plan is not kept; --out FILE.json keeps it." in printed
+    assert "give seed 3, as in training" in call(*look, "--seed", 4)[2]
+    assert "a plan is a JSON file; name a .json file" in call(*look, "--out", "plan")[2]
+
+
 @pytest.mark.parametrize("kind", ["span", "masked", "causal"])
 def test_a_model_is_asked_what_it_takes(call, here, tiny_heads, tiny_causal, kind):
     code, printed, _ = call(
