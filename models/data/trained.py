@@ -91,8 +91,8 @@ def content_of(path: Path) -> str:
 
 def rows_digest(inputs: list[str] | Tensor) -> str:
     """SHA-256 of texts, or of images uint8 [N, H, W], in their order."""
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for row in inputs:
         content = row.numpy().tobytes() if isinstance(row, Tensor) else row.encode("utf-8", "surrogatepass")
-        made.update(hashlib.sha256(content).digest())
-    return made.hexdigest()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

@@ -222,8 +222,7 @@ def search(
 
 
 def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
-    """The plan with these changes as exceptions, without ranges: it has to be calibrated. Fits that the model was
-    trained with stay, where the choice does."""
+    """The plan with these changes as exceptions, to be calibrated. Trained fits stay where the choice does."""
     overrides = {pattern: dict(by_kind) for pattern, by_kind in plan.overrides.items()}
     bits = dict(plan.bits)
     for change in changes:
@@ -232,13 +231,14 @@ def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
         else:
             overrides.setdefault(change.layer, {})[change.kind] = change.choice
     name = plan.name if not changes else f"{plan.name}, searched".replace(", searched, searched", ", searched")
-    made = plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
-    return made.replace(fits={site: fit for site, fit in plan.trained_fits().items() if _alike(plan, made, site)})
+    changed = plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
+    kept = {site: fit for site, fit in plan.trained_fits().items() if _alike(plan, changed, site)}
+    return changed.replace(fits=kept)
 
 
 def _alike(plan: Plan, other: Plan, site: str) -> bool:
-    kind, path = kind_of(site), site.partition("/")[0]
-    return plan.choice(kind, path) == other.choice(kind, path)
+    where = (kind_of(site), site.partition("/")[0])
+    return plan.choice(*where) == other.choice(*where)
 
 
 def layer_paths(model: nn.Module) -> Iterator[str]:
@@ -271,7 +271,7 @@ class _Judge:
             restore(loaded.model)
         own = loaded.plan()
         self.trained = own if own is not None and own.needs_distillation() else None
-        if self.trained is not None and not self.trained.ranges:
+        if self.trained and not self.trained.ranges:
             self.trained = calibrate(loaded.model, self.fitting, self.trained)
         with self.as_trained():
             self.reference = self.logits()

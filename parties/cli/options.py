@@ -161,13 +161,13 @@ class Columns:
                  if getattr(self, item.name) != item.default}  # fmt: skip
         given |= {} if seed is None else {"seed": seed}
         if trained is None:
-            found = load_data(data, **given)
+            dataset = load_data(data, **given)
         else:
-            found = load_as_trained(data, trained, **given)
-            check_unseen(trained, found, quiet=True)  # who judges by it says what cannot be known
-        if left := ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count):
-            note(f"{found.name}: rows left out: {left}")
-        return found
+            dataset = load_as_trained(data, trained, **given)
+            check_unseen(trained, dataset, quiet=True)  # who judges by it says what cannot be known
+        if left := ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items() if count):
+            note(f"{dataset.name}: rows left out: {left}")
+        return dataset
 
     def again(self, data: str, reading: Any = None) -> list[str]:
         """Options that name the same data: what a command needs that gets the trained model's folder, which holds the

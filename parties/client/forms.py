@@ -49,9 +49,9 @@ def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) 
     (value,) = ask([inputs])
     if isinstance(value, BlindformerError):
         raise value
-    found = _of_many(task, value, top_k)
+    answer = _of_many(task, value, top_k)
     listed = task == "text-classification" and not isinstance(inputs, Mapping) and not (called and top_k is not ...)
-    return [found] if listed else found
+    return [answer] if listed else answer
 
 
 def _of_many(task: str, value: Any, top_k: TopK) -> Any:

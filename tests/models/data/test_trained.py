@@ -36,10 +36,10 @@ def mails(tmp_path):
 @pytest.fixture
 def folder(mails, tmp_path):
     """Of a model that was trained on mails, divided with seed 3."""
-    made = tmp_path / "model"
-    made.mkdir()
-    keep_reading(load_data(mails, seed=3, label="queue"), made)
-    return made
+    model = tmp_path / "model"
+    model.mkdir()
+    keep_reading(load_data(mails, seed=3, label="queue"), model)
+    return model
 
 
 def quietly(*arguments):
