@@ -12,7 +12,7 @@ from typer import Option
 from ..errors import BlindformerError
 from ..parties.cli import options
 from ..parties.cli.checked import Needs, Without
-from ..parties.cli.output import console, emit, table
+from ..parties.cli.output import console, emit, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.steps import loading
 
@@ -181,7 +181,7 @@ def federate(
     if form == "json":
         emit({"folder": str(found.folder), **found.report})
     else:
-        show_result(found, data)
+        show_result(found, columns.again(data))
     if plot is not None:
         with writing(plot, "choose another file"):
             plot.write_bytes(rounds_figure(found))
@@ -234,7 +234,7 @@ def _trained(settings: Any, kind: str) -> str:
     return f"{what} and the head of {settings.model}"
 
 
-def show_result(found: Any, data: str) -> None:
+def show_result(found: Any, data: list[str]) -> None:
     out, report = console(), found.report
     settings, counts = report["settings"], report["data"]
     out.print(
@@ -258,10 +258,9 @@ def show_result(found: Any, data: str) -> None:
         out.print(f"{_rounds(numbers)}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
         out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g} {PROTECTS[settings['dp']]}")
-    out.print(
-        f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
-        f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"
-    )
+    out.print(f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples")
+    compiled = ("compile", found.folder, "--out", spare_folder(found.folder))
+    show_next(f"{found.folder} is done", ("evaluate", found.folder, *data), compiled)
 
 
 COMMANDS = {"federate": federate}

@@ -14,7 +14,7 @@ import torch
 
 from ..approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..models.building import CALIBRATION_IMAGES
-from ..models.data import Dataset
+from ..models.data import Dataset, keep_reading
 from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
@@ -125,6 +125,7 @@ def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], o
         out.mkdir(exist_ok=True)
         subject.processor.save_pretrained(out)
         plan.save(out)
+        keep_reading(data, out)
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if data.kind == "image":
             _save_images(data, out / CALIBRATION_IMAGES)

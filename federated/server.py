@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..models.distillation.checkpoints import locked
+from ..models.distillation.checkpoints import check_new, locked
 from .examples import dataset_of
 from .federate import WORK, finish, prepare
 from .rounds import Round
@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
         raise FederateError(f"out {str(out)!r}: give the server's folder in full")
     work = out / WORK
     with locked(out, "trains"):
+        check_new(out, work)
         work.mkdir(parents=True, exist_ok=True)
         (work / FAILURE).unlink(missing_ok=True)
         try:

@@ -14,6 +14,7 @@ from ..approximations import Plan, calibrate
 from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from .artifacts import save
+from .artifacts.writing import check_free
 from .compile import CalibrationWarning, Compiled, compile
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
@@ -58,6 +59,7 @@ def compile_folder(
 
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
+    check_free(Path(folder))
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "stage": stage}

@@ -4,7 +4,7 @@ A fenced block that starts with ```console says how it is held to that, in its f
     same      the commands print exactly what the page shows
     alike     the same, but for numbers and spaces
     runs      the commands succeed; what they print differs between machines
-    parses    the commands are accepted, and not run: they take long
+    parses    the commands are accepted, and not run: they take long. Those of `mails` are run with a small model
 and `slow` beside one of the first three leaves it to a run with the slow tests. A line `...` in a page stands for any
 lines. Prompts such as `server$` are shells side by side in one folder: a command that serves runs on until the block
 ends, then Ctrl-C has to end it. The page's blocks with `file=NAME` lie in that folder, at free ports. The README's demo
@@ -17,14 +17,30 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import reduce
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from blindformer.tests.pages import FENCE, MODES, PAGES, ROOT, alike, as_shown, blocks, leaves, shown
+from blindformer.tests.pages import (
+    FENCE,
+    MODES,
+    PAGES,
+    ROOT,
+    alike,
+    as_shown,
+    blocks,
+    free_port,
+    leaves,
+    run,
+    serving,
+    shown,
+)
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.reference import GENERATED, ROOMS
 
@@ -194,6 +210,40 @@ def test_python_of_the_guides_runs(tiny_encoder, tiny_classifier, tmp_path, caps
     found, labels = capsys.readouterr().out.splitlines()
     assert found in guides["search"]
     assert labels.count("'score': ") == 2
+
+
+@pytest.fixture
+def mail(tmp_path, monkeypatch):
+    """A folder with a table of mails in two queues, and some more to ask about."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    rows = [f"{i},my password is {'lost' if i % 2 else 'found'} {'the ' * (i // 2)},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "mail.csv").write_text("\n".join(["id,body,queue", *rows]) + "\n")
+    (tmp_path / "mail.jsonl").write_text('{"body": "my password is lost ."}\n')
+    return tmp_path
+
+
+def test_the_guide_from_mails_to_a_served_classifier_runs_and_each_command_names_the_next(mail, tiny_encoder):
+    """With a small encoder for MiniLM, which knows few words, and free ports for the usual ones."""
+    commands = [command.words for block in blocks("console") if "mails" in block.words for command in block.commands]
+    server, dealer = (f"localhost:{free_port()}" for _ in range(2))
+    here = {
+        "minilm-fast": str(tiny_encoder),
+        "dealer --certs certs": f"dealer --certs certs --listen {dealer}",
+        "serve compiled/server": f"serve compiled/server --listen {server} --dealer {dealer}",
+        "query compiled/client": f"query compiled/client --server {server} --dealer {dealer}",
+    }
+    advised: list[list[str]] = []
+    with ExitStack() as stack:
+        for words in commands:
+            command = reduce(lambda text, there: text.replace(there, here[there]), here, words)
+            if " dealer " in words or " serve " in words:
+                stack.enter_context(serving(command, mail))
+                continue
+            printed = run(command, mail)
+            advised += [shlex.split(line) for line in printed.splitlines() if line.startswith("  blindformer ")]
+        assert printed.count('"score"') == 2
+    assert [words[1] for words in advised] == ["evaluate", "compile", "query", "serve"]
+    assert all(words in map(shlex.split, commands) for words in advised)
 
 
 def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):

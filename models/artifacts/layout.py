@@ -18,6 +18,8 @@ TENSORS = "tensors.safetensors"
 APART = "tensors"  # the folder of the large tensors, each in a file of its own
 LARGE = 2**16  # bytes from which on it is: equal files of several folders can be one on the disk (sharing.py)
 SECRET = "secret.key"  # made by the server at first use (session/mask_seed.py): not in versions.json
+MODEL_FILE = "config.json"
+COMPILED = "a compiled model"
 _CHUNK = 2**20
 
 T = TypeVar("T")
@@ -41,6 +43,21 @@ def find_part(folder: str | Path, name: str) -> Path:
     for file, expected in found["files"].items():
         _check_file(path / file, expected)
     return path
+
+
+def contents_of(folder: Path) -> str:
+    """What a folder that is to be written to holds already, in words: "" if nothing, hidden files and empty folders
+    for its parts aside."""
+    parts = [folder / name for name in PARTS]
+    if not folder.is_dir():
+        return ""
+    empty = [part.name for part in parts if part.is_dir() and not any(part.iterdir())]
+    names = sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in empty)
+    if MODEL_FILE in names:
+        return "a model"
+    if any((part / VERSIONS).exists() for part in (folder, *parts)):
+        return COMPILED
+    return f"other files ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else ""
 
 
 def parts_of(folder: str | Path) -> dict[str, Path]:

@@ -21,7 +21,17 @@ from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
-from .layout import FORMAT, PARTS, SECRET, VERSIONS, ArtifactError, describe_files, length_folder
+from .layout import (
+    COMPILED,
+    FORMAT,
+    PARTS,
+    SECRET,
+    VERSIONS,
+    ArtifactError,
+    contents_of,
+    describe_files,
+    length_folder,
+)
 from .parts import part_names
 from .tensors import Tensors
 
@@ -40,7 +50,7 @@ def save(
     chat: Chat | None = None,
     parts: Collection[str] = PARTS,
 ) -> Path:
-    """Write all parts into `folder`; parts that an earlier compilation left there are replaced, other files stay.
+    """Write all parts into `folder`, a new or empty one; or one of an earlier compilation, whose parts are replaced.
 
     compiled   one, or several by length (`building.compile_lengths`)
     model      whose tokenizer or image processor, kind and labels the client gets; without it, it takes tensors only
@@ -55,7 +65,7 @@ def save(
     draft: Path | None = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(root)
+        check_free(root)
         for stale in root.glob(f"{_DRAFT}*"):  # of a compilation that was killed
             shutil.rmtree(stale, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
@@ -174,8 +184,11 @@ def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
     sync(part / VERSIONS)
 
 
-def _refuse_foreign(root: Path) -> None:
-    """A folder called as one of the parts that compile did not write is somebody's: leave it alone."""
+def check_free(root: Path) -> None:
+    """Errors: ArtifactError unless a compiled model may be written into `root`: a new or empty folder, or that of an
+    earlier compilation, without folders of somebody's own that are called as its parts."""
+    if (contents := contents_of(root)) not in ("", COMPILED):
+        raise ArtifactError(f"{root}: holds {contents}; give compile a new folder, such as {root}-compiled")
     for name in PARTS:
         part = root / name
         if part.exists() and not (part / VERSIONS).exists() and (not part.is_dir() or any(part.iterdir())):

@@ -1,7 +1,21 @@
 """Labelled examples to train and to judge models on: public data sets where packages ship them, and the user's own."""
 
 from .dataset import DataError, Dataset, Examples, RawExamples
-from .load import load_data
+from .load import load_as_trained, load_data
 from .registry import DataSource, source, sources
+from .trained import TestRowsWarning, check_unseen, keep_reading
 
-__all__ = ["DataError", "DataSource", "Dataset", "Examples", "RawExamples", "load_data", "source", "sources"]
+__all__ = [
+    "DataError",
+    "DataSource",
+    "Dataset",
+    "Examples",
+    "RawExamples",
+    "TestRowsWarning",
+    "check_unseen",
+    "keep_reading",
+    "load_as_trained",
+    "load_data",
+    "source",
+    "sources",
+]

@@ -68,6 +68,31 @@ class RawExamples:
     parts: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a data set was read and divided, to do it again.
+
+    name       its own, or that of its file or folder, without the path
+    content    SHA-256 of the file or folder; of any other source, of its rows
+    test_rows  SHA-256 of the test part's texts or images
+    the rest   as `load_data` was told
+    """
+
+    name: str
+    content: str
+    test_rows: str
+    text: str | None
+    label: str | None
+    encoding: str | None
+    seed: int
+    test: float
+    validation: float
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `load_data`."""
+        return {name: value for name, value in vars(self).items() if name not in ("name", "content", "test_rows")}
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three disjoint parts of one source.
@@ -75,6 +100,7 @@ class Dataset:
     labels    the classes' names, in the order of their indices
     kind      text or image
     dropped   how many rows were left out, by reason: duplicate, contradictory (one text, several labels), empty
+    reading   how it was read; None if it was put together by hand
     """
 
     name: str
@@ -84,6 +110,7 @@ class Dataset:
     validation: Examples
     test: Examples
     dropped: Mapping[str, int]
+    reading: Reading | None = None
 
     def matched(self, labels: Mapping[int, str]) -> Dataset:
         """The same with a model's class indices. `labels`: its names by index (`config.id2label`).

@@ -6,15 +6,18 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arrow import read_folder
-from .dataset import PARTS, DataError, Dataset, Examples, RawExamples, stratified
+from .dataset import PARTS, DataError, Dataset, Examples, RawExamples, Reading, stratified
 from .files import read_file
 from .registry import DataSource, sources
+from .trained import content_of, reading_of, rows_digest
 
 
 def load_data(
@@ -41,17 +44,27 @@ def load_data(
     """
     known = {found.name: found for found in sources()}
     if str(what) in known:
-        name = str(what)
-        rows = known[name].read(None if folder is None else Path(folder))
-    else:
-        name, rows = Path(what).name, _read_path(Path(what), known, text, label, encoding)
-    return split(name, rows, seed, test, validation)
+        rows = known[str(what)].read(None if folder is None else Path(folder))
+        return split(str(what), rows, seed, test, validation)
+    path = Path(what).expanduser()
+    data = split(path.name, _read_path(path, known, text, label, encoding), seed, test, validation)
+    assert data.reading is not None
+    own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding)
+    return replace(data, reading=own)
+
+
+def load_as_trained(what: str | Path, folder: Path, **given: Any) -> Dataset:
+    """What `load_data` gives, read and divided as what the model in `folder` was trained on, but for what is `given`.
+
+    Errors: DataError. `check_unseen` says whether it may be judged by that.
+    """
+    trained = reading_of(folder)
+    return load_data(what, **({} if trained is None else trained.settings()) | given)
 
 
 def _read_path(
     path: Path, known: Mapping[str, DataSource], text: str | None, label: str | None, encoding: str | None
 ) -> RawExamples:
-    path = path.expanduser()
     if path.is_dir():
         return read_folder(path, text, label)
     if path.is_file():
@@ -66,6 +79,7 @@ def split(name: str, rows: RawExamples, seed: int, test: float = 0.2, validation
     """Rows, cleaned and divided. Errors: DataError for empty or single-class data, or a class too small to divide."""
     if not (0 < test < 1 and 0 < validation < 1):
         raise DataError(f"test {test}, validation {validation}: both are shares between 0 and 1")
+    content = rows_digest(rows.inputs)
     rows, dropped = _clean(rows)
     counts = Counter(rows.labels)
     if not counts:
@@ -91,7 +105,8 @@ def split(name: str, rows: RawExamples, seed: int, test: float = 0.2, validation
             )
     kind = "image" if isinstance(rows.inputs, Tensor) else "text"
     train, chosen_by, judged_by = (examples.take(at[part]) for part in PARTS)
-    return Dataset(name, kind, rows.names, train, chosen_by, judged_by, dropped)
+    reading = Reading(name, content, rows_digest(judged_by.inputs), None, None, None, seed, test, validation)
+    return Dataset(name, kind, rows.names, train, chosen_by, judged_by, dropped, reading)
 
 
 def _divide(examples: Examples, among: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:

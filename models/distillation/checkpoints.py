@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...files import make_folder, sync
 from ...protocols.errors import writing
+from ..artifacts.layout import contents_of
 from .settings import DistillError
 
 LOCK = ".lock"
@@ -46,9 +47,9 @@ def locked(folder: Path, does: str = "distils") -> Iterator[None]:
 
 
 def check_new(folder: Path, work: Path) -> None:
-    """Errors: DistillError if `folder` holds a model, and not an unfinished run, whose folder is `work`."""
-    if (folder / "config.json").exists() and not work.exists():
-        raise DistillError(f"{folder}: holds a model already; give a new folder")
+    """Errors: DistillError if `folder` holds anything but an unfinished run, whose folder is `work`."""
+    if (contents := contents_of(folder)) and not work.exists():
+        raise DistillError(f"{folder}: holds {contents} already; give a new folder")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
-from ..data import Dataset, Examples, load_data
+from ..data import Dataset, Examples, keep_reading, load_data
 from ..loading.heads import SentenceClassifier, SentenceEncoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
@@ -85,6 +85,7 @@ def train_head(
             _save(loaded, encoder, head, dataset.labels, out)
             if plan is not None:
                 plan.replace(bits={**plan.bits, "classifier": FULL_BITS}).save(out)
+            keep_reading(dataset, out)
             (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return TrainedHead(out, report)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
-from ..data import Dataset, Examples, load_data
+from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder
 from ..loading.huggingface import huggingface
@@ -177,6 +177,7 @@ class _Pipeline:
     def _is_given(self) -> bool:
         """Whether the teacher is a classifier for these labels, whose order is then the model's."""
         if is_classifier(self.loaded):
+            check_unseen(self.loaded.folder, self.data)
             self.data = self.data.matched(self.loaded.labels)
             return True
         return False
@@ -277,6 +278,7 @@ class _Pipeline:
         # A run that is cut off here is repeated from its checkpoints: their folder goes last.
         with storing(str(folder)), huggingface():
             folder.mkdir(exist_ok=True)
+            keep_reading(self.data, folder)
             if plan is not None:
                 plan.save(folder)
             if report is not None:

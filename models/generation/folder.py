@@ -9,6 +9,7 @@ from typing import Any
 
 from ...approximations import Plan
 from ..artifacts import save
+from ..artifacts.writing import check_free
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
 from ..loading.errors import LoadError
@@ -36,6 +37,7 @@ def compile_chat_folder(
 
     Errors: LoadError, GenerationError, ArtifactError, and those of `compile`.
     """
+    check_free(Path(folder))
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, stage=stage, **options)

@@ -1,8 +1,9 @@
 """The cheapest plan within a loss of accuracy: which layer may use what, found by trying one change at a time.
 
 1. Sensitivity. Each change (one layer, one kind of function, one cheaper choice) is put into the base plan alone, and
-   the answers on validation texts are compared with those of float32: the mean Kullback-Leibler divergence of the
-   classes' probabilities, which sees a loss long before an answer flips.
+   the answers on validation texts are compared with those of float32, or, of a student, with those of the plan that it
+   was trained with: the mean Kullback-Leibler divergence of the classes' probabilities, which sees a loss long before
+   an answer flips.
 2. Saving. A program is compiled with each choice in all layers, and priced; a layer has its share of the difference.
 3. Search. Changes are taken in the order of divergence per second saved. One that takes the loss over the budget is
    left out again. Every state on the way is a point of the frontier.
@@ -14,13 +15,16 @@ that ranks layers by what they bear, and a plan with such choices is what `disti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...approximations import Plan, approximate, calibrate, kinds, plan_of, restore
+from ...approximations.calibrate import in_force
+from ...approximations.plan import kind_of
 from ...approximations.registry import find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
@@ -71,14 +75,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Quality:
-    """Answers on the validation texts. `divergence`: mean KL from float32's, in nats; `agreement`: with float32."""
+    """Answers on the validation texts. `divergence`: mean KL from the reference's, in nats; `agreement`: with it."""
 
     divergence: float
     accuracy: Interval
     agreement: Interval
 
     def loss(self, exact: Quality, metric: str) -> float:
-        """Points lost against float32."""
+        """Points lost against the reference."""
         if metric == "accuracy":
             return 100 * (exact.accuracy.value - self.accuracy.value)
         return 100 * (1.0 - self.agreement.value)
@@ -116,9 +120,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Found:
-    """The result. `points`: from the base plan to the one with every change; `chosen`: the cheapest one within."""
+    """The result. `points`: from the base plan to the one with every change; `chosen`: the cheapest one within.
+
+    reference  what all are compared with, in torch: float32; or the plan that the model was trained with, by its name
+    exact      the reference's own quality
+    """
 
     model: str
+    reference: str
     metric: str
     budget: float
     texts: int
@@ -130,8 +139,7 @@ class Found:
     chosen: Point
 
     def to_dict(self) -> dict[str, Any]:
-        made = {name: value for name, value in vars(self).items() if name not in ("points", "chosen")}
-        made = {n: _plain(v) for n, v in made.items()}
+        made = {name: _plain(value) for name, value in vars(self).items() if name not in ("points", "chosen")}
         made["points"] = [_point(p) for p in self.points]
         return {**made, "chosen": {**_point(self.chosen), "plan": self.chosen.plan.model_dump(mode="json")}}
 
@@ -142,7 +150,7 @@ def search(
     calibration: Sequence[str],
     price: Pricer,
     *,
-    base: Plan | str = "faithful",
+    base: Plan | str | None = None,
     budget: float = 1.0,
     metric: str = "accuracy",
     length: int = 32,
@@ -152,10 +160,14 @@ def search(
 ) -> Found:
     """Search the mixed plans between `base` and every cheaper choice in every layer.
 
+    All are compared with the model in float32, in torch; one that was trained with the plan in its folder, with that,
+    because its weights mean nothing with exact functions.
+
+    base         a preset's name or a plan (default: the one in the model's folder, else `faithful`)
     validation   labelled texts that a plan is judged on (class indices of the model); not the test set
     calibration  texts that every plan is calibrated on
     price        a compiled program -> at least "seconds" of a query
-    budget       points of `metric` that may be lost against float32: accuracy on the labels, or agreement with float32
+    budget       points of `metric` that may be lost: accuracy on the labels, or agreement with the reference
     length       tokens of a query; texts are padded to it or cut
     heads        whether to try each attention head, too (a pass over the texts for each)
 
@@ -164,6 +176,7 @@ def search(
     if metric not in METRICS:
         raise SearchError(f"metric {metric}: choose {' or '.join(METRICS)}")
     check_classifier(loaded)
+    base = base or loaded.plan() or "faithful"
     base = Plan.preset(base) if isinstance(base, str) else base
     judge = _Judge(loaded, validation, calibration, length, base)
     say = progress or (lambda what, done, total: None)
@@ -190,11 +203,12 @@ def search(
     removals = _removals(judge, layers, heads, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
     cheapest = min((p for p in points if p.within), key=lambda p: p.seconds, default=points[0])
-    priced = {id(p): price(judge.compiled(p.plan)) for p in {id(q): q for q in (cheapest, points[-1])}.values()}
-    priced[id(points[0])] = start
-    final = [_with_price(p, priced.get(id(p))) for p in points]
+    ends = {id(p): price(judge.compiled(p.plan)) for p in {id(q): q for q in (cheapest, points[-1])}.values()}
+    ends[id(points[0])] = start
+    priced = [replace(p, seconds=ends[id(p)]["seconds"], price=ends[id(p)]) if id(p) in ends else p for p in points]
     return Found(
         model=loaded.name,
+        reference="float32" if judge.trained is None else f"plan {judge.trained.name}",
         metric=metric,
         budget=budget,
         texts=len(validation),
@@ -202,13 +216,13 @@ def search(
         exact=judge.exact,
         sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
         removals=removals,
-        points=final,
-        chosen=final[points.index(cheapest)],
+        points=priced,
+        chosen=priced[points.index(cheapest)],
     )
 
 
 def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
-    """The plan with these changes as exceptions, without ranges: it has to be calibrated."""
+    """The plan with these changes as exceptions, to be calibrated. Trained fits stay where the choice does."""
     overrides = {pattern: dict(by_kind) for pattern, by_kind in plan.overrides.items()}
     bits = dict(plan.bits)
     for change in changes:
@@ -217,7 +231,14 @@ def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
         else:
             overrides.setdefault(change.layer, {})[change.kind] = change.choice
     name = plan.name if not changes else f"{plan.name}, searched".replace(", searched, searched", ", searched")
-    return plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
+    changed = plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
+    kept = {site: fit for site, fit in plan.trained_fits().items() if _alike(plan, changed, site)}
+    return changed.replace(fits=kept)
+
+
+def _alike(plan: Plan, other: Plan, site: str) -> bool:
+    where = (kind_of(site), site.partition("/")[0])
+    return plan.choice(*where) == other.choice(*where)
 
 
 def layer_paths(model: nn.Module) -> Iterator[str]:
@@ -234,7 +255,7 @@ def layer_paths(model: nn.Module) -> Iterator[str]:
 
 
 class _Judge:
-    """The model, the texts in batches of one length, and what float32 answers."""
+    """The model, the texts in batches of one length, and the reference's answers. `trained`: the reference's plan."""
 
     def __init__(
         self, loaded: Loaded, validation: Examples, calibration: Sequence[str], length: int, base: Plan
@@ -248,9 +269,18 @@ class _Judge:
         ]
         if plan_of(loaded.model) is not None:
             restore(loaded.model)
-        self.reference = self.logits()
+        own = loaded.plan()
+        self.trained = own if own is not None and own.needs_distillation() else None
+        if self.trained and not self.trained.ranges:
+            self.trained = calibrate(loaded.model, self.fitting, self.trained)
+        with self.as_trained():
+            self.reference = self.logits()
         self.exact = self._compare(self.reference)
         self.sites = calibrate(loaded.model, self.fitting[:1], base).ranges
+
+    def as_trained(self) -> AbstractContextManager[Any]:
+        """The model with the functions that its weights are for."""
+        return nullcontext() if self.trained is None else in_force(self.loaded.model, self.trained)
 
     def reaches(self, kind: str) -> bool:
         """Whether the model has any call of this kind."""
@@ -295,9 +325,7 @@ def _walk(
 ) -> list[Point]:
     """Greedy, cheapest divergence per second first; then on past the budget, for the picture."""
     order = sorted((s for s in sensitivities if s.saving > 0), key=lambda s: max(s.quality.divergence, 1e-9) / s.saving)
-    quality = judge.quality(base)
-    loss = quality.loss(judge.exact, metric)
-    points = [Point(base.replace(ranges={}, fits={}), 0, quality, loss, seconds, loss <= budget)]
+    points = [_try(judge, base, seconds, [], budget, metric)]
     taken: list[Sensitivity] = []
     left: list[Sensitivity] = []
     for done, item in enumerate(order, start=1):
@@ -329,21 +357,19 @@ def _clashes(item: Sensitivity, taken: Sequence[Sensitivity]) -> bool:
 
 
 def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) -> list[Removal]:
-    """float32 without one layer (its input is its output), and without one head (its part of the mix is zero)."""
+    """The reference without one layer (its input is its output), and without one head (its part of the mix is zero)."""
     model, found = judge.loaded.model, []
-    for done, layer in enumerate(layers, start=1):
-        with without_layer(model.get_submodule(layer)):
-            found.append(Removal(layer, judge._compare(judge.logits())))
-        say("layers", done, len(layers))
-    if heads:
-        parts = [(layer, linear, n) for layer in layers for linear, n in mixers(model, layer)]
-        total, done = sum(n for _, _, n in parts), 0
-        for layer, linear, count in parts:
-            for head in range(count):
-                with without_head(linear, head, count):
-                    found.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
-                done += 1
-                say("heads", done, total)
+    with judge.as_trained():
+        for done, layer in enumerate(layers, start=1):
+            with without_layer(model.get_submodule(layer)):
+                found.append(Removal(layer, judge._compare(judge.logits())))
+            say("layers", done, len(layers))
+        parts = [(layer, linear, n) for layer in layers for linear, n in mixers(model, layer)] if heads else []
+        places = [(layer, linear, head, count) for layer, linear, count in parts for head in range(count)]
+        for done, (layer, linear, head, count) in enumerate(places, start=1):
+            with without_head(linear, head, count):
+                found.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
+            say("heads", done, len(places))
     return found
 
 
@@ -352,12 +378,6 @@ def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:
         return base.bits_of(path) != choice
     own = base.choice(kind, path)
     return own.model_dump() != (choice if isinstance(choice, dict) else {"name": choice, "options": {}})
-
-
-def _with_price(point: Point, price: dict[str, float] | None) -> Point:
-    if price is None:
-        return point
-    return Point(point.plan, point.taken, point.quality, point.loss, price["seconds"], point.within, price)
 
 
 def _plain(value: Any) -> Any:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from ..launch import LOCAL
 from . import options
 from .checked import Needs, Without
 from .inspect import show_circuits, which
-from .output import MB, console, mb, table, tell
+from .output import MB, console, mb, show_next, table, tell
 from .steps import (
     COMPILE_NOTES,
     check_there,
@@ -25,6 +26,7 @@ from .steps import (
 )
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
+TYPICAL, OTHER = "I forgot my login.", "My password is lost."
 
 
 def compile_model(
@@ -61,7 +63,7 @@ def compile_model(
     check_there("--calibrate", calibrate)
     with loading(threads) as phases:
         from ...approximations import Plan
-        from ...models.building import compile_folder
+        from ...models.building import CALIBRATION_IMAGES, compile_folder
         from ..reports.inspect import inspect
 
         loaded, chosen = load_model(phases, model, plan)
@@ -91,10 +93,15 @@ def compile_model(
             )
         phases.end("compile")
         found = inspect(out)
-        own = loaded.plan()
+        own, task, given = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES
     warn_untrained(Plan.load(out / "server"), own)
     told = {"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds}
-    tell(form, told, lambda: _show(found, out))
+    tell(
+        form,
+        told,
+        lambda: _show(found, out),
+        lambda: _show_next(out, task, given, chat, any(item.circuit for item in found.programs)),
+    )
 
 
 def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
@@ -119,3 +126,20 @@ def _show(found: Any, folder: Path) -> None:
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
         f"{', '.join(found.released) or 'nothing'}"
     )
+
+
+def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:
+    """How to ask it. files: images or sounds that a model of those was calibrated on, or a folder of them."""
+    from ...models.loading.media import media_files
+
+    protocol = ["--protocol", "ckks"] if encrypted else []
+    asking: list[Any] = ["generate", folder] if chat else ["query", folder, "--server", LOCAL, *protocol]
+    if task.medium is not None:
+        asking += [media_files(task.kind, [files])[0]]
+    else:
+        item = task.typical([TYPICAL, OTHER])[0]
+        asking += [item] if isinstance(item, str) else [item[0], "--pair", item[1]]
+    if task.processor is not None:  # else it takes tensors
+        show_next("to try it on this machine", asking)
+    beside = "" if encrypted else ", beside a dealer"
+    show_next(f"to serve it{beside} (docs/deploy.md)", ["serve", folder / "server", "--certs", "certs", *protocol])

@@ -10,7 +10,7 @@ from typer import Option
 
 from . import options
 from .checked import Needs, Without
-from .output import console, table, tell
+from .output import console, show_next, spare_folder, table, tell
 from .steps import loading, read_plan
 
 FOR_TASKS, OF_TEXTS = Without("--embeddings"), Without("--teacher vit")
@@ -155,7 +155,11 @@ def distill(
             **{name: value for name, value in given.items() if value is not None},
         )
     cut = isinstance(dataset.train.inputs, list)
-    tell(form, {"folder": found.folder, **found.report}, lambda: _show(found.folder, found.report, data, cut))
+    tell(
+        form,
+        {"folder": found.folder, **found.report},
+        lambda: _show(found.folder, found.report, columns.again(data), cut),
+    )
 
 
 def _keep_quiet() -> None:
@@ -165,7 +169,7 @@ def _keep_quiet() -> None:
         os.dup2(nothing, stream)
 
 
-def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
+def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> None:
     out, counts = console(), report["data"]
     length = f"   length {report['settings']['length']}" if cut else ""
     layers = len(report["kept_layers"]) or report["settings"]["layers"] or 1
@@ -178,7 +182,7 @@ def _show(folder: Path, report: dict[str, Any], data: str, cut: bool) -> None:
     out.print(table("on validation", measure.removeprefix("validation_"), right=(1,), rows=scores))
     left = report["sites_out_of_range"]
     out.print(
-        f"\n{len(left)} call sites leave their calibrated range on validation"
-        + (f", first {left[0]}" if left else "")
-        + f"\n{folder} is done: blindformer evaluate {folder} --data {data}"
+        f"\n{len(left)} call sites leave their calibrated range on validation" + (f", first {left[0]}" if left else "")
     )
+    judge = [] if measure == "validation_spearman" else [("evaluate", folder, *data)]  # embeddings have no classes
+    show_next(f"{folder} is done", *judge, ("compile", folder, "--out", spare_folder(folder)))

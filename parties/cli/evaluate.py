@@ -73,7 +73,7 @@ def evaluate(
         Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
         OF_DATA,
     ] = None,
-    seed: Annotated[options.Seed, OF_DATA] = 0,
+    seed: Annotated[options.TrainedSeed, OF_DATA] = None,
     columns: options.Columns,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
@@ -115,12 +115,12 @@ def evaluate(
             phases.end("load")
             found = [evaluate_text(load(name), words, **common) for name in models]
         else:
-            dataset = columns.read(data or "", seed)
-            if length is not None and dataset.kind == "image":
-                raise BlindformerError(f"--length: {dataset.name} holds images, which have none; leave it out")
-            common |= {"longest": length or 128, "seed": seed, "threads": threads}
+            common |= {"longest": length or 128, "threads": threads}
+            datasets = [columns.read(data or "", seed, locate(name)[1]) for name in models]
+            if length is not None and datasets[0].kind == "image":
+                raise BlindformerError(f"--length: {datasets[0].name} holds images, which have none; leave it out")
             phases.end("load")
-            found = [_of_data(load(name), dataset, teacher, common) for name in models]
+            found = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     shown = [partial(_show if text is None else _show_text, one) for one in found]
     tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from . import options
-from .output import console, table, tell
+from .output import console, show_next, spare_folder, table, tell
 from .steps import loading
 
 
@@ -45,6 +45,7 @@ def head(
         screen = console()
         screen.print(f"model {report['model']}   plan {report['plan'] or 'its own functions'}   data {dataset.name}\n")
         screen.print(table("part", "texts", "accuracy", right=(1, 2), rows=rows))
-        screen.print(f'\n{found.folder} is done: blindformer run {found.folder} "a text"')
+        judge = ("evaluate", found.folder, *columns.again(data))
+        show_next(f"{found.folder} is done", judge, ("compile", found.folder, "--out", spare_folder(found.folder)))
 
     tell(form, {"folder": found.folder, **report}, show)

@@ -224,6 +224,14 @@ Data = Annotated[
     ),
 ]
 Seed = Annotated[int, Option(min=0, help="The seed of the data's split, and of all else that is drawn at random.")]
+TrainedSeed = Annotated[
+    int | None,
+    Option(
+        "--seed",
+        min=0,
+        help="The seed of the data's split, and of all else that is drawn at random (default: as in training, else 0).",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -237,15 +245,35 @@ class Columns:
         Path | None, Option(help="The folder of a named data set's files (default: their usual place).")
     ] = None
 
-    def read(self, data: str, seed: int) -> Any:
-        """The data set that the options speak of. Errors: DataError."""
-        from ...models.data import load_data
+    def read(self, data: str, seed: int | None, trained: Path | None = None) -> Any:
+        """The data set that the options speak of. What they leave open is as the model in `trained` was trained with.
 
-        text, label = self.text_column, self.label_column
-        dataset = load_data(data, seed=seed, folder=self.data_folder, text=text, label=label, encoding=self.encoding)
+        Errors: DataError.
+        """
+        from ...models.data import check_unseen, load_as_trained, load_data
+
+        names = {"text_column": "text", "label_column": "label", "encoding": "encoding", "data_folder": "folder"}
+        given = {names[item.name]: getattr(self, item.name) for item in fields(self)
+                 if getattr(self, item.name) != item.default}  # fmt: skip
+        given |= {} if seed is None else {"seed": seed}
+        if trained is None:
+            dataset = load_data(data, **given)
+        else:
+            dataset = load_as_trained(data, trained, **given)
+            check_unseen(trained, dataset, quiet=True)  # who judges by it says what cannot be known
         if left := ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items() if count):
             note(f"{dataset.name}: rows left out: {left}")
         return dataset
+
+    def again(self, data: str, reading: Any = None) -> list[str]:
+        """Options that name the same data: what a command needs that gets the trained model's folder, which holds the
+        rest; or all of its `reading`."""
+        given: dict[str, Any] = {"--data-folder": self.data_folder}
+        if reading is not None:
+            encoding = None if reading.encoding == Columns.encoding else reading.encoding
+            given |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}
+            given |= {"--seed": reading.seed or None}
+        return ["--data", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -86,6 +87,17 @@ def table(
 def at_home(path: str | Path) -> str:
     """A path with ~ for the user's home, whose name is nobody's matter."""
     return str(path).replace(str(Path.home()), "~", 1)
+
+
+def show_next(intro: str, *commands: Sequence[object]) -> None:
+    """What to run next, as a shell takes it: one command a line, which nothing wraps, so that it can be copied."""
+    lines = [shlex.join(["blindformer", *map(str, words)]) for words in commands]
+    print("\n".join([f"\n{intro}:", *(f"  {line}" for line in lines)]))
+
+
+def spare_folder(folder: Path) -> str:
+    """Where what is made of `folder` may be compiled to."""
+    return "compiled" if not Path("compiled").exists() else f"{folder}-compiled"
 
 
 def mb(size: float, digits: int = 2) -> str:

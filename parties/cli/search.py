@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from . import options
-from .output import console, mb, table, tell
+from .output import console, mb, show_next, spare_folder, table, tell
 from .steps import loading, read_plan
 
 SHOWN = 30  # sensitivities
@@ -25,17 +25,19 @@ def search(
         str,
         Option(
             **options.one_of("accuracy", "agreement"),
-            help="What the budget is of: accuracy on the labels, or agreement with the model in float32.",
+            help="What the budget is of: accuracy on the labels, or agreement with float32, or with a student's plan.",
         ),
     ] = "accuracy",
-    plan: Annotated[str, Option(help="The plan to start from: a preset or a plan's JSON file.")] = "faithful",
-    out: Annotated[Path | None, Option(help="A file to write the plan into (default: it is only printed).")] = None,
+    plan: options.OwnPlan = None,
+    out: Annotated[
+        Path | None, Option(help="A .json file to write the plan into (default: it is only printed).")
+    ] = None,
     report: Annotated[Path | None, Option(help="A .png file to draw the frontier into (default: none).")] = None,
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
-    seed: options.Seed = 0,
+    seed: options.TrainedSeed = None,
     columns: options.Columns,
     threads: Annotated[int, Option(min=1, help="Threads to compute with.")] = 1,
     form: options.Form = "text",
@@ -43,7 +45,10 @@ def search(
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
     if report is not None and report.suffix != ".png":
         raise BlindformerError(f"{report}: the frontier is a picture; name a .png file")
+    if out is not None and out.suffix != ".json":
+        raise BlindformerError(f"{out}: a plan is a JSON file; name a .json file")
     with loading(threads) as phases:
+        from ...models.data import check_unseen
         from ...models.judging.search import search as run
         from ...models.loading.load import load
         from ...protocols.errors import writing
@@ -51,11 +56,12 @@ def search(
         from ..reports.figures import frontier_figure
 
         near = find_network(network)
-        base = read_plan(plan)
-        dataset = columns.read(data, seed)
+        base = None if plan is None else read_plan(plan)
         phases.note("load", "the model")
         loaded = load(model)
-        dataset = dataset.matched(loaded.labels)
+        dataset = columns.read(data, seed, loaded.folder).matched(loaded.labels)
+        check_unseen(loaded.folder, dataset)
+        seed = dataset.reading.seed
         phases.end("load")
 
         def price(compiled: Any) -> dict[str, float]:
@@ -85,8 +91,11 @@ def search(
         if report is not None:
             with writing(report, "choose another"):
                 report.write_bytes(frontier_figure(found))
+    own = loaded.folder / "teacher"
+    teacher = own if own.is_dir() else model if found.reference == "float32" else None
+    again = columns.again(data, dataset.reading)
     told = {**found.to_dict(), "network": network, "data": dataset.name, "seed": seed}
-    tell(form, told, lambda: _show(found, network))
+    tell(form, told, lambda: _show(found, network), lambda: _show_next(model, teacher, out, again))
 
 
 def _show(found: Any, network: str) -> None:
@@ -94,8 +103,8 @@ def _show(found: Any, network: str) -> None:
     exact = found.exact
     out.print(
         f"[bold]{found.model}[/]   length {found.length}   from plan {found.points[0].plan.name}   {found.texts} "
-        f"validation texts   float32 accuracy {100 * exact.accuracy.value:.1f}   budget {found.budget:g} points of "
-        f"{found.metric}\n"
+        f"validation texts   accuracy of {found.reference} {100 * exact.accuracy.value:.1f}   "
+        f"budget {found.budget:g} points of {found.metric}\n"
     )
     rows = [
         (
@@ -114,7 +123,7 @@ def _show(found: Any, network: str) -> None:
     if len(found.sensitivities) > SHOWN:
         out.print(f"... and {len(found.sensitivities) - SHOWN} more: --format json has them all")
     if found.removals:
-        out.print("\nwithout a layer or a head (float32, untrained)")
+        out.print(f"\nwithout a layer or a head ({found.reference}, nothing trained anew)")
         least = sorted(found.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
         removed = [(item.what, f"{item.quality.divergence:.2g}", _percent(item.quality)) for item in least]
         out.print(table("without", "KL, nats", "agreement", right=(1, 2), rows=removed))
@@ -132,9 +141,22 @@ def _show(found: Any, network: str) -> None:
     out.print(table("changes", "lost, points", "KL, nats", f"seconds, {network}", "", right=range(4), rows=points))
     out.print(f"\nchosen: {_cost(found.chosen.price)}; the plan it started from: {_cost(found.points[0].price)}")
     out.print(
-        "Nothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
-        "The layers that bear it best are those where a student has least to learn. Give the plan to distill or run."
+        f"Lost, KL and agreement: against {found.reference} in torch"
+        + ("" if found.reference == "float32" else ", which the weights were trained for")
+        + ".\nNothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
+        "The layers that bear it best are those where a student has least to learn."
     )
+
+
+def _show_next(model: str, teacher: Path | str | None, out: Path | None, data: list[str]) -> None:
+    """What the plan in `out` is for. teacher: who may train a student for it, with `data`; None: nobody at hand."""
+    if out is None:
+        console().print("\nThe plan is not kept; --out FILE.json keeps it.")
+        return
+    show_next("to run the model with this plan", ["compile", model, "--plan", out, "--out", spare_folder(Path(model))])
+    if teacher is not None:
+        options = ["--plan", out, "--out", f"{Path(model).name}-student"]
+        show_next("to train a student for it", ["distill", "--teacher", teacher, *data, *options])
 
 
 def _percent(quality: Any) -> str:

@@ -24,7 +24,7 @@ from ..config import Address
 from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
-from .forms import DEFAULTS, generated, in_form
+from .forms import TopK, count_of, generated, in_form
 from .transport import ClientError, Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -101,6 +101,7 @@ class BaseClient(ABC):
     """A client with the client's part of a model, and a way to ask."""
 
     protocol: str
+    top_k: TopK = ...  # of a call that does not say
     ways: WaysOut = IN_PYTHON
     """What an error says of a text that is too long."""
     _talk: Conversation | None = None
@@ -135,7 +136,7 @@ class BaseClient(ABC):
 
         An answer out of range is raised when all have been asked, so that the requests do not show it.
         """
-        check_top(self, top_k)
+        check_top(self, None if top_k is ... else top_k)
         found: dict[int, Result] = {}
         spoilt: AnswerOutOfRange | None = None
         chosen = list(items)
@@ -235,12 +236,14 @@ class BaseClient(ABC):
     def who(self) -> str:
         """Whom a user has to trust, and how far."""
 
-    def __call__(self, inputs: Any = None, *, top_k: int | None = None, truncation: Any = None, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, *, top_k: TopK = ..., truncation: Any = None, **options: Any) -> Any:
         """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, a dictionary of
         either, an image or a sound; for a list of them a list, for an iterator or a data set an iterator.
 
-        text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`: a list each
-        image-classification   the five likeliest labels (or `top_k`); of a list, a list each; so audio-classification
+        text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`, a list each:
+                               so many labels, or with None all
+        image-classification   the five likeliest labels (or `top_k`); of a list, a list each; so audio-classification,
+                               where None gives all
         feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
         sentence-embedding     one list of floats, of length one; of a list, a list of them
         next-token, fill-mask  [{"score", "token", "token_str"}], of a mask with "sequence"; of a list, a list each
@@ -253,8 +256,11 @@ class BaseClient(ABC):
         `truncation`: of these texts, as of `pipeline`. One of many that has no answer leaves those of the others: its
         error stands in its place.
         """
+        called = top_k is not ...
+        top_k = top_k if called else self.top_k
         if self.part.talks:
             self._truncation(truncation)
+            options |= {} if top_k is ... else {"top_k": top_k}
         else:
             if inputs is not None and options:
                 raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
@@ -263,13 +269,13 @@ class BaseClient(ABC):
         check_top(self, top_k)
 
         def answers(items: list[Any]) -> list[Any]:
-            found = dict(self.stream(items, top_k=top_k or DEFAULTS.get(self.task), truncate=truncation))
+            found = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
             return [found[n].value if found[n].error is None else found[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:
             return [self._generated(item, options) for item in items]
 
-        return in_form(self.task, texts if self.part.talks else answers, inputs, top_k)
+        return in_form(self.task, texts if self.part.talks else answers, inputs, top_k, called)
 
     def _generated(self, item: Any, options: dict[str, Any]) -> Any:
         """Errors of one text alone are returned, as its answer; that of a session, which all have, is raised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
@@ -18,15 +19,25 @@ if TYPE_CHECKING:  # importing it takes seconds
 Ask = Callable[[list[Any]], list[Any]]
 """For each of several items its value, or the error that it alone has."""
 
+TopK = int | None | EllipsisType
+"""How many labels, tokens or spans. `...`: nobody says, so as many as is usual. None: all labels, but of an image as
+many as is usual, and so of tokens and spans."""
 DEFAULTS = {"text-classification": 1, "image-classification": USUAL_LABELS, "audio-classification": USUAL_LABELS}
 """How many labels, where nobody says."""
 
 
-def in_form(task: str, ask: Ask, inputs: Any, top_k: int | None) -> Any:
+def count_of(task: str, top_k: TopK) -> int | None:
+    """How many are to be read of an answer; None: all labels, or as many tokens or spans as is usual."""
+    usual = top_k is ... or (top_k is None and task == "image-classification")
+    return DEFAULTS.get(task) if usual else top_k  # type: ignore[return-value]
+
+
+def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) -> Any:
     """What the pipeline of a task returns for one item, for a list of them, or for an iterator or a data set, whose
     answers are an iterator, too: each is asked when it is read.
 
-    The error of one of many stands in its place; that of a single item is raised.
+    The error of one of many stands in its place; that of a single item is raised. `called`: whether `top_k` is that of
+    this call; of the labels of a text, one of the pipeline as a whole gives a list more.
     """
     if isinstance(inputs, Dataset):
         inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
@@ -38,14 +49,15 @@ def in_form(task: str, ask: Ask, inputs: Any, top_k: int | None) -> Any:
     (value,) = ask([inputs])
     if isinstance(value, BlindformerError):
         raise value
-    listed = task == "text-classification" and not isinstance(inputs, Mapping)
-    return value if listed else _of_many(task, value, top_k)
+    answer = _of_many(task, value, top_k)
+    listed = task == "text-classification" and not isinstance(inputs, Mapping) and not (called and top_k is not ...)
+    return [answer] if listed else answer
 
 
-def _of_many(task: str, value: Any, top_k: int | None) -> Any:
+def _of_many(task: str, value: Any, top_k: TopK) -> Any:
     """The one label or span, where not several were asked for."""
-    alone = top_k is None and task in ("text-classification", "question-answering") and isinstance(value, list)
-    return value[0] if alone and value else value
+    alone = top_k is ... if task == "text-classification" else top_k in (..., None) and task == "question-answering"
+    return value[0] if alone and isinstance(value, list) and value else value
 
 
 def generated(talk: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ...approximations import Plan, calibrate
 from ...models.artifacts import texts_of
 from ...models.compile import AnswerOutOfRange, Compiled
-from ...models.data import Dataset, Examples
+from ...models.data import Dataset, Examples, check_unseen, load_as_trained
 from ...models.judging.evaluation import (
     OUTPUT,
     REFUSED,
@@ -40,20 +41,21 @@ TEACHER, EXACT, UNTOUCHED, APPROXIMATED = "teacher", "float32", "approximated, u
 
 def evaluate(
     loaded: Loaded,
-    data: Dataset,
+    data: str | Path | Dataset,
     *,
     plan: Plan | str | None = None,
     teacher: Loaded | None = None,
     protocols: Sequence[str] = ("torch", "clear"),
     private: int = 300,
     longest: int = 128,
-    seed: int = 0,
+    seed: int | None = None,
     threads: int = 1,
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a classifier on a data set's test part.
 
+    data       what `load_data` takes: it is then read, and divided, as what the model was trained on; or a data set
     plan       a preset's name or a plan (default: the one in the model's folder, else `faithful`); one without ranges
                is calibrated on training texts
     teacher    what agreement is measured with; without one, the model itself in float32: with its plan, if it was
@@ -63,15 +65,23 @@ def evaluate(
                other: private sessions on this machine, for `private` texts, stratified and drawn with the
                seed, as many to a query as it takes
     longest    tokens that texts are cut at, for every row alike
+    seed       of what is drawn (default: of the split, else 0)
+
+    A test part with rows that the model or the teacher was trained on is refused, where their folders tell.
 
     Errors: EvaluationError, DataError, PlanError, and those of a session.
     """
     check_protocols(protocols, PROTOCOLS)
     if not loaded.labels or loaded.kind not in ("classifier", "image"):
         raise EvaluationError(f"{loaded.name}: is no classifier; give one, such as a folder of `distill`")
+    data = data if isinstance(data, Dataset) else load_as_trained(data, loaded.folder)
     if (loaded.kind == "image") != (data.kind == "image"):
         raise EvaluationError(f"{loaded.name} takes {loaded.kind} inputs, {data.name} holds {data.kind}s; they differ")
+    for model in (loaded, teacher):
+        if model is not None:
+            check_unseen(model.folder, data)
     data = data.matched(loaded.labels)
+    seed = seed if seed is not None else data.reading.seed if data.reading is not None else 0
     say = progress or (lambda what, done, total: None)
     test, labels = data.test.items, data.test.labels
     lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import EllipsisType
 from typing import Any
 
 from torch import nn
@@ -57,6 +58,7 @@ def pipeline(
     generation: Mapping[str, Any] | None = None,
     parties: int = 2,
     server: str = LOCAL,
+    top_k: int | EllipsisType | None = ...,
     **options: Any,
 ) -> BaseClient:
     """A client of the model that takes what the transformers pipeline of `task` takes and gives what that gives.
@@ -78,6 +80,7 @@ def pipeline(
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
+    top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
     options      of the protocol's client: dealer, certificates, config, timeout, progress, ...
 
     A model's folder is compiled at the first use, into the cache (client.cache of the configuration), and found there
@@ -121,6 +124,7 @@ def pipeline(
     except BaseException:
         kept.cleanup()
         raise
+    client.top_k = top_k
     client.held.callback(kept.cleanup)
     return client
 

@@ -41,6 +41,7 @@ def test_a_folder_a_picture_and_one_object(call, tmp_path):
     assert found["epsilon"] > 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "calibration"}
+    assert json.loads((out / "data.json").read_text())["name"] == "digits"
 
 
 def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
@@ -161,7 +162,7 @@ def shown(capsys, dp, *rounds):
         "epsilon": rounds[-1].epsilon,
         "test_accuracy": 0.5,
     }
-    show_result(Federated(Path("out"), Plan.preset("fast"), list(rounds), report), "digits")
+    show_result(Federated(Path("out"), Plan.preset("fast"), list(rounds), report), ["--data", "digits"])
     return capsys.readouterr().out
 
 

@@ -285,9 +285,9 @@ def test_a_compilation_that_is_killed_or_finds_a_full_disk_leaves_whole_parts_or
 
 
 def test_only_compiled_parts_are_replaced(compiled, tmp_path):
-    (tmp_path / "certs").mkdir()
     (tmp_path / "client").mkdir()  # empty: nobody's
     save(compiled, tmp_path)
+    (tmp_path / "certs").mkdir()
     save(compiled, tmp_path)
     assert (tmp_path / "certs").is_dir()
     for name in ("server", "client"):
@@ -301,6 +301,20 @@ def test_only_compiled_parts_are_replaced(compiled, tmp_path):
     file.write_text("")
     with pytest.raises(ArtifactError, match="cannot be written"):
         save(compiled, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"), [("config.json", "a model"), ("notes.txt", r"other files \(notes\.txt\)")]
+)
+def test_a_folder_of_something_else_is_left_alone_before_anything_slow_happens(
+    compiled, tiny_classifier, tmp_path, file, contents
+):
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(ArtifactError, match=f"holds {contents}; give compile a new folder, such as .*-compiled"):
+        save(compiled, tmp_path)
+    with pytest.raises(ArtifactError, match=f"holds {contents}"):
+        compile_folder(tiny_classifier, tmp_path, lengths=["never looked at"])
+    assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
 def test_a_recompilation_keeps_the_servers_secret(copy, compiled):

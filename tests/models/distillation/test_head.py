@@ -69,5 +69,11 @@ def test_what_cannot_have_a_head_is_refused(trained, tiny_encoder, tiny_classifi
         train_head(tiny_classifier, data, tmp_path / "a")
     with pytest.raises(DistillError, match="holds a model already; give a new folder"):
         train_head(tiny_encoder, data, trained.folder)
+    for file, contents in (("client/versions.json", "a compiled model"), ("notes.txt", r"other files \(notes.txt\)")):
+        other = tmp_path / contents[:5]
+        (other / file).parent.mkdir(parents=True)
+        (other / file).write_text("")
+        with pytest.raises(DistillError, match=f"holds {contents} already; give a new folder"):
+            train_head(tiny_encoder, data, other)
     with pytest.raises(DataError, match="these examples are images"):
         train_head(tiny_encoder, "digits", tmp_path / "b")

@@ -157,7 +157,7 @@ def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encode
         )
     said = [process.communicate(timeout=PATIENCE) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert "out is done: blindformer evaluate" in said[0][0]
+    assert "out is done:\n  blindformer evaluate" in said[0][0]
     assert said[1] == ("", "")
     assert (tmp_path / "0" / "out" / "model.safetensors").exists()
     assert list((tmp_path / "1").iterdir()) == []

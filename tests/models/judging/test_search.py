@@ -1,10 +1,12 @@
 """The search: every change measured alone, the cheapest mix within the budget, and a frontier that is honest."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from blindformer.approximations import Plan
+from blindformer.approximations import Plan, calibrate
+from blindformer.approximations.plan import kind_of
 from blindformer.models.data import Examples
 from blindformer.models.judging.search import Change, SearchError, layer_paths, search, with_changes
 from blindformer.models.loading.load import load
@@ -112,3 +114,36 @@ def test_a_model_without_layers_and_an_unknown_metric(classifier, texts):
         list(layer_paths(torch.nn.Linear(2, 2)))
     with pytest.raises(SearchError, match="choose accuracy or agreement"):
         search(classifier, texts, texts.texts, cost, metric="beauty")
+
+
+@pytest.fixture(scope="module")
+def student(classifier, texts):
+    """A copy of the classifier, as one that was trained with a plan of its own: its fits are none that calibration
+    would make."""
+    fitting = [classifier.encode(text, 8, truncate=True) for text in texts.texts]
+    fitted = calibrate(classifier.model, fitting, "he")
+    site = "bert.encoder.layer.1.output.LayerNorm/layer_norm"
+    fit = fitted.fits[site]["inverse_deviation"]
+    own = fitted.replace(fits={**fitted.fits, site: {"inverse_deviation": fit + 0.5}})
+    made = replace(classifier)
+    made.plan = lambda: own  # type: ignore[method-assign]
+    return made, own, site
+
+
+def test_a_student_starts_from_its_own_plan_and_is_compared_with_it(student, texts):
+    loaded, own, site = student
+    found = search(loaded, texts, texts.texts, cost, metric="agreement", length=8, choices={"linear": (8,)})
+    assert found.reference == "plan he"
+    start = found.points[0]
+    assert start.plan.same_functions(own)
+    assert start.plan.fits[site] == own.fits[site]
+    assert (start.loss, round(start.quality.divergence, 6)) == (0.0, 0.0)
+    assert start.quality.accuracy == found.exact.accuracy
+
+
+def test_a_layer_that_gets_another_choice_loses_the_fit_that_it_was_trained_with(student):
+    _, own, site = student
+    path, kind = site.split("/")[0], kind_of(site)
+    kept, lost = with_changes(own, [Change(path, "linear", 9)]), with_changes(own, [Change(path, kind, "exact")])
+    assert kept.fits == own.trained_fits()
+    assert set(own.trained_fits()) - set(lost.fits) == {site}

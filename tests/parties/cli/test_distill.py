@@ -43,6 +43,18 @@ def test_a_file_a_teacher_and_a_folder(call, file, tiny_encoder, tmp_path):
     assert found["data"]["labels"] == ["no", "yes"]
     assert set(found["validation_accuracy"]) == {"teacher", "student_in_training", "student"}
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "tokenizer.json"}
+    reading, of_teacher = (json.loads((folder / "data.json").read_text()) for folder in (out, out / "teacher"))
+    assert reading == of_teacher
+    assert (reading["seed"], reading["text"], reading["label"], reading["encoding"]) == (3, "what", "how", "cp1252")
+
+
+def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(call, file, tiny_encoder, tmp_path):
+    options = ("--data", file, *NAMED, *EPOCHS)
+    assert call("--teacher", tiny_encoder, *options, "--out", tmp_path / "first", "--seed", 3)[0] == 0
+    teacher = tmp_path / "first" / "teacher"
+    code, _, errors = call("--teacher", teacher, *options, "--out", tmp_path / "second")
+    assert code == 1
+    assert f"with seed 0 rows are tested that {teacher} was trained on; give seed 3" in errors
 
 
 def test_a_compact_student_and_a_transfer_set(call, file, tiny_encoder, tmp_path):

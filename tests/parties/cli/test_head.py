@@ -33,6 +33,22 @@ def test_a_file_becomes_a_classifier(call, tiny_encoder, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors", "2_Dense"}
 
 
+def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, tiny_encoder, tmp_path):
+    out, any_command = tmp_path / "out", call.func
+    assert call(tiny_encoder, "--data", table(tmp_path / "rows.csv", ROWS), "--out", out)[0] == 0
+    before = sorted(out.iterdir())
+    code, _, errors = any_command("compile", tiny_encoder, "--lengths", 16, "--out", out)
+    assert (code, errors) == (
+        1,
+        f"blindformer: {out}: holds a model; give compile a new folder, such as {out}-compiled\n",
+    )
+    assert sorted(out.iterdir()) == before
+    assert any_command("compile", out, "--lengths", 16, "--out", tmp_path / "compiled")[0] == 0
+    assert any_command("compile", out, "--lengths", 8, "--out", tmp_path / "compiled")[0] == 0
+    again = (tiny_encoder, "--data", tmp_path / "rows.csv", "--out", tmp_path / "compiled")
+    assert f"{tmp_path / 'compiled'}: holds a compiled model already; give a new folder" in call(*again)[2]
+
+
 @pytest.mark.parametrize(
     ("rows", "head", "options", "words"),
     [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from blindformer.approximations import calibrate
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.data import Dataset, Examples
+from blindformer.models.data import DataError, Dataset, Examples, load_data
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
@@ -174,3 +174,63 @@ def test_a_page_that_cannot_be_written_costs_no_figures(call, tiny_classifier, t
     assert code == 1
     assert json.loads(printed)["evaluations"][0]["rows"][0]["accuracy"]
     assert errors == f"blindformer: {page}: cannot be written (No such file or directory); choose another file\n"
+
+
+@pytest.fixture
+def mails(tmp_path):
+    path = tmp_path / "mails.csv"
+    path.write_text("id,what,queue\n" + "".join(f"{i},my {'the ' * i},{'ab'[i * i % 5 % 2]}\n" for i in range(60)))
+    return path
+
+
+@pytest.fixture
+def trained(call, tiny_encoder, mails, tmp_path):
+    """A head's folder, and what its command printed."""
+    options = ("--text-column", "what", "--label-column", "queue", "--seed", "3", "--format", "json")
+    code, printed, _ = call("head", tiny_encoder, "--data", mails, *options, "--out", tmp_path / "out")
+    assert code == 0
+    return tmp_path / "out", json.loads(printed)
+
+
+def test_a_trained_folder_is_judged_by_the_rows_that_it_was_not_trained_on(call, trained, mails):
+    folder, report = trained
+    judge = ("evaluate", folder, "--data", mails, "--protocol", "torch", "--format", "json")
+    code, printed, errors = call(*judge)
+    assert (code, errors) == (0, "")
+    (found,) = json.loads(printed)["evaluations"]
+    assert found["seed"] == 3
+    assert found["rows"][0]["accuracy"]["value"] == pytest.approx(report["accuracy"]["test"])
+    assert call(*judge, "--seed", 3)[0] == 0
+    code, printed, errors = call(*judge, "--seed", 0)
+    assert (code, printed) == (1, "")
+    refused = f"mails.csv: with seed 0 rows are tested that {folder} was trained on; give seed 3, as in training"
+    assert errors == f"blindformer: {refused}\n"
+    assert call(*judge, "--label-column", "id")[0] == 1
+
+
+def test_python_judges_by_the_same_rows(trained, mails):
+    folder, report = trained
+    loaded = load(folder)
+    found = evaluate(loaded, mails, protocols=("torch",))
+    assert (found.seed, found.rows[0].accuracy.value) == (3, pytest.approx(report["accuracy"]["test"]))
+    named = {"text": "what", "label": "queue"}
+    with pytest.raises(DataError, match=r"with seed 1 rows are tested that .* was trained on"):
+        evaluate(loaded, load_data(mails, seed=1, **named), protocols=("torch",))
+
+
+def test_other_rows_and_a_folder_from_before_are_judged_and_it_is_said(call, trained, mails, tmp_path):
+    folder, _ = trained
+    more = tmp_path / "june.csv"
+    more.write_text(mails.read_text() + "60,it is my password,a\n")
+    code, printed, errors = call("evaluate", folder, "--data", more, "--protocol", "torch")
+    assert code == 0
+    assert "data june.csv, seed 3" in printed
+    assert errors.count("may have been trained on") == errors.count("\n") == 1
+    (folder / "data.json").unlink()
+    named = ("--text-column", "what", "--label-column", "queue", "--seed", 3)
+    code, printed, errors = call("evaluate", folder, "--data", mails, "--protocol", "torch", *named)
+    assert code == 0
+    assert errors == (
+        f"blindformer: warning: {folder}: does not say how its training data was divided; if it was with another seed, "
+        "test rows of mails.csv were trained on\n"
+    )

@@ -15,6 +15,7 @@ import transformers
 from blindformer.models.cached import known_models
 from blindformer.models.loading.errors import InputError
 from blindformer.models.loading.load import PACKAGED
+from blindformer.parties.client.forms import count_of
 from blindformer.parties.local.pipeline import TASKS
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.models.loading.test_task import nested
@@ -69,17 +70,39 @@ def test_text_classification(make, tiny_classifier):
     theirs = transformers.pipeline("text-classification", str(tiny_classifier))
     asked = TEXTS[0], {"text": "how good ?", "text_pair": "bad"}, {"text": TEXTS[1]}
     alike(mine, theirs, *asked)
-    alike(mine, theirs, *asked, top_k=2)
+    for top_k in (1, 2, 9, None):
+        alike(mine, theirs, *asked, top_k=top_k)
     encoded = AutoTokenizer.from_pretrained(tiny_classifier)(TEXTS[0], return_tensors="pt")
     assert mine(encoded) == mine({"text": TEXTS[0]})
     assert mine.task == "text-classification"
+
+
+@pytest.mark.parametrize("top_k", [1, 2, None])
+def test_how_many_labels_may_be_said_of_the_whole_pipeline(make, tiny_classifier, top_k):
+    """transformers then puts the labels of a single text into one more list."""
+    mine = make("text-classification", tiny_classifier, top_k=top_k)
+    theirs = transformers.pipeline("text-classification", str(tiny_classifier), top_k=top_k)
+    alike(mine, theirs, TEXTS[0], {"text": TEXTS[1]})
+    alike(mine, theirs, TEXTS[0], top_k=2)
+    assert len(mine(TEXTS[:1])[0]) == (top_k or 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "usual", "none"),
+    [("text-classification", 1, None), ("audio-classification", 5, None), ("image-classification", 5, 5)],
+)
+def test_none_is_all_labels_but_those_of_an_image(task, usual, none):
+    assert (count_of(task, ...), count_of(task, None), count_of(task, 2)) == (usual, none, 2)
 
 
 @pytest.mark.parametrize("task", ["fill-mask", "token-classification"])
 def test_tasks_of_tokens(make, tiny_heads, task):
     folder = tiny_heads(TASKS[task])
     asked = ["how [MASK] my password ?", "[MASK] good !"] if task == "fill-mask" else ["how unheard is it", TEXTS[1]]
-    alike(make(task, folder), transformers.pipeline(task, str(folder)), *asked)
+    mine, theirs = make(task, folder), transformers.pipeline(task, str(folder))
+    alike(mine, theirs, *asked)
+    for top_k in (2, None) if task == "fill-mask" else ():
+        alike(mine, theirs, *asked, top_k=top_k)
 
 
 @pytest.mark.parametrize("kind", ["features", "encoder", "masked"])
@@ -94,6 +117,8 @@ def test_image_classification(make, tiny_vision, pictures):
     theirs = transformers.pipeline("image-classification", str(tiny_vision))
     alike(mine, theirs, *files, Image.open(files[0]))
     pixels = torch.arange(16 * 16 * 3, dtype=torch.uint8).reshape(3, 16, 16)
+    for top_k in (1, None):
+        alike(mine, theirs, *files, top_k=top_k)
     nested(mine(pixels, top_k=2), theirs(pixels, top_k=2), TOLERANCE)
     with pytest.raises(InputError, match="image: cannot be used"):
         mine(torch.zeros(2, 2, 2, 2, 2))
@@ -107,6 +132,7 @@ def test_question_answering(make, tiny_heads):
     assert found["answer"] == context[found["start"] : found["end"]]
     assert mine([{"question": question, "context": context}]) == [found] == [mine((question, context))]
     assert mine({"question": question, "context": context}, top_k=2)[0] == found
+    assert mine({"question": question, "context": context}, top_k=None) == found
 
 
 def test_text_generation(make, tmp_path):
@@ -117,6 +143,8 @@ def test_text_generation(make, tmp_path):
         wanted = theirs("<s>Hello", **options)[0]["generated_text"].removeprefix("<s>")
         assert mine("Hello", **options) == [{"generated_text": wanted}]
     assert [len(found) for found in mine(["Hello", "Hi"], **GREEDY)] == [1, 1]
+    drawn = {"max_new_tokens": 6, "do_sample": True, "temperature": 5.0}  # of one token there is nothing to draw
+    assert mine("Hello", **drawn, top_k=1) == mine("Hello", **GREEDY)
 
 
 def test_text_generation_in_a_chat(make, tmp_path):

@@ -1,0 +1,138 @@
+"""What a command prints as the next one runs as it is printed, whatever the paths are called."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to work in, and a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def mails(here):
+    """A table whose path has a space and a bracket, and whose columns have names of their own."""
+    folder = here / "my [mails]"
+    folder.mkdir()
+    rows = [f"{i},it is {'good' if i % 2 else 'bad'} {'the ' * (i // 2)},{'ab'[i % 2]}" for i in range(60)]
+    (folder / "of June.csv").write_text("\n".join(["id,what,queue", *rows]) + "\n")
+    return "my [mails]/of June.csv"
+
+
+def advised(printed):
+    """The commands that are printed for somebody to run, each in one line."""
+    lines = [line.strip() for line in printed.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("blindformer ")]
+
+
+NAMED = ("--text-column", "what", "--label-column", "queue", "--seed", 3)
+OUT = (
+    "a classifier of mails, in a folder whose name is so long that a terminal of a hundred columns would break its line"
+)
+
+
+def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
+    code, printed, _ = call("head", tiny_encoder, "--data", mails, *NAMED, "--out", OUT)
+    assert code == 0
+    judge, compile_ = advised(printed)
+    assert judge == ["evaluate", OUT, "--data", mails]
+    assert call(*judge, "--protocol", "torch")[0] == 0
+    assert compile_ == ["compile", OUT, "--out", "compiled"]
+    code, printed, _ = call(*compile_, "--lengths", 16)
+    assert code == 0
+    ask, serve = advised(printed)
+    code, printed, errors = call(*ask)
+    assert (code, errors) == (0, "")
+    assert "I forgot my login." in printed
+    assert serve == ["serve", "compiled/server", "--certs", "certs"]
+
+
+def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_encoder, here):
+    (here / "compiled").mkdir()
+    _, printed, _ = call("head", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")
+    assert advised(printed)[1] == ["compile", "moods", "--out", "moods-compiled"]
+
+
+def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):
+    few = ("--teacher-epochs", 1, "--logit-epochs", 1)
+    compact = ("--plan", "he", "--hidden", 8, "--heads", 2, *few)
+    code, printed, _ = call(
+        "distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *compact, "--out", "a student"
+    )
+    assert code == 0
+    judge, compile_ = advised(printed)
+    assert call(*judge, "--protocol", "torch")[0] == 0
+    code, printed, _ = call(*compile_, "--lengths", 8)
+    assert code == 0
+    ask, serve = advised(printed)
+    assert serve[-2:] == ["--protocol", "ckks"]
+    assert call(*ask)[0] == 0
+
+
+def test_a_student_of_embeddings_is_not_to_be_judged_by_classes(call, mails, tiny_encoder):
+    options = ("--teacher", tiny_encoder, "--data", mails, *NAMED, "--embeddings", "--texts", 8, "--out", "student")
+    code, printed, _ = call("distill", *options)
+    assert code == 0
+    assert [words[0] for words in advised(printed)] == ["compile"]
+
+
+def test_from_a_search_to_a_student(call, mails, tiny_encoder):
+    few = ("--teacher-epochs", 1, "--hidden-epochs", 1, "--logit-epochs", 1)
+    assert call("distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *few, "--out", "a student")[0] == 0
+    look = ("--data", mails, "--length", 16, "--texts", 10, "--out", "the plan.json")
+    code, printed, errors = call("search", "a student", *look)
+    assert (code, errors) == (0, "")
+    assert "from plan fast" in printed
+    assert "accuracy of plan fast" in printed
+    assert "float32" not in printed
+    compile_, distill = advised(printed)
+    assert call(*compile_, "--lengths", 16)[0] == 0
+    assert distill[:3] == ["distill", "--teacher", "a student/teacher"]
+    code, _, errors = call(*distill, *few)
+    assert (code, errors) == (0, "")
+
+
+def test_a_search_without_a_file_for_the_plan_and_with_another_seed(call, mails, tiny_encoder):
+    assert call("head", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")[0] == 0
+    look = ("search", "moods", "--data", mails, "--length", 16, "--texts", 10)
+    code, printed, _ = call(*look)
+    assert code == 0
+    assert "The plan is not kept; --out FILE.json keeps it." in printed
+    assert "give seed 3, as in training" in call(*look, "--seed", 4)[2]
+    assert "a plan is a JSON file; name a .json file" in call(*look, "--out", "plan")[2]
+
+
+@pytest.mark.parametrize("kind", ["span", "masked", "causal"])
+def test_a_model_is_asked_what_it_takes(call, here, tiny_heads, tiny_causal, kind):
+    code, printed, _ = call(
+        "compile", tiny_causal if kind == "causal" else tiny_heads(kind), "--lengths", 32, "--out", "it"
+    )
+    assert code == 0
+    ask, _ = advised(printed)
+    assert ("--pair" in ask) == (kind == "span")
+    assert ("[MASK]" in " ".join(ask)) == (kind == "masked")
+    assert call(*ask)[0] == 0
+
+
+def test_a_model_of_images_is_asked_with_one_of_those_it_was_calibrated_on(call, here, tiny_vision, pictures):
+    code, printed, _ = call("compile", tiny_vision, "--calibrate", pictures, "--out", "it")
+    assert code == 0
+    ask, _ = advised(printed)
+    assert ask == ["query", "it", "--server", "local", str(pictures / "0.png")]
+    assert call(*ask)[0] == 0
+
+
+def test_a_language_model_continues_a_text(call, here):
+    from blindformer.tests.models.generation.folders import tiny_llama
+
+    code, printed, _ = call("compile", tiny_llama(here / "model"), "--chat", "--tokens", 96, "--out", "it")
+    assert code == 0
+    ask, _ = advised(printed)
+    assert ask == ["generate", "it", "I forgot my login."]
+    assert call(*ask, "--max-new-tokens", 2)[0] == 0
