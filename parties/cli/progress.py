@@ -39,7 +39,7 @@ class Phases:
         self._now = ""
         self._over = threading.Event()
         plain = wanted and not terminal.is_terminal
-        self._lines = threading.Thread(target=self._say_lines, daemon=True) if plain else None
+        self._lines = threading.Thread(target=self._say_lines) if plain else None
 
     def begin(self, phase: str, notes: int = 1) -> None:
         """`notes`: how many there will be about; each is as much of the phase."""
