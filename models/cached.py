@@ -15,12 +15,12 @@ from .artifacts import ArtifactError, load_client
 from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
 from .building import own_plan
+from .compile import Progress, part_of
 from .generation.rows import room
 from .loading.errors import LoadError
 from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 
-Stage = Callable[[str], None]
 _FOLDER = "compiled"  # in the cache
 
 
@@ -36,15 +36,14 @@ def cached(
     make: Callable[[Path, Plan | str], Path],
     plan: Plan | str | None,
     options: Mapping[str, Any],
-    stage: Stage | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
     `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
 
     Errors: LoadError, and those of `make`.
     """
-    if stage:
-        stage("the model")
+    part_of(progress, 0, 0)("the model", 0, 1)
     name, place = locate(model)
     plan = own_plan(place) if plan is None else plan
     folder = cache / _FOLDER / _key(name, place, plan, options)

@@ -29,7 +29,22 @@ from .program.scales import Precision, Scaled, Scaler
 if TYPE_CHECKING:
     from .loading.load import Loaded
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # what is being done, and how much of all the work is: done, total
+TOTAL = 1000
+CALIBRATED, TRACED = (
+    0.5,
+    0.3,
+)  # about so much of the time goes to calibration until the graph is there; and to the graph
+
+
+def part_of(progress: Progress | None, start: float, end: float, label: str = "") -> Progress:
+    """The progress of a part of some work, which is all of it from `start` to `end` (of 1)."""
+
+    def told(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(label + what, round(TOTAL * (start + (end - start) * done / max(total, 1))), TOTAL)
+
+    return told
 
 
 @dataclass
@@ -135,6 +150,7 @@ def compile(
     outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; of a tuple,
                 `hidden_states` or one of its own, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
+    progress    called with (what, done, total): what is being done, and how much of all is done
     inputs      those that are not the client's alone: known to all, or kept from one run to the next
     like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
     traces      of the model at other shapes, to take one that serves the example
@@ -147,23 +163,25 @@ def compile(
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
-    say = progress or (lambda stage: None)
     model = module_of(model)
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs, traces)
-    say("optimise")
+        traced = part_of(progress, 0, TRACED)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, traced, inputs, traces)
+    say = part_of(progress, TRACED, 1)
+    say("optimise", 0, 1 + len(batches))
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
     shapes = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
     draft = Program(inputs=shapes, prelude=tuple(steps))
     given = clients | (frozenset() if inputs is None else inputs.states)
-    say("measure")
     if like is not None:
         ranges = transferred(order(like.nodes), like.ranges, order(nodes))
     else:
         values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
-        ranges = measure(order(nodes), ({n: v for n, v in found.items() if n in given} for found in values))
+        clients_own = ({n: v for n, v in found.items() if n in given} for found in values)
+        total = 1 + len(batches)
+        ranges = measure(order(nodes), clients_own, lambda done: say("measure", 1 + done, total))
     precision = precision or Precision()
     scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
     check_room(scaled.near)
@@ -188,14 +206,15 @@ def _traced(
     try:
         structure = Structure.of(run_model(model, batches[0]))
         if isinstance(plan, str) or not plan.ranges:
-            say("calibrate")
+            calibrating = part_of(say, 0, CALIBRATED)
+            say = part_of(say, CALIBRATED, 1)
             try:
-                plan = calibrate(model, batches, plan)
+                plan = calibrate(model, batches, plan, lambda done, total: calibrating("calibrate", done, total))
             except BlindformerError:
                 raise
             except Exception as error:  # as above, on one of the other batches
                 raise not_run(model, error) from error
-        say("export")
+        say("export", 0, 2)
         approximate(model, plan)
         exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
         wanted = structure.chosen(outputs)
@@ -204,7 +223,7 @@ def _traced(
                 f"output {lost[0]}: is not computed with plan {plan.name}; take another plan, or leave it out: "
                 f"outputs={[name for name in wanted if name in names]}"
             )
-        say("lower")
+        say("lower", 1, 2)
         return lower(exported, batches[0], names, wanted, embedding, inputs), plan, structure
     finally:
         model.train(was_training)

@@ -12,8 +12,6 @@ from . import options
 from .inspect import show_circuits, which
 from .output import MB, console, mb, table, tell
 from .steps import (
-    COMPILE_NOTES,
-    conversation_notes,
     listed,
     load_model,
     loading,
@@ -60,9 +58,8 @@ def compile_model(
         numbers = _numbers(lengths)
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
-        notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
-        phases.begin("compile", notes)
-        common: dict[str, Any] = {"plan": chosen, "stage": lambda stage: phases.note("compile", stage)}
+        phases.begin("compile")
+        common: dict[str, Any] = {"plan": chosen, "progress": phases.of("compile")}
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
@@ -95,12 +92,6 @@ def _numbers(lengths: str | None) -> list[int] | None:
         return [int(number) for number in lengths.split(",")]
     except ValueError:
         raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
-
-
-def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
-    from ...models.building import default_lengths
-
-    return 1 if loaded.task.medium is not None else len(set(numbers or default_lengths(loaded)))
 
 
 def _show(found: Any, folder: Path) -> None:

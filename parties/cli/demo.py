@@ -11,7 +11,7 @@ from ...errors import BlindformerError
 from . import options
 from .output import MB, console, table, tell
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, load_model, loading, warn_untrained
+from .steps import compiler, load_model, loading, warn_untrained
 
 SENTENCES = (
     "I forgot my login.",
@@ -38,7 +38,7 @@ def demo(
         loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length)
         phases.end("load")
-        phases.begin("compile", COMPILE_NOTES)
+        phases.begin("compile")
         compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         phases.end("compile")
         warn_untrained(compiled.plan)

@@ -15,7 +15,7 @@ from . import options
 from .capacity import Scale, show_capacity
 from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, conversation_notes, load_model, loading, read_plan, refuse
+from .steps import compiler, load_model, loading, read_plan, refuse
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
@@ -87,7 +87,7 @@ def estimate(
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             make = compiler(phases, model, loaded, length, chosen, calibrate, embedding=embedding)
             phases.end("load")
-            phases.begin("compile", COMPILE_NOTES)
+            phases.begin("compile")
             compiled = make(1)
             phases.end("compile")
             phases.begin("rehearse")
@@ -119,9 +119,8 @@ def _conversation(
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
-    phases.begin("compile", conversation_notes(given["slots"], given["window"]))
-    note = partial(phases.note, "compile")
-    part = load_server(found_or_compiled(model, cache, plan=chosen, stage=note, **given))
+    phases.begin("compile")
+    part = load_server(found_or_compiled(model, cache, plan=chosen, progress=phases.of("compile"), **given))
     held = part.for_length()
     if (slots := room(held.program)) != given["slots"]:
         raise BlindformerError(

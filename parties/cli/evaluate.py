@@ -87,7 +87,7 @@ def evaluate(
             said = None if system is None else read_system(system)
             words = read_whole("--text", text, columns.encoding)
             common |= {"title": str(text), "system": said, "window": window, **({"tokens": tokens} if tokens else {})}
-            common["stage"] = lambda stage: phases.note("compile", stage)
+            common["compiling"] = phases.of("compile")
             phases.end("load")
             found = [evaluate_text(load(name), words, **common) for name in models]
         else:

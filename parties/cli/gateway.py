@@ -83,6 +83,7 @@ def up(
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
+        from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is
         from ..config import Address, load_settings
         from ..service.running import bind
@@ -90,13 +91,13 @@ def up(
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = load_settings().client.cache
         chosen = None if plan is None else read_plan(plan)
-        for name, given in zip(names, model, strict=True):
-            phases.note("load", given)
-            made = found_or_compiled_as_it_is(
-                given, cache, plan=chosen, stage=lambda stage, name=name: phases.note("load", f"{name}: {stage}")
-            )
-            folders[name] = {"folder": made.absolute(), "server": LOCAL}
         phases.end("load")
+        phases.begin("compile")
+        for number, (name, given) in enumerate(zip(names, model, strict=True)):
+            told = part_of(phases.of("compile"), number / len(names), (number + 1) / len(names), f"{name}: ")
+            made = found_or_compiled_as_it_is(given, cache, plan=chosen, progress=told)
+            folders[name] = {"folder": made.absolute(), "server": LOCAL}
+        phases.end("compile")
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
     del forks

@@ -13,7 +13,7 @@ from . import options
 from .answers import HasAnswer, answer_table, asked, row_of, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, tell
-from .steps import COMPILE_NOTES, compiler, listed, load_model, loading, warn_untrained
+from .steps import compiler, listed, load_model, loading, warn_untrained
 
 
 def run(
@@ -61,7 +61,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        phases.begin("compile", COMPILE_NOTES)
+        phases.begin("compile")
         made = {"embedding": embedding, "outputs": listed(outputs)}
         make = compiler(phases, model, loaded, size, chosen, calibrate, **made)
         compiled = local.compile_for(len(encoded), make)

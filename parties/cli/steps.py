@@ -16,16 +16,6 @@ from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
 
-COMPILE_NOTES = 5  # of compiling one length: calibrate, export, lower, optimise, measure
-
-
-def conversation_notes(tokens: int | None, window: int | None) -> int:
-    """Of compiling a language model for conversations: its passes by size and room."""
-    from ...models.generation.chat import SLOTS
-    from ...models.generation.parts import SIZES, rooms
-
-    return 2 + (COMPILE_NOTES - 1) * len(SIZES) * len(rooms(window or tokens or SLOTS))
-
 
 @contextmanager
 def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -> Iterator[Phases]:
@@ -84,19 +74,17 @@ def compiler(
     from ..config import load_settings
     from ..local.compare import compile_text
 
-    def stage(name: str) -> None:
-        phases.note("compile", name)
-
+    progress = phases.of("compile")
     if loaded.task.medium is not None:
         files = [calibrate] if calibrate else None
-        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
+        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
     texts, cache = read_texts(calibrate), load_settings().client.cache
 
     def make(rows: int) -> Any:
         made: list[Any] = []
 
         def write(folder: Path, plan: Any) -> Path:
-            made.append(compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options))
+            made.append(compile_text(loaded, length, plan, texts=texts, rows=rows, progress=progress, **options))
             return save(made[0], folder, loaded)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

@@ -15,7 +15,7 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
-from .steps import conversation_notes, loading, read_plan, read_system
+from .steps import loading, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -98,7 +98,7 @@ class Talking:
                 # A name that is wrong is said first.
                 drafting = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
-                phases.begin("compile", conversation_notes(self.slots, self.window))
+                phases.begin("compile")
                 folder = found_or_compiled(
                     model,
                     cache,
@@ -108,7 +108,7 @@ class Talking:
                     window=self.window,
                     reveal=self.reveal,
                     embedding=self.embedding,
-                    stage=lambda stage: phases.note("compile", stage),
+                    progress=phases.of("compile"),
                 )
                 phases.end("compile")
                 answering |= self._drafting(folder, drafting)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
-from ...models.building import Stage, compile_lengths
+from ...models.building import compile_lengths
 from ...models.compile import Compiled
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
@@ -104,14 +104,14 @@ def compile_text(
     texts: Sequence[str] | None = None,
     embedding: str = "client",
     outputs: list[str] | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     rows: int = 1,
 ) -> Compiled:
     """Compile a text model for one length, and `rows` texts of one query.
 
     `texts` calibrate it (default: the built-in ones, never a user's).
     """
-    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage, "rows": rows}
+    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "progress": progress, "rows": rows}
     return compile_lengths(loaded, [length], plan, **options)[length]
 
 

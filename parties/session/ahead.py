@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from ...protocols.channel import Channel
-from ...protocols.errors import BlindformerError
 
 T = TypeVar("T")
 
 
-class SessionOver(BlindformerError):
+class SessionOver(Exception):
     """Nobody waits for this work any more."""
 
 
