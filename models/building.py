@@ -21,6 +21,7 @@ from .loading.calibration_texts import calibration_texts
 from .loading.errors import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
+from .unfinished import Unfinished
 
 LENGTHS = (32, 64, 128)
 CALIBRATED = 0.2  # of the time, about
@@ -41,6 +42,7 @@ def compile_folder(
     outputs: list[str] | None = None,
     texts: int | None = None,
     progress: Progress | None = None,
+    kept: Unfinished | None = None,
 ) -> Path:
     """Compile a model into `folder`: DIR/server for its owner, DIR/client for everyone who may ask it.
 
@@ -53,6 +55,7 @@ def compile_folder(
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
     progress     called with (what, done, total): what is being done, and how much of all is done
+    kept         what an earlier compilation of the same has measured, and this one does
 
     A program of sums and products alone is planned for encrypted queries, too.
 
@@ -60,7 +63,7 @@ def compile_folder(
     """
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
-    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs}
+    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "kept": kept}
     medium = loaded.task.medium
     chosen = Plan.preset(plan) if isinstance(plan, str) else plan
     first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
@@ -119,6 +122,7 @@ def compile_lengths(
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
+    kept: Unfinished | None = None,
 ) -> dict[int, Compiled]:
     """A text model's program for each length, the shortest first. `texts` calibrate them all, cut to each length.
     `rows`: texts of one query.
@@ -126,7 +130,7 @@ def compile_lengths(
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
-    wanted = sorted(set(lengths))
+    wanted, kept = sorted(set(lengths)), kept or Unfinished()
     for length in wanted:
         if length < 1:
             raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
@@ -135,9 +139,13 @@ def compile_lengths(
     with TRACING:
         told = part_of(progress, 0, CALIBRATED)
         shares = {length: part_of(told, at / len(wanted), (at + 1) / len(wanted)) for at, length in enumerate(wanted)}
-        batches = {length: _within(loaded, plan, _texts(loaded, length, texts), shares[length]) for length in wanted}
+        parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in wanted}
+        batches = {
+            length: _within(loaded, plan, _texts(loaded, length, texts), shares[length], parts[length])
+            for length in wanted
+        }
         together = [batch for some in batches.values() for batch in _together(some)]
-        plan = _calibrated(loaded, plan, together, told)
+        plan = _calibrated(loaded, plan, together, told, kept)
     found = {}
     work = {length: length * len(batches[length]) for length in wanted}
     for length in wanted:
@@ -151,6 +159,7 @@ def compile_lengths(
             outputs=outputs,
             progress=part_of(progress, start, end, f"{length} tokens: " if len(wanted) > 1 else ""),
             name=loaded.name,
+            kept=parts[length],
         )
     return found
 
@@ -165,13 +174,14 @@ def compile_files(
     progress: Progress | None = None,
     rows: int = 1,
     samples: int = 0,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """A model of images or sounds, calibrated on `files`: files, folders of them, PIL images, or samples (default:
     those beside the model).
 
     `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    medium, chosen = loaded.task.medium, []
+    medium, chosen, kept = loaded.task.medium, [], kept or Unfinished()
     assert medium is not None
     for item in files or ():
         chosen += media_files(loaded.kind, [Path(item)]) if isinstance(item, str | Path) else [item]
@@ -186,10 +196,11 @@ def compile_files(
     with TRACING:
         samples = max(samples, loaded.task.samples(chosen))
         told = part_of(progress, 0, CALIBRATED)
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], told)
-        plan = _calibrated(loaded, plan, _together(batches), told)
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], told, kept)
+        plan = _calibrated(loaded, plan, _together(batches), told, kept)
     batches, told = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
-    return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=told, name=loaded.name)
+    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "name": loaded.name}
+    return compile(loaded.model, batches, plan, progress=told, kept=kept.part(f"{rows} rows"), **options)
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
@@ -198,31 +209,37 @@ def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     return loaded.examples(chosen, length)
 
 
-def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress) -> Batches:
+def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Batches:
     """The inputs that stay in the ranges of a plan that comes calibrated. Values of the others grow without bound."""
     if isinstance(plan, str) or not plan.ranges:
         return batches
-    left = []
-    for done, batch in enumerate(batches):
-        progress("check the plan", done, len(batches))
-        left.append(out_of_range(loaded.model, [batch], plan))
-    kept = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
-    if len(kept) == len(batches) or not kept:
+
+    def left_by_each() -> list[list[str]]:
+        left = []
+        for done, batch in enumerate(batches):
+            progress("check the plan", done, len(batches))
+            left.append(list(out_of_range(loaded.model, [batch], plan)))
+        return left
+
+    left = kept.value("left", left_by_each)
+    within = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
+    if len(within) == len(batches) or not within:
         return batches
     warnings.warn(
-        f"{loaded.name}: {len(batches) - len(kept)} of {len(batches)} inputs of calibration leave the ranges that its "
-        f"plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may be "
-        "refused: distil again, or give typical inputs (--calibrate)",
+        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} inputs of calibration leave the ranges that "
+        f"its plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may "
+        "be refused: distil again, or give typical inputs (--calibrate)",
         CalibrationWarning,
         stacklevel=4,
     )
-    return kept
+    return within
 
 
-def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress) -> Plan:
+def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Plan:
     if isinstance(plan, Plan) and plan.ranges:
         return plan
-    return calibrate(loaded.model, batches, plan, lambda done, total: progress("calibrate", done, total))
+    told = lambda done, total: progress("calibrate", done, total)  # noqa: E731
+    return kept.plan(lambda: calibrate(loaded.model, batches, plan, told))
 
 
 def _together(batches: Sequence[Mapping[str, Tensor]], rows: int = 16) -> Batches:

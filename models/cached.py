@@ -20,6 +20,7 @@ from .generation.rows import room
 from .loading.errors import LoadError
 from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
+from .unfinished import UNFINISHED, Unfinished
 
 _FOLDER = "compiled"  # in the cache
 
@@ -33,12 +34,13 @@ def is_compiled(model: str | Path) -> bool:
 def cached(
     model: str | Path,
     cache: Path,
-    make: Callable[[Path, Plan | str], Path],
+    make: Callable[[Path, Plan | str, Unfinished], Path],
     plan: Plan | str | None,
     options: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
+    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there.
+    `kept`: what a `make` that was ended has measured.
     `options`: whatever else makes a difference. `plan` None: the model's own, else faithful.
 
     Errors: LoadError, and those of `make`.
@@ -51,7 +53,10 @@ def cached(
         load_client(folder)
         return folder
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
-        return make(folder, plan)
+        kept = Unfinished.read(folder / UNFINISHED)
+        made = make(folder, plan, kept)
+        kept.remove()
+        return made
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
@@ -110,4 +115,6 @@ def _compiled(folder: Path) -> KnownModel:
         return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder))
     except (ArtifactError, ProgramError, KeyError) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"
+        if (folder / UNFINISHED).is_file():
+            problem = "is not finished; compile it again: that goes on where it ended"
         return KnownModel(folder.name.rpartition("-")[0] or folder.name, where=str(folder), problem=problem)

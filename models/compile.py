@@ -25,6 +25,7 @@ from .lowering.problems import LoweringError
 from .lowering.structure import Structure
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from .loading.load import Loaded
@@ -140,6 +141,7 @@ def compile(
     inputs: Inputs | None = None,
     like: Compiled | None = None,
     traces: Traces | None = None,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -154,6 +156,7 @@ def compile(
     inputs      those that are not the client's alone: known to all, or kept from one run to the next
     like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
     traces      of the model at other shapes, to take one that serves the example
+    kept        what an earlier compilation of the same has measured, and this one does
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
@@ -163,11 +166,11 @@ def compile(
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
-    model = module_of(model)
+    model, kept = module_of(model), kept or Unfinished()
     with TRACING:
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, traced, inputs, traces)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, traced, inputs, traces, kept)
     say = part_of(progress, TRACED, 1)
     say("optimise", 0, 1 + len(batches))
     nodes = optimise(lowered.outputs)
@@ -181,7 +184,10 @@ def compile(
         values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
         clients_own = ({n: v for n, v in found.items() if n in given} for found in values)
         total = 1 + len(batches)
-        ranges = measure(order(nodes), clients_own, lambda done: say("measure", 1 + done, total))
+        ordered = order(nodes)
+        ranges = kept.ranges(
+            ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
+        )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
     check_room(scaled.near)
@@ -199,6 +205,7 @@ def _traced(
     say: Progress,
     inputs: Inputs | None,
     traces: Traces | None,
+    kept: Unfinished,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -208,8 +215,9 @@ def _traced(
         if isinstance(plan, str) or not plan.ranges:
             calibrating = part_of(say, 0, CALIBRATED)
             say = part_of(say, CALIBRATED, 1)
+            told, chosen = lambda done, total: calibrating("calibrate", done, total), plan
             try:
-                plan = calibrate(model, batches, plan, lambda done, total: calibrating("calibrate", done, total))
+                plan = kept.plan(lambda: calibrate(model, batches, chosen, told))
             except BlindformerError:
                 raise
             except Exception as error:  # as above, on one of the other batches

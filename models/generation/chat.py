@@ -16,6 +16,7 @@ from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program, ProgramError
+from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model
 from .parts import SIZES, compile_decoder
 from .sinks import sink
@@ -100,6 +101,7 @@ def compile_chat(
     embedding: str = "client",
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
+    kept: Unfinished | None = None,
 ) -> tuple[Compiled, Chat]:
     """Compile a causal model to answer token by token.
 
@@ -111,7 +113,7 @@ def compile_chat(
     reveal      what the client learns of each next token: "scores" of all words, or the "token" alone
     embedding   "client": the table of words is released to the client; "private": it stays with the server
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
-    progress    as of `compile`
+    progress, kept    as of `compile`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -129,6 +131,7 @@ def compile_chat(
                 embedding=embedding,
                 progress=progress,
                 name=loaded.name,
+                kept=kept,
             )
         except (CalibrationError, ProgramError) as error:
             raise _with_sink(error, decoder, typical, loaded.processor) from None

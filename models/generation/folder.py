@@ -13,6 +13,7 @@ from ..cached import cached, is_compiled
 from ..compile import Progress, part_of
 from ..loading.errors import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
+from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 
@@ -65,8 +66,8 @@ def found_or_compiled(
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
 
-    def make(folder: Path, plan: Plan | str) -> Path:
-        return compile_chat_folder(model, folder, plan=plan, progress=progress, **options)
+    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+        return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
 
     return cached(model, cache, make, plan, options, progress)
 
@@ -96,10 +97,10 @@ def found_or_compiled_as_it_is(
     if talks(model):
         return found_or_compiled(model, cache, plan=plan, progress=progress)
 
-    def make(folder: Path, plan: Plan | str) -> Path:
+    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        return compile_folder(loaded, folder, plan=plan, progress=progress)
+        return compile_folder(loaded, folder, plan=plan, progress=progress, kept=kept)
 
     return cached(model, cache, make, plan, {}, progress)

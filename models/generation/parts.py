@@ -14,6 +14,7 @@ from ..compile import Compiled, Progress, compile, part_of
 from ..lowering.export import Traces
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
+from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, conversation
 
 SIZES = (1, 8, 32)  # tokens of one pass
@@ -35,6 +36,7 @@ def compile_decoder(
     embedding: str = "client",
     progress: Progress | None = None,
     name: str = "",
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
@@ -69,6 +71,7 @@ def compile_decoder(
             inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
             traces=traces[size],
+            kept=kept,
         )
         if like is not None:
             made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, takewhile
 
 import torch
 from torch import Tensor
@@ -63,8 +64,11 @@ def measure(
     rows: dict[int, Tensor] = {}
     fixed = fixed_values(nodes)
 
+    ended = threading.Event()
+
     def run(number: int, batch: Mapping[str, Tensor] | None) -> list[Seen | None]:
-        return [_observed(*step, whole=number == 0) for step in steps(nodes, batch, fixed)]
+        some = takewhile(lambda _: not ended.is_set(), steps(nodes, batch, fixed))
+        return [_observed(*step, whole=number == 0) for step in some]
 
     def widen(node: Node, low: float, high: float, ends: Tensor | None) -> None:
         if node.search and node.op in ("add", "mul"):  # tables of which one counts
@@ -85,8 +89,9 @@ def measure(
             for seen in one:
                 if seen is not None:
                     widen(*seen)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, too, or Ctrl-C
+    finally:  # after an error, too, or Ctrl-C
+        ended.set()
+        pool.shutdown(cancel_futures=True)
     _any_place(nodes, found, rows)
     return found
 

@@ -11,7 +11,7 @@ from ...errors import BlindformerError
 from . import options
 from .output import MB, console, table, tell
 from .progress import Phases
-from .steps import compiler, load_model, loading, warn_untrained
+from .steps import compiler, compiling, load_model, loading, warn_untrained
 
 SENTENCES = (
     "I forgot my login.",
@@ -38,9 +38,8 @@ def demo(
         loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length)
         phases.end("load")
-        phases.begin("compile")
-        compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
-        phases.end("compile")
+        with compiling(phases):
+            compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
         found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step, audit=True)

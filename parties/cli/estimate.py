@@ -15,7 +15,7 @@ from . import options
 from .capacity import Scale, show_capacity
 from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
-from .steps import compiler, load_model, loading, read_plan, refuse
+from .steps import compiler, compiling, load_model, loading, read_plan, refuse
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
@@ -87,9 +87,8 @@ def estimate(
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             make = compiler(phases, model, loaded, length, chosen, calibrate, embedding=embedding)
             phases.end("load")
-            phases.begin("compile")
-            compiled = make(1)
-            phases.end("compile")
+            with compiling(phases):
+                compiled = make(1)
             phases.begin("rehearse")
             found, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
             phases.end("rehearse")
@@ -119,14 +118,13 @@ def _conversation(
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
-    phases.begin("compile")
-    part = load_server(found_or_compiled(model, cache, plan=chosen, progress=phases.of("compile"), **given))
+    with compiling(phases) as progress:
+        part = load_server(found_or_compiled(model, cache, plan=chosen, progress=progress, **given))
     held = part.for_length()
     if (slots := room(held.program)) != given["slots"]:
         raise BlindformerError(
             f"--tokens {given['slots']}: {model} is compiled for {slots}; give that number, or the model's own folder"
         )
-    phases.end("compile")
     phases.begin("rehearse", len(held.program.parts))
     note = partial(phases.note, "rehearse")
     priced = estimate_conversation(held.program, network, prompt=prompt, weights=held.weights, stage=note)

@@ -15,7 +15,7 @@ from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
 from .output import aside, note
-from .steps import loading, read_plan
+from .steps import compiling, loading, read_plan
 
 KeyFile = Annotated[
     Path | None, Option(help="The file of the key that callers show (default: ~/.config/blindformer/gateway.key).")
@@ -92,12 +92,11 @@ def up(
         cache = load_settings().client.cache
         chosen = None if plan is None else read_plan(plan)
         phases.end("load")
-        phases.begin("compile")
-        for number, (name, given) in enumerate(zip(names, model, strict=True)):
-            told = part_of(phases.of("compile"), number / len(names), (number + 1) / len(names), f"{name}: ")
-            made = found_or_compiled_as_it_is(given, cache, plan=chosen, progress=told)
-            folders[name] = {"folder": made.absolute(), "server": LOCAL}
-        phases.end("compile")
+        with compiling(phases) as progress:
+            for number, (name, given) in enumerate(zip(names, model, strict=True)):
+                told = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
+                made = found_or_compiled_as_it_is(given, cache, plan=chosen, progress=told)
+                folders[name] = {"folder": made.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
     del forks

@@ -13,7 +13,7 @@ from . import options
 from .answers import HasAnswer, answer_table, asked, row_of, similarities
 from .items import complain, paired, raise_if_all, read_items
 from .output import console, tell
-from .steps import compiler, listed, load_model, loading, warn_untrained
+from .steps import compiler, compiling, listed, load_model, loading, warn_untrained
 
 
 def run(
@@ -61,11 +61,10 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        phases.begin("compile")
         made = {"embedding": embedding, "outputs": listed(outputs)}
-        make = compiler(phases, model, loaded, size, chosen, calibrate, **made)
-        compiled = local.compile_for(len(encoded), make)
-        phases.end("compile")
+        with compiling(phases):
+            make = compiler(phases, model, loaded, size, chosen, calibrate, **made)
+            compiled = local.compile_for(len(encoded), make)
         warn_untrained(compiled.plan, loaded.plan())
         found = compare(
             loaded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -36,6 +37,19 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
             _note_slow()
         yield phases
     del forks  # held until here
+
+
+@contextmanager
+def compiling(phases: Phases) -> Iterator[Callable[[str, int, int], None]]:
+    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a line:
+    what was measured is kept (models/unfinished.py)."""
+    phases.begin("compile")
+    try:
+        yield phases.of("compile")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        note("stopped; the same command goes on from what is compiled so far")
+        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT) from None
+    phases.end("compile")
 
 
 @cache
@@ -83,8 +97,9 @@ def compiler(
     def make(rows: int) -> Any:
         made: list[Any] = []
 
-        def write(folder: Path, plan: Any) -> Path:
-            made.append(compile_text(loaded, length, plan, texts=texts, rows=rows, progress=progress, **options))
+        def write(folder: Path, plan: Any, kept: Any) -> Path:
+            given = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
+            made.append(compile_text(loaded, length, plan, **given))
             return save(made[0], folder, loaded)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

@@ -15,7 +15,7 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .progress import Phases
-from .steps import loading, read_plan, read_system
+from .steps import compiling, loading, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -98,19 +98,18 @@ class Talking:
                 # A name that is wrong is said first.
                 drafting = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
-                phases.begin("compile")
-                folder = found_or_compiled(
-                    model,
-                    cache,
-                    plan=None if self.plan is None else read_plan(self.plan),
-                    system=text,
-                    slots=self.slots,
-                    window=self.window,
-                    reveal=self.reveal,
-                    embedding=self.embedding,
-                    progress=phases.of("compile"),
-                )
-                phases.end("compile")
+                with compiling(phases) as compiled:
+                    folder = found_or_compiled(
+                        model,
+                        cache,
+                        plan=None if self.plan is None else read_plan(self.plan),
+                        system=text,
+                        slots=self.slots,
+                        window=self.window,
+                        reveal=self.reveal,
+                        embedding=self.embedding,
+                        progress=compiled,
+                    )
                 answering |= self._drafting(folder, drafting)
                 phases.begin("connect", 1)
                 shown: Phases | Waiting = phases

@@ -18,6 +18,7 @@ from ...models.compile import Compiled
 from ...models.loading.errors import InputError
 from ...models.loading.load import Loaded
 from ...models.lowering.structure import tensors_of
+from ...models.unfinished import Unfinished
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
@@ -106,12 +107,20 @@ def compile_text(
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile a text model for one length, and `rows` texts of one query.
 
     `texts` calibrate it (default: the built-in ones, never a user's).
     """
-    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "progress": progress, "rows": rows}
+    options = {
+        "texts": texts,
+        "embedding": embedding,
+        "outputs": outputs,
+        "progress": progress,
+        "rows": rows,
+        "kept": kept,
+    }
     return compile_lengths(loaded, [length], plan, **options)[length]
 
 

@@ -19,6 +19,7 @@ from ...models.cached import cached, is_compiled
 from ...models.generation.folder import compile_chat_folder, found_or_compiled
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
+from ...models.unfinished import Unfinished
 from ..client.base import BaseClient
 from ..client.transport import ClientError
 from ..config import load_settings
@@ -146,11 +147,11 @@ class _Making:
         loaded = model if isinstance(model, Loaded) else load(model)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
-    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
-        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding}
+        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "kept": kept}
         if loaded.kind == "causal":
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)
         if loaded.kind == "encoder":

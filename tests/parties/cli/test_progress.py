@@ -7,6 +7,7 @@ import time
 import pytest
 from blindformer.parties.cli import progress
 from blindformer.parties.cli.progress import PROGRESS, Phases
+from blindformer.parties.cli.steps import compiling
 from blindformer.tests.patience import PATIENCE
 
 
@@ -23,6 +24,14 @@ def test_work_that_counts_shows_how_much_of_it_is_done(capfd):
         for done in (0, 430, 870):
             phases.of("compile")("32 tokens: measure", done, 1000)
             _until(f"compile {done // 10}%  32 tokens: measure\n", capfd)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_compiling_that_is_stopped_ends_in_a_line(capfd, stop, code):
+    with pytest.raises(SystemExit) as ended, Phases() as phases, compiling(phases):
+        raise stop
+    assert ended.value.code == code
+    assert capfd.readouterr().err == "note: stopped; the same command goes on from what is compiled so far\n"
 
 
 def _until(line: str, capfd) -> None:
