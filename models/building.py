@@ -14,7 +14,7 @@ from ..approximations import Plan, calibrate
 from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from .artifacts import save
-from .compile import CalibrationWarning, Compiled, Progress, compile, part_of
+from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embedding, compile, part_of
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
@@ -54,13 +54,16 @@ def compile_folder(
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    progress     called with (what, done, total): what is being done, and how much of all is done
+    progress     called with (what, done, total): what is being done, and how much of all is done (default: the log
+                 `blindformer` says what)
     kept         what an earlier compilation of the same has measured, and this one does
 
     A program of sums and products alone is planned for encrypted queries, too.
 
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
+    check_embedding(embedding)
+    progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "kept": kept}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,18 @@ def part_of(progress: Progress | None, start: float, end: float, label: str = ""
             progress(label + what, round(TOTAL * (start + (end - start) * done / max(total, 1))), TOTAL)
 
     return told
+
+
+class Logged:
+    """Progress for who gave none: a line of the log `blindformer` where something else begins."""
+
+    def __init__(self) -> None:
+        self._what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what = what
+            logging.getLogger("blindformer").info("%d%%  %s", 100 * done // max(total, 1), what)
 
 
 @dataclass
@@ -161,8 +174,7 @@ def compile(
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
     """
-    if embedding not in ("client", "private"):
-        raise ProgramError(f"embedding={embedding!r}: choose client or private")
+    check_embedding(embedding)
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
@@ -194,6 +206,12 @@ def compile(
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     compiled.ranges, compiled.states = ranges, scaled.states
     return compiled
+
+
+def check_embedding(embedding: str) -> None:
+    """Errors: ProgramError."""
+    if embedding not in ("client", "private"):
+        raise ProgramError(f"embedding={embedding!r}: choose client or private")
 
 
 def _traced(

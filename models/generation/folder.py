@@ -10,7 +10,7 @@ from ...approximations import Plan
 from ..artifacts import save
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
-from ..compile import Progress, part_of
+from ..compile import Logged, Progress, part_of
 from ..loading.errors import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..unfinished import Unfinished
@@ -35,6 +35,7 @@ def compile_chat_folder(
 
     Errors: LoadError, GenerationError, ArtifactError, and those of `compile`.
     """
+    progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, progress=progress, **options)
