@@ -79,14 +79,14 @@ def compile_folder(
 
     if medium is not None and lengths:
         raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
-    found = compiled(texts or 1, part_of(progress, 0, first))
-    circuits = _circuits(found, part_of(progress, first, 1))
+    programs = compiled(texts or 1, part_of(progress, 0, first))
+    circuits = _circuits(programs, part_of(progress, first, 1))
     room = min((circuit.packing.room for circuit, _ in circuits.values()), default=1)
     if texts is None and room > 1:
-        found = compiled(room, part_of(progress, first, 1))
-        circuits = _circuits(found, part_of(progress, 1, 1))
+        programs = compiled(room, part_of(progress, first, 1))
+        circuits = _circuits(programs, part_of(progress, 1, 1))
     part_of(progress, 1, 1)("write", 1, 1)
-    return save(found, folder, loaded, circuits)
+    return save(programs, folder, loaded, circuits)
 
 
 def _circuits(found: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
@@ -140,15 +140,17 @@ def compile_lengths(
         if loaded.positions is not None and length > loaded.positions:
             raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
     with TRACING:
-        told = part_of(progress, 0, CALIBRATED)
-        shares = {length: part_of(told, at / len(wanted), (at + 1) / len(wanted)) for at, length in enumerate(wanted)}
+        calibrating = part_of(progress, 0, CALIBRATED)
+        shares = {
+            length: part_of(calibrating, at / len(wanted), (at + 1) / len(wanted)) for at, length in enumerate(wanted)
+        }
         parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in wanted}
         batches = {
             length: _within(loaded, plan, _texts(loaded, length, texts), shares[length], parts[length])
             for length in wanted
         }
         together = [batch for some in batches.values() for batch in _together(some)]
-        plan = _calibrated(loaded, plan, together, told, kept)
+        plan = _calibrated(loaded, plan, together, calibrating, kept)
     found = {}
     work = {length: length * len(batches[length]) for length in wanted}
     for length in wanted:
@@ -198,12 +200,12 @@ def compile_files(
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
     with TRACING:
         samples = max(samples, loaded.task.samples(chosen))
-        told = part_of(progress, 0, CALIBRATED)
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], told, kept)
-        plan = _calibrated(loaded, plan, _together(batches), told, kept)
-    batches, told = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
+        calibrating = part_of(progress, 0, CALIBRATED)
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
+        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
+    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
     options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "name": loaded.name}
-    return compile(loaded.model, batches, plan, progress=told, kept=kept.part(f"{rows} rows"), **options)
+    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
@@ -241,8 +243,8 @@ def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progre
 def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Plan:
     if isinstance(plan, Plan) and plan.ranges:
         return plan
-    told = lambda done, total: progress("calibrate", done, total)  # noqa: E731
-    return kept.plan(lambda: calibrate(loaded.model, batches, plan, told))
+    count = lambda done, total: progress("calibrate", done, total)  # noqa: E731
+    return kept.plan(lambda: calibrate(loaded.model, batches, plan, count))
 
 
 def _together(batches: Sequence[Mapping[str, Tensor]], rows: int = 16) -> Batches:

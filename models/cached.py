@@ -54,9 +54,9 @@ def cached(
         return folder
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
         kept = Unfinished.read(folder / UNFINISHED)
-        made = make(folder, plan, kept)
+        compiled = make(folder, plan, kept)
         kept.remove()
-        return made
+        return compiled
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:

@@ -42,11 +42,11 @@ CALIBRATED, TRACED = (
 def part_of(progress: Progress | None, start: float, end: float, label: str = "") -> Progress:
     """The progress of a part of some work, which is all of it from `start` to `end` (of 1)."""
 
-    def told(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         if progress is not None:
             progress(label + what, round(TOTAL * (start + (end - start) * done / max(total, 1))), TOTAL)
 
-    return told
+    return report
 
 
 class Logged:
@@ -194,7 +194,7 @@ def compile(
         ranges = transferred(order(like.nodes), like.ranges, order(nodes))
     else:
         values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
-        clients_own = ({n: v for n, v in found.items() if n in given} for found in values)
+        clients_own = ({n: v for n, v in batch.items() if n in given} for batch in values)
         total = 1 + len(batches)
         ordered = order(nodes)
         ranges = kept.ranges(
@@ -233,9 +233,9 @@ def _traced(
         if isinstance(plan, str) or not plan.ranges:
             calibrating = part_of(say, 0, CALIBRATED)
             say = part_of(say, CALIBRATED, 1)
-            told, chosen = lambda done, total: calibrating("calibrate", done, total), plan
+            count, chosen = lambda done, total: calibrating("calibrate", done, total), plan
             try:
-                plan = kept.plan(lambda: calibrate(model, batches, chosen, told))
+                plan = kept.plan(lambda: calibrate(model, batches, chosen, count))
             except BlindformerError:
                 raise
             except Exception as error:  # as above, on one of the other batches

@@ -94,9 +94,9 @@ def up(
         phases.end("load")
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
-                told = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                made = found_or_compiled_as_it_is(given, cache, plan=chosen, progress=told)
-                folders[name] = {"folder": made.absolute(), "server": LOCAL}
+                share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
+                folder = found_or_compiled_as_it_is(given, cache, plan=chosen, progress=share)
+                folders[name] = {"folder": folder.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     _serve(None, threads, {"gateway.listen": f"127.0.0.1:{port}", "gateway.key": key_file, "gateway.models": folders})
     del forks

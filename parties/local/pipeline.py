@@ -167,10 +167,10 @@ class _Making:
             return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
         if self.calibration is not None:
             return None
-        given = {"plan": self.plan, "embedding": self.embedding, "progress": self._told(), **self.generation}
+        given = {"plan": self.plan, "embedding": self.embedding, "progress": self._compiling(), **self.generation}
         return found_or_compiled(model, cache, **given)
 
-    def _told(self) -> Progress:
+    def _compiling(self) -> Progress:
         return part_of(self.progress or Logged(), 0, 1, "compile: ")
 
     def compiled(self, model: Any, folder: Path) -> Path:
@@ -188,7 +188,7 @@ class _Making:
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
         options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "kept": kept}
-        options["progress"] = self._told()
+        options["progress"] = self._compiling()
         if loaded.kind != "causal":
             self._check_generation(loaded.task.pipeline)
         else:
@@ -205,8 +205,8 @@ def _known(task: str) -> str:
     return task
 
 
-def own_task(found: Task) -> str:
-    return GENERATION if found.kind == "causal" else found.pipeline
+def own_task(task: Task) -> str:
+    return GENERATION if task.kind == "causal" else task.pipeline
 
 
 def _check_options(protocol: str, client: type, server: str, options: Mapping[str, Any]) -> None:
@@ -216,8 +216,10 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
     if unknown := [name for name in given if name not in known]:
         what = "are on this machine's processors" if unknown[0] in ("device", "device_map") else "have no use for it"
         raise ClientError(f"{unknown[0]}: the parties of protocol {protocol} {what}; leave it out")
-    if found := [name for name in ("dealer", "helper", "certificates") if server == LOCAL and name in given]:
-        raise ClientError(f'{found[0]}: "local" starts its parties and makes their certificates itself; leave it out')
+    if deployed := [name for name in ("dealer", "helper", "certificates") if server == LOCAL and name in given]:
+        raise ClientError(
+            f'{deployed[0]}: "local" starts its parties and makes their certificates itself; leave it out'
+        )
 
 
 def _check(found: Task, wanted: str | None, model: object) -> None:

@@ -89,10 +89,10 @@ def make_private(
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
-    private.options["progress"] = told = part_of(progress or Logged(), 0, 1, "compile: ")
+    private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
     compiled, opened = (
-        {"embedding": embedding, "progress": told, **(generation or {})},
+        {"embedding": embedding, "progress": compiling, **(generation or {})},
         {"timeout": timeout, "progress": progress},
     )
     private.talk = LocalTalk(found, tokenizer, plan, local, private.calibration, compiled, opened)

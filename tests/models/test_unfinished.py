@@ -16,7 +16,7 @@ from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost ."]
 
 
-class Told:
+class Interrupted:
     """Progress that is interrupted where it says `until`."""
 
     def __init__(self, until: str = "") -> None:
@@ -36,21 +36,21 @@ def hashes(folder: Path) -> list[str]:
 
 
 def test_lengths_that_were_measured_are_not_measured_again(tiny_encoder, tmp_path):
-    def compiled(cache: Path, told: Told) -> Path:
+    def compiled(cache: Path, progress: Interrupted) -> Path:
         def make(folder: Path, plan: object, kept: Unfinished) -> Path:
-            given = {"lengths": [8, 16], "calibration": TEXTS, "progress": told, "kept": kept}
+            given = {"lengths": [8, 16], "calibration": TEXTS, "progress": progress, "kept": kept}
             return compile_folder(load(tiny_encoder), folder, **given)
 
         return cached(tiny_encoder, cache, make, None, {})
 
-    whole = compiled(tmp_path / "whole", Told())
+    whole = compiled(tmp_path / "whole", Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        compiled(tmp_path / "again", Told(until="16 tokens: optimise"))
+        compiled(tmp_path / "again", Interrupted(until="16 tokens: optimise"))
     (left,) = known_models(tmp_path / "again")[3:]
     assert "goes on where it ended" in left.problem
-    again = compiled(tmp_path / "again", told := Told())
-    assert (told.times("calibrate"), told.times("8 tokens: measure")) == (0, 0)
-    assert told.times("16 tokens: measure") > 0
+    again = compiled(tmp_path / "again", progress := Interrupted())
+    assert (progress.times("calibrate"), progress.times("8 tokens: measure")) == (0, 0)
+    assert progress.times("16 tokens: measure") > 0
     assert hashes(again) == hashes(whole)
     assert not (again / UNFINISHED).exists()
 
@@ -58,14 +58,14 @@ def test_lengths_that_were_measured_are_not_measured_again(tiny_encoder, tmp_pat
 def test_a_language_model_goes_on_behind_its_calibration(tmp_path):
     model = tiny_llama(tmp_path / "model", TEMPLATE)
 
-    def compiled(cache: str, told: Told) -> Path:
-        return found_or_compiled(model, tmp_path / cache, slots=48, progress=told)
+    def compiled(cache: str, progress: Interrupted) -> Path:
+        return found_or_compiled(model, tmp_path / cache, slots=48, progress=progress)
 
-    whole = compiled("whole", Told())
+    whole = compiled("whole", Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        compiled("again", Told(until="8 tokens at a time, room for 48: export"))
-    again = compiled("again", told := Told())
-    assert (told.times("calibrate"), told.times("measure")) == (0, 0)
+        compiled("again", Interrupted(until="8 tokens at a time, room for 48: export"))
+    again = compiled("again", progress := Interrupted())
+    assert (progress.times("calibrate"), progress.times("measure")) == (0, 0)
     assert hashes(again) == hashes(whole)
 
 

@@ -116,20 +116,20 @@ def test_one_call_compiles_a_folder(tiny_encoder, tmp_path):
 
 def test_compiling_says_how_much_is_done(tiny_encoder, tmp_path):
     """Of all lengths and all texts, and never less than before."""
-    told: list[tuple[str, float]] = []
+    calls: list[tuple[str, float]] = []
     compile_folder(
         tiny_encoder,
         tmp_path,
         lengths=[8, 16],
         calibration=TEXTS,
-        progress=lambda what, done, total: told.append((what, done / total)),
+        progress=lambda what, done, total: calls.append((what, done / total)),
     )
-    shares = [share for _, share in told]
+    shares = [share for _, share in calls]
     assert shares == sorted(shares)
     assert shares[0] < 0.1
-    assert told[-1] == ("write", 1)
-    assert len([share for what, share in told if what == "16 tokens: measure"]) == len(TEXTS) + 1
-    assert {what for what, _ in told} >= {"calibrate", "8 tokens: lower", "16 tokens: optimise"}
+    assert calls[-1] == ("write", 1)
+    assert len([share for what, share in calls if what == "16 tokens: measure"]) == len(TEXTS) + 1
+    assert {what for what, _ in calls} >= {"calibrate", "8 tokens: lower", "16 tokens: optimise"}
 
 
 def test_a_model_alone_is_saved_for_tensors_only(compiled, tmp_path):

@@ -27,7 +27,8 @@ def test_work_that_counts_shows_how_much_of_it_is_done(capfd):
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
-def test_compiling_that_is_stopped_ends_in_a_line(capfd, stop, code):
+def test_compiling_that_is_stopped_ends_in_a_line(capfd, monkeypatch, stop, code):
+    monkeypatch.setenv(PROGRESS, "off")
     with pytest.raises(SystemExit) as ended, Phases() as phases, compiling(phases):
         raise stop
     assert ended.value.code == code

@@ -198,11 +198,11 @@ def test_an_option_of_another_task_is_refused(make, tiny_classifier):
 
 # --- compiled, which takes long ---------------------------------------------------------------------------------------
 def test_progress_is_of_compiling_and_of_queries(make, tiny_classifier):
-    told: list[tuple[str, int, int]] = []
-    make("text-classification", tiny_classifier, lengths=[8], progress=lambda *what: told.append(what))
-    whats = [what for what, _, _ in told]
+    calls: list[tuple[str, int, int]] = []
+    make("text-classification", tiny_classifier, lengths=[8], progress=lambda *what: calls.append(what))
+    whats = [what for what, _, _ in calls]
     assert {"compile: calibrate", "compile: measure", "compile: write"} <= set(whats)
-    assert all(0 <= done <= total for _, done, total in told)
+    assert all(0 <= done <= total for _, done, total in calls)
 
 
 def test_the_log_says_what_is_compiled(make, tiny_classifier, caplog):
