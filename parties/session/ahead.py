@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError
 
 T = TypeVar("T")
 
 
-class SessionOver(Exception):
+class SessionOver(BlindformerError):
     """Nobody waits for this work any more."""
 
 
