@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,20 @@ from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
 from .artifacts import save
 from .artifacts.writing import check_free
-from .compile import CalibrationWarning, Compiled, compile
+from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embedding, compile, part_of
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
 from .loading.errors import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
+from .unfinished import Unfinished
 
 LENGTHS = (32, 64, 128)
+CALIBRATED = 0.2  # of the time, about
 MOST_IMAGES = 64  # to calibrate on
 CALIBRATION_IMAGES = "calibration"
 """A folder of images beside a model's weights, which it is calibrated on unless others are given."""
-Stage = Callable[[str], None]
 Batches = list[dict[str, Tensor]]
 
 
@@ -41,7 +42,8 @@ def compile_folder(
     embedding: str = "client",
     outputs: list[str] | None = None,
     texts: int | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
+    kept: Unfinished | None = None,
 ) -> Path:
     """Compile a model into `folder`: DIR/server for its owner, DIR/client for everyone who may ask it.
 
@@ -53,46 +55,50 @@ def compile_folder(
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    stage        is told what is being done
+    progress     called with (what, done, total): what is being done, and how much of all is done (default: the log
+                 `blindformer` says what)
+    kept         what an earlier compilation of the same has measured, and this one does
 
     A program of sums and products alone is planned for encrypted queries, too.
 
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
     check_free(Path(folder))
+    check_embedding(embedding)
+    progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
-    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "stage": stage}
+    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "kept": kept}
     medium = loaded.task.medium
+    chosen = Plan.preset(plan) if isinstance(plan, str) else plan
+    first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
 
-    def compiled(rows: int) -> dict[int, Compiled]:
+    def compiled(rows: int, progress: Progress) -> dict[int, Compiled]:
         if medium is not None:
-            return {0: compile_files(loaded, calibration, plan, rows=rows, **options)}
+            return {0: compile_files(loaded, calibration, plan, rows=rows, progress=progress, **options)}
         wanted = lengths or default_lengths(loaded)
-        return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, **options)
+        return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, progress=progress, **options)
 
     if medium is not None and lengths:
         raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
-    found = compiled(texts or 1)
-    circuits = _circuits(found, stage)
+    programs = compiled(texts or 1, part_of(progress, 0, first))
+    circuits = _circuits(programs, part_of(progress, first, 1))
     room = min((circuit.packing.room for circuit, _ in circuits.values()), default=1)
     if texts is None and room > 1:
-        found = compiled(room)
-        circuits = _circuits(found, stage)
-    if stage:
-        stage("write")
-    return save(found, folder, loaded, circuits)
+        programs = compiled(room, part_of(progress, first, 1))
+        circuits = _circuits(programs, part_of(progress, 1, 1))
+    part_of(progress, 1, 1)("write", 1, 1)
+    return save(programs, folder, loaded, circuits)
 
 
-def _circuits(found: Mapping[int, Compiled], stage: Stage | None) -> dict[int, Chosen]:
+def _circuits(found: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
     """For encrypted queries, where all programs have their operations and no division, which takes too many levels.
 
     Errors: TooDeep, CkksError.
     """
     if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in found.values()):
         return {}
-    if stage:
-        stage("plan ciphertexts")
+    progress("plan ciphertexts", 0, 1)
     return {length: circuit_for(compiled) for length, compiled in found.items()}
 
 
@@ -119,8 +125,9 @@ def compile_lengths(
     texts: Sequence[str] | None = None,
     embedding: str = "client",
     outputs: list[str] | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     rows: int = 1,
+    kept: Unfinished | None = None,
 ) -> dict[int, Compiled]:
     """A text model's program for each length, the shortest first. `texts` calibrate them all, cut to each length.
     `rows`: texts of one query.
@@ -128,26 +135,38 @@ def compile_lengths(
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
-    wanted = sorted(set(lengths))
+    wanted, kept = sorted(set(lengths)), kept or Unfinished()
     for length in wanted:
         if length < 1:
             raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
         if loaded.positions is not None and length > loaded.positions:
             raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
     with TRACING:
-        batches = {length: _within(loaded, plan, _texts(loaded, length, texts)) for length in wanted}
-        plan = _calibrated(loaded, plan, [batch for some in batches.values() for batch in _together(some)], stage)
+        calibrating = part_of(progress, 0, CALIBRATED)
+        shares = {
+            length: part_of(calibrating, at / len(wanted), (at + 1) / len(wanted)) for at, length in enumerate(wanted)
+        }
+        parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in wanted}
+        batches = {
+            length: _within(loaded, plan, _texts(loaded, length, texts), shares[length], parts[length])
+            for length in wanted
+        }
+        together = [batch for some in batches.values() for batch in _together(some)]
+        plan = _calibrated(loaded, plan, together, calibrating, kept)
     found = {}
+    work = {length: length * len(batches[length]) for length in wanted}
     for length in wanted:
-        say = _labelled(stage, f"{length} tokens: " if len(wanted) > 1 else "")
+        done = sum(work[shorter] for shorter in wanted if shorter < length)
+        start, end = (CALIBRATED + (1 - CALIBRATED) * part / sum(work.values()) for part in (done, done + work[length]))
         found[length] = compile(
             loaded.model,
             _in_rows(batches[length], rows),
             plan,
             embedding=embedding,
             outputs=outputs,
-            progress=say,
+            progress=part_of(progress, start, end, f"{length} tokens: " if len(wanted) > 1 else ""),
             name=loaded.name,
+            kept=parts[length],
         )
     return found
 
@@ -159,16 +178,17 @@ def compile_files(
     *,
     embedding: str = "client",
     outputs: list[str] | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     rows: int = 1,
     samples: int = 0,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """A model of images or sounds, calibrated on `files`: files, folders of them, PIL images, or samples (default:
     those beside the model).
 
     `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    medium, chosen = loaded.task.medium, []
+    medium, chosen, kept = loaded.task.medium, [], kept or Unfinished()
     assert medium is not None
     for item in files or ():
         chosen += media_files(loaded.kind, [Path(item)]) if isinstance(item, str | Path) else [item]
@@ -182,10 +202,12 @@ def compile_files(
     chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
     with TRACING:
         samples = max(samples, loaded.task.samples(chosen))
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen])
-        plan = _calibrated(loaded, plan, _together(batches), stage)
-    batches = _in_rows(batches, rows)
-    return compile(loaded.model, batches, plan, embedding=embedding, outputs=outputs, progress=stage, name=loaded.name)
+        calibrating = part_of(progress, 0, CALIBRATED)
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
+        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
+    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
+    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "name": loaded.name}
+    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
@@ -194,30 +216,37 @@ def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     return loaded.examples(chosen, length)
 
 
-def _within(loaded: Loaded, plan: Plan | str, batches: Batches) -> Batches:
+def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Batches:
     """The inputs that stay in the ranges of a plan that comes calibrated. Values of the others grow without bound."""
     if isinstance(plan, str) or not plan.ranges:
         return batches
-    left = [out_of_range(loaded.model, [batch], plan) for batch in batches]
-    kept = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
-    if len(kept) == len(batches) or not kept:
+
+    def left_by_each() -> list[list[str]]:
+        left = []
+        for done, batch in enumerate(batches):
+            progress("check the plan", done, len(batches))
+            left.append(list(out_of_range(loaded.model, [batch], plan)))
+        return left
+
+    left = kept.value("left", left_by_each)
+    within = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
+    if len(within) == len(batches) or not within:
         return batches
     warnings.warn(
-        f"{loaded.name}: {len(batches) - len(kept)} of {len(batches)} inputs of calibration leave the ranges that its "
-        f"plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may be "
-        "refused: distil again, or give typical inputs (--calibrate)",
+        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} inputs of calibration leave the ranges that "
+        f"its plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may "
+        "be refused: distil again, or give typical inputs (--calibrate)",
         CalibrationWarning,
         stacklevel=4,
     )
-    return kept
+    return within
 
 
-def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, stage: Stage | None) -> Plan:
+def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Plan:
     if isinstance(plan, Plan) and plan.ranges:
         return plan
-    if stage:
-        stage("calibrate")
-    return calibrate(loaded.model, batches, plan)
+    count = lambda done, total: progress("calibrate", done, total)  # noqa: E731
+    return kept.plan(lambda: calibrate(loaded.model, batches, plan, count))
 
 
 def _together(batches: Sequence[Mapping[str, Tensor]], rows: int = 16) -> Batches:
@@ -232,7 +261,3 @@ def _in_rows(batches: Batches, rows: int) -> Batches:
         return batches
     short = -len(batches) % rows
     return _together([*batches, *(batches[number % len(batches)] for number in range(short))], rows)
-
-
-def _labelled(stage: Stage | None, label: str) -> Stage | None:
-    return None if stage is None else lambda name: stage(label + name)

@@ -19,12 +19,13 @@ from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
 from .artifacts.sharing import share
 from .building import own_plan
+from .compile import Progress, part_of
 from .generation.rows import room
 from .loading.errors import LoadError
 from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
+from .unfinished import UNFINISHED, Unfinished
 
-Stage = Callable[[str], None]
 PRICE = "price alone"  # of a model that was priced, and is not compiled yet
 COMPILED, SHARED = "compiled", "weights"  # in the cache: folders, and large files that several of them have
 
@@ -38,20 +39,19 @@ def is_compiled(model: str | Path) -> bool:
 def cached(
     model: str | Path,
     cache: Path,
-    make: Callable[[Path, Plan | str], Path],
+    make: Callable[[Path, Plan | str, Unfinished], Path],
     plan: Plan | str | None,
     options: Mapping[str, Any],
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     read: Callable[[Path], object] = load_client,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there.
-    `options`: whatever else makes a difference. `plan` None: the model's own, else faithful. `read`: the part that has
-    to be there. The folder's own time is that of its last use.
+    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there.
+    `kept`: what a `make` that was ended has measured. `options`: whatever else makes a difference. `plan` None: the
+    model's own, else faithful. `read`: the part that has to be there. The folder's own time is that of its last use.
 
     Errors: LoadError, and those of `make`.
     """
-    if stage:
-        stage("the model")
+    part_of(progress, 0, 0)("the model", 0, 1)
     name, place = locate(model)
     plan = own_plan(place) if plan is None else plan
     folder = cache / COMPILED / _key(name, place, plan, options)
@@ -60,7 +60,9 @@ def cached(
         with suppress(OSError):  # of somebody else
             os.utime(folder)
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
-        share(make(folder, plan), cache / SHARED)
+        kept = Unfinished.read(folder / UNFINISHED)
+        share(make(folder, plan, kept), cache / SHARED)
+        kept.remove()
     return folder
 
 
@@ -134,6 +136,8 @@ def _compiled(folder: Path, changed: int) -> KnownModel:
         return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder), used, problem)
     except (ArtifactError, ProgramError, KeyError, StopIteration) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"
+        if (folder / UNFINISHED).is_file():
+            problem = "is not finished; compile it again: that goes on where it ended"
         return KnownModel(name_of(folder), where=str(folder), used=used, problem=problem)
 
 

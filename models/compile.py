@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,39 @@ from .lowering.problems import LoweringError
 from .lowering.structure import Structure
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from .loading.load import Loaded
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # what is being done, and how much of all the work is: done, total
+TOTAL = 1000
+CALIBRATED, TRACED = (
+    0.5,
+    0.3,
+)  # about so much of the time goes to calibration until the graph is there; and to the graph
+
+
+def part_of(progress: Progress | None, start: float, end: float, label: str = "") -> Progress:
+    """The progress of a part of some work, which is all of it from `start` to `end` (of 1)."""
+
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(label + what, round(TOTAL * (start + (end - start) * done / max(total, 1))), TOTAL)
+
+    return report
+
+
+class Logged:
+    """Progress for who gave none: a line of the log `blindformer` where something else begins."""
+
+    def __init__(self) -> None:
+        self._what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what = what
+            logging.getLogger("blindformer").info("%d%%  %s", 100 * done // max(total, 1), what)
 
 
 @dataclass
@@ -125,6 +154,7 @@ def compile(
     inputs: Inputs | None = None,
     like: Compiled | None = None,
     traces: Traces | None = None,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -135,41 +165,53 @@ def compile(
     outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; of a tuple,
                 `hidden_states` or one of its own, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
+    progress    called with (what, done, total): what is being done, and how much of all is done
     inputs      those that are not the client's alone: known to all, or kept from one run to the next
     like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
     traces      of the model at other shapes, to take one that serves the example
+    kept        what an earlier compilation of the same has measured, and this one does
 
     Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
     line each.
     """
-    if embedding not in ("client", "private"):
-        raise ProgramError(f"embedding={embedding!r}: choose client or private")
+    check_embedding(embedding)
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
-    say = progress or (lambda stage: None)
-    model = module_of(model)
+    model, kept = module_of(model), kept or Unfinished()
     with TRACING:
         _check_weights(model)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, say, inputs, traces)
-    say("optimise")
+        traced = part_of(progress, 0, TRACED)
+        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, traced, inputs, traces, kept)
+    say = part_of(progress, TRACED, 1)
+    say("optimise", 0, 1 + len(batches))
     nodes = optimise(lowered.outputs)
     steps, clients = _client_steps(nodes, lowered.prelude)
     shapes = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
     draft = Program(inputs=shapes, prelude=tuple(steps))
     given = clients | (frozenset() if inputs is None else inputs.states)
-    say("measure")
     if like is not None:
         ranges = transferred(order(like.nodes), like.ranges, order(nodes))
     else:
         values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
-        ranges = measure(order(nodes), ({n: v for n, v in found.items() if n in given} for found in values))
+        clients_own = ({n: v for n, v in batch.items() if n in given} for batch in values)
+        total = 1 + len(batches)
+        ordered = order(nodes)
+        ranges = kept.ranges(
+            ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
+        )
     precision = precision or Precision()
     scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     compiled.ranges, compiled.states = ranges, scaled.states
     return compiled
+
+
+def check_embedding(embedding: str) -> None:
+    """Errors: ProgramError."""
+    if embedding not in ("client", "private"):
+        raise ProgramError(f"embedding={embedding!r}: choose client or private")
 
 
 def _traced(
@@ -181,6 +223,7 @@ def _traced(
     say: Progress,
     inputs: Inputs | None,
     traces: Traces | None,
+    kept: Unfinished,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -188,14 +231,16 @@ def _traced(
     try:
         structure = Structure.of(run_model(model, batches[0]))
         if isinstance(plan, str) or not plan.ranges:
-            say("calibrate")
+            calibrating = part_of(say, 0, CALIBRATED)
+            say = part_of(say, CALIBRATED, 1)
+            count, chosen = lambda done, total: calibrating("calibrate", done, total), plan
             try:
-                plan = calibrate(model, batches, plan)
+                plan = kept.plan(lambda: calibrate(model, batches, chosen, count))
             except BlindformerError:
                 raise
             except Exception as error:  # as above, on one of the other batches
                 raise not_run(model, error) from error
-        say("export")
+        say("export", 0, 2)
         approximate(model, plan)
         exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
         wanted = structure.chosen(outputs)
@@ -204,7 +249,7 @@ def _traced(
                 f"output {lost[0]}: is not computed with plan {plan.name}; take another plan, or leave it out: "
                 f"outputs={[name for name in wanted if name in names]}"
             )
-        say("lower")
+        say("lower", 1, 2)
         return lower(exported, batches[0], names, wanted, embedding, inputs), plan, structure
     finally:
         model.train(was_training)

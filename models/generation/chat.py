@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from ...approximations import CalibrationError, Plan
-from ..compile import Compiled
+from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program, ProgramError
+from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model
 from .parts import SIZES, compile_decoder
 from .sinks import sink
@@ -99,7 +100,8 @@ def compile_chat(
     reveal: str = "scores",
     embedding: str = "client",
     texts: Sequence[str] | None = None,
-    stage: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    kept: Unfinished | None = None,
 ) -> tuple[Compiled, Chat]:
     """Compile a causal model to answer token by token.
 
@@ -111,6 +113,7 @@ def compile_chat(
     reveal      what the client learns of each next token: "scores" of all words, or the "token" alone
     embedding   "client": the table of words is released to the client; "private": it stays with the server
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
+    progress, kept    as of `compile`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -120,7 +123,15 @@ def compile_chat(
         decoder = Decoder(model, torch.tensor(prefix), reveal, embedding, window).eval()
         try:
             compiled = compile_decoder(
-                decoder, typical, plan, slots=slots, sizes=sizes, embedding=embedding, stage=stage, name=loaded.name
+                decoder,
+                typical,
+                plan,
+                slots=slots,
+                sizes=sizes,
+                embedding=embedding,
+                progress=progress,
+                name=loaded.name,
+                kept=kept,
             )
         except (CalibrationError, ProgramError) as error:
             raise _with_sink(error, decoder, typical, loaded.processor) from None

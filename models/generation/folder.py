@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from ..artifacts import save
 from ..artifacts.writing import check_free
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
+from ..compile import Logged, Progress, part_of
 from ..loading.errors import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
+from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
-
-Stage = Callable[[str], None]
 
 
 def compile_chat_folder(
@@ -27,22 +27,22 @@ def compile_chat_folder(
     plan: Plan | str | None = None,
     system: str | None = None,
     slots: int | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Path:
     """Compile a language model into `folder`, to answer token by token: DIR/server for its owner, DIR/client for all.
 
     model, plan    as `compile_folder`
-    system, slots, options    as `compile_chat`
+    system, slots, progress, options    as `compile_chat`
 
     Errors: LoadError, GenerationError, ArtifactError, and those of `compile`.
     """
     check_free(Path(folder))
+    progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
-    compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, stage=stage, **options)
-    if stage:
-        stage("write")
+    compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, progress=progress, **options)
+    part_of(progress, 1, 1)("write", 1, 1)
     return save(compiled, folder, loaded, chat=chat)
 
 
@@ -56,7 +56,7 @@ def found_or_compiled(
     window: int | None = None,
     reveal: str | None = None,
     embedding: str | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
 
@@ -70,10 +70,10 @@ def found_or_compiled(
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
 
-    def make(folder: Path, plan: Plan | str) -> Path:
-        return compile_chat_folder(model, folder, plan=plan, stage=stage, **options)
+    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+        return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
 
-    return cached(model, cache, make, plan, options, stage)
+    return cached(model, cache, make, plan, options, progress)
 
 
 def talks(model: str | Path) -> bool:
@@ -95,7 +95,7 @@ def found_or_compiled_as_it_is(
     *,
     plan: Plan | str | None = None,
     lengths: Sequence[int] | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
     padded to `lengths` (default: as `compile_folder`).
@@ -107,12 +107,12 @@ def found_or_compiled_as_it_is(
             raise LoadError(f"{model}: is compiled already; leave --lengths out, or give the model's own folder")
         return Path(model).expanduser()
     if talks(model):
-        return found_or_compiled(model, cache, plan=plan, stage=stage)
+        return found_or_compiled(model, cache, plan=plan, progress=progress)
 
-    def make(folder: Path, plan: Plan | str) -> Path:
+    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        return compile_folder(loaded, folder, plan=plan, lengths=lengths, stage=stage)
+        return compile_folder(loaded, folder, plan=plan, lengths=lengths, progress=progress, kept=kept)
 
-    return cached(model, cache, make, plan, {"lengths": list(lengths)} if lengths else {}, stage)
+    return cached(model, cache, make, plan, {"lengths": list(lengths)} if lengths else {}, progress)

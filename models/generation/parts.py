@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, product
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...approximations import Plan
 from ...approximations.registry import find
-from ..compile import Compiled, compile
+from ..compile import Compiled, Progress, compile, part_of
 from ..lowering.export import Traces
 from ..lowering.lower import Inputs
 from ..program.program import Instruction, Program
+from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, conversation
 
 SIZES = (1, 8, 32)  # tokens of one pass
@@ -21,6 +22,7 @@ LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not 
 KNOWN = "rows"
 _A_LEVEL = 6000.0  # numbers of the dealer's that one round less is worth
 _ALL = 2.0**40  # scores
+FIRST = 6  # parts
 _PASSES = 8  # of a text, that calibrate
 
 
@@ -32,8 +34,9 @@ def compile_decoder(
     slots: int = 256,
     sizes: Iterable[int] = SIZES,
     embedding: str = "client",
-    stage: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     name: str = "",
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
@@ -43,11 +46,12 @@ def compile_decoder(
     Errors: GenerationError, and those of `compile`.
     """
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
-    most, say = decoder.window or slots, stage or (lambda text: None)
+    most = decoder.window or slots
     found: dict[str, Compiled] = {}
     traces: dict[int, Traces] = {}
     like: Compiled | None = None
-    for places, size in product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes):
+    wanted = list(product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes))
+    for number, (places, size) in enumerate(wanted):
         more = sizes[0] - size  # as many columns of scores whatever the size
         passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + more), _PASSES))
         batches = list(passes if like is None else islice(passes, _PASSES))
@@ -63,16 +67,23 @@ def compile_decoder(
             batches,
             plan if like is None else like.plan,
             embedding=embedding,
-            progress=lambda step, size=size, places=places: say(f"{size} tokens at a time, room for {places}: {step}"),
+            progress=part_of(progress, *_share(number, len(wanted)), f"{size} tokens at a time, room for {places}: "),
             inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
             traces=traces[size],
+            kept=kept,
         )
         if like is not None:
             made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again
         like = like or made
         made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
     return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
+
+
+def _share(number: int, parts: int) -> tuple[float, float]:
+    """From where to where one part is of all the work: the first, which calibrates for all, is as much as `FIRST`."""
+    start, end = (place / (FIRST + parts - 1) for place in (number and FIRST + number - 1, FIRST + number))
+    return start, end
 
 
 def rooms(most: int) -> list[int]:

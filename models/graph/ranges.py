@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, takewhile
 
 import torch
 from torch import Tensor
@@ -52,30 +53,45 @@ Seen = tuple[Node, float, float, Tensor | None]
 """A node, the smallest and the largest magnitude of its value, and the ends of the row that it compares, if any."""
 
 
-def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
-    """Run the graph on every batch (None: the example's own inputs), several at once; return each node's range."""
+def measure(
+    nodes: list[Node],
+    batches: Iterable[Mapping[str, Tensor] | None],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, Range]:
+    """Run the graph on every batch (None: the example's own inputs), several at once; return each node's range.
+    `progress` is told how many batches are done, from none on."""
     found: dict[int, Range] = {}
     rows: dict[int, Tensor] = {}
     fixed = fixed_values(nodes)
 
+    ended = threading.Event()
+
     def run(number: int, batch: Mapping[str, Tensor] | None) -> list[Seen | None]:
-        return [_observed(*step, whole=number == 0) for step in steps(nodes, batch, fixed)]
+        some = takewhile(lambda _: not ended.is_set(), steps(nodes, batch, fixed))
+        return [_observed(*step, whole=number == 0) for step in some]
+
+    def widen(node: Node, low: float, high: float, ends: Tensor | None) -> None:
+        if node.search and node.op in ("add", "mul"):  # tables of which one counts
+            high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
+        if ends is not None:
+            rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
+        if id(node) in found:
+            found[id(node)].widen(low, high)
+        else:
+            found[id(node)] = Range(low, high)
 
     known = [_observed(node, fixed[id(node)], [], whole=False) for node in nodes if id(node) in fixed]
     free = cores() // torch.get_num_threads()  # torch takes the others by itself
-    with ThreadPoolExecutor(max(1, min(free, AT_ONCE))) as pool:
-        for seen in chain(known, *pool.map(run, count(), batches)):
-            if seen is None:
-                continue
-            node, low, high, ends = seen
-            if node.search and node.op in ("add", "mul"):  # tables of which one counts
-                high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
-            if ends is not None:
-                rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
-            if id(node) in found:
-                found[id(node)].widen(low, high)
-            else:
-                found[id(node)] = Range(low, high)
+    pool = ThreadPoolExecutor(max(1, min(free, AT_ONCE)))
+    try:
+        for done, one in enumerate(chain([known], pool.map(run, count(), batches))):
+            progress(done)
+            for seen in one:
+                if seen is not None:
+                    widen(*seen)
+    finally:  # after an error, too, or Ctrl-C
+        ended.set()
+        pool.shutdown(cancel_futures=True)
     _any_place(nodes, found, rows)
     return found
 

@@ -6,7 +6,7 @@ N parties protocol crypten, on the same streams of masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, cast
@@ -104,11 +104,16 @@ class Correlations:
         return tape
 
     def follow(
-        self, stream: Stream, masked: Mapping[str, Tensor], rank: int = 1, states: KeptStates | None = None
+        self,
+        stream: Stream,
+        masked: Mapping[str, Tensor],
+        rank: int = 1,
+        states: KeptStates | None = None,
+        step: Callable[[int], None] | None = None,
     ) -> Tape:
-        """At another party: nothing is sent. `masked`: the masked weights D."""
+        """At another party: nothing is sent. `masked`: the masked weights D. `step`: called after each operation."""
         source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
-        return self._walk(source, masked, states)
+        return self._walk(source, masked, states, step)
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:
         """By a walk on tensors without storage."""
@@ -116,7 +121,13 @@ class Correlations:
         self._walk(source, placeholders(self.program), states)
         return CorrelationSizes(tuple(source.layout), source.peak)
 
-    def _walk(self, source: Source, weights: Mapping[str, Tensor], states: KeptStates | None) -> Tape:
+    def _walk(
+        self,
+        source: Source,
+        weights: Mapping[str, Tensor],
+        states: KeptStates | None,
+        step: Callable[[int], None] | None = None,
+    ) -> Tape:
         ring, program = Ring(self.program.ring), self.program
         if self.runs > 1:
             program = _stacked(ByHash(self.program), self.runs)
@@ -125,7 +136,7 @@ class Correlations:
             engine = OfflineEngine(source, ring, weights, states, *more)
         else:
             engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states, *more)
-        interpret(program, engine)
+        interpret(program, engine, progress=step)
         return engine.tape
 
     def _keeps(self, wide: Program) -> dict[str, RowsAdded]:

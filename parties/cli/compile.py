@@ -13,9 +13,7 @@ from .checked import Needs, Without
 from .inspect import show_circuits, which
 from .output import MB, console, mb, show_next, table, tell
 from .steps import (
-    COMPILE_NOTES,
     check_there,
-    conversation_notes,
     listed,
     load_model,
     loading,
@@ -68,9 +66,8 @@ def compile_model(
 
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
-        notes = conversation_notes(tokens, window) if chat else 2 + (COMPILE_NOTES - 1) * _lengths_of(loaded, numbers)
-        phases.begin("compile", notes)
-        common: dict[str, Any] = {"plan": chosen, "stage": lambda stage: phases.note("compile", stage)}
+        phases.begin("compile")
+        common: dict[str, Any] = {"plan": chosen, "progress": phases.of("compile")}
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
@@ -102,12 +99,6 @@ def compile_model(
         lambda: _show(found, out),
         lambda: _show_next(out, task, given, chat, any(item.circuit for item in found.programs)),
     )
-
-
-def _lengths_of(loaded: Any, numbers: list[int] | None) -> int:
-    from ...models.building import default_lengths
-
-    return 1 if loaded.task.medium is not None else len(set(numbers or default_lengths(loaded)))
 
 
 def _show(found: Any, folder: Path) -> None:

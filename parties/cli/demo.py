@@ -12,7 +12,7 @@ from ...models.loading.truncation import IN_COMMANDS
 from . import options
 from .output import MB, console, table, tell
 from .progress import Phases
-from .steps import COMPILE_NOTES, compiler, load_model, loading, warn_untrained
+from .steps import compiler, compiling, load_model, loading, warn_untrained
 
 SENTENCES = (
     "I forgot my login.",
@@ -39,9 +39,8 @@ def demo(
         loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))
         phases.end("load")
-        phases.begin("compile", COMPILE_NOTES)
-        compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
-        phases.end("compile")
+        with compiling(phases):
+            compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
         found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)

@@ -16,7 +16,7 @@ from .capacity import Scale, show_capacity
 from .checked import Needs, Without
 from .output import MB, console, mb, price_table, table, tell
 from .progress import Phases
-from .steps import COMPILE_NOTES, check_there, compiler, conversation_notes, load_model, loading, read_plan
+from .steps import check_there, compiler, compiling, load_model, loading, read_plan
 
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
@@ -100,9 +100,8 @@ def estimate(
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, embedding=embedding)
             phases.end("load")
-            phases.begin("compile", COMPILE_NOTES)
-            compiled = make(1)
-            phases.end("compile")
+            with compiling(phases):
+                compiled = make(1)
             phases.begin("rehearse")
             found, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
             phases.end("rehearse")
@@ -132,15 +131,13 @@ def _conversation(
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
-    phases.begin("compile", conversation_notes(given["slots"], given["window"]))
-    note = partial(phases.note, "compile")
-    part = load_server(found_or_compiled(model, cache, plan=chosen, stage=note, **given))
+    with compiling(phases) as progress:
+        part = load_server(found_or_compiled(model, cache, plan=chosen, progress=progress, **given))
     held = part.for_length()
     if (slots := room(held.program)) != given["slots"]:
         raise BlindformerError(
             f"--tokens {given['slots']}: {model} is compiled for {slots}; give that number, or the model's own folder"
         )
-    phases.end("compile")
     phases.begin("rehearse", len(held.program.parts))
     note = partial(phases.note, "rehearse")
     priced = estimate_conversation(held.program, network, prompt=prompt, weights=held.weights, stage=note)

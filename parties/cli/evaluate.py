@@ -111,7 +111,7 @@ def evaluate(
             prompt = None if system is None else read_system(system, columns.encoding)
             words = whole_text("--text", text, columns.encoding)
             common |= {"title": str(text), "system": prompt, "window": window, **({"tokens": tokens} if tokens else {})}
-            common["stage"] = lambda stage: phases.note("compile", stage)
+            common["compiling"] = phases.of("compile")
             phases.end("load")
             found = [evaluate_text(load(name), words, **common) for name in models]
         else:

@@ -18,7 +18,7 @@ from ..launch.fork_server import shared as fork_server
 from . import options
 from .checked import Without
 from .output import aside, note
-from .steps import loading, read_lengths, read_plan
+from .steps import compiling, loading, read_lengths, read_plan
 
 KeyFile = Annotated[
     Path | None,
@@ -113,6 +113,7 @@ def up(
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
+        from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ..config import Address, load_settings
         from ..service.running import bind
@@ -122,17 +123,12 @@ def up(
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = load_settings().client.cache
         chosen = None if plan is None else read_plan(plan)
-        for name, given in zip(names, model, strict=True):
-            phases.note("load", given)
-            made = found_or_compiled_as_it_is(
-                given,
-                cache,
-                plan=chosen,
-                lengths=numbers,
-                stage=lambda stage, name=name: phases.note("load", f"{name}: {stage}"),
-            )
-            folders[name] = {"folder": made.absolute(), "server": LOCAL}
         phases.end("load")
+        with compiling(phases) as progress:
+            for number, (name, given) in enumerate(zip(names, model, strict=True)):
+                share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
+                folder = found_or_compiled_as_it_is(given, cache, plan=chosen, lengths=numbers, progress=share)
+                folders[name] = {"folder": folder.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
     _serve(None, threads, {f"gateway.{name}": value for name, value in mine.items()})

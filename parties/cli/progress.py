@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +40,7 @@ class Phases:
         self._now = ""
         self._over = threading.Event()
         plain = wanted and not terminal.is_terminal
-        self._lines = threading.Thread(target=self._say_lines, daemon=True) if plain else None
+        self._lines = threading.Thread(target=self._say_lines) if plain else None
 
     def begin(self, phase: str, notes: int = 1) -> None:
         """`notes`: how many there will be about; each is as much of the phase."""
@@ -63,6 +64,10 @@ class Phases:
         self._set(phase, completed=done, total=total)
         if phase == "online" and "offline" in self._tasks:
             self._bars.update(self._tasks["offline"], completed=1, total=1)
+
+    def of(self, phase: str) -> Callable[[str, int, int], None]:
+        """For work that says what it does, and how much of it is done and how much there is."""
+        return lambda what, done, total: self._set(phase, note=what, completed=done, total=total)
 
     def __enter__(self) -> Phases:
         self._bars.start()

@@ -13,7 +13,7 @@ from . import options
 from .answers import answer_table, asked, cuts, row_of, similarities
 from .items import check_asked, check_length, complain, paired, raise_if_all, read_items
 from .output import console, tell
-from .steps import COMPILE_NOTES, check_there, compiler, listed, load_model, loading, warn_untrained
+from .steps import check_there, compiler, compiling, listed, load_model, loading, warn_untrained
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -91,11 +91,10 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        phases.begin("compile", COMPILE_NOTES)
         settings = {"embedding": embedding, "outputs": listed(outputs)}
-        make = compiler(phases, model, loaded, size, chosen, calibrate, encoding, **settings)
-        compiled = local.compile_for(len(encoded), make)
-        phases.end("compile")
+        with compiling(phases):
+            make = compiler(phases, model, loaded, size, chosen, calibrate, encoding, **settings)
+            compiled = local.compile_for(len(encoded), make)
         warn_untrained(compiled.plan, loaded.plan())
         found = compare(
             loaded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -14,16 +15,6 @@ from ..launch.fork_server import shared
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
-
-COMPILE_NOTES = 5  # of compiling one length: calibrate, export, lower, optimise, measure
-
-
-def conversation_notes(tokens: int | None, window: int | None) -> int:
-    """Of compiling a language model for conversations: its passes by size and room."""
-    from ...models.generation.chat import SLOTS
-    from ...models.generation.parts import SIZES, rooms
-
-    return 2 + (COMPILE_NOTES - 1) * len(SIZES) * len(rooms(window or tokens or SLOTS))
 
 
 @contextmanager
@@ -45,6 +36,19 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
             _note_slow()
         yield phases
     del forks  # held until here
+
+
+@contextmanager
+def compiling(phases: Phases) -> Iterator[Callable[[str, int, int], None]]:
+    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a line:
+    what was measured is kept (models/unfinished.py)."""
+    phases.begin("compile")
+    try:
+        yield phases.of("compile")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        note("stopped; the same command goes on from what is compiled so far")
+        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT) from None
+    phases.end("compile")
 
 
 @cache
@@ -100,20 +104,19 @@ def compiler(
     from ..local.compare import compile_text
     from ..session.rehearsal import without_weights
 
-    def stage(name: str) -> None:
-        phases.note("compile", name)
-
+    progress = phases.of("compile")
     if loaded.task.medium is not None:
         files = [calibrate] if calibrate else None
-        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, stage=stage, **options)
+        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
     texts, cache = read_texts(calibrate, encoding), load_settings().client.cache
     options = {"embedding": "client", "outputs": None, **options}  # one name for all commands that compile alike
 
     def make(rows: int) -> Any:
         compiled: list[Any] = []
 
-        def write(folder: Path, plan: Any) -> Path:
-            compiled.append(compile_text(loaded, length, plan, texts=texts, rows=rows, stage=stage, **options))
+        def write(folder: Path, plan: Any, kept: Any) -> Path:
+            given = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
+            compiled.append(compile_text(loaded, length, plan, **given))
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

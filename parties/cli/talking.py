@@ -16,7 +16,7 @@ from ..registry import DEFAULT, ProtocolEntry, in_words, talking
 from . import options
 from .checked import Needs
 from .progress import Phases
-from .steps import check_there, conversation_notes, loading, read_plan, read_system
+from .steps import check_there, compiling, loading, read_plan, read_system
 from .waiting import Waiting
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -125,19 +125,18 @@ class Talking:
                 # A name that is wrong is said first.
                 drafting = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
-                phases.begin("compile", conversation_notes(self.slots, self.window))
-                folder = found_or_compiled(
-                    model,
-                    cache,
-                    plan=None if self.plan is None else read_plan(self.plan),
-                    system=text,
-                    slots=self.slots,
-                    window=self.window,
-                    reveal=self.reveal,
-                    embedding=self.embedding,
-                    stage=lambda stage: phases.note("compile", stage),
-                )
-                phases.end("compile")
+                with compiling(phases) as compiled:
+                    folder = found_or_compiled(
+                        model,
+                        cache,
+                        plan=None if self.plan is None else read_plan(self.plan),
+                        system=text,
+                        slots=self.slots,
+                        window=self.window,
+                        reveal=self.reveal,
+                        embedding=self.embedding,
+                        progress=compiled,
+                    )
                 self._check_room(model, folder)
                 answering |= self._drafting(folder, drafting)
                 phases.begin("connect", 1)

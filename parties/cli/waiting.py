@@ -52,12 +52,15 @@ class Waiting:
         """While an answer comes."""
         self._over.clear()
         self._phase, self._why, self._since = "", "", time.monotonic()
-        if os.environ.get(PROGRESS) != "off":
-            threading.Thread(target=self._watch, daemon=True).start()
+        watch = threading.Thread(target=self._watch) if os.environ.get(PROGRESS) != "off" else None
+        if watch is not None:
+            watch.start()
         try:
             yield
         finally:
             self._over.set()
+            if watch is not None:
+                watch.join()
             with self._turn:
                 self._hide()
 

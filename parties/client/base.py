@@ -266,7 +266,7 @@ class BaseClient(ABC):
                 raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
             inputs = options if inputs is None else inputs
 
-        check_top(self, top_k)
+        check_top(self, None if top_k is ... else top_k)
 
         def answers(items: list[Any]) -> list[Any]:
             found = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))

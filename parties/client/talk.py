@@ -105,7 +105,7 @@ def streamed(talk: Conversation, messages: Sequence[dict[str, str]], **options: 
         except BaseException as error:  # it is raised where the pieces are read
             pieces.put(error)
 
-    thread = Thread(target=work, daemon=True)
+    thread = Thread(target=work)
     thread.start()
     try:
         while (piece := pieces.get()) is not None:

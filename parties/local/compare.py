@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
-from ...models.building import Stage, compile_lengths
+from ...models.building import compile_lengths
 from ...models.compile import Compiled
 from ...models.loading.errors import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
+from ...models.unfinished import Unfinished
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
@@ -103,14 +104,22 @@ def compile_text(
     texts: Sequence[str] | None = None,
     embedding: str = "client",
     outputs: list[str] | None = None,
-    stage: Stage | None = None,
+    progress: Progress | None = None,
     rows: int = 1,
+    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile a text model for one length, and `rows` texts of one query.
 
     `texts` calibrate it (default: the built-in ones, never a user's).
     """
-    options = {"texts": texts, "embedding": embedding, "outputs": outputs, "stage": stage, "rows": rows}
+    options = {
+        "texts": texts,
+        "embedding": embedding,
+        "outputs": outputs,
+        "progress": progress,
+        "rows": rows,
+        "kept": kept,
+    }
     return compile_lengths(loaded, [length], plan, **options)[length]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +18,18 @@ from ...approximations import Plan
 from ...models.artifacts import load_client
 from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled
-from ...models.generation.folder import compile_chat_folder, found_or_compiled
+from ...models.compile import Logged, Progress, check_embedding, part_of
+from ...models.generation.chat import compile_chat
+from ...models.generation.folder import compile_chat_folder, found_or_compiled, talks
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
+from ...models.unfinished import Unfinished
 from ..client.base import BaseClient
 from ..client.transport import ClientError
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, find_talking, open_client
+from ..registry import DEFAULT, client_of, find_talking, open_client
 from .client import LocalClient
 from .protocols import find_local
 
@@ -81,10 +85,12 @@ def pipeline(
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
     top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
-    options      of the protocol's client: dealer, certificates, config, timeout, progress, ...
+    options      of the protocol's client: dealer, certificates, config, timeout, progress, ... `progress` is called
+                 with (phase, done, total), while the model is compiled, too (default: the log `blindformer` says what)
 
     A model's folder is compiled at the first use, into the cache (client.cache of the configuration), and found there
-    afterwards. Of many items, the error of one stands in the place of its answer (BaseClient.__call__).
+    afterwards, by its task or without one. What is wrong with the arguments is said before anything is loaded. Of many
+    items, the error of one stands in the place of its answer (BaseClient.__call__).
 
     Errors: ClientError, LoadError, and those of `compile_folder` and of the protocol's client.
     """
@@ -97,6 +103,11 @@ def pipeline(
     if server != LOCAL and not local.entry.served:
         raise ClientError(f"protocol {protocol}: its parties run on this machine here; leave server out")
     cut = {} if truncation is None else {"truncate": truncation_of(truncation)}
+    config = options.get("config")
+    settings = load_settings(None if config is None else Path(config), **{"session.timeout": options.get("timeout")})
+    _check_options(protocol, LocalClient if not local.entry.served else client_of(protocol), server, options)
+    made = _Making(task, tokenizer, plan, lengths, calibration, embedding, generation or {}, options.get("progress"))
+    made.check()
     kept = TemporaryDirectory(prefix="blindformer-")
     try:
         if isinstance(model, str | Path) and is_compiled(model):
@@ -110,12 +121,9 @@ def pipeline(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
-            config = options.get("config")
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
-            made = _Making(task, tokenizer, plan, lengths, calibration, embedding, generation or {})
-            cache = load_settings(None if config is None else Path(config)).client.cache.expanduser()
-            folder = made.found(model, cache) or made.compiled(model, Path(kept.name))
+            folder = made.found(model, settings.client.cache.expanduser()) or made.compiled(model, Path(kept.name))
         if local.entry.served:
             client = open_client(protocol, server, folder=folder, **cut, **options)
         else:
@@ -140,18 +148,47 @@ class _Making:
     calibration: Sequence[Any] | None
     embedding: str
     generation: Mapping[str, Any]
+    progress: Progress | None
+
+    def check(self) -> None:
+        """What can be said before a model is loaded. Errors: ClientError, PlanError, ProgramError."""
+        if isinstance(self.plan, str):
+            Plan.preset(self.plan)
+        check_embedding(self.embedding)
+        if isinstance(self.calibration, str | bytes | Path):
+            raise ClientError("calibration: is one item; give a list of typical ones")
+        lengths = [self.lengths] if isinstance(self.lengths, int | str) else self.lengths or ()
+        if wrong := [length for length in lengths if isinstance(length, bool | str) or length < 1]:
+            raise ClientError(f"lengths: {wrong[0]!r} is no number of tokens; give some such as 32, 64 and 128")
+        if isinstance(self.lengths, int):
+            raise ClientError(f"lengths: is one number; give a list: lengths=[{self.lengths}]")
+        known = inspect.signature(compile_chat).parameters
+        if unknown := [name for name in self.generation if name not in known]:
+            raise ClientError(f"generation: {unknown[0]} is no option of a language model; see bf.make_private")
+        if self.task not in (None, GENERATION):
+            self._check_generation(self.task)
+
+    def _check_generation(self, task: str) -> None:
+        if self.generation:
+            raise ClientError(f"generation: is for language models, and {task} is asked for; leave it out")
 
     def found(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
         options = _named(self.lengths, self.calibration, self.embedding)
-        if not isinstance(model, str | Path) or self.task is None or options is None:
+        if not isinstance(model, str | Path) or options is None:
             return None
-        if self.task != GENERATION:
-            named = {"pipeline": self.task, "options": options}
-            return cached(model, cache, lambda *into: self._write(load(model), *into), self.plan, named)
+        loaded = load(model) if self.task is None and not talks(model) else None
+        task = self.task or (GENERATION if loaded is None else own_task(loaded.task))
+        if task != GENERATION:
+            named = {"pipeline": task, "options": options}
+            return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
         if self.calibration is not None or self.lengths is not None:
             return None
-        return found_or_compiled(model, cache, plan=self.plan, embedding=self.embedding, **self.generation)
+        given = {"plan": self.plan, "embedding": self.embedding, "progress": self._compiling(), **self.generation}
+        return found_or_compiled(model, cache, **given)
+
+    def _compiling(self) -> Progress:
+        return part_of(self.progress or Logged(), 0, 1, "compile: ")
 
     def compiled(self, model: Any, folder: Path) -> Path:
         """Written into `folder`."""
@@ -163,18 +200,19 @@ class _Making:
         loaded = model if isinstance(model, Loaded) else load(model)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
-    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
+    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:
         if loaded.kind == "causal":
             _refuse(
                 {"lengths": self.lengths}, f"{loaded.name} answers token by token, in as many as generation's slots"
             )
-        else:
-            _refuse({"generation": self.generation or None}, f"{loaded.name} is no language model")
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
-        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding}
-        if loaded.kind == "causal":
+        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "kept": kept}
+        options["progress"] = self._compiling()
+        if loaded.kind != "causal":
+            self._check_generation(loaded.task.pipeline)
+        else:
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)
         if loaded.kind == "encoder":
             options["outputs"] = ["last_hidden_state"]
@@ -188,9 +226,26 @@ def _known(task: str) -> str:
     return task
 
 
+def own_task(task: Task) -> str:
+    return GENERATION if task.kind == "causal" else task.pipeline
+
+
+def _check_options(protocol: str, client: type, server: str, options: Mapping[str, Any]) -> None:
+    """Errors: ClientError for an option that the protocol's client has not."""
+    known = inspect.signature(client).parameters.keys() - {"server", "local", "folder"}
+    given = [name for name, value in options.items() if value is not None]
+    if unknown := [name for name in given if name not in known]:
+        what = "are on this machine's processors" if unknown[0] in ("device", "device_map") else "have no use for it"
+        raise ClientError(f"{unknown[0]}: the parties of protocol {protocol} {what}; leave it out")
+    if deployed := [name for name in ("dealer", "helper", "certificates") if server == LOCAL and name in given]:
+        raise ClientError(
+            f'{deployed[0]}: "local" starts its parties and makes their certificates itself; leave it out'
+        )
+
+
 def _check(found: Task, wanted: str | None, model: object) -> None:
     """Errors: ClientError for a task that the model is not for."""
-    own = GENERATION if found.kind == "causal" else found.pipeline
+    own = own_task(found)
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
 

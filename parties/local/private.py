@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...approximations import Plan
-from ...models.compile import Compiled, compile
+from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
@@ -70,6 +70,8 @@ def make_private(
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     timeout      seconds of silence allowed between parties
+    progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
+                 `blindformer` says what is compiled)
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
@@ -94,8 +96,12 @@ def make_private(
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
+    private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
-    compiled, opened = {"embedding": embedding, **(generation or {})}, {"timeout": timeout, "progress": progress}
+    compiled, opened = (
+        {"embedding": embedding, "progress": compiling, **(generation or {})},
+        {"timeout": timeout, "progress": progress},
+    )
     private.talk = LocalTalk(found, tokenizer, plan, local, private.calibration, compiled, opened)
     if example is not None:
         private.prepare(example)

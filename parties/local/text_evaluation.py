@@ -45,7 +45,7 @@ def evaluate_text(
     private: int = 300,
     timeout: float = 120,
     progress: Progress | None = None,
-    stage: Callable[[str], None] | None = None,
+    compiling: Progress | None = None,
 ) -> TextEvaluation:
     """Judge a language model on a text: perplexity, and how far its next tokens are from float32's.
 
@@ -57,7 +57,7 @@ def evaluate_text(
     tokens     of a piece of the text that is read as one conversation, as `slots` of `compile_chat`
     window     how many of them a token reads, as of `compile_chat`; then float32 is judged with it, too
     timeout    seconds that a party may be silent
-    stage      told of each step of compiling, unless the model is compiled in the user's cache
+    compiling  the progress of compiling, unless the model is compiled in the user's cache
 
     Errors: EvaluationError, GenerationError, PlanError, and those of a session.
     """
@@ -86,7 +86,7 @@ def evaluate_text(
     if chosen:
         cache = load_settings(None).client.cache.expanduser()
         folder = found_or_compiled(
-            loaded.folder, cache, plan=plan, system=system, slots=tokens, window=window, stage=stage
+            loaded.folder, cache, plan=plan, system=system, slots=tokens, window=window, progress=compiling
         )
     for protocol in chosen:
         assert folder is not None

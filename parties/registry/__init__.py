@@ -180,13 +180,18 @@ def resolve(named: Named) -> Any:
     return getattr(found, name) if name else found
 
 
+def client_of(protocol: str) -> Any:
+    """The class of its clients. Errors: BlindformerError."""
+    return resolve(find_served(protocol).client)
+
+
 def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """The protocol's client. Options that are None were not given; `hints` are left out where a protocol has no use
     for them.
 
     Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
     """
-    made = resolve(find_served(protocol).client)
+    made = client_of(protocol)
     given = {name: value for name, value in options.items() if value is not None}
     known = inspect.signature(made).parameters
     unknown = [name for name in given if name not in known]

@@ -27,6 +27,7 @@ from ..session.parties import DEALER
 from .local_options import LocalOptions, say
 from .party import DealerMember, Member, QueryResult
 
+STOP_SECONDS = 1.0
 IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
 
 
@@ -36,8 +37,9 @@ def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
     if name == DEALER:
         _deal(settings)
         return
+    dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
     if options.deals and name == next(iter(settings.crypten.parties)):
-        threading.Thread(target=_deal_beside, args=(settings,), daemon=True).start()
+        dealer.start()
     member = Member(settings, name)
     member.give_files(files)
 
@@ -45,7 +47,13 @@ def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
         say("ready", setup_s=member.setup_s, setup_bytes=member.setup_bytes)
 
     report = partial(_report, member, Path(options.scratch))
-    member.take_part(member.listen(), report, idle=IDLE_SECONDS, progress=_progress, ready=ready)
+    try:
+        member.take_part(member.listen(), report, idle=IDLE_SECONDS, progress=_progress, ready=ready)
+    finally:
+        if (
+            dealer.ident is not None
+        ):  # a process must not end while torch computes in a thread that it does not wait for
+            dealer.join(STOP_SECONDS)
 
 
 def _deal(settings: Settings) -> None:

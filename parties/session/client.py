@@ -24,7 +24,7 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
-from .ahead import Ahead
+from .ahead import Ahead, Background
 from .blocks import TurnBlock
 from .cache import MaskedCache
 from .keys import masks, query_key
@@ -104,7 +104,7 @@ class ClientParty:
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query
-        self._work: Ahead | None = None
+        self._background = Background()
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights, and the dealer ready unless the spool comes first."""
@@ -199,12 +199,12 @@ class ClientParty:
         with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
             self.server.send_message({"bye": True})
         self.server.close()
+        self._background.stop()
         self.settle(CLOSE_TIMEOUT)
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until nothing goes on in the background."""
-        if self._work is not None:
-            self._work.join(seconds)
+        self._background.join(seconds)
 
     def agree(
         self,
@@ -313,7 +313,7 @@ class ClientParty:
             self.prepared.truncate(turn.rows)
             return block.fill(turn, self.program.part(turn.part), self._tapes(key, turn))
 
-        return self._begin(prepare)
+        return self._background.begin(prepare, "client")
 
     def _take(self, ref: Ref) -> Ahead[Tape]:
         """The same from the spool."""
@@ -327,15 +327,12 @@ class ClientParty:
             (tape,) = self._tapes(spool.fetch(entry).key, Turn())
             return tape
 
-        return self._begin(take)
+        return self._background.begin(take, "client")
 
     def _tapes(self, key: bytes, turn: Turn) -> list[Tape]:
         correlations = Correlations(self.program.part(turn.part), runs=turn.runs)
-        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared))
-
-    def _begin(self, make: Callable[[], Tape]) -> Ahead[Tape]:
-        self._work = Ahead(make, "client", self._work)
-        return self._work
+        step = self._background.step
+        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared, step=step))
 
     def _go_live(self) -> None:
         if not self._live:

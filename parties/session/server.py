@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .ahead import Ahead
+from .ahead import Ahead, Background
 from .blocks import TurnBlock, count_of, may_reveal, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
@@ -36,7 +36,6 @@ from .timings import Timings
 from .weights import Served, constants_of
 
 CLOSE_TIMEOUT = 5.0
-T = TypeVar("T")
 
 
 @dataclass
@@ -89,7 +88,7 @@ class ServerParty:
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
-        self._work: Ahead | None = None  # the last one begun
+        self._background = Background()  # one after the other: they share the dealer's channel
         self._ahead: tuple[Ref | None, Turn, Ahead[ServerTape]] | None = None  # of the next query
         self._announced = False  # a query, since the last one
         self._refused: Turn | None = None  # of a query that was turned away: the client has its own correlations of it
@@ -115,24 +114,18 @@ class ServerParty:
 
     def close(self) -> None:
         """End the session in order, after `serve`."""
-        if self._rest(CLOSE_TIMEOUT) and self._dealing is not None:
+        if self._background.join(CLOSE_TIMEOUT) and self._dealing is not None:
             self._dealing.goodbye()
         for channel in self.abandon():
             channel.close()
 
     def abandon(self) -> list[Channel]:
         """Stop what goes on in the background; returns the channels that are open, for the caller to tell and close."""
-        if not self._rest(0) and self._dealer is not None:
+        self._background.stop()
+        if not self._background.join(0) and self._dealer is not None:
             self._dealer.interrupt()
-            self._rest(CLOSE_TIMEOUT)
+            self._background.join(CLOSE_TIMEOUT)
         return [self.client] if self._dealer is None else [self.client, self._dealer]
-
-    def _rest(self, seconds: float) -> bool:
-        return self._work is None or self._work.join(seconds)
-
-    def _begin(self, make: Callable[[], T], name: str) -> Ahead[T]:
-        self._work = Ahead(make, name, self._work)  # one after the other: they share the dealer's channel
-        return self._work
 
     def _go_live(self) -> None:
         def connect() -> RemoteDealer:
@@ -142,7 +135,7 @@ class ServerParty:
             return dealing
 
         if self._dealing is None:
-            self._dealing = self._begin(connect, "dealer").result([self.client], "dealer")
+            self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer")
         self.client.send_message({"live": True})
 
     def _announce(self, said: Announce) -> None:
@@ -266,7 +259,7 @@ class ServerParty:
             tape = block.fill(turn, self.program.part(turn.part), tapes)
             return ServerTape(tape, time.perf_counter() - started, dealt)
 
-        return self._begin(deal, "correlations")
+        return self._background.begin(deal, "correlations")
 
     def _dealt_to(self) -> RemoteDealer:
         if self._dealing is None:
@@ -294,7 +287,7 @@ class ServerParty:
             (tape,) = self.served.lead(taken.key, replay, self.served.correlations())
             return ServerTape(tape, time.perf_counter() - started, {})
 
-        return self._begin(load, "spool")
+        return self._background.begin(load, "spool")
 
     def _precompute(self, count: int) -> None:
         """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
@@ -329,4 +322,4 @@ class ServerParty:
                 for _ in frames:  # the dealer's stream comes to its end even if the disk took only a part of it
                     pass
 
-        return self._begin(store, "spool")
+        return self._background.begin(store, "spool")

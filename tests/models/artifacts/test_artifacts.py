@@ -104,20 +104,33 @@ def test_every_part_holds_the_programs_and_the_helper_s_no_more_than_public_cons
 
 
 def test_one_call_compiles_a_folder(tiny_encoder, tmp_path):
-    stages = []
-    folder = compile_folder(
-        tiny_encoder, tmp_path / "new" / "folder", lengths=[16, 8, 16], calibration=TEXTS, stage=stages.append
-    )
+    folder = compile_folder(tiny_encoder, tmp_path / "new" / "folder", lengths=[16, 8, 16], calibration=TEXTS)
     client = load_client(folder)
     assert list(client.lengths) == [8, 16]
     assert (client.kind, client.task.pipeline, client.task.positions) == ("sentence", "sentence-embedding", 64)
-    assert stages[0] == "calibrate"
-    assert stages.count("calibrate") == 1
     assert default_lengths(load(tiny_encoder)) == [32, 64]
     for lengths, words in (([65], "the model takes 64"), ([0], "give numbers of tokens")):
         with pytest.raises(LoadError, match=words):
             compile_folder(tiny_encoder, tmp_path / "other", lengths=lengths)
     assert not (tmp_path / "other").exists()
+
+
+def test_compiling_says_how_much_is_done(tiny_encoder, tmp_path):
+    """Of all lengths and all texts, and never less than before."""
+    calls: list[tuple[str, float]] = []
+    compile_folder(
+        tiny_encoder,
+        tmp_path,
+        lengths=[8, 16],
+        calibration=TEXTS,
+        progress=lambda what, done, total: calls.append((what, done / total)),
+    )
+    shares = [share for _, share in calls]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert calls[-1] == ("write", 1)
+    assert len([share for what, share in calls if what == "16 tokens: measure"]) == len(TEXTS) + 1
+    assert {what for what, _ in calls} >= {"calibrate", "8 tokens: lower", "16 tokens: optimise"}
 
 
 def test_a_model_alone_is_saved_for_tensors_only(compiled, tmp_path):

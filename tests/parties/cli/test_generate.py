@@ -7,11 +7,9 @@ import json
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation import folder
-from blindformer.models.generation.chat import SIZES
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
 from blindformer.parties.cli import generate
-from blindformer.parties.cli.steps import COMPILE_NOTES, conversation_notes
 from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
 from blindformer.tests.parties.service.harness import Deployment
 
@@ -62,12 +60,6 @@ def words(tmp_path_factory):
 def whole(plain, tmp_path_factory):
     """The same model, compiled for whole texts."""
     return compile_folder(plain, tmp_path_factory.mktemp("whole"), lengths=[8])
-
-
-def test_progress_counts_the_passes_of_every_room():
-    each = (COMPILE_NOTES - 1) * len(SIZES)
-    assert conversation_notes(None, None) == 2 + 3 * each
-    assert conversation_notes(1024, 64) == 2 + each
 
 
 @pytest.mark.parametrize("model", ["plain", "talks"])

@@ -84,3 +84,40 @@ def test_texts_are_compared(page):
     page.click("text=Compare")
     api.expect(page.locator("#cosines tr")).to_have_count(3)
     assert page.locator("#cosines td").first.inner_text() == "1.000"
+
+
+def test_a_comparison_shows_that_it_is_at_work_and_old_results_are_gone(page):
+    page.select_option("#model", "sentences")
+    page.fill("#texts", "not good .\nhow bad !")
+    page.click("text=Compare")
+    api.expect(page.locator("#cosines tr")).to_have_count(3)
+    waiting = []
+    page.route("**/v1/embeddings", waiting.append)
+    page.click("text=Compare")
+    form, button = page.locator("#compare"), page.locator("#compare button.go")
+    api.expect(form).to_have_attribute("aria-busy", "true")
+    api.expect(button).to_be_disabled()
+    api.expect(button).to_have_text("Comparing …")
+    assert page.locator("#cosines").is_hidden()
+    (route,) = waiting
+    route.fulfill(status=400, json={"error": {"message": "input: is too long"}})
+    api.expect(page.locator("#error")).to_have_text("input: is too long")
+    api.expect(form).to_have_attribute("aria-busy", "false")
+    api.expect(button).to_be_enabled()
+    api.expect(button).to_have_text("Compare")
+    assert page.locator("#cosines").is_hidden()
+
+
+def test_an_answer_for_a_model_that_was_left_is_not_shown(page):
+    page.select_option("#model", "sentences")
+    waiting = []
+    page.route("**/v1/embeddings", waiting.append)
+    page.click("text=Compare")
+    api.expect(page.locator("#compare")).to_have_attribute("aria-busy", "true")
+    page.select_option("#model", "tiny")
+    page.select_option("#model", "sentences")
+    (route,) = waiting
+    with page.expect_response("**/v1/embeddings"):
+        route.fulfill(json={"data": [{"embedding": [1.0]}] * 3})
+    api.expect(page.locator("#compare")).to_have_attribute("aria-busy", "false")
+    assert page.locator("#cosines").is_hidden()

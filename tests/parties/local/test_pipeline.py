@@ -16,6 +16,7 @@ from blindformer.models.cached import known_models
 from blindformer.models.loading.errors import InputError
 from blindformer.models.loading.load import PACKAGED
 from blindformer.parties.client.forms import count_of
+from blindformer.parties.local import pipeline as pipeline_module
 from blindformer.parties.local.pipeline import TASKS
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.models.loading.test_task import nested
@@ -197,11 +198,24 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"lengths": [16, 9999]}, r"^length 9999: the model takes \d+ tokens; choose a lower one$"),
         ({"protocol": "secret"}, "^protocol secret: no session runs on it; choose one of beaver"),
         ({"protocol": "ckks", "task": "text-generation"}, "^protocol ckks: keeps no state between queries; "),
+        ({"device": 0}, "^device: the parties of protocol clear are on this machine's processors; leave it out$"),
+        ({"device_map": "auto", "protocol": "beaver"}, "^device_map: the parties of protocol beaver are on "),
+        ({"batch_size": 8}, "^batch_size: the parties of protocol clear have no use for it; leave it out$"),
+        ({"dealer": "there:2", "protocol": "beaver"}, '^dealer: "local" starts its parties and makes their '),
+        ({"timeout": -1}, "timeout"),
+        ({"plan": "best"}, "best"),
+        ({"embedding": "mine"}, "^embedding='mine': choose client or private$"),
+        ({"lengths": [0]}, "^lengths: 0 is no number of tokens; give some such as 32, 64 and 128$"),
+        ({"lengths": 32}, "^lengths: is one number; give a list: lengths=\\[32\\]$"),
+        ({"calibration": "a text"}, "^calibration: is one item; give a list of typical ones$"),
+        ({"generation": {"slots": 32}}, "^generation: is for language models, and text-classification is asked for"),
+        ({"generation": {"slot": 32}, "task": None}, "^generation: slot is no option of a language model; "),
         ({"server": "there:1"}, "^protocol clear: its parties run on this machine here; leave server out"),
         ({"server": "there:1", "protocol": "beaver"}, "^server there:1: is asked with the client's part of what "),
     ],
 )
-def test_what_cannot_be_is_one_line(tiny_classifier, options, words):
+def test_what_cannot_be_is_one_line_before_anything_is_compiled(tiny_classifier, options, words, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "compile_folder", None)
     asked = {"task": "text-classification", "model": tiny_classifier, **MADE, **options}
     with pytest.raises(bf.BlindformerError, match=words) as caught:
         bf.pipeline(**asked)
@@ -262,6 +276,23 @@ def test_what_is_no_single_text_is_not_cut(make, tiny_vision, pictures, tmp_path
             make(task, model, **given)("good", truncation=True)
 
 
+# --- compiled, which takes long ---------------------------------------------------------------------------------------
+def test_progress_is_of_compiling_and_of_queries(make, tiny_classifier):
+    calls: list[tuple[str, int, int]] = []
+    make("text-classification", tiny_classifier, lengths=[8], progress=lambda *what: calls.append(what))
+    whats = [what for what, _, _ in calls]
+    assert {"compile: calibrate", "compile: measure", "compile: write"} <= set(whats)
+    assert all(0 <= done <= total for _, done, total in calls)
+
+
+def test_the_log_says_what_is_compiled(make, tiny_classifier, caplog):
+    with caplog.at_level("INFO", "blindformer"):
+        make("text-classification", tiny_classifier, lengths=[12])
+    lines = [record.getMessage() for record in caplog.records if record.name == "blindformer"]
+    assert any(line.endswith("%  compile: measure") for line in lines)
+    assert len(lines) == len(set(lines))
+
+
 # --- compiled once ---------------------------------------------------------------------------------------------------
 def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     make("text-classification", tiny_classifier)
@@ -273,6 +304,7 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     again = make("text-classification", tiny_classifier)
     assert str(again.part.folder.parent) == found.where
     assert make(None, found.where, lengths=None, calibration=None).task == "text-classification"
+    assert str(make(None, tiny_classifier).part.folder.parent) == found.where
     assert [replace(model, used=None) for model in known_models(cache)] == [replace(one, used=None) for one in listed]
     (old,) = Path(found.where).glob("client/lengths/16/program.json")
     old.write_text(re.sub(r'"format":\d+', '"format":0', old.read_text()))
