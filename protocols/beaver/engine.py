@@ -76,8 +76,8 @@ class OfflineEngine:
             self.price(self.primitives[op], key, shape, width, args, attributes)
             return self.primitives[op].correlate(self.offline, key, shape, width, *args, **attributes)
         operation = self.operations[op]
-        if operation.rearranges and (found := rearranged_trace(operation, key, shape, width, args, attributes)):
-            return found
+        if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
+            return trace
         return Trace(key, shape, width, _bit_masks(args, shape) if operation.signs else None)
 
     def price(
@@ -209,8 +209,8 @@ class OnlineEngine:
             tensor = x.tensor  # the other summand is another party's: nothing to add here
         else:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
-        if operation.rearranges and (found := rearranged_share(operation, key, tensor, width, args, attributes)):
-            return found
+        if operation.rearranges and (share := rearranged_share(operation, key, tensor, width, args, attributes)):
+            return share
         opened = _bits_opened(operation.signs, args, shape) if operation.signs else None
         return Share(key, tensor, width, opened=opened)
 

@@ -40,19 +40,19 @@ def compose(work: Mapping[int, float], slots: int) -> dict[int, tuple[int, ...]]
     work   of one rotation by so many steps, times how often there is one; steps modulo the slots, without 0
     """
     keys = sorted(work)
-    found = {r: (r,) for r in keys}
+    compositions = {r: (r,) for r in keys}
     left = SLACK * sum(work.values())
     while True:
         trials = []
         for key in keys:
-            made = _made(set(work), [k for k in keys if k != key], slots)
-            if made is not None:
-                trials.append((_added(work, made) - _added(work, found), key, made))
+            candidate = _made(set(work), [k for k in keys if k != key], slots)
+            if candidate is not None:
+                trials.append((_added(work, candidate) - _added(work, compositions), key, candidate))
         if not trials or (best := min(trials, key=lambda trial: trial[:2]))[0] > left:
-            return found
+            return compositions
         left -= best[0]
         keys.remove(best[1])
-        found = best[2]
+        compositions = best[2]
 
 
 def _added(work: Mapping[int, float], made: Mapping[int, tuple[int, ...]]) -> float:
