@@ -54,7 +54,7 @@ Seen = tuple[Node, float, float, Tensor | None]
 
 def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -> dict[int, Range]:
     """Run the graph on every batch (None: the example's own inputs), several at once; return each node's range."""
-    found: dict[int, Range] = {}
+    ranges: dict[int, Range] = {}
     rows: dict[int, Tensor] = {}
     fixed = fixed_values(nodes)
 
@@ -69,15 +69,15 @@ def measure(nodes: list[Node], batches: Iterable[Mapping[str, Tensor] | None]) -
                 continue
             node, low, high, ends = seen
             if node.search and node.op in ("add", "mul"):  # tables of which one counts
-                high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
+                high = max(high, *(ranges[id(arg)].high for arg in node.args if id(arg) in ranges))
             if ends is not None:
                 rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
-            if id(node) in found:
-                found[id(node)].widen(low, high)
+            if id(node) in ranges:
+                ranges[id(node)].widen(low, high)
             else:
-                found[id(node)] = Range(low, high)
-    _any_place(nodes, found, rows)
-    return found
+                ranges[id(node)] = Range(low, high)
+    _any_place(nodes, ranges, rows)
+    return ranges
 
 
 def _observed(node: Node, value: Tensor, args: list[Tensor], whole: bool) -> Seen | None:
@@ -130,7 +130,7 @@ def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node
     old, new = ([node for node in graph if not node.search] for graph in (known, nodes))
     if [(n.op, n.path, len(n.args)) for n in old] != [(n.op, n.path, len(n.args)) for n in new]:
         raise CalibrationFailure("model: computes otherwise at another number of tokens, so its ranges are not known")
-    found = {id(node): ranges[id(same)] for same, node in zip(old, new, strict=True) if id(same) in ranges}
+    carried = {id(node): ranges[id(same)] for same, node in zip(old, new, strict=True) if id(same) in ranges}
     widest: dict[tuple[str, str], Range] = {}
     for node in known:
         if node.search and id(node) in ranges:
@@ -139,8 +139,8 @@ def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node
                 widest[kind] = here if seen is None or here.high > seen.high else seen
     for node in nodes:
         if node.search:
-            found[id(node)] = widest[_step(node) if _step(node) in widest else (node.path, "")]
-    return found
+            carried[id(node)] = widest[_step(node) if _step(node) in widest else (node.path, "")]
+    return carried
 
 
 def _step(node: Node) -> tuple[str, str]:
