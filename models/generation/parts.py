@@ -44,21 +44,21 @@ def compile_decoder(
     """
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
     most, say = decoder.window or slots, stage or (lambda text: None)
-    found: dict[str, Compiled] = {}
+    parts: dict[str, Compiled] = {}
     traces: dict[int, Traces] = {}
     like: Compiled | None = None
     for places, size in product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes):
-        more = sizes[0] - size  # as many columns of scores whatever the size
-        passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + more), _PASSES))
+        extra = sizes[0] - size  # as many columns of scores whatever the size
+        passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + extra), _PASSES))
         batches = list(passes if like is None else islice(passes, _PASSES))
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
         if size not in traces:
-            traces[size] = Traces(next(b for ids in texts for b in conversation(decoder, ids, size, most + more)))
+            traces[size] = Traces(next(b for ids in texts for b in conversation(decoder, ids, size, most + extra)))
         batches.sort(key=lambda batch: -int(batch[KNOWN]))
         if like is not None:
             batches = [_filled(batches[0], max(places - size, 0))]
-        found[part_name(size, places)] = made = compile(
+        parts[part_name(size, places)] = compiled = compile(
             decoder,
             batches,
             plan if like is None else like.plan,
@@ -69,18 +69,19 @@ def compile_decoder(
             traces=traces[size],
         )
         if like is not None:
-            made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again
-        like = like or made
-        made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
-    return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
+            compiled.nodes, compiled.placed, compiled.ranges = [], {}, {}  # nodes hold the weights again
+        like = like or compiled
+        # Held once: they are large.
+        compiled.weights = {n: _same(w, like.weights.get(n)) for n, w in compiled.weights.items()}
+    return join(parts, name or type(decoder.model).__name__, slots if most < slots else 0)
 
 
 def rooms(most: int) -> list[int]:
     """Of a conversation that grows: each twice as large as the one before, to the last, which holds `most` tokens."""
-    found = [LEAST_ROOM]
-    while found[-1] < most:
-        found.append(2 * found[-1])
-    return [*(room for room in found if room <= most * 3 / 4), most]
+    sizes = [LEAST_ROOM]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return [*(room for room in sizes if room <= most * 3 / 4), most]
 
 
 def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
