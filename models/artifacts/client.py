@@ -188,17 +188,17 @@ def load_client(folder: str | Path) -> ClientPart:
 
 def _client_part(part: Path) -> ClientPart:
     about = read_json(part / "client.json")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part / TENSORS), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ClientLength(
             program,
-            named(held, names["released"], file),
-            public_constants(held, names["constants"], file, program),
+            named(tensors, names["released"], file),
+            public_constants(tensors, names["constants"], file, program),
             names["scales"],
-            read_circuit(part, number, named(held, names.get("circuit", {}), file)),
-            read_parts(program, names.get("parts", {}), held, file),
+            read_circuit(part, number, named(tensors, names.get("circuit", {}), file)),
+            read_parts(program, names.get("parts", {}), tensors, file),
         )
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

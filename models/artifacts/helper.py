@@ -37,10 +37,10 @@ class HelperPart:
 def load_helper(folder: str | Path) -> HelperPart:
     """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "helper")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part / TENSORS), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
-        parts = read_parts(program, names["parts"], held, file)
-        lengths[number] = HelperLength(program, public_constants(held, names["constants"], file, program), parts)
+        parts = read_parts(program, names["parts"], tensors, file)
+        lengths[number] = HelperLength(program, public_constants(tensors, names["constants"], file, program), parts)
     return HelperPart(part, lengths)

@@ -39,16 +39,16 @@ class ProgramPart:
 
 def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, Any]:
     """What tensors.json says of the parts. `known`: only what all parties may have."""
-    found = {}
+    entries = {}
     for name, part in compiled.parts.items():
         wanted = behind(part.program.prelude, part.program.known.values())
         released = {n: t for n, t in part.client_tensors.items() if not known or n in wanted}
-        found[name] = {
+        entries[name] = {
             "released": tensors.add(released, ring=False),
             "constants": tensors.add(part.constants, ring=True),
             "scales": {n: s for n, s in part.client_scales.items() if not known or n in part.program.known},
         }
-    return found
+    return entries
 
 
 def read_parts(

@@ -63,16 +63,16 @@ class ServerPart(Mapping[str, ServerLength]):
 def load_server(folder: str | Path) -> ServerPart:
     """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "server")
-    held, lengths = read_tensors(part / TENSORS), {}
+    tensors, lengths = read_tensors(part / TENSORS), {}
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         lengths[number] = ServerLength(
             program,
-            named(held, names["weights"], file, multiplied(program)),
-            public_constants(held, names["constants"], file, program),
+            named(tensors, names["weights"], file, multiplied(program)),
+            public_constants(tensors, names["constants"], file, program),
             read_circuit(part, number),
-            read_parts(program, names.get("parts", {}), held, file),
+            read_parts(program, names.get("parts", {}), tensors, file),
         )
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 
@@ -80,12 +80,12 @@ def load_server(folder: str | Path) -> ServerPart:
 def multiplied(program: Program) -> set[str]:
     """The weights that products of matrices read, and nothing else: these take integers of any width, and a row by a
     matrix takes as long as reading it."""
-    found: set[str] = set()
+    factors: set[str] = set()
     others: set[str] = set()
     for part in program.parts.values() or (program,):
         weights = {n: item.attributes["name"] for n, item in enumerate(part.instructions) if item.op == "weight"}
         for item in part.instructions:
             for place, arg in enumerate(item.args):
                 if arg in weights:
-                    (found if item.op == "linear" and place == 1 else others).add(weights[arg])
-    return found - others
+                    (factors if item.op == "linear" and place == 1 else others).add(weights[arg])
+    return factors - others

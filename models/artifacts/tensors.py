@@ -26,15 +26,15 @@ class Tensors:
 
     def add(self, tensors: Mapping[str, Tensor], ring: bool) -> dict[str, str]:
         """Take tensors in (`ring`: int64 ring integers) and return the digest of each by its name."""
-        found = {}
+        digests = {}
         for name, tensor in tensors.items():
             flat = tensor.detach().contiguous()
             head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
             digest = hashlib.sha256(head + _bytes(flat)).hexdigest()[:40]
-            found[name] = (_RING if ring else "") + digest
-            if found[name] not in self.held:
-                self.held[found[name]] = narrowed(flat) if ring else flat.clone()
-        return found
+            digests[name] = (_RING if ring else "") + digest
+            if digests[name] not in self.held:
+                self.held[digests[name]] = narrowed(flat) if ring else flat.clone()
+        return digests
 
     def write(self, file: Path) -> None:
         save_file(self.held, file)
@@ -67,11 +67,11 @@ def public_constants(
 ) -> dict[str, Tensor]:
     """A program's public constants, each the one that the program names: other parties have the same ones. Errors:
     ArtifactError."""
-    found = named(held, names, file)
+    constants = named(held, names, file)
     for name, digest in program.constants.items():
-        if name not in found or constant_digest(found[name]) != digest:
+        if name not in constants or constant_digest(constants[name]) != digest:
             raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
-    return found
+    return constants
 
 
 def narrowed(integers: Tensor) -> Tensor:
