@@ -100,8 +100,8 @@ def federate(
     form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
-    given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
-    given = {name: value for name, value in given.items() if value is not None}
+    overrides: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     with loading(threads, notes=1) as phases:
         from .settings import FederateError, FederateSettings, needs_flower
 
@@ -126,7 +126,7 @@ def federate(
             clients=clients, rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
-            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **given,
+            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **overrides,
         )  # fmt: skip
         if deploy and engine == "ray":
             raise FederateError("--deploy has nodes of its own: leave --engine ray out")
@@ -144,23 +144,23 @@ def federate(
         show_start(chosen, dataset)
     with Phases() as phases:
 
-        def show(made: Any, total: int) -> None:
-            phases.step("rounds", made.number, total)
-            phases.note("rounds", _line(made))
+        def show(round_: Any, total: int) -> None:
+            phases.step("rounds", round_.number, total)
+            phases.note("rounds", _line(round_))
 
         if engine == "ray":
-            found = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
         elif deploy:
-            found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
-            found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
     if form == "json":
-        emit({"folder": str(found.folder), **found.report})
+        emit({"folder": str(result.folder), **result.report})
     else:
-        show_result(found, data)
+        show_result(result, data)
     if plot is not None:
         with writing(plot, "choose another file"):
-            plot.write_bytes(rounds_figure(found))
+            plot.write_bytes(rounds_figure(result))
 
 
 def _size(count: int) -> str:
@@ -210,33 +210,33 @@ def _trained(settings: Any, kind: str) -> str:
     return f"{what} and the head of {settings.model}"
 
 
-def show_result(found: Any, data: str) -> None:
-    out, report = console(), found.report
+def show_result(result: Any, data: str) -> None:
+    out, report = console(), result.report
     settings, counts = report["settings"], report["data"]
     out.print(
         f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
         f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )
-    private, told = settings["dp"] != "none", found.rounds[0].clients is not None  # who took part may be a secret
+    private, shown = settings["dp"] != "none", result.rounds[0].clients is not None  # who took part may be a secret
     headings = ["round", "accuracy"] + ["epsilon"] * private + ["loss"] * (not private)
-    headings += ["clients", "seconds"] * told
+    headings += ["clients", "seconds"] * shown
     rows = table(*headings, right=tuple(range(len(headings))))
-    for made in found.rounds:
-        cells = [str(made.number), f"{made.accuracy:.3f}"]
-        cells += [f"{made.epsilon:.2f}"] if private else ["" if made.loss is None else f"{made.loss:.3f}"]
-        rows.add_row(*cells, *([str(made.clients), f"{made.seconds:.1f}"] if told else []))
+    for round_ in result.rounds:
+        cells = [str(round_.number), f"{round_.accuracy:.3f}"]
+        cells += [f"{round_.epsilon:.2f}"] if private else ["" if round_.loss is None else f"{round_.loss:.3f}"]
+        rows.add_row(*cells, *([str(round_.clients), f"{round_.seconds:.1f}"] if shown else []))
     out.print(rows)
     lost: dict[tuple[str, str], list[int]] = {}
-    for made in found.rounds:
-        for told in made.lost.items():
-            lost.setdefault(told, []).append(made.number)
+    for round_ in result.rounds:
+        for reason in round_.lost.items():
+            lost.setdefault(reason, []).append(round_.number)
     for (name, why), numbers in lost.items():
         out.print(f"{_rounds(numbers)}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
         out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g} {PROTECTS[settings['dp']]}")
     out.print(
         f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples\n"
-        f"{found.folder} is done: blindformer evaluate {found.folder} --data {data}"
+        f"{result.folder} is done: blindformer evaluate {result.folder} --data {data}"
     )
 
 

@@ -57,7 +57,7 @@ def memory(strategy: Any) -> dict[str, Tensor]:
 def remember(strategy: Any, kept: Mapping[str, Tensor]) -> None:
     """Give a new strategy what `memory` found in an old one."""
     for field in _MEMORY:
-        found = {n.removeprefix(f"{field}."): t.numpy() for n, t in kept.items() if n.startswith(f"{field}.")}
-        if found:
-            plain = all(key.isdigit() for key in found)
-            setattr(strategy, field, [found[str(i)] for i in range(len(found))] if plain else found)
+        arrays = {n.removeprefix(f"{field}."): t.numpy() for n, t in kept.items() if n.startswith(f"{field}.")}
+        if arrays:
+            plain = all(key.isdigit() for key in arrays)
+            setattr(strategy, field, [arrays[str(i)] for i in range(len(arrays))] if plain else arrays)
