@@ -83,22 +83,22 @@ def run(options: argparse.Namespace, say: Say) -> CapacityReport:
     """Errors: BlindformerError."""
     need_simpy()
     with tempfile.TemporaryDirectory(prefix="blindformer-capacity-") as folder:
-        found = run_in(Path(folder), options, say)
+        report = run_in(Path(folder), options, say)
         say("simulate")
         part = load_server(Path(folder) / "compiled").for_length()
         expected = costs_of(estimate(part.program, "loopback"))
-    measured = {"single": found.single, "many": found.many}
+    measured = {"single": report.single, "many": report.many}
     fleets = {name: _fleet(load, options.workers) for name, load in measured.items()}
-    costs, factors = costs_alone(found.single, expected, fleets["single"])
+    costs, factors = costs_alone(report.single, expected, fleets["single"])
     simulated = {
         name: simulate(costs, fleets[name], Demand(load.seconds, clients=load.clients, factors=factors))
         for name, load in measured.items()
     }
     return CapacityReport(
-        model=found.model,
-        length=found.length,
-        plan=found.plan,
-        workers=found.workers,
+        model=report.model,
+        length=report.length,
+        plan=report.plan,
+        workers=report.workers,
         clients=options.clients,
         costs=costs,
         measured=measured,
@@ -107,9 +107,9 @@ def run(options: argparse.Namespace, say: Say) -> CapacityReport:
             name: {figure: getattr(simulated[name], figure) / getattr(load, figure) for figure in FIGURES}
             for name, load in measured.items()
         },
-        versions=found.versions,
-        commit=found.commit,
-        machine=found.machine,
+        versions=report.versions,
+        commit=report.commit,
+        machine=report.machine,
     )
 
 

@@ -109,7 +109,7 @@ def measure_spu(work: Workload, python: str, protocol: str, *, timeout: float = 
             output = torch.from_numpy(np.load(folder / "output.npz")["output"])
             spent.append(figures["seconds"])
             errors.append(deviation(output, exact(model, query), query))
-            sent = sum(int(found) for found in _SENT.findall(done.stdout + done.stderr))
+            sent = sum(int(count) for count in _SENT.findall(done.stdout + done.stderr))
     maker = {"SEMI2K": "party 0", "ABY3": "none needed"}[protocol]
     return ContestantRow(
         f"spu {figures['version']}, {protocol}",

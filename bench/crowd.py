@@ -77,11 +77,11 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
     say("compile")
     labels = list(prepare(folder, 1, texts=1).items())
     store = Postgres(programs)
-    with contextlib.ExitStack() as held:
-        held.callback(store.close)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
         say("start")
         deployed = Deployed(folder, store, replicas)
-        held.callback(deployed.close)
+        stack.callback(deployed.close)
         names = [f"client-{number}" for number in range(certificates)]
         for name in names:
             add_certificate(deployed.certificates, "client", name=name)
@@ -89,7 +89,7 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
             for ending in ("pem", "key"):
                 (deployed.certificates / f"{name}.{ending}").rename(folder / name / f"client.{ending}")
             shutil.copy(deployed.certificates / "ca.pem", folder / name)
-        found: list[tuple[str, str, float]] = []
+        outcomes: list[tuple[str, str, float]] = []
         together = threading.Barrier(clients)
 
         def ask(number: int) -> None:
@@ -109,7 +109,7 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
                 became = str(error)
             finally:
                 client.close()
-            found.append((name, became, time.monotonic() - began))
+            outcomes.append((name, became, time.monotonic() - began))
 
         idle, most, processes = memory()[0], 0.0, 0
         started = time.monotonic()
@@ -118,14 +118,14 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
             while not all(one.done() for one in asking):
                 size, count = memory()
                 most, processes = max(most, size), max(processes, count)
-                say(f"{len(found)} of {clients}")
+                say(f"{len(outcomes)} of {clients}")
                 time.sleep(SAMPLE_SECONDS)
             for one in asking:
                 one.result()
         seconds = time.monotonic() - started
-    became = Counter(what for _, what, _ in found)
-    each = Counter(dict.fromkeys(names, 0)) + Counter(name for name, what, _ in found if what == "answered")
-    latencies = [took for _, what, took in found if what == "answered"] or [0.0]
+    became = Counter(what for _, what, _ in outcomes)
+    each = Counter(dict.fromkeys(names, 0)) + Counter(name for name, what, _ in outcomes if what == "answered")
+    latencies = [took for _, what, took in outcomes if what == "answered"] or [0.0]
     failed = {what: count for what, count in became.items() if what not in ("answered", "wrong", "told")}
     return CrowdReport(
         clients=clients, certificates=certificates, replicas=replicas, seconds=seconds, answered=became["answered"],

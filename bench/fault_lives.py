@@ -152,8 +152,8 @@ def _talking(asker: Asker, spool: Path, told: Any = None, progress: Any = None) 
 
 def _say(asker: Asker, talk: Conversation, number: int) -> None:
     asker.say("asked")
-    found = talk.say(SAID[number], max_new_tokens=TOKENS).tokens
-    asker.say("answered", right=found == load_file(asker.site.questions)["answers"][number].tolist())
+    tokens = talk.say(SAID[number], max_new_tokens=TOKENS).tokens
+    asker.say("answered", right=tokens == load_file(asker.site.questions)["answers"][number].tolist())
 
 
 LIVES = {

@@ -138,10 +138,10 @@ def _common(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], best: list[float]) -> SeedsRow:
-    found = [report["test_accuracy"] for report in reports]
+    accuracies = [report["test_accuracy"] for report in reports]
     curves = [[r["accuracy"] for r in report["rounds"]] for report in reports]
-    below = 100 * statistics.mean(b - a for a, b in zip(found, best, strict=True))
-    return SeedsRow(name, clients, alpha, statistics.mean(found), found, below, curves)
+    below = 100 * statistics.mean(b - a for a, b in zip(accuracies, best, strict=True))
+    return SeedsRow(name, clients, alpha, statistics.mean(accuracies), accuracies, below, curves)
 
 
 def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> CentralRun:
@@ -176,8 +176,8 @@ def trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str
 def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any], rounds: int) -> float:
     say(f"a round, {name}")
     with tempfile.TemporaryDirectory() as folder:
-        found = federate(Path(folder) / "out", data, **{**settings, "rounds": rounds, "epochs": 1})
-    return round(statistics.median(r.seconds for r in found.rounds), 2)
+        result = federate(Path(folder) / "out", data, **{**settings, "rounds": rounds, "epochs": 1})
+    return round(statistics.median(r.seconds for r in result.rounds), 2)
 
 
 # The command line.
@@ -217,9 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.federated", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
-        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found.round_s.items())
-        publish(found, chosen.format, table, *([f"a round of one epoch: {seconds}"] if seconds else []))
+        report = measure(chosen, command, say)
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in report.round_s.items())
+        publish(report, chosen.format, table, *([f"a round of one epoch: {seconds}"] if seconds else []))
 
     return run_command("bench.federated", work)
 

@@ -92,10 +92,12 @@ def trusting(chosen: argparse.Namespace) -> dict[str, int]:
 
 
 def _row(reports: list[dict[str, Any]]) -> BudgetRow:
-    found = [report["test_accuracy"] for report in reports]
+    accuracies = [report["test_accuracy"] for report in reports]
     curves = [[(r["accuracy"], r["epsilon"]) for r in report["rounds"]] for report in reports]
     noise = noise_for(FederateSettings.of(reports[0]["settings"]))
-    return BudgetRow(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
+    return BudgetRow(
+        max(report["epsilon"] for report in reports), noise, statistics.mean(accuracies), accuracies, curves
+    )
 
 
 # The command line.
@@ -128,8 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.federated_examples", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
-        publish(found, chosen.format, table)
+        report = measure(chosen, command, say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.federated_examples", work)
 

@@ -107,24 +107,24 @@ def measure(
     torch.set_num_threads(1)
     slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
     about, (source, folder) = provenance(), _compiled(model, plan, slots, say)
-    told = Told()
-    with _talking(folder, told, protocol, network, timeout) as talk:
+    meter = Told()
+    with _talking(folder, meter, protocol, network, timeout) as talk:
         ids = _text(talk, cache)
-        kept = _kept(talk)
+        revealed = _kept(talk)
         say(f"private: {cache} tokens of text")
         started = time.perf_counter()
         talk.rows.read(ids[talk.rows.prefix : -1])
         prefill = time.perf_counter() - started
-        told.spent.passes.clear()
+        meter.spent.passes.clear()
         say(f"private: {tokens} tokens")
         options: dict[str, Any] = {"min_new_tokens": tokens, "prompt_lookup_num_tokens": drafts or None}
         reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **options)
-        memory, prefix, head = max(told.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
+        memory, prefix, head = max(meter.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
     whole = [*ids, *reply.tokens]
     wanted, plaintext = _in_the_clear(source, whole, len(ids))
-    found = torch.stack([kept[place] for place in range(prefix, len(whole) - 1)])
-    logits = found if head is None else found @ head.T
+    outputs = torch.stack([revealed[place] for place in range(prefix, len(whole) - 1)])
+    logits = outputs if head is None else outputs @ head.T
     agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
     return Generation(
         model=model,
@@ -139,12 +139,12 @@ def measure(
         tokens=reply.tokens,
         prompt_tokens=reply.prompt_tokens,
         prefill_s=prefill,
-        **told.spent.per_token(len(reply.tokens) + 1, 0),
+        **meter.spent.per_token(len(reply.tokens) + 1, 0),
         wall_s_per_token=reply.seconds / len(reply.tokens),
         plaintext_s_per_token=plaintext,
         passes=reply.passes,
         drafts_accepted=reply.drafts_accepted,
-        positions=len(found),
+        positions=len(outputs),
         agree_top1=agree,
         kl=divergence,
         peak_rss_mb=memory,
@@ -215,18 +215,18 @@ def answer(
     messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
     with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
-        kept, head = _kept(talk), talk.decoder.head
+        revealed, head = _kept(talk), talk.decoder.head
         for number, prompt in enumerate(messages[:prompts], 1):
             say(f"answer {number} of {min(prompts, len(messages))}")
             asked = [{"role": "user", "content": prompt}]
             ids = talk.chat.prompt(asked) if talk.chat.tokenizer.chat_template else talk.chat.text(prompt)
-            for some in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
-                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=some)
-                (replies if some or not drafts else plain).append(reply)
+            for count in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
+                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=count)
+                (replies if count or not drafts else plain).append(reply)
             whole = [*ids, *replies[-1].tokens]
-            found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
+            outputs = torch.stack([revealed[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
-            judged.append(compared(found if head is None else found @ head.T, wanted))
+            judged.append(compared(outputs if head is None else outputs @ head.T, wanted))
     agree, divergence = (torch.cat(values).double() for values in zip(*judged, strict=True))
     return Greedy(
         model=model,
@@ -277,15 +277,15 @@ def _text(talk: Conversation, count: int) -> list[int]:
 
 def _kept(talk: Conversation) -> dict[int, Tensor]:
     """What the model reveals at each place of the text, as it is read; of a place that is read again, the last."""
-    read, kept = talk.rows.read, dict[int, Tensor]()
+    read, revealed = talk.rows.read, dict[int, Tensor]()
 
     def reading(ids: Sequence[int], wanted: int | None = None) -> Tensor:
-        start, found = len(talk.rows.ids), read(ids)
-        kept.update(enumerate(found, start))
-        return found[len(found) - (len(found) if wanted is None else wanted) :]
+        start, outputs = len(talk.rows.ids), read(ids)
+        revealed.update(enumerate(outputs, start))
+        return outputs[len(outputs) - (len(outputs) if wanted is None else wanted) :]
 
     talk.rows.read = reading
-    return kept
+    return revealed
 
 
 def _in_the_clear(source: str | Path, ids: list[int], prompt: int) -> tuple[Tensor, float]:

@@ -239,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work(say: Say) -> None:
         say("load")
         workload = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
-        found = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
-        publish(found, chosen.format, table)
+        report = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.latency", work)
 

@@ -63,28 +63,28 @@ def audit(server: Path, client: Path, answered: int) -> Audit:
 
     answered: queries that got an answer. Each needs a correlation of its own, marked on both sides.
     """
-    found = Audit()
+    audited = Audit()
     Spool(server).sweep(grace=0.0)
     sides = {"server": _read(server), "client": _read(client)}
     for side, (ready, used, audits) in sides.items():
-        _no_second_time(found, side, ready, used, audits)
+        _no_second_time(audited, side, ready, used, audits)
     (ready, _, at_server), (_, _, at_client) = sides["server"], sides["client"]
     pairs = {(session, number) for _, session, number in at_server} & {
         (session, number) for _, session, number in at_client
     }
-    found.used = len(pairs)
-    if found.used < answered:
-        found.reused.append(f"{answered} answers from {found.used} correlations that both ledgers know as used")
+    audited.used = len(pairs)
+    if audited.used < answered:
+        audited.reused.append(f"{answered} answers from {audited.used} correlations that both ledgers know as used")
     diary = [tuple(line.split()) for line in (client / DIARY).read_text().splitlines()]
     for what, counts in (
         ("key", Counter(line[0] for line in diary)),
         ("number", Counter(line[1:] for line in diary)),
     ):
-        found.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
+        audited.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
     unknown = {(line[0], line[1], int(line[2])) for line in diary} - set(at_client)
-    found.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
-    _files(found, server, ready)
-    return found
+    audited.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
+    _files(audited, server, ready)
+    return audited
 
 
 def _no_second_time(found: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
@@ -124,8 +124,8 @@ def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:
 
     def rows(state: str) -> list[tuple]:
         fields = "session, number, slot, file, bytes, sha256"
-        found = db.execute(f"SELECT {fields} FROM queries WHERE state = ?", (state,)).fetchall()
-        return [(session, number, keys.read(slot), *rest) for session, number, slot, *rest in found]
+        fetched = db.execute(f"SELECT {fields} FROM queries WHERE state = ?", (state,)).fetchall()
+        return [(session, number, keys.read(slot), *rest) for session, number, slot, *rest in fetched]
 
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
         return rows("ready"), rows("used"), db.execute("SELECT tag, session, number FROM audit").fetchall()

@@ -31,14 +31,14 @@ LANGUAGE_MODELS = ("smollm2", "gpt2")  # measured by the token (bench.generation
 
 def here() -> list[str]:
     """The levels of this machine, the highest first; torch alone is the last."""
-    found = []
+    levels = []
     for level in LEVELS:
         try:
             kernels_of(level)
         except LevelError:
             continue
-        found.append(level)
-    return [*found, TORCH]
+        levels.append(level)
+    return [*levels, TORCH]
 
 
 def measure(model: str, plan: str, level: str, length: int) -> dict[str, Any]:
@@ -83,16 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
-        found = []
+        rows = []
         for model in chosen.models:
             for plan in ["faithful"] if model in LANGUAGE_MODELS else chosen.plans:
                 for level in chosen.levels or here():
                     say(f"{model}, plan {plan}, level {level}")
-                    found.append(measure(model, plan, level, chosen.length))
+                    rows.append(measure(model, plan, level, chosen.length))
                     if chosen.format == "json":
-                        print(json_line(found[-1]), flush=True)
+                        print(json_line(rows[-1]), flush=True)
         if chosen.format == "table":
-            Console().print(table(found))
+            Console().print(table(rows))
 
     return run_command("bench.levels", work)
 

@@ -192,7 +192,7 @@ def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> dict[str, float]
     services = {"server": deployment.server, "dealer": deployment.dealer}
     pids = {role: [one.pid, *(child.pid for child in one.children())] for role, one in services.items()}
     pids["client"] = [client.pid for client in crowd]
-    return {role: sum(map(_seconds, found)) for role, found in pids.items()}
+    return {role: sum(map(_seconds, ids)) for role, ids in pids.items()}
 
 
 def _busy() -> float:
@@ -287,10 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         nonlocal wrong
-        found = run(chosen, say)
-        wrong = found.single.wrong + found.many.wrong
-        said = f"{found.many.clients} clients reach {found.ratio:.2f} of what one reaches"
-        publish(found, chosen.format, table, said)
+        report = run(chosen, say)
+        wrong = report.single.wrong + report.many.wrong
+        summary = f"{report.many.clients} clients reach {report.ratio:.2f} of what one reaches"
+        publish(report, chosen.format, table, summary)
 
     return run_command("bench.load", work) or int(bool(wrong))
 

@@ -127,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         say("load")
         workload = build(chosen.model, chosen.length, queries=chosen.queries)
         network = Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
-        found = measure(workload, chosen.plan, network, timeout=chosen.timeout, say=say)
-        publish(found, chosen.format, table)
+        report = measure(workload, chosen.plan, network, timeout=chosen.timeout, say=say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.network", work)
 

@@ -218,10 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
-        found = measure(
+        report = measure(
             chosen.model, chosen.plan, count=chosen.count, private=chosen.private, seed=chosen.seed, say=say
         )
-        publish(found, chosen.format, table, *found.failed)
+        publish(report, chosen.format, table, *report.failed)
 
     return run_command("bench.odd", work)
 
