@@ -125,22 +125,22 @@ class Capacity:
 
 def parse_queries(text: str) -> float:
     """Queries a day of "20/day", "3/hour" or "2/minute". Errors: CapacityError."""
-    found = re.fullmatch(rf"(\d+(?:\.\d+)?)/({'|'.join(PER_DAY)})", text.strip())
-    if found is None or not float(found[1]):
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)/({'|'.join(PER_DAY)})", text.strip())
+    if match is None or not float(match[1]):
         raise CapacityError(f"queries {text}: not a rate; give a number above 0 and a unit, such as 20/day or 3/hour")
-    return float(found[1]) * PER_DAY[found[2]]
+    return float(match[1]) * PER_DAY[match[2]]
 
 
 def costs_of(price: Estimate) -> QueryCosts:
     """What a simulation asks of a priced query."""
     parts = {name: price.compute_s[name] for name in ("server_offline", "server_online", "client_offline")}
     client, dealer = price.compute_s["client_online"], price.compute_s["dealer_offline"]
-    made = max(parts["server_offline"], parts["client_offline"], dealer)
+    slowest = max(parts["server_offline"], parts["client_offline"], dealer)
     return QueryCosts(
         **parts,
         client_online=client,
         dealer=dealer,
-        offline_wait=max(0.0, price.offline_s - made),
+        offline_wait=max(0.0, price.offline_s - slowest),
         online_wait=max(0.0, price.online_s - max(parts["server_online"], client)),
         opening=OPENING_TRIPS * price.rtt_s,
         up=price.up,
@@ -193,8 +193,8 @@ def plan_capacity(
     replicas, dealers = fleet.replicas, fleet.dealers
 
     def needs(machines: int, workers: int, sessions: int, weights: float, bits: float) -> PartyNeeds:
-        held = SERVICE_BYTES + weights + sessions * SESSION_BYTES + workers * memory
-        return PartyNeeds(machines, rented.cores, workers, sessions, held, 8 * bits / machines)
+        total = SERVICE_BYTES + weights + sessions * SESSION_BYTES + workers * memory
+        return PartyNeeds(machines, rented.cores, workers, sessions, total, 8 * bits / machines)
 
     shared = min(MOST_SESSIONS, fleet.sessions * math.ceil(replicas / dealers))
     sent = users.a_day * (price.down + price.offline_bytes)
@@ -227,8 +227,8 @@ def most_memory(work: Callable[[], T]) -> tuple[T, float]:
     except (OSError, AttributeError):
         return work(), 0.0
     before = rss_mb()
-    found = work()
-    return found, max(0.0, peak_rss_mb() - before) * 2**20
+    result = work()
+    return result, max(0.0, peak_rss_mb() - before) * 2**20
 
 
 def _check(users: Users, rented: Machines) -> None:
@@ -281,10 +281,11 @@ def _enough(
         seconds = min(HOUR, max(SIMULATED_QUERIES / share, 20 * costs.latency))
         failing = {"failure_s": seconds * part, "restart_s": RESTART * seconds}
         tried = replace(fleet, replicas=part, dealers=groups, **failing)
-        found = simulate(costs, tried, Demand(seconds, rate=share, stored=stored), seed)
-        if found.latency_p95_s <= within and found.answered >= ANSWERED * found.asked:
-            return replace(fleet, replicas=replicas, dealers=dealers), part, found
+        simulated = simulate(costs, tried, Demand(seconds, rate=share, stored=stored), seed)
+        if simulated.latency_p95_s <= within and simulated.answered >= ANSWERED * simulated.asked:
+            return replace(fleet, replicas=replicas, dealers=dealers), part, simulated
         replicas = max(replicas + 1, math.ceil(MORE * replicas))
     raise CapacityError(
-        f"within {within:g} s: {replicas} servers still take {found.latency_p95_s:.2f} s; allow more, or more --cores"
+        f"within {within:g} s: {replicas} servers still take {simulated.latency_p95_s:.2f} s; allow more, "
+        "or more --cores"
     )

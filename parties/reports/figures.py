@@ -75,18 +75,18 @@ def evaluation_page(evaluations: Sequence[Evaluation]) -> str:
     """One HTML page with every table, every confusion matrix and the picture. It loads nothing from elsewhere."""
     picture = base64.b64encode(accuracy_figure(evaluations)).decode()
     body = [f'<img alt="accuracy against seconds" src="data:image/png;base64,{picture}" style="max-width:100%">']
-    for found in evaluations:
-        body.append(f"<h2>{_text(found.model)}, plan {_text(found.plan)}, on {_text(found.data)}</h2>")
+    for evaluation in evaluations:
+        body.append(f"<h2>{_text(evaluation.model)}, plan {_text(evaluation.plan)}, on {_text(evaluation.data)}</h2>")
         body.append(
-            f"<p>{found.tested} (seed {found.seed}); "
-            f"{found.subset} of them in private sessions. Intervals hold 95%: Wilson's for accuracy and agreement, "
-            "a bootstrap's for F1.</p>"
+            f"<p>{evaluation.tested} (seed {evaluation.seed}); "
+            f"{evaluation.subset} of them in private sessions. Intervals hold 95%: Wilson's for accuracy and "
+            "agreement, a bootstrap's for F1.</p>"
         )
-        body.append(_table(HEADINGS, [cells(row) for row in found.rows]))
-        for row in found.rows:
+        body.append(_table(HEADINGS, [cells(row) for row in evaluation.rows]))
+        for row in evaluation.rows:
             body.append(f"<h3>{_text(row.name)}, {row.protocol}: true class by row, answer by column</h3>")
-            matrix = [[name, *map(str, counts)] for name, counts in zip(found.labels, row.confusion, strict=True)]
-            body.append(_table(["", *found.labels], matrix))
+            matrix = [[name, *map(str, counts)] for name, counts in zip(evaluation.labels, row.confusion, strict=True)]
+            body.append(_table(["", *evaluation.labels], matrix))
     style = "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child,th:first-child{text-align:left}"
     title = "Accuracy of private models"

@@ -201,7 +201,7 @@ class _Simulation:
         session: _Session | None = None
         while True:
             costs = self._drawn()
-            began, deadline, lost, told, outcome = env.now, env.now + demand.wait, False, False, ""
+            began, deadline, lost, deferred, outcome = env.now, env.now + demand.wait, False, False, ""
             more = demand.clients > 0
             while not outcome:
                 try:
@@ -211,7 +211,7 @@ class _Simulation:
                     yield from self._query(session, costs, more)
                     outcome = "answered"
                 except SlotsBusy as busy:
-                    told = True
+                    deferred = True
                     if (left := deadline - env.now) <= 0:
                         outcome = "turned away"
                     else:
@@ -225,7 +225,7 @@ class _Simulation:
                 except self._simpy.Interrupt:  # the replica failed
                     session, outcome, lost = None, "lost" if lost else "", True
             waited = session.turn - began if session is not None else 0.0
-            self.outcomes.append((outcome, began, env.now, waited, told))
+            self.outcomes.append((outcome, began, env.now, waited, deferred))
             if not more or env.now >= demand.seconds:
                 break
         if session is not None:
@@ -322,8 +322,8 @@ class _Simulation:
 
     def _figures(self, servers: float, dealers: float, carried: float) -> Simulated:
         warm = WARM_UP * self.demand.seconds
-        counted = [found for found in self.outcomes if found[1] >= warm]
-        answered = [found for found in counted if found[0] == "answered"]
+        counted = [outcome for outcome in self.outcomes if outcome[1] >= warm]
+        answered = [outcome for outcome in counted if outcome[0] == "answered"]
         latencies = sorted(ended - began for _, began, ended, _, _ in answered)
         waits = sorted(waited for *_, waited, _ in answered)
         inside = sum(
@@ -332,7 +332,7 @@ class _Simulation:
         return Simulated(
             asked=len(counted),
             answered=len(answered),
-            told=sum(told for *_, told in counted),
+            told=sum(deferred for *_, deferred in counted),
             turned_away=sum(what == "turned away" for what, *_ in counted),
             lost=sum(what == "lost" for what, *_ in counted),
             per_second=inside / (self.demand.seconds - warm),
@@ -351,8 +351,8 @@ class _Simulation:
 
 def _used(parts: Iterable[SharedRate]) -> float:
     """Seconds in use, of all that could be used at once."""
-    found = list(parts)
-    return sum(one.busy for one in found) / sum(one.cores for one in found)
+    rates = list(parts)
+    return sum(one.busy for one in rates) / sum(one.cores for one in rates)
 
 
 def _mean(values: Sequence[float]) -> float:
