@@ -94,8 +94,8 @@ class ProtocolEntry:
 @cache
 def protocols() -> dict[str, ProtocolEntry]:
     """All entries by name, in alphabetical order."""
-    found = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+    entries = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
 
 
 def names(wanted: Callable[[ProtocolEntry], object] = lambda entry: True) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = la
     grouped: dict[str, list[str]] = {}
     for name in wanted:
         grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {said}" for said, some in grouped.items())
+    return "; ".join(f"{', '.join(members)}: {text}" for text, members in grouped.items())
 
 
 def reference() -> str:
@@ -161,9 +161,9 @@ def find(name: str) -> ProtocolEntry:
 
 def find_served(name: str) -> ServedBy:
     """Errors: BlindformerError, naming what there is."""
-    found = _one_of(served(), name, "is not served").served
-    assert found is not None
-    return found
+    service = _one_of(served(), name, "is not served").served
+    assert service is not None
+    return service
 
 
 def find_talking(name: str) -> ProtocolEntry:
@@ -176,8 +176,8 @@ def resolve(named: Named) -> Any:
     if not isinstance(named, str):
         return named
     module, _, name = named.partition(":")
-    found = import_module(module, PARTIES)
-    return getattr(found, name) if name else found
+    target = import_module(module, PARTIES)
+    return getattr(target, name) if name else target
 
 
 def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -186,13 +186,13 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
 
     Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
     """
-    made = resolve(find_served(protocol).client)
-    given = {name: value for name, value in options.items() if value is not None}
-    known = inspect.signature(made).parameters
-    unknown = [name for name in given if name not in known]
+    client_class = resolve(find_served(protocol).client)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(client_class).parameters
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
-    return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
+    return client_class(server, **chosen, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:
